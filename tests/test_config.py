@@ -128,7 +128,7 @@ def test_a_value_that_a_run_cannot_have_is_refused_before_its_first_step_and_in_
     """One rule for both: what is trained can be opened."""
     saved = TrainConfig().resolve(1000).as_dict()
     for value in wrong_values(name):
-        with pytest.raises(UsageError, match=f"the configuration has {name} = "):
+        with pytest.raises(UsageError, match=f"`{name}` is .*: it must be "):
             TrainConfig.from_dict({**saved, name: value})
         with one_line(UsageError, match=f"`{name}` is .*: it must be "):
             TrainConfig(**{name: value}).resolve(1000)

@@ -269,9 +269,6 @@ class TrainConfig(
             raise UsageError("the configuration is no JSON object")
         if unknown := sorted(set(values) - set(OPTIONS)):
             raise UsageError(f"the configuration has unknown entries: {', '.join(unknown)}")
-        for name, value in values.items():
-            if OPTIONS[name].problem(value):
-                raise UsageError(f"the configuration has {name} = {str(value)[:40]!r}")
         require_trusted(values.get("model"), trust)
         return cls(**values)
 

@@ -114,12 +114,15 @@ def presets_with(has: Callable[[Preset], object]) -> str:
     return f"{', '.join(names)} or {last}" if names else last
 
 
+def shown(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
 def by_preset(setting: Callable[[Preset], Any]) -> str:
     """The presets' values of a setting, after the most frequent one: "0.001 [fc: 0.0001]"."""
     presets: dict[str, list[str]] = {}
     for name, preset in PRESETS.items():
-        value = setting(preset)
-        presets.setdefault(value if isinstance(value, str) else f"{value:g}", []).append(name)
+        presets.setdefault(shown(setting(preset)), []).append(name)
     usual = max(presets, key=lambda value: len(presets[value]))
     others = (f"{', '.join(names)}: {value}" for value, names in presets.items() if value != usual)
     return f"{usual} [{'; '.join(others)}]" if len(presets) > 1 else usual

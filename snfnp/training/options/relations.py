@@ -13,11 +13,9 @@ from snfnp.data import DATA_SETS
 from snfnp.data.user_data import HELD_OUT
 from snfnp.models import PRESETS
 from snfnp.training.adam import SCHEDULES
-from snfnp.training.options.groups import by_preset, presets_with
+from snfnp.training.options.groups import by_preset, presets_with, shown
 
 _AUGMENTED = "cifar-10"  # the data set that the paper augments (A.3)
-_TOLERANCE = 1e-3
-_TYPICAL_INPUT = 1e4  # a typical ‖h‖² at the first layers, for images of 784 pixels
 
 
 class Need(NamedTuple):
@@ -50,7 +48,7 @@ def _preset_needs(has: Callable) -> Need:
 LEARNS = Need(lambda c: c.rule.learns_inverse, "`gradient=self-normalizing`")
 FREE_LAMBDA = (LEARNS, _is("objective", "mixture", "forward"))  # else σ decides λ
 _VARIATIONAL = _is("objective", "variational")
-_CONTROLLED = _is("lambda_control", "geco")
+_GECO = _is("lambda_control", "geco")
 _CSV = Need(lambda c: str(c.data).lower().endswith(".csv"), "`data=PATH` of a .csv file")
 _OWN_DATA = Need(lambda c: c.data not in DATA_SETS, "`data=PATH`")
 _GPU = _is("backend", "cupy")
@@ -66,14 +64,21 @@ def _size(name: str) -> Relation:
     return Relation((need,), lambda c: c.preset.size.get(name))
 
 
-def _only(need: Need, fill: Callable, words: str) -> Relation:
-    """The relation of an option that is None unless `need` holds."""
-    return Relation((need,), lambda c: fill(c) if need.holds(c) else None, words)
+def _only(need: Need, value: Any, words: str = "") -> Relation:
+    """The relation of an option that is None unless `need` holds. value: then; or value(c)."""
+    fill = value if callable(value) else lambda c: value
+    return Relation((need,), lambda c: fill(c) if need.holds(c) else None, words or shown(value))
 
 
-def _recipe(name: str, otherwise: Any = None, needs: tuple[Need, ...] = ()) -> Relation:
-    """The relation of an option that `recipe=white` sets; otherwise: its value if that does not
-    and the preset has no setting of this name."""
+def _constraint(relative: Any, absolute: Any) -> Relation:
+    """The relation of an option of geco whose value depends on `constraint`."""
+    words = f"{relative:g}; {absolute or 'none'} for `constraint=absolute`"
+    return _only(_GECO, lambda c: relative if c.constraint == "relative" else absolute, words)
+
+
+def _preset(name: str, otherwise: Any = None, needs: tuple[Need, ...] = ()) -> Relation:
+    """The relation of an option that the preset sets, or `recipe=white`; otherwise: its value if
+    neither has a setting of this name."""
 
     def paper(preset):
         return getattr(preset, name, otherwise)
@@ -81,7 +86,8 @@ def _recipe(name: str, otherwise: Any = None, needs: tuple[Need, ...] = ()) -> R
     def white(preset):
         return preset.white.get(name, paper(preset))
 
-    words = f"{by_preset(paper)}; with `recipe=white` {by_preset(white)}"
+    words, other = by_preset(paper), by_preset(white)
+    words += f"; with `recipe=white` {other}" if other != words else ""
     return Relation(needs, lambda c: (white if c.recipe == "white" else paper)(c.preset), words)
 
 
@@ -92,7 +98,7 @@ def _warmup(c) -> float:
     return min(epochs, c.epochs / 2) if falls and c.epochs else epochs
 
 
-_WARMUP = _recipe("warmup_epochs")
+_WARMUP = _preset("warmup_epochs")
 
 
 def _lam(c) -> float:
@@ -106,11 +112,6 @@ def _lam(c) -> float:
     return preset.lam if forward is None else forward
 
 
-def _rate(c) -> float:
-    """η, such that ln λ moves at first by about C − κ per step, for the relative C."""
-    return 1.0 if c.constraint == "relative" else 1 / _TYPICAL_INPUT
-
-
 _PAPER = [f"{n}: {p.paper_epochs}" for n, p in PRESETS.items() if p.paper_epochs is not None]
 _EPOCHS = f"enough for this many steps: {by_preset(lambda preset: preset.steps)}; "
 _EPOCHS += f"in the paper {', '.join(_PAPER)}"
@@ -121,44 +122,35 @@ _DATA = "$SNFNP_DATA_DIR, else the user's cache, else a download, else a small s
 
 _RELATIONS = {
     **{name: _size(name) for name in ("levels", "depth", "width", "kernel", "bins")},
-    "activation": _only(_VECTOR, lambda c: "spline", "spline"),
+    "activation": _only(_VECTOR, "spline"),
     "inverse_kernel": Relation((_LARGE_INVERSE, LEARNS), words="the forward kernel's, 3"),
     "model": Relation((), lambda c: "fc", "fc; vector for rows of numbers"),
-    "bias_init": _recipe("bias_init", "zero", (_BIAS_INIT,)),
+    "bias_init": _preset("bias_init", "zero", (_BIAS_INIT,)),
     "gradient": Relation(
         (), lambda c: c.preset.gradients[0], f"self-normalizing; exact for {_EXACT}"
     ),
-    "objective": _recipe("objective", "mixture", (LEARNS,)),
+    "objective": _preset("objective", "mixture", (LEARNS,)),
     "sigma": _only(
         _VARIATIONAL, lambda c: 1 / math.sqrt(2 * c.preset.lam), "the σ of the preset's λ"
     ),
-    "noise_vectors": _only(_VARIATIONAL, lambda c: 8, "8"),
+    "noise_vectors": _only(_VARIATIONAL, 8),
     "relative_bias": Relation((_is("gradient", "relative"),)),
     "recipe": Relation((_NOT_RELATIVE,)),
     "jvp_weight": Relation(FREE_LAMBDA),
     "jvp_probes": Relation((Need(lambda c: c.jvp_weight > 0, "a positive `jvp_weight`"),)),
     "lam": Relation(FREE_LAMBDA, _lam, _LAM),
     "lambda_control": Relation(FREE_LAMBDA),
-    "constraint": Relation((_CONTROLLED,)),
-    "tolerance": _only(
-        _CONTROLLED,
-        lambda c: _TOLERANCE if c.constraint == "relative" else None,
-        f"{_TOLERANCE:g}; none for `constraint=absolute`",
-    ),
-    "lambda_rate": _only(
-        _CONTROLLED, _rate, f"1; {1 / _TYPICAL_INPUT:g} for `constraint=absolute`"
-    ),
-    "lambda_smoothing": _only(_CONTROLLED, lambda c: 0.99, "0.99"),
-    "lambda_min": _only(_CONTROLLED, lambda c: c.effective("lam"), "`lam`"),
-    "lambda_max": _only(_CONTROLLED, lambda c: 1e4, "10000"),
-    "lr": _recipe("lr"),
+    "constraint": Relation((_GECO,)),
+    "tolerance": _constraint(1e-3, None),
+    # ln λ moves at first by about C − κ per step, for the C relative to a typical ‖h‖² of 10⁴
+    "lambda_rate": _constraint(1.0, 1e-4),
+    "lambda_smoothing": _only(_GECO, 0.99),
+    "lambda_min": _only(_GECO, lambda c: c.effective("lam"), "`lam`"),
+    "lambda_max": _only(_GECO, 1e4),
+    **{name: _preset(name) for name in ("lr", "lr_schedule", "batch_size")},
     "warmup_epochs": _WARMUP._replace(fill=_warmup),
-    "coordinates": _recipe("coordinates", "plain", (_NOT_RELATIVE,)),
-    "lr_schedule": _recipe("lr_schedule"),
-    "batch_size": Relation(
-        (), lambda c: c.preset.batch_size, by_preset(lambda preset: preset.batch_size)
-    ),
-    "final_lr_fraction": _only(_is("lr_schedule", *SCHEDULES[1:]), lambda c: 0.0, "0"),
+    "coordinates": _preset("coordinates", "plain", (_NOT_RELATIVE,)),
+    "final_lr_fraction": _only(_is("lr_schedule", *SCHEDULES[1:]), 0.0),
     "clip_norm": Relation(
         (),
         lambda c: c.preset.clip_norm if c.preset.clip_exact or c.rule.learns_inverse else None,

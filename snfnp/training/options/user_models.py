@@ -92,7 +92,7 @@ def require_trusted(model: Any, trust: bool = False) -> None:
     """Let no model's text that a file holds run code that this process does not have: modules that
     it names must be imported already, or have this package's layers, maps or rules. trust: others
     are imported now. Raises ModuleError for a module that is not trusted or cannot be imported."""
-    text = str(model)
+    text = model if isinstance(model, str) else ""
     names = [text] if _REFERENCE.fullmatch(text) else []
     for name in _classes(text) if text.startswith("{") else names:
         module = name.partition(":")[0]
