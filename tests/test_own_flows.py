@@ -147,12 +147,12 @@ LOST = {
     ),
     "its name": (
         lambda mine: (Path(mine.__file__).unlink(), sys.modules.pop("mine")),
-        "its model mine:build needs mine, not found, and nobody said that its code may run: if you",
+        "its model mine:build needs mine, not found, whose code is not trusted: if you",
     ),
     "a preset": (
         lambda mine: (Path(mine.__file__).write_text("1 / 0"), sys.modules.pop("mine")),
         "its model mine:Inside.PRESET would import mine from /",
-        "code/mine.py, and nobody said that its code may run: if you trust it, give `trust",
+        "code/mine.py, whose code is not trusted: if you trust it, give `trust",
     ),
     "a flow": (
         lambda mine: delattr(mine, "Own"),

@@ -87,7 +87,7 @@ def drawn(run: LoadedRun, args, count: int, temperature=1.0, latents=None) -> np
 def save_table(out: Path, rows: np.ndarray, columns: tuple[str, ...] | None) -> None:
     """Write an array as a .npy file; or rows as a .csv file, under the columns' names if any."""
     if out.suffix == ".npy":
-        write_by(lambda file: np.save(file, rows), out)
+        write_by(out, lambda file: np.save(file, rows))
         return
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")

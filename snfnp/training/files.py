@@ -57,7 +57,7 @@ def write_atomically(path: Path, content: bytes | bytearray) -> None:
             os.close(folder)
 
 
-def write_by(write: Callable[[io.BytesIO], Any], path: Path) -> None:
+def write_by(path: Path, write: Callable[[io.BytesIO], Any]) -> None:
     """Write atomically what `write` writes to a file."""
     content = io.BytesIO()
     write(content)

@@ -57,7 +57,7 @@ def _picture(path: Path, title: str, size, layout: Any = "constrained", **how) -
         undated = {"Date": None} if kind == "svg" else None  # the same bytes for the same figure
         how |= {"format": kind, "dpi": _DPI, "metadata": undated}
         with matplotlib.rc_context({"svg.hashsalt": "snfnp"}):
-            write_by(lambda file: figure.savefig(file, **how), path)
+            write_by(path, lambda file: figure.savefig(file, **how))
 
 
 def _plain(name: str) -> str:
@@ -110,7 +110,7 @@ def save_samples(path: Path, panels: dict, title: str, columns: int | None = Non
     if len(grids) == 1 and is_large(height, width):
         (grid,) = grids.values()
         picture = Image.fromarray(grid)
-        write_by(lambda file: picture.save(file, "PNG"), path)
+        write_by(path, lambda file: picture.save(file, "PNG"))
         return
     grow = max(1.0, height / _PANEL, width / _PANEL)
     high = 0.6 + 4.6 * min(1, height / width)
@@ -160,7 +160,7 @@ def save_animation(path: Path, frames: list[tuple[str, View]], seconds: float = 
     first, *rest = (each.quantize(palette=palette, dither=0) for each in pictures)
     times = [round(1e3 * seconds / len(frames))] * len(rest) + [3000]
     how = {"save_all": True, "append_images": rest, "duration": times, "loop": 0}
-    write_by(lambda file: first.save(file, "GIF", **how), path)
+    write_by(path, lambda file: first.save(file, "GIF", **how))
 
 
 def _draw_view(figure, view: View, last: View, **ticks) -> None:

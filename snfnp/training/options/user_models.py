@@ -105,7 +105,7 @@ def require_trusted(model: Any, trust: bool = False) -> None:
             places = [spec.origin, *(spec.submodule_search_locations or ())] if spec else []
             where = next(filter(None, places), None)
             would = f"would import {module} from {where}" if where else f"needs {module}, not found"
-            found = f"its model {name} {would}, and nobody said that its code may run"
+            found = f"its model {name} {would}, whose code is not trusted"
             raise ModuleError(f"{found}: if you trust it, give `trust=True`")
         try:
             _found(name, "the run")
@@ -177,7 +177,7 @@ def _found(reference: str, what: str) -> Any:
         return found
     except (Exception, SystemExit) as error:  # as a program does that is imported
         why = f"{type(error).__name__}: {str(error)[:80]}"
-        advice = "define it here first" if module == "__main__" else "mend it, or set PYTHONPATH"
+        advice = "define it here first" if module == "__main__" else "fix it, or set PYTHONPATH"
         found = f"{what} needs {reference}, which cannot be imported ({why})"
         raise UsageError(f"{found}: {advice}") from error
 
