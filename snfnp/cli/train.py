@@ -43,8 +43,7 @@ def main(argv: list[str], prog: str | None = None, **defaults) -> None:
         if resume == AUTO and rollback:
             raise UsageError("`rollback` with `resume=auto` would go back each time: choose one")
         if (resume or rollback) and "out" not in given:
-            given = "`resume=auto` needs" if resume == AUTO else "`resume` and `rollback` need"
-            raise UsageError(f"{given} `out`: name the run's folder")
+            raise UsageError("`resume` and `rollback` need `out`: name the run's folder")
         if resume == AUTO and not world.on_rank_zero(RunFolder(given["out"]).has_checkpoint):
             resume = None
         config = shared = TrainConfig(**{**defaults, **given})

@@ -46,9 +46,7 @@ class Evaluator:
             "seconds": round(seconds, 3),
             "validation_nll_nats": evaluation.nll,
             **({_BITS: evaluation.bits_per_dimension} if self._of_images else {}),
-            "surrogate": metrics.surrogate,
-            "reconstruction": metrics.reconstruction,
-            "gradient_norm": metrics.gradient_norm,
+            **vars(metrics),
             "samples_per_second": round(speed, 1),
             **trainer.figures(),
         }
