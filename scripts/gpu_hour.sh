@@ -63,10 +63,9 @@ print(f"{len(first)} evaluations are the same to the last digit")
 
 steps() {
     train plain 60 --epochs 2
-    train two-streams 60 --epochs 2 --overlap
     train no-graph 90 --epochs 2 --no-graph
-    step same 10 ".*" "$python" -c "$same" "$out"/runs/{plain,two-streams,no-graph}
-    tests streams 120 tests/gpu/test_overlap.py
+    step same 10 ".*" "$python" -c "$same" "$out"/runs/{plain,no-graph}
+    tests side-by-side 120 tests/gpu/test_side_by_side.py
     tests graphs 120 tests/gpu/test_graph.py
     train white 120 --model conv --recipe white --epochs 3
     train float32 60 --model conv --epochs 1 --eval-dtype float32

@@ -74,13 +74,13 @@ class BackwardContext:
         return BackwardContext(self.ops, self.dldj, weight, error_factor, key, self.part, owns)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Measured:
     """Measurements of a backward pass on a layer that learns its inverse.
 
     Attributes:
         error: E = ‖g(f(h)) − h‖², averaged over the batch, in double precision (the bracket of
-            Eq. 3 without its λ).
+            Eq. 3 without its λ); None until what was deferred has been called.
         input: h, (N, ...).
         jacobian_error: ‖J_g J_f ν − ν‖² (Eq. 31), averaged over the probes; None if the rule does
             not compute it in this slice.

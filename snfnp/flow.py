@@ -296,18 +296,19 @@ class Flow:
 
     def first_nonfinite(self, ops, params, x) -> str | None:
         """The first layer in a forward pass whose output or ldj is not finite."""
-        if not bool(ops.xp.isfinite(x).all()):
+        if not ops.channels.is_finite(x):
             return "input"
         for name, layer in self.layers:
             x, ldj, cache = layer.forward(ops, params[name], x)
-            results = (x, ldj, cache["latent"]) if name in self.latent_shapes else (x, ldj)
-            if not all(bool(ops.xp.isfinite(result).all()) for result in results):
+            results = [x, cache["latent"]] if name in self.latent_shapes else [x]
+            results += [] if isinstance(ldj, int) else [ldj]
+            if not all(map(ops.channels.is_finite, results)):
                 return name
         return None
 
     def first_nonfinite_gradient(self, ops, grads) -> str | None:
         """The `layer.parameter` whose gradient is not finite, nearest to the output."""
         for entry in reversed(self.layout.optimised.entries):
-            if not bool(ops.xp.isfinite(grads[entry.layer][entry.name]).all()):
+            if not ops.channels.is_finite(grads[entry.layer][entry.name]):
                 return entry.key
         return None

@@ -153,7 +153,8 @@ class Likelihood:
         for name, layer in flow.layers:
             if watch is not None:
                 watch(name, x)
-            x, layer_ldj, cache = layer.forward(ops, self.params[name], x)
+            with ops.coupling.forgetting():
+                x, layer_ldj, cache = layer.forward(ops, self.params[name], x)
             if name in flow.latent_shapes:
                 latents.append(cache["latent"])
             del cache  # frees it before the next layer makes its own
@@ -229,7 +230,7 @@ class Likelihood:
                 raise ValueError(f"expected {count} latents of shape {shape}, found {len(latent)}")
             filled.append(latent)
         x = flow.inverse(ops, self.params, tuple(filled), exact=exact, refined=refined)
-        if not bool(ops.xp.isfinite(x).all()):
+        if not ops.channels.is_finite(x):
             found = "samples are not finite: this inverse has diverged"
             raise DivergedError(f"{found}; try `exact=True`, or another checkpoint")
         return ops.to_host(flow.decode(ops, x))

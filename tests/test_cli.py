@@ -34,28 +34,27 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_the_gpu_replays_a_graph_in_full_precision_unless_told_otherwise():
     plain = TrainConfig(backend="cupy").resolve(1000)
-    assert (plain.graph, plain.tf32, plain.overlap) == (True, False, False)
-    told = TrainConfig(backend="cupy", graph=False, tf32=True, overlap=True).resolve(1000)
+    assert (plain.graph, plain.tf32) == (True, False)
+    told = TrainConfig(backend="cupy", graph=False, tf32=True).resolve(1000)
     assert TrainConfig.from_dict(json.loads(json.dumps(told.as_dict()))) == told
     saved = TrainConfig().as_dict()
-    for option in ("graph", "tf32", "overlap"):  # as before there were these options
+    for option in ("graph", "tf32"):  # as before there were these options
         del saved[option]
+    saved["overlap"] = True  # as when there was this one, which changed no number
     assert TrainConfig.from_dict(saved) == TrainConfig()
 
 
-@pytest.mark.parametrize(
-    "options, asked", [([], (0, 0)), (["--tf32"], (1, 0)), (["--overlap"], (0, 1))]
-)
-def test_tf32_and_overlap_reach_the_device(monkeypatch, options, asked):
-    def gpu(tf32, world, overlap):
+@pytest.mark.parametrize("options, asked", [([], "False"), (["--tf32"], "True")])
+def test_tf32_reaches_the_device(monkeypatch, options, asked):
+    def gpu(tf32, world):
         assert world is ops.SINGLE_PROCESS
-        raise SnfnpError(f"{int(tf32)} {int(overlap)}")
+        raise SnfnpError(str(tf32))
 
     monkeypatch.setitem(sys.modules, "snfnp.ops.gpu.device", SimpleNamespace(Gpu=gpu))
     with pytest.raises(SnfnpError) as caught:
         train.main(["--backend", "cupy", *options])
-    assert str(caught.value) == "{} {}".format(*asked)
-    assert ops.get_ops("numpy", tf32=True, overlap=True).name == "numpy"
+    assert str(caught.value) == asked
+    assert ops.get_ops("numpy", tf32=True).name == "numpy"
 
 
 def resumed(folder, given, **started):
@@ -76,7 +75,6 @@ NUMBA = {"backend": "numba"}
         ({}, {"graph": False}, {"graph": False}),
         (NUMBA, {"graph": False}, NUMBA | {"graph": True}),
         ({"backend": "cupy"}, NUMBA, {"backend": "cupy", "graph": True}),
-        (NUMBA, {"overlap": True}, NUMBA | {"overlap": False}),
         ({}, {"tf32": True}, {"tf32": True}),
         (
             {"eval_dtype": "float32"},

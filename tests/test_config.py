@@ -77,7 +77,7 @@ def test_a_resumed_run_may_change_what_says_so(name):
     given = {name: others[OPTIONS[name].kind]}
     may_change = {"epochs", "eval_every", "data_dir", "backend", "graph", "recompute", "out"}
     may_change |= {"lr", "lam", "clip_norm", "checkpoint_every", "track_angle", "tensorboard"}
-    may_change |= {"overlap", "lr_schedule", "final_lr_fraction", "validation", "test", "patience"}
+    may_change |= {"lr_schedule", "final_lr_fraction", "validation", "test", "patience"}
     may_change |= {"eval_dtype", "threads"}
     if name in may_change:
         assert getattr(started.resumed(given, Path("run")), name) == given[name]
@@ -235,8 +235,6 @@ REFUSED = [
     ({"model": "glow", "init": "authors"}, "elsewhere it is the same as paper"),
     ({"graph": False}, "`graph=False` only has an effect with `backend=cupy`: leave it out"),
     ({"tf32": True}, "`tf32` only has an effect with `backend=cupy`: leave it out"),
-    ({"overlap": True}, "`overlap` only has an effect with `backend=cupy`"),
-    ({"backend": "cupy", "gradient": "exact", "overlap": True}, "`overlap` only has an effect"),
     ({"backend": "cupy", "tf32": True, "dtype": "float64"}, "effect with `dtype=float32`"),
     ({"gradient": "exact", "track_angle": 2}, "`track_angle` only has an effect with"),
     ({"track_angle": 0}, "`track_angle` is 0: it must be at least 1"),

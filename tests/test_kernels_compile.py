@@ -44,7 +44,7 @@ def complaints(usage, arch) -> list[str]:
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("group", source.groups())
 def test_kernels_compile_and_do_not_spill(group, arch):
-    names = [name for name, place in source.kernels().items() if place == group]
+    names = source.names(group)
     usage = compiled(source.source(group), names, arch)
     assert len(usage) == 2 * len(names)
     assert complaints(usage, arch) == []
@@ -134,4 +134,4 @@ def test_every_global_function_is_found():
     for group in source.groups():
         names = re.findall(r"__global__\s+void\s+(\w+)", code_of(group))
         assert code_of(group).count("__global__") == len(names)
-        assert {name: group for name in names}.items() <= source.kernels().items()
+        assert set(names) == set(source.names(group))

@@ -18,9 +18,7 @@ from snfnp.training.runs.load import load_run
 GPU_ONLY = (
     "needs a GPU: tests/gpu sees its effect, and tests/test_cli.py that it reaches the device"
 )
-EXEMPT = {"out": "every run here has another"} | dict.fromkeys(
-    ("graph", "tf32", "overlap"), GPU_ONLY
-)
+EXEMPT = {"out": "every run here has another"} | dict.fromkeys(("graph", "tf32"), GPU_ONLY)
 START = {"backend": "numpy", "batch_size": 12, "epochs": 2, "warmup_epochs": 0, "lr": 0.01}
 GLOW = {"model": "glow", "depth": 1, "width": 4}
 GECO = {"lambda_control": "geco", "tolerance": 1e-3}

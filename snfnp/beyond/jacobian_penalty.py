@@ -5,7 +5,7 @@ Derivation: derivations/18-jacobian-vector-products.md.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -65,9 +65,10 @@ class JacobianPenalty(SelfNormalizing):
         jacobian_error = ops.linalg.residual(e, probes)
         e *= -2 * self.weight / self.probes
         delta = g.adjoint(ops, r, e)
-        ops.run_async(f.weight_grad, ops, delta, probes, out=grads["W"], add=True)
-        ops.run_async(g.weight_grad, ops, e, moved, out=grads["R"], add=True)
-        return dx, replace(measured, jacobian_error=jacobian_error)
+        ops.defer(grads, f.weight_grad, ops, delta, probes, out=grads["W"], add=True)
+        ops.defer(grads, g.weight_grad, ops, e, moved, out=grads["R"], add=True)
+        measured.jacobian_error = jacobian_error
+        return dx, measured
 
 
 class JacobianMean(TrainingState):

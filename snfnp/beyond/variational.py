@@ -90,12 +90,12 @@ class Variational(Rule):
         shares = ops.constant(_shares(len(dz), self.vectors, self.sigma, first).T, dz.dtype)
         taken = ops.linalg.matmul(shares, dz.reshape(len(dz), -1)).reshape(moved.shape)
         if not ctx.owns_shared_terms:  # Sᵀ δ_z is of this slice's samples, E of none
-            ops.run_async(f.weight_grad, ops, taken, nu, out=grads["W"], add=True)
+            ops.defer(grads, f.weight_grad, ops, taken, nu, out=grads["W"], add=True)
             return result
         error = g.apply(ops, r, moved)
         delta = ops.linalg.axpby(1.0, taken, each, g.adjoint(ops, r, error))
-        ops.run_async(f.weight_grad, ops, delta, nu, out=grads["W"], add=True)
-        ops.run_async(g.weight_grad, ops, each * error, moved, out=grads["R"], add=True)
+        ops.defer(grads, f.weight_grad, ops, delta, nu, out=grads["W"], add=True)
+        ops.defer(grads, g.weight_grad, ops, each * error, moved, out=grads["R"], add=True)
         return result
 
 

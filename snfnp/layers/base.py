@@ -33,7 +33,7 @@ class Layer:
     * results have the dtype of x: constants are Python numbers, which do not widen float32;
     * `forward` changes no argument, and `backward` neither dz nor the cache (another layer may hold
       the same array). It writes every element of the arrays in `grads`. Gradients of weights may be
-      computed concurrently (`ops.run_async`): they are complete at the end of the pass;
+      computed at the end of the pass (`ops.defer`): they are complete then, not before;
     * a NaN in a parameter or an input reaches the outputs.
     """
 

@@ -21,9 +21,7 @@ Array = Any  # an array of a device: NumPy's, or CuPy's
 BACKENDS = ("numba", "numpy", "cupy")
 
 
-def get_ops(
-    backend="numba", tf32=False, world: Communicator = SINGLE_PROCESS, overlap=False
-) -> Ops:
+def get_ops(backend="numba", tf32=False, world: Communicator = SINGLE_PROCESS) -> Ops:
     """The operations of a backend: "numba" (the default on a CPU), "numpy" or "cupy" (a GPU).
 
     Args:
@@ -31,7 +29,6 @@ def get_ops(
         tf32: on a GPU, let tensor cores round the factors of single-precision products to 10 bits.
         world: the processes of a run: on CPUs those of a machine share its cores, on GPUs each has
             its own device.
-        overlap: on a GPU, compute weight gradients on a second stream.
 
     Raises:
         BackendError: in one line, with what is missing, if the backend cannot run.
@@ -48,7 +45,7 @@ def get_ops(
     if backend == "cupy":
         from snfnp.ops.gpu.device import Gpu
 
-        return assemble(Gpu(tf32, world, overlap), overrides("gpu"))
+        return assemble(Gpu(tf32, world), overrides("gpu"))
     raise UsageError(f"backend is {backend!r}: choose one of {', '.join(BACKENDS)}")
 
 

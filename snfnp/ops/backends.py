@@ -43,8 +43,8 @@ class Ops:
     constant = property(attrgetter("device.constant"))
     to_host = property(attrgetter("device.to_host"))
     known_on_host = property(attrgetter("device.known_on_host"))
-    run_async = property(attrgetter("device.run_async"))
-    side_stream = property(attrgetter("device.side_stream"))
+    defer = property(attrgetter("device.defer"))
+    deferred = property(attrgetter("device.deferred"))
 
     @property
     def definitions(self):

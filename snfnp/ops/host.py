@@ -81,17 +81,16 @@ class HostDevice:
         """The number of threads on which results depend; None: they depend on none."""
         return threads.most()
 
-    def run_async(self, function, *arguments, **named) -> None:
-        """Call `function(*arguments, **named)`, which writes into its arguments.
+    def defer(self, owner, function, *arguments, **named) -> None:
+        """Call `function(*arguments, **named)`, now or at the end of `with ops.deferred():`.
 
-        Inside `with ops.side_stream():` a device may run it concurrently with what follows, until
-        the end of the block: nothing else may write its inputs or touch its outputs until then, and
-        it may keep no temporary array.
+        Until then nothing may write its inputs or touch its outputs. Calls of one owner keep their
+        order; those of several owners need nothing of each other.
         """
         function(*arguments, **named)
 
-    def side_stream(self):
-        """A context that waits at its end for everything that `run_async` started in it."""
+    def deferred(self):
+        """A context at whose end everything that `defer` was given in it has been called."""
         return nullcontext()
 
     def describe(self) -> dict:

@@ -34,20 +34,19 @@ class SelfNormalizing(Rule):
         a, v, shape = ctx.error_factor, ctx.log_det_weight, x.shape[1:]  # a = −2λ/N; v = Σ ∂𝓛/∂ldj
         c_f, c_g = (0.5, 0.5) if self.objective == "mixture" else (1.0, 0.0)
 
-        # E = T(R) z − x of Eq. 3, with z = T(W) x: g(z) = R (z − b) inverts f(x) = W x + b
-        e = g.apply(ops, r, z)
-        error = linalg.residual(e, x)
-        # Δ_W = c δ_z + a T(R)ᵀ E
-        delta_w = linalg.axpby(c_f, dz, a, g.adjoint(ops, r, e))
         # δ_x = T(W)ᵀ δ_z, also the input's gradient
-        dx = f.adjoint(ops, w, dz)
-        # Δ_R = −c' δ_x + a E
-        delta_r = linalg.axpby(-c_g, dx, a, e)
-
+        dx, measured = f.adjoint(ops, w, dz), Measured(None, x)
         # r at w's size and w at r's, if their kernels differ (Eq. 30)
         r_fit, w_fit = (r, w) if f is g else (f.fit(r, ops.xp), g.fit(w, ops.xp))
 
-        def weight_gradients():
+        def weight_gradients():  # which no other layer waits for
+            # E = T(R) z − x of Eq. 3, with z = T(W) x: g(z) = R (z − b) inverts f(x) = W x + b
+            e = g.apply(ops, r, z)
+            measured.error = linalg.residual(e, x)
+            # Δ_W = c δ_z + a T(R)ᵀ E
+            delta_w = linalg.axpby(c_f, dz, a, g.adjoint(ops, r, e))
+            # Δ_R = −c' δ_x + a E
+            delta_r = linalg.axpby(-c_g, dx, a, e)
             # G_W = Δ_W xᵀ + c v Rᵀ: Eq. 10 and Eq. 17, with R in place of W⁻¹ (Eq. 4).
             # Convolutions: Δ_W ⋆ x + c v flip(r) ⊙ m, Eq. 15 (flip(r) ⊙ m is T(r)ᵀ of Eq. 14 and
             # Eq. 21 summed over each weight's positions; of r's centre if r is larger, Eq. 28).
@@ -62,5 +61,5 @@ class SelfNormalizing(Rule):
             if "b" in grads:
                 ops.channels.sum(dz, out=grads["b"])
 
-        ops.run_async(weight_gradients)
-        return dx, Measured(error, x)
+        ops.defer(grads, weight_gradients)
+        return dx, measured

@@ -99,17 +99,18 @@ class Whitening(TrainingState):
             new = _estimate(trainer, trainer.params, batches, place, range(trainer.step, last))
             behind = flow.layers[place + 1][0]
             moments = (layout.views(buffer)[behind] for buffer in (trainer.m, trainer.v))
-            device = (trainer.params[name], trainer.params[behind], *moments)
-            host = [{k: ops.to_host(a).astype(float) for k, a in own.items()} for own in device]
-            for own, values in zip(device, (new, *change_coordinates(new, *host)), strict=True):
+            changed = (trainer.params[name], trainer.params[behind], *moments)
+            new = {k: ops.asarray(value) for k, value in new.items()}
+            wide = [{k: a.astype(np.float64) for k, a in own.items()} for own in changed]
+            for own, values in zip(changed, (new, *change_coordinates(new, *wide)), strict=True):
                 for parameter, value in values.items():
-                    own[parameter][...] = ops.asarray(value, own[parameter].dtype)
+                    own[parameter][...] = value
             trainer.share(trainer.p, trainer.m, trainer.v)
 
 
 def change_coordinates(new: dict, old: dict, p: dict, m: dict, v: dict) -> tuple:
     """(p, m, v) of the linear layer behind a diagonal `Whiten`, whose statistics change from `old`
-    to `new`. p, and Adam's m and v: float64 host arrays by name.
+    to `new`. p, and Adam's m and v: float64 arrays by name.
 
     With U'x + b_U' = T (U x + b_U) + t the function stays the same for W' = W T⁻¹, b' = b − W' t
     and R' = T R. m follows the chain rule, G_W' = G_W Tᵀ + G_b tᵀ and G_R' = T⁻ᵀ G_R, and v the
@@ -119,8 +120,8 @@ def change_coordinates(new: dict, old: dict, p: dict, m: dict, v: dict) -> tuple
     shift, w = new["b"] - scale * old["b"], p["W"] / scale
     p, m, v = (
         {**p, "W": w, "b": p["b"] - w @ shift},
-        {**m, "W": m["W"] * scale + np.outer(m["b"], shift)},
-        {**v, "W": v["W"] * scale**2 + np.outer(v["b"], shift**2)},
+        {**m, "W": m["W"] * scale + m["b"][:, None] * shift},
+        {**v, "W": v["W"] * scale**2 + v["b"][:, None] * shift**2},
     )
     for own, factor in ((p, scale), (m, 1 / scale), (v, scale**-2)):
         if "R" in own:

@@ -30,6 +30,7 @@ from snfnp.training.runs.folder import RunFolder
 from snfnp.training.trainer import Trainer
 
 _STOP, _CHECKPOINT, _SAVE, _SHOW = 1, 2, 4, 8  # bits: what ranks request after a step
+_BETWEEN = 2.0  # seconds of steps between evaluations on a GPU
 
 
 class Loop:
@@ -151,13 +152,14 @@ class RunLoop(Loop):
 
     def __init__(self, trainer, batches, dataset, run: RunFolder, signals, report, callbacks):
         config, epoch = trainer.config, trainer.steps_per_epoch
-        how = {"steps": config.epochs * epoch, "every": config.eval_every * epoch}
+        how = {"steps": config.epochs * epoch, "every": (config.eval_every or 1) * epoch}
         how |= {"patience": config.patience, "callbacks": callbacks}
         super().__init__(trainer, batches, **how)
         self.dataset, self.folder, self.signals, self.report = dataset, run, signals, report
         self.evaluator, self.checkpoints = Evaluator(self), Checkpointer(run, self)
         self.append: Callable[[dict], None] = silent
         self._requests, self.latest = 0, None
+        self._spaced = config.eval_every is not None
 
     def warm_up(self) -> None:
         """Let everything be compiled and recorded before a clock runs: a step and an evaluation
@@ -197,6 +199,19 @@ class RunLoop(Loop):
         self.checkpoints.save(self.folder.last, *([self.folder.best] if record.best else []))
         for line in (self.evaluator.describe(record), *self.evaluator.warnings(record.figures)):
             self.report(line)
+        if not self._spaced:
+            self._space(record.figures["samples_per_second"])
+
+    def _space(self, speed: float) -> None:
+        """Evaluate from here on once in some seconds of steps, at this speed in samples a second:
+        on a GPU, an evaluation may take longer than an epoch."""
+        config, self._spaced = self.trainer.config, True
+        epoch = self.trainer.steps_per_epoch
+        epochs = math.ceil(_BETWEEN * speed / (config.batch_size * epoch))
+        if epochs > 1:
+            self.every = epochs * epoch
+            every = f"from here on every {epochs} epochs, about {_BETWEEN:g} s of steps"
+            self.report(f"exact evaluations {every} (`eval_every`)")
 
     def tell(self, record: Record | None) -> bool:
         """On rank 0, and answered on all. Exceptions of callbacks propagate, once all is saved."""

@@ -42,7 +42,7 @@ def opened(
     dataset: None: loaded, as `data` or the configuration says; folder: of a new run, None: the
     configuration's, or one named after its options.
     """
-    ops = ops or get_ops(config.backend, tf32=config.tf32, world=world, overlap=config.overlap)
+    ops = ops or get_ops(config.backend, tf32=config.tf32, world=world)
     if dataset is None:
         config = config.located()
         name = data or config.data

@@ -162,7 +162,7 @@ class Trainer:
             ctx = BackwardContext(ops, weights, volume, factor, key, part)
             factors = self.multipliers.error_factors(samples)
             deltas = flow.latent_gradients(latents, samples)
-            with ops.side_stream():
+            with ops.deferred():
                 given = (self.params, caches, deltas, self.grads, factors, flow.first_trainable)
                 _, measured = flow.backward(ctx, *given)
         errors = [result.error for result in measured.values() if result.error is not None]

@@ -78,10 +78,10 @@ class Doubling(OneOfTwo):
 def test_a_training_step_is_recorded_with_its_sums(ops, doubling, changes):
     """A rank of two, whose partner has the same part of the gradient: the same as on the host."""
     trainers = [
-        make_trainer(backend, "conv", dtype="float64", batch_size=4, world=world, **changes)
+        make_trainer(backend, "conv", side=4, dtype="float64", batch_size=4, world=world, **changes)
         for backend, world in ((ops, OneOfTwo()), (get_ops("numpy"), Doubling()))
     ]
-    images = [np.random.default_rng(step).integers(0, 256, (2, 8, 8, 1)) for step in range(5)]
+    images = [np.random.default_rng(step).integers(0, 256, (2, 4, 4, 1)) for step in range(5)]
     for trainer in trainers:
         on_device = [trainer.ops.asarray(each, np.uint8) for each in images]
         batches = Given(on_device.__getitem__)

@@ -18,26 +18,27 @@ WHITE = {"coordinates": "white", "lr_schedule": "cosine", "clip_norm": 1.0}
 KEPT = {"recompute": True, "clip_norm": 0.5}
 # Options, and how many launches a step may take, one for every product.
 WAYS = {
-    "plain": ({"model": "fc"}, 36),
-    "conv": ({"model": "conv"}, 172),
-    "glow": ({"model": "glow-2l-4k"}, 122),
-    "whitened": ({"model": "fc", "coordinates": "white"}, 43),
-    "geco": ({"model": "fc", **GECO, "constraint": "absolute"}, 40),
-    "geco, relative": ({"model": "fc", **GECO, "constraint": "relative"}, 42),
-    "geco, conv": ({"model": "conv", **GECO}, 185),
-    "Eq. 31": ({"model": "fc", **PENALTY}, 62),
-    "Eq. 31, conv": ({"model": "conv", **PENALTY}, 272),
-    "Eq. 31, geco": ({"model": "fc", **PENALTY, **GECO}, 66),
-    "variational": ({"model": "fc", **NOISE}, 60),
-    "variational, conv": ({"model": "conv", **NOISE}, 291),
-    "larger inverse": ({"model": "conv", "inverse_kernel": 5}, 201),
-    "forward, recomputed": ({"model": "glow-2l-4k", "objective": "forward", **KEPT}, 175),
-    "white, conv": ({"model": "conv", **WHITE}, 181),
-    "white, glow": ({"model": "glow-2l-4k", **WHITE}, 131),
-    "relative": ({"model": "fc", "gradient": "relative"}, 25),
-    "relative, full": ({"model": "fc", "gradient": "relative", "relative_bias": "full"}, 35),
+    "plain": ({"model": "fc"}, 30),
+    "conv": ({"model": "conv"}, 76),
+    "glow": ({"model": "glow-2l-4k"}, 110),
+    "whitened": ({"model": "fc", "coordinates": "white"}, 35),
+    "geco": ({"model": "fc", **GECO, "constraint": "absolute"}, 32),
+    "geco, relative": ({"model": "fc", **GECO, "constraint": "relative"}, 34),
+    "geco, conv": ({"model": "conv", **GECO}, 87),
+    "Eq. 31": ({"model": "fc", **PENALTY}, 54),
+    "Eq. 31, conv": ({"model": "conv", **PENALTY}, 142),
+    "Eq. 31, geco": ({"model": "fc", **PENALTY, **GECO}, 58),
+    "variational": ({"model": "fc", **NOISE}, 52),
+    "variational, conv": ({"model": "conv", **NOISE}, 161),
+    "larger inverse": ({"model": "conv", "inverse_kernel": 5}, 123),
+    "forward, recomputed": ({"model": "glow-2l-4k", "objective": "forward", **KEPT}, 161),
+    "white, conv": ({"model": "conv", **WHITE}, 83),
+    "white, glow": ({"model": "glow-2l-4k", **WHITE}, 117),
+    "relative": ({"model": "fc", "gradient": "relative"}, 24),
+    "relative, full": ({"model": "fc", "gradient": "relative", "relative_bias": "full"}, 34),
 }
 each_way = pytest.mark.parametrize("way", WAYS)
+SMALL = 4  # pixels a side, where it is not the numbers of a step that matter
 
 
 ALL = {way: changes for way, (changes, _) in WAYS.items()}
@@ -63,11 +64,11 @@ def test_steps_match_numpy(ops, way):
 def test_a_graph_does_what_plain_steps_do(ops, monkeypatch, way):
     """Noise, probes, λ and coordinates are new in every step, though it was recorded once. Arrays
     are made and dropped between the replays."""
-    monkeypatch.setattr("snfnp.training.trainer._EVERY", 4)
+    monkeypatch.setattr("snfnp.training.trainer._EVERY", 3)
     changes, reports, kept = WAYS[way][0], [], []
-    eager = take_steps(make_trainer(ops, graph=False, **changes), range(6))
-    graph = make_trainer(ops, report=reports.append, **changes)
-    for step in range(6):
+    eager = take_steps(make_trainer(ops, graph=False, side=SMALL, **changes), range(5))
+    graph = make_trainer(ops, report=reports.append, side=SMALL, **changes)
+    for step in range(5):
         take_steps(graph, [step])
         kept.append(ops.asarray(np.full(1000 * (step + 1), np.nan)))
         ops.asarray(np.full(50_000, np.nan))
@@ -77,10 +78,10 @@ def test_a_graph_does_what_plain_steps_do(ops, monkeypatch, way):
         assert np.isnan(ops.to_host(array)).all()
     if way in ("plain", "geco"):  # a checkpoint goes into a step that was captured
         checkpoint = graph.checkpoint({})
-        take_steps(graph, range(6, 8))
+        take_steps(graph, range(5, 7))
         graph.restore(checkpoint)
         for trainer in (graph, eager):
-            take_steps(trainer, range(6, 8))
+            take_steps(trainer, range(5, 7))
         assert_alike(graph, eager)
 
 
@@ -98,7 +99,7 @@ def test_a_step_neither_waits_nor_launches_much(ops, standin, monkeypatch, way):
     products, gemm = [], ops.device.cublas.gemm
     count = lambda *args, **kw: products.append(gemm(*args, **kw))  # noqa: E731
     monkeypatch.setattr(ops.device.cublas, "gemm", count)
-    trainer = take_steps(make_trainer(ops, graph=False, **changes), range(2))
+    trainer = take_steps(make_trainer(ops, graph=False, side=SMALL, **changes), range(2))
     products.clear()
     spent = spent_by_a_step(trainer, standin)
     assert (spent["syncs"], spent["h2d"], spent["d2h"]) == (0, 0, 0)
@@ -110,7 +111,7 @@ def test_a_step_neither_waits_nor_launches_much(ops, standin, monkeypatch, way):
 @pytest.mark.parametrize("way", ALL)
 def test_numbers_on_the_device_do_not_widen_single_precision(ops, way):
     """λ is a 0-d array of doubles, which would make doubles of what a plain number leaves alone."""
-    trainer = make_trainer(ops, **ALL[way])
+    trainer = make_trainer(ops, side=SMALL, **ALL[way])
     flow, params = trainer.flow, trainer.params
     x, log_jacobian = flow.encode(ops, images_of(trainer, 0), RandomKey(0, 0), np.float32)
     latents, ldj, caches = flow.forward(ops, params, x, trainer.config.recompute)

@@ -84,7 +84,7 @@ def test_a_single_precision_step_matches_numpy(ops, model, gradient):
 @pytest.mark.parametrize("model", ["emerging", "conv-exponential", "glow-2l-4k"])
 def test_exact_gradients_of_few_channels_are_recorded(ops, standin, model):
     """No inverse waits, and no addresses of arrays to be concatenated are uploaded."""
-    eager, graph = (make_trainer(ops, model, "exact", graph=flag) for flag in (False, True))
+    eager, graph = (make_trainer(ops, model, "exact", side=4, graph=flag) for flag in (False, True))
     for trainer in (eager, graph):
         take_steps(trainer, range(4))
     spent = spent_by_a_step(eager, standin)
@@ -190,6 +190,43 @@ def test_batches_match_the_hosts(ops, monkeypatch, resident, change):
     )
     for step in (0, 1, 2, 3, 4, 9, 2):
         np.testing.assert_array_equal(ops.to_host(batches(step)), expected(step))
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_rows_are_taken_by_a_recorded_step(ops, monkeypatch, resident):
+    """As numbers of any type, whose order is on the device."""
+    if not resident:
+        monkeypatch.setattr(gpu_images, "RESIDENT", 0)
+    said, trainers = [], []
+    rows = np.random.default_rng(0).standard_normal((23, 3))
+    for each in (ops, get_ops("numpy")):
+        flow = TrainConfig(model="vector", depth=2).build_flow((3,), (rows.mean(0), rows.std(0)))
+        how = {"dtype": "float64", "batch_size": 5, "depth": 2, "report": said.append}
+        trainers.append(make_trainer(each, "vector", flow=flow, **how))
+        batches = Batches(each, rows, trainers[-1].config, (3,))
+        trainers[-1].begin(batches)
+        for _ in range(6):
+            trainers[-1].training_step(batches)
+        trainers[-1].check(batches)
+    found, expected = trainers
+    assert found._ascend.recorded and not said
+    np.testing.assert_allclose(host(found, "p"), host(expected, "p"), rtol=1e-9, atol=1e-12)
+
+
+def test_an_evaluation_keeps_no_hidden_layer(ops):
+    trainer = make_trainer(ops, "glow", dtype="float64")
+    likelihood, images = trainer.likelihood(), ops.to_host(images_of(trainer, 0))
+    kept, network = [], type(ops.coupling).network
+
+    def noted(self, *arguments, keep):
+        h, hidden = network(self, *arguments, keep=keep)
+        kept.append(hidden)
+        return h, hidden
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(type(ops.coupling), "network", noted)
+        likelihood.log_prob(images)
+    assert len(kept) == 3 and not any(kept)
 
 
 # ---------------------------------------------------------------- likelihoods and runs

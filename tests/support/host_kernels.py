@@ -22,6 +22,7 @@ from snfnp.ops import Ops, RandomKey, get_ops
 from snfnp.ops.backends import assemble, overrides
 from snfnp.ops.gpu import launch, source
 from snfnp.ops.gpu.device import Gpu
+from snfnp.ops.gpu.side_by_side import SideBySide
 from snfnp.ops.linalg.gpu import GpuLinearAlgebra
 from support.operation_calls import FLOATS, SIZES, assert_as_defined, in_order
 from support.operation_cases import OVERRIDES
@@ -50,7 +51,7 @@ class Launcher(launch.Launcher):
 
     def __init__(self, folder, backwards=False, text_of=source.source, flags=()):
         self._folder, self.backwards, self._text_of = folder, backwards, text_of
-        self._flags = flags
+        self._flags, self.side_by_side = flags, SideBySide(None, None)
         self._libraries: dict[str, ctypes.CDLL] = {}
         self.launched: set[str] = set()
 
@@ -159,9 +160,9 @@ class HostGpu(Gpu):
         self.xp = np
         self.tf32 = False
         self.launch = launcher
-        self._cublas, self._side = _Cublas(), None
+        self.cublas, self._deferred = _Cublas(), None
         self._guard, self._blocks = guard, []
-        self._counter = np.zeros(1, np.uint32)
+        self.counter = np.zeros(1, np.uint32)
 
     def empty(self, shape, dtype):
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
@@ -193,7 +194,7 @@ class HostGpu(Gpu):
             around = np.delete(block, np.s_[start : start + size])
             assert np.all(around == byte), f"{where} stored outside an array of {size} bytes"
         self._blocks.clear()
-        assert self._counter[0] == 0, f"{where} left the counter at {self._counter[0]}"
+        assert self.counter[0] == 0, f"{where} left the counter at {self.counter[0]}"
 
 
 class _HostLinearAlgebra(GpuLinearAlgebra):

@@ -25,6 +25,14 @@ def call_channels_total(rng, dtype, size):
     return Call((terms,), bounds=(bound,), strided=(0,))
 
 
+def call_channels_is_finite(rng, dtype, size):
+    """Large numbers are finite, and one that is not is found in any place."""
+    x = (rng.standard_normal(size) * (np.finfo(dtype).max / 10)).astype(dtype)
+    if size[0] % 2:
+        x.reshape(-1)[rng.integers(x.size) if x.size else slice(0)] = rng.choice([np.inf, np.nan])
+    return Call((x,), bounds=(0,), strided=(0,))
+
+
 def channels_of(size):
     """(N, ..., C). Instead of a long row, pixels of 40 channels: two tiles of them on a GPU, and
     more blocks share the rows of each than a block has lanes."""

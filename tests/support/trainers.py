@@ -96,7 +96,14 @@ def small_dataset(images=IMAGES, side=5):
 
 def small_config(**changes):
     return TrainConfig(
-        **{"epochs": EPOCHS, "batch_size": 20, "lr": 1e-3, "warmup_epochs": 1, **changes}
+        **{
+            "epochs": EPOCHS,
+            "eval_every": 1,
+            "batch_size": 20,
+            "lr": 1e-3,
+            "warmup_epochs": 1,
+            **changes,
+        }
     ).resolve(IMAGES)
 
 

@@ -63,6 +63,10 @@ class Channels(OperationGroup):
         constant = 0.5 * z.shape[1] * math.log(2 * math.pi)
         return -0.5 * self.xp.einsum("nd,nd->n", z, z) - constant
 
+    def is_finite(self, x) -> bool:
+        """True if every value of an array is finite. Waits for the device."""
+        return bool(self.xp.isfinite(x).all())
+
     def total(self, terms):
         """The sum of one or more arrays (N,), in their order: the log-densities of a chain."""
         first, *rest = terms

@@ -18,7 +18,7 @@ class GpuChannels(Channels):
         device, channels = self.device, x.shape[-1]
         out = device.empty(channels, x.dtype) if out is None else out
         blocks, partial = _partial_sums(device, x, 1)
-        sums = {"out": out, "partial": partial, "arrived": device.counter()}
+        sums = {"out": out, "partial": partial, "arrived": device.counter}
         device.launch("channel_sum", x.dtype, blocks, x=x, size=x.size, channels=channels, **sums)
         return out
 
@@ -41,6 +41,10 @@ class GpuChannels(Channels):
         numbers = {"constant": 0.5 * dimension * math.log(2 * math.pi), "dimension": dimension}
         device.launch("gaussian_log_density", z.dtype, len(z), z=z, density=density, **numbers)
         return density
+
+    def is_finite(self, x) -> bool:
+        # CuPy would compile a reduction of its own for this
+        return float(self.sum((0 * x).reshape(-1, 1))[0]) == 0
 
     def total(self, terms):
         if len(terms) == 1 or len({(term.shape, term.dtype) for term in terms}) > 1:
@@ -84,7 +88,7 @@ def shift_scale_backward(device, dy, y, sign, factor, s, dldj, out):
     blocks, partial = _partial_sums(device, dy, 2)
     arrays = {"dy": dy, "y": y, "s": s, "dldj": dldj, "dx": dx, "g_b": out[0], "g_s": out[1]}
     numbers = {"sign": sign, "factor": factor, "samples": 0 if dldj is None else len(dy)}
-    own = arrays | numbers | {"partial": partial, "arrived": device.counter()} | _sizes(dy)
+    own = arrays | numbers | {"partial": partial, "arrived": device.counter} | _sizes(dy)
     device.launch("shift_scale_backward", dy.dtype, blocks, **own)
     return dx
 

@@ -11,6 +11,7 @@ The network, with a scale k:
 """
 
 import math
+from contextlib import contextmanager
 
 from snfnp.ops.conv.definition import flip
 from snfnp.ops.group import OperationGroup
@@ -23,10 +24,20 @@ class Coupling(OperationGroup):
     # Whether the backward pass is given a₁. To compute it again is a small part of the operations,
     # and on a CPU about the time of writing it in one pass and reading it in the other.
     keeps_first = False
+    _forgets = False
 
     def __init__(self, device, linalg, channels, conv):
         super().__init__(device)
         self.linalg, self.channels, self.conv = linalg, channels, conv
+
+    @contextmanager
+    def forgetting(self):
+        """A context in which `network` keeps nothing: no backward pass follows."""
+        self._forgets = True
+        try:
+            yield
+        finally:
+            self._forgets = False
 
     def forward(self, x, h):
         """x, h (N, H, W, C) -> z (N, H, W, C), ldj (N,) = Σ s, s (N, H, W, C/2). O(N H W C)."""
@@ -112,6 +123,7 @@ class Coupling(OperationGroup):
         h = xp.empty(x.shape, x.dtype)
         blocks, most = self._blocks(samples, height * columns, width)
         patches, w1 = self._patches(x, p), p["w1"].reshape(-1, width)
+        keep = keep and not self._forgets
         kept = {"a1": keep and self.keeps_first, "a2": keep}
         hidden = {
             name: xp.empty((samples * height * columns if whole else most, width), x.dtype)

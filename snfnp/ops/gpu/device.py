@@ -1,7 +1,8 @@
 """The GPU as a device for groups of operations: arrays, and launches of kernels."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 
@@ -13,7 +14,6 @@ from snfnp.ops.gpu.cublas import Cublas
 from snfnp.ops.gpu.graph import CALLS_UNTIL_RECORDED, Graph
 from snfnp.ops.gpu.launch import DeviceGuard, Launcher
 from snfnp.ops.gpu.requirements import describe, explain_out_of_memory, require_cupy
-from snfnp.ops.gpu.side_stream import SideStream
 
 _MOST_BLOCKS = 1024  # of a kernel over items; each of its threads then takes several
 
@@ -25,36 +25,36 @@ class Gpu:
     as a number on a CPU is here an array of shape (), and what they take as a number may be one.
     Raises BackendError with what is missing (CuPy, a driver, a device).
 
-    launch(kernel, dtype, blocks, **arguments): see `Launcher`. tf32: let tensor cores round the
-    factors of single-precision products to 10 bits. overlap: do what is called with `run_async` on
-    a second stream. world: the processes of this run; if there are several, each first makes device
-    number rank modulo the device count its current one.
+    launch(kernel, dtype, blocks, **arguments): see `Launcher`; counter: that of a reduction's
+    `last_block`, 0 between launches. tf32: let tensor cores round the
+    factors of single-precision products to 10 bits. world: the processes of this run; if there are
+    several, each first makes device number rank modulo the device count its current one.
     """
 
     name = "cupy"
     asynchronous = True  # operations return before they are done
     compiles = True
 
-    def __init__(self, tf32=False, world: Communicator = SINGLE_PROCESS, overlap=False):
+    def __init__(self, tf32=False, world: Communicator = SINGLE_PROCESS):
         self.xp = require_cupy(world.local_rank if world.size > 1 else None)
         self.tf32 = tf32
         self.launch = Launcher(self.xp)
         try:
-            self._cublas = Cublas(self.xp, tf32)
-            self._side = SideStream(self.xp, tf32) if overlap else None
+            self.cublas = Cublas(self.xp, tf32)
         except Exception as error:
             shortfall = self.shortfall(error)
             if shortfall is None:
                 raise
             found = f"the GPU's memory is full ({shortfall})"
             raise BackendError(f"{found}: see with nvidia-smi what holds it") from None
-        self._counter = self.xp.zeros(1, np.uint32)
+        self.counter = self.xp.zeros(source.constant("linalg", "MOST_TASKS"), np.uint32)
         self.xp.cuda.get_current_stream().synchronize()  # it is 0, whatever stream uses it first
         self._constants: dict = {}
+        self._deferred: dict | None = None
 
     def __reduce__(self):
         """A recipe for pickles: a device like this one, where they are opened, for one process."""
-        return Gpu, (self.tf32, SINGLE_PROCESS, self._side is not None)
+        return Gpu, (self.tf32,)
 
     def asarray(self, host, dtype=None):
         return self.xp.asarray(np.ascontiguousarray(host, dtype=dtype))
@@ -84,20 +84,23 @@ class Gpu:
         return None
 
     def capture(self, function, report=print, communicator: Communicator = SINGLE_PROCESS) -> Graph:
-        return Graph(self.xp, function, report, communicator, self._without_side_stream)
+        return Graph(self.xp, function, report, communicator)
 
-    def _without_side_stream(self) -> str:
-        had, self._side = self._side is not None, None
-        return "a second stream" if had else ""
-
-    def run_async(self, function, *arguments, **named) -> None:
-        if self._side:
-            self._side.run_async(function, *arguments, **named)
-        else:
+    def defer(self, owner, function, *arguments, **named) -> None:
+        if self._deferred is None:
             function(*arguments, **named)
+        else:
+            _, calls = self._deferred.setdefault(id(owner), (owner, []))
+            calls.append(partial(function, *arguments, **named))
 
-    def side_stream(self):
-        return self._side.side_stream() if self._side else nullcontext()
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        self._deferred = {}
+        try:
+            yield
+        finally:
+            deferred, self._deferred = self._deferred, None
+        self.launch.side_by_side.run([partial(_all, calls) for _, calls in deferred.values()])
 
     def communicator(self, world: Communicator) -> Communicator:
         world.require_same({"backend": self.name})
@@ -107,7 +110,7 @@ class Gpu:
         self.xp.cuda.runtime.deviceSynchronize()
 
     def describe(self) -> dict:
-        return describe(self.xp) | {"tf32": self.tf32, "overlap": self._side is not None}
+        return describe(self.xp) | {"tf32": self.tf32}
 
     def shortfall(self, error: Exception) -> str | None:
         return explain_out_of_memory(error, self.xp)
@@ -120,19 +123,6 @@ class Gpu:
         """Launch a kernel that goes over so many items, one or more to a thread."""
         self.launch(kernel, dtype, min(-(-items // source.THREADS), _MOST_BLOCKS), **arguments)
 
-    @property
-    def cublas(self) -> Cublas:
-        """The products of the stream that is in use."""
-        return self._side.cublas if self._on_side else self._cublas
-
-    def counter(self):
-        """The counter of a reduction's `last_block`, 0 between launches."""
-        return self._side.counter if self._on_side else self._counter
-
-    @property
-    def _on_side(self) -> bool:
-        return self._side is not None and self._side.active
-
     def constant(self, host: np.ndarray, dtype=np.float64):
         key = (host.shape, host.tobytes(), np.dtype(dtype).char)
         if key not in self._constants:
@@ -143,3 +133,8 @@ class Gpu:
                 self._constants[key] = self.asarray(host, dtype)
             stream.synchronize()
         return self._constants[key]
+
+
+def _all(calls) -> None:
+    for call in calls:
+        call()

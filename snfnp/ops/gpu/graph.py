@@ -28,15 +28,11 @@ class Graph:
     capture fails, `report` gets one line that says why, and every call is a plain one.
     A recorded call and a plain one would wait for each other's sums for ever, so if one rank of the
     communicator fails, none records.
-
-    simplify: the fallback if the function could not be recorded: it switches something off that the
-    function can do without, and names it; "" if nothing is left.
     """
 
-    def __init__(self, cupy, function, report, communicator=SINGLE_PROCESS, simplify=lambda: ""):
+    def __init__(self, cupy, function, report, communicator=SINGLE_PROCESS):
         self._cupy, self._function, self._report = cupy, function, report
-        self._simplify, self._guard = simplify, DeviceGuard(cupy)
-        self._communicator = communicator
+        self._guard, self._communicator = DeviceGuard(cupy), communicator
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._reached, self._done = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
         self._recording: _Recording | None = None
@@ -117,14 +113,12 @@ class Graph:
         return self._recording is not None and self._recording.graph is not None
 
     def _give_up(self, error: str) -> None:
-        """Try again with an easier function, if there is one; else every call is a plain one."""
-        without = self._simplify()
-        self._failed = not without
+        self._failed = True
         gc.collect()  # what failed may have left cycles that hold arrays of the pool
         self._release()
         self._recording = None
         found = f"the training step cannot be recorded as a CUDA graph ({error})"
-        self._report(f"{found}: it runs without {without or 'one'}")
+        self._report(f"{found}: it runs without one")
 
 
 class _Recording:

@@ -8,6 +8,7 @@ import numpy as np
 
 from snfnp.errors import BackendError
 from snfnp.ops.gpu import source
+from snfnp.ops.gpu.side_by_side import SideBySide
 
 _NULL = np.uint64(0)
 
@@ -30,11 +31,15 @@ class DeviceGuard:
 
 
 class Launcher:
-    """launch(kernel, dtype, blocks, **arguments), on this device and CuPy's current stream."""
+    """launch(kernel, dtype, blocks, **arguments), on this device and CuPy's current stream.
+
+    side_by_side: runs calls whose launches of one kernel become one.
+    """
 
     def __init__(self, cupy):
         self._cupy, self._guard = cupy, DeviceGuard(cupy)
         self._functions = {}
+        self.side_by_side = SideBySide(cupy, self._start_all)
         self.begins: Callable[[], None] | None = None  # see `Gpu.compilations`
         self.ends: Callable[[int], None] | None = None
 
@@ -58,19 +63,41 @@ class Launcher:
         if blocks:
             dtype = np.dtype(dtype)
             values = tuple(convert(arguments[name], dtype) for name, convert in converters)
-            self._start(kernel, dtype, blocks, threads, values)
+            launch = kernel, dtype, blocks, threads, values
+            if self.side_by_side.waits and source.takes_tasks(kernel):
+                self.side_by_side.wait(launch)
+            else:
+                self._start(*launch)
 
     def _start(self, kernel, dtype, blocks, threads, values) -> None:
         """Launch with the values of all parameters, in the kernel's order."""
         self._guard.require()
         self._function(kernel, dtype)((blocks,), (threads,), values)
 
+    def _start_all(self, launches) -> None:
+        """Start launches that need nothing of each other, those of one kernel together."""
+        alike: dict = {}
+        for kernel, dtype, *launch in launches:
+            alike.setdefault((kernel, dtype), []).append(launch)
+        most = source.constant("linalg", "MOST_TASKS")
+        for (kernel, dtype), tasks in alike.items():
+            for first in range(0, len(tasks), most):
+                blocks, threads, values = zip(*tasks[first : first + most], strict=True)
+                if len(blocks) == 1:
+                    self._start(kernel, dtype, blocks[0], threads[0], values[0])
+                    continue
+                table = np.zeros((most, len(values[0]) + 1), np.uint64)
+                for row, count, own in zip(table, blocks, values, strict=False):
+                    row[:] = [*map(_word, own), count]
+                given = (np.void(table.tobytes()),)  # by value
+                self._start(f"{kernel}_tasks", dtype, sum(blocks), max(threads), given)
+
     def _function(self, kernel: str, dtype: np.dtype):
         key = dtype.char  # `str(dtype)` would take longer than the launch
         if (kernel, key) not in self._functions:
             # per group and type: training in one precision does not wait for the other's compiler
-            group = source.kernels()[kernel]
-            names = [name for name, place in source.kernels().items() if place == group]
+            group = source.kernels()[kernel.removesuffix("_tasks")]
+            names = source.names(group)
             expressions = [source.expression(name, str(dtype)) for name in names]
             if self.begins:
                 self.begins()
@@ -104,6 +131,11 @@ def _converter(kernel: str, parameter: source.Parameter, names: set[str]):
         convert = np.float64 if kind == "double" else lambda n: np.int64(operator.index(n))
         return name, partial(_number, convert, f"{name}_at" in names)
     return name, partial(_array, f"{kernel}: {name}", kind, f"{name}_stride_0" in names)
+
+
+def _word(value) -> np.uint64:
+    """A parameter's value as a kernel's argument has it in memory."""
+    return value.view(np.uint64) if isinstance(value, np.generic) else value.data.ptr
 
 
 def _is_known(number) -> bool:

@@ -1,6 +1,7 @@
 """Training images on the GPU; see derivations/02-change-of-variables.md."""
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +15,6 @@ _STAGES = 2  # batches on their way: the host fills one while the device reads t
 
 class GpuImages(Images):
     def source(self, images: np.ndarray) -> ImageSource:
-        if images.dtype != np.uint8:
-            return super().source(images)
         kind = ResidentImages if images.nbytes <= RESIDENT else StreamedImages
         return kind(self.device, images)
 
@@ -33,27 +32,31 @@ class GpuImages(Images):
 
 
 class ResidentImages(ImageSource):
-    """All images on the device, as bytes, and their order. Arrays stay at their addresses, so that
-    a recorded step can take a batch."""
+    """All images, or rows of numbers, on the device, and their order. Arrays stay at their
+    addresses, so that a recorded step can take a batch."""
 
     def __init__(self, device, images: np.ndarray):
         super().__init__(device, device.asarray(images[:]))
-        self._order, self._taken = device.asarray(self._order, np.int64), None
+        self._order = device.asarray(self._order, np.int64)
+        self._taken: Any = None
+        one = images[:1]
+        # what `gather` moves are bytes: those of a row are the channels of one pixel
+        self._shape = one.shape[1:] if one.dtype == np.uint8 else (1, 1, one.nbytes)
 
     def reorder(self, order: np.ndarray) -> None:
         self._order[...] = self._device.asarray(order, np.int64)
 
     def stage(self, first: int, count: int) -> None:
         if self._taken is None or len(self._taken) != count:
-            self._taken = self._device.empty((count, *self._images.shape[1:]), np.uint8)
+            self._taken = self._device.empty((count, *self._images.shape[1:]), self._images.dtype)
 
     def take(self, first, count: int, key: RandomKey | None = None):
-        (_, *shape), device = self._images.shape, self._device
+        images, out = (array.view(np.uint8) for array in (self._images, self._taken))
         words = key_arguments(RandomKey(0, 0) if key is None else key, (count, DRAWS))
-        arrays = {"images": self._images, "order": self._order, "out": self._taken, "first": first}
-        sizes = dict(zip(("height", "width", "channels"), shape, strict=True))
+        arrays = {"images": images, "order": self._order, "out": out, "first": first}
+        sizes = dict(zip(("height", "width", "channels"), self._shape, strict=True))
         sizes |= {"change": key is not None}
-        device.launch("gather", np.float32, count, **arrays, **words, **sizes)
+        self._device.launch("gather", np.float32, count, **arrays, **words, **sizes)
         return self._taken
 
 
@@ -70,7 +73,7 @@ class StreamedImages(ImageSource):
         if not self._stages or len(self._stages[0][0]) != count:
             self._stages = [self._pinned(count) for _ in range(_STAGES)]
             shape = (count, *self._images.shape[1:])
-            self._batch = ResidentImages(self._device, np.zeros(shape, np.uint8))
+            self._batch = ResidentImages(self._device, np.zeros(shape, self._images.dtype))
             self._batch.stage(0, count)
         pinned, copied = self._stages[self._turn]
         self._turn = (self._turn + 1) % _STAGES
@@ -87,6 +90,7 @@ class StreamedImages(ImageSource):
     def _pinned(self, count: int):
         """A pinned array, and the event that its copy is done."""
         cuda, shape = self._device.xp.cuda, (count, *self._images.shape[1:])
-        size = math.prod(shape)
-        pinned = np.frombuffer(cuda.alloc_pinned_memory(size), np.uint8, size).reshape(shape)
+        kind, size = self._images.dtype, math.prod(shape)
+        memory = cuda.alloc_pinned_memory(size * kind.itemsize)
+        pinned = np.frombuffer(memory, kind, size).reshape(shape)
         return pinned, cuda.Event(disable_timing=True)

@@ -88,7 +88,7 @@ class GpuLinearAlgebra(LinearAlgebra):
         """The number of blocks for a sum of `size` numbers, and the arguments that it needs."""
         blocks = max(1, min(_MOST_BLOCKS, -(-size // 1024)))
         partial = self.device.empty(blocks, np.float64)
-        return blocks, {"partial": partial, "total": total, "arrived": self.device.counter()}
+        return blocks, {"partial": partial, "total": total, "arrived": self.device.counter}
 
     def inverse(self, w):
         if not 0 < len(w) <= source.constant("linalg", "MOST_ROWS"):

@@ -4,22 +4,24 @@
 
 // out = a x + b out
 template <typename T>
-__global__ void axpby(const double* a_at, double a, const T* __restrict__ x, const double* b_at,
-                      double b, T* __restrict__ out, long long n) {
+__device__ void axpby_task(const Block block, const double* a_at, double a, const T* __restrict__ x,
+                           const double* b_at, double b, T* __restrict__ out, long long n) {
   const T a_ = T(value(a_at, a)), b_ = T(value(b_at, b));
-  for (long long i = first_item(); i < n; i += item_stride()) out[i] = b_ * out[i] + a_ * x[i];
+  for (long long i = block.first_item(); i < n; i += block.item_stride())
+    out[i] = b_ * out[i] + a_ * x[i];
 }
 
 // out (rows, columns) = scale · a (columns, rows)ᵀ, in tiles of 32 × 32 that are read and written
 // along rows. Blocks of 256 threads, 8 rows of a tile at a time.
 template <typename T>
-__global__ void scaled_transpose(T* __restrict__ out, const double* scale_at, double scale,
-                                 const T* __restrict__ a, long long rows, long long columns) {
+__device__ void scaled_transpose_task(const Block block, T* __restrict__ out,
+                                      const double* scale_at, double scale, const T* __restrict__ a,
+                                      long long rows, long long columns) {
   __shared__ T tile[32][33];  // 33: the 32 values of a column lie in different banks
   const int lane = threadIdx.x & 31, first = threadIdx.x >> 5, step = blockDim.x >> 5;
   const long long across = (columns + 31) / 32, tiles = across * ((rows + 31) / 32);
   const T factor = T(value(scale_at, scale));
-  for (long long t = blockIdx.x; t < tiles; t += gridDim.x) {
+  for (long long t = block.index; t < tiles; t += block.count) {
     const long long row = t / across * 32, column = t % across * 32;
     for (int i = first; i < 32; i += step)
       if (column + i < columns && row + lane < rows)
@@ -34,12 +36,13 @@ __global__ void scaled_transpose(T* __restrict__ out, const double* scale_at, do
 
 // out (H, W, I, O) = scale · a ⊙ m, a with any strides (in elements), m (H, W).
 template <typename T>
-__global__ void scaled_kernel(T* __restrict__ out, const double* scale_at, double scale, const T* a,
-                              long long a_stride_0, long long a_stride_1, long long a_stride_2,
-                              long long a_stride_3, const double* __restrict__ multiple,
-                              long long width, long long inputs, long long outputs, long long n) {
+__device__ void scaled_kernel_task(const Block block, T* __restrict__ out, const double* scale_at,
+                                   double scale, const T* a, long long a_stride_0,
+                                   long long a_stride_1, long long a_stride_2, long long a_stride_3,
+                                   const double* __restrict__ multiple, long long width,
+                                   long long inputs, long long outputs, long long n) {
   const double factor = value(scale_at, scale);
-  for (long long index = first_item(); index < n; index += item_stride()) {
+  for (long long index = block.first_item(); index < n; index += block.item_stride()) {
     const long long o = index % outputs, i = index / outputs % inputs;
     const long long tap = index / outputs / inputs, h = tap / width, w = tap % width;
     const T m = T(factor * (multiple ? multiple[tap] : 1.0));
@@ -120,21 +123,21 @@ __global__ void sum_squares(const T* __restrict__ g, double* partial, double* __
 #pragma unroll 4
   for (long long i = first_item(); i < n; i += item_stride()) squares.add(g[i] * g[i]);
   double sum = squares.total();
-  if (sum_of_all(sum, partial, arrived) && threadIdx.x == 0) *total = sum;
+  if (sum_of_all(this_block(), sum, partial, arrived) && threadIdx.x == 0) *total = sum;
 }
 
 // error = error - x, and total = Σ error² / samples.
 template <typename T>
-__global__ void residual(T* __restrict__ error, const T* __restrict__ x, double* partial,
-                         double* __restrict__ total, unsigned int* arrived, long long samples,
-                         long long n) {
+__device__ void residual_task(const Block block, T* __restrict__ error, const T* __restrict__ x,
+                              double* partial, double* __restrict__ total, unsigned int* arrived,
+                              long long samples, long long n) {
   Sum<T> squares;
 #pragma unroll 4
-  for (long long i = first_item(); i < n; i += item_stride()) {
+  for (long long i = block.first_item(); i < n; i += block.item_stride()) {
     const T difference = error[i] - x[i];
     error[i] = difference;
     squares.add(difference * difference);
   }
   double sum = squares.total();
-  if (sum_of_all(sum, partial, arrived) && threadIdx.x == 0) *total = sum / double(samples);
+  if (sum_of_all(block, sum, partial, arrived) && threadIdx.x == 0) *total = sum / double(samples);
 }

@@ -315,6 +315,3 @@ class DeviceOptions:
     tf32: bool = option(
         False, "round the factors of float32 products to 10 bits: faster, but less precise"
     )
-    overlap: bool = changeable(
-        False, "compute the gradients of linear layers' weights on a second stream"
-    )

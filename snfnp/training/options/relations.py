@@ -166,14 +166,18 @@ _RELATIONS = {
     "data_dir": Relation(words=_DATA),
     "augment": Relation((), lambda c: c.data == _AUGMENTED, f"on for {_AUGMENTED} only"),
     "epochs": Relation(words=_EPOCHS),
-    "eval_every": Relation((), lambda c: 1, "1; for rows, about 40 evaluations in all"),
+    # on a GPU None: `RunLoop` then finds it by the speed of the first epoch
+    "eval_every": Relation(
+        (),
+        lambda c: None if c.backend == "cupy" else 1,
+        "1, on a GPU what takes about 2 s; for rows, about 40 evaluations in all",
+    ),
     "threads": Relation((_is("backend", "numba", "numpy"),), words="the cores it has"),
     "track_angle": Relation((LEARNS,)),
     "out": Relation(words="runs/<data>-<model>-<gradient>-<time>"),
     "recompute": Relation((_preset_needs(lambda preset: preset.has_recomputable_layers),)),
     "graph": Relation((_GPU,)),
     "tf32": Relation((_GPU, _is("dtype", "float32"))),
-    "overlap": Relation((_GPU, LEARNS)),
 }
 RELATIONS: dict[str, Relation] = defaultdict(Relation, _RELATIONS)  # most options have none
 

@@ -1,0 +1,88 @@
+"""Calls side by side: their launches of one kernel become one launch.
+
+What a training step does for each layer, and no other layer waits for, is small: launched layer by
+layer, most of a GPU would be idle.
+"""
+
+import threading
+from collections.abc import Callable
+from functools import partial
+
+
+class SideBySide:
+    """run(calls): calls that need nothing of each other, on the caller's stream.
+
+    Each call has a thread, and one of them runs at a time, up to its next `wait(launch)` or its
+    end. Once all are there, `start(launches)` gets what they wait for.
+    """
+
+    def __init__(self, cupy, start: Callable[[list], None]):
+        self._cupy, self._start, self._own = cupy, start, threading.local()
+
+    @property
+    def waits(self) -> bool:
+        """True in a call that runs beside others."""
+        return getattr(self._own, "turn", None) is not None
+
+    def wait(self, launch) -> None:
+        """Come back when the launch has been started."""
+        self._own.turn.pause(launch)
+
+    def run(self, calls: list[Callable[[], None]]) -> None:
+        cuda = self._cupy.cuda  # what is current belongs to a thread
+        where = cuda.Device(), cuda.get_current_stream(), cuda.get_allocator()
+        turns = [_Turn(partial(self._call, call, *where)) for call in calls]
+        try:
+            while turns:
+                launches = [turn.resume() for turn in turns]
+                turns = [turn for turn, launch in zip(turns, launches, strict=True) if launch]
+                self._start([launch for launch in launches if launch])
+        finally:
+            for turn in turns:  # after a failure
+                turn.stop()
+
+    def _call(self, call, device, stream, allocator, turn) -> None:
+        self._own.turn = turn
+        with device, stream, self._cupy.cuda.using_allocator(allocator):
+            call()
+
+
+class _Turn:
+    """A function in a thread, which runs only while another one waits in `resume`."""
+
+    def __init__(self, function: Callable[["_Turn"], None]):
+        self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
+        self._launch = self._error = None
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, args=(function,), daemon=True)
+        self._thread.start()
+
+    def resume(self):
+        """Let it run: what it then waits for, or None at its end."""
+        self._launch = None
+        self._go.release()
+        self._back.acquire()
+        if self._error:
+            raise self._error
+        return self._launch
+
+    def pause(self, launch) -> None:
+        self._launch = launch
+        self._back.release()
+        self._go.acquire()
+        if self._stopped:
+            raise SystemExit
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._go.release()
+        self._thread.join()
+
+    def _run(self, function) -> None:
+        self._go.acquire()
+        try:
+            if not self._stopped:
+                function(self)
+        except BaseException as error:
+            self._error = error
+        self._back.release()
