@@ -38,15 +38,6 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "snfnp")
 
 
-def is_writable(folder: Path) -> bool:
-    """True if files can be written to a folder, which may not exist yet. Creates nothing."""
-    if not folder.is_absolute():  # "~/.cache" of a user without a home
-        return False
-    while not os.path.lexists(folder):
-        folder = folder.parent
-    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
-
-
 def private_folder(name: str) -> Path | None:
     """This user's folder of that name in the system's temporary folder.
 

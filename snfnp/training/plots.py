@@ -3,8 +3,8 @@
 A picture has the format that its name ends in, and is written whole or not at all.
 """
 
+import logging
 import math
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from snfnp import paths
 from snfnp.errors import printable
 from snfnp.training.animation import View
 from snfnp.training.files import write_by
@@ -27,21 +26,18 @@ _LARGEST_PANEL = 2000
 _INK, _DOTS = "0.55", {"s": 4, "linewidths": 0}  # the data's colour; points
 
 
-# If its own folder for a cache of fonts cannot be written, Matplotlib gets another.
-_home = Path(os.path.expanduser("~"))
-_usual = (("XDG_CONFIG_HOME", ".config"), ("XDG_CACHE_HOME", ".cache"))
-if "MPLCONFIGDIR" not in os.environ and not all(
-    paths.is_writable(Path(os.environ.get(name) or _home / usual)) for name, usual in _usual
-):
-    _folder = paths.private_folder("matplotlib")
-    if _folder:
-        os.environ["MPLCONFIGDIR"] = str(_folder)
+# If no home can be written, Matplotlib makes a folder for a cache of fonts, and need not warn.
+_log = logging.getLogger("matplotlib")
+_level = _log.level
+_log.setLevel(logging.ERROR)
 
 import matplotlib  # noqa: E402
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.collections import LineCollection  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402, no pyplot: the user's backend stays
 from matplotlib.patches import Circle  # noqa: E402
+
+_log.setLevel(_level)
 
 
 @contextmanager
