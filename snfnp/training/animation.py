@@ -42,7 +42,7 @@ class View:
         low, high = np.quantile(data, (0.01, 0.99), axis=0)
         middle, half = (low + high) / 2, 0.65 * (high - low)
         half[half == 0] = half.max() or 1.0  # of a single point, or points on a line
-        if half.max() < 4 * half.min():  # in comparable units: shapes are to be seen as they are
+        if half.max() < 4 * half.min():  # in comparable units: shapes stay as they are
             half[:] = half.max()
         (left, bottom), (right, top) = middle - half, middle + half
         x, y = np.linspace(left, right, _SIDE), np.linspace(bottom, top, _SIDE)

@@ -1,4 +1,4 @@
-"""The training data of each step: shuffled, gathered and, if `augment` says so, augmented."""
+"""The training data of each step: shuffled, gathered and, with `augment`, augmented."""
 
 from collections.abc import Callable
 from typing import Any

@@ -20,7 +20,7 @@ from snfnp.training.runs.checkpoint import (
 )
 from snfnp.training.runs.folder import RunFolder
 
-_LARGE_LAMBDA = 1e4  # above all of the paper's: it may be what overflows
+_LARGE_LAMBDA = 1e4  # above any of the paper's: it may be what overflows
 
 
 class Checkpointer:
@@ -63,7 +63,7 @@ class Checkpointer:
         """Begin a new run, with a checkpoint of its start."""
 
         def claim() -> None:
-            self.folder.require_unused()  # another program may have, before this one had the lock
+            self.folder.require_unused()  # another program may have used it before the lock
             self.folder.remove_partial()
             self.identity = uuid.uuid4().hex
 
@@ -146,7 +146,7 @@ class Checkpointer:
             report(f"from step {step} on: {', '.join(words)}")
 
     def advice(self) -> str:
-        """The ways to go on after a divergence, with options that work."""
+        """The ways to continue after a divergence, with options that work."""
         options = f"`out={shlex.quote(str(self.folder.path))}` `lr={self.config.lr / 10:g}`"
         origin = "the best evaluation saved" if self.folder.best.exists() else "the start"
         ways = [f"from {origin} with `rollback` {options}"]

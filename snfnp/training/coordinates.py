@@ -23,7 +23,7 @@ from snfnp.maps import Conv2d
 from snfnp.ops import RandomKey
 from snfnp.training.state import TrainingState
 
-_FLOOR = 1e-2  # times m: smaller eigenvalues of M count as this, and U's are at most 10
+_FLOOR = 1e-2  # times m: the least eigenvalue of M that counts, so that U's are at most 10
 _IMAGES = 2000  # of a renewal of a `Whiten` layer
 
 
@@ -182,7 +182,7 @@ class Coordinates(TrainingState):
 
     def renew(self, trainer, batches) -> None:
         """Estimate U from the images of the next step: one forward pass."""
-        with threadpool_limits(1, "blas"):  # for so small matrices more threads only wait
+        with threadpool_limits(1, "blas"):  # more threads slow such small matrices
             found = self._find(trainer, batches(trainer.step))
         found = trainer.world.broadcast(found)  # the same bits on all ranks
         self.values[...] = self._ops.asarray(_flat(found))

@@ -34,8 +34,8 @@ def explained(action: str, advice: str, kind: type[SnfnpError] = SnfnpError) -> 
 
 
 def write_atomically(path: Path, content: bytes | bytearray) -> None:
-    """Write a whole file beside its place, make it durable, and rename it into place. The name
-    beside is unique; a crash may leave it over."""
+    """Write a temporary file in the same folder, make it durable, and rename it. Its name is
+    unique; a crash may leave it behind."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
     try:
         with explained(f"write {path}", "free some space or choose another folder (`out`)"):
@@ -49,7 +49,7 @@ def write_atomically(path: Path, content: bytes | bytearray) -> None:
     except BaseException:
         remove(temporary)
         raise
-    with suppress(OSError):  # not every file system lets a folder be made durable
+    with suppress(OSError):  # some file systems cannot sync a folder
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -162,7 +162,7 @@ class FolderLock:
             except OSError as error:
                 found = f"{self._path.parent} cannot be locked here ({error.strerror})"
                 print(f"{found}: see that no second program trains in it", file=sys.stderr)
-            # The holder before may have removed the file after it was opened here.
+            # A holder before may have removed the file since it was opened here.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), os.lstat(self._path)):
                     break

@@ -165,7 +165,7 @@ class RunLoop(Loop):
         """Let everything be compiled and recorded before a clock runs: a step and an evaluation
         whose results are dropped."""
         if self.trainer.step < self.steps:
-            with suppress(SnfnpError):  # it will come again
+            with suppress(SnfnpError):  # training will raise it again
                 self.trainer.warm_up(self.batches, self.trainer.ops.device.prepare)
                 self.evaluator.warm_up(self.dataset.validation)
 
@@ -182,7 +182,7 @@ class RunLoop(Loop):
         return ended
 
     def after_step(self) -> bool:
-        """All ranks do what any was asked to do or has due; later requests wait for a step."""
+        """All ranks do what any of them was asked to do or has due; later requests wait a step."""
         self.progress.bar.update(self.trainer.config.batch_size)
         requests = _STOP * self.signals.stop | _CHECKPOINT * self.signals.checkpoint
         requests |= _SAVE * self.checkpoints.due() | _SHOW * self.progress.due()
@@ -214,10 +214,10 @@ class RunLoop(Loop):
             self.report(f"exact evaluations {every} (`eval_every`)")
 
     def tell(self, record: Record | None) -> bool:
-        """On rank 0, and answered on all. Exceptions of callbacks propagate, once all is saved."""
+        """Rank 0 calls, and all get the answer. Exceptions propagate, after a checkpoint."""
         ends, world = False, self.trainer.world
         if self.callbacks and record and world.rank == 0:
-            if record.nll is not None:  # determinants, that nobody else asks for
+            if record.nll is not None:  # it costs determinants, which callbacks alone need
                 more = {"likelihood": self.trainer.likelihood(), "figures": dict(record.figures)}
                 record = replace(record, **more)
             try:

@@ -20,7 +20,7 @@ from snfnp.training.trainer import Trainer
 
 THRESHOLD = 1 / 8  # of λσ²_min, above which the update is stable near its optimum
 _ENOUGH = 5  # rows per unknown
-_FEWEST = 200  # images: pixels of one image are alike
+_FEWEST = 200  # images: pixels of one image are correlated
 _DIRECTIONS = 8
 _RHO_WARNING = 0.5  # ρ from which on a margin that is crossed is reported
 
@@ -84,7 +84,7 @@ class SmallestSecondMoment:
 
     @property
     def wants_more(self) -> bool:
-        """True if more inputs would be looked at."""
+        """True if more inputs would be used."""
         return self._to_fit is None or self._to_fit + self._to_hold > 0
 
     @property

@@ -143,7 +143,7 @@ def save_view(path: Path, view: View, title: str, columns=None) -> None:
 
 
 def save_animation(path: Path, frames: list[tuple[str, View]], seconds: float = 6) -> None:
-    """Views, each under its title, as a GIF that lasts so long, rests, and begins again."""
+    """Views under their titles as a looping GIF of so many seconds, which rests on the last."""
     pictures = []
     for title, view in frames:
         canvas = FigureCanvasAgg(figure := Figure(figsize=(6, 6.5), dpi=72))
@@ -160,7 +160,7 @@ def save_animation(path: Path, frames: list[tuple[str, View]], seconds: float = 
 
 
 def _draw_view(figure, view: View, last: View, **ticks) -> None:
-    brightest = np.quantile(last.density, 0.995)  # a peak would leave the rest in the dark
+    brightest = np.quantile(last.density, 0.995)  # so that a peak does not darken the rest
     (density, samples), (grid, latents) = figure.subplots(2, 2, subplot_kw=ticks)
     how = {"origin": "lower", "aspect": "auto", "cmap": "magma", "vmin": 0, "vmax": brightest}
     density.imshow(view.density, extent=view.extent, interpolation="bilinear", **how)

@@ -84,7 +84,7 @@ def text_of(model: Any) -> Any:
 
 
 def title_of(model: str) -> str:
-    """The name of a model for people."""
+    """The name of a model in messages."""
     return "own flow" if model.startswith("{") else model
 
 
@@ -117,7 +117,7 @@ def _preset(name: str, build: Any, **settings) -> Preset:
     if isinstance(build, Preset):
         return build
     found, takes, needed = f"{name} is of type {type(build).__name__}", [], set()
-    with suppress(TypeError, ValueError):  # of what is no function, or none of Python's
+    with suppress(TypeError, ValueError):  # not a function, or one without a signature
         parameters = inspect.signature(build).parameters
         takes = list(parameters)
         needed = {key for key, each in parameters.items() if each.default is each.empty}

@@ -24,7 +24,7 @@ from snfnp.training.options.groups import LARGEST
 FORMAT = "snfnp checkpoint 2"
 _STATE = "state."
 _LONGEST_HEADER = 1 << 26  # bytes
-_LARGEST_NUMBER = 64  # bytes in a file for each parameter, moments and layers' state with it
+_LARGEST_NUMBER = 64  # bytes in a file for each parameter, with moments and training states
 _BLANK = "0" * hashlib.sha256().digest_size * 2
 _NO_SUMS = (0.0, 0.0, 0.0, 0.0)
 
@@ -139,7 +139,7 @@ def _compare(path: Path, checkpoint: Checkpoint, run: dict) -> None:
 
 
 def is_evaluation(record: dict) -> bool:
-    """Say whether this is a line of metrics.jsonl, as far as others count on it."""
+    """Say whether this is a line of metrics.jsonl, by the entries that are used."""
     whole, real = ("epoch", "step"), ("seconds", "validation_nll_nats", "reconstruction")
     return (
         isinstance(record, dict)

@@ -69,7 +69,7 @@ def describe_flow(flow: Flow) -> dict:
 
 def refuse_other_flow(path: Path, record: dict, flow: Flow) -> str | None:
     """Raises UsageError if the flow that the code builds now is not the one in a config.json.
-    Returns a line to show if nobody knows, as an earlier version wrote it."""
+    Returns a line to show if that is not known: an earlier version wrote it."""
     model: Any = record.get("model")
     described = model.get("flow") if isinstance(model, dict) else None
     if described is None:

@@ -142,7 +142,7 @@ class RunFolder:
     ) -> str | None:
         """Raises UsageError if `splits` of a data set are not those of a config.json, by shape and
         SHA-256; if others are `allowed`, for another shape alone. Returns a line to show if they
-        are others, or nobody knows (an earlier version's)."""
+        are others, or that is not known (an earlier version's)."""
         (counts, shape), data = self.data(record), record["data"]
         found = [len(getattr(dataset, split)) for split in SPLITS], dataset.train.shape[1:]
         known, places = data.get("sha256"), [SPLITS.index(split) for split in splits]
