@@ -18,7 +18,6 @@ from snfnp.errors import DivergedError, UsageError
 from snfnp.flow import Flow
 from snfnp.images import with_channels
 from snfnp.ops import SINGLE_PROCESS, Array, Communicator, Ops, RandomKey, shares
-from snfnp.parameters import Layout
 
 # The streams of the counter-based generator, one per purpose; for layers' see `snfnp.context`.
 TRAINING_NOISE, EVALUATION_NOISE, SAMPLE_LATENTS, AUGMENTATION, WHITENING_NOISE = range(5)
@@ -59,20 +58,19 @@ class Likelihood:
     Args:
         ops: the backend.
         flow: the flow.
-        layout: that of `flat`.
-        flat: the parameters, a device array of any precision, of which a copy is kept.
+        flat: the parameters in the flow's layout, a device array of any precision, which is copied.
         dtype: of the copy, and of all that depends on x.
 
     Raises:
         SingularMatrixError: if a layer is singular; the message names it.
     """
 
-    def __init__(self, ops: Ops, flow: Flow, layout: Layout, flat: Array, dtype: Any = "float64"):
+    def __init__(self, ops: Ops, flow: Flow, flat: Array, dtype: Any = "float64"):
         self.ops, self.flow, self._dtype = ops, flow, np.dtype(dtype)
-        self.params = layout.views(flat.astype(self._dtype))  # not to be changed
+        self.params = flow.layout.views(flat.astype(self._dtype))  # not to be changed
         self._shape = flow.image_shape or flow.shape
         # log|det| of each data-independent layer, in nats
-        self.log_dets = flow.log_dets(ops, layout.views(flat.astype(np.float64)))
+        self.log_dets = flow.log_dets(ops, flow.layout.views(flat.astype(np.float64)))
 
     def log_prob(self, images, seed: int = 0, batch_size: int = _BATCH, at_once=None) -> np.ndarray:
         """log p(x) of each image in nats (Eq. 1), (N,) on the host; the arguments of `evaluate`."""

@@ -225,7 +225,7 @@ def test_the_ledger_keeps_densities_and_volumes_apart(ops, images):
     flow = glow()
     layout, flat = parameters(flow)
     params = layout.views(flat)
-    likelihood = Likelihood(ops, flow, layout, flat)
+    likelihood = Likelihood(ops, flow, flat)
     evaluation = likelihood.evaluate(images, seed=11)
     ledger = evaluation.terms
     rows = ("split1 base density", "split2 base density", "base density")
@@ -252,7 +252,7 @@ def test_the_ledger_keeps_densities_and_volumes_apart(ops, images):
 
 def test_samples_from_an_images_latents_are_the_image(ops, images):
     flow = glow()
-    likelihood = Likelihood(ops, flow, *parameters(flow, exact_inverse=True))
+    likelihood = Likelihood(ops, flow, parameters(flow, exact_inverse=True)[1])
     latents = likelihood.latents(images, seed=3)
     assert [latent.shape for latent in latents] == [(N, *s) for s in flow.latent_shapes.values()]
     for exact in (False, True):
@@ -266,7 +266,7 @@ def test_samples_from_an_images_latents_are_the_image(ops, images):
 def test_latents_are_given_or_drawn_one_by_one(ops, images):
     flow = glow()
     layout, flat = parameters(flow, exact_inverse=True)
-    likelihood = Likelihood(ops, flow, layout, flat)
+    likelihood = Likelihood(ops, flow, flat)
     normal = get_ops("numpy").random.normal
     drawn = [
         0.7 * normal(RandomKey(5, SAMPLE_LATENTS, index), (N, *shape), np.float64)
@@ -288,7 +288,7 @@ def test_latents_are_given_or_drawn_one_by_one(ops, images):
 
 def test_latents_of_the_wrong_number_are_refused(ops, images):
     flow = glow()
-    likelihood = Likelihood(ops, flow, *parameters(flow))
+    likelihood = Likelihood(ops, flow, parameters(flow)[1])
     with pytest.raises(ValueError, match="argument 2 is longer"):
         likelihood.sample(2, seed=0, latents=(None,))
     first = np.zeros((2, 4, 4, 2))

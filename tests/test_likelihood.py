@@ -66,7 +66,7 @@ def test_log_prob_matches_brute_force(ops, images):
     """log N(z) + slogdet of the whole Jacobian by differences + the preprocessing's own."""
     flow = small_flow()
     layout, flat = random_parameters(flow)
-    found = Likelihood(ops, flow, layout, flat).log_prob(images, seed=3)
+    found = Likelihood(ops, flow, flat).log_prob(images, seed=3)
 
     p = layout.views(flat)
     u = get_ops("numpy").random.uniform(KEY, images.shape, np.float64)
@@ -90,7 +90,7 @@ def test_log_prob_matches_brute_force(ops, images):
 def test_at_once_does_not_change_the_noise(ops, images, at_once, monkeypatch):
     """Nor the terms, but for the rounding of sums over N images."""
     flow = small_flow()
-    likelihood = Likelihood(ops, flow, *random_parameters(flow))
+    likelihood = Likelihood(ops, flow, random_parameters(flow)[1])
     whole = likelihood.evaluate(images, seed=11).terms
     seen = []
     forward = type(flow.layers[0][1]).forward
@@ -110,7 +110,7 @@ def test_each_row_of_the_ledger_is_its_step(ops, images):
     flow = small_flow()
     layout, flat = random_parameters(flow)
     params = layout.views(flat)
-    evaluation = Likelihood(ops, flow, layout, flat).evaluate(images, seed=11)
+    evaluation = Likelihood(ops, flow, flat).evaluate(images, seed=11)
     assert evaluation.dimension == D
     ledger = evaluation.terms
     x, ldj = flow.encode(ops, images, RandomKey(11, EVALUATION_NOISE, 0), np.float64)
@@ -140,7 +140,7 @@ def test_a_likelihood_never_changes(ops, images):
     """It keeps a copy: no determinant can go stale when training goes on in the buffer."""
     flow = small_flow()
     layout, flat = random_parameters(flow)
-    likelihood = Likelihood(ops, flow, layout, flat)
+    likelihood = Likelihood(ops, flow, flat)
     log_dets = dict(likelihood.log_dets)
     before = likelihood.log_prob(images, seed=3), log_dets, likelihood.sample(4, seed=0)
     flat *= 1.5
@@ -148,7 +148,7 @@ def test_a_likelihood_never_changes(ops, images):
     np.testing.assert_array_equal(before[0], after[0])
     assert before[1] == after[1]
     np.testing.assert_array_equal(before[2], after[2])
-    trained = Likelihood(ops, flow, layout, flat)
+    trained = Likelihood(ops, flow, flat)
     assert np.all(trained.log_prob(images, seed=3) != before[0])
     expected = before[1]["dense1"] + D * math.log(1.5)
     np.testing.assert_allclose(trained.log_dets["dense1"], expected, rtol=1e-12)
@@ -159,8 +159,8 @@ def test_evaluation_is_in_double_precision(ops, images):
     flow = small_flow()
     layout, flat = random_parameters(flow)
     rounded = flat.astype(np.float32)
-    single = Likelihood(ops, flow, layout, rounded).log_prob(images, seed=3)
-    double = Likelihood(ops, flow, layout, rounded.astype(np.float64)).log_prob(images, seed=3)
+    single = Likelihood(ops, flow, rounded).log_prob(images, seed=3)
+    double = Likelihood(ops, flow, rounded.astype(np.float64)).log_prob(images, seed=3)
     assert single.dtype == np.float64
     np.testing.assert_array_equal(single, double)
 
@@ -169,7 +169,7 @@ def test_single_precision_evaluation_is_off_by_rounding(ops, images):
     """Some ten roundings of each value of an image, whose logit and terms are below 30 nats; the
     determinants are those of double precision."""
     trainer = make_trainer(ops, "fc", eval_dtype="float32")
-    single, double = trainer.likelihood(), Likelihood(ops, trainer.flow, trainer.layout, trainer.p)
+    single, double = trainer.likelihood(), Likelihood(ops, trainer.flow, trainer.p)
     assert single.log_dets == double.log_dets
     images = ops.to_host(images_of(trainer, 0))
     found, expected = (each.evaluate(images, seed=3).nll for each in (single, double))
@@ -178,13 +178,13 @@ def test_single_precision_evaluation_is_off_by_rounding(ops, images):
 
 def test_learned_and_exact_samples_agree_where_r_is_the_inverse(ops):
     flow = small_flow()
-    likelihood = Likelihood(ops, flow, *random_parameters(flow, exact_inverse=True))
+    likelihood = Likelihood(ops, flow, random_parameters(flow, exact_inverse=True)[1])
     learned, exact = (likelihood.sample(50, seed=4, exact=exact) for exact in (False, True))
     assert learned.shape == (50, D)
     assert learned.dtype == np.uint8
     assert len(np.unique(learned)) > 20
     np.testing.assert_array_equal(learned, exact)
-    approximate = Likelihood(ops, flow, *random_parameters(flow))
+    approximate = Likelihood(ops, flow, random_parameters(flow)[1])
     assert np.any(approximate.sample(50, seed=4) != approximate.sample(50, seed=4, exact=True))
 
 
@@ -193,7 +193,7 @@ def test_samples_are_the_inverse_of_latents(ops):
     flow = small_flow()
     layout, flat = random_parameters(flow)
     params = layout.views(flat)
-    found = Likelihood(ops, flow, layout, flat).sample(20, seed=4, temperature=0.5, exact=True)
+    found = Likelihood(ops, flow, flat).sample(20, seed=4, temperature=0.5, exact=True)
     key = RandomKey(4, 2)  # SAMPLE_LATENTS
     z = 0.5 * get_ops("numpy").random.normal(key, (20, D), np.float64)
     h = np.linalg.solve(params["dense2"]["W"], (z - params["dense2"]["b"]).T).T[:, ::-1]
@@ -250,7 +250,7 @@ def test_nonfinite_samples_are_an_error():
     flow = small_flow()
     layout, flat = random_parameters(flow)
     layout.views(flat)["dense2"]["R"][0, 0] = np.nan
-    likelihood = Likelihood(get_ops("numpy"), flow, layout, flat)
+    likelihood = Likelihood(get_ops("numpy"), flow, flat)
     with pytest.raises(DivergedError, match="samples are not finite"):
         likelihood.sample(3, seed=0)
     assert likelihood.sample(3, seed=0, exact=True).shape == (3, *flow.shape)

@@ -225,7 +225,7 @@ def test_a_nan_in_one_ranks_slice_stops_all_and_names_the_layer(tmp_path, monkey
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 def test_ranks_share_an_evaluation(ranks):
     trainer = trainer_of("fc")
-    likelihood = Likelihood(OPS, trainer.flow, trainer.layout, trainer.p)
+    likelihood = Likelihood(OPS, trainer.flow, trainer.p)
     images = np.concatenate([images_of(trainer, step, BATCH) for step in range(4)])
     seen = []
 

@@ -139,7 +139,7 @@ def convolutional(ops, thread_counts, quick: bool) -> tuple[dict, str]:
     slow, slow_text = _steps(ops, thread_counts, dense, 2)
     trainer = make_trainer(ops, "conv", _SNF)
     images, snapshot = ops.to_host(random_images(ops, trainer)), trainer.likelihood()
-    own = (ops, trainer.flow, trainer.layout, trainer.p)
+    own = (ops, trainer.flow, trainer.p)
     whole = "exact evaluation of 100 images, determinants included"
     calls = {"nine determinants": trainer.likelihood}
     calls[whole] = lambda: Likelihood(*own).log_prob(images)

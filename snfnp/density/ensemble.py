@@ -56,7 +56,7 @@ class FlowMember:
     @cached_property
     def likelihood(self) -> Likelihood:
         """The likelihood that was trained: with noise in columns that have a step."""
-        return Likelihood(self.ops, self.flow, self.flow.layout, self.p)
+        return Likelihood(self.ops, self.flow, self.p)
 
     @cached_property
     def without_noise(self) -> Likelihood:
@@ -65,7 +65,7 @@ class FlowMember:
         if not before.step:
             return self.likelihood
         flow = replace(self.flow, preprocess=Standardise(before.mean, before.spread))
-        return Likelihood(self.ops, flow, flow.layout, self.p)
+        return Likelihood(self.ops, flow, self.p)
 
     def log_prob(self, rows: np.ndarray) -> np.ndarray:
         return self.without_noise.log_prob(rows)

@@ -296,7 +296,7 @@ class Trainer:
     def likelihood(self, p=None) -> Likelihood:
         """An exact, immutable snapshot of the present parameters, or of others, flat."""
         p, dtype = self.p if p is None else p, self.config.eval_dtype
-        return Likelihood(self.ops, self.flow, self.layout, p, dtype)
+        return Likelihood(self.ops, self.flow, p, dtype)
 
     def checkpoint(self, record: dict) -> Checkpoint:
         """The state of the training, on the host."""

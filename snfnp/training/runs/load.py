@@ -52,7 +52,7 @@ class LoadedRun:
     @cached_property
     def likelihood(self) -> Likelihood:
         """The exact likelihood, and samples; determinants are computed at the first use."""
-        return Likelihood(self.ops, self.flow, self.layout, self.ops.asarray(self.checkpoint.p))
+        return Likelihood(self.ops, self.flow, self.ops.asarray(self.checkpoint.p))
 
     @property
     def lam(self) -> float | dict[str, float]:
