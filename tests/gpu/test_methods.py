@@ -21,7 +21,7 @@ WAYS = {
     "plain": ({"model": "fc"}, 30),
     "conv": ({"model": "conv"}, 76),
     "glow": ({"model": "glow-2l-4k"}, 110),
-    "whitened": ({"model": "fc", "coordinates": "white"}, 35),
+    "whitened": ({"model": "fc", "coordinates": "white", "epoch": 16}, 35),
     "geco": ({"model": "fc", **GECO, "constraint": "absolute"}, 32),
     "geco, relative": ({"model": "fc", **GECO, "constraint": "relative"}, 34),
     "geco, conv": ({"model": "conv", **GECO}, 87),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import re
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -79,6 +81,27 @@ def test_a_single_precision_step_matches_numpy(ops, model, gradient):
 
 
 # ---------------------------------------------------------------- the host does not wait
+
+
+def test_a_replay_costs_the_host_one_launch_and_a_graph(ops, standin, monkeypatch):
+    """The batch is gathered in the recorded step. The time is printed: the CPU's in a step, with a
+    graph that does nothing."""
+    images = np.random.default_rng(0).integers(0, 256, (600, 4, 4, 1)).astype(np.uint8)
+    trainer = make_trainer(ops, side=4)
+    batches = Batches(ops, images, trainer.config, (16,))
+    trainer.begin(batches)
+    for _ in range(3):
+        trainer.training_step(batches)
+    replayed = []
+    fake = SimpleNamespace(launch=replayed.append)
+    monkeypatch.setattr(trainer._ascend._recording, "graph", fake)
+    before, start = standin.counts(), time.process_time()
+    for _ in range(50):
+        trainer.training_step(batches)
+    print(f"{1e6 * (time.process_time() - start) / 50:.0f} µs of the host a step")
+    spent = {name: count - before[name] for name, count in standin.counts().items()}
+    assert len(replayed) == 50
+    assert (spent["launches"], spent["h2d"], spent["d2h"], spent["syncs"]) == (50, 0, 0, 0)
 
 
 @pytest.mark.parametrize("model", ["emerging", "conv-exponential", "glow-2l-4k"])

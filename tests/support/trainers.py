@@ -26,15 +26,17 @@ def make_trainer(
     side=SIDE,
     flow=None,
     world=SINGLE_PROCESS,
+    epoch=100,
     **changes,
 ):
-    """A trainer for images (side, side, 1); gradient None: the preset's."""
+    """A trainer for images (side, side, 1), `epoch` steps an epoch; gradient None: the preset's."""
     size = SMALL_GLOW if "glow" in model else {"depth": 2} if model == "vector" else {}
     backend = ops.name if ops.name in BACKENDS else "numpy"
     defaults = {"lr": 1e-3, "batch_size": BATCH, "warmup_epochs": 1, "backend": backend}
     config = TrainConfig(model=model, gradient=gradient, **{**defaults, **size, **changes})
     config = config.resolve(1000)
-    return Trainer(ops, flow or config.build_flow((side, side, 1)), config, 100, report, world)
+    flow = flow or config.build_flow((side, side, 1))
+    return Trainer(ops, flow, config, epoch, report, world)
 
 
 def images_of(trainer, step, batch=BATCH):

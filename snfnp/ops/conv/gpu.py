@@ -16,10 +16,6 @@ _CHUNKS = 288  # parts of a batch whose weight gradients are summed separately, 
 
 
 class GpuConv(Conv):
-    """Launches: 1 for `patches`, `shift_and_add` and `correlate` of few channels, 2 for
-    `weight_grad` of few (1×1 too: a product would have as few rows as channels), 1 and the product
-    for `weight_grad` of many."""
-
     def patches(self, x, kernel):
         kh, kw = kernel
         if kh == kw == 1:
@@ -58,8 +54,7 @@ class GpuConv(Conv):
         if outputs < inputs and kh * kw > 1:
             return super().weight_grad(delta, x, out, add)
         product = self.linalg.matmul_add if add else self.linalg.matmul
-        cols, deltas = self.patches(x, (kh, kw)), delta.reshape(-1, outputs)
-        product(cols.T, deltas, out=out.reshape(-1, outputs))
+        product(self.patches(x, (kh, kw)).T, delta.reshape(-1, outputs), out.reshape(-1, outputs))
         return out
 
     def _weight_grad(self, delta, x, out, add):

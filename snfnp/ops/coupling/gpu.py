@@ -19,21 +19,21 @@ class GpuCoupling(Coupling):
     keeps_first = True  # caching beats recomputing
 
     def bias_relu(self, out, b):
-        device = self.device
-        rows, channels = device.xp.ascontiguousarray(out), out.shape[1]
-        blocks, _ = channel_blocks(out.size, channels, 4)
-        sizes = {"size": out.size, "channels": channels}
-        device.launch("bias_relu", out.dtype, blocks, out=rows, b=b, **sizes)
-        return _written(rows, out)
+        if not out.flags.c_contiguous:
+            return super().bias_relu(out, b)
+        blocks, _ = channel_blocks(out.size, out.shape[1], 4)
+        sizes = {"size": out.size, "channels": out.shape[1]}
+        self.device.launch("bias_relu", out.dtype, blocks, out=out, b=b, **sizes)
+        return out
 
     def bias_relu_backward(self, out, a, g_b, add=False):
-        device = self.device
-        rows, channels = device.xp.ascontiguousarray(out), out.shape[1]
-        blocks, groups = channel_blocks(out.size, channels, 4)
-        sums = device.empty((groups, channels), out.dtype)
-        sizes = {"size": out.size, "channels": channels}
-        device.launch("bias_relu_backward", out.dtype, blocks, out=rows, a=a, sums=sums, **sizes)
-        _written(rows, out)
+        if not out.flags.c_contiguous:
+            super().bias_relu_backward(out, a, g_b, add)
+            return
+        blocks, groups = channel_blocks(out.size, out.shape[1], 4)
+        sums = self.device.empty((groups, out.shape[1]), out.dtype)
+        own = {"out": out, "a": a, "sums": sums, "size": out.size, "channels": out.shape[1]}
+        self.device.launch("bias_relu_backward", out.dtype, blocks, **own)
         self._add_up(sums, g_b, add)
 
     def product_relu(self, x, w, b, out):
@@ -95,10 +95,3 @@ class GpuCoupling(Coupling):
 def _sizes(x) -> dict[str, int]:
     """Half the channels of images (N, H, W, C), and of a sample's values: names of parameters."""
     return {"half": x.shape[3] // 2, "values": math.prod(x.shape[1:]) // 2}
-
-
-def _written(rows, out):
-    """`out`, after a kernel has written to a copy if it is not contiguous."""
-    if rows is not out:
-        out[...] = rows
-    return out

@@ -23,11 +23,8 @@ _NO_MEMORY = 3
 
 
 class Cublas:
-    """gemm(a, b, out, beta): out ← a b + beta out, on CuPy's current stream.
-
-    Products on different streams at the same time would share the workspace: they need an instance
-    each. tf32: let tensor cores round the factors of single-precision products to 10 bits.
-    """
+    """gemm(a, b, out, beta): out ← a b + beta out, on CuPy's current stream. Products on several
+    streams at the same time would share the workspace. tf32: see `get_ops`."""
 
     def __init__(self, cupy, tf32: bool):
         self._cupy, self._guard = cupy, DeviceGuard(cupy)

@@ -21,14 +21,12 @@ _MOST_BLOCKS = 1024  # of a kernel over items; each of its threads then takes se
 class Gpu:
     """The CUDA device that is current when this is made, through CuPy; it refuses another.
 
-    Nothing that a self-normalizing training step does makes the host wait: what operations return
-    as a number on a CPU is here an array of shape (), and what they take as a number may be one.
-    Raises BackendError with what is missing (CuPy, a driver, a device).
+    What operations return as a number on a CPU is here an array of shape (), and what they take as
+    one may be such an array, so that no training step without an exact gradient makes the host
+    wait. Raises BackendError with what is missing (CuPy, a driver, a device).
 
-    launch(kernel, dtype, blocks, **arguments): see `Launcher`; counter: that of a reduction's
-    `last_block`, 0 between launches. tf32: let tensor cores round the
-    factors of single-precision products to 10 bits. world: the processes of this run; if there are
-    several, each first makes device number rank modulo the device count its current one.
+    launch: see `Launcher`; counter: of a reduction's `last_block`, 0 between launches; tf32 and
+    world: see `get_ops`.
     """
 
     name = "cupy"
@@ -50,7 +48,7 @@ class Gpu:
         self.counter = self.xp.zeros(source.constant("linalg", "MOST_TASKS"), np.uint32)
         self.xp.cuda.get_current_stream().synchronize()  # it is 0, whatever stream uses it first
         self._constants: dict = {}
-        self._deferred: dict | None = None
+        self._deferred: list | None = None
 
     def __reduce__(self):
         """A recipe for pickles: a device like this one, where they are opened, for one process."""
@@ -90,17 +88,18 @@ class Gpu:
         if self._deferred is None:
             function(*arguments, **named)
         else:
-            _, calls = self._deferred.setdefault(id(owner), (owner, []))
-            calls.append(partial(function, *arguments, **named))
+            self._deferred.append((owner, partial(function, *arguments, **named)))
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        self._deferred = {}
+        self._deferred, owned = [], {}
         try:
             yield
         finally:
             deferred, self._deferred = self._deferred, None
-        self.launch.side_by_side.run([partial(_all, calls) for _, calls in deferred.values()])
+        for owner, call in deferred:
+            owned.setdefault(id(owner), []).append(call)
+        self.launch.side_by_side.run(list(owned.values()))
 
     def communicator(self, world: Communicator) -> Communicator:
         world.require_same({"backend": self.name})
@@ -133,8 +132,3 @@ class Gpu:
                 self._constants[key] = self.asarray(host, dtype)
             stream.synchronize()
         return self._constants[key]
-
-
-def _all(calls) -> None:
-    for call in calls:
-        call()

@@ -2,11 +2,8 @@
 
 The first calls and the recording are on a stream of the graph's own, a non-blocking one: while
 another is recorded, any touch of the legacy default stream would fail. Events order it with the
-caller's stream. A replay is launched on the caller's, and CUDA runs those of one graph one after
-another. A graph works in memory of its own pool, which nothing else may use while the graph lives.
-
-Graphs share cuBLAS's workspace with each other and with plain calls: what is on one stream is in
-order, but a second captured function on a stream of its own needs a `Cublas` of its own.
+caller's stream, on which replays are. A graph works in memory of its own pool, which nothing else
+may use while the graph lives.
 """
 
 import gc
@@ -25,9 +22,8 @@ class Graph:
 
     The function must put its results into arrays that outlive it, never let the host wait, and
     read from the device what changes between calls. Another argument is captured again. If the
-    capture fails, `report` gets one line that says why, and every call is a plain one.
-    A recorded call and a plain one would wait for each other's sums for ever, so if one rank of the
-    communicator fails, none records.
+    capture fails on one rank of the communicator, `report` gets one line that says why, and every
+    call of all of them is a plain one: else they would wait for each other's sums for ever.
     """
 
     def __init__(self, cupy, function, report, communicator=SINGLE_PROCESS):
@@ -66,8 +62,7 @@ class Graph:
         # Memory that was dropped elsewhere is of no use to the new pool.
         self._cupy.get_default_memory_pool().free_all_blocks()
         self._recording = _Recording(self._cupy, argument, self._stream, self._done, self._guard.id)
-        # Not __del__: a graph dies in a cycle with its trainer, and Python finalises the members of
-        # a cycle in any order, the stream perhaps first.
+        # Not __del__: Python finalises the members of a cycle in any order.
         self._release = weakref.finalize(self, self._recording.release)
         self._release.atexit = False
 

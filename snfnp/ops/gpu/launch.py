@@ -14,8 +14,8 @@ _NULL = np.uint64(0)
 
 
 class DeviceGuard:
-    """The device that was current when this was made (id: its number). `require` refuses any
-    other: there CUDA would read or write the wrong memory, or fail much later."""
+    """The device that was current when this was made (id: its number); `require` refuses another,
+    where CUDA would read or write the wrong memory."""
 
     def __init__(self, cupy):
         self._current = cupy.cuda.runtime.getDevice
@@ -31,10 +31,7 @@ class DeviceGuard:
 
 
 class Launcher:
-    """launch(kernel, dtype, blocks, **arguments), on this device and CuPy's current stream.
-
-    side_by_side: runs calls whose launches of one kernel become one.
-    """
+    """launch(kernel, dtype, blocks, **arguments), on this device and CuPy's current stream."""
 
     def __init__(self, cupy):
         self._cupy, self._guard = cupy, DeviceGuard(cupy)
@@ -47,11 +44,10 @@ class Launcher:
         """Launch a kernel for arrays of `dtype`; blocks = 0 (an empty array) does nothing.
 
         arguments: every parameter of the kernel by name, arrays, numbers, or None for a null
-        pointer. A number that the kernel takes as a pair `a_at, a` is given as `a`, a number or a
-        device array of shape (); the strides of an array are not given at all. An array that the
-        kernel takes without strides and only reads is copied if it is not contiguous.
-        Raises TypeError, before anything is launched, for a name that is missing or unknown and
-        for an array of another type than the kernel's, which a GPU would read as garbage.
+        pointer. A pair `a_at, a` is given as `a`, a number or a device array of shape (); strides
+        are not given. What the kernel takes without strides and only reads is copied if it is not
+        contiguous. Raises TypeError for a name that is missing or unknown, and for an array of
+        another type than the kernel's, which a GPU would read as garbage.
         """
         converters = _converters(kernel)
         names = {name for name, _ in converters}  # one for a pair, one for an array with strides
@@ -64,9 +60,7 @@ class Launcher:
             dtype = np.dtype(dtype)
             values = tuple(convert(arguments[name], dtype) for name, convert in converters)
             launch = kernel, dtype, blocks, threads, values
-            if self.side_by_side.waits and source.takes_tasks(kernel):
-                self.side_by_side.wait(launch)
-            else:
+            if not (source.takes_tasks(kernel) and self.side_by_side.wait(launch)):
                 self._start(*launch)
 
     def _start(self, kernel, dtype, blocks, threads, values) -> None:
@@ -75,7 +69,6 @@ class Launcher:
         self._function(kernel, dtype)((blocks,), (threads,), values)
 
     def _start_all(self, launches) -> None:
-        """Start launches that need nothing of each other, those of one kernel together."""
         alike: dict = {}
         for kernel, dtype, *launch in launches:
             alike.setdefault((kernel, dtype), []).append(launch)

@@ -1,18 +1,13 @@
-"""The GPU: what it takes to use it, which one it is, and why something did not fit in its memory.
-
-Anything that is missing becomes one line: what failed, in CuPy's words, and what to do.
-"""
+"""The GPU: what it needs, which one it is, and why something did not fit in its memory."""
 
 import re
 from importlib import metadata
 
 from snfnp.errors import BackendError
 
-# The oldest driver for each major version of CUDA that this package has an extra for (NVIDIA, "CUDA
-# Compatibility", table 1), newest first.
+# The oldest driver for each version of CUDA with an extra (NVIDIA, "CUDA Compatibility", table 1).
 _DRIVERS = {13: 580, 12: 525}
-# The first that keeps compiled modules of templates on disk: older ones compile at every start.
-_OLDEST_CUPY = (14, 1)
+_OLDEST_CUPY = (14, 1)  # the first that keeps compiled modules of templates on disk
 _OUT_OF_MEMORY = re.compile("MemoryAllocation|OUT_OF_MEMORY|ALLOC_FAILED")
 
 
@@ -26,11 +21,8 @@ _INSTALL = " or ".join(f"{install(k)} (driver {oldest} or newer)" for k, oldest 
 
 
 def require_cupy(turn: int | None = None):
-    """The `cupy` module, once it is certain that it can compile and run a kernel.
-
-    turn: make this device the current one first, counted round and round; None: leave that.
-    Raises BackendError, with one line, if it cannot.
-    """
+    """The `cupy` module, once it is certain that it can run a kernel. turn: make this device the
+    current one first, modulo their number. Raises BackendError: what failed, and what to do."""
     called, task, remedy = "CuPy", "be imported", f"{_INSTALL}, one of them alone"
     try:
         import cupy
@@ -64,12 +56,12 @@ def describe(cupy) -> dict:
     runtime, capability = cupy.cuda.runtime, str(cupy.cuda.Device().compute_capability)
     properties = runtime.getDeviceProperties(cupy.cuda.Device().id)
     packages = {d.name: d.version for d in metadata.distributions() if d.name}
+    cuda = {"driver": runtime.driverGetVersion(), "runtime": runtime.runtimeGetVersion()}
     return {
         "name": properties["name"].decode(),
         "compute_capability": f"{capability[:-1]}.{capability[-1]}",
         "memory_bytes": int(properties["totalGlobalMem"]),
-        "cuda_driver": _version(runtime.driverGetVersion()),
-        "cuda_runtime": _version(runtime.runtimeGetVersion()),
+        **{f"cuda_{of}": f"{n // 1000}.{n % 1000 // 10}" for of, n in cuda.items()},
         "nvrtc": ".".join(map(str, cupy.cuda.nvrtc.getVersion())),
         "cupy": cupy.__version__,
         "packages": {n: packages[n] for n in sorted(packages) if re.match("cupy|nvidia-|cuda-", n)},
@@ -77,8 +69,7 @@ def describe(cupy) -> dict:
 
 
 def explain_out_of_memory(error: Exception, cupy) -> str | None:
-    """The words for what did not fit on the device or the host; None for any other error: CuPy's
-    pool raises MemoryError, CUDA's libraries do not."""
+    """The words for what did not fit on the device or the host; None for any other error."""
     of_a_library = isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))
     if not of_a_library and not isinstance(error, MemoryError):
         return None
@@ -87,11 +78,6 @@ def explain_out_of_memory(error: Exception, cupy) -> str | None:
     free, total = (f"{size / 2**30:.1f} GiB" for size in cupy.cuda.runtime.memGetInfo())
     name = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
     return f"{first_line(error).rstrip('.')}; {name} has {total}, of which {free} are free"
-
-
-def _version(number: int) -> str:
-    """13020 -> "13.2", as CUDA counts its versions."""
-    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def first_line(error: BaseException) -> str:

@@ -6,55 +6,54 @@ layer, most of a GPU would be idle.
 
 import threading
 from collections.abc import Callable
-from functools import partial
 
 
 class SideBySide:
-    """run(calls): calls that need nothing of each other, on the caller's stream.
+    """run(series): lists of calls, which need nothing of each other, on the caller's stream.
 
-    Each call has a thread, and one of them runs at a time, up to its next `wait(launch)` or its
+    Each list has a thread, and one of them runs at a time, up to its next `wait(launch)` or its
     end. Once all are there, `start(launches)` gets what they wait for.
     """
 
     def __init__(self, cupy, start: Callable[[list], None]):
         self._cupy, self._start, self._own = cupy, start, threading.local()
 
-    @property
-    def waits(self) -> bool:
-        """True in a call that runs beside others."""
-        return getattr(self._own, "turn", None) is not None
+    def wait(self, launch) -> bool:
+        """True once the launch has been started; False, at once, outside of `run`."""
+        turn = getattr(self._own, "turn", None)
+        if turn:
+            turn.pause(launch)
+        return turn is not None
 
-    def wait(self, launch) -> None:
-        """Come back when the launch has been started."""
-        self._own.turn.pause(launch)
-
-    def run(self, calls: list[Callable[[], None]]) -> None:
+    def run(self, series: list[list[Callable[[], None]]]) -> None:
         cuda = self._cupy.cuda  # what is current belongs to a thread
-        where = cuda.Device(), cuda.get_current_stream(), cuda.get_allocator()
-        turns = [_Turn(partial(self._call, call, *where)) for call in calls]
+        device, stream, allocator = cuda.Device(), cuda.get_current_stream(), cuda.get_allocator()
+
+        def begin(calls, turn) -> None:
+            self._own.turn = turn
+            with device, stream, cuda.using_allocator(allocator):
+                for call in calls:
+                    call()
+
+        turns = [_Turn(begin, calls) for calls in series]
         try:
             while turns:
                 launches = [turn.resume() for turn in turns]
                 turns = [turn for turn, launch in zip(turns, launches, strict=True) if launch]
-                self._start([launch for launch in launches if launch])
+                self._start(list(filter(None, launches)))
         finally:
             for turn in turns:  # after a failure
                 turn.stop()
 
-    def _call(self, call, device, stream, allocator, turn) -> None:
-        self._own.turn = turn
-        with device, stream, self._cupy.cuda.using_allocator(allocator):
-            call()
-
 
 class _Turn:
-    """A function in a thread, which runs only while another one waits in `resume`."""
+    """begin(calls, self) in a thread, which runs only while another one waits in `resume`."""
 
-    def __init__(self, function: Callable[["_Turn"], None]):
+    def __init__(self, begin: Callable, calls: list):
         self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
         self._launch = self._error = None
         self._stopped = False
-        self._thread = threading.Thread(target=self._run, args=(function,), daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(begin, calls), daemon=True)
         self._thread.start()
 
     def resume(self):
@@ -78,11 +77,11 @@ class _Turn:
         self._go.release()
         self._thread.join()
 
-    def _run(self, function) -> None:
+    def _run(self, begin, calls) -> None:
         self._go.acquire()
         try:
             if not self._stopped:
-                function(self)
+                begin(calls, self)
         except BaseException as error:
             self._error = error
         self._back.release()

@@ -61,8 +61,8 @@ class ResidentImages(ImageSource):
 
 
 class StreamedImages(ImageSource):
-    """Images that stay on the host: a batch is copied into pinned memory, from where it goes to the
-    device while the host is at the next one. A stage is filled again once its copy is done."""
+    """Images that stay on the host: a batch goes through pinned memory while the host is at the
+    next one. A stage is filled again once its copy is done."""
 
     def __init__(self, device, images: np.ndarray):
         super().__init__(device, images)

@@ -27,10 +27,10 @@ class GpuLinearAlgebra(LinearAlgebra):
         if out is None or not out.flags.c_contiguous or out.dtype != a.dtype:
             product = self.device.empty((len(a), b.shape[1]), a.dtype)
         self.device.cublas.gemm(a, b, product)
-        if out is None or product is out:
-            return product
-        out[...] = product
-        return out
+        if product is not out and out is not None:
+            out[...] = product
+            return out
+        return product
 
     def matmul_add(self, a, b, out):
         if not out.flags.c_contiguous or not a.dtype == b.dtype == out.dtype:
@@ -49,10 +49,9 @@ class GpuLinearAlgebra(LinearAlgebra):
         plain = out.flags.c_contiguous and a.dtype == out.dtype
         if isinstance(multiple, int) and a.ndim == 2 and plain and a.T.flags.c_contiguous:
             rows, columns = out.shape
+            own = {"out": out, "scale": scale * multiple, "a": a.T, "rows": rows}
             tiles = -(-rows // 32) * -(-columns // 32)
-            own = {"out": out, "scale": scale * multiple, "a": a.T}
-            sizes = {"rows": rows, "columns": columns}
-            self.device.launch("scaled_transpose", out.dtype, tiles, **own, **sizes)
+            self.device.launch("scaled_transpose", out.dtype, tiles, **own, columns=columns)
             return out
         if a.ndim != 4 or not plain:
             return super().scale_into(out, scale, a, multiple)
@@ -75,13 +74,12 @@ class GpuLinearAlgebra(LinearAlgebra):
         return total
 
     def residual(self, out, x):
-        device = self.device
-        rows, total = device.xp.ascontiguousarray(out), device.empty((), np.float64)
+        if not out.flags.c_contiguous:
+            return super().residual(out, x)
+        total = self.device.empty((), np.float64)
         blocks, sums = self._sums(out.size, total)
         sums |= {"samples": len(x), "n": out.size}
-        device.launch("residual", out.dtype, blocks, error=rows, x=x, **sums)
-        if rows is not out:
-            out[...] = rows
+        self.device.launch("residual", out.dtype, blocks, error=out, x=x, **sums)
         return total
 
     def _sums(self, size, total):

@@ -1,5 +1,4 @@
-"""The log of training steps: an array on the device, which the host reads now and then, since steps
-may be queued faster than a device computes them."""
+"""The log of training steps: an array on the device, which the host reads now and then."""
 
 import math
 from dataclasses import dataclass
@@ -35,17 +34,12 @@ SUMS_AND_COUNT = slice(Entry.SURROGATE_SUM, Entry.COUNT + 1)
 
 @dataclass(frozen=True)
 class Reading:
-    """A log on the host. Figures are (surrogate, reconstruction, gradient norm).
-
-    last: of the last step; averages: of the steps since they were cleared, NaN if there are
-    none; failed: the number of the first failed step, or 0; density: the mean log-density of the
-    last step, without any log|det W|.
-    """
+    """A log on the host: figures are (surrogate, reconstruction, gradient norm)."""
 
     last: tuple[float, float, float]
-    averages: tuple[float, float, float]
-    failed: int
-    density: float
+    averages: tuple[float, float, float]  # of the steps since they were cleared; NaN: none
+    failed: int  # the number of the first failed step, or 0
+    density: float  # the mean log-density of the last step, without any log|det W|
 
 
 class StepLog:
