@@ -22,7 +22,6 @@ SLOW = (
     *("gpu/", "test_benchmarks", "test_kernels_"),
     *("test_pictures", "test_processes", "test_properties", "test_read_only", "test_reproduce"),
     *("test_runs_", "test_scripts", "test_site", "test_terminal", "test_threads"),
-    *("test_ops.py::test_override", "test_ops.py::test_products_of_tall"),
     *("test_ops.py::test_nan_spreads", "test_conv.py::test_the_size_of_a_tile"),
     *("test_method.py::test_a_figure_is_drawn", "test_method.py::test_a_notebook"),
     *("test_flow.py::test_a_convolutional_step", "test_recompute.py::test_depth_costs"),

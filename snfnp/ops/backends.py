@@ -62,9 +62,8 @@ DEFINITIONS = {name: kind for name, kind in Ops.__annotations__.items() if name 
 
 
 def overrides(kind: str) -> dict[str, type]:
-    """The class of every group: `CpuConv` of `conv/cpu.py`, or `GpuConv` of `conv/gpu.py`, in
-    place of `Conv` if the folder has such a file. kind: "cpu" (Numba) or "gpu"; importing the
-    latter needs no CuPy."""
+    """The class of every group: `CpuConv` of `conv/cpu.py` (Numba), or `GpuConv` of `conv/gpu.py`,
+    in place of `Conv` if the folder has such a file. Importing the latter needs no CuPy."""
     classes = {}
     for group, definition in DEFINITIONS.items():
         module = f"snfnp.ops.{group}.{kind}"

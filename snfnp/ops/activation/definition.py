@@ -2,7 +2,7 @@
 
 import math
 
-from snfnp.ops.group import OperationGroup, rows
+from snfnp.ops.group import OperationGroup
 
 
 class Activation(OperationGroup):
@@ -17,7 +17,7 @@ class Activation(OperationGroup):
         softplus = xp.maximum(x, 0) + xp.log1p(e)
         y = alpha * x + (1 - alpha) * softplus
         log_slope = xp.log(alpha + (1 - alpha) * sigma)
-        return y, rows(log_slope).sum(axis=1), sigma
+        return y, log_slope.sum(axis=tuple(range(1, x.ndim))), sigma
 
     def smooth_leaky_relu_inverse(self, y, alpha):
         """The x with f(x) = y, elementwise, by Newton's method inside a bracket.

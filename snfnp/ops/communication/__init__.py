@@ -47,11 +47,8 @@ def _number(variable: str) -> int:
 
 @cache
 def world() -> Communicator:
-    """All processes that were started together, by mpiexec or srun, or a single one.
-
-    The environment tells which: for a single process MPI is not even imported. Raises BackendError,
-    in one line, if several processes were started that cannot reach each other.
-    """
+    """All processes that were started together, by mpiexec or srun, or a single one, which does not
+    import MPI. Raises BackendError if several processes cannot reach each other."""
     launch = launched()
     if launch is None:
         return SINGLE_PROCESS

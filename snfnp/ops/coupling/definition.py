@@ -18,11 +18,10 @@ from snfnp.ops.group import OperationGroup
 
 
 class Coupling(OperationGroup):
-    # Values of a hidden layer that the network takes at once, so that a CPU's caches hold them:
-    # 2000 rows of 512. With fewer, starting threads takes longer than what the caches save.
+    # Values of a hidden layer that the network takes at once, so that a CPU's caches hold them.
     network_values = 2000 * 512
-    # Whether the backward pass is given a₁. To compute it again is a small part of the operations,
-    # and on a CPU about the time of writing it in one pass and reading it in the other.
+    # Whether the backward pass is given a₁: on a CPU to compute it again takes about as long as to
+    # write and read it.
     keeps_first = False
     _forgets = False
 
@@ -112,12 +111,12 @@ class Coupling(OperationGroup):
         return dv
 
     def network(self, x, p, scale, keep):
-        """x (N, H, W, C) -> h (N, H, W, C), and what the backward pass needs, if asked to keep it.
+        """x (N, H, W, C), of which x₁ is read -> h (N, H, W, C), and what the backward pass needs,
+        if asked to `keep` it: {"a2": a₂ (N H W, width)}, and "a1" like it where `keeps_first`.
 
         p: w1 (kH, kW, C/2, width), b1 (width,), w2 (width, width), b2 (width,), w3 (kH, kW, width,
-        C), b3 and logs (C,); scale: k. Reads x₁ alone. {"a2": a₂ (N H W, width)}, and "a1" like it
-        where `keeps_first`. 2 N H W (width² + 1.5 kH kW C width) operations; works in blocks of
-        samples, see `network_values`.
+        C), b3 and logs (C,); scale: k. 2 N H W (width² + 1.5 kH kW C width) operations, in blocks
+        of samples.
         """
         xp, width, (samples, height, columns, _) = self.xp, len(p["b1"]), x.shape
         h = xp.empty(x.shape, x.dtype)

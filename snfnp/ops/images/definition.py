@@ -62,16 +62,11 @@ class Images(OperationGroup):
 
 
 def augment(images: np.ndarray, key: RandomKey) -> np.ndarray:
-    """Flip each image horizontally with probability 1/2, then shift it by -1, 0 or 1 pixels.
+    """Flip each image horizontally with probability 1/2, then shift it by -1, 0 or 1 pixels in each
+    direction, with probability 1/3 each (A.3): new images (N, H, W, C) on the host. O(N H W C).
 
-    Appendix A.3 of Keller et al. 2021: "random horizontal flipping with probability 0.5 and
-    random jitter by 1 pixel". Both directions are shifted independently, each of the three
-    values with probability 1/3; what a shift leaves without pixels repeats the image's border: a
-    density model would spend likelihood on a black line, which no test image has.
-
-    images (N, H, W, C), of any type, on the host -> a new array of the same shape and type.
-    key: of the random numbers, each step's own; with key.first the images are those of a larger
-    batch from that one on, and are changed as they would be in it. O(N H W C).
+    What a shift leaves without pixels repeats the image's border: a density model would spend
+    likelihood on a black line, which no test image has.
     """
     count, height, width, _ = images.shape
     u = philox.uniform(np, key, (count, DRAWS))

@@ -78,11 +78,8 @@ class LinearAlgebra(OperationGroup):
     # ------------------------------------------ for `snfnp.maps.block_tridiagonal`'s recursion
 
     def inverse_and_log_abs_det(self, a):
-        """a⁻¹ and log|det a| of a square matrix (n, n). O(n³). Raises SingularMatrixError.
-
-        Where `a` is not finite, or singular on a device that does not say so, the inverse is not
-        finite.
-        """
+        """a⁻¹ and log|det a| of a square matrix (n, n). O(n³). Raises SingularMatrixError; a device
+        that would have to wait for that may return an inverse that is not finite instead."""
         try:
             return self.xp.linalg.inv(a), float(self.xp.linalg.slogdet(a)[1])
         except np.linalg.LinAlgError:
@@ -93,11 +90,8 @@ class LinearAlgebra(OperationGroup):
         return [math.sqrt(float(self.xp.vdot(a, a))) for a in matrices]
 
     def chain_of_products(self, size: int) -> AbstractContextManager:
-        """A context for many products of (size, size) matrices, each waiting for the last.
-
-        It limits the threads of small products and changes no result: they gain little from a
-        second thread on an idle machine, and on a busy one the two wait for each other.
-        """
+        """A context for many products of (size, size) matrices, each waiting for the last. Small
+        ones get one thread: a second gains little, and on a busy machine the two wait."""
         if size > _ONE_THREAD:
             return nullcontext()
         return _blas_libraries(self.device.name).limit(limits=1, user_api="blas")

@@ -23,11 +23,11 @@ _MASK, _32 = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 class RandomKey(NamedTuple):
-    """A place in the sequence: the run's seed, the purpose (stream) and the step.
+    """A place in the sequence: the run's seed, the purpose (stream) and the step, which may be an
+    array of shape (), uint64, on an asynchronous device.
 
-    The step may be an array of shape (), uint64, on an asynchronous device. first: how many rows
-    (samples) of an array are left out before those that are drawn: a draw of shape (n, ...) is rows
-    first, …, first + n - 1 of a longer one with first = 0, to the last bit.
+    first: a draw of shape (n, ...) is rows first, …, first + n - 1 of a longer one with first = 0,
+    to the last bit.
     """
 
     seed: int
@@ -47,9 +47,8 @@ class RandomKey(NamedTuple):
 
 
 def philox4x32(counter: tuple, key: tuple) -> tuple:
-    """Ten rounds of Philox 4x32; Numba compiles it as well. counter: four uint64 arrays or scalars
-    with values below 2**32 (64 bits hold the products on the way), like the result; key: two such
-    integers."""
+    """Ten rounds of Philox 4x32, also compiled by Numba. counter: four uint64 arrays or scalars
+    with values below 2**32 (64 bits hold the products), like the result; key: two such integers."""
     c0, c1, c2, c3 = counter
     k0, k1 = np.uint64(key[0]), np.uint64(key[1])
     for _ in range(_ROUNDS):
@@ -61,9 +60,8 @@ def philox4x32(counter: tuple, key: tuple) -> tuple:
 
 
 def words(xp, key: RandomKey, count: int, start: int = 0):
-    """The 32-bit words start, start + 1, … of a key's sequence: uint64 (count,) of the namespace
-    xp. They have no rows, so that key.first has no effect here: see `RandomKey.start`.
-    """
+    """The 32-bit words start, start + 1, … of a key's sequence, for any `key.first`: uint64
+    (count,) of the namespace xp."""
     step_low, step_high, stream, seed_low, seed_high = key.words
     blocks = xp.arange(start // 4, (start + count + 3) // 4, dtype=np.uint64)
     rest = [xp.full_like(blocks, word) for word in (step_low, step_high, stream)]

@@ -43,10 +43,9 @@ class Spline(OperationGroup):
         shares -= shares.max(axis=1, keepdims=True)
         xp.exp(shares, out=shares)
         shares /= shares.sum(axis=1, keepdims=True)
-        knots[:2, 0] = poison - bound
-        knots[:2, 1:] = 2 * bound * (eps + (1 - eps * bins) * shares)
-        knots[:2] = xp.cumsum(knots[:2], axis=1)
-        knots[:2, -1] = poison + bound
+        sizes = 2 * bound * (eps + (1 - eps * bins) * shares[:, :-1])
+        knots[:2, 0], knots[:2, -1] = poison - bound, poison + bound
+        knots[:2, 1:-1] = xp.cumsum(sizes, axis=1) - bound
         slopes += slope_shift(eps)
         e = xp.exp(-abs(slopes))
         knots[2, 0] = knots[2, -1] = 1
