@@ -1,7 +1,7 @@
 """Couplings, split priors and emerging convolutions: volumes, inverses, starts, the ledger."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,11 +14,8 @@ from snfnp.context import BackwardContext
 from snfnp.errors import SingularMatrixError
 from snfnp.flow import Flow
 from snfnp.layers import (
-    ActNorm,
     AffineCoupling,
-    Parameterless,
     Preprocess,
-    SplitPrior,
 )
 from snfnp.layers.emerging import CausalConv2d, emerging_layers
 from snfnp.likelihood import EVALUATION_NOISE, SAMPLE_LATENTS, Likelihood
@@ -141,51 +138,7 @@ def test_other_images_are_refused():
     assert AffineCoupling(4).output_shape((2, 3, 4)) == (2, 3, 4)
 
 
-N, SHAPE = 3, (2, 3, 4)
-
-
-@dataclass(frozen=True)
-class Identity(Parameterless):
-    """The simplest layer before a split."""
-
-    def forward(self, ops, p, x):
-        return x, 0, {}
-
-    def inverse(self, ops, p, z):
-        return z
-
-    def backward(self, ctx, p, cache, dz, grads):
-        return dz
-
-
-LAYERS = [SplitPrior(AffineCoupling(4, width=5)), SplitPrior(ActNorm()), SplitPrior(Identity())]
-
-
-@pytest.fixture(params=LAYERS, ids=lambda layer: type(layer.coupling).__name__)
-def layer(request):
-    return request.param
-
-
-def some_parameters(layer, shape=SHAPE, seed=1):
-    rng = np.random.default_rng(seed)
-    return moved(layer.init(rng, shape), rng, 0.3)
-
-
-def some_x(shape=SHAPE, count=N):
-    return np.random.default_rng(2).standard_normal((count, *shape))
-
-
-def test_a_split_is_its_coupling_then_a_cut(layer, ops):
-    """The latent's density is not in ldj: it is the flow's."""
-    p, x = some_parameters(layer), some_x()
-    z, ldj, cache = layer.forward(ops, p, x)
-    whole, whole_ldj, _ = layer.coupling.forward(ops, p, x)
-    np.testing.assert_array_equal(z, whole[..., :2])
-    np.testing.assert_array_equal(cache["latent"], whole[..., 2:])
-    np.testing.assert_array_equal(ldj, whole_ldj)
-    assert z.shape == (N, *layer.output_shape(SHAPE))
-    assert cache["latent"].shape == (N, *layer.latent_shape(SHAPE))
-    assert z.flags.c_contiguous and cache["latent"].flags.c_contiguous
+N = 3
 
 
 def glow():

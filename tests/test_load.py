@@ -254,15 +254,6 @@ def test_runs_that_differ_in_nothing_are_told_apart_by_their_folders(runs):
     assert compare.labels(compare.open_runs([runs / "a"] * 2)) == [str(runs / "a")] * 2
 
 
-def test_models_are_named_without_what_their_presets_say(tmp_path):
-    for name, model in (("fc", "fc"), ("conv", "conv")):
-        run_training(
-            tmp_path / name, small_dataset(side=8), model=model, lr=None, epochs=1, backend="numpy"
-        )
-    opened = compare.open_runs([tmp_path / "fc", tmp_path / "conv"])
-    assert compare.labels(opened) == ["--model fc", "--model conv"]
-
-
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("names", ["ac", "a"])
 def test_a_picture_is_drawn(runs, tmp_path, capsys, names):
