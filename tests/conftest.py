@@ -20,11 +20,11 @@ from snfnp.ops import get_ops
 # go through many states of a file, measure memory, compile kernels, or need a device.
 SLOW = (
     *("gpu/", "test_benchmarks", "test_kernels_"),
-    *("test_pictures", "test_processes", "test_properties", "test_read_only", "test_reproduce"),
+    *("test_pictures", "test_processes", "test_properties", "test_reproduce"),
     *("test_runs_", "test_scripts", "test_site", "test_terminal", "test_threads"),
     *("test_ops.py::test_nan_spreads", "test_conv.py::test_the_size_of_a_tile"),
     *("test_method.py::test_a_figure_is_drawn", "test_method.py::test_a_notebook"),
-    *("test_flow.py::test_a_convolutional_step", "test_recompute.py::test_depth_costs"),
+    *("test_flow.py::test_a_convolutional_step", "test_whole_step.py::test_depth_costs"),
     *("test_cupy_device.py::test_gpu_code", "test_own_data.py::test_a_large_file"),
     "test_architecture.py::test_what_is_missing",
 )
@@ -32,7 +32,7 @@ SLOW = (
 # Files that compile most kernels. They come first: one of several processes has them all.
 FIRST = "actnorm benchmarks block_tridiagonal certificates control conv conv_exponential "
 FIRST += "coupling density flow gradcheck_linear layers method monitors ops "
-COMPILING = {f"test_{name}.py" for name in (FIRST + "properties recompute spline").split()}
+COMPILING = {f"test_{name}.py" for name in (FIRST + "properties spline whole_step").split()}
 
 
 def missing_compiler() -> str | None:

@@ -243,14 +243,6 @@ def test_other_data_that_are_likelier_get_a_word(folder, tmp_path, capsys):
     assert "AUROC 0.5000" in capsys.readouterr().out
 
 
-@pytest.mark.filterwarnings("error")
-def test_a_view_of_a_single_point_is_drawn_without_warnings(run, tmp_path):
-    """As of a table of ten rows, one of which is held out."""
-    view = View.of(run.likelihood, np.ones((1, 2)), ["exact"])
-    plots.save_view(tmp_path / "plane.png", view, "one")
-    assert view.extent == (0.0, 2.0, 0.0, 2.0)
-
-
 @pytest.mark.parametrize("options", [["--data-dir", "a"], ["--data-dir", "b", "--other-dir", "a"]])
 def test_other_published_data_are_read_where_the_options_say(folder, monkeypatch, options):
     """Also where --data-dir has the run's own."""

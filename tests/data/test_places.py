@@ -1,15 +1,37 @@
-"""Places where the files of a data set are looked for, the same for all of them."""
+"""Published data: where it is looked for, its content, the sample; damaged files, each one line."""
 
+import gzip
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pooch
 import pytest
-from support.data_files import FILES, Mirror, assert_is, put, refused
-from support.messages import no_announcement
+from support.data_files import (
+    FASHION,
+    FILES,
+    TEST,
+    TEST_GZ,
+    TRAIN,
+    TRAIN_GZ,
+    Mirror,
+    assert_is,
+    colour_images,
+    idx_bytes,
+    png,
+    put,
+    refused,
+)
+from support.fullmnist import find_full_mnist
+from support.messages import assert_one_line, no_announcement
 
-from snfnp.data import load_dataset
+from snfnp.data import Dataset, load_dataset, sets
 from snfnp.errors import SnfnpError, UsageError
+from snfnp.images import StoredArray
 
 NAMES = list(FILES)
 
@@ -175,3 +197,237 @@ def test_other_versions_are_not_read(name: str, said: str, tmp_path: Path) -> No
 def test_an_unknown_name() -> None:
     names = "mnist, fashion-mnist, cifar-10, imagenet32, mnist-sample"
     refused("cifar", None, "'cifar' is neither a data set nor a path", names, kind=UsageError)
+
+
+GOOD = idx_bytes(TEST)
+GOOD_GZ = gzip.compress(GOOD)
+IDX = {
+    "empty": (b"", "no published data set"),
+    "text": (b"<html>404</html>", "no published data set"),
+    "data cut": (GOOD[:-1], "no published data set"),
+    "trailing byte": (GOOD + b"\0", "no published data set"),
+    "gzip wrong CRC": (GOOD_GZ[:-8] + b"\0\0\0\0" + GOOD_GZ[-4:], "CRC"),
+    "gzip and garbage": (GOOD_GZ + b"garbage", "gzip"),
+    "gzip cut": (GOOD_GZ[:-10], "end-of-stream"),
+    "data cut, then compressed": (gzip.compress(GOOD[:-1]), "no published data set"),
+}
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("content, problem", IDX.values(), ids=IDX.keys())
+def test_an_idx_file(tmp_path: Path, content: bytes, problem: str) -> None:
+    put(tmp_path, FILES["mnist"] | {TEST_GZ: content})
+    message = refused("mnist", tmp_path, "replace it", problem)
+    assert message.startswith(f"{tmp_path / TEST_GZ} cannot be read (")
+
+
+@pytest.mark.usefixtures("small")
+def test_any_damage_is_one_error_or_none(tmp_path: Path) -> None:
+    """Cuts and changed bytes give SnfnpError or, if they do not matter, the images."""
+    whole, refusals = gzip.compress(GOOD, mtime=0), 0
+    contents = [whole[:end] for end in range(0, len(whole), 40)]
+    for at in (*range(12), *range(12, len(whole), 40), *range(len(whole) - 8, len(whole))):
+        contents += [whole[:at] + bytes([whole[at] ^ mask]) + whole[at + 1 :] for mask in (1, 0xFF)]
+    for content in contents:
+        put(tmp_path, FILES["mnist"] | {TEST_GZ: content})
+        try:
+            assert_is("mnist", load_dataset("mnist", tmp_path))
+        except SnfnpError as error:
+            assert_one_line(error, tmp_path / TEST_GZ)
+            refusals += 1
+    assert refusals >= len(contents) - 16
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-3], lambda whole: whole + b"garbage"])
+def test_an_archive(tmp_path: Path, damage) -> None:
+    put(tmp_path, {sets.ARCHIVE: damage(FILES["cifar-10"][sets.ARCHIVE])})
+    file = tmp_path / sets.ARCHIVE
+    refused("cifar-10", tmp_path, f"{file} cannot be read (its MD5 is not that of the published")
+
+
+# ---------------------------------------------------------------- more than may be held
+
+SCRIPT = """
+import resource, sys
+from snfnp.data import load_dataset
+from snfnp.errors import SnfnpError
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20),) * 2)
+try:
+    load_dataset(sys.argv[1], sys.argv[2], report=lambda line: None)
+except SnfnpError as error:
+    print(error)
+"""
+
+
+ZEROS = gzip.compress(bytes(64 << 20), 9) * 96  # 6 GiB, in members of 64 MiB
+
+
+BOMBS = {
+    "IDX file": ("mnist", {TRAIN_GZ: ZEROS, TEST_GZ: b""}, "no published data set"),
+    "archive": ("cifar-10", {sets.ARCHIVE: ZEROS}, "its MD5 is not that"),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+@pytest.mark.parametrize("name, files, problem", BOMBS.values(), ids=BOMBS.keys())
+def test_a_bomb(tmp_path: Path, name: str, files: dict, problem: str) -> None:
+    put(tmp_path, files)
+    command = [sys.executable, "-c", SCRIPT, name, str(tmp_path)]
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\n") == 1 and problem in done.stdout
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_of_every_set(name: str, tmp_path: Path, cache: Path, small) -> None:
+    for file, content in FILES[name].items():
+        for damaged in (b"", b"<html>404</html>" * 100, content[: len(content) // 2]):
+            folder = put(tmp_path / "given", FILES[name] | {file: damaged})
+            message = refused(name, folder, "replace it with a fresh copy")
+            assert message.startswith(f"{folder / file} cannot be read (")
+        put(cache / name, FILES[name] | {file: damaged})
+        message = refused(name, None)
+        assert ("delete it to have it downloaded" in message) == (name != "imagenet32")
+        put(cache / name, FILES[name])
+    load_dataset(name, report=lambda line: None)
+
+
+FULL_MNIST = find_full_mnist()
+needs_full_mnist = pytest.mark.skipif(
+    FULL_MNIST is None, reason="the full MNIST files are neither in SNFNP_DATA_DIR nor cached"
+)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("end", ["-idx3-ubyte", "-idx3-ubyte.gz", ".idx3-ubyte", ".idx3-ubyte.gz"])
+def test_names_of_files(tmp_path: Path, end: str) -> None:
+    files = {f"train-images{end}": idx_bytes(TRAIN), f"t10k-images{end}": idx_bytes(TEST)}
+    if not end.endswith(".gz"):  # the content tells what is compressed, and not the name
+        files = {name: gzip.compress(content) for name, content in files.items()}
+    put(tmp_path, files)
+    assert_is("mnist", load_dataset("mnist", tmp_path, report=no_announcement))
+
+
+@pytest.mark.usefixtures("small")
+def test_another_data_set_under_the_same_names(tmp_path: Path) -> None:
+    put(tmp_path, FILES["mnist"])
+    file = tmp_path / TRAIN_GZ
+    refused("fashion-mnist", tmp_path, f"{file} cannot be read (it is a file of MNIST, not Fashion")
+    put(tmp_path, {TRAIN_GZ: idx_bytes(FASHION[TRAIN_GZ])})
+    refused("fashion-mnist", tmp_path, tmp_path / TEST_GZ, "it is a file of MNIST")
+    put(tmp_path, {TEST_GZ: idx_bytes(TEST[::-1])})
+    refused("fashion-mnist", tmp_path, tmp_path / TEST_GZ, "it is a file of no published data set")
+
+
+# ---------------------------------------------------------------- the sample
+
+
+def assert_is_the_sample(dataset: Dataset) -> None:
+    assert dataset.is_sample and dataset.name == "mnist"
+    assert dataset.source == "sample shipped with the package"
+    for split, count in (("train", 5000), ("validation", 1000), ("test", 1000)):
+        images = getattr(dataset, split)
+        assert images.shape == (count, 28, 28, 1) and images.dtype == np.uint8
+        assert (images.min(), images.max()) == (0, 255)
+
+
+@pytest.mark.parametrize("fault", ["no mirror", "offline", "a file in the way"])
+def test_the_sample_is_announced_once(fault: str, cache: Path, monkeypatch) -> None:
+    reason = ["no mirror", "127.0.0.1"]
+    if fault == "offline":
+        monkeypatch.setenv("SNFNP_OFFLINE", "1")
+        reason = ["SNFNP_OFFLINE"]
+    if fault == "a file in the way":
+        put(cache.parent, {cache.name: b""})
+        reason = [f"{cache / 'mnist'} cannot be written"]
+    lines: list[str] = []
+    assert_is_the_sample(load_dataset("mnist", report=lines.append))
+    (line,) = lines
+    assert "\n" not in line
+    for part in ("WARNING: NOT THE FULL MNIST", "sample", "5000 train", "--data-dir", *reason):
+        assert part in line
+    assert not (cache / "mnist").exists() or not list((cache / "mnist").iterdir())
+
+
+def test_the_sample_is_announced_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    load_dataset("mnist")
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("WARNING: NOT THE FULL MNIST") and err.count("\n") == 1
+
+
+@needs_full_mnist
+def test_full_mnist_and_the_sample_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = load_dataset("mnist", FULL_MNIST, report=no_announcement)
+    assert not full.is_sample
+    assert list(map(len, (full.train, full.validation, full.test))) == [50_000, 10_000, 10_000]
+    monkeypatch.setenv("SNFNP_OFFLINE", "1")
+    sample = load_dataset("mnist", report=lambda line: None)
+    np.testing.assert_array_equal(sample.train, full.train[:5000])
+    np.testing.assert_array_equal(sample.validation, full.validation[:1000])
+    np.testing.assert_array_equal(sample.test, full.test[:1000])
+
+
+ROOT = Path(__file__).resolve().parents[2]
+PUBLISHED = sets.IMAGENET32.counts
+
+
+def test_published_splits() -> None:
+    """Appendix A.3: 1,261,149 images for training, and 40,000 of CIFAR-10."""
+    assert PUBLISHED == (1_261_149, 20_000, 49_999) and sets.CIFAR.counts == (
+        40_000,
+        10_000,
+        10_000,
+    )
+    assert sets.BATCHES[::5] == ("data_batch_1.bin", "test_batch.bin")
+
+
+def test_images_are_read_as_they_are_needed(tmp_path: Path, small, monkeypatch) -> None:
+    monkeypatch.setattr("snfnp.data.npy._SMALL", 0)
+    dataset = load_dataset("imagenet32", put(tmp_path, FILES["imagenet32"]))
+    assert_is("imagenet32", dataset)
+    assert isinstance(dataset.train, StoredArray) and not dataset.is_sample
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((29, 32, 32, 3), np.uint8), np.zeros((30, 32, 32, 3), np.int8), np.zeros(())]
+)
+def test_another_array_is_refused(tmp_path: Path, small, array) -> None:
+    np.save(tmp_path / sets.ARRAY, array)
+    refused("imagenet32", tmp_path, tmp_path / sets.ARRAY, f"{array.dtype} of shape", "is not")
+
+
+def test_the_documented_command_makes_the_file(tmp_path: Path, small, monkeypatch) -> None:
+    """Of folders as the archives unpack to."""
+    text = (ROOT / "scripts" / "runs.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r'^    python -c "(.*?)"$', text, flags=re.M | re.S)
+    assert "0.015611" in command and round(0.015611 * 1_281_149) == PUBLISHED[1]
+    for split, count in (("train", 23), ("test", 7)):
+        images = {f"{place}.png": png(each) for place, each in enumerate(colour_images(count, 5))}
+        put(tmp_path / "unpacked" / split, images)
+    code = "\n".join(line.removeprefix("    ") for line in command.splitlines())
+    code = code.replace("0.015611", str(5 / 23))
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    dataset = load_dataset("imagenet32", tmp_path)
+    assert [len(dataset.train), len(dataset.validation), len(dataset.test)] == [18, 5, 7]
+
+
+IMAGES = np.arange(48, dtype=np.uint8).reshape(3, 4, 4, 1)
+
+
+def test_a_data_set_leaves_its_arrays_as_they_were() -> None:
+    images = IMAGES.copy()
+    dataset = Dataset("mine", images, images[:1], images[:2], source="made here", is_sample=False)
+    with pytest.raises(ValueError, match="read-only"):
+        dataset.train[0] = 1
+    images[0] = 1
+    assert dataset.train[0].all()
+
+
+def test_splits_of_two_shapes_are_one_line() -> None:
+    with pytest.raises(UsageError, match=r"^the test images of mine: shape \(3, 2, 4, 1\) beside"):
+        Dataset("mine", IMAGES, IMAGES, IMAGES[:, :2], source="made here", is_sample=False)
