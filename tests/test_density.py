@@ -279,12 +279,12 @@ def test_patience_counts_from_the_best_evaluation(monkeypatch):
     class Scripted:
         def __init__(self, config, moments, rows, fold, noise, number):
             self.scores, self.number = np.full(len(fold), script[0]), number
-            self.loop = SimpleNamespace(trainer=SimpleNamespace(steps_per_epoch=40, p=np.zeros(1)))
+            self.trainer = SimpleNamespace(steps_per_epoch=40, p=np.zeros(1))
 
         def advance(self, step):
             seen.append(step)
             self.scores = self.scores * 0 + script[step] + (2 * self.number - 1)
-            self.loop.trainer.p = np.full(1, step)
+            self.trainer.p = np.full(1, step)
 
     monkeypatch.setattr("snfnp.density.training._Run", Scripted)
     folds, config = [np.arange(3), np.arange(3, 6)], SimpleNamespace(epochs=1)

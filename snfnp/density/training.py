@@ -63,7 +63,7 @@ def flow_candidate(
         advance: gets the steps that all flows have taken since its last call.
     """
     runs = [_Run(config, moments, rows, fold, noise, k) for k, fold in enumerate(folds)]
-    steps = config.epochs * min(run.loop.trainer.steps_per_epoch for run in runs)
+    steps = config.epochs * min(run.trainer.steps_per_epoch for run in runs)
     every = max(1, steps // EVALUATIONS)
     best, waited, step = Candidate(f"flow, noise {noise:g}", np.empty(0), []), 0, 0
     highest = -np.inf
@@ -77,7 +77,7 @@ def flow_candidate(
                     for run, fold in zip(runs, folds, strict=True):
                         scores[fold] = run.scores
                     best.scores, best.step = scores, step
-                    best.members = [run.loop.trainer.p.copy() for run in runs]
+                    best.members = [run.trainer.p.copy() for run in runs]
                     highest, waited = max(highest, now), 0
                 if step >= steps or (patience is not None and waited >= patience):
                     return best
@@ -89,7 +89,7 @@ def flow_candidate(
         return best
 
 
-class _Run:
+class _Run(Loop):
     """The training of one flow. scores: log-densities of the rows held out, at the last
     evaluation."""
 
@@ -99,28 +99,28 @@ class _Run:
         config = replace(config, seed=(config.seed + number) % 2**31)
         ops, flow = get_ops(config.backend), config.build_flow(rows.shape[1:], moments)
         batches = Batches(ops, np.delete(rows, fold, axis=0), config, flow.shape)
-        held_out, spread = rows[fold], np.asarray(moments[1])
+        self.held_out, spread = rows[fold], np.asarray(moments[1])
 
         def noisy(step: int):
             batch, rng = batches(step), np.random.default_rng((config.seed, step))
             return batch + noise * spread * rng.standard_normal(batch.shape)
 
-        def nll(likelihood) -> float:
-            self.scores = likelihood.log_prob(held_out)
-            self.scores[np.isnan(self.scores)] = -np.inf
-            return -self.scores.mean()
-
         trainer = Trainer(ops, flow, config, batches.steps_per_epoch)
         every = 2**62  # `advance` says where an evaluation is due
-        self.loop = Loop(trainer, Given(noisy) if noise else batches, steps=0, every=every, nll=nll)
+        super().__init__(trainer, Given(noisy) if noise else batches, 0, every)
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             trainer.begin(batches)
-            self.loop.evaluate()
+            self.evaluate()
+
+    def evaluate(self) -> bool:
+        self.scores = self.trainer.likelihood().log_prob(self.held_out)
+        self.scores[np.isnan(self.scores)] = -np.inf
+        return False
 
     def advance(self, step: int) -> None:
         """Train up to this step, and evaluate there."""
-        self.loop.steps = step
-        self.loop.run()
+        self.steps = step
+        self.run()
 
 
 def mixture_candidates(

@@ -5,7 +5,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import astuple, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,6 @@ from snfnp import threads
 from snfnp.data import Dataset
 from snfnp.errors import CheckpointError, DivergedError, SnfnpError, UsageError, within_memory
 from snfnp.flow import Flow
-from snfnp.likelihood import Likelihood
 from snfnp.ops import Communicator, Ops
 from snfnp.processes.signals import Signals
 from snfnp.processes.terminal import robust_output
@@ -34,42 +33,27 @@ _BETWEEN = 2.0  # seconds of steps between evaluations on a GPU
 
 
 class Loop:
-    """The loop of `train`, `fit` and `FlowDensity`; this one keeps nothing on disk.
+    """The loop of `train`, `fit` and `FlowDensity`: steps, and evaluations between them.
 
     Args:
         trainer: begun or restored; training starts at its step.
         batches: see `Trainer.training_step`.
         steps: at which training ends.
         every: the steps between evaluations; one more follows the last step.
-        nll: nll(likelihood) of held-out data, in nats per sample; the least finite one is the best.
-        patience: stop after this many evaluations without a better one; None: never.
-        callbacks: each gets the `Record` of every evaluation; one that returns True ends training.
 
-    best: the record of the best evaluation, or None; seconds: spent on steps.
+    seconds: spent on steps.
     """
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        batches,
-        *,
-        steps: int,
-        every: int,
-        nll: Callable[[Likelihood], float] = lambda likelihood: math.nan,
-        patience: int | None = None,
-        callbacks: Callbacks = (),
-    ):
+    def __init__(self, trainer: Trainer, batches, steps: int, every: int):
         self.trainer, self.batches, self.steps, self.every = trainer, batches, steps, every
-        self.nll, self.patience, self.callbacks = nll, patience, tuple(callbacks or ())
-        self.best: Record | None = None
         self.seconds = 0.0
         self._since = (0, 0.0)  # step and seconds after the last evaluation
 
     def run(self) -> bool:
-        """Take the remaining steps. True if a callback ended them."""
+        """Take the remaining steps. True if an evaluation or `after_step` ended them."""
         trainer, ends = self.trainer, False
         self._since = trainer.step, self.seconds
-        while trainer.step < self.steps and self._is_patient():
+        while trainer.step < self.steps and self.is_patient():
             with self._timed():
                 trainer.training_step(self.batches)
             ends = self.after_step() or ends
@@ -83,36 +67,17 @@ class Loop:
             self.save(evaluated=due)
         return False
 
-    def _is_patient(self) -> bool:
-        """True if a better evaluation may still come, by `patience`."""
-        if self.best is None or self.patience is None:
-            return True
-        return self.trainer.step // self.every - self.best.step // self.every < self.patience
+    def is_patient(self) -> bool:
+        """True if more steps may help."""
+        return True
 
     def after_step(self) -> bool:
-        """Called after each step. True if a callback asks for the end."""
+        """Called after each step. True asks for the end."""
         return False
 
     def evaluate(self) -> bool:
-        """Evaluate, and note the best. True if a callback asks for the end."""
-        record: Any = self.measure()
-        if math.isfinite(record.nll) and (self.best is None or record.nll < self.best.nll):
-            record = self.best = replace(record, best=True)
-        self.keep(record)
-        return self.tell(record)
-
-    def measure(self) -> Record:
-        """An evaluation."""
-        likelihood, averages = self.trainer.likelihood(), astuple(self.trainer.averages())
-        return Record(*self.place, *averages, nll=self.nll(likelihood), likelihood=likelihood)
-
-    def keep(self, record: Record) -> None:
-        """Called after each evaluation, before callbacks."""
-
-    def tell(self, record: Record) -> bool:
-        """Give a record to every callback. True if one of them returned True."""
-        said = [callback(record) for callback in self.callbacks]
-        return any(isinstance(each, (bool, np.bool_)) and bool(each) for each in said)
+        """Called after every `every` steps. True asks for the end."""
+        return False
 
     def save(self, evaluated: bool) -> None:
         """Called after each step and its evaluation, to save what is due."""
@@ -147,14 +112,15 @@ class Loop:
 class RunLoop(Loop):
     """The loop of a run in a folder, on all ranks.
 
-    report: gets every line; append: the figures of each evaluation, for metrics.jsonl.
+    best: the record of the best evaluation, or None; report: gets every line; append: the figures
+    of each evaluation, for metrics.jsonl.
     """
 
     def __init__(self, trainer, batches, dataset, run: RunFolder, signals, report, callbacks):
         config, epoch = trainer.config, trainer.steps_per_epoch
-        how = {"steps": config.epochs * epoch, "every": (config.eval_every or 1) * epoch}
-        how |= {"patience": config.patience, "callbacks": callbacks}
-        super().__init__(trainer, batches, **how)
+        super().__init__(trainer, batches, config.epochs * epoch, (config.eval_every or 1) * epoch)
+        self.patience, self.callbacks = config.patience, callbacks
+        self.best: Record | None = None
         self.dataset, self.folder, self.signals, self.report = dataset, run, signals, report
         self.evaluator, self.checkpoints = Evaluator(self), Checkpointer(run, self)
         self.append: Callable[[dict], None] = silent
@@ -181,6 +147,12 @@ class RunLoop(Loop):
             self.report(f"stopped after epoch {epoch}, as there was {waited}")
         return ended
 
+    def is_patient(self) -> bool:
+        """True if a better evaluation may still come, by `patience`."""
+        if self.best is None or self.patience is None:
+            return True
+        return self.trainer.step // self.every - self.best.step // self.every < self.patience
+
     def after_step(self) -> bool:
         """All ranks do what any of them was asked to do or has due; later requests wait a step."""
         self.progress.bar.update(self.trainer.config.batch_size)
@@ -189,11 +161,12 @@ class RunLoop(Loop):
         self._requests = self.trainer.world.any(requests)
         return bool(self._requests & _SHOW) and self.tell(self.progress.show())
 
-    def measure(self) -> Record:
+    def evaluate(self) -> bool:
+        """Evaluate, save, and report. True if a callback asks for the end."""
         self.progress.clear()
-        return Record.of(self.evaluator.validate(self.dataset), self.steps)
-
-    def keep(self, record: Record) -> None:
+        record: Any = Record.of(self.evaluator.validate(self.dataset), self.steps)
+        if self.best is None or record.nll < self.best.nll:
+            record = self.best = replace(record, best=True)
         self.append(record.figures)
         self.latest = record
         self.checkpoints.save(self.folder.last, *([self.folder.best] if record.best else []))
@@ -201,6 +174,7 @@ class RunLoop(Loop):
             self.report(line)
         if not self._spaced:
             self._space(record.figures["samples_per_second"])
+        return self.tell(record)
 
     def _space(self, speed: float) -> None:
         """Evaluate from here on once in some seconds of steps, at this speed in samples a second:
@@ -214,17 +188,19 @@ class RunLoop(Loop):
             self.report(f"exact evaluations {every} (`eval_every`)")
 
     def tell(self, record: Record | None) -> bool:
-        """Rank 0 calls, and all get the answer. Exceptions propagate, after a checkpoint."""
+        """Give a record to the callbacks, on rank 0. True on all ranks if one returned True.
+        Exceptions propagate, after a checkpoint."""
         ends, world = False, self.trainer.world
         if self.callbacks and record and world.rank == 0:
             if record.nll is not None:  # it costs determinants, which callbacks alone need
                 more = {"likelihood": self.trainer.likelihood(), "figures": dict(record.figures)}
                 record = replace(record, **more)
             try:
-                ends = super().tell(record)
+                said = [callback(record) for callback in self.callbacks]
             except BaseException:
                 self.checkpoints.save(self.folder.last)
                 raise
+            ends = any(isinstance(each, (bool, np.bool_)) and bool(each) for each in said)
         return bool(self.callbacks and world.any(ends))
 
     def save(self, evaluated: bool) -> None:
