@@ -130,8 +130,7 @@ def result(tmp_path_factory):
         patched.setattr(Checkpointer, "save", noted)
         pool = (lambda: counts["threads"], functools.partial(counts.__setitem__, "threads"))
         patched.setattr(threads, "_pools", lambda: [pool])
-        for name in ("choose", "share_cores"):
-            patched.setattr(threads, name, lambda *_: "")
+        patched.setattr(threads, "share_cores", lambda *_: None)
         yield run
 
 
