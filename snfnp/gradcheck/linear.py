@@ -95,7 +95,7 @@ def check_rule(
     mixture = isinstance(rule, SelfNormalizing) and rule.objective == "mixture"
     if learns:
         # w.shape[-2:] is the matrix of a dense map (transposed in a kernel, as its inverse is)
-        params["R"] = np.linalg.inv(w)
+        params["R"] = np.asarray(np.linalg.inv(w), np.float64)
     grads, t = case.gradients(), case.matrix(linear_map, w)
     rows, deltas = flat(case.x), flat(case.c[0])
 
