@@ -5,7 +5,6 @@ import pickle
 import subprocess
 import sys
 from datetime import date
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -250,13 +249,13 @@ def test_em_finds_the_mixture_that_rows_come_from(kind):
     )
     rng = np.random.default_rng(0)
     x, fresh = truth.sample(2000, rng), truth.sample(2000, rng)
-    found = Mixture.fit(x, 2, kind, 0)
+    found = Mixture.fit(x, 2, kind, 0.3, 0)
     np.testing.assert_allclose(np.sort(found.weights), [0.3, 0.7], atol=0.03)
     assert abs(found.log_prob(fresh).mean() - truth.log_prob(fresh).mean()) < 0.01
     side = np.linspace(-8, 12, 400)
     grid = np.stack(np.meshgrid(side, side), axis=2).reshape(-1, 2)
     assert np.exp(found.log_prob(grid)).sum() * (side[1] - side[0]) ** 2 == pytest.approx(1)
-    alike = Mixture.fit(np.ones((5, 2)) + rng.normal(size=(5, 1)), 3, kind, 0)
+    alike = Mixture.fit(np.ones((5, 2)) + rng.normal(size=(5, 1)), 3, kind, 0.3, 0)
     assert np.isfinite(alike.log_prob(x)).all()  # of columns that are equal
 
 
@@ -271,27 +270,31 @@ def test_one_noise_level_is_the_one_that_held_out_rows_prefer():
     assert list(chosen.weights_) == list(best.weights_) and chosen.n_iter_ == best.n_iter_
 
 
-def test_patience_counts_from_the_best_evaluation(monkeypatch):
-    """Scores of two folds together, by a script: a better one lets it wait again."""
-    script = [0.0, 1.0, 0.5, 2.0, 1.5, 1.9, 9.0]
-    seen = []
+def test_patience_counts_from_the_best_evaluation_of_all_folds(monkeypatch):
+    """Scores of two folds by a script: a better mean lets them wait again."""
+    script = iter([0.0, 1.0, 0.5, 2.0, 1.5, 1.9, 2.0])
+    mean, kept = [0.0], []
 
-    class Scripted:
-        def __init__(self, config, moments, rows, fold, noise, number):
-            self.scores, self.number = np.full(len(fold), script[0]), number
-            self.trainer = SimpleNamespace(steps_per_epoch=40, p=np.zeros(1))
+    def scripted(likelihood, rows):
+        second = len(kept) % 2
+        mean[0] = mean[0] if second else next(script)
+        kept.append(likelihood.params)
+        return np.full(len(rows), mean[0] + (2 * second - 1))
 
-        def advance(self, step):
-            seen.append(step)
-            self.scores = self.scores * 0 + script[step] + (2 * self.number - 1)
-            self.trainer.p = np.full(1, step)
-
-    monkeypatch.setattr("snfnp.density.training._Run", Scripted)
-    folds, config = [np.arange(3), np.arange(3, 6)], SimpleNamespace(epochs=1)
-    how = (config, (0, 1), np.zeros((6, 1)), folds, 0.0)
-    found = flow_candidate(*how, patience=2)
-    assert found.step == 3 and max(seen) == 5 and [p[0] for p in found.members] == [3, 3]
-    np.testing.assert_array_equal(found.scores, [1, 1, 1, 3, 3, 3])
+    monkeypatch.setattr("snfnp.likelihood.Likelihood.log_prob", scripted)
+    x, folds = moons(80), [np.arange(0, 80, 2), np.arange(1, 80, 2)]
+    size = {"depth": 1, "bins": 4, "batch_size": 20, "epochs": 40}
+    config = TrainConfig(model="vector", backend="numpy", **size).resolve(40, (2,))
+    taken = []
+    moments = x.mean(axis=0), x.std(axis=0)
+    found = flow_candidate(config, moments, x, folds, 0.0, patience=2, advance=taken.append)
+    assert found.step == 6 and taken == [2] * 10
+    for member, params in zip(found.members, kept[6:8], strict=True):
+        flow = config.build_flow((2,), moments)
+        for layer, named in flow.layout.views(member.astype(float)).items():
+            for name, values in named.items():
+                np.testing.assert_array_equal(values, params[layer][name])
+    assert set(found.scores[folds[0]]) == {1.0} and set(found.scores[folds[1]]) == {3.0}
 
 
 def test_noise_has_the_units_of_its_column():

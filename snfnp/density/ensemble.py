@@ -20,7 +20,7 @@ from snfnp.likelihood import Likelihood
 from snfnp.ops import get_ops
 
 _LEAST = 0.01  # the weight of a candidate that is kept
-_ITERATIONS = 300  # of EM for weights
+_ITERATIONS = 1000  # of EM for weights
 _AT_ONCE = 20_000  # rows that go through all densities together
 
 
@@ -37,10 +37,10 @@ def stacked_weights(scores: np.ndarray) -> np.ndarray:
         w, (M,).
     """
     weights = np.full(len(scores), 1 / len(scores))
+    highest = scores.max(axis=0, initial=np.finfo(float).min)  # finite if no p_m(x_n) is
+    relative = np.exp(scores - highest) + np.finfo(float).tiny
     for _ in range(_ITERATIONS):
-        with np.errstate(divide="ignore"):
-            joint = scores + np.log(weights)[:, np.newaxis]
-        weights = np.exp(joint - np.logaddexp.reduce(joint)).mean(axis=1)
+        weights *= (relative / (weights @ relative)).mean(axis=1)
     weights[weights < min(_LEAST, weights.max())] = 0.0
     return weights / weights.sum()
 

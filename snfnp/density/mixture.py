@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 
 _ITERATIONS, _GAIN = 100, 1e-4  # of EM, at most; nats per row that the next one has to gain
-_PRIOR = {"full": 0.3, "diagonal": 1.0}  # rows that the prior of a covariance counts as
 
 
 @dataclass(frozen=True)
@@ -26,22 +25,23 @@ class Mixture:
     roots: np.ndarray
 
     @classmethod
-    def fit(cls, rows: np.ndarray, components: int, kind: str, seed) -> Mixture:
+    def fit(cls, rows: np.ndarray, components: int, kind: str, prior: float, seed) -> Mixture:
         """Fit by EM, with a prior that keeps every covariance regular. O(K N D²) an iteration.
 
         Args:
             rows: (N, D), at least `components` of them.
             components: K.
             kind: of the covariances, "full" or "diagonal".
+            prior: rows that the prior of each covariance counts as.
             seed: of the start, K rows far apart (k-means++, Arthur & Vassilvitskii 2007).
         """
         columns = rows.shape[1]
-        prior = np.cov(rows.T, bias=True).reshape(columns, columns) / components ** (2 / columns)
-        prior += 1e-6 * np.trace(prior) / columns * np.eye(columns)
+        usual = np.cov(rows.T, bias=True).reshape(columns, columns) / components ** (2 / columns)
+        usual += 1e-6 * np.trace(usual) / columns * np.eye(columns)
         shares = _start(rows, components, np.random.default_rng(seed))
         before = -math.inf
         for _ in range(_ITERATIONS):
-            mixture = cls._maximised(rows, shares, prior, kind)
+            mixture = cls._maximised(rows, shares, usual, kind, prior)
             now, shares = mixture._expected(rows)
             if now.mean() - before < _GAIN:
                 break
@@ -49,18 +49,18 @@ class Mixture:
         return mixture
 
     @classmethod
-    def _maximised(cls, rows, shares, prior, kind: str) -> Mixture:
+    def _maximised(cls, rows, shares, usual, kind: str, prior: float) -> Mixture:
         """The M-step: π, μ and Σ from each row's shares (K, N) in the components."""
         counts, columns = shares.sum(axis=1), rows.shape[1]
         means = shares @ rows / np.maximum(counts, 1e-300)[:, np.newaxis]
-        roots = np.empty((len(shares), columns, columns))
-        for root, share, count, mean in zip(roots, shares, counts, means, strict=True):
+        covariances = np.empty((len(shares), columns, columns))
+        for covariance, share, count, mean in zip(covariances, shares, counts, means, strict=True):
             centred = rows - mean
             scatter = (centred * share[:, np.newaxis]).T @ centred
-            covariance = (scatter + _PRIOR[kind] * prior) / (count + _PRIOR[kind])
-            if kind == "diagonal":
-                covariance = np.diag(np.diag(covariance))
-            root[...] = np.linalg.cholesky(covariance)
+            covariance[...] = (scatter + prior * usual) / (count + prior)
+        if kind == "diagonal":
+            covariances *= np.eye(columns)
+        roots = np.linalg.cholesky(covariances)
         return cls((counts + 1) / (counts + 1).sum(), means, roots)
 
     def _expected(self, rows) -> tuple[np.ndarray, np.ndarray]:

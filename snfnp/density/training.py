@@ -7,6 +7,7 @@ Derivation: derivations/31-an-average-of-densities.md.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,24 +20,55 @@ from snfnp.training.loop import Loop
 from snfnp.training.options import TrainConfig
 from snfnp.training.trainer import Trainer
 
-EVALUATIONS = 40  # of a whole training, about
-_COMPONENTS = {"full": (1, 2, 3, 4, 6, 8, 12, 20, 32, 48, 64, 96), "diagonal": (2, 4, 8, 16, 32)}
+_EVALUATIONS = 40  # of a whole training, about
+_COMPONENTS = 1, 2, 3, 4, 6, 8, 12, 20, 32, 48, 64, 96
 _ROWS_PER_COMPONENT = 6
+_PRIORS = ("full", 0.003), ("full", 0.3), ("full", 3.0), ("diagonal", 1.0)
+_MANY, _WORSE = 20, 0.1  # components from which on more are not tried if worse by so many nats
 
 
 @dataclass
 class Candidate:
     """One design, fitted for every fold.
 
-    name: in words; scores: the log-density of each row by the member that was not trained on it, in
-    standardised units or any others that candidates share, (N,); members: flat parameters of flows,
-    or mixtures; step: of flows alone, that of the evaluation that was chosen.
+    name: in words; scores: the log-density of each row by the member that was not trained on it,
+    (N,); members: flat parameters of flows, or mixtures; step: of flows alone, that of the
+    evaluation that was chosen.
     """
 
     name: str
     scores: np.ndarray
     members: list
     step: int | None = None
+
+
+class _Together:
+    """Trainers that take each step together: a trainer for `Loop`."""
+
+    def __init__(self, trainers: list[Trainer], advance: Callable[[int], None]):
+        self._trainers, self._advance, self.step = trainers, advance, 0
+        self.steps_per_epoch = min(each.steps_per_epoch for each in trainers)
+
+    @property
+    def p(self) -> np.ndarray:
+        return np.stack([each.p for each in self._trainers])
+
+    def training_step(self, batches) -> None:
+        for trainer, own in zip(self._trainers, batches, strict=True):
+            trainer.training_step(own)
+        self.step += 1
+        self._advance(len(self._trainers))
+
+    def check(self, batches) -> None:
+        for trainer, own in zip(self._trainers, batches, strict=True):
+            trainer.check(own)
+
+    def averages(self):
+        return self._trainers[0].averages()
+
+    def likelihood(self, p=None) -> list:
+        p = self.p if p is None else p
+        return [each.likelihood(own) for each, own in zip(self._trainers, p, strict=True)]
 
 
 def flow_candidate(
@@ -60,67 +92,42 @@ def flow_candidate(
         folds: the places of the rows that are held out, for each flow.
         noise: standard deviation of the noise in the rows of every step, in units of the spread.
         patience: stop after this many evaluations without a better one; None: never.
-        advance: gets the steps that all flows have taken since its last call.
+        advance: gets the number of steps after each step of all flows.
     """
-    runs = [_Run(config, moments, rows, fold, noise, k) for k, fold in enumerate(folds)]
-    steps = config.epochs * min(run.trainer.steps_per_epoch for run in runs)
-    every = max(1, steps // EVALUATIONS)
-    best, waited, step = Candidate(f"flow, noise {noise:g}", np.empty(0), []), 0, 0
-    highest = -np.inf
-    try:
-        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            while True:
-                now = np.concatenate([run.scores for run in runs]).mean()
-                waited = waited + 1
-                if now > highest or not best.members:
-                    scores = np.empty(len(rows))
-                    for run, fold in zip(runs, folds, strict=True):
-                        scores[fold] = run.scores
-                    best.scores, best.step = scores, step
-                    best.members = [run.trainer.p.copy() for run in runs]
-                    highest, waited = max(highest, now), 0
-                if step >= steps or (patience is not None and waited >= patience):
-                    return best
-                before, step = step, min(step + every, steps)
-                for run in runs:
-                    run.advance(step)
-                advance((step - before) * len(runs))
-    except DivergedError:
-        return best
+    ops, flow = get_ops(config.backend), config.build_flow(rows.shape[1:], moments)
+    trainers, batches = [], []
+
+    def scores(likelihoods) -> np.ndarray:
+        found = np.empty(len(rows))
+        for likelihood, fold in zip(likelihoods, folds, strict=True):
+            found[fold] = likelihood.log_prob(rows[fold])
+        return np.where(np.isnan(found), -np.inf, found)
+
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        for number, fold in enumerate(folds):
+            own = replace(config, seed=(config.seed + number) % 2**31)
+            exact = Batches(ops, np.delete(rows, fold, axis=0), own, flow.shape)
+            trainers.append(Trainer(ops, flow, own, exact.steps_per_epoch))
+            trainers[-1].begin(exact)
+            batches.append(_noisy(exact, noise * np.asarray(moments[1]), own) if noise else exact)
+        together, judged = _Together(trainers, advance), np.concatenate(folds)
+        steps = config.epochs * together.steps_per_epoch
+        how = {"steps": steps, "every": max(1, steps // _EVALUATIONS), "patience": patience}
+        loop = Loop(together, batches, nll=lambda found: -scores(found)[judged].mean(), **how)
+        loop.evaluate()
+        with suppress(DivergedError):  # the best before is kept
+            loop.run()
+        best, step = (loop.best_p, loop.best.step) if loop.best else (together.p, together.step)
+        found = scores(together.likelihood(best))
+    return Candidate(f"flow, noise {noise:g}", found, list(best), step)
 
 
-class _Run(Loop):
-    """The training of one flow. scores: log-densities of the rows held out, at the last
-    evaluation."""
+def _noisy(batches: Batches, scale: np.ndarray, config: TrainConfig) -> Given:
+    def noisy(step: int):
+        batch, rng = batches(step), np.random.default_rng((config.seed, step))
+        return batch + scale * rng.standard_normal(batch.shape)
 
-    scores: np.ndarray
-
-    def __init__(self, config, moments, rows, fold, noise: float, number: int):
-        config = replace(config, seed=(config.seed + number) % 2**31)
-        ops, flow = get_ops(config.backend), config.build_flow(rows.shape[1:], moments)
-        batches = Batches(ops, np.delete(rows, fold, axis=0), config, flow.shape)
-        self.held_out, spread = rows[fold], np.asarray(moments[1])
-
-        def noisy(step: int):
-            batch, rng = batches(step), np.random.default_rng((config.seed, step))
-            return batch + noise * spread * rng.standard_normal(batch.shape)
-
-        trainer = Trainer(ops, flow, config, batches.steps_per_epoch)
-        every = 2**62  # `advance` says where an evaluation is due
-        super().__init__(trainer, Given(noisy) if noise else batches, 0, every)
-        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            trainer.begin(batches)
-            self.evaluate()
-
-    def evaluate(self) -> bool:
-        self.scores = self.trainer.likelihood().log_prob(self.held_out)
-        self.scores[np.isnan(self.scores)] = -np.inf
-        return False
-
-    def advance(self, step: int) -> None:
-        """Train up to this step, and evaluate there."""
-        self.steps = step
-        self.run()
+    return Given(noisy)
 
 
 def mixture_candidates(
@@ -129,19 +136,27 @@ def mixture_candidates(
     seed: int,
     log_volume: float,
 ) -> list[Candidate]:
-    """Mixtures of standardised rows (N, D), with 1 to 96 components as far as the rows allow, each
-    for every fold. log_volume: what one unit of all columns is, for scores in units of the data."""
+    """Mixtures of standardised rows (N, D), each for every fold.
+
+    For each prior of the covariances there are 1 to 96 components, as far as the rows allow and,
+    from 20 on, until more of them are worse. log_volume: what one unit of all columns is, for
+    scores in units of the data.
+    """
     found = []
     count, columns = rows.shape
-    most = min(count // _ROWS_PER_COMPONENT, count // columns)
-    for kind, numbers in _COMPONENTS.items():
-        for components in (each for each in numbers if each == 1 or each <= most):
-            name = f"mixture of {components}, {kind}"
+    most = max(1, min(count // _ROWS_PER_COMPONENT, count // columns))
+    for kind, prior in _PRIORS:
+        best = -np.inf
+        for components in (each for each in _COMPONENTS if each <= most):
+            name = f"mixture of {components}, {kind}, prior {prior:g}"
             candidate = Candidate(name, np.empty(count), [])
             for number, fold in enumerate(folds):
                 others = np.delete(rows, fold, axis=0)
-                mixture = Mixture.fit(others, components, kind, (seed, number))
+                mixture = Mixture.fit(others, components, kind, prior, (seed, number))
                 candidate.scores[fold] = mixture.log_prob(rows[fold]) - log_volume
                 candidate.members.append(mixture)
             found.append(candidate)
+            best = max(best, candidate.scores.mean())
+            if components >= _MANY and candidate.scores.mean() < best - _WORSE:
+                break
     return found
