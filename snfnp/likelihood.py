@@ -21,6 +21,7 @@ from snfnp.ops import SINGLE_PROCESS, Array, Communicator, Ops, RandomKey, share
 
 # The streams of the counter-based generator, one per purpose; for layers' see `snfnp.context`.
 TRAINING_NOISE, EVALUATION_NOISE, SAMPLE_LATENTS, AUGMENTATION, WHITENING_NOISE = range(5)
+SMOOTHING = 5
 _BATCH = 1000  # images whose noise is drawn together
 
 

@@ -78,7 +78,8 @@ class Preset:
     takes_choices: bool = True  # build uses them
     white: dict = field(default_factory=WHITE.copy)  # settings of recipe="white"
     lam_forward: float | None = None  # λ of the forward objective
-    fits: Callable[[tuple[int, ...]], dict] = lambda shape: {}  # options that a shape determines
+    # Options, and `steps`, that depend on the shape and the number of the training data.
+    fits: Callable[[tuple[int, ...], int], dict] = lambda shape, count: {}
 
 
 def make_rule(option: Callable[[str], Any]) -> Rule:
@@ -133,10 +134,17 @@ def vector(choices: Choices, shape: tuple[int, ...]) -> Flow:
     return Flow((dimension,), tuple(layers[:-1]), image_shape=shape)
 
 
-def _fitting_vector(shape: tuple[int, ...]) -> dict:
-    """Fewer layers and a smaller rate for many columns: a step changes D weights of each output."""
-    root = math.sqrt(16 / math.prod(shape))
-    return {"depth": max(1, min(6, round(4 * root))), "lr": 0.01 * min(1.0, root)}
+def _fitting_vector(shape: tuple[int, ...], rows: int) -> dict:
+    """Fewer layers and a smaller rate for many columns, as a step changes D weights of each output;
+    fewer layers, bins and steps for few rows."""
+    root, few = math.sqrt(16 / math.prod(shape)), rows <= 2000
+    return {
+        "depth": max(1, min(3 if few else 6, round(4 * root))),
+        "bins": 5 if few else 8,
+        "lr": 0.01 * min(1.0, root),
+        "batch_size": min(rows, max(16, min(500, rows // 8))),
+        "steps": max(800, min(2000, rows)),
+    }
 
 
 def convolutional(choices: Choices, shape: tuple[int, ...], other: Callable | None = None) -> Flow:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,15 +20,10 @@ from snfnp.density.progress import Progress
 from snfnp.density.training import Candidate, flow_candidate, mixture_candidates
 from snfnp.errors import UsageError
 from snfnp.layers.preprocess import Standardise
-from snfnp.models import PRESETS
 from snfnp.ops import get_ops
 from snfnp.training.options import TrainConfig
 
-_BATCH = 16, 500  # rows of a step, at least and at most
-_STEPS = 800, 2000  # of a training, at least and at most: as many as there are rows
-_FEW = 2000  # rows up to which a flow has fewer layers and bins, and noise is tried:
-_NOISE = 0.0, 0.1, 0.2  # the last one up to _FEWER rows
-_FEWER = 500
+_NOISE = {0.0: 2**63, 0.1: 2000, 0.2: 500}  # candidates: rows up to which they are tried
 _MIXTURES = 5000  # rows up to which mixtures are tried
 _SMALL = 4096  # numbers in a batch for which a smooth leaky ReLU is fastest in plain NumPy
 
@@ -234,15 +230,16 @@ class FlowDensity:
             folds = [np.arange(held_out)]
         else:
             folds = [np.arange(k, count, members) for k in range(members)]
-        config = self._config(count, count - max(map(len, folds)), columns, seed)
-        levels = _NOISE if count <= _FEWER else _NOISE[: 2 if count <= _FEW else 1]
-        levels = levels if self.noise is None else (self.noise,)
+        rows = count - max(map(len, folds))
+        config = self._config(rows, columns, seed)
+        levels = [each for each, most in _NOISE.items() if count <= most]
+        levels = levels if self.noise is None else [self.noise]
         averaged = members > 1 and self.mixtures and count <= _MIXTURES
-        found, steps = [], config.epochs * config.steps_per_epoch(count - max(map(len, folds)))
+        found, steps = [], config.epochs * config.steps_per_epoch(rows)
         steps *= len(levels) * len(folds)
         with Progress(self.verbose, get_ops(config.backend), steps, folds) as progress:
             for level in levels:
-                how = (config, moments, table, folds, level, self.patience, progress.advance)
+                how = (replace(config, noise=level), moments, table, folds, progress.advance)
                 found.append(flow_candidate(*how))
                 progress.fitted(found[-1])
             if averaged:
@@ -256,23 +253,14 @@ class FlowDensity:
                 found += mixtures
         return found, config, folds
 
-    def _config(self, count: int, rows: int, columns: int, seed: int) -> TrainConfig:
-        low, high = _BATCH
-        batch = min(rows, max(low, min(high, rows // 8)))
-        batch = batch if self.batch_size is None else self.batch_size
-        own = {name: getattr(self, name) for name in ("activation", "gradient", "epochs", "lr")}
-        if self.epochs is None and isinstance(batch, (int, np.integer)) and 0 < batch <= rows:
-            own["epochs"] = -(-min(max(count, _STEPS[0]), _STEPS[1]) // (rows // batch))
-        few = count <= _FEW and self.activation == "spline"
-        layers = self.layers
-        if layers is None and count <= _FEW:
-            layers = min(3, PRESETS["vector"].fits((columns,))["depth"])
-        own |= {"depth": layers, "batch_size": batch, "bins": 5 if few else None}
-        plain = self.activation != "spline" and batch * columns <= _SMALL
-        if self.epochs == 1:  # a single step that warms up would be one of rate 0
-            own["warmup_epochs"] = 0.5 if rows // max(1, batch) > 1 else 0.0
-        how = {"lr_schedule": "cosine", "backend": "numpy" if plain else "numba", "seed": seed}
-        return TrainConfig(model="vector", **own, **how).resolve(rows, (columns,))
+    def _config(self, rows: int, columns: int, seed: int) -> TrainConfig:
+        names = "activation", "gradient", "epochs", "batch_size", "lr", "patience"
+        given = {name: getattr(self, name) for name in names} | {"depth": self.layers}
+        config = TrainConfig(model="vector", seed=seed, **given).resolve(rows, (columns,))
+        if config.epochs == config.steps_per_epoch(rows) == 1:
+            config = replace(config, warmup_epochs=0.0)  # its rate would be 0
+        small = self.activation != "spline" and config.batch_size * columns <= _SMALL
+        return replace(config, backend="numpy" if small else "numba")
 
     def _keep(self, config: TrainConfig, moments, kept: list, best: Candidate) -> None:
         ops, self._fit = get_ops(config.backend), (config, kept, best, moments)

@@ -15,7 +15,7 @@ import numpy as np
 from snfnp.density.mixture import Mixture
 from snfnp.errors import DivergedError
 from snfnp.ops import get_ops
-from snfnp.training.batches import Batches, Given
+from snfnp.training.batches import Batches
 from snfnp.training.loop import Loop
 from snfnp.training.options import TrainConfig
 from snfnp.training.trainer import Trainer
@@ -76,8 +76,6 @@ def flow_candidate(
     moments: tuple,
     rows: np.ndarray,
     folds: list[np.ndarray],
-    noise: float,
-    patience: int | None = None,
     advance: Callable[[int], None] = lambda steps: None,
 ) -> Candidate:
     """Train a flow for every fold on all other rows, side by side.
@@ -90,8 +88,6 @@ def flow_candidate(
         moments: the arguments of `Standardise`.
         rows: (N, D).
         folds: the places of the rows that are held out, for each flow.
-        noise: standard deviation of the noise in the rows of every step, in units of the spread.
-        patience: stop after this many evaluations without a better one; None: never.
         advance: gets the number of steps after each step of all flows.
     """
     ops, flow = get_ops(config.backend), config.build_flow(rows.shape[1:], moments)
@@ -106,28 +102,19 @@ def flow_candidate(
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         for number, fold in enumerate(folds):
             own = replace(config, seed=(config.seed + number) % 2**31)
-            exact = Batches(ops, np.delete(rows, fold, axis=0), own, flow.shape)
-            trainers.append(Trainer(ops, flow, own, exact.steps_per_epoch))
-            trainers[-1].begin(exact)
-            batches.append(_noisy(exact, noise * np.asarray(moments[1]), own) if noise else exact)
+            batches.append(Batches(ops, np.delete(rows, fold, axis=0), own, flow.shape))
+            trainers.append(Trainer(ops, flow, own, batches[-1].steps_per_epoch))
+            trainers[-1].begin(batches[-1])
         together, judged = _Together(trainers, advance), np.concatenate(folds)
         steps = config.epochs * together.steps_per_epoch
-        how = {"steps": steps, "every": max(1, steps // _EVALUATIONS), "patience": patience}
+        how = {"steps": steps, "every": max(1, steps // _EVALUATIONS), "patience": config.patience}
         loop = Loop(together, batches, nll=lambda found: -scores(found)[judged].mean(), **how)
         loop.evaluate()
         with suppress(DivergedError):  # the best before is kept
             loop.run()
         best, step = (loop.best_p, loop.best.step) if loop.best else (together.p, together.step)
         found = scores(together.likelihood(best))
-    return Candidate(f"flow, noise {noise:g}", found, list(best), step)
-
-
-def _noisy(batches: Batches, scale: np.ndarray, config: TrainConfig) -> Given:
-    def noisy(step: int):
-        batch, rng = batches(step), np.random.default_rng((config.seed, step))
-        return batch + scale * rng.standard_normal(batch.shape)
-
-    return Given(noisy)
+    return Candidate(f"flow, noise {config.noise:g}", found, list(best), step)
 
 
 def mixture_candidates(

@@ -20,7 +20,7 @@ import numpy as np
 
 from snfnp.context import BackwardContext, Slice
 from snfnp.errors import CheckpointError, DivergedError
-from snfnp.likelihood import TRAINING_NOISE, Likelihood
+from snfnp.likelihood import SMOOTHING, TRAINING_NOISE, Likelihood
 from snfnp.ops import SINGLE_PROCESS, RandomKey
 from snfnp.ops.step.log import StepLog
 from snfnp.parameters import Layout
@@ -131,7 +131,11 @@ class Trainer:
     def encode(self, images, step, part: Slice):
         """x and its log-Jacobian from a slice of the images of a step, with that step's noise."""
         key = RandomKey(self.config.seed, TRAINING_NOISE, step, part.first)
-        return self.flow.preprocessed(self.ops, images, key, self.p.dtype)
+        x, log_jacobian = self.flow.preprocessed(self.ops, images, key, self.p.dtype)
+        if noise := self.config.noise:
+            key = RandomKey(self.config.seed, SMOOTHING, step, part.first)
+            x = x + x.dtype.type(noise) * self.ops.random.normal(key, x.shape, x.dtype)
+        return x, log_jacobian
 
     def ascend(self, images) -> None:
         """Ascend Eq. 3 once, on this rank's device images (n, *shape), uint8, of a batch of N.

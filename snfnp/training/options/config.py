@@ -177,8 +177,10 @@ class TrainConfig(
             while halves < config.levels and side % 2 ** (halves + 1) == 0:
                 halves += 1
             config = replace(config, levels=halves)
-        for name, value in config.preset.fits(shape).items() if shape else ():
-            if getattr(self, name) is None:
+        fitting = config.preset.fits(shape, training_images) if shape else {}
+        steps = fitting.pop("steps", config.preset.steps)
+        for name, value in fitting.items():
+            if getattr(self, name) is None and config.effective(name) is not None:
                 config = replace(config, **{name: value})
         for option, need in config._without_effect():
             given = f"`{option.name}=False`" if option.default is True else f"`{option.name}`"
@@ -192,7 +194,7 @@ class TrainConfig(
             found = f"but there are only {training_images} training {noun}"
             raise UsageError(f"`batch_size` is {config.batch_size}, {found}: choose a smaller one")
         if config.epochs is None:
-            epochs = math.ceil(config.preset.steps / config.steps_per_epoch(training_images))
+            epochs = math.ceil(steps / config.steps_per_epoch(training_images))
             config = replace(config, epochs=epochs)
         if self.eval_every is None and len(shape) == 1:
             config = replace(config, eval_every=max(1, config.epochs // 40))

@@ -276,6 +276,11 @@ class RunOptions:
     augment: bool | Auto = option(
         None, "flip training images left to right and shift them by a pixel, at random"
     )
+    noise: float = option(
+        0.0,
+        "standard deviation of the noise in the flow's training inputs, which smooths the density",
+        NOT_NEGATIVE,
+    )
     shuffle: bool = option(True, "draw a new order of the training data for every epoch")
     seed: int = option(0, "seed of initialisation, order and dequantisation noise", _SEED)
     epochs: int | Auto = changeable(None, "passes over the training data", AT_LEAST_1)

@@ -88,6 +88,7 @@ def _preset(name: str, otherwise: Any = None, needs: tuple[Need, ...] = ()) -> R
 
     words, other = by_preset(paper), by_preset(white)
     words += f"; with `recipe=white` {other}" if other != words else ""
+    words += "; for vector an eighth of the rows, 16 to 500" if name == "batch_size" else ""
     return Relation(needs, lambda c: (white if c.recipe == "white" else paper)(c.preset), words)
 
 
