@@ -191,7 +191,7 @@ def test_a_builder_gets_the_size_of_its_preset_with_the_options_in_it(model, mon
         return preset.build(choices, shape)
 
     monkeypatch.setitem(PRESETS, model, dataclasses.replace(preset, build=build))
-    TrainConfig(model=model, depth=2).resolve(1000, SHAPE).build_flow(SHAPE)
+    TrainConfig(model=model, depth=2).resolve(3000, SHAPE).build_flow(SHAPE)
     assert found == [preset.size | {"depth": 2}]
 
 

@@ -11,17 +11,17 @@ import pytest
 from support.messages import one_line
 
 import snfnp
+from snfnp.data.ties import decimals, find_steps
 from snfnp.density import files
 from snfnp.density.ensemble import Ensemble, MixtureMember, stacked_weights
 from snfnp.density.mixture import Mixture
 from snfnp.density.rows import repeated
-from snfnp.density.ties import decimals, find_steps
 from snfnp.density.training import flow_candidate
 from snfnp.errors import CheckpointError, DivergedError, SnfnpError
 from snfnp.layers.preprocess import Standardise
 from snfnp.layers.whiten import _shrunk
-from snfnp.models import PRESETS
 from snfnp.ops import get_ops, jit
+from snfnp.training.adam import learning_rate
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.checkpoint import save_checkpoint
 from snfnp.training.trainer import Trainer
@@ -43,6 +43,21 @@ density = snfnp.FlowDensity(layers=2, epochs=2, noise=0.0, members=int(sys.argv[
 found = check_estimator(density, on_skip=None)
 left = {(each["check_name"], each["status"]) for each in found if each["status"] != "passed"}
 print(len(found), left - {("check_sample_weights_pandas_series", "skipped")})
+"""
+WORKERS = """
+import numba, numpy as np, snfnp
+from joblib import Parallel, delayed
+from snfnp.ops import get_ops
+from threadpoolctl import threadpool_info
+def fit(x):
+    compiled = []
+    with get_ops("numba").device.compilations(lambda: None, compiled.append):
+        snfnp.FlowDensity(layers=2, epochs=2, members=1, random_state=0).fit(x)
+    pools = [pool["num_threads"] for pool in threadpool_info()]
+    return max(numba.get_num_threads(), *pools), sum(compiled)
+x = np.random.default_rng(0).normal(size=(100, 2))
+fit(x)
+print(*Parallel(n_jobs=2)(delayed(fit)(x) for _ in range(2)))
 """
 
 
@@ -81,6 +96,21 @@ def test_it_works_in_a_pipeline_and_in_a_search_over_a_grid():
     assert repr(pipeline[-1]) == "FlowDensity(layers=2, members=1, epochs=2, random_state=0)"
     with pytest.raises(ValueError, match="Invalid parameter 'depth' for estimator FlowDensity"):
         pipeline[-1].set_params(depth=3)
+
+
+def test_processes_of_a_search_share_the_cores_and_compile_nothing():
+    """Workers as GridSearchCV(n_jobs=2) starts: kernels are in the cache."""
+    env = {name: value for name, value in os.environ.items() if "NUM_THREADS" not in name}
+    how = {"env": env, "capture_output": True, "text": True, "check": True}
+    done = subprocess.run([sys.executable, "-c", WORKERS], **how)
+    most = max(1, os.cpu_count() // 2)
+    assert done.stdout.strip() in {f"({n}, 0) ({n}, 0)" for n in range(1, most + 1)}
+
+
+def test_a_single_step_has_a_rate():
+    density = snfnp.FlowDensity(epochs=1, members=1, random_state=0).fit(moons(16))
+    assert density.config_.epochs == density.config_.steps_per_epoch(14) == 1
+    assert learning_rate(density.config_, 0, 1) > 0
 
 
 def test_without_scikit_learn_it_fits_too():
@@ -283,11 +313,11 @@ def test_patience_counts_from_the_best_evaluation_of_all_folds(monkeypatch):
 
     monkeypatch.setattr("snfnp.likelihood.Likelihood.log_prob", scripted)
     x, folds = moons(80), [np.arange(0, 80, 2), np.arange(1, 80, 2)]
-    size = {"depth": 1, "bins": 4, "batch_size": 20, "epochs": 40}
+    size = {"depth": 1, "bins": 4, "batch_size": 20, "epochs": 40, "patience": 2}
     config = TrainConfig(model="vector", backend="numpy", **size).resolve(40, (2,))
     taken = []
     moments = x.mean(axis=0), x.std(axis=0)
-    found = flow_candidate(config, moments, x, folds, 0.0, patience=2, advance=taken.append)
+    found = flow_candidate(config, moments, x, folds, taken.append)
     assert found.step == 6 and taken == [2] * 10
     for member, params in zip(found.members, kept[6:8], strict=True):
         flow = config.build_flow((2,), moments)
@@ -343,10 +373,20 @@ def test_columns_with_steps_are_dequantised_and_samples_lie_on_them():
     back = density.inverse_transform(density.transform(x))
     np.testing.assert_array_equal(back, x)
     assert "dequantisation" in density.likelihood_.evaluate(x).terms
-    with one_line(ValueError, "ties in column 0 (from 0) (step 0.1): give ties='dequantise'"):
+    with one_line(ValueError, "ties in column 0 (from 0) (step 0.1): choose `ties=dequantise`"):
         snfnp.FlowDensity(ties="raise").fit(x)
     kept = snfnp.FlowDensity(ties="keep", random_state=0, **FAST).fit(x)
     assert not kept.step_.any() and "dequantisation" not in kept.likelihood_.evaluate(x).terms
+
+
+def test_a_verbose_fit_has_a_line_for_each_candidate(capsys):
+    x, how = moons(60), {"layers": 2, "epochs": 2, "members": 2, "random_state": 0}
+    density = snfnp.FlowDensity(verbose=True, **how).fit(x)
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.endswith(" nats per row held out") for line in lines)
+    assert {line.partition(":")[0] for line in lines} >= set(density.weights_)
+    snfnp.FlowDensity(verbose=False, **how).fit(x)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_equal_columns_get_a_line():
@@ -462,12 +502,16 @@ def test_a_forged_file_is_one_line(change, tmp_path):
 # ---------------------------------------------------------------- the model and its steps
 
 
-def test_the_preset_fits_the_columns():
+def test_the_preset_fits_the_columns_and_the_rows():
     for columns, expected in ((1, (6, 0.01)), (16, (4, 0.01)), (64, (2, 0.005))):
-        config = TrainConfig(model="vector").resolve(1000, (columns,))
+        config = TrainConfig(model="vector").resolve(3000, (columns,))
         assert (config.depth, config.lr) == expected
-    assert TrainConfig(model="vector", depth=3, lr=1.0).resolve(1000, (2,)).depth == 3
-    assert PRESETS["vector"].fits((2000,)) == {"depth": 1, "lr": 0.01 * (16 / 2000) ** 0.5}
+    for rows, size in ((100, (3, 5, 16)), (1000, (3, 5, 125)), (9000, (6, 8, 500))):
+        config = TrainConfig(model="vector").resolve(rows, (2,))
+        assert (config.depth, config.bins, config.batch_size) == size
+        steps = config.epochs * config.steps_per_epoch(rows)
+        assert 0 <= steps - min(max(rows, 800), 2000) < rows / config.batch_size
+    assert TrainConfig(model="vector", depth=3, lr=1.0).resolve(3000, (2,)).depth == 3
 
 
 def test_a_covariance_is_shrunk_by_as_much_as_its_rows_deserve():

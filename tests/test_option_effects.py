@@ -62,6 +62,8 @@ CHANGES = {
     "columns": (TABLE, "0,2"),
     "drop_incomplete": (TABLE | {"data": "gaps.csv", "drop_incomplete": True}, False),
     "preprocess": ({}, "scale"),
+    "ties": (TABLE, "keep"),
+    "noise": ({}, 0.1),
     "data_dir": ({}, "nowhere"),
     "augment": ({}, True),
     "seed": ({}, 1),
@@ -92,7 +94,9 @@ def result(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("effects"), np.random.default_rng(0)
     for name in ("images", "others"):
         np.save(folder / f"{name}.npy", rng.integers(0, 256, (60, 8, 8, 1)).astype(np.uint8))
-    table = rng.normal(size=(60, 3)).round(3).astype(str)
+    table = rng.normal(size=(60, 3)).round(3)
+    table[:, 2] = table[:, 2].round(1)
+    table = table.astype(str)
     for name, cell in (("rows", table[9, 1]), ("gaps", "")):
         table[9, 1] = cell
         (folder / f"{name}.csv").write_text("\n".join(map(",".join, table)) + "\n")

@@ -21,6 +21,7 @@ from snfnp.likelihood import Likelihood
 from snfnp.ops.step.definition import StepScalars
 from snfnp.training import checkpointer
 from snfnp.training.adam import learning_rate
+from snfnp.training.evaluation import _limit
 from snfnp.training.runs.checkpoint import load_checkpoint
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
@@ -300,6 +301,11 @@ def test_worse_than_twice_the_best_and_the_pixels_is_an_explosion(tmp_path, monk
     assert "best evaluation saved" in str(caught.value)
     assert [way[0] for way in ways_on(caught.value)] == ["--rollback"]
     assert not (tmp_path / "run" / "summary.json").exists()  # it is never called done
+
+
+@pytest.mark.parametrize("usual, most", [(8.0, 16.0), (1.0, 9.0), (-2.0, 6.0), (-30.0, 0.0)])
+def test_the_limit_of_an_explosion_is_above_what_is_usual_also_in_small_units(usual, most):
+    assert _limit(usual) == most
 
 
 def test_a_start_far_from_the_images_is_no_explosion(tmp_path, monkeypatch):

@@ -115,6 +115,9 @@ def test_names_go_from_the_file_to_the_run_its_samples_and_scores(tmp_path):
         score.main([str(out), data])
     scores = [(out / f"score-{name}.csv").read_text() for name in ("mine", "turned")]
     assert scores[0] == scores[1]
+    first, *lines = scores[0].splitlines()
+    assert first == "data,place,nats,a,b"
+    np.testing.assert_array_equal([line.split(",")[3:] for line in lines[-200:]], rows.astype(str))
     for data, command in ((other, score.main), (other, train.main)):
         with one_line(UsageError, "column"):
             argv = [str(out), data] if command is score.main else [mine, *SHORT, "--test", data]

@@ -5,6 +5,8 @@ likelihoods to some simpler images (Nalisnick et al. 2019, "Do Deep Generative M
 Don't Know?").
 """
 
+import csv
+import io
 import os
 from pathlib import Path
 
@@ -44,17 +46,21 @@ def main(argv: list[str], prog: str | None = None) -> None:
     if problem := run.flow.preprocess.fault(other, run.image_shape):
         raise UsageError(f"{args.other}: {problem}")
     images, _ = images_of(run, args, "test")
-    scores, lines, medians = {}, ["data,place,nats"], []
+    scores, medians, text = {}, [], io.StringIO(newline="")
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["data", "place", "nats", *(run.columns or ())])
     for which, of, data in (("test", run.config.data_name, images), ("other", name, other)):
         some = data if args.count is None else data[: args.count]
         found = run.likelihood.log_prob(some, at_once=_AT_ONCE)
         found = np.where(np.isnan(found), -np.inf, found)  # as far away as numbers go
-        lines += [f"{which},{place},{nats!r}" for place, nats in enumerate(found.tolist())]
+        values = some[:].tolist() if run.columns else [()] * len(found)
+        for place, (nats, row) in enumerate(zip(found.tolist(), values, strict=True)):
+            table.writerow([which, place, nats, *row])
         count = f"{len(found):,} {which} samples"
         medians.append(f"{np.median(found):.3f} nats of {count} ({printable(of)})")
         scores[f"{of} ({which})"] = found
     above = auroc(*scores.values())
-    write_atomically(out.with_suffix(".csv"), "\n".join([*lines, ""]).encode())
+    write_atomically(out.with_suffix(".csv"), text.getvalue().encode())
     title = f"{run.config.data_name}, {run.config.model_name}: AUROC {above:.4f}"
     plots.save_histograms(out, scores, "exact log-likelihood (nats)", title)
     print(f"median log-likelihood {', '.join(medians)}; AUROC {above:.4f}")

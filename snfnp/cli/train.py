@@ -74,7 +74,8 @@ def _parser(prog: str | None, defaults: dict) -> Parser:
     """A parser with every option of TrainConfig, and --resume. Options that are not given are
     absent from the result; `defaults` of a script are shown by the help."""
     about = "Train a self-normalizing flow (Keller et al. 2021) or a baseline. Writes a run folder "
-    about += "with the configuration, metrics, checkpoints, curves and samples."
+    about += "with the configuration, metrics, checkpoints, curves and samples. For a table it is "
+    about += "one flow; snfnp.FlowDensity averages five for each level of noise, and mixtures."
     how = {"usage": "%(prog)s [-h] [OPTION …] [PATH]", "allow_abbrev": False}
     parser = Parser(prog=prog, description=about, argument_default=argparse.SUPPRESS, **how)
     about = "your data, as --data PATH"

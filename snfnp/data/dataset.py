@@ -68,6 +68,13 @@ class Dataset:
         return not is_rows(self.train)
 
     @property
+    def labels(self) -> list[str]:
+        """The columns of rows in messages: by their names, or numbers."""
+        width = self.train.shape[1]
+        names = self.columns or [f"{place} (from 0)" for place in range(width)]
+        return [f"column {name}" for name in names]
+
+    @property
     def noun(self) -> str:
         """The word for its samples in messages."""
         return "images" if self.of_images else "rows"

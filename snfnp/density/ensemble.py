@@ -12,8 +12,8 @@ from typing import Any, cast
 
 import numpy as np
 
+from snfnp.data.ties import offsets
 from snfnp.density.mixture import Mixture
-from snfnp.density.ties import offsets
 from snfnp.flow import Flow
 from snfnp.layers.preprocess import Standardise
 from snfnp.likelihood import Likelihood

@@ -9,18 +9,20 @@ import inspect
 import sys
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from snfnp.density import files, rows, ties
+from snfnp.data.ties import TIES, with_ties
+from snfnp.density import files, rows
 from snfnp.density.ensemble import Ensemble, FlowMember, MixtureMember, stacked_weights
-from snfnp.density.progress import Progress
+from snfnp.density.progress import shown
 from snfnp.density.training import Candidate, flow_candidate, mixture_candidates
 from snfnp.errors import UsageError
 from snfnp.layers.preprocess import Standardise
-from snfnp.ops import get_ops
+from snfnp.ops import RandomKey, get_ops
 from snfnp.training.options import TrainConfig
 
 _NOISE = {0.0: 2**63, 0.1: 2000, 0.2: 500}  # candidates: rows up to which they are tried
@@ -169,19 +171,18 @@ class FlowDensity:
             moments = self._moments(table, _labels(names, table.shape[1]))
             seed = int(rng.integers(2**31))
             table = table[rng.permutation(len(table))]
-            found, config, folds = self._candidates(table, moments, seed)
+            found, config = self._candidates(table, moments, seed)
         except UsageError as error:
             raise ValueError(str(error).replace("`depth`", "`layers`")) from None
         for attribute in ("feature_names_in_", "likelihood_"):
             vars(self).pop(attribute, None)
         if names is not None:
             self.feature_names_in_ = names
-        if len(folds) == 1:  # nothing is averaged
-            found = [max(found, key=lambda each: each.scores[folds[0]].mean())]
-        weights = stacked_weights(np.stack([each.scores for each in found])) if found[1:] else [1.0]
+        best = max((each for each in found if each.step is not None), key=lambda each: each.mean)
+        if self.members == 1:  # nothing is averaged
+            found = [best]
+        weights = stacked_weights(np.stack([each.scores for each in found]))
         kept = [(each, float(w)) for each, w in zip(found, weights, strict=True) if w > 0]
-        flows = [each for each in found if each.step is not None]
-        best = max(flows, key=lambda each: each.scores[np.concatenate(folds)].mean())
         self._keep(config, moments, kept, best)
         return self
 
@@ -191,9 +192,8 @@ class FlowDensity:
             raise UsageError(f"validation_fraction is {fraction!r}: it must be between 0 and 1")
         if isinstance(members, bool) or not isinstance(members, (int, np.integer)) or members < 1:
             raise UsageError(f"members is {members!r}: it must be a whole number from 1 on")
-        if self.ties not in ("dequantise", "keep", "raise"):
-            found = f"ties is {self.ties!r}"
-            raise UsageError(f"{found}: it must be one of dequantise, keep, raise")
+        if self.ties not in TIES:
+            raise UsageError(f"ties is {self.ties!r}: it must be one of {', '.join(TIES)}")
 
     def _moments(self, table: np.ndarray, labels: list[str]) -> tuple:
         """The arguments of `Standardise`: mean, spread, and what ties need."""
@@ -205,24 +205,14 @@ class FlowDensity:
             raise UsageError(f"{found}: leave such columns out, or rescale them")
         for place in range(1, table.shape[1]):
             if (same := np.flatnonzero((table[:, place] == table[:, :place].T).all(axis=1))).size:
-                text = (
-                    f"{labels[same[0]]} and {labels[place]} of X are equal: leave one of them out"
-                )
-                warnings.warn(f"{text}, as no density is finite there", stacklevel=3)
-        if self.ties == "keep":
-            return mean, spread
-        step, origin = ties.find_steps(table)
-        if not step.any():
-            return mean, spread
-        described = ties.described(step, labels)
-        if self.ties == "raise":
-            raise UsageError(f"ties in {described}: give ties='dequantise', or leave them out")
-        text = f"ties in {described}: noise of one step is part of the model, samples are rounded"
-        warnings.warn(f"{text}, and log p is log P(cell) per unit; see `ties`", stacklevel=3)
-        return mean, spread, step, origin, ties.decimals(step, origin)
+                text = f"{labels[same[0]]} and {labels[place]} of X are equal"
+                advice = "leave one of them out, as no density is finite there"
+                warnings.warn(f"{text}: {advice}", stacklevel=3)
+        line = partial(warnings.warn, stacklevel=5)
+        return with_ties((mean, spread), table, self.ties, labels, line)
 
-    def _candidates(self, table, moments, seed: int) -> tuple[list[Candidate], TrainConfig, list]:
-        """All candidates, the flows' configuration, and the places that each member holds out."""
+    def _candidates(self, table, moments, seed: int) -> tuple[list[Candidate], TrainConfig]:
+        """All candidates, and the flows' configuration."""
         count, columns = table.shape
         members = min(int(self.members), count)
         if members == 1:
@@ -235,27 +225,27 @@ class FlowDensity:
         levels = [each for each, most in _NOISE.items() if count <= most]
         levels = levels if self.noise is None else [self.noise]
         averaged = members > 1 and self.mixtures and count <= _MIXTURES
-        found, steps = [], config.epochs * config.steps_per_epoch(rows)
-        steps *= len(levels) * len(folds)
-        with Progress(self.verbose, get_ops(config.backend), steps, folds) as progress:
+        steps = config.epochs * config.steps_per_epoch(rows) * len(levels) * len(folds)
+        found = []
+        with shown(self.verbose, get_ops(config.backend), steps) as (advance, report):
             for level in levels:
-                how = (replace(config, noise=level), moments, table, folds, progress.advance)
+                how = (replace(config, noise=level), moments, table, folds, advance)
                 found.append(flow_candidate(*how))
-                progress.fitted(found[-1])
+                report(found[-1].line)
             if averaged:
-                mean, spread, *lattice = (np.asarray(each) for each in moments)
-                z, rng = (table - mean) / spread, np.random.default_rng(seed)
-                if lattice:
-                    z = z + lattice[0] / spread * (rng.random(z.shape) - 0.5)
-                mixtures = mixture_candidates(z, folds, seed, float(np.log(spread).sum()))
-                for candidate in mixtures:
-                    progress.fitted(candidate)
+                z, ldj = Standardise(*map(tuple, moments)).forward(
+                    get_ops("numpy"), table, RandomKey(seed, 0, 0), np.float64
+                )
+                mixtures = mixture_candidates(z, folds, seed, ldj)
+                for each in mixtures:
+                    report(each.line)
                 found += mixtures
-        return found, config, folds
+        return found, config
 
     def _config(self, rows: int, columns: int, seed: int) -> TrainConfig:
         names = "activation", "gradient", "epochs", "batch_size", "lr", "patience"
-        given = {name: getattr(self, name) for name in names} | {"depth": self.layers}
+        given: dict[str, Any] = {name: getattr(self, name) for name in names}
+        given["depth"] = self.layers
         config = TrainConfig(model="vector", seed=seed, **given).resolve(rows, (columns,))
         if config.epochs == config.steps_per_epoch(rows) == 1:
             config = replace(config, warmup_epochs=0.0)  # its rate would be 0

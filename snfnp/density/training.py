@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -31,15 +32,24 @@ _MANY, _WORSE = 20, 0.1  # components from which on more are not tried if worse 
 class Candidate:
     """One design, fitted for every fold.
 
-    name: in words; scores: the log-density of each row by the member that was not trained on it,
-    (N,); members: flat parameters of flows, or mixtures; step: of flows alone, that of the
-    evaluation that was chosen.
+    name: in words; scores: the log-density of each row that was held out by the member that it was
+    held out for, in the order of rows; members: flat parameters of flows, or mixtures; step: of
+    flows alone, that of the evaluation that was chosen.
     """
 
     name: str
     scores: np.ndarray
     members: list
     step: int | None = None
+
+    @property
+    def mean(self) -> float:
+        """The mean log-density of the rows that were held out."""
+        return self.scores.mean()
+
+    @property
+    def line(self) -> str:
+        return f"{self.name}: {self.mean:.3f} nats per row held out"
 
 
 class _Together:
@@ -66,9 +76,8 @@ class _Together:
     def averages(self):
         return self._trainers[0].averages()
 
-    def likelihood(self, p=None) -> list:
-        p = self.p if p is None else p
-        return [each.likelihood(own) for each, own in zip(self._trainers, p, strict=True)]
+    def likelihood(self) -> list:
+        return [each.likelihood() for each in self._trainers]
 
 
 def flow_candidate(
@@ -91,13 +100,18 @@ def flow_candidate(
         advance: gets the number of steps after each step of all flows.
     """
     ops, flow = get_ops(config.backend), config.build_flow(rows.shape[1:], moments)
-    trainers, batches = [], []
+    trainers, batches, judged = [], [], np.sort(np.concatenate(folds))
+    scores, kept = np.empty(len(rows)), Candidate(f"flow, noise {config.noise:g}", np.empty(0), [])
 
-    def scores(likelihoods) -> np.ndarray:
-        found = np.empty(len(rows))
+    def nll(likelihoods) -> float:
         for likelihood, fold in zip(likelihoods, folds, strict=True):
-            found[fold] = likelihood.log_prob(rows[fold])
-        return np.where(np.isnan(found), -np.inf, found)
+            found = likelihood.log_prob(rows[fold])
+            scores[fold] = np.where(np.isnan(found), -np.inf, found)
+        return -scores[judged].mean()
+
+    def keep(record) -> None:
+        if record.best or not kept.members:
+            kept.scores, kept.members, kept.step = scores[judged], list(together.p), record.step
 
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         for number, fold in enumerate(folds):
@@ -105,29 +119,27 @@ def flow_candidate(
             batches.append(Batches(ops, np.delete(rows, fold, axis=0), own, flow.shape))
             trainers.append(Trainer(ops, flow, own, batches[-1].steps_per_epoch))
             trainers[-1].begin(batches[-1])
-        together, judged = _Together(trainers, advance), np.concatenate(folds)
+        together: Any = _Together(trainers, advance)
         steps = config.epochs * together.steps_per_epoch
         how = {"steps": steps, "every": max(1, steps // _EVALUATIONS), "patience": config.patience}
-        loop = Loop(together, batches, nll=lambda found: -scores(found)[judged].mean(), **how)
+        loop = Loop(together, batches, nll=nll, callbacks=[keep], **how)
         loop.evaluate()
         with suppress(DivergedError):  # the best before is kept
             loop.run()
-        best, step = (loop.best_p, loop.best.step) if loop.best else (together.p, together.step)
-        found = scores(together.likelihood(best))
-    return Candidate(f"flow, noise {config.noise:g}", found, list(best), step)
+    return kept
 
 
 def mixture_candidates(
     rows: np.ndarray,
     folds: list[np.ndarray],
     seed: int,
-    log_volume: float,
+    ldj: np.ndarray,
 ) -> list[Candidate]:
     """Mixtures of standardised rows (N, D), each for every fold.
 
     For each prior of the covariances there are 1 to 96 components, as far as the rows allow and,
-    from 20 on, until more of them are worse. log_volume: what one unit of all columns is, for
-    scores in units of the data.
+    from 20 on, until more of them are worse. ldj: log|det| of the standardisation, (N,), for scores
+    in units of the data.
     """
     found = []
     count, columns = rows.shape
@@ -140,10 +152,10 @@ def mixture_candidates(
             for number, fold in enumerate(folds):
                 others = np.delete(rows, fold, axis=0)
                 mixture = Mixture.fit(others, components, kind, prior, (seed, number))
-                candidate.scores[fold] = mixture.log_prob(rows[fold]) - log_volume
+                candidate.scores[fold] = mixture.log_prob(rows[fold]) + ldj[fold]
                 candidate.members.append(mixture)
             found.append(candidate)
-            best = max(best, candidate.scores.mean())
-            if components >= _MANY and candidate.scores.mean() < best - _WORSE:
+            best = max(best, candidate.mean)
+            if components >= _MANY and candidate.mean < best - _WORSE:
                 break
     return found

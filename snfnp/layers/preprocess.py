@@ -100,6 +100,11 @@ class Standardise:
     noun, of_images = "rows", False
 
     @property
+    def moments(self) -> tuple[tuple[float, ...], ...]:
+        """The arguments that it was made with."""
+        return (self.mean, self.spread, self.step, self.origin, self.unit)[: 5 if self.step else 2]
+
+    @property
     def usual_bits(self) -> float:
         """Bits per dimension of independent Gaussians with these spreads."""
         return float(np.mean(np.log2(self.spread))) + math.log2(2 * math.pi * math.e) / 2

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from snfnp.data import Dataset, load_dataset, require_dataset, user_data
+from snfnp.data.ties import with_ties
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.ops import SINGLE_PROCESS, Communicator, Ops, get_ops
 from snfnp.training.loop import Session, train_session
@@ -50,6 +51,9 @@ def opened(
     require_dataset(dataset)
     shape, moments, notes = dataset.train.shape[1:], dataset.moments, []
     config = config.resolve(len(dataset.train), shape)
+    if moments and not resuming:
+        how = (config.ties, dataset.labels, notes.append)
+        moments = with_ties(moments, dataset.train, *how)
     config.check_processes(world.size)
     # What else could fail comes before a folder is made.
     if config.tensorboard:

@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 from snfnp import models
 from snfnp.data import DATA_SETS
+from snfnp.data.ties import TIES
 from snfnp.layers.preprocess import WAYS
 from snfnp.models import LARGEST_SIGMA, PRESETS, SMALLEST_SIGMA, Preset
 from snfnp.ops import BACKENDS
@@ -271,6 +272,12 @@ class RunOptions:
         "how data become the flow's inputs: images by dequantisation and a logit, or scaled "
         "without a logit; rows of numbers standardised, or unchanged (none)",
         choices=WAYS,
+    )
+    ties: str = option(
+        "dequantise",
+        "columns of rows with repeated values, as whole numbers: uniform noise of one step is part "
+        "of the model and samples are rounded, or they are kept as they are, or refused (raise)",
+        choices=TIES,
     )
     data_dir: Path | Auto = changeable(None, "folder with the files of a published data set")
     augment: bool | Auto = option(

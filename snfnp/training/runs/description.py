@@ -18,6 +18,7 @@ from snfnp import threads
 from snfnp.data import SPLITS
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
+from snfnp.layers.preprocess import Standardise
 from snfnp.training.options import TrainConfig
 
 _LISTED = 16  # values of a tuple that are listed one by one
@@ -26,7 +27,8 @@ _PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "safetensors")
 
 def describe_run(config: TrainConfig, flow, dataset, ops, processes: int = 1) -> dict:
     """The contents of config.json."""
-    moments = dataset.moments
+    before = flow.preprocess
+    moments = before.moments if isinstance(before, Standardise) else dataset.moments or ()
     return {
         "config": config.as_dict(),
         "data": {
@@ -36,7 +38,7 @@ def describe_run(config: TrainConfig, flow, dataset, ops, processes: int = 1) ->
             "images": [len(dataset.train), len(dataset.validation), len(dataset.test)],
             "shape": list(dataset.train.shape[1:]),
             **({"columns": list(dataset.columns)} if dataset.columns else {}),
-            **({"moments": [each.tolist() for each in moments]} if moments else {}),
+            **({"moments": np.array(moments).tolist()} if moments else {}),
             "sha256": {split: dataset.fingerprint(split) for split in SPLITS},
         },
         "model": {"parameters": flow.layout.count, "flow": describe_flow(flow)},

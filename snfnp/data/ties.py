@@ -8,8 +8,15 @@ Derivation: derivations/31-an-average-of-densities.md.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
+from snfnp.errors import UsageError
+from snfnp.images import StoredArray, parts
+
+TIES = ("dequantise", "keep", "raise")
+_LOOKED_AT = 10_000  # rows in which columns with ties are looked for
 _REPEATED = 0.1  # the share of rows that repeat a value from which on a column has ties,
 _SPIKE = 0.01  # or the share of a single value, which at least _FEWEST rows have
 _FEWEST = 4
@@ -17,10 +24,33 @@ _DECIMALS = 9  # digits behind the point at which steps are looked for
 _FINER = 20  # times finer than the values lie apart: a step that explains no ties
 
 
-def find_steps(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def with_ties(
+    moments: tuple,
+    rows: np.ndarray | StoredArray,
+    ties: str,
+    labels: list[str],
+    report: Callable[[str], None],
+) -> tuple:
+    """The arguments of `Standardise`: `moments`, and what columns with ties need if `ties` is
+    "dequantise", with a line on them. Raises UsageError for such columns if it is "raise"."""
+    step, origin = find_steps(rows) if ties != "keep" else (np.zeros(1), np.zeros(1))
+    if not step.any():
+        return moments
+    found = [f"{labels[place]} (step {step[place]:.6g})" for place in np.flatnonzero(step)]
+    more = f" and {len(found) - 6} others" if len(found) > 6 else ""
+    described = f"ties in {', '.join(found[:6])}{more}"
+    if ties == "raise":
+        raise UsageError(f"{described}: choose `ties=dequantise`, or leave them out")
+    report(f"{described}: noise of one step is part of the model, samples are rounded")
+    return *moments, step, origin, decimals(step, origin)
+
+
+def find_steps(rows: np.ndarray | StoredArray) -> tuple[np.ndarray, np.ndarray]:
     """The step of each column with ties, 0 for others, and a value on its lattice: (D,), (D,)."""
-    found = [_step(column) for column in rows.T]
-    step, origin = np.array(found, np.float64).reshape(-1, 2).T
+    step, origin = np.zeros((2, rows.shape[1]))
+    for place in np.flatnonzero([_step(column)[0] for column in rows[:_LOOKED_AT].T]):
+        column = np.concatenate([part[:, place] for _, part in parts(rows)])
+        step[place], origin[place] = _step(column)
     return step, origin
 
 
@@ -62,18 +92,8 @@ def _common_divisor(values: np.ndarray, gaps: np.ndarray) -> float:
     return least
 
 
-def described(step: np.ndarray, names) -> str:
-    """The columns with ties and their steps, in words."""
-    found = [f"{names[place]} (step {step[place]:.6g})" for place in np.flatnonzero(step)]
-    more = f" and {len(found) - 6} others" if len(found) > 6 else ""
-    return f"{', '.join(found[:6])}{more}"
-
-
 def offsets(step: np.ndarray, count: int = 16) -> np.ndarray:
-    """Points of one cell around its centre, (count, D): a Latin hypercube, always the same. Without
-    ties a single 0."""
-    if not step.any():
-        return np.zeros((1, len(step)))
+    """Points of one cell around its centre, (count, D): a Latin hypercube, always the same."""
     rng = np.random.default_rng(0)
     places = np.stack([rng.permutation(count) for _ in step], axis=1)
     return ((places + 0.5) / count - 0.5) * step
