@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_ITERATIONS, _GAIN = 100, 1e-4  # of EM, at most; nats per row that the next one has to gain
+_ITERATIONS = 100  # of EM, at most
+_GAIN = 1e-4  # nats per row that the next one has to gain; ten times as many from _MANY rows on:
+_MANY = 1000  # stopping early smooths many components, and takes a third of the time
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Mixture:
         for _ in range(_ITERATIONS):
             mixture = cls._maximised(rows, shares, usual, kind, prior)
             now, shares = mixture._expected(rows)
-            if now.mean() - before < _GAIN:
+            if now.mean() - before < (_GAIN if len(rows) < _MANY else 10 * _GAIN):
                 break
             before = now.mean()
         return mixture
