@@ -53,31 +53,54 @@ class Candidate:
 
 
 class _Together:
-    """Trainers that take each step together: a trainer for `Loop`."""
+    """Trainers that take each step together, each on its own batches: a trainer for `Loop`."""
 
-    def __init__(self, trainers: list[Trainer], advance: Callable[[int], None]):
-        self._trainers, self._advance, self.step = trainers, advance, 0
+    def __init__(self, trainers: list[Trainer]):
+        self.trainers, self.step = trainers, 0
         self.steps_per_epoch = min(each.steps_per_epoch for each in trainers)
 
-    @property
-    def p(self) -> np.ndarray:
-        return np.stack([each.p for each in self._trainers])
-
     def training_step(self, batches) -> None:
-        for trainer, own in zip(self._trainers, batches, strict=True):
+        for trainer, own in zip(self.trainers, batches, strict=True):
             trainer.training_step(own)
         self.step += 1
-        self._advance(len(self._trainers))
 
     def check(self, batches) -> None:
-        for trainer, own in zip(self._trainers, batches, strict=True):
+        for trainer, own in zip(self.trainers, batches, strict=True):
             trainer.check(own)
 
-    def averages(self):
-        return self._trainers[0].averages()
 
-    def likelihood(self) -> list:
-        return [each.likelihood() for each in self._trainers]
+class _FoldsLoop(Loop):
+    """The training of a flow for every fold. best: the flows at the best evaluation."""
+
+    def __init__(self, config: TrainConfig, moments, rows, folds, advance):
+        ops, flow = get_ops(config.backend), config.build_flow(rows.shape[1:], moments)
+        trainers, batches = [], []
+        for number, fold in enumerate(folds):
+            own = replace(config, seed=(config.seed + number) % 2**31)
+            batches.append(Batches(ops, np.delete(rows, fold, axis=0), own, flow.shape))
+            trainers.append(Trainer(ops, flow, own, batches[-1].steps_per_epoch))
+            trainers[-1].begin(batches[-1])
+        self._rows, self._folds, self._judged = rows, folds, np.sort(np.concatenate(folds))
+        self._trainers, self._advance, self._patience = trainers, advance, config.patience
+        self.best = Candidate(f"flow, noise {config.noise:g}", np.empty(0), [])
+        together: Any = _Together(trainers)
+        steps = config.epochs * together.steps_per_epoch
+        super().__init__(together, batches, steps, max(1, steps // _EVALUATIONS))
+
+    def after_step(self) -> bool:
+        self._advance(len(self._folds))
+        return False
+
+    def evaluate(self) -> bool:
+        scores, step = np.empty(len(self._rows)), self.trainer.step
+        for trainer, fold in zip(self._trainers, self._folds, strict=True):
+            scores[fold] = trainer.likelihood().log_prob(self._rows[fold])
+        scores = np.where(np.isnan(scores), -np.inf, scores)[self._judged]
+        if not self.best.members or scores.mean() > self.best.mean:
+            members = [trainer.p.copy() for trainer in self._trainers]
+            self.best = Candidate(self.best.name, scores, members, step)
+        waited = step - (self.best.step or 0)
+        return self._patience is not None and waited >= self._patience * self.every
 
 
 def flow_candidate(
@@ -99,34 +122,12 @@ def flow_candidate(
         folds: the places of the rows that are held out, for each flow.
         advance: gets the number of steps after each step of all flows.
     """
-    ops, flow = get_ops(config.backend), config.build_flow(rows.shape[1:], moments)
-    trainers, batches, judged = [], [], np.sort(np.concatenate(folds))
-    scores, kept = np.empty(len(rows)), Candidate(f"flow, noise {config.noise:g}", np.empty(0), [])
-
-    def nll(likelihoods) -> float:
-        for likelihood, fold in zip(likelihoods, folds, strict=True):
-            found = likelihood.log_prob(rows[fold])
-            scores[fold] = np.where(np.isnan(found), -np.inf, found)
-        return -scores[judged].mean()
-
-    def keep(record) -> None:
-        if record.best or not kept.members:
-            kept.scores, kept.members, kept.step = scores[judged], list(together.p), record.step
-
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        for number, fold in enumerate(folds):
-            own = replace(config, seed=(config.seed + number) % 2**31)
-            batches.append(Batches(ops, np.delete(rows, fold, axis=0), own, flow.shape))
-            trainers.append(Trainer(ops, flow, own, batches[-1].steps_per_epoch))
-            trainers[-1].begin(batches[-1])
-        together: Any = _Together(trainers, advance)
-        steps = config.epochs * together.steps_per_epoch
-        how = {"steps": steps, "every": max(1, steps // _EVALUATIONS), "patience": config.patience}
-        loop = Loop(together, batches, nll=nll, callbacks=[keep], **how)
+        loop = _FoldsLoop(config, moments, rows, folds, advance)
         loop.evaluate()
         with suppress(DivergedError):  # the best before is kept
             loop.run()
-    return kept
+    return loop.best
 
 
 def mixture_candidates(
