@@ -50,11 +50,13 @@ def main(argv: list[str], prog: str | None = None, **defaults) -> None:
         if resuming := resume or rollback:
             require_trusted(config.model, trust=True)  # which the user names, and no file
             shared = world.on_rank_zero(lambda: RunFolder(given["out"]).config(trust))
+            if resume == AUTO and "epochs" in given:  # the same command never shortens a run
+                given["epochs"] = max(given["epochs"], shared.epochs or 0)
         shared.check_processes(max(processes, world.size))  # before any of them is started
         launching.start(processes, world)
         if resuming:
-            how = {"never_shorten": resume == AUTO, "world": world, "trust": trust}
-            run = training.resumed(given.pop("out"), given, rollback, **how)
+            out = given.pop("out")
+            run = training.resumed(out, given, rollback, world=world, trust=trust)
         else:
             run = training.opened(config, world=world)
         with run as session:

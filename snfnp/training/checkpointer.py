@@ -61,13 +61,7 @@ class Checkpointer:
 
     def start(self, description: dict) -> None:
         """Begin a new run, with a checkpoint of its start."""
-
-        def claim() -> None:
-            self.folder.require_unused()  # another program may have used it before the lock
-            self.folder.remove_partial()
-            self.identity = uuid.uuid4().hex
-
-        self.trainer.world.on_rank_zero(claim)
+        self.identity = uuid.uuid4().hex
         self.trainer.begin(self.loop.batches)
         if self.trainer.world.rank == 0:
             own = {"optimiser": self._optimiser, "run": self.identity}
@@ -93,7 +87,6 @@ class Checkpointer:
         """config.json, and the checkpoint to resume from; None: from the start."""
         folder = self.folder
         _, record = folder.open(folder.path)
-        folder.remove_partial()
         if (then := record.get("optimiser", "Adam")) != self._optimiser:
             found = f"{folder.path} was trained by the optimiser {then}, not by {self._optimiser}"
             raise UsageError(f"{found}: give snfnp.resume(…, optimiser=…) the same one")

@@ -69,6 +69,9 @@ def opened(
             if not resuming:
                 folder.create(folder.path)
             held.enter_context(folder.lock)
+            if not resuming:
+                folder.require_unused()  # another program may have used it before the lock
+            folder.remove_partial()
             record = folder.open(folder.path)[1] if resuming else {}
             return record, folder.refuse_other_images(record, dataset) if resuming else None
 
@@ -91,13 +94,11 @@ def resumed(
     path: Path,
     changes: dict,
     rollback: bool = False,
-    never_shorten: bool = False,
     dataset: Dataset | None = None,
     world: Communicator = SINGLE_PROCESS,
     trust: bool = False,
 ) -> Iterator[Session]:
-    """The run in a folder, resumed; see `resume`. never_shorten: `epochs` in `changes` are ignored
-    if they are fewer than the run's own."""
+    """The run in a folder, resumed; see `resume`."""
     require_trusted(changes.get("model"), trust=True)  # which the user names, and no file
     folder = RunFolder(path)
     with ExitStack() as held:
@@ -105,7 +106,7 @@ def resumed(
         def configured() -> tuple[TrainConfig, str | None]:
             _, record = folder.open(path, trust)  # raises before a folder of another kind is locked
             held.enter_context(folder.lock)
-            config = folder.resumed_config({**changes, "out": path}, rollback, never_shorten)
+            config = folder.resumed_config({**changes, "out": path}, rollback)
             return config, None if "data" in changes else folder.data_name(record, config.data_dir)
 
         config, data = world.on_rank_zero(configured)
@@ -198,7 +199,7 @@ def resume(
     """
     if not isinstance(changes.get("data", ""), (str, Path)):
         raise UsageError("data is where they are: give a Dataset as dataset=")
-    with resumed(Path(path), changes, rollback, dataset=dataset, trust=trust) as session:
+    with resumed(Path(path), changes, rollback, dataset, trust=trust) as session:
         return train_session(session, report, optimiser, callbacks)
 
 

@@ -166,18 +166,16 @@ class RunFolder:
         others = "" if splits == SPLITS else ", or others of its shape to look at,"
         raise UsageError(f"{line}: give the same data{others} with {option} (dataset= in Python)")
 
-    def resumed_config(self, changes: dict, rollback=False, never_shorten=False) -> TrainConfig:
+    def resumed_config(self, changes: dict, rollback: bool = False) -> TrainConfig:
         """The configuration of the resumed run, with `changes`; after a rollback, with the
-        optimiser's settings of the best checkpoint, if any; never_shorten: not with fewer epochs.
-        Raises UsageError if that would not be the same run."""
+        optimiser's settings of the best checkpoint, if any. Raises UsageError if that would not be
+        the same run."""
         _, record = self.open(self.path)
         config = TrainConfig.from_dict(record["config"])
         if rollback and self.best.exists():
             layout = config.build_flow(self.data(record)[1], self.moments(record)).layout
             best = load_checkpoint(self.best, layout, record)
             config = config.with_optimiser_of(best.record["config"])
-        if never_shorten and "epochs" in changes:
-            changes = {**changes, "epochs": max(changes["epochs"], config.epochs or 0)}
         return config.resumed(changes, self.path)
 
     def write_config(self, record: dict) -> None:
