@@ -16,7 +16,6 @@ from support.trainers import make_trainer, small_config, small_dataset
 import snfnp
 from snfnp.data import SPLITS, Dataset
 from snfnp.errors import UsageError
-from snfnp.gradcheck import central_difference
 from snfnp.layers import Preprocess, SmoothLeakyReLU
 from snfnp.layers.preprocess import Standardise
 from snfnp.likelihood import EVALUATION_NOISE
@@ -296,27 +295,6 @@ def test_preprocess_inverse_gives_the_images_back(preprocess, ops):
 def test_preprocess_inverse_clips_what_lies_outside(preprocess, ops):
     x = np.array([[-100.0, 100.0]])
     np.testing.assert_array_equal(preprocess.inverse(ops, x), [[0, preprocess.levels - 1]])
-
-
-def test_preprocess_log_determinant(preprocess, ops):
-    """Of a continuous image, elementwise: the noise of a key does not depend on it."""
-    images = np.random.default_rng(1).uniform(0.2, 0.8, (3, 2, 2)) * preprocess.levels
-
-    def forward(v):
-        return preprocess.forward(ops, v, KEY, np.float64)[0]
-
-    slopes = central_difference(forward, images, np.ones_like(images), preprocess.levels / 256)
-    _, ldj = preprocess.forward(ops, images, KEY, np.float64)
-    np.testing.assert_allclose(ldj, np.log(slopes).sum(axis=(1, 2)), rtol=RTOL)
-
-
-def test_preprocess_terms_sum_to_its_log_determinant(preprocess, ops):
-    _, ldj = preprocess.forward(ops, some_images(preprocess), KEY, np.float64)
-    terms = preprocess.terms(float(ldj.mean()), 6)
-    assert list(terms) == ["dequantisation", "scale", "logit"]
-    np.testing.assert_allclose(sum(terms.values()), ldj.mean(), rtol=1e-14)
-    scale = 6 * np.log((1 - 2 * preprocess.alpha) / preprocess.levels)
-    np.testing.assert_allclose(terms["scale"], scale, rtol=1e-14)
 
 
 def test_preprocess_in_single_precision(preprocess, ops):

@@ -329,7 +329,7 @@ def test_a_large_file_is_never_in_memory_whole(tmp_path, monkeypatch):
     path, size = tmp_path / "large.npy", (80_000, 100)
     np.save(path, RNG.normal(size=size))  # 64 MB
     tracemalloc.start()
-    options = ("--model", "fc", "--batch-size", "500", "--epochs", "1")
+    options = ("--model", "fc", "--batch-size", "2000", "--epochs", "1")
     train.main([str(path), *SHORT, *options, "--out", str(tmp_path / "run")])
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

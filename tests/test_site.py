@@ -166,9 +166,13 @@ class TestWithSphinx:
         command = [sys.executable, "-m", "sphinx", *options, folder, tmp_path / "out"]
         return subprocess.run(command, capture_output=True, text=True), tmp_path / "out"
 
-    def test_code_stands_behind_the_paragraph_that_points_at_it(self, tmp_path):
+    def test_code_stands_behind_the_paragraph_that_points_at_it_and_equations_are_links(
+        self, tmp_path
+    ):
         pointer = f"`{RULE}: SelfNormalizing.backward`"
         text = f"# Page\n\n## One\n\nFirst {pointer} and $x^2$.\n\n## Two\n\nAgain {pointer}.\n"
+        text += "\n## Three\n\nBy [it](#page)\nEq.\n20 and Eqs.\n10-11, 17; `Eq. 8` is code, "
+        text += "[Eq. 9](#page) a link.\n\n`snfnp.threads` is a module, `snfnp.gone` is not.\n"
         done, out = self.build(tmp_path, **{"04-dense": text})
         assert done.returncode == 0, done.stderr
         page = (out / "04-dense.html").read_text(encoding="utf-8")
@@ -182,6 +186,14 @@ class TestWithSphinx:
         assert "<math" in page and "$x^2$" not in page
         assert (out / f"source/{RULE}.html").is_file()
         assert (out / "index.html").is_file()
+        page = page.partition("<h2>Three")[2]
+        found = re.findall(r'<a class="eq[^>]*href="([^"]*)">([^<]*)</a>', page)
+        target = "04-dense.html#eqs-17-19-and-20-the-reconstruction-error"
+        assert [text for _, text in found] == ["Eq.\n20", "10", "11", "17"]
+        assert found[0][0] == target
+        assert re.findall(r'href="([^"]*)"><code[^>]*>.*?>(snfnp[^<]*)<', page) == [
+            ("source/snfnp/threads.py.html#L1", "snfnp.threads")
+        ]
 
     def test_pointers_that_point_nowhere_fail_the_build(self, tmp_path):
         gone = ["snfnp/rules/gone.py: Rule", f"{RULE}: Rule.gone", "tests/test_site.py::gone"]
@@ -217,21 +229,6 @@ class TestWithSphinx:
         html = with_breaks("a = b - c", "block")
         assert html.count("<math") == 3 and html.count('class="more"') == 2
         assert html.count("<wbr>") == 2 and html.count('form="infix"') == 2
-
-    def test_equations_in_prose_are_links(self, tmp_path):
-        text = "# Page\n\nBy [it](#page)\nEq.\n20 and Eqs.\n10-11, 17; `Eq. 8` is code, [Eq. 9]"
-        text += "(#page) a link.\n"
-        text += "\n`snfnp.threads` is a module, `snfnp.gone` is not.\n"
-        done, out = self.build(tmp_path, **{"04-dense": text})
-        assert done.returncode == 0, done.stderr
-        page = (out / "04-dense.html").read_text(encoding="utf-8")
-        found = re.findall(r'<a class="eq[^>]*href="([^"]*)">([^<]*)</a>', page)
-        target = "04-dense.html#eqs-17-19-and-20-the-reconstruction-error"
-        assert [text for _, text in found] == ["Eq.\n20", "10", "11", "17"]
-        assert found[0][0] == target
-        assert re.findall(r'href="([^"]*)"><code[^>]*>.*?>(snfnp[^<]*)<', page) == [
-            ("source/snfnp/threads.py.html#L1", "snfnp.threads")
-        ]
 
     def test_formulas_are_searched_as_they_are_typed(self):
         from searching import text_of

@@ -94,18 +94,6 @@ def test_batches_are_a_function_of_the_step(ops, shuffle, change):
         np.testing.assert_array_equal(batches(step), expected)
 
 
-@pytest.mark.parametrize("size", [1, 16_385, (1 << 17) - 1, 1 << 17, (1 << 17) + 1, 400_003])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_squares_are_summed_whatever_the_size(ops, size, dtype):
-    """On one thread or many, in runs of 1024 squares of the array's own precision."""
-    g = np.random.default_rng(size).standard_normal(size).astype(dtype)
-    expected = math.fsum(value * value for value in g.astype(float).tolist())
-    bound = 1026 * float(np.finfo(dtype).eps) * expected
-    assert abs(ops.linalg.sum_squares(g) - expected) <= bound
-    g[size // 2] = np.nan
-    assert math.isnan(ops.linalg.sum_squares(g))
-
-
 def buffers(size, dtype=np.float64, seed=0):
     p = np.random.default_rng(seed).standard_normal(size).astype(dtype)
     return p, np.zeros_like(p), np.zeros_like(p)
