@@ -69,10 +69,8 @@ class Dataset:
 
     @property
     def labels(self) -> list[str]:
-        """The columns of rows in messages: by their names, or numbers."""
-        width = self.train.shape[1]
-        names = self.columns or [f"{place} (from 0)" for place in range(width)]
-        return [f"column {name}" for name in names]
+        """The columns of rows in messages."""
+        return labels_of(self.columns, self.train.shape[1])
 
     @property
     def noun(self) -> str:
@@ -104,6 +102,13 @@ class Dataset:
         for _, part in parts(images):
             digest.update(np.ascontiguousarray(part).data)
         return digest.hexdigest()
+
+
+def labels_of(names, width: int) -> list[str]:
+    """Columns in messages: by their names, or without names (None) by numbers."""
+    if names is not None:
+        return [f"column {name!r}" for name in names]
+    return [f"column {place} (from 0)" for place in range(width)]
 
 
 def require_dataset(dataset) -> None:

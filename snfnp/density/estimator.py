@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from snfnp.data.dataset import labels_of
 from snfnp.data.ties import TIES, with_ties
 from snfnp.density import files, rows
 from snfnp.density.ensemble import Ensemble, FlowMember, MixtureMember, stacked_weights
@@ -25,7 +26,7 @@ from snfnp.layers.preprocess import Standardise
 from snfnp.ops import RandomKey, get_ops
 from snfnp.training.options import TrainConfig
 
-_NOISE = {0.0: 2**63, 0.1: 2000, 0.2: 500}  # candidates: rows up to which they are tried
+_NOISE = {0.0: 2**63, 0.1: 1000, 0.2: 500}  # candidates: rows up to which they are tried
 _MIXTURES = 5000  # rows up to which mixtures are tried
 _SMALL = 4096  # numbers in a batch for which a smooth leaky ReLU is fastest in plain NumPy
 
@@ -54,7 +55,7 @@ class FlowDensity:
         lr: Adam's learning rate, which falls to 0 along a cosine (None: 0.01, less for more than 16
             columns).
         noise: standard deviation of Gaussian noise, in units of each column's own, in the rows of
-            every step, which smooths the density (None: 0; up to 2000 rows 0 and
+            every step, which smooths the density (None: 0; up to 1000 rows 0 and
             0.1 are candidates, up to 500 rows 0.2, too).
         ties: columns with repeated values, as whole numbers: "dequantise" makes uniform noise of
             one step part of the model, and rounds samples back; "keep" leaves them as they are,
@@ -168,7 +169,7 @@ class FlowDensity:
             raise ValueError(f"n_samples = {len(table)}: a density needs at least 3 rows")
         try:
             self._check()
-            moments = self._moments(table, _labels(names, table.shape[1]))
+            moments = self._moments(table, labels_of(names, table.shape[1]))
             seed = int(rng.integers(2**31))
             table = table[rng.permutation(len(table))]
             found, config = self._candidates(table, moments, seed)
@@ -224,7 +225,6 @@ class FlowDensity:
         config = self._config(rows, columns, seed)
         levels = [each for each, most in _NOISE.items() if count <= most]
         levels = levels if self.noise is None else [self.noise]
-        averaged = members > 1 and self.mixtures and count <= _MIXTURES
         steps = config.epochs * config.steps_per_epoch(rows) * len(levels) * len(folds)
         found = []
         with shown(self.verbose, get_ops(config.backend), steps) as (advance, report):
@@ -232,7 +232,7 @@ class FlowDensity:
                 how = (replace(config, noise=level), moments, table, folds, advance)
                 found.append(flow_candidate(*how))
                 report(found[-1].line)
-            if averaged:
+            if members > 1 and self.mixtures and count <= _MIXTURES:
                 z, ldj = Standardise(*map(tuple, moments)).forward(
                     get_ops("numpy"), table, RandomKey(seed, 0, 0), np.float64
                 )
@@ -314,7 +314,6 @@ class FlowDensity:
     def transform(self, X) -> Any:
         """The latents (N, D) of rows (N, D) under the best flow: standard normal if X is as that
         flow says."""
-        _ = self._fitted
         table = self._rows_like_those_before(X)
         latents = self._best.without_noise.latents(table)[0]
         kind = getattr(self, "_sklearn_output_config", {}).get("transform")
@@ -367,10 +366,3 @@ class FlowDensity:
             found = f"X has {table.shape[1]} features, but FlowDensity is expecting"
             raise ValueError(f"{found} {self.n_features_in_} features as input")
         return table
-
-
-def _labels(names, columns: int) -> list[str]:
-    """The columns' names in messages."""
-    if names is not None:
-        return [f"column {name!r}" for name in names]
-    return [f"column {place} (from 0)" for place in range(columns)]

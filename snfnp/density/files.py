@@ -55,7 +55,8 @@ def load(cls: type, path: Path) -> Any:
         raise CheckpointError(f"{path} holds no {cls.__name__}: give a file that it saved")
     try:
         shapes = {k: {n: tuple(s) for n, s in v.items()} for k, v in record["shapes"].items()}
-        views = _views(path, shapes)
+        layout = Layout.of(shapes, fixed=tuple(shapes))
+        views = layout.views(load_checkpoint(path, layout).p)
         density = cls(**record["params"])
         config, moments = TrainConfig.from_dict(record["config"]), np.array(record["moments"])
         sound = config.model == "vector" and len(moments) in (2, 5)
@@ -78,11 +79,6 @@ def load(cls: type, path: Path) -> Any:
         found = str(error).partition("\n")[0][:100]
         raise CheckpointError(f"{path} is damaged ({found}): use another file") from None
     return density
-
-
-def _views(path: Path, shapes) -> dict[str, dict[str, np.ndarray]]:
-    layout = Layout.of(shapes, fixed=tuple(shapes))
-    return layout.views(load_checkpoint(path, layout).p)
 
 
 def _named(member: Any) -> dict[str, np.ndarray]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -17,7 +16,6 @@ from snfnp.density.mixture import Mixture
 from snfnp.errors import DivergedError
 from snfnp.ops import get_ops
 from snfnp.training.batches import Batches
-from snfnp.training.loop import Loop
 from snfnp.training.options import TrainConfig
 from snfnp.training.trainer import Trainer
 
@@ -38,69 +36,17 @@ class Candidate:
     """
 
     name: str
-    scores: np.ndarray
-    members: list
+    scores: np.ndarray = field(default_factory=lambda: np.empty(0))
+    members: list = field(default_factory=list)
     step: int | None = None
 
     @property
     def mean(self) -> float:
-        """The mean log-density of the rows that were held out."""
         return self.scores.mean()
 
     @property
     def line(self) -> str:
         return f"{self.name}: {self.mean:.3f} nats per row held out"
-
-
-class _Together:
-    """Trainers that take each step together, each on its own batches: a trainer for `Loop`."""
-
-    def __init__(self, trainers: list[Trainer]):
-        self.trainers, self.step = trainers, 0
-        self.steps_per_epoch = min(each.steps_per_epoch for each in trainers)
-
-    def training_step(self, batches) -> None:
-        for trainer, own in zip(self.trainers, batches, strict=True):
-            trainer.training_step(own)
-        self.step += 1
-
-    def check(self, batches) -> None:
-        for trainer, own in zip(self.trainers, batches, strict=True):
-            trainer.check(own)
-
-
-class _FoldsLoop(Loop):
-    """The training of a flow for every fold. best: the flows at the best evaluation."""
-
-    def __init__(self, config: TrainConfig, moments, rows, folds, advance):
-        ops, flow = get_ops(config.backend), config.build_flow(rows.shape[1:], moments)
-        trainers, batches = [], []
-        for number, fold in enumerate(folds):
-            own = replace(config, seed=(config.seed + number) % 2**31)
-            batches.append(Batches(ops, np.delete(rows, fold, axis=0), own, flow.shape))
-            trainers.append(Trainer(ops, flow, own, batches[-1].steps_per_epoch))
-            trainers[-1].begin(batches[-1])
-        self._rows, self._folds, self._judged = rows, folds, np.sort(np.concatenate(folds))
-        self._trainers, self._advance, self._patience = trainers, advance, config.patience
-        self.best = Candidate(f"flow, noise {config.noise:g}", np.empty(0), [])
-        together: Any = _Together(trainers)
-        steps = config.epochs * together.steps_per_epoch
-        super().__init__(together, batches, steps, max(1, steps // _EVALUATIONS))
-
-    def after_step(self) -> bool:
-        self._advance(len(self._folds))
-        return False
-
-    def evaluate(self) -> bool:
-        scores, step = np.empty(len(self._rows)), self.trainer.step
-        for trainer, fold in zip(self._trainers, self._folds, strict=True):
-            scores[fold] = trainer.likelihood().log_prob(self._rows[fold])
-        scores = np.where(np.isnan(scores), -np.inf, scores)[self._judged]
-        if not self.best.members or scores.mean() > self.best.mean:
-            members = [trainer.p.copy() for trainer in self._trainers]
-            self.best = Candidate(self.best.name, scores, members, step)
-        waited = step - (self.best.step or 0)
-        return self._patience is not None and waited >= self._patience * self.every
 
 
 def flow_candidate(
@@ -122,19 +68,36 @@ def flow_candidate(
         folds: the places of the rows that are held out, for each flow.
         advance: gets the number of steps after each step of all flows.
     """
+    ops, flow = get_ops(config.backend), config.build_flow(rows.shape[1:], moments)
+    trainers, batches, judged = [], [], np.sort(np.concatenate(folds))
+    scores, best, at = np.empty(len(rows)), Candidate(f"flow, noise {config.noise:g}"), 0
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        loop = _FoldsLoop(config, moments, rows, folds, advance)
-        loop.evaluate()
+        for number, fold in enumerate(folds):
+            own = replace(config, seed=(config.seed + number) % 2**31)
+            batches.append(Batches(ops, np.delete(rows, fold, axis=0), own, flow.shape))
+            trainers.append(Trainer(ops, flow, own, batches[-1].steps_per_epoch))
+            trainers[-1].begin(batches[-1])
+        steps = config.epochs * min(each.steps_per_epoch for each in trainers)
+        every, patience = max(1, steps // _EVALUATIONS), config.patience
         with suppress(DivergedError):  # the best before is kept
-            loop.run()
-    return loop.best
+            for step in range(steps + 1):
+                if step % every == 0 or step == steps:
+                    for trainer, fold in zip(trainers, folds, strict=True):
+                        scores[fold] = trainer.likelihood().log_prob(rows[fold])
+                    now = np.where(np.isnan(scores), -np.inf, scores)[judged]
+                    if not best.members or now.mean() > best.mean:
+                        members, at = [trainer.p.copy() for trainer in trainers], step
+                        best = Candidate(best.name, now, members, step)
+                if step == steps or (patience is not None and step - at >= patience * every):
+                    break
+                for trainer, own in zip(trainers, batches, strict=True):
+                    trainer.training_step(own)
+                advance(len(folds))
+    return best
 
 
 def mixture_candidates(
-    rows: np.ndarray,
-    folds: list[np.ndarray],
-    seed: int,
-    ldj: np.ndarray,
+    rows: np.ndarray, folds: list[np.ndarray], seed: int, ldj: np.ndarray
 ) -> list[Candidate]:
     """Mixtures of standardised rows (N, D), each for every fold.
 

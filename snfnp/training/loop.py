@@ -33,7 +33,7 @@ _BETWEEN = 2.0  # seconds of steps between evaluations on a GPU
 
 
 class Loop:
-    """The loop of `train`, `fit` and `FlowDensity`: steps, and evaluations between them.
+    """The loop of `train` and `fit`: steps, and evaluations between them.
 
     Args:
         trainer: begun or restored; training starts at its step.
