@@ -7,6 +7,8 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+from support.operation_calls import SIZES, assert_as_defined, in_order
+from support.operation_cases import OVERRIDES
 from support.trainers import BATCH, gradient_of, images_of, make_trainer
 
 from gpu.test_methods import SMALL, WAYS, assert_alike
@@ -47,6 +49,27 @@ def test_the_numbers_are_those_of_one_layer_after_another(ops, monkeypatch, way)
     np.testing.assert_array_equal(*slices)
 
 
+GROUPED = ["axpby", "channel_sum", "conv", "conv_weight_grad", "conv_weight_grad_sum", "residual"]
+GROUPED += ["scaled_kernel", "scaled_transpose"]
+
+
+def test_operations_beside_themselves_are_as_defined(ops, started):
+    """Of the same size, and of others, which want other numbers of threads."""
+
+    def check(name, seed):
+        for size in SIZES[seed // 2 :] + SIZES[: seed // 2]:
+            call = OVERRIDES[name](np.random.default_rng(seed), np.float64, size)
+            assert_as_defined(ops, name, call, in_order(ops.asarray))
+
+    names = ["channels.sum", "conv.correlate", "conv.weight_grad"]
+    for name in [*names, "linalg.axpby", "linalg.residual", "linalg.scale_into"]:
+        with ops.device.deferred():
+            for seed in range(4):
+                ops.device.defer(object(), check, name, seed)
+    assert {f"{name}_tasks" for name in GROUPED} <= {name for name, _, _ in started}
+    assert not ops.to_host(ops.device.counter).any()
+
+
 def test_launches_of_one_kernel_become_one(ops, started):
     """As many as fit; those of one owner keep their order; another kernel's are apart."""
     xp, device = ops.xp, ops.device
@@ -63,7 +86,7 @@ def test_launches_of_one_kernel_become_one(ops, started):
         np.testing.assert_array_equal(ops.to_host(out), 3.0 * (2 + k))
 
 
-def test_sums_of_several_tasks_have_counters_of_their_own(ops, started):
+def test_sums_of_several_tasks_are_each_their_own(ops, started):
     rng, found = np.random.default_rng(0), {}
     arrays = [rng.standard_normal((4000, channels)) for channels in (1, 3, 40)]
 

@@ -138,6 +138,15 @@ def test_the_memory_of_a_step_is_what_the_page_says(ops, monkeypatch, model):
     assert abs(int(small) - found[50]) <= 0.6 and abs(int(large) - found[100]) <= 0.6
 
 
+def test_a_renewal_changes_the_layer_on_the_device(ops, standin):
+    """The host gets the sums of activations, and no weight."""
+    trainer = take_steps(make_trainer(ops, coordinates="white", epoch=16, side=4), range(2))
+    before = standin.counts()["d2h"]
+    trainer.step = 20
+    trainer.renew(batches_of(trainer))
+    assert standin.counts()["d2h"] - before == 2
+
+
 # ---------------------------------------------------------------- failures
 
 
