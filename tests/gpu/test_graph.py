@@ -166,14 +166,14 @@ def test_a_recorded_draw_is_that_of_the_same_samples_in_every_step(ops):
 def test_a_dropped_graph_returns_its_memory(ops, standin, model):
     """Another batch size, and then the trainer's end. Constants outlive it: they depend on shapes
     alone, and are there once `warm` has run."""
-    warm = take_steps(make_trainer(ops, model, side=4), range(4))
+    warm = take_steps(make_trainer(ops, model, side=4), range(3))
     del warm
     before = live_bytes(ops)
-    trainer = take_steps(make_trainer(ops, model, side=4), range(4))
+    trainer = take_steps(make_trainer(ops, model, side=4), range(3))
     captured = live_bytes(ops)
     assert captured > before
-    take_steps(trainer, range(4, 8), batch=BATCH - 2)
-    take_steps(trainer, range(8, 12))
+    take_steps(trainer, range(3, 6), batch=BATCH - 2)
+    take_steps(trainer, range(6, 9))
     assert live_bytes(ops) <= captured  # of other tests, more may go meanwhile
     del trainer
     assert live_bytes(ops) <= before
@@ -314,7 +314,7 @@ def test_memory_is_given_back_after_the_last_use(ops):
 def test_replays_need_no_more_memory(ops):
     """By the pools' own count: the whole device's free memory is also the driver's, which may
     take some for itself at any time, and other programs'."""
-    trainer = take_steps(make_trainer(ops, "conv", side=4), range(5))
+    trainer = take_steps(make_trainer(ops), range(5))
     pools = (ops.xp.get_default_memory_pool(), trainer._ascend._recording.pool)
     before = [pool.total_bytes() for pool in pools]
     take_steps(trainer, range(5, 15))
