@@ -31,7 +31,8 @@ class SideBySide:
 
         def begin(calls, turn) -> None:
             self._own.turn = turn
-            with device, stream, cuda.using_allocator(allocator):
+            device.use()  # `with` would not make a context current where this is the default
+            with stream, cuda.using_allocator(allocator):
                 for call in calls:
                     call()
 
