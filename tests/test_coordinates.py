@@ -157,9 +157,6 @@ def test_whitening():
         np.testing.assert_array_equal(whitening(nothing), np.eye(3))
 
 
-# ---------------------------------------------------------------- options
-
-
 @pytest.mark.parametrize("model", PRESETS)
 def test_the_recipe_sets_what_is_not_given(model):
     def chosen(**options):
@@ -211,9 +208,6 @@ def numbers_of(x, whole=True):
     return Whiten(D, whole).from_sums(len(x), x.sum(axis=0), products)
 
 
-# ---------------------------------------------------------------- the numbers
-
-
 def test_the_root_its_inverse_and_its_determinant_have_their_closed_forms():
     """C is a difference of mean squares, 300 in all, that are 1e5 times its least eigenvalue."""
     x = correlated()
@@ -258,9 +252,6 @@ BAD = {
 def test_inputs_without_a_covariance_are_refused_in_one_line(message):
     with one_line((UsageError, DivergedError), match=message):
         numbers_of(BAD[message])
-
-
-# ---------------------------------------------------------------- training
 
 
 def started(trainer, batches=None):
@@ -344,9 +335,6 @@ def test_what_a_run_started_from_is_found_again_after_a_renewal():
     moved = trainer.params["whiten2"]["U"] != trainer.layout.views(first)["whiten2"]["U"]
     assert moved.all()
     np.testing.assert_array_equal(trainer.start(batches), first)
-
-
-# ---------------------------------------------------------------- new coordinates
 
 
 @pytest.mark.parametrize("forgotten", [None, "W", "b", "R"])

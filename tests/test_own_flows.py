@@ -256,9 +256,6 @@ def test_a_registration_that_is_none_is_one_line(name, build, settings, problem)
     assert before == PRESETS
 
 
-# ---------------------------------------------------------------- fit
-
-
 IMAGES = np.random.default_rng(1).integers(0, 256, (60, 4, 4)).astype(np.uint8)
 FITTED = {
     "rows": (ROWS, {}, [112, 14, 14]),
@@ -323,9 +320,6 @@ def test_what_cannot_be_fitted_is_one_line_and_leaves_nothing(
     with one_line(UsageError, problem):
         snfnp.fit(data, **QUICK | options)
     assert list(tmp_path.iterdir()) == []
-
-
-# ---------------------------------------------------------------- patience and callbacks
 
 
 def test_patience_ends_a_run_at_its_best_and_a_resumed_one_knows(tmp_path, monkeypatch):

@@ -106,13 +106,6 @@ def test_a_view_is_what_the_flow_says(run):
     assert (view.samples["learned"] != view.samples["exact"]).any() and len(view.data) >= 600
 
 
-@pytest.mark.parametrize("scale, low, high", [(2, 0.999, 1.001), (20, 15, 25)])
-def test_axes_of_comparable_units_have_one_scale(scale, low, high, run):
-    data = RNG.normal(0, (1, scale), (500, 2))
-    left, right, bottom, top = View.of(run.likelihood, data, ["exact"]).extent
-    assert low < (top - bottom) / (right - left) < high
-
-
 def record(epoch: int, likelihood=None) -> Record:
     return Record(epoch, 300, epoch, 1.0, 0.0, 0.0, 0.0, nll=0.0, likelihood=likelihood)
 

@@ -105,9 +105,6 @@ def test_slices_cover_a_batch_in_order(total, parts):
     assert max(counts) - min(counts) <= 1
 
 
-# ---------------------------------------------------------------- gradients
-
-
 @pytest.mark.parametrize("step", STEPS)
 def test_gradients_of_slices_add_up_to_the_gradient_of_the_batch(step):
     """Not those with noise from the start of the sequence, or log-determinants, in every slice."""
@@ -122,9 +119,6 @@ def test_gradients_of_slices_add_up_to_the_gradient_of_the_batch(step):
     everybody = gradient_in_slices(trainer, images, alone)
     for wrong in (same_noise, everybody):
         assert np.abs(wrong - expected).max() > 1e4 * ROUNDING * np.abs(expected).max()
-
-
-# ---------------------------------------------------------------- ranks
 
 
 def steps_on_ranks(step, size, count):
@@ -152,9 +146,6 @@ def test_a_few_steps_on_ranks_are_those_of_one_process(step):
         for other in ranks[1:]:  # the same bits on all of them
             for a, b in zip(other, ranks[0], strict=True):
                 np.testing.assert_array_equal(a, b)
-
-
-# ---------------------------------------------------------------- whole runs
 
 
 @pytest.fixture(autouse=True)
@@ -323,8 +314,6 @@ def test_a_launcher_of_another_mpi_is_detected(environment, monkeypatch):
     with pytest.raises(BackendError, match="one of 3 processes .* MPICH Version: 5.0 sees 1: use"):
         world()
 
-
-# ---------------------------------------------------------------- on MPI
 
 SUMS = """
 import sys

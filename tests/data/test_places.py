@@ -93,8 +93,6 @@ def test_half_a_set_is_named(name: str, tmp_path: Path) -> None:
         refused(name, place.parent, expected, kind=UsageError)
 
 
-# ---------------------------------------------------------------- downloads
-
 DOWNLOADED = ["mnist", "cifar-10"]
 
 
@@ -246,8 +244,6 @@ def test_an_archive(tmp_path: Path, damage) -> None:
     refused("cifar-10", tmp_path, f"{file} cannot be read (its MD5 is not that of the published")
 
 
-# ---------------------------------------------------------------- more than may be held
-
 SCRIPT = """
 import resource, sys
 from snfnp.data import load_dataset
@@ -320,9 +316,6 @@ def test_another_data_set_under_the_same_names(tmp_path: Path) -> None:
     refused("fashion-mnist", tmp_path, tmp_path / TEST_GZ, "it is a file of MNIST")
     put(tmp_path, {TEST_GZ: idx_bytes(TEST[::-1])})
     refused("fashion-mnist", tmp_path, tmp_path / TEST_GZ, "it is a file of no published data set")
-
-
-# ---------------------------------------------------------------- the sample
 
 
 def assert_is_the_sample(dataset: Dataset) -> None:
