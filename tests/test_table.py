@@ -89,7 +89,7 @@ def test_a_column_that_counts_the_rows_gets_a_word(name, starts, read):
     assert not read(f"age,x,y\n{counting}\n")[2]
 
 
-def test_names_go_from_the_file_to_the_run_its_samples_and_scores(tmp_path):
+def test_names_go_from_the_file_to_the_run_its_samples_and_scores(tmp_path, capsys):
     """Other files have their columns by name, in any order; without a name there is an error."""
     rng = np.random.default_rng(0)
     rows = rng.normal((5.0, -300.0), (0.1, 40.0), (200, 2))
@@ -104,6 +104,7 @@ def test_names_go_from_the_file_to_the_run_its_samples_and_scores(tmp_path):
     other = write("other.csv", [0, 1], "a,c")
     out = tmp_path / "run"
     train.main([mine, *SHORT, "--test", turned, "--out", str(out)])
+    assert f"{turned}: columns are taken by name, a, b" in capsys.readouterr().err
     record = json.loads((out / "config.json").read_text())
     assert record["data"]["columns"] == ["a", "b"]
     sample.main([str(out), "--count", "5", "--out", str(tmp_path / "s.csv")])

@@ -53,12 +53,14 @@ def read_table(
     if names and (twice := [name for name in names if names.count(name) > 1]):
         raise UsageError(f"{where}: several columns are called {twice[0]!r}: rename them")
     labels = names or tuple(map(str, range(len(first))))
-    columns = columns.split(",") if isinstance(columns, str) else columns or labels
-    asked = [name.strip() for name in columns]
+    wanted = columns.split(",") if isinstance(columns, str) else columns or labels
+    asked = [name.strip() for name in wanted]
     if unknown := [name for name in asked if name not in labels]:
         found = f"{where} has no column {unknown[0]!r}: its columns are"
         raise UsageError(f"{found} {', '.join(labels)[:200]}")
     taken = [labels.index(name) for name in asked]
+    if asked != list(labels) and not isinstance(columns, str):  # the order of another file
+        report(f"{where}: columns are taken by name, {', '.join(asked)[:200]}")
     commas = delimiter != "," and _has_decimal_commas(content, delimiter)
     numbers, dropped = array("d"), 0
     for cells in filter(None, lines if header else chain([first], lines)):
