@@ -63,7 +63,7 @@ class Case:
         self.rng = rng = np.random.default_rng(seed)
         self.x = rng.standard_normal((batch, *self.shape)) if x is None else x
         self.initial = layer.init(rng, self.shape)
-        self.params = params or {
+        self.params: dict[str, Any] = params or {
             name: value + noise * rng.standard_normal(value.shape)
             for name, value in self.initial.items()
         }

@@ -42,11 +42,6 @@ def register_bytes() -> int:
     return 28 * 64 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 12 * 32
 
 
-def lanes_for(count: int) -> tuple:
-    """Lanes for `count` values, at least 4: a tuple of that length."""
-    return (1,) * max(4, 1 << (count - 1).bit_length())
-
-
 def _lanes(outputs, itemsize) -> int:
     """The largest power of two that divides the outputs and leaves room for the shortest tile."""
     lanes = min(outputs & -outputs, _LANES)

@@ -1,15 +1,13 @@
-"""Direct convolutions on the CPU for few channels: tiles of neighbouring pixels, without patches.
+"""Direct convolutions on the CPU for few channels, whose patches would cost more than the products.
 
-Writing patches would take far longer than the arithmetic. One image at a time lies in a padded
-buffer in the first-level cache, by rows and then by channels: there a tap is an offset, and a
-register holds neighbouring pixels. In the weight gradient it holds a kernel row's taps, in the
-opposite order, and the loop runs over the pixels. See derivations/07-convolutions.md.
+One padded image at a time lies by channels in the first-level cache. There a tap is an offset, and
+a loop takes the whole image, in vector registers: the last kW − 1 values of each of its rows are
+dropped. See derivations/07-convolutions.md.
 """
 
 import numpy as np
 
 from snfnp.ops.jit import parallel, serial
-from snfnp.ops.simd import lanes_for, tile
 
 _IMAGES = 10  # images per task: their buffers are allocated once
 
@@ -17,80 +15,78 @@ _IMAGES = 10  # images per task: their buffers are allocated once
 def correlate(x, k, z, before, b=None) -> None:
     """See `cpu_tiles.correlate`."""
     b = np.zeros(k.shape[3], x.dtype) if b is None else np.ascontiguousarray(b)
-    size, lanes = ((1,) * n for n in k.shape[:2]), lanes_for(min(x.shape[2], 32))
-    k, tasks = np.ascontiguousarray(k.transpose(3, 2, 0, 1)).reshape(-1), -(-len(x) // _IMAGES)
-    _correlate_images(tasks, np.ascontiguousarray(x), k, *size, before, b, lanes, z)
+    x, k = np.ascontiguousarray(x), np.ascontiguousarray(k)
+    _correlate_images(-(-len(x) // _IMAGES), x, k, before, b, z)
 
 
 def weight_grad(delta, x, add: bool, out, before) -> None:
-    """See `cpu_tiles.weight_grad`. Sums of single images are in x's precision, others in double."""
-    kh, kw, inputs, outputs = out.shape
-    lanes = lanes_for(kw)
-    sums = np.zeros((-(-len(x) // _IMAGES), inputs, outputs, kh, len(lanes)))
-    images = map(np.ascontiguousarray, (delta, x))
-    _weight_grad(len(sums), *images, kw, before, (1,) * kh, lanes, sums)
-    gradient = sums.sum(axis=0)[..., ::-1][..., :kw].transpose(2, 3, 0, 1)
+    """See `cpu_tiles.weight_grad`."""
+    part = -(-x.shape[1] * (x.shape[2] + out.shape[1] - 1) // 4)
+    sums = np.zeros((-(-len(x) // _IMAGES), *out.shape, part), x.dtype)
+    _weight_grad(len(sums), *map(np.ascontiguousarray, (delta, x)), before, sums)
+    gradient = sums.sum(axis=(0, -1), dtype=np.float64)
     out[...] = gradient + out if add else gradient
 
 
 @serial
-def _spread(image, rows, top, left):
-    """image (H, W, C) into rows (H', C, W')."""
+def _spread(image, planes, top, left):
+    """image (H, W, C) into planes (C, H', W')."""
     height, width, channels = image.shape
-    for y in range(height):
-        for c in range(channels):
-            source, target = image[y, :, c], rows[y + top, c, left : left + width]
+    for c in range(channels):
+        for y in range(height):
+            source, target = image[y, :, c], planes[c, y + top, left : left + width]
             for column in range(width):
                 target[column] = source[column]
 
 
 @parallel
-def _correlate_images(task, x, k, rows, columns, before, b, lanes, z):
-    """x (N, H, W, I), k (O, I, kH, kW) flat, rows and columns as long as it is, b (O,) ->
-    z (N, H, W, O)."""
+def _correlate_images(task, x, k, before, b, z):
+    """x (N, H, W, I), k (kH, kW, I, O), b (O,) -> z (N, H, W, O)."""
     samples, height, width, inputs = x.shape
-    kh, kw, outputs = len(rows), len(columns), len(b)
-    wide = (width + len(lanes) - 1) // len(lanes) * len(lanes)
-    row = wide + kw - 1
-    padded, sums = np.zeros((height + kh - 1, inputs, row), x.dtype), np.empty(wide, x.dtype)
-    flat = padded.reshape(-1)
+    kh, kw, _, outputs = k.shape
+    row = width + kw - 1
+    # one row more: the last taps of outputs that are dropped
+    planes, sums = np.zeros((inputs, height + kh, row), x.dtype), np.empty(height * row, x.dtype)
     for n in range(task * _IMAGES, min(samples, (task + 1) * _IMAGES)):
-        _spread(x[n], padded, before[0], before[1])
-        for y in range(height):
-            for o in range(outputs):
-                for start in range(0, wide, len(lanes)):
-                    for i in range(inputs):
-                        tile(
-                            *(k, (o * inputs + i) * kh * kw, (kw, 1, 0)),
-                            *(flat, (y * inputs + i) * row + start, (inputs * row, 1), (kh, kw)),
-                            *(sums, start, 0, i > 0),
-                            *((1,), lanes),
-                        )
-                target = z[n, y, :, o]
+        _spread(x[n], planes, before[0], before[1])
+        for o in range(outputs):
+            sums[:] = b[o]
+            for i in range(inputs):
+                plane = planes[i].reshape(-1)
+                for h in range(kh):
+                    for w in range(0, kw, 2):  # two taps, or one and nothing
+                        last = min(w + 1, kw - 1)
+                        x0, x1 = plane[h * row + w :], plane[h * row + last :]
+                        k0, k1 = k[h, w, i, o], k[h, last, i, o] * x.dtype.type(last - w)
+                        for j in range(sums.size):
+                            sums[j] += k0 * x0[j] + k1 * x1[j]
+            for y in range(height):
+                source, target = sums[y * row : y * row + width], z[n, y, :, o]
                 for column in range(width):
-                    target[column] = sums[column] + b[o]
+                    target[column] = source[column]
 
 
 @parallel
-def _weight_grad(task, delta, x, kw, before, taps, lanes, sums):
-    """delta (N, H, W, O), x (N, H, W, I) -> sums (tasks, I, O, kH, lanes), zeros."""
+def _weight_grad(task, delta, x, before, sums):
+    """delta (N, H, W, O), x (N, H, W, I) -> sums (tasks, kH, kW, I, O, part), zeros: the sums over
+    the values j, j + part, j + 2 part and j + 3 part of a task's images."""
     samples, height, width, inputs = x.shape
-    outputs, kh, row = delta.shape[3], len(taps), width + kw - 1
-    padded = np.zeros((height + kh - 1, inputs, row), x.dtype)
-    deltas = np.zeros((height, outputs, row + len(lanes) - 1), x.dtype)
-    flat, flat_deltas, delta_row = padded.reshape(-1), deltas.reshape(-1), deltas.shape[2]
-    of_image = np.empty(kh * len(lanes), x.dtype)
+    _, kh, kw, _, outputs, part = sums.shape
+    row = width + kw - 1
+    planes = np.zeros((inputs, height + kh + 4, row), x.dtype)
+    deltas = np.zeros((outputs, height + 4, row), x.dtype)  # 0 in the values that are dropped
+    flat, flat_deltas = planes.reshape(inputs, -1), deltas.reshape(outputs, -1)
     for n in range(task * _IMAGES, min(samples, (task + 1) * _IMAGES)):
-        _spread(x[n], padded, before[0], before[1])
-        _spread(delta[n], deltas, 0, len(lanes) - 1)
-        for i in range(inputs):
-            for o in range(outputs):
-                tile(
-                    *(flat, i * row, (inputs * row, 1, inputs * row)),
-                    *(flat_deltas, o * delta_row, (outputs * delta_row, 1), (height, row)),
-                    *(of_image, 0, len(lanes), False),
-                    *(taps, lanes),
-                )
-                target = sums[task, i, o].reshape(-1)
-                for j in range(len(of_image)):
-                    target[j] += of_image[j]
+        _spread(x[n], planes, before[0], before[1])
+        _spread(delta[n], deltas, 0, 0)
+        for o in range(outputs):
+            d = flat_deltas[o]
+            d0, d1, d2, d3 = d[:part], d[part:], d[2 * part :], d[3 * part :]
+            for h in range(kh):
+                for w in range(kw):
+                    for i in range(inputs):
+                        x0, target = flat[i, h * row + w :], sums[task, h, w, i, o]
+                        x1, x2, x3 = x0[part:], x0[2 * part :], x0[3 * part :]
+                        for j in range(part):
+                            first, second = d0[j] * x0[j], d2[j] * x2[j]
+                            target[j] += (first + d1[j] * x1[j]) + (second + d3[j] * x3[j])

@@ -37,14 +37,14 @@ def correlate(x, k, z, before, b=None) -> None:
 
 
 def weight_grad(delta, x, add: bool, out, before) -> None:
-    """Σ over samples and pixels of δ ⋆ x into out (kH, kW, I, O), or added to it; the sums of a
-    task's images are in x's precision, all others in double. before: as in `correlate`."""
+    """Σ over samples and pixels of δ ⋆ x into out (kH, kW, I, O), or added to it; before: as in
+    `correlate`."""
     kh, kw, inputs, outputs = out.shape
     tile_size = simd.of_taps(kw * inputs, outputs, x.dtype.itemsize)
     sums = np.zeros((_tasks(x), kh, kw * inputs * outputs), x.dtype)
     images = map(np.ascontiguousarray, (delta, x))
     _weight_grad(len(sums), *images, kw, before, *tile_size, sums)
-    gradient = sums.sum(axis=0, dtype=np.float64).reshape(out.shape)
+    gradient = sums.sum(axis=0).reshape(out.shape)
     out[...] = gradient + out if add else gradient
 
 

@@ -32,6 +32,12 @@ class CpuLinearAlgebra(LinearAlgebra):
         _axpby(blocks, cast(a), x, cast(b), out.reshape(-1))
         return out
 
+    def sum_squares(self, x) -> float:
+        # blocks so short that BLAS takes one thread, and that single precision loses little in each
+        x, size = np.ascontiguousarray(x).reshape(-1), 2 * _BLOCK
+        blocks = [x[start : start + size] for start in range(0, x.size, size)]
+        return float(sum(float(block.dot(block)) for block in blocks))
+
     def inverse_and_log_abs_det(self, a):
         # one factorisation for both: NumPy makes two
         # A C-contiguous array is the column-major array of its transpose: (aᵀ)⁻¹ = (a⁻¹)ᵀ.
