@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 # The aim is 16,500, 3,600 and 21,000. Until it is reached these may only fall.
-BUDGET = {"snfnp": 17_600, "scripts": 3_600, "tests": 21_000}
+BUDGET = {"snfnp": 17_550, "scripts": 3_600, "tests": 21_000}
 
 
 def lines_by_room(checkout: Path) -> Counter:
