@@ -170,6 +170,7 @@ def test_what_fits_nothing_is_one_line_and_leaves_nothing(name, tmp_path):
         (["{rows}", "--model", "conv"], "`model=conv` needs images, found rows of 2 numbers: ch"),
         (["{rows}", "--augment"], "`augment` needs images, found rows of 2 numbers: leave it out"),
         (["{rows}", "--preprocess", "logit"], "`preprocess=logit` is not for rows of numbers: cho"),
+        (["{grey}", "--ties", "keep"], "`ties` needs rows of numbers, found images: leave it out"),
         (["{grey}", "--preprocess", "none"], "`preprocess=none` is not for images: choose logit"),
         (["{grey}", "--test", "{rows}"], "shape (200, 2) is not (N, H, W, C); give images"),
         (["{rows}", "--batch-size", "500"], "there are only 160 training rows: choose a smaller"),

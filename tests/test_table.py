@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 from support.messages import one_line
 
+from snfnp import fit
 from snfnp.cli import sample, score, train
 from snfnp.data.table import read_table
 from snfnp.errors import UsageError
+from snfnp.flow import Flow
+from snfnp.layers import Linear
+from snfnp.layers.preprocess import Standardise
+from snfnp.maps import Dense
+from snfnp.rules import SelfNormalizing
 from snfnp.training.options import TrainConfig
 
 SHORT = ("--backend", "numpy", "--batch-size", "20", "--epochs", "2", "--warmup-epochs", "0.5")
@@ -123,6 +129,28 @@ def test_names_go_from_the_file_to_the_run_its_samples_and_scores(tmp_path, caps
         with one_line(UsageError, "column"):
             argv = [str(out), data] if command is score.main else [mine, *SHORT, "--test", data]
             command(argv)
+
+
+@pytest.mark.parametrize("way", ["standardise", "none"])
+def test_columns_with_ties_are_dequantised_by_every_way_of_preprocessing(way, tmp_path, capsys):
+    rows, path, out = np.random.default_rng(0).normal(size=(100, 2)), tmp_path / "t.csv", "run"
+    np.savetxt(path, rows.round(1), delimiter=",", fmt="%.1f")
+    how = ["--preprocess", way, "--activation", "smooth-leaky-relu", "--out", str(tmp_path / out)]
+    train.main([str(path), *SHORT, *how])
+    assert "samples are rounded" in capsys.readouterr().out
+    train.main(["--resume", "--out", str(tmp_path / out), "--epochs", "3"])
+    sample.main([str(tmp_path / out), "--count", "50", "--out", str(tmp_path / "s.npy")])
+    drawn = np.load(tmp_path / "s.npy")
+    np.testing.assert_array_equal(drawn, drawn.round(1))
+
+
+def test_a_flow_with_its_own_preprocessing_gets_no_word_on_ties(tmp_path):
+    own, lines = Standardise(mean=(0.0, 0.0), spread=(1.0, 1.0)), []
+    flow = Flow((2,), (("dense", Linear(Dense(2), SelfNormalizing())),), preprocess=own)
+    rows = np.random.default_rng(0).integers(0, 9, (100, 2)).astype(float)
+    how = {"epochs": 1, "batch_size": 20, "warmup_epochs": 0, "backend": "numpy"}
+    run = fit(rows, flow=flow, out=tmp_path / "run", report=lines.append, **how)
+    assert run.flow.preprocess == own and "ties" not in "".join(lines)
 
 
 def test_a_table_of_few_rows_is_evaluated_forty_times_and_an_overfit_gets_a_line(tmp_path, capsys):

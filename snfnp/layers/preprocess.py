@@ -156,7 +156,7 @@ def preprocess_by_name(name: str | None, shape: tuple[int, ...], moments=None):
     if images:
         return Preprocess() if name == "logit" else Scale()
     if name == "none":
-        moments = np.zeros(shape), np.ones(shape)
+        moments = (np.zeros(shape), np.ones(shape), *(() if moments is None else moments[2:]))
     elif moments is None:
         raise UsageError("standardised rows need the mean and spread of the training rows: moments")
     return Standardise(*(tuple(map(float, each)) for each in moments))

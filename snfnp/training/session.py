@@ -84,6 +84,7 @@ def opened(
         else:
             flow = config.build_flow(shape, moments)
             _ = flow.layout
+            notes *= bool(getattr(flow.preprocess, "step", ()))  # a flow may bring its own
             world.on_rank_zero(claim)
         notes = list(filter(None, notes))
         yield Session(config, dataset, ops, flow, folder, resuming, notes, world)

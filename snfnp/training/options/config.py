@@ -177,6 +177,8 @@ class TrainConfig(
             while halves < config.levels and side % 2 ** (halves + 1) == 0:
                 halves += 1
             config = replace(config, levels=halves)
+        if len(shape) == 3 and self.ties != OPTIONS["ties"].default:
+            raise UsageError("`ties` needs rows of numbers, found images: leave it out")
         fitting = config.preset.fits(shape, training_images) if shape else {}
         steps = fitting.pop("steps", config.preset.steps)
         for name, value in fitting.items():
