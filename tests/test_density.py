@@ -362,8 +362,10 @@ def test_columns_with_steps_are_dequantised_and_samples_lie_on_them():
     rng = np.random.default_rng(0)
     x = np.stack([rng.choice([4.9, 5.0, 5.1, 5.2], 600, p=[0.1, 0.4, 0.3, 0.2])], axis=1)
     density = snfnp.FlowDensity(random_state=0, members=2, noise=0.0, epochs=20)
-    with pytest.warns(UserWarning, match=r"ties in column 0 \(from 0\) \(step 0.1\): noise of one"):
+    said = r"ties in column 0 \(from 0\) \(step 0.1\): noise of one"
+    with pytest.warns(UserWarning, match=said) as found:
         density.fit(x)
+    assert found[0].filename == __file__  # the line that calls `fit`
     cells = np.arange(30, 70)[:, np.newaxis] / 10
     mass = np.exp(density.score_samples(cells)) * 0.1
     assert mass.sum() == pytest.approx(1, abs=1e-3) and density.step_ == pytest.approx(0.1)

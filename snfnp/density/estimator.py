@@ -209,7 +209,7 @@ class FlowDensity:
                 text = f"{labels[same[0]]} and {labels[place]} of X are equal"
                 advice = "leave one of them out, as no density is finite there"
                 warnings.warn(f"{text}: {advice}", stacklevel=3)
-        line = partial(warnings.warn, stacklevel=5)
+        line = partial(warnings.warn, stacklevel=4)
         return with_ties((mean, spread), table, self.ties, labels, line)
 
     def _candidates(self, table, moments, seed: int) -> tuple[list[Candidate], TrainConfig]:
