@@ -46,10 +46,10 @@ class Published:
         found = {}
         for name in self.files:
             dotted = name.replace("-idx", ".idx")
-            for spelt in (name, dotted, name.removesuffix(".gz"), dotted.removesuffix(".gz")):
+            for spelt in (dotted.removesuffix(".gz"), name.removesuffix(".gz"), dotted, name):
                 # os.path.isfile, unlike Path.is_file, also answers for folders without access.
                 if os.path.isfile(folder / spelt):
-                    found[name] = folder / spelt
+                    found[name] = folder / spelt  # the published name, if it is there
         return found
 
     def load(self, data_dir: str | os.PathLike[str] | None, report: Callable) -> Dataset:

@@ -308,6 +308,12 @@ def test_names_of_files(tmp_path: Path, end: str) -> None:
 
 
 @pytest.mark.usefixtures("small")
+def test_the_published_name_comes_first(tmp_path: Path) -> None:
+    put(tmp_path, FILES["cifar-10"] | {sets.ARCHIVE.removesuffix(".gz"): b"unpacked by a browser"})
+    assert_is("cifar-10", load("cifar-10", tmp_path))
+
+
+@pytest.mark.usefixtures("small")
 def test_another_data_set_under_the_same_names(tmp_path: Path) -> None:
     put(tmp_path, FILES["mnist"])
     file = tmp_path / TRAIN_GZ
