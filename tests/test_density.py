@@ -11,6 +11,7 @@ import pytest
 from support.messages import one_line
 
 import snfnp
+from snfnp import threads
 from snfnp.data.ties import decimals, find_steps
 from snfnp.density import files
 from snfnp.density.ensemble import Ensemble, MixtureMember, stacked_weights
@@ -105,6 +106,18 @@ def test_processes_of_a_search_share_the_cores_and_compile_nothing():
     done = subprocess.run([sys.executable, "-c", WORKERS], **how)
     most = max(1, os.cpu_count() // 2)
     assert done.stdout.strip() in {f"({n}, 0) ({n}, 0)" for n in range(1, most + 1)}
+
+
+def test_a_small_fit_takes_one_thread_and_gives_the_others_back(monkeypatch):
+    seen, before = [], threads.most()
+
+    def seeing(*given, fit=flow_candidate):
+        seen.append(threads.most())
+        return fit(*given)
+
+    monkeypatch.setattr("snfnp.density.estimator.flow_candidate", seeing)
+    snfnp.FlowDensity(noise=0.0, **FAST).fit(moons(60))
+    assert seen == [1] and threads.most() == before
 
 
 def test_a_single_step_has_a_rate():

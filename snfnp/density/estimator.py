@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from snfnp import threads
 from snfnp.data.dataset import labels_of
 from snfnp.data.ties import TIES, with_ties
 from snfnp.density import files, rows
@@ -227,7 +228,10 @@ class FlowDensity:
         levels = levels if self.noise is None else [self.noise]
         steps = config.epochs * config.steps_per_epoch(rows) * len(levels) * len(folds)
         found = []
-        with shown(self.verbose, get_ops(config.backend), steps) as (advance, report):
+        show = shown(self.verbose, get_ops(config.backend), steps)
+        with threads.restored(), show as (advance, report):
+            if config.batch_size * columns <= _SMALL:
+                threads.limit(1)  # more would wait for each other
             for level in levels:
                 how = (replace(config, noise=level), moments, table, folds, advance)
                 found.append(flow_candidate(*how))
