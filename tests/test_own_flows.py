@@ -147,7 +147,7 @@ LOST = {
     ),
     "its name": (
         lambda mine: (Path(mine.__file__).unlink(), sys.modules.pop("mine")),
-        "its model mine:build needs mine, not found, whose code is not trusted: if you",
+        "its model mine:build needs mine, which is not found: set PYTHONPATH, and if you",
     ),
     "a preset": (
         lambda mine: (Path(mine.__file__).write_text("1 / 0"), sys.modules.pop("mine")),
@@ -274,7 +274,7 @@ def test_fit_takes_data_in_one_line_and_leaves_no_folder(case, tmp_path, monkeyp
     run = snfnp.fit(data, **held_out, report=None, backend="numpy", epochs=12, seed=3)
     assert run.record["data"]["images"] == counts and len(run.folder.read_metrics()) == 3
     assert capfd.readouterr() == ("", "") and run.config.eval_every == 4
-    assert run.config.batch_size == min(100, counts[0])
+    assert run.config.batch_size == (48 if case == "images" else 16)  # an eighth of few rows
     assert run.likelihood.sample(3).shape[1:] == run.image_shape
     if case == "rows":  # split as in a file
         np.save(tmp_path / "array.npy", data)

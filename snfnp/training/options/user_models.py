@@ -104,9 +104,11 @@ def require_trusted(model: Any, trust: bool = False) -> None:
             spec = util.find_spec(first) or PathFinder.find_spec(first, [os.getcwd()])
             places = [spec.origin, *(spec.submodule_search_locations or ())] if spec else []
             where = next(filter(None, places), None)
-            would = f"would import {module} from {where}" if where else f"needs {module}, not found"
-            found = f"its model {name} {would}, whose code is not trusted"
-            raise ModuleError(f"{found}: if you trust it, give `trust=True`")
+            found = f"its model {name} needs {module}, which is not found: set PYTHONPATH, and"
+            if where:
+                found = f"its model {name} would import {module} from {where}, whose code is not "
+                found += "trusted:"
+            raise ModuleError(f"{found} if you trust it, give `trust=True`")
         try:
             _found(name, "the run")
         except UsageError as error:
