@@ -253,6 +253,16 @@ def test_an_archive_is_read_by_name_and_size_before_by_content(tmp_path, monkeyp
         snfnp.load_dataset(str(path))
 
 
+def test_escapes_and_newlines_of_a_name_are_shown(tmp_path):
+    path = tmp_path / "a\x1b[31m\n\u202eb.npy"
+    path.write_bytes(b"no array")
+    with pytest.raises(UsageError) as caught:
+        snfnp.load_dataset(str(path))
+    assert str(caught.value).isprintable()
+    np.save(path, ROWS)
+    assert snfnp.load_dataset(str(path)).source.isprintable()
+
+
 def picture(path, array=GREY[0], **how):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).save(path, **how)
