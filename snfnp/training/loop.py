@@ -1,4 +1,4 @@
-"""The loop of every training, and that of a run in a folder. A step: `trainer.py`."""
+"""The loop of a run in a folder. A step: `trainer.py`."""
 
 import math
 import shlex
@@ -32,25 +32,49 @@ _STOP, _CHECKPOINT, _SAVE, _SHOW = 1, 2, 4, 8  # bits: what ranks request after 
 _BETWEEN = 2.0  # seconds of steps between evaluations on a GPU
 
 
-class Loop:
-    """The loop of `train` and `fit`: steps, and evaluations between them.
+class RunLoop:
+    """The loop of a run in a folder, on all ranks: steps, and evaluations between them.
 
-    Args:
-        trainer: begun or restored; training starts at its step.
-        batches: see `Trainer.training_step`.
-        steps: at which training ends.
-        every: the steps between evaluations; one more follows the last step.
-
-    seconds: spent on steps.
+    best: the record of the best evaluation, or None; seconds: spent on steps; report: gets every
+    line; append: the figures of each evaluation, for metrics.jsonl.
     """
 
-    def __init__(self, trainer: Trainer, batches, steps: int, every: int):
-        self.trainer, self.batches, self.steps, self.every = trainer, batches, steps, every
+    def __init__(self, trainer, batches, dataset, run: RunFolder, signals, report, callbacks):
+        config, epoch = trainer.config, trainer.steps_per_epoch
+        self.trainer, self.batches = trainer, batches
+        self.steps, self.every = config.epochs * epoch, (config.eval_every or 1) * epoch
         self.seconds = 0.0
         self._since = (0, 0.0)  # step and seconds after the last evaluation
+        self.patience, self.callbacks = config.patience, callbacks
+        self.best: Record | None = None
+        self.dataset, self.folder, self.signals, self.report = dataset, run, signals, report
+        self.evaluator, self.checkpoints = Evaluator(self), Checkpointer(run, self)
+        self.append: Callable[[dict], None] = silent
+        self._requests, self.latest = 0, None
+        self._spaced = config.eval_every is not None
+
+    def warm_up(self) -> None:
+        """Let everything be compiled and recorded before a clock runs: a step and an evaluation
+        whose results are dropped."""
+        if self.trainer.step < self.steps:
+            with suppress(SnfnpError):  # training will raise it again
+                self.trainer.warm_up(self.batches, self.trainer.ops.device.prepare)
+                self.evaluator.warm_up(self.dataset.validation)
 
     def run(self) -> bool:
-        """Take the remaining steps. True if an evaluation or `after_step` ended them."""
+        self.progress = ProgressLine(self, self.report)
+        with closing(self.progress.bar), self.signals.defer_interrupts():
+            ended = self._train()
+        _, _, epoch, _ = self.place
+        if ended:
+            self.report(f"a callback ended training after epoch {epoch}")
+        elif self.trainer.step < self.steps:
+            waited = f"no better one in {self.patience} evaluations (`patience`)"
+            self.report(f"stopped after epoch {epoch}, as there was {waited}")
+        return ended
+
+    def _train(self) -> bool:
+        """Take the remaining steps. True if a callback ended them."""
         trainer, ends = self.trainer, False
         self._since = trainer.step, self.seconds
         while trainer.step < self.steps and self.is_patient():
@@ -66,21 +90,6 @@ class Loop:
                 self._since = trainer.step, self.seconds
             self.save(evaluated=due)
         return False
-
-    def is_patient(self) -> bool:
-        """True if more steps may help."""
-        return True
-
-    def after_step(self) -> bool:
-        """Called after each step. True asks for the end."""
-        return False
-
-    def evaluate(self) -> bool:
-        """Called after every `every` steps. True asks for the end."""
-        return False
-
-    def save(self, evaluated: bool) -> None:
-        """Called after each step and its evaluation, to save what is due."""
 
     @property
     def place(self) -> tuple[int, int, int, float]:
@@ -107,45 +116,6 @@ class Loop:
         step, seconds = self._since
         resolution = time.get_clock_info("perf_counter").resolution  # a clock may stand still
         return (self.trainer.step - step) / max(self.seconds - seconds, resolution)
-
-
-class RunLoop(Loop):
-    """The loop of a run in a folder, on all ranks.
-
-    best: the record of the best evaluation, or None; report: gets every line; append: the figures
-    of each evaluation, for metrics.jsonl.
-    """
-
-    def __init__(self, trainer, batches, dataset, run: RunFolder, signals, report, callbacks):
-        config, epoch = trainer.config, trainer.steps_per_epoch
-        super().__init__(trainer, batches, config.epochs * epoch, (config.eval_every or 1) * epoch)
-        self.patience, self.callbacks = config.patience, callbacks
-        self.best: Record | None = None
-        self.dataset, self.folder, self.signals, self.report = dataset, run, signals, report
-        self.evaluator, self.checkpoints = Evaluator(self), Checkpointer(run, self)
-        self.append: Callable[[dict], None] = silent
-        self._requests, self.latest = 0, None
-        self._spaced = config.eval_every is not None
-
-    def warm_up(self) -> None:
-        """Let everything be compiled and recorded before a clock runs: a step and an evaluation
-        whose results are dropped."""
-        if self.trainer.step < self.steps:
-            with suppress(SnfnpError):  # training will raise it again
-                self.trainer.warm_up(self.batches, self.trainer.ops.device.prepare)
-                self.evaluator.warm_up(self.dataset.validation)
-
-    def run(self) -> bool:
-        self.progress = ProgressLine(self, self.report)
-        with closing(self.progress.bar), self.signals.defer_interrupts():
-            ended = super().run()
-        _, _, epoch, _ = self.place
-        if ended:
-            self.report(f"a callback ended training after epoch {epoch}")
-        elif self.trainer.step < self.steps:
-            waited = f"no better one in {self.patience} evaluations (`patience`)"
-            self.report(f"stopped after epoch {epoch}, as there was {waited}")
-        return ended
 
     def is_patient(self) -> bool:
         """True if a better evaluation may still come, by `patience`."""
@@ -204,6 +174,7 @@ class RunLoop(Loop):
         return bool(self.callbacks and world.any(ends))
 
     def save(self, evaluated: bool) -> None:
+        """After each step and its evaluation, save what is due."""
         last, step = self.folder.last, self.trainer.step
         if not evaluated and self._requests & (_SAVE | _CHECKPOINT | _STOP):
             self.checkpoints.save(last)

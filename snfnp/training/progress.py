@@ -87,7 +87,7 @@ def compilations_shown(ops, report: Callable[[str], None] = lambda line: None) -
 
 
 class ProgressLine:
-    """A `Loop`'s progress bar, in samples, with the last step's figures, on rank 0 alone. Where the
+    """A run's progress bar, in samples, with the last step's figures, on rank 0 alone. Where the
     output is neither a terminal nor a notebook, `report` gets a line every minute instead."""
 
     def __init__(self, loop, report: Callable[[str], None]):
