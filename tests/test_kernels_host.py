@@ -51,6 +51,7 @@ def ops(request, folder):
     return host_ops(Launcher(folder, ORDERS[request.param]))
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in multiply")  # is_finite
 @pytest.mark.parametrize("name", NAMES)
 def test_kernels_match_the_definition(ops, name):
     """At sizes that were chosen, and at random ones; of these templates, one type in each order."""
