@@ -182,7 +182,9 @@ class Monitors:
         for name, (layer, shape) in self._layers.items():
             f, g = layer.maps
             p = params[name]
-            figures = {"rho": contraction.rho(ops, f, g, p["W"], p["R"], shape)}
+            # 42 products with 8 vectors, on the CPU: no copy from a GPU for each
+            w, r = ops.to_host(p["W"]), ops.to_host(p["R"])
+            figures = {"rho": contraction.rho(ops.host, f, g, w, r, shape)}
             smallest = self._moments[name].value if name in self._moments else None
             if smallest is not None:
                 figures["margin"] = lam[name] * smallest + self._trainer.config.jvp_weight

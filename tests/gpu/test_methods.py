@@ -121,6 +121,23 @@ def test_numbers_on_the_device_do_not_widen_single_precision(ops, way):
     assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
 
 
+def test_monitors_copy_weights_to_the_host_and_no_product(ops, monkeypatch):
+    """W and R once for ρ, whose 42 products are the host's, and the norms of the ratios."""
+    trainer = make_trainer(ops, dtype="float64")
+    inspection = Monitors(trainer, lambda step: images_of(trainer, 0))
+    copied, original = [], type(ops.device).to_host
+
+    def noted(device, array):
+        copied.append(array.shape)
+        return original(device, array)
+
+    monkeypatch.setattr(type(ops.device), "to_host", noted)
+    inspection.figures(trainer.likelihood())
+    layers = trainer.flow.learned_inverses()
+    weights = [shape for name in layers for shape in 2 * [trainer.params[name]["W"].shape]]
+    assert sorted(shape for shape in copied if len(shape) > 1) == sorted(weights)
+
+
 @pytest.mark.parametrize("model", ["fc", "conv", "glow"])
 def test_monitors_and_refined_samples_match_numpy(ops, model):
     figures, drawn = [], []
