@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 from datetime import date
 
 import numpy as np
@@ -13,10 +14,10 @@ from support.messages import one_line
 import snfnp
 from snfnp import threads
 from snfnp.data.ties import decimals, find_steps
-from snfnp.density import files
+from snfnp.density import estimator, files
 from snfnp.density.ensemble import Ensemble, MixtureMember, stacked_weights
 from snfnp.density.mixture import Mixture
-from snfnp.density.rows import repeated
+from snfnp.density.rows import copies
 from snfnp.density.training import flow_candidate
 from snfnp.errors import CheckpointError, DivergedError, SnfnpError
 from snfnp.layers.preprocess import Standardise
@@ -451,13 +452,39 @@ def test_whole_weights_are_copies_and_others_are_drawn():
     one = snfnp.FlowDensity(**how).fit(x, sample_weight=weights)
     other = snfnp.FlowDensity(**how).fit(np.repeat(x, weights, axis=0)[::-1])
     np.testing.assert_array_equal(one.score_samples(x), other.score_samples(x))
-    rows, weights = np.arange(40.0)[:, np.newaxis], np.linspace(0.5, 3.3, 40)
-    drawn = repeated(rows, weights, np.random.default_rng(0))
-    counts = np.bincount(drawn[:, 0].astype(int), minlength=40)
-    assert len(drawn) == 40 and np.abs(counts - 40 * weights / weights.sum()).max() < 1
+    order, weights = np.arange(40)[::-1], np.linspace(0.5, 3.3, 40)
+    drawn, groups = copies(order, weights, np.random.default_rng(0))
+    counts = np.bincount(drawn, minlength=40)
+    assert len(drawn) == 40 and len(np.unique(groups)) == np.count_nonzero(counts)
+    assert np.abs(counts - 40 * weights / weights.sum()).max() < 1
     for wrong in ([1.0] * 59, [-1.0] + [1.0] * 59, [np.nan] * 60, [0.0] * 60):
         with one_line(ValueError, "sample_weight"):
             snfnp.FlowDensity(**how).fit(x, sample_weight=wrong)
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_copies_that_weights_draw_are_no_ties_and_share_a_fold(members, monkeypatch):
+    """Else what is held out would be trained on, and the choice of a candidate would overfit."""
+    seen, original = [], estimator.flow_candidate
+
+    def noted(config, moments, table, folds, advance):
+        seen.append((table, folds))
+        return original(config, moments, table, folds, advance)
+
+    monkeypatch.setattr(estimator, "flow_candidate", noted)
+    x, weights = moons(60), np.linspace(0.0, 3.3, 60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        density = snfnp.FlowDensity(random_state=0, **FAST | {"members": members})
+        density.fit(x, sample_weight=weights)
+    for table, folds in seen:
+        assert len(table) == 60 and len(np.unique(table, axis=0)) < 50
+        for fold in folds:
+            rest = {tuple(row) for row in np.delete(table, fold, axis=0)}
+            assert not rest & {tuple(row) for row in table[fold]}
+    turned = snfnp.FlowDensity(random_state=0, **FAST | {"members": members})
+    turned.fit(x[::-1], sample_weight=weights[::-1])
+    np.testing.assert_array_equal(turned.score_samples(x), density.score_samples(x))
 
 
 def test_rows_beyond_all_numbers_have_no_density(recwarn):

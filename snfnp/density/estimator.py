@@ -154,8 +154,8 @@ class FlowDensity:
         Args:
             X: rows (N, D) of finite numbers, N from 3 and D from 1 on; an array or a DataFrame.
             y: ignored.
-            sample_weight: weights of the rows, (N,): whole numbers count them; others are turned
-                into counts at random, with N rows in all.
+            sample_weight: weights of the rows, (N,): whole numbers are counts, as if the table had
+                so many copies of a row; others are importances, by which N rows are drawn.
 
         Raises:
             ValueError: for other rows, constant columns, ties if `ties` is "raise", and parameters
@@ -163,17 +163,17 @@ class FlowDensity:
         """
         table, names = rows.checked(X), rows.names_of(X)
         rng = rows.generator(self.random_state)
-        if sample_weight is not None:
-            table = rows.repeated(table, sample_weight, rng)
-        table = table[np.lexsort(table.T)]
-        if len(table) < 3:  # one of which is held out
-            raise ValueError(f"n_samples = {len(table)}: a density needs at least 3 rows")
+        places, groups = rows.copies(np.lexsort(table.T), sample_weight, rng)
+        table, count = table[places], int(groups[-1]) + 1
+        if count < 3:  # one of which is held out
+            raise ValueError(f"n_samples = {count}: a density needs at least 3 rows")
         try:
             self._check()
-            moments = self._moments(table, labels_of(names, table.shape[1]))
+            moments = self._moments(table, groups, labels_of(names, table.shape[1]))
             seed = int(rng.integers(2**31))
-            table = table[rng.permutation(len(table))]
-            found, config = self._candidates(table, moments, seed)
+            groups = np.argsort(rng.permutation(count))[groups]
+            shuffled = np.argsort(groups, kind="stable")
+            found, config = self._candidates(table[shuffled], groups[shuffled], moments, seed)
         except UsageError as error:
             raise ValueError(str(error).replace("`depth`", "`layers`")) from None
         for attribute in ("feature_names_in_", "likelihood_"):
@@ -197,7 +197,7 @@ class FlowDensity:
         if self.ties not in TIES:
             raise UsageError(f"ties is {self.ties!r}: it must be one of {', '.join(TIES)}")
 
-    def _moments(self, table: np.ndarray, labels: list[str]) -> tuple:
+    def _moments(self, table: np.ndarray, groups: np.ndarray, labels: list[str]) -> tuple:
         """The arguments of `Standardise`: mean, spread, and what ties need."""
         with np.errstate(over="ignore", invalid="ignore"):
             mean, spread = table.mean(axis=0), table.std(axis=0)
@@ -211,17 +211,18 @@ class FlowDensity:
                 advice = "leave one of them out, as no density is finite there"
                 warnings.warn(f"{text}: {advice}", stacklevel=3)
         line = partial(warnings.warn, stacklevel=4)
-        return with_ties((mean, spread), table, self.ties, labels, line)
+        _, first = np.unique(groups, return_index=True)  # copies that are drawn are no ties
+        return with_ties((mean, spread), table[first], self.ties, labels, line)
 
-    def _candidates(self, table, moments, seed: int) -> tuple[list[Candidate], TrainConfig]:
+    def _candidates(self, table, groups, moments, seed: int) -> tuple[list[Candidate], TrainConfig]:
         """All candidates, and the flows' configuration."""
-        count, columns = table.shape
-        members = min(int(self.members), count)
+        (count, columns), number = table.shape, groups[-1] + 1
+        members = min(int(self.members), int(number))
         if members == 1:
-            held_out = min(max(1, round(self.validation_fraction * count)), count - 1)
-            folds = [np.arange(held_out)]
+            held_out = min(max(1, round(self.validation_fraction * number)), number - 1)
+            folds = [np.flatnonzero(groups < held_out)]
         else:
-            folds = [np.arange(k, count, members) for k in range(members)]
+            folds = [np.flatnonzero(groups % members == k) for k in range(members)]
         rows = count - max(map(len, folds))
         config = self._config(rows, columns, seed)
         levels = [each for each, most in _NOISE.items() if count <= most]

@@ -79,25 +79,32 @@ def check_names(X, expected: np.ndarray | None) -> None:
     raise ValueError(text)
 
 
-def repeated(rows: np.ndarray, sample_weight, rng: np.random.Generator) -> np.ndarray:
-    """Rows, each as often as its weight says: whole weights are counts; others are made counts that
-    differ from N w_i / Σ w by less than 1 (systematic sampling), N in all.
+def copies(order: np.ndarray, sample_weight, rng) -> tuple[np.ndarray, np.ndarray]:
+    """The places of rows, in this order and as often as their weights say, and each one's group.
+
+    Whole weights are counts, and each copy is a group of its own. Others become counts that differ
+    from N w_i / Σ w by less than 1 (systematic sampling), N in all, and a row's copies are a group.
 
     Raises ValueError for weights that are no finite numbers ≥ 0, one for each row.
     """
-    weights = np.asarray(sample_weight, np.float64)
-    weights = np.full(len(rows), float(weights)) if weights.ndim == 0 else weights
-    if weights.shape != (len(rows),):
-        found = f"sample_weight.shape == {weights.shape}, expected {(len(rows),)}"
+    count = len(order)
+    weights = np.asarray(1 if sample_weight is None else sample_weight, np.float64)
+    weights = np.full(count, float(weights)) if weights.ndim == 0 else weights
+    if weights.shape != (count,):
+        found = f"sample_weight.shape == {weights.shape}, expected {(count,)}"
         raise ValueError(f"{found}: give one weight for each row")
     if not (np.isfinite(weights).all() and (weights >= 0).all()):
         raise ValueError("sample_weight has negative or infinite numbers, or NaN: give others")
     if not weights.any():
         raise ValueError("sample_weight is zero for every row: give at least one row some")
-    if (weights != np.rint(weights)).any():
-        ends = np.cumsum(weights) / weights.sum() * len(rows)
-        weights = np.diff(np.floor(ends + rng.random()), prepend=0.0)
-    return np.repeat(rows, weights.astype(np.int64), axis=0)
+    weights = weights[order]
+    if (weights == np.rint(weights)).all():
+        places = np.repeat(order, weights.astype(np.int64))
+        return places, np.arange(len(places))
+    ends = np.cumsum(weights) / weights.sum() * count
+    counts = np.diff(np.floor(ends + rng.random()), prepend=0.0).astype(np.int64)
+    drawn = np.flatnonzero(counts)
+    return np.repeat(order, counts), np.repeat(np.arange(len(drawn)), counts[drawn])
 
 
 def generator(random_state) -> np.random.Generator:
