@@ -10,6 +10,7 @@ from snfnp.ops.linalg.definition import LinearAlgebra
 _GEMM = {np.dtype(kind): get_blas_funcs("gemm", dtype=kind) for kind in "fd"}
 _LU = {np.dtype(kind): get_lapack_funcs(("getrf", "getri", "getrs"), dtype=kind) for kind in "fd"}
 _SMALL = 128  # up to this size getri is faster than solving for the identity
+_STRIP = 32  # rows that are copied as columns together: what is read stays in the first cache
 _BLOCK = 4096  # values per task of an array as large as a batch's: many even shares
 
 
@@ -30,6 +31,13 @@ class CpuLinearAlgebra(LinearAlgebra):
         cast = out.dtype.type
         x, blocks = np.ascontiguousarray(x).reshape(-1), -(-out.size // _BLOCK)
         _axpby(blocks, cast(a), x, cast(b), out.reshape(-1))
+        return out
+
+    def scale_into(self, out, scale, a, multiple):
+        if not (a.ndim == 2 and a.T.flags.c_contiguous and isinstance(multiple, int)):
+            return super().scale_into(out, scale, a, multiple)
+        factor = out.dtype.type(scale * multiple)
+        _scaled_transpose(-(-out.shape[1] // _STRIP), a.T, factor, out)
         return out
 
     def sum_squares(self, x) -> float:
@@ -67,3 +75,13 @@ def _axpby(task, a, x, b, out):
     target, source = out[task * _BLOCK :][:_BLOCK], x[task * _BLOCK :][:_BLOCK]
     for i in range(target.size):
         target[i] = b * target[i] + a * source[i]
+
+
+@parallel
+def _scaled_transpose(strip, a, scale, out):
+    """out (M, K) = scale · aᵀ: NumPy would read or write whole columns, on one thread."""
+    first = strip * _STRIP
+    part = a[first : first + _STRIP]
+    for i in range(len(out)):
+        for j in range(len(part)):
+            out[i, first + j] = scale * part[j, i]
