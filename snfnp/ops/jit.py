@@ -121,7 +121,6 @@ def parallel(kernel):
 
     # of different names, by which the kernels on disk are found
     shared, alone = loop(kernel.__name__, "prange"), loop(f"{kernel.__name__}_alone", "range")
-
     place = None
 
     def run(tasks, *given):

@@ -80,8 +80,7 @@ def _axpby(task, a, x, b, out):
 @parallel
 def _scaled_transpose(strip, a, scale, out):
     """out (M, K) = scale · aᵀ: NumPy would read or write whole columns, on one thread."""
-    first = strip * _STRIP
-    part = a[first : first + _STRIP]
+    part = a[strip * _STRIP :][:_STRIP]
     for i in range(len(out)):
         for j in range(len(part)):
-            out[i, first + j] = scale * part[j, i]
+            out[i, strip * _STRIP + j] = scale * part[j, i]
