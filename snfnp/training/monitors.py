@@ -178,13 +178,12 @@ class Monitors:
         }
         ratios = gradient_ratios(*self._on_batches(1, params, lam)) if any(lam.values()) else {}
         angles = self._angles(params, lam)
-        layers = {}
+        host, layers = ops.host, {}
         for name, (layer, shape) in self._layers.items():
             f, g = layer.maps
-            p = params[name]
             # 42 products with 8 vectors, on the CPU: no copy from a GPU for each
-            w, r = ops.to_host(p["W"]), ops.to_host(p["R"])
-            figures = {"rho": contraction.rho(ops.host, f, g, w, r, shape)}
+            w, r = (ops.to_host(params[name][key]) for key in ("W", "R"))
+            figures = {"rho": contraction.rho(host, f, g, w, r, shape)}
             smallest = self._moments[name].value if name in self._moments else None
             if smallest is not None:
                 figures["margin"] = lam[name] * smallest + self._trainer.config.jvp_weight

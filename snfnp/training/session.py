@@ -52,8 +52,7 @@ def opened(
     shape, moments, notes = dataset.train.shape[1:], dataset.moments, []
     config = config.resolve(len(dataset.train), shape)
     if moments and not resuming:
-        how = (config.ties, dataset.labels, notes.append)
-        moments = with_ties(moments, dataset.train, *how)
+        moments = with_ties(moments, dataset.train, config.ties, dataset.labels, notes.append)
     config.check_processes(world.size)
     # What else could fail comes before a folder is made.
     if config.tensorboard:
@@ -65,18 +64,20 @@ def opened(
         folder = RunFolder(config.out)
     with ExitStack() as held:
 
-        def claim() -> tuple[dict, str | None]:
-            if not resuming:
-                folder.create(folder.path)
+        def claim() -> None:
+            folder.create(folder.path)
             held.enter_context(folder.lock)
-            if not resuming:
-                folder.require_unused()  # another program may have used it before the lock
+            folder.require_unused()  # another program may have used it before the lock
             folder.remove_partial()
-            record = folder.open(folder.path)[1] if resuming else {}
-            return record, folder.refuse_other_images(record, dataset) if resuming else None
+
+        def reopen() -> tuple[dict, str | None]:
+            held.enter_context(folder.lock)
+            folder.remove_partial()
+            record = folder.open(folder.path)[1]
+            return record, folder.refuse_other_images(record, dataset)
 
         if resuming:
-            record, note = world.on_rank_zero(claim)
+            record, note = world.on_rank_zero(reopen)
             flow = config.build_flow(shape, folder.moments(record))
             notes = [note, refuse_other_flow(folder.path, record, flow)]
             if config.threads is None and ops.device.threads:  # for the same rounding
