@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 from support.explicit import convolve
-from support.gradients import layer_backward, mean_log_density, moved
-from support.memory import peak
+from support.gradients import layer_backward, mean_log_density, moved, peak
 
 from snfnp.context import BackwardContext
 from snfnp.errors import SingularMatrixError

@@ -9,8 +9,7 @@ from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
-from support.gradients import flow_backward, layer_backward, moved
-from support.memory import peak
+from support.gradients import flow_backward, layer_backward, moved, peak
 
 from snfnp.context import BackwardContext, Slice
 from snfnp.flow import Flow

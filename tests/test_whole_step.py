@@ -21,8 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 from support.explicit import convolution_matrix
-from support.gradients import flow_backward, moved
-from support.memory import peak
+from support.gradients import flow_backward, moved, peak
 from support.trainers import BATCH, make_trainer
 
 from snfnp.context import BackwardContext

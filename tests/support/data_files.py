@@ -1,9 +1,10 @@
-"""Small data files in the published formats, and places that give them."""
+"""Small data files in the published formats, places that give them, and the full MNIST."""
 
 import dataclasses
 import gzip
 import hashlib
 import io
+import os
 import struct
 import tarfile
 import threading
@@ -16,6 +17,7 @@ from PIL import Image
 
 import snfnp.data
 from snfnp.data import Dataset, sets
+from snfnp.data.published import cache_folder
 from snfnp.errors import SnfnpError
 from support.messages import assert_one_line
 
@@ -162,12 +164,28 @@ class Mirror:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/data/"
-        self.thread = threading.Thread(
-            target=self.server.serve_forever, kwargs={"poll_interval": 0.01}
-        )
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
         self.thread.start()
 
     def close(self) -> None:
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
+
+
+def find_full_mnist() -> Path | None:
+    """A folder with both MNIST image files, or None; nothing is downloaded.
+
+    Looked at, in order: SNFNP_DATA_DIR (its subfolder "mnist" first), the user's cache, and
+    shared/data/mnist beside the checkout.
+    """
+    given = Path(os.environ.get("SNFNP_DATA_DIR") or "none").expanduser()
+    shared = Path(__file__).resolve().parents[3] / "shared" / "data" / "mnist"
+    places = (given / "mnist", given, cache_folder("mnist"), shared)
+    return next((place for place in places if len(sets.MNIST.find(place)) == 2), None)
+
+
+FULL_MNIST = find_full_mnist()
+needs_full_mnist = pytest.mark.skipif(
+    FULL_MNIST is None, reason="the full MNIST files are neither in SNFNP_DATA_DIR nor cached"
+)

@@ -1,7 +1,11 @@
-"""Backward passes as the tests take them: parameters off special points, buffers full of NaN."""
+"""Backward passes as the tests take them, and the memory that a call takes.
+
+Parameters are off special points, and buffers full of NaN.
+"""
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,3 +69,14 @@ def mean_log_density(ops, flow, params, x) -> float:
     latents, ldj, _ = flow.forward(ops, params, x)
     log_dets = sum(flow.log_dets(ops, params).values())
     return float((flow.log_density(ops, latents) + ldj).mean() + log_dets)
+
+
+def peak(call) -> int:
+    """Bytes at the height of a second call: the first one compiles and fills caches."""
+    call()
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()

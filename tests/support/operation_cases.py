@@ -2,20 +2,316 @@
 
 A case is a function call_<group>_<operation>(rng, dtype, size) -> Call: arguments, and for each
 result a bound on the difference that rounding can make. The bounds come from the arithmetic: a
-number of roundings, times eps, times the size of what is rounded.
+number of roundings, times eps, times the size of what is rounded. Those of layers are in
+`operation_cases_layers.py`.
 """
 
+import math
 from collections.abc import Callable
 
-from support import operation_cases_convolutions, operation_cases_layers, operation_cases_steps
-from support.operation_calls import Call
+import numpy as np
+
+from snfnp.ops import RandomKey
+from snfnp.ops.step.control import ROWS, Controller, Row
+from snfnp.ops.step.log import SIZE, Entry
+from support import operation_cases_layers
+from support.operation_calls import (
+    DEFINITION,
+    SIZES,
+    Call,
+    convolution_shapes,
+    eps_of,
+    number,
+    size_2d,
+    square_bound,
+)
+
+
+def random_key(size):
+    """Some start with an array's first row; for others it is in the midst of a block, or of a
+    pair."""
+    return RandomKey(5, 2**31 + 1, 2**40 + 3, first=size[0] % 4)
+
+
+def call_random_words(rng, dtype, size):
+    key = random_key(size)
+    return Call((key, math.prod(size), key.start(size)), bounds=(0,))
+
+
+def call_random_uniform(rng, dtype, size):
+    return Call((random_key(size), size, dtype), bounds=(0,))
+
+
+def call_random_normal(rng, dtype, size):
+    # computed in double: radius < 6.7 times two cosines (few ulp), then one rounding to dtype
+    bound = 8 * eps_of(np.float64) * 6.7 + eps_of(dtype) * 6.7
+    return Call((random_key(size), size, dtype), bounds=(bound,))
+
+
+def call_random_rademacher(rng, dtype, size):
+    return Call((random_key(size), size, dtype), bounds=(0,))
+
+
+def product(rng, dtype, size):
+    """Factors, what their product is added to, and a bound for both (Higham, (3.13))."""
+    (m, n), k = size_2d(size), 19
+    a, b = (rng.standard_normal(s).astype(dtype) for s in ((m, k), (k, n)))
+    out = rng.standard_normal((m, n)).astype(dtype)
+    return a, b, out, 2 * (k + 2) * eps_of(dtype) * (np.abs(a) @ np.abs(b) + np.abs(out))
+
+
+def call_linalg_matmul(rng, dtype, size):
+    a, b, out, bound = product(rng, dtype, size)
+    if len(size) == 2:
+        return Call((a, b), bounds=(bound,), strided=(0, 1))
+    return Call((a, b, out), bounds=(bound, bound), mutated=(2,), strided=(0, 1, 2))
+
+
+def call_linalg_matmul_add(rng, dtype, size):
+    a, b, out, bound = product(rng, dtype, size)
+    return Call((a, b, out), bounds=(bound, bound), mutated=(2,), strided=(0, 1, 2))
+
+
+def call_linalg_scale_into(rng, dtype, size):
+    """flip(W) of a dense map, in more than one tile each way; of a convolution, with its m."""
+    if len(size) == 4:
+        _, kernel, outputs = convolution_shapes(rng, size)
+        w = rng.standard_normal((*kernel, size[3], outputs)).astype(dtype)
+        a = w[::-1, ::-1].swapaxes(2, 3)
+        multiple = rng.integers(1, 9, (*kernel, 1, 1)).astype(float)
+    else:
+        rows, columns = 11 * min(size[0], 20), size_2d(size)[1]
+        a = rng.standard_normal((columns, rows)).astype(dtype).T
+        multiple = 1
+    out = np.full(a.shape, np.nan, dtype)
+    bound = 5 * eps_of(dtype) * np.abs(a) * multiple
+    args = (out, number(0.7, size), a, multiple)
+    return Call(args, (bound, bound), mutated=(0,), strided=(2,), host=(3,))
+
+
+def call_linalg_axpby(rng, dtype, size):
+    out, x = (rng.standard_normal(size).astype(dtype) for _ in range(2))
+    bound = 3 * eps_of(dtype) * (np.abs(0.7 * out) + np.abs(1.3 * x))
+    args = (number(-1.3, size), x, number(0.7, size), out)
+    return Call(args, bounds=(bound, bound), mutated=(3,), strided=(1, 3))
+
+
+def near_identity(rng, dtype, size):
+    n = size_2d(size)[1]
+    return (np.eye(n) + rng.standard_normal((n, n)) / (3 * math.sqrt(n))).astype(dtype)
+
+
+def inverse_bound(a):
+    """Of a⁻¹ b for each ‖a⁻¹‖‖b‖. Higham, section 14.3: n roundings, times the condition."""
+    inverse_norm = np.linalg.norm(np.linalg.inv(a.astype(float)), 2)
+    return 2 * len(a) * eps_of(a.dtype) * np.linalg.norm(a, 2) * inverse_norm, inverse_norm
+
+
+def call_linalg_inverse(rng, dtype, size):
+    a = near_identity(rng, dtype, size)
+    return Call((a,), bounds=(math.prod(inverse_bound(a)),), strided=(0,))
+
+
+def call_linalg_solve(rng, dtype, size):
+    a = near_identity(rng, dtype, size)
+    z = rng.standard_normal((size[0], len(a))).astype(dtype)
+    bound = math.prod(inverse_bound(a)) * np.linalg.norm(z, axis=1, keepdims=True)
+    return Call((a, z), bounds=(bound,), strided=(0, 1))
+
+
+def call_linalg_inverse_and_log_abs_det(rng, dtype, size):
+    a = near_identity(rng, dtype, size)
+    bound, inverse_norm = inverse_bound(a)
+    # log|det| sums n pivots' errors
+    return Call((a,), bounds=(bound * inverse_norm, len(a) * bound), strided=(0,))
+
+
+def norm_bound(*matrices):
+    return tuple((a.size + 4) * eps_of(a.dtype) * np.linalg.norm(a) for a in matrices)
+
+
+def call_linalg_norms(rng, dtype, size):
+    matrices = tuple(rng.standard_normal(size_2d(size)).astype(dtype) for _ in range(2))
+    return Call(matrices, bounds=norm_bound(*matrices), strided=(0, 1))
+
+
+def call_step_log_density(rng, dtype, size):
+    terms = tuple(rng.standard_normal(size[0]).astype(dtype) for _ in range(size[-1] % 12 + 1))
+    log = rng.standard_normal(SIZE)
+    log[Entry.FAILED] = size[0] == 17  # then nothing is to change
+    bound, roundings = np.zeros(SIZE), size[0] + len(terms) + 2
+    bound[Entry.DENSITY] = roundings * eps_of(dtype) * np.abs(terms).sum(axis=0).mean()
+    args = (terms, number(9.0, size), log)
+    return Call(args, bounds=(bound,), mutated=(2,), strided=(0,))
+
+
+def call_step_log_step(rng, dtype, size):
+    log = rng.standard_normal(SIZE)
+    log[Entry.FAILED] = size[0] == 17
+    squares = math.inf if size[0] == 5 else 7.0  # then the step is to be noted
+    bound = np.zeros(SIZE)
+    bound[: Entry.COUNT] = 12 * eps_of(np.float64) * (np.abs(log).sum() + 10)
+    error, *others = (number(value, size) for value in (0.25, squares, 0.5, 9.0))
+    errors = (error,) * (size[-1] % 12 + 1 if isinstance(error, np.ndarray) else 1)
+    args = (errors, *others, log)
+    return Call(args, bounds=(bound,), mutated=(4,))
+
+
+def call_linalg_sum_squares(rng, dtype, size):
+    g = rng.standard_normal(size).astype(dtype).reshape(-1)
+    return Call((g,), bounds=(square_bound(g),), strided=(0,))
+
+
+def call_linalg_residual(rng, dtype, size):
+    error, x = (rng.standard_normal(size).astype(dtype) for _ in range(2))
+    difference = (error.astype(np.float64) - x).astype(dtype)  # one rounding each, then squared
+    total = (1 + 3 / 1026) * square_bound(difference) / max(1, size[0])
+    bounds = (total * (1 + 4 * eps_of(np.float64)), eps_of(dtype) * np.abs(difference))
+    return Call((error, x), bounds, mutated=(0,), strided=(0, 1))
+
+
+def call_step_adam(rng, dtype, size):
+    p, g, m = (rng.standard_normal(size).astype(dtype).reshape(-1) for _ in range(3))
+    v = np.abs(rng.standard_normal(p.size)).astype(dtype)
+    v[::2] = 0  # as before the first step: all of v then comes from 1 - β2
+    eps, lr, step, scale = eps_of(dtype), 1e-2, 3.0, 0.9
+    m_size = 0.9 * np.abs(m) + 0.1 * scale * np.abs(g)  # the two terms may cancel
+    v_new = 0.999 * v + 0.001 * (scale * g) ** 2
+    p_step = lr / (1 - 0.9**step) * m_size / (np.sqrt(v_new / (1 - 0.999**step)) + 1e-8)
+    failed = float(size[0] == 17)  # then nothing is to change
+    lr_, step_, scale_, failed_ = (number(each, size) for each in (lr, step, scale, failed))
+    return Call(
+        (g, lr_, 0.9, 0.999, 1e-8, step_, scale_, failed_, (p, m, v)),
+        bounds=(
+            square_bound(g),
+            # at most a dozen roundings on the way to the step; and 1 - β2^step, in double
+            # precision, has few digits left of those of β2^step
+            eps * (np.abs(p) + 12 * p_step) + eps_of(np.float64) * p_step / (1 - 0.999**step),
+            5 * eps * m_size,
+            6 * eps * v_new,
+        ),
+        mutated=(8,),
+    )
+
+
+def call_step_apply_block_matrices(rng, dtype, size):
+    """Blocks of one column and of several, what lies between them, and both ways of writing."""
+    values, out = (rng.standard_normal(size).astype(dtype).reshape(-1) for _ in range(2))
+    blocks = ((0, 2, 1, 0), (3, 1, 1, 4), (5, 3, values.size // 6, 5))
+    blocks = blocks[: 3 if values.size > 30 else 0]
+    matrices = rng.standard_normal(14)
+    # sums of up to 3 products of rounded factors, in any order, and one addition
+    bound = 8 * eps_of(dtype) * (3 * np.abs(matrices).max() * np.abs(values).max(initial=0) + 5)
+    return Call((values, matrices, blocks, out, len(size) == 2), bounds=(bound,), mutated=(3,))
+
+
+def call_step_control(rng, dtype, size):
+    """Of each layer; a layer whose input is 0, and a step that failed."""
+    controller = Controller(len(size) == 2, 0.3, 0.2, 0.9, 0.4, 1.2)
+    layers = max(1, size[0])
+    found = rng.uniform(0.1, 3.0, (layers, 2))
+    if layers > 2:
+        found[0, 1] = 0
+    state = rng.uniform(0.3, 1.3, (ROWS, layers))
+    state[Row.STARTED] = rng.integers(0, 2, layers)
+    failed = float(size[0] == 17)  # then nothing is to change
+    # at most a dozen roundings and a sum over the layers, of numbers below 100 for each
+    bound = (12 + layers) * eps_of(np.float64) * 100 * layers
+    args = (found, 4, controller, number(2.0, size), number(failed, size), state)
+    return Call(args, bounds=(bound,) * 3, mutated=(5,), strided=(0,))
+
+
+def convolution(rng, dtype, size):
+    """x (N, H, W, I), a kernel and a delta (N, H, W, O)."""
+    shape, kernel, outputs = convolution_shapes(rng, size)
+    shapes = (shape, (*kernel, shape[3], outputs), (*shape[:3], outputs))
+    return [rng.standard_normal(s).astype(dtype) for s in shapes]
+
+
+def call_conv_patches(rng, dtype, size):
+    x, k, _ = convolution(rng, dtype, size)
+    return Call((x, k.shape[:2]), bounds=(0,), strided=(0,))
+
+
+def call_conv_correlate(rng, dtype, size):
+    x, k, _ = convolution(rng, dtype, size)
+    return Call((x, k), bounds=(forward_bound(x, k),), strided=(0, 1))
+
+
+def call_conv_shift_and_add(rng, dtype, size):
+    x, k, _ = convolution(rng, dtype, size)
+    kh, kw, _, outputs = k.shape
+    kh, kw = kh + size[0] % 2, kw + size[0] % 3  # also of even size, where both sides differ
+    products = rng.standard_normal((*x.shape[:3], kh, kw, outputs)).astype(dtype)
+    bound = 2 * kh * kw * eps_of(dtype) * DEFINITION.conv.shift_and_add(np.abs(products))
+    return Call((products,), bounds=(bound,), strided=(0,))
+
+
+def call_conv_weight_grad(rng, dtype, size):
+    x, k, delta = convolution(rng, dtype, size)
+    bound = DEFINITION.conv.weight_grad(np.abs(delta), np.abs(x), np.abs(k), add=True)
+    bound = 2 * (delta[..., 0].size + 2) * eps_of(dtype) * bound
+    return Call((delta, x, k, True), bounds=(bound, bound), mutated=(2,), strided=(0, 1))
+
+
+def forward_bound(x, k):
+    """How far a convolution's result may be off: more than a few roundings of the result."""
+    size = DEFINITION.conv.correlate(np.abs(x), np.abs(k))
+    return 2 * (k[..., 0].size + 2) * eps_of(x.dtype) * size
+
+
+def causal_arrays(rng, dtype, size):
+    """x (N, H, W, C), a causal kernel, a bias, and the direction."""
+    shape, _, outputs = convolution_shapes(rng, size)
+    if size in SIZES:  # also the channels that kernels for few of them are for
+        shape = (*shape[:3], outputs)
+    x, b = (rng.standard_normal(s).astype(dtype) for s in (shape, shape[3:]))
+    k = (0.2 * rng.standard_normal((2, 2, shape[3], shape[3]))).astype(dtype)
+    k[1, 1] = np.triu(k[1, 1], 1) + np.diag(1 + abs(k[1, 1].diagonal()))
+    return x, k, b, bool(size[0] % 3)
+
+
+def call_causal_correlate(rng, dtype, size):
+    x, k, b, reverse = causal_arrays(rng, dtype, size)
+    bound = 2 * (k[..., 0].size + 3) * eps_of(dtype)
+    bound = bound * DEFINITION.causal.correlate(np.abs(x), np.abs(k), np.abs(b), reverse)
+    return Call((x, k, b, reverse), bounds=(bound,), strided=(0, 1, 2))
+
+
+def call_causal_adjoint(rng, dtype, size):
+    dz, k, _, reverse = causal_arrays(rng, dtype, size)
+    bound = 2 * (k[..., 0].size + 2) * eps_of(dtype)
+    bound = bound * DEFINITION.causal.adjoint(np.abs(dz), np.abs(k), reverse)
+    return Call((dz, k, reverse), bounds=(bound,), strided=(0, 1))
+
+
+def call_causal_weight_grad(rng, dtype, size):
+    x, k, _, reverse = causal_arrays(rng, dtype, size)
+    delta = rng.standard_normal(x.shape).astype(dtype)
+    volume, sizes = 0.7, [np.abs(a) for a in (delta, x, k)]
+    bound = DEFINITION.causal.weight_grad(*sizes, volume, np.empty_like(k), reverse)
+    bound = 2 * (delta[..., 0].size + 4) * eps_of(dtype) * bound
+    args = (delta, x, k, number(volume, size), np.full_like(k, np.nan), reverse)
+    return Call(args, bounds=(bound, bound), mutated=(4,), strided=(0, 1, 2))
+
+
+def call_causal_inverse(rng, dtype, size):
+    z, k, _, reverse = causal_arrays(rng, dtype, size)
+    channels = z.shape[3]
+    definition = DEFINITION.causal.inverse
+    x = definition(z, k, reverse)
+    # substitution: |error| <= (products + 2) eps M⁻¹ |T| |x|, M: T's diagonal and -|T| elsewhere
+    comparison = -np.abs(k)
+    comparison[1, 1] += 2 * np.diag(k[1, 1].diagonal())
+    forward = DEFINITION.causal.correlate(np.abs(x), np.abs(k), reverse=reverse)
+    bound = 2 * (4 * channels + 2) * eps_of(dtype) * definition(forward, comparison, reverse)
+    return Call((z, k, reverse), bounds=(bound,), strided=(0, 1))
+
 
 OVERRIDES: dict[str, Callable[..., Call]] = {
     name.removeprefix("call_").replace("_", ".", 1): case
-    for module in (operation_cases_steps, operation_cases_layers, operation_cases_convolutions)
-    for name, case in vars(module).items()
+    for name, case in (vars(operation_cases_layers) | globals()).items()
     if name.startswith("call_")
 }
 # No samples are not defined for these: rows of them, or their mean.
-NEVER_EMPTY = {"images.preprocess", "linalg.residual"}
-NEVER_EMPTY |= {"spline.evaluate", "step.log_density"}
+NEVER_EMPTY = {"images.preprocess", "linalg.residual", "spline.evaluate", "step.log_density"}

@@ -1,1 +1,0 @@
-"""Tests of reading, finding and downloading data sets."""
