@@ -10,16 +10,6 @@ from typing import Any, NamedTuple
 
 from snfnp.ops import Ops, RandomKey
 
-# Each layer draws from _STREAMS of the random generator's streams, from _FIRST_STREAM on; those
-# below are drawn from once for a batch (`snfnp.likelihood`).
-_FIRST_STREAM, _STREAMS = 16, 16
-
-
-def layer_key(key: RandomKey, place: int) -> RandomKey:
-    """The key of the random numbers of the place-th layer of a flow, which all samples share, for
-    any `key.first`."""
-    return key._replace(stream=_FIRST_STREAM + _STREAMS * place, first=0)
-
 
 class Slice(NamedTuple):
     """Samples first … first + count − 1 of a batch of `total`, the index-th of `parts` slices."""
@@ -65,13 +55,6 @@ class BackwardContext:
         count = len(dldj)
         weight, part = dldj.sum(dtype="float64"), Slice(0, count, count)
         return cls(ops, dldj, weight, lam * (-2 / max(count, 1)), key, part)
-
-    def at(self, place: int, error_factor) -> BackwardContext:
-        """The step as the place-th layer of the flow sees it."""
-        owns = place % self.part.parts == self.part.index
-        weight = self.log_det_weight if owns else 0.0
-        key = self.key and layer_key(self.key, place)
-        return BackwardContext(self.ops, self.dldj, weight, error_factor, key, self.part, owns)
 
 
 @dataclass

@@ -20,6 +20,23 @@ from snfnp.parameters import Layout
 
 Params = dict[str, dict[str, Array]]  # {layer: {name: array}}
 
+# Each layer draws from _STREAMS of the random generator's streams, from _FIRST_STREAM on; those
+# below are drawn from once for a batch (`snfnp.likelihood`).
+_FIRST_STREAM, _STREAMS = 16, 16
+
+
+def layer_key(key: RandomKey, place: int) -> RandomKey:
+    """The key of the random numbers of the place-th layer of a flow, which all samples share, for
+    any `key.first`."""
+    return key._replace(stream=_FIRST_STREAM + _STREAMS * place, first=0)
+
+
+def context_at(ctx: BackwardContext, place: int, error_factor) -> BackwardContext:
+    """A step as the place-th layer of a flow sees it."""
+    owns = place % ctx.part.parts == ctx.part.index
+    weight, key = ctx.log_det_weight if owns else 0.0, ctx.key and layer_key(ctx.key, place)
+    return BackwardContext(ctx.ops, ctx.dldj, weight, error_factor, key, ctx.part, owns)
+
 
 def _require_shape(array, shape) -> None:
     """Raises ValueError for another shape: kernels trust theirs, so arrays are checked on entry."""
@@ -266,7 +283,7 @@ class Flow:
         x = None  # the current layer's output, if the one after it recomputed its input
         for place in reversed(range(first, len(self.layers))):
             (name, layer), cache = self.layers[place], caches[place]
-            context = ctx.at(place, factors.get(name, ctx.error_factor))
+            context = context_at(ctx, place, factors.get(name, ctx.error_factor))
             dlatent = (split_off.pop(),) if name in self.latent_shapes else ()
             try:
                 if isinstance(cache, _Recomputed):

@@ -19,7 +19,7 @@ from snfnp.flow import Flow
 from snfnp.images import with_channels
 from snfnp.ops import SINGLE_PROCESS, Array, Communicator, Ops, RandomKey, shares
 
-# The streams of the counter-based generator, one per purpose; for layers' see `snfnp.context`.
+# The streams of the counter-based generator, one per purpose; for layers' see `snfnp.flow`.
 TRAINING_NOISE, EVALUATION_NOISE, SAMPLE_LATENTS, AUGMENTATION, WHITENING_NOISE = range(5)
 SMOOTHING = 5
 _BATCH = 1000  # images whose noise is drawn together

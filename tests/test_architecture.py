@@ -212,7 +212,7 @@ def test_the_contracts_are_small():
 
     assert len(members(Layer)) <= 13 and len(members(Map)) <= 13
     assert len(members(Rule)) <= 6
-    assert len(members(BackwardContext) - {"of", "at"}) <= 7
+    assert len(members(BackwardContext) - {"of"}) <= 7
 
 
 def test_the_files_from_a_command_to_eq_15_are_those_of_the_page(monkeypatch, tmp_path):

@@ -16,7 +16,7 @@ from support.trainers import (
 
 from snfnp.context import BackwardContext, Slice
 from snfnp.errors import UsageError
-from snfnp.ops.step.control import Controller, Row
+from snfnp.ops.step.definition import Controller, Row
 from snfnp.training.batches import Repeated
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.load import load_run

@@ -23,10 +23,10 @@ from snfnp.errors import CheckpointError, DivergedError, SnfnpError
 from snfnp.layers.preprocess import Standardise
 from snfnp.layers.whiten import _shrunk
 from snfnp.ops import get_ops, jit
-from snfnp.training.adam import learning_rate
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.checkpoint import save_checkpoint
 from snfnp.training.trainer import Trainer
+from snfnp.training.update import learning_rate
 
 get_ops("numba")  # before scikit-learn's OpenMP, beside which Numba's threads are slower
 sklearn = pytest.importorskip("sklearn")

@@ -20,12 +20,12 @@ from snfnp.flow import Flow
 from snfnp.likelihood import Likelihood
 from snfnp.ops.step.definition import StepScalars
 from snfnp.training import checkpointer
-from snfnp.training.adam import learning_rate
 from snfnp.training.evaluation import _limit
 from snfnp.training.runs.checkpoint import load_checkpoint
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 from snfnp.training.trainer import Trainer
+from snfnp.training.update import learning_rate
 
 NO_START = [
     (("--epochs", 0), "`epochs` is 0"),

@@ -14,8 +14,9 @@ from test_rules import RTOL, check_flow, log_normal, two_layers
 from snfnp.beyond import jacobian_penalty as module
 from snfnp.beyond.jacobian_penalty import JacobianPenalty
 from snfnp.beyond.variational import Drawn, Noise, Variational
-from snfnp.context import BackwardContext, layer_key
+from snfnp.context import BackwardContext
 from snfnp.diagnostics import gradient_angles
+from snfnp.flow import layer_key
 from snfnp.gradcheck import GradientError, as_matrix, check_gradient
 from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense

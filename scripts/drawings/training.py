@@ -10,7 +10,7 @@ from benchmarks.work import operations
 from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, laid_out, plt
 from snfnp.layers import ActNorm
 from snfnp.ops import get_ops
-from snfnp.ops.step.control import Controller, Row
+from snfnp.ops.step.definition import Controller, Row
 from snfnp.training.options import TrainConfig
 
 _PAGES = Path(__file__).parents[2] / "derivations"

@@ -12,7 +12,7 @@ import numpy as np
 from snfnp.errors import UsageError
 from snfnp.ops import RandomKey
 from snfnp.rules.self_normalizing import SelfNormalizing
-from snfnp.training.state import TrainingState
+from snfnp.training.update import TrainingState
 
 
 def draw_probes(ops, key: RandomKey, count: int, x):

@@ -9,8 +9,8 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from snfnp.context import layer_key
 from snfnp.errors import UsageError
+from snfnp.flow import layer_key
 from snfnp.models import LARGEST_SIGMA, SMALLEST_SIGMA
 from snfnp.rules.base import Rule
 from snfnp.rules.self_normalizing import SelfNormalizing

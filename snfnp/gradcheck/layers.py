@@ -6,8 +6,9 @@ from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
-from snfnp.context import BackwardContext, layer_key
+from snfnp.context import BackwardContext
 from snfnp.errors import UsageError
+from snfnp.flow import layer_key
 from snfnp.gradcheck import differences
 from snfnp.gradcheck.differences import GradientError, central_difference, relative
 from snfnp.layers import Layer, Whiten

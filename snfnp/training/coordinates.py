@@ -21,7 +21,7 @@ from snfnp.layers.whiten import inverse_root
 from snfnp.likelihood import WHITENING_NOISE
 from snfnp.maps import Conv2d
 from snfnp.ops import RandomKey
-from snfnp.training.state import TrainingState
+from snfnp.training.update import TrainingState
 
 _FLOOR = 1e-2  # times m: the least eigenvalue of M that counts, so that U's are at most 10
 _IMAGES = 2000  # of a renewal of a `Whiten` layer

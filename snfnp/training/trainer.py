@@ -22,13 +22,18 @@ from snfnp.context import BackwardContext, Slice
 from snfnp.errors import CheckpointError, DivergedError
 from snfnp.likelihood import SMOOTHING, TRAINING_NOISE, Likelihood
 from snfnp.ops import SINGLE_PROCESS, RandomKey
-from snfnp.ops.step.log import StepLog
+from snfnp.ops.step.definition import StepLog
 from snfnp.parameters import Layout
-from snfnp.training.adam import Adam, learning_rate
 from snfnp.training.batches import cut
 from snfnp.training.coordinates import statistics, white_states
 from snfnp.training.runs.checkpoint import Checkpoint
-from snfnp.training.state import ControlledMultipliers, Multipliers, TrainingState
+from snfnp.training.update import (
+    Adam,
+    ControlledMultipliers,
+    Multipliers,
+    TrainingState,
+    learning_rate,
+)
 
 _DENSITY, _RECONSTRUCTION, _FIGURES = 0, 1, 2  # places in `sums`; the states' terms come after
 _EARLY, _EVERY = (20, 100), 500  # steps of a renewal: activations change most at the start

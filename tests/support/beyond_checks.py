@@ -14,7 +14,7 @@ import numpy as np
 
 from snfnp.beyond.jacobian_penalty import JacobianPenalty, draw_probes
 from snfnp.beyond.variational import Variational
-from snfnp.context import layer_key
+from snfnp.flow import layer_key
 from snfnp.gradcheck.catalogue import Check, catalogue
 from snfnp.gradcheck.layers import (
     KEY,

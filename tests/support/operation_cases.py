@@ -12,8 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from snfnp.ops import RandomKey
-from snfnp.ops.step.control import ROWS, Controller, Row
-from snfnp.ops.step.log import SIZE, Entry
+from snfnp.ops.step.definition import Controller, Entry, Row
 from support import operation_cases_layers
 from support.operation_calls import (
     DEFINITION,
@@ -137,19 +136,19 @@ def call_linalg_norms(rng, dtype, size):
 
 def call_step_log_density(rng, dtype, size):
     terms = tuple(rng.standard_normal(size[0]).astype(dtype) for _ in range(size[-1] % 12 + 1))
-    log = rng.standard_normal(SIZE)
+    log = rng.standard_normal(len(Entry))
     log[Entry.FAILED] = size[0] == 17  # then nothing is to change
-    bound, roundings = np.zeros(SIZE), size[0] + len(terms) + 2
+    bound, roundings = np.zeros(len(Entry)), size[0] + len(terms) + 2
     bound[Entry.DENSITY] = roundings * eps_of(dtype) * np.abs(terms).sum(axis=0).mean()
     args = (terms, number(9.0, size), log)
     return Call(args, bounds=(bound,), mutated=(2,), strided=(0,))
 
 
 def call_step_log_step(rng, dtype, size):
-    log = rng.standard_normal(SIZE)
+    log = rng.standard_normal(len(Entry))
     log[Entry.FAILED] = size[0] == 17
     squares = math.inf if size[0] == 5 else 7.0  # then the step is to be noted
-    bound = np.zeros(SIZE)
+    bound = np.zeros(len(Entry))
     bound[: Entry.COUNT] = 12 * eps_of(np.float64) * (np.abs(log).sum() + 10)
     error, *others = (number(value, size) for value in (0.25, squares, 0.5, 9.0))
     errors = (error,) * (size[-1] % 12 + 1 if isinstance(error, np.ndarray) else 1)
@@ -212,7 +211,7 @@ def call_step_control(rng, dtype, size):
     found = rng.uniform(0.1, 3.0, (layers, 2))
     if layers > 2:
         found[0, 1] = 0
-    state = rng.uniform(0.3, 1.3, (ROWS, layers))
+    state = rng.uniform(0.3, 1.3, (len(Row), layers))
     state[Row.STARTED] = rng.integers(0, 2, layers)
     failed = float(size[0] == 17)  # then nothing is to change
     # at most a dozen roundings and a sum over the layers, of numbers below 100 for each

@@ -1,15 +1,82 @@
-"""The rest of a training step, beside its layers: numbers that change, a log, the optimiser.
+"""The rest of a training step, beside its layers: numbers that change, a log, Adam, λ's control.
 
 A device may work asynchronously: numbers that change from step to step are handed to operations as
-`StepScalars`, which such a device keeps in arrays, and a step's figures go to a log on it
-(`log.py`). See derivations/06-adam.md and derivations/20-lambda-controllers.md.
+`StepScalars`, which such a device keeps in arrays, and a step's figures go to a log on it, which
+the host reads now and then. See derivations/06-adam.md and derivations/20-lambda-controllers.md.
 """
 
 import math
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
 
 from snfnp.ops.group import OperationGroup
-from snfnp.ops.step.control import LARGEST_EXPONENT, Controller, Row
-from snfnp.ops.step.log import LAST, SUMS, Entry
+
+LARGEST_EXPONENT = 700.0  # e to the 709 is the largest that double precision holds
+
+
+class Entry(IntEnum):
+    """The log's entries, float64; `kernels.cu` has the same numbers.
+
+    Figures of the last step, their sums over COUNT steps, the last density, and what went wrong:
+    FAILED is the number (1, 2, …) of the first step with anything that is not finite, else 0. From
+    then on nothing is updated, neither the log nor the parameters.
+    """
+
+    SURROGATE = 0
+    RECONSTRUCTION = 1
+    NORM = 2
+    SURROGATE_SUM = 3
+    RECONSTRUCTION_SUM = 4
+    NORM_SUM = 5
+    COUNT = 6
+    DENSITY = 7
+    FAILED = 8
+
+
+LAST = slice(Entry.SURROGATE, Entry.SURROGATE_SUM)
+SUMS = slice(Entry.SURROGATE_SUM, Entry.COUNT)
+SUMS_AND_COUNT = slice(Entry.SURROGATE_SUM, Entry.COUNT + 1)
+
+
+class Row(IntEnum):
+    """The rows of a controller's state (rows, L), float64, a column for each of L layers;
+    `kernels.cu` has the same numbers.
+
+    LAM: the λ that the next step uses; AVERAGE: ξ, the average of C − κ; CONSTRAINT: C of the last
+    step; CONSTRAINT_SUM, COUNTED: its sum over the steps since that was cleared, and their number;
+    STARTED: 0 until there is an average.
+    """
+
+    LAM = 0
+    AVERAGE = 1
+    CONSTRAINT = 2
+    CONSTRAINT_SUM = 3
+    COUNTED = 4
+    STARTED = 5
+
+
+@dataclass(frozen=True)
+class Controller:
+    """Settings by which λ follows the constraint C ≤ κ; `Step.control` has the formulas.
+
+    relative: C is E/‖h‖² instead of E; tolerance: κ; rate: η; smoothing: α; lowest, highest: λ
+    stays between them.
+    """
+
+    relative: bool
+    tolerance: float
+    rate: float
+    smoothing: float = 0.0
+    lowest: float = 0.0
+    highest: float = np.inf
+
+    def new_state(self, layers: int, lam: float) -> np.ndarray:
+        """The state (rows, L) before the first step, on the host."""
+        state = np.zeros((len(Row), layers))
+        state[Row.LAM] = lam
+        return state
 
 
 class StepScalars:
@@ -135,3 +202,53 @@ class Step(OperationGroup):
         for row, value in zip(Row, after, strict=True):
             out[row] = xp.where(going, value, out[row])
         return total, mean
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A log on the host: figures are (surrogate, reconstruction, gradient norm)."""
+
+    last: tuple[float, float, float]
+    averages: tuple[float, float, float]  # of the steps since they were cleared; NaN: none
+    failed: int  # the number of the first failed step, or 0
+    density: float  # the mean log-density of the last step, without any log|det W|
+
+
+class StepLog:
+    """A log of steps on the device of `step`, a group of operations. array: its entries, there."""
+
+    def __init__(self, step):
+        self._step, self.array = step, step.device.asarray(np.zeros(len(Entry)))
+
+    def density(self, terms, number) -> None:
+        """Log the mean of the log-densities (N,), sums of `terms`, of step `number` (1, 2, …)."""
+        self._step.log_density(terms, number, self.array)
+
+    def step(self, errors, squares, lam, number) -> None:
+        """Log step `number`: the terms of Σ_k of Eq. 3, Σ g² of its gradient, and its λ."""
+        self._step.log_step(errors, squares, lam, number, self.array)
+
+    @property
+    def failed(self):
+        """A number of shape () on the device: not 0 once a step has failed."""
+        return self.array[Entry.FAILED, ...]
+
+    def read(self) -> Reading:
+        """The log after all steps so far. Waits for the device."""
+        log = self._step.device.to_host(self.array)
+        averages = log[SUMS] / log[Entry.COUNT] if log[Entry.COUNT] else np.full(3, math.nan)
+        failed, density = int(log[Entry.FAILED]), float(log[Entry.DENSITY])
+        return Reading(tuple(log[LAST].tolist()), tuple(averages.tolist()), failed, density)
+
+    @property
+    def sums(self) -> tuple[float, ...]:
+        """The sums of the averages: three, and the number of steps. Waits."""
+        return tuple(self._step.device.to_host(self.array)[SUMS_AND_COUNT].tolist())
+
+    def restore(self, sums: tuple[float, ...]) -> None:
+        """Continue the averages of another log, from its `sums`."""
+        self.array[SUMS_AND_COUNT] = self._step.device.asarray(np.array(sums, np.float64))
+
+    def clear_averages(self) -> None:
+        """Average over the steps that follow."""
+        self.array[SUMS_AND_COUNT] = 0

@@ -16,7 +16,7 @@ from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.layers.preprocess import Preprocess, preprocess_by_name
 from snfnp.models import Choices, Preset, make_rule
-from snfnp.ops.step.control import Controller
+from snfnp.ops.step.definition import Controller
 from snfnp.rules import Rule
 from snfnp.training.options import groups
 from snfnp.training.options.groups import Option, options_in

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from snfnp.data import DATA_SETS
 from snfnp.data.user_data import HELD_OUT
 from snfnp.models import PRESETS
-from snfnp.training.adam import SCHEDULES
 from snfnp.training.options.groups import by_preset, presets_with, shown
+from snfnp.training.update import SCHEDULES
 
 _AUGMENTED = "cifar-10"  # the data set that the paper augments (A.3)
 

@@ -16,7 +16,7 @@ from snfnp.training.options import TrainConfig
 from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint
 from snfnp.training.runs.description import refuse_other_flow
 from snfnp.training.runs.folder import RunFolder
-from snfnp.training.state import controlled_lambda
+from snfnp.training.update import controlled_lambda
 
 
 @dataclass(frozen=True, eq=False)
