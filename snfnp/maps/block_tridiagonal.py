@@ -6,11 +6,8 @@ T(w) is written out. Arguments and precision are those of `snfnp.maps.explicit`.
 Derivation: derivations/10-block-tridiagonal.md.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -18,24 +15,25 @@ from snfnp.errors import SingularMatrixError
 from snfnp.maps import explicit
 from snfnp.ops import Array, Ops
 
-_EPS = float(np.finfo(np.float64).eps)
 # The largest max(‖D_i‖, ‖(L B U)‖) ‖D_i⁻¹‖ (Frobenius) the recursion accepts: results are exact for
 # a matrix within about 2e-10 of T. Beyond it elimination with pivoting decides.
 GROWTH_LIMIT = 1e6
 # The D_i have converged once ‖D_{i+1} − D_i‖ <= STOP ‖D_i‖: leaving out the rest is then the same
 # as perturbing B in each remaining block by that much, about what rounding B once does.
-STOP = _EPS
+STOP = float(np.finfo(np.float64).eps)
 
 
 def log_det(ops, w, shape) -> float:
     """log|det T(w)|."""
     block, copies, _ = factor(ops, w, shape)
-    return copies * block.log_det
+    return copies * block.log_det if block else explicit.log_det(ops, w, shape)
 
 
 def log_det_grad(ops, w, shape):
     """∂ log|det T(w)| / ∂w, like w: T(w)⁻ᵀ summed over each tap's positions (Eq. 13, term 2)."""
     block, copies, turned = factor(ops, w, shape)
+    if not block:
+        return explicit.log_det_grad(ops, w, shape)
     gradient = copies * block.log_det_grad()
     return (gradient.swapaxes(0, 1) if turned else gradient).astype(w.dtype, order="C")
 
@@ -43,6 +41,8 @@ def log_det_grad(ops, w, shape):
 def solve(ops, w, z):
     """x (N, H, W, C) with T(w) x = z. O(N H/p (pWC)²) beyond the factorisation."""
     block, _, turned = factor(ops, w, z.shape[1:])
+    if not block:
+        return explicit.solve(ops, w, z)
     wide = z.astype(np.float64)
     if turned:
         wide = wide.swapaxes(1, 2)
@@ -56,30 +56,29 @@ def solve(ops, w, z):
     return (x.swapaxes(1, 2) if turned else x).astype(z.dtype, order="C")
 
 
-class Factors(NamedTuple):
-    """T(w) as `copies` equal diagonal blocks, each factorised, image sides swapped if `turned`."""
+def factor(ops, w, shape) -> tuple:
+    """(the `BlockLU` of one diagonal block of T(w), the number of equal blocks, whether image sides
+    are swapped), along the side of the image that makes the smaller blocks.
 
-    block: _BlockLU | _DenseLU
-    copies: int
-    turned: bool
-
-
-def factor(ops, w, shape) -> Factors:
-    """The factorisation along the side of the image that makes the smaller blocks. Rows (columns)
-    that a kernel of height (width) 1 leaves independent are factorised once. Raises
-    SingularMatrixError if T(w) is singular to double precision, or not finite."""
+    Rows (columns) that a kernel of height (width) 1 leaves independent are factorised once. The
+    first is None where elimination without pivoting is not accurate.
+    """
     wide = w.astype(np.float64)
     sides = tuple(1 if k == 1 else n for k, n in zip(wide.shape[:2], shape[:2], strict=True))
     turned = _group(wide.shape[0]) * sides[1] > _group(wide.shape[1]) * sides[0]
     if turned:
         wide, sides = wide.swapaxes(0, 1), sides[::-1]
-    reduced = (*sides, shape[2])
-    factors = _BlockLU.of(ops, wide, reduced) or _DenseLU.of(ops, wide, reduced)
-    return Factors(factors, math.prod(shape[:2]) // math.prod(sides), turned)
+    copies = math.prod(shape[:2]) // math.prod(sides)
+    return BlockLU.of(ops, wide, (*sides, shape[2])), copies, turned
+
+
+def _group(kernel_size: int) -> int:
+    """p: how many image rows make a block for a kernel of that height."""
+    return max(1, kernel_size // 2)
 
 
 @dataclass(frozen=True)
-class _BlockLU:
+class BlockLU:
     """Block LU of a block-tridiagonal T with constant blocks (lower, B, upper), without pivoting.
 
     D_1 = B, D_{i+1} = B − L S_i with S_i = D_i⁻¹ U. inverses[i] = D_i⁻¹ and ratios[i] = S_i; from
@@ -97,7 +96,7 @@ class _BlockLU:
     log_det: float
 
     @classmethod
-    def of(cls, ops, w, shape) -> _BlockLU | None:
+    def of(cls, ops, w, shape):
         """The factors, or None if elimination without pivoting is not accurate."""
         height, width, channels = shape
         rows = _group(len(w))
@@ -111,21 +110,20 @@ class _BlockLU:
         d = diagonal
         with ops.linalg.chain_of_products(size):
             while len(inverses) < count:
-                left, changes = count - len(inverses), ()
+                left, copies = count - len(inverses), 1
                 d = d if left > 1 else d[:last, :last]
                 try:
                     inverse, log_abs_det = ops.linalg.inverse_and_log_abs_det(d)
                 except SingularMatrixError:
                     return None
+                measured = [d, inverse]
                 if left > 1:
                     ratio = ops.linalg.matmul(inverse, upper)
                     following = ops.linalg.matmul_add(minus_lower, ratio, diagonal.copy())
-                    changes = (following - d,)
-                norm, inverse_norm, *change = ops.linalg.norms(d, inverse, *changes)
-                growth = max(norm, strip_norm) * inverse_norm
-                if not growth <= GROWTH_LIMIT:  # also if it is NaN
+                    measured.append(following - d)
+                norm, inverse_norm, *change = ops.linalg.norms(*measured)
+                if not max(norm, strip_norm) * inverse_norm <= GROWTH_LIMIT:  # also if it is NaN
                     return None
-                copies = 1
                 if left > 1:
                     if change[0] <= STOP * norm:
                         converged = len(inverses)
@@ -146,24 +144,23 @@ class _BlockLU:
         above, diagonal, below = (xp.zeros((size, size)) for _ in range(3))
         g = self.inverses[-1]
         diagonal[: len(g), : len(g)] = g
-        i, inverse = len(self.inverses) - 2, None
+        i = len(self.inverses) - 2
         with self.ops.linalg.chain_of_products(size):
             while i >= 0:
-                if inverse is not self.inverses[i]:
-                    inverse = self.inverses[i]
-                    k = self.lower @ inverse
+                inverse = self.inverses[i]
+                k = self.lower @ inverse
                 part = len(g)  # less than `size` beside a smaller last block
                 right = self.ratios[i][:, :part] @ g
-                following = self.ops.linalg.matmul_add(right, k[:part], self.inverses[i].copy())
+                following = self.ops.linalg.matmul_add(right, k[:part], inverse.copy())
                 steps = 1
                 if i > self.converged and part == size:
                     change, norm = self.ops.linalg.norms(following - g, following)
                     if change <= STOP * norm:
                         steps = i - self.converged + 1
-                above[:, :part] += right if steps == 1 else steps * right
-                self.ops.linalg.matmul_add(g if steps == 1 else steps * g, k[:part], below[:part])
+                above[:, :part] += steps * right
+                self.ops.linalg.matmul_add(steps * g, k[:part], below[:part])
                 g = following
-                diagonal += g if steps == 1 else steps * g
+                diagonal += steps * g
                 i -= steps
         # ∂ log|det T| / ∂T_ab = (T⁻¹)_ba: what stands above T's diagonal goes with G's below it
         strip = xp.concatenate((-above.T, diagonal.T, -below.T), axis=1)
@@ -182,35 +179,3 @@ class _BlockLU:
             for i in reversed(range(count - 1)):
                 blocks[i] -= blocks[i + 1] @ self.ratios[i][:, : blocks[i + 1].shape[1]].T
         return x
-
-
-@dataclass(frozen=True)
-class _DenseLU:
-    """T written out and factorised with pivoting, for when block elimination breaks down."""
-
-    ops: Ops
-    kernel: tuple[int, ...]
-    shape: tuple[int, ...]
-    matrix: Array
-    inverse: Array
-    log_det: float
-
-    @classmethod
-    def of(cls, ops, w, shape) -> _DenseLU:
-        matrix = explicit.matrix(ops, w, shape)
-        inverse, log_det = ops.linalg.inverse_and_log_abs_det(matrix)
-        norm, inverse_norm = ops.linalg.norms(matrix, inverse)
-        if not _EPS * norm * inverse_norm < 1:
-            raise SingularMatrixError("the convolution is singular or not finite")
-        return cls(ops, w.shape, shape, matrix, inverse, log_det)
-
-    def log_det_grad(self):
-        return explicit.gather(self.ops, self.inverse.T, self.kernel, self.shape[1], self.shape[0])
-
-    def solve(self, rows):
-        return self.ops.linalg.solve(self.matrix, rows)
-
-
-def _group(kernel_size: int) -> int:
-    """p: how many image rows make a block for a kernel of that height."""
-    return max(1, (kernel_size - 1) // 2)
