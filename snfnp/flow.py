@@ -104,8 +104,8 @@ class Flow:
 
     @property
     def has_learned_inverse(self) -> bool:
-        """True if every layer has an `inverse`: each linear layer learned an R."""
-        return all(layer.has_inverse for _, layer in self.layers)
+        """True if each linear layer learned an R: then every layer has an `inverse`."""
+        return all(own.learns_inverse for _, own in self.layers if isinstance(own, Linear))
 
     def parameter_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """{layer name: {parameter name: shape}}."""

@@ -17,8 +17,8 @@ from snfnp.flow import Flow
 from snfnp.layers import (
     ActNorm,
     AffineCoupling,
+    Layer,
     Linear,
-    Parameterless,
     Preprocess,
     RationalQuadraticSpline,
     SmoothLeakyReLU,
@@ -145,7 +145,7 @@ def test_first_nonfinite_names_the_layer(ops, x, bad):
 
 
 @dataclass(frozen=True)
-class BadVolume(Parameterless):
+class BadVolume(Layer):
     """The identity with a log-determinant that is not finite."""
 
     def forward(self, ops, p, x):

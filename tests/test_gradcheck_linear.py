@@ -13,7 +13,7 @@ import snfnp.maps
 from snfnp.beyond.jacobian_penalty import JacobianPenalty
 from snfnp.beyond.variational import Variational
 from snfnp.gradcheck import GradientError, check_layer, check_map, check_rule
-from snfnp.layers import Layer, Linear, Parameterless, Preprocess, Whiten
+from snfnp.layers import Layer, Linear, Preprocess, Whiten
 from snfnp.maps import Conv2d, Dense
 from snfnp.rules import Exact, Relative, SelfNormalizing
 
@@ -32,7 +32,7 @@ def test_the_catalogue_is_complete():
         for member in (getattr(module, name) for name in module.__all__)
         if inspect.isclass(member)
     }
-    expected = exported - {Layer, Parameterless, Preprocess, snfnp.maps.Map, snfnp.rules.Rule}
+    expected = exported - {Layer, Preprocess, snfnp.maps.Map, snfnp.rules.Rule}
     assert checked == expected | {JacobianPenalty, Variational}
     names = [(check.kind, check.name) for check in ALL_CHECKS]
     assert len(set(names)) == len(names)

@@ -16,7 +16,7 @@ from snfnp.data import load_dataset
 from snfnp.errors import DivergedError
 from snfnp.flow import Flow
 from snfnp.gradcheck import central_difference
-from snfnp.layers import Linear, Parameterless, Preprocess, SmoothLeakyReLU
+from snfnp.layers import Layer, Linear, Preprocess, SmoothLeakyReLU
 from snfnp.likelihood import EVALUATION_NOISE, Evaluation, Likelihood
 from snfnp.maps import Dense
 from snfnp.ops import RandomKey, get_ops
@@ -28,7 +28,7 @@ KEY = RandomKey(3, EVALUATION_NOISE)
 
 
 @dataclass(frozen=True)
-class Reverse(Parameterless):
+class Reverse(Layer):
     """A layer whose log-determinant is 0 for every x, and that has no `log_det`: a permutation."""
 
     def forward(self, ops, p, x):

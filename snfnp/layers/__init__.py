@@ -2,7 +2,7 @@
 
 from snfnp.layers.activation import SmoothLeakyReLU
 from snfnp.layers.actnorm import ActNorm
-from snfnp.layers.base import Layer, Parameterless
+from snfnp.layers.base import Layer
 from snfnp.layers.conv_exponential import Bias, ConvExponential
 from snfnp.layers.coupling import AffineCoupling
 from snfnp.layers.emerging import CausalConv2d
@@ -14,5 +14,5 @@ from snfnp.layers.squeeze import Squeeze
 from snfnp.layers.whiten import Whiten
 
 __all__ = ["ActNorm", "AffineCoupling", "Bias", "CausalConv2d", "ConvExponential", "Layer"]
-__all__ += ["Linear", "Parameterless", "Preprocess", "RationalQuadraticSpline", "SmoothLeakyReLU"]
-__all__ += ["SplitPrior", "Squeeze", "Whiten"]
+__all__ += ["Linear", "Preprocess", "RationalQuadraticSpline", "SmoothLeakyReLU", "SplitPrior"]
+__all__ += ["Squeeze", "Whiten"]

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 from snfnp.errors import UsageError
-from snfnp.layers.base import Parameterless
+from snfnp.layers.base import Layer
 
 
 @dataclass(frozen=True)
-class SmoothLeakyReLU(Parameterless):
+class SmoothLeakyReLU(Layer):
     """f(x) = αx + (1-α) log(1 + eˣ), elementwise. O(N D).
 
     Args:

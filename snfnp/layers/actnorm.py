@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from snfnp.layers.base import Layer
 
 _FLOOR = 1e-8  # added to a standard deviation before its logarithm: e^{−s} is at most 1e8
@@ -22,9 +20,6 @@ class ActNorm(Layer):
 
     def parameter_shapes(self, shape) -> dict:
         return {"t": shape[-1:], "s": shape[-1:]}
-
-    def init(self, rng, shape) -> dict:
-        return {"t": np.zeros(shape[-1]), "s": np.zeros(shape[-1])}
 
     def init_from_data(self, ops, p, x) -> dict:
         """Parameters for the batch x (N, ..., C): t = mean, s = log(std + 1e-8) per channel.

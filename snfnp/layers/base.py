@@ -14,10 +14,10 @@ Params = dict[str, Array]  # one layer's parameters by name
 class Layer:
     """An invertible map of one sample's values, with every gradient written by hand.
 
-    A layer is a frozen dataclass of settings; it stores no parameters, caches or gradients. Five
-    members are required (`parameter_shapes`, `init`, `forward`, `inverse`, `backward`); the others
-    have defaults for a layer that keeps the shape, learns no inverse and treats every sample on its
-    own. `snfnp.gradcheck.check_layer` checks one.
+    A layer is a frozen dataclass of settings; it stores no parameters, caches or gradients. Three
+    members are required (`forward`, `inverse`, `backward`); the others have defaults for a layer
+    that has no parameters, keeps the shape, learns no inverse and treats every sample on its own.
+    `snfnp.gradcheck.check_layer` checks one.
 
     In every signature `ops` is the backend, `p` this layer's parameters by name, x and z (N, ...)
     are batches of inputs and outputs, and `shape` is one sample's. Gradients are of the objective
@@ -39,19 +39,17 @@ class Layer:
 
     # Whether R, a learned inverse, is among the parameters: see `snfnp.rules`.
     learns_inverse: ClassVar[bool] = False
-    # False for a linear layer without R, whose inverse would be a solve.
-    has_inverse: ClassVar[bool] = True
     # Whether `inverse` is exact to rounding and costs about as much as `forward`: the backward
     # pass may then recompute x from z instead of keeping it.
     cheap_exact_inverse: ClassVar[bool] = False
 
     def parameter_shapes(self, shape: Shape) -> dict[str, Shape]:
         """The shape of every parameter by name, in the order of `init`'s."""
-        raise NotImplementedError
+        return {}
 
     def init(self, rng: np.random.Generator, shape: Shape) -> dict[str, np.ndarray]:
-        """Initial parameters by name: float64 arrays on the host."""
-        raise NotImplementedError
+        """Initial parameters by name: float64 arrays on the host, by default zero."""
+        return {name: np.zeros(size) for name, size in self.parameter_shapes(shape).items()}
 
     def init_from_data(self, ops: Ops, p: Params, x: Array) -> Params:
         """New values of those parameters that depend on x, the first batch."""
@@ -109,13 +107,3 @@ class Layer:
             δ_x (N, ...); a layer that learns its inverse returns (δ_x, `snfnp.context.Measured`).
         """
         raise NotImplementedError
-
-
-class Parameterless(Layer):
-    """A layer without parameters."""
-
-    def parameter_shapes(self, shape) -> dict:
-        return {}
-
-    def init(self, rng, shape) -> dict:
-        return {}

@@ -40,9 +40,6 @@ class Bias(Layer):
     def parameter_shapes(self, shape) -> dict:
         return {"b": shape}
 
-    def init(self, rng, shape) -> dict:
-        return {"b": np.zeros(shape)}
-
     def forward(self, ops, p, x):
         return ops.channels.shift(x, p["b"]), 0, {}
 

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from snfnp.errors import UsageError
 from snfnp.layers.base import Layer
 
@@ -51,7 +49,7 @@ class AffineCoupling(Layer):
         return hidden | {"w3": last, "b3": (channels,), "logs": (channels,)}
 
     def init(self, rng, shape) -> dict:
-        params = {name: np.zeros(size) for name, size in self.parameter_shapes(shape).items()}
+        params = super().init(rng, shape)
         for name in ("w1", "w2"):
             params[name] = rng.normal(scale=0.05, size=params[name].shape)
         return params

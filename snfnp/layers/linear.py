@@ -54,10 +54,6 @@ class Linear(Layer):
         return self.rule.learns_inverse
 
     @property
-    def has_inverse(self) -> bool:
-        return self.learns_inverse
-
-    @property
     def maps(self) -> tuple[Map, Map]:
         """(f, g): the map that W is a weight of, and the map that R is a weight of."""
         return self.map, self.inverse_map or self.map
@@ -116,7 +112,7 @@ class Linear(Layer):
         return contraction.solve(ops, *self.maps, p["W"], p["R"], self._without_bias(p, z))
 
     def backward(self, ctx, p, cache, dz, grads):
-        f, g = self.map, self.inverse_map or self.map
+        f, g = self.maps
         return self.rule.backward(ctx, f=f, g=g, p=p, cache=cache, dz=dz, grads=grads)
 
     def log_det(self, ops, p, shape) -> float:

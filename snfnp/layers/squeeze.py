@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 from snfnp.errors import UsageError
-from snfnp.layers.base import Parameterless
+from snfnp.layers.base import Layer
 
 
 @dataclass(frozen=True)
-class Squeeze(Parameterless):
+class Squeeze(Layer):
     """(H, W, C) -> (H/2, W/2, 4C), channel c·4 + dy·2 + dx: a permutation, so ldj is 0. O(N D)."""
 
     cheap_exact_inverse = True
