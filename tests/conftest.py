@@ -20,7 +20,7 @@ from snfnp.ops import get_ops
 # go through many states of a file, measure memory, compile kernels, or need a device.
 SLOW = (
     *("gpu/", "test_benchmarks", "test_kernels_"),
-    *("test_pictures", "test_processes", "test_properties", "test_reproduce"),
+    *("test_pictures", "test_processes", "test_reproduce"),
     *("test_runs_", "test_scripts", "test_site", "test_terminal", "test_threads"),
     *("test_ops.py::test_override", "test_ops.py::test_nan_spreads"),
     "test_conv.py::test_the_size_of_a_tile",
@@ -31,9 +31,9 @@ SLOW = (
 )
 
 # Files that compile most kernels. They come first: one of several processes has them all.
-FIRST = "actnorm benchmarks block_tridiagonal certificates control conv conv_exponential "
-FIRST += "coupling density flow gradcheck_linear layers method monitors ops "
-COMPILING = {f"test_{name}.py" for name in (FIRST + "properties spline whole_step").split()}
+FIRST = "benchmarks block_tridiagonal certificates conv coupling density flow gradcheck_linear "
+FIRST += "layers method monitors ops spline steps whole_step"
+COMPILING = {f"test_{name}.py" for name in FIRST.split()}
 
 
 def missing_compiler() -> str | None:

@@ -7,24 +7,16 @@ from functools import partial
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.gradients import flow_backward, moved
 from support.messages import one_line
 from support.trainers import make_trainer as trainer_on
 from test_rules import random_params, two_layers
 
+from snfnp import layers
 from snfnp.errors import SingularMatrixError, UsageError
 from snfnp.flow import Flow
-from snfnp.layers import (
-    ActNorm,
-    AffineCoupling,
-    Layer,
-    Linear,
-    Preprocess,
-    RationalQuadraticSpline,
-    SmoothLeakyReLU,
-    SplitPrior,
-    Squeeze,
-)
 from snfnp.maps import Conv2d
 from snfnp.models import PRESETS, Choices
 from snfnp.ops import RandomKey, get_ops
@@ -71,15 +63,18 @@ def split_flow():
     return Flow(
         (4, 4, 2),
         (
-            ("squeeze1", Squeeze()),
-            ("mix1", Linear(Conv2d((1, 1), 8), Exact(), init_kind="orthogonal")),
-            ("split1", SplitPrior(AffineCoupling(8, 3))),
-            ("squeeze2", Squeeze()),
-            ("mix2", Linear(Conv2d((1, 1), 16), Exact(), bias=False, init_kind="orthogonal")),
-            ("split2", SplitPrior(ActNorm())),
-            ("activation", SmoothLeakyReLU(0.3)),
+            ("squeeze1", layers.Squeeze()),
+            ("mix1", layers.Linear(Conv2d((1, 1), 8), Exact(), init_kind="orthogonal")),
+            ("split1", layers.SplitPrior(layers.AffineCoupling(8, 3))),
+            ("squeeze2", layers.Squeeze()),
+            (
+                "mix2",
+                layers.Linear(Conv2d((1, 1), 16), Exact(), bias=False, init_kind="orthogonal"),
+            ),
+            ("split2", layers.SplitPrior(layers.ActNorm())),
+            ("activation", layers.SmoothLeakyReLU(0.3)),
         ),
-        Preprocess(alpha=0.05),
+        layers.Preprocess(alpha=0.05),
     )
 
 
@@ -145,7 +140,7 @@ def test_first_nonfinite_names_the_layer(ops, x, bad):
 
 
 @dataclass(frozen=True)
-class BadVolume(Layer):
+class BadVolume(layers.Layer):
     """The identity with a log-determinant that is not finite."""
 
     def forward(self, ops, p, x):
@@ -153,7 +148,7 @@ class BadVolume(Layer):
 
 
 def test_first_nonfinite_checks_log_determinants(ops, x):
-    flow = Flow(shape=(D,), layers=(("good", SmoothLeakyReLU()), ("bad", BadVolume())))
+    flow = Flow(shape=(D,), layers=(("good", layers.SmoothLeakyReLU()), ("bad", BadVolume())))
     assert flow.first_nonfinite(ops, flow.init(0), x) == "bad"
 
 
@@ -168,7 +163,40 @@ def test_first_nonfinite_gradient_names_layer_and_parameter(ops):
     assert flow.first_nonfinite_gradient(ops, grads) == "dense2.b"
 
 
-make_trainer = partial(trainer_on, get_ops("numba"))
+@settings(max_examples=50, derandomize=True, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from("abcde"),
+        st.dictionaries(
+            st.sampled_from("WRbx"), st.lists(st.integers(0, 4), max_size=3).map(tuple), max_size=4
+        ),
+        max_size=4,
+    )
+)
+def test_parameters_of_any_shapes_survive_packing(shapes):
+    layout, count = Layout.of(shapes), 0
+    numbers = {layer: {} for layer in shapes}
+    for layer, named in shapes.items():
+        for name, shape in named.items():
+            size = int(np.prod(shape))
+            numbers[layer][name] = np.arange(count, count + size, dtype=float).reshape(shape) + 1
+            count += size
+    assert layout.count == count
+    keys = {f"{layer}.{name}" for layer, named in shapes.items() for name in named}
+    assert {entry.key for entry in layout.entries} == keys
+    flat = layout.pack(numbers, np.float64)
+    single = layout.pack(numbers, np.float32)  # whole numbers: nothing is rounded
+    assert single.dtype == np.float32 and np.array_equal(single, flat)
+    assert flat.size == layout.size and flat.sum() == count * (count + 1) / 2  # padding is 0
+    for layer, named in layout.views(flat).items():
+        assert list(named) == list(shapes[layer])
+        for name, view in named.items():
+            np.testing.assert_array_equal(view, numbers[layer][name])
+            assert np.shares_memory(view, flat) or view.size == 0
+    assert all(entry.start % 16 == 0 for entry in layout.entries)  # 64 bytes in single precision
+
+
+make_trainer = partial(trainer_on, get_ops("numpy"))
 CASES = [(model, gradient) for model, preset in PRESETS.items() for gradient in preset.gradients]
 
 
@@ -219,10 +247,12 @@ def test_where_weights_start(model, init, changes, centre, noisy):
 def test_the_convolutional_flow_is_the_papers():
     flow = PRESETS["conv"].build(Choices(), (28, 28, 1))
     kinds = [type(layer) for _, layer in flow.layers]
-    assert list(map(kinds.count, (Linear, RationalQuadraticSpline, Squeeze))) == [9, 8, 2]
+    assert list(
+        map(kinds.count, (layers.Linear, layers.RationalQuadraticSpline, layers.Squeeze))
+    ) == [9, 8, 2]
     shape, seen = flow.shape, []
     for _, layer in flow.layers:
-        if isinstance(layer, Linear):
+        if isinstance(layer, layers.Linear):
             assert layer.bias and layer.map.kernel == (3, 3)
             seen.append(shape)
         shape = layer.output_shape(shape)
@@ -241,10 +271,10 @@ def test_the_glow_of_table_1():
     assert {kind: kinds.count(kind) for kind in counts} == counts
     assert kinds[1 + 3 * 16] == "SplitPrior" and kinds.count("SplitPrior") == 1
     assert flow.latent_shapes == {"split1": (14, 14, 2), "z": (7, 7, 8)}
-    mixing = [layer for _, layer in flow.layers if isinstance(layer, Linear)]
+    mixing = [layer for _, layer in flow.layers if isinstance(layer, layers.Linear)]
     assert not any(layer.bias for layer in mixing)  # Glow's own has none
     learned = preset.build(Choices(**preset.size), (28, 28, 1))
-    assert all(layer.bias for _, layer in learned.layers if isinstance(layer, Linear))
+    assert all(layer.bias for _, layer in learned.layers if isinstance(layer, layers.Linear))
 
 
 @pytest.mark.parametrize("side", [6, 9, 30])

@@ -13,19 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import host_kernels
+from support import operation_calls as calls
 from support.host_kernels import Launcher, hold, host_ops
-from support.operation_calls import (
-    FLOATS,
-    NO_SAMPLES,
-    SIZES,
-    TWO_SIZES,
-    assert_nan_spreads_as_defined,
-    every_second,
-    in_order,
-    overridden,
-    random_sizes,
-    transposed,
-)
 from support.operation_cases import NEVER_EMPTY, OVERRIDES
 
 from snfnp.ops.backends import overrides
@@ -33,7 +22,7 @@ from snfnp.ops.gpu import source
 
 pytestmark = pytest.mark.hostcuda
 
-NAMES = [name for name in OVERRIDES if name in overridden(overrides("gpu"))]
+NAMES = [name for name in OVERRIDES if name in calls.overridden(overrides("gpu"))]
 ORDERS = {"forwards": False, "backwards": True}
 
 
@@ -55,21 +44,21 @@ def ops(request, folder):
 @pytest.mark.parametrize("name", NAMES)
 def test_kernels_match_the_definition(ops, name):
     """At sizes that were chosen, and at random ones; of these templates, one type in each order."""
-    dtype = FLOATS[ops.device.launch.backwards]
-    for seed, size in (*((0, size) for size in SIZES), *enumerate(random_sizes(3, 8))):
+    dtype = calls.FLOATS[ops.device.launch.backwards]
+    for seed, size in (*((0, size) for size in calls.SIZES), *enumerate(calls.random_sizes(3, 8))):
         hold(ops, name, OVERRIDES[name](np.random.default_rng(seed), dtype, size))
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("name", NAMES)
 def test_kernels_take_any_layout_no_samples_and_nan_which_spreads_as_defined(ops, name):
-    for size in TWO_SIZES:
-        for layout in (every_second, transposed):
+    for size in calls.TWO_SIZES:
+        for layout in (calls.every_second, calls.transposed):
             hold(ops, name, OVERRIDES[name](np.random.default_rng(1), np.float64, size), layout)
         call = OVERRIDES[name](np.random.default_rng(0), np.float32, size)
-        assert_nan_spreads_as_defined(ops, name, call, in_order(ops.device.guarded))
+        calls.assert_nan_spreads_as_defined(ops, name, call, calls.in_order(ops.device.guarded))
         ops.device.check(name)
-    for size in NO_SAMPLES if name not in NEVER_EMPTY else ():
+    for size in calls.NO_SAMPLES if name not in NEVER_EMPTY else ():
         hold(ops, name, OVERRIDES[name](np.random.default_rng(0), np.float32, size))
 
 

@@ -12,19 +12,7 @@ from types import SimpleNamespace
 import numba
 import numpy as np
 import pytest
-from support.operation_calls import (
-    DEFINITION,
-    FLOATS,
-    SIZES,
-    TWO_SIZES,
-    assert_as_defined,
-    assert_nan_spreads_as_defined,
-    eps_of,
-    every_second,
-    overridden,
-    run,
-    transposed,
-)
+from support import operation_calls as calls
 from support.operation_cases import OVERRIDES, call_linalg_matmul_add
 from support.operation_cases_layers import ALPHA
 from support.operation_values import OperationValues
@@ -69,9 +57,9 @@ def test_uniform_stays_below_one_and_normal_is_finite_for_the_extreme_words(monk
     for word in (0, 2**32 - 1):
         pair = np.full(2, word, np.uint64)
         monkeypatch.setattr(philox, "words", lambda *_, pair=pair: pair)
-        for dtype in FLOATS:
-            assert (DEFINITION.random.uniform(RandomKey(0, 0), (2,), dtype) < 1).all()
-            assert np.isfinite(DEFINITION.random.normal(RandomKey(0, 0), (2,), dtype)).all()
+        for dtype in calls.FLOATS:
+            assert (calls.DEFINITION.random.uniform(RandomKey(0, 0), (2,), dtype) < 1).all()
+            assert np.isfinite(calls.DEFINITION.random.normal(RandomKey(0, 0), (2,), dtype)).all()
 
 
 @pytest.mark.parametrize(
@@ -102,9 +90,12 @@ WITHOUT_CASE = {
 def test_every_override_has_a_definition_and_a_case():
     for kind in ("cpu", "gpu"):
         assert all(issubclass(made, DEFINITIONS[g]) for g, made in overrides(kind).items())
-    assert overridden(overrides("cpu")) <= set(OVERRIDES)
-    assert WITHOUT_CASE.keys() <= overridden(overrides("gpu"))
-    cases = overridden(overrides("cpu")) | overridden(overrides("gpu")) - WITHOUT_CASE.keys()
+    assert calls.overridden(overrides("cpu")) <= set(OVERRIDES)
+    assert WITHOUT_CASE.keys() <= calls.overridden(overrides("gpu"))
+    cases = (
+        calls.overridden(overrides("cpu"))
+        | calls.overridden(overrides("gpu")) - WITHOUT_CASE.keys()
+    )
     names = (case.split(".") for case in cases)
     assert all(hasattr(DEFINITIONS[group], name) for group, name in names)
     assert cases == set(OVERRIDES)
@@ -113,17 +104,17 @@ def test_every_override_has_a_definition_and_a_case():
 @pytest.mark.parametrize("groups", [overrides("cpu"), overrides("gpu")], ids=["numba", "cupy"])
 def test_an_override_without_a_case_would_be_found(groups, monkeypatch):
     monkeypatch.setattr(groups["linalg"], "log_abs_det", lambda self, w: 0.0, raising=False)
-    assert "linalg.log_abs_det" in overridden(groups) - set(OVERRIDES)
+    assert "linalg.log_abs_det" in calls.overridden(groups) - set(OVERRIDES)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", calls.FLOATS)
 @pytest.mark.parametrize("name", OVERRIDES)
 def test_override_matches_its_definition(name, dtype):
-    for size in SIZES:
-        assert_as_defined(NUMBA, name, OVERRIDES[name](np.random.default_rng(0), dtype, size))
+    for size in calls.SIZES:
+        calls.assert_as_defined(NUMBA, name, OVERRIDES[name](np.random.default_rng(0), dtype, size))
 
 
-OF_NUMBA = [name for name in OVERRIDES if name in overridden(overrides("cpu"))]
+OF_NUMBA = [name for name in OVERRIDES if name in calls.overridden(overrides("cpu"))]
 
 
 @pytest.mark.parametrize("name", OF_NUMBA)
@@ -131,13 +122,14 @@ def test_the_number_of_threads_does_not_change_a_bit(name, monkeypatch):
     """On two threads, which even short kernels take here, the bits are those on one."""
     if numba.config.NUMBA_NUM_THREADS < 2:
         pytest.skip("one thread only")
-    calls = [OVERRIDES[name](np.random.default_rng(0), np.float32, size) for size in SIZES]
+    rng = np.random.default_rng
+    given = [OVERRIDES[name](rng(0), np.float32, size) for size in calls.SIZES]
     monkeypatch.setattr("snfnp.ops.jit._SHORT", 0)
     found = []
     with threads.restored():
         for count in (1, 2):
             numba.set_num_threads(count)
-            found.append([result for call in calls for result in run(NUMBA, name, call)])
+            found.append([result for call in given for result in calls.run(NUMBA, name, call)])
     for one, two in zip(*found, strict=True):
         np.testing.assert_array_equal(one, two)
 
@@ -150,9 +142,9 @@ WIDER = {"conv.weight_grad"}
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("name", OF_NUMBA)
 def test_nan_spreads_as_defined(name):
-    for size in TWO_SIZES:
+    for size in calls.TWO_SIZES:
         call = OVERRIDES[name](np.random.default_rng(0), np.float32, size)
-        assert_nan_spreads_as_defined(NUMBA, name, call, wider=WIDER)
+        calls.assert_nan_spreads_as_defined(NUMBA, name, call, wider=WIDER)
 
 
 # They take no arrays, or such as are always contiguous.
@@ -160,14 +152,14 @@ CONTIGUOUS = {f"random.{name}" for name in ("words", "uniform", "normal", "radem
 CONTIGUOUS |= {"step.adam", "step.log_step", "step.apply_block_matrices"}
 
 
-@pytest.mark.parametrize("layout", [every_second, transposed])
+@pytest.mark.parametrize("layout", [calls.every_second, calls.transposed])
 @pytest.mark.parametrize("name", sorted(OVERRIDES.keys() - CONTIGUOUS))
 def test_override_takes_strided_and_transposed_arguments(name, layout):
-    for size in TWO_SIZES:
+    for size in calls.TWO_SIZES:
         call = OVERRIDES[name](np.random.default_rng(1), np.float64, size)
         assert call.strided
-        for ops in (DEFINITION, NUMBA):
-            assert_as_defined(ops, name, call, layout=layout)
+        for ops in (calls.DEFINITION, NUMBA):
+            calls.assert_as_defined(ops, name, call, layout=layout)
 
 
 def test_matmul_add_leaves_the_rest_of_the_flat_buffer_alone(ops):
@@ -184,7 +176,7 @@ def test_matmul_add_leaves_the_rest_of_the_flat_buffer_alone(ops):
 @pytest.mark.parametrize("transposed", [False, True])
 def test_scale_into_is_the_product(ops, multiple, transposed):
     a = np.random.default_rng(0).standard_normal((6, 6))
-    a = a.T if transposed else a
+    a = a.T if calls.transposed else a
     out = np.full((6, 6), np.nan)
     assert ops.linalg.scale_into(out, 0.5, a, multiple) is out
     np.testing.assert_allclose(out, 0.5 * a * multiple, rtol=1e-15)
@@ -235,7 +227,7 @@ class TestValues(OperationValues):
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.3, 0.99])
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", calls.FLOATS)
 def test_smooth_leaky_relu_inverse_converges_on_a_wide_grid(ops, alpha, dtype):
     sizes = np.logspace(-8, 4, 400)
     y = np.concatenate([-sizes[::-1], [0], sizes, np.linspace(-3, 3, 601)]).astype(dtype)
@@ -244,7 +236,7 @@ def test_smooth_leaky_relu_inverse_converges_on_a_wide_grid(ops, alpha, dtype):
     wide = x.astype(np.float64)
     residual = alpha * wide + (1 - alpha) * np.logaddexp(0, wide) - y
     # 2 eps (|y| + 1) is the stopping rule; evaluating f rounds about three terms of that size
-    assert np.all(np.abs(residual) <= (2 + 3) * eps_of(dtype) * (np.abs(y) + 1))
+    assert np.all(np.abs(residual) <= (2 + 3) * calls.eps_of(dtype) * (np.abs(y) + 1))
 
 
 class Counting:
@@ -267,7 +259,7 @@ def test_smooth_leaky_relu_inverse_is_newtons_method():
     assert 3 <= activation.xp.calls <= 8
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", calls.FLOATS)
 def test_nan_is_never_zeroed(ops, dtype):
     x = np.zeros((3, 5), dtype)
     x[1, 2] = np.nan
@@ -293,7 +285,7 @@ def test_preprocess_survives_a_draw_next_to_one(monkeypatch):
     nearly_one = np.array([[1 - 2.0**-32]])
     monkeypatch.setattr(philox, "uniform", lambda xp, key, shape: nearly_one)
     images = np.array([[255]], np.uint8)
-    x, ldj = DEFINITION.images.preprocess(images, RandomKey(0, 0), 1e-6, 256, np.float32)
+    x, ldj = calls.DEFINITION.images.preprocess(images, RandomKey(0, 0), 1e-6, 256, np.float32)
     one_minus_s = 1e-6 + (1 - 2e-6) * 2.0**-32 / 256
     np.testing.assert_allclose(x[0, 0], math.log((1 - one_minus_s) / one_minus_s), rtol=2**-23)
     assert np.isfinite(ldj).all()

@@ -2,18 +2,7 @@
 
 import numpy as np
 import pytest
-from support.operation_calls import (
-    FLOATS,
-    NO_SAMPLES,
-    SIZES,
-    TWO_SIZES,
-    assert_as_defined,
-    assert_nan_spreads_as_defined,
-    every_second,
-    in_order,
-    overridden,
-    transposed,
-)
+from support import operation_calls as calls
 from support.operation_cases import NEVER_EMPTY, OVERRIDES
 from support.operation_values import OperationValues
 from test_maps import EVERY_CASE
@@ -24,26 +13,26 @@ from snfnp.ops.backends import overrides
 
 NAMES = [*OVERRIDES]  # those of the CPU alone too: the device then runs the definition
 FACTORISING = [f"linalg.{name}" for name in ("inverse", "solve", "inverse_and_log_abs_det")]
-KERNELS = sorted((overridden(overrides("gpu")) & OVERRIDES.keys()) - {*FACTORISING})
+KERNELS = sorted((calls.overridden(overrides("gpu")) & OVERRIDES.keys()) - {*FACTORISING})
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", calls.FLOATS)
 @pytest.mark.parametrize("name", NAMES)
 def test_operation_is_the_definition(ops, name, dtype):
-    for size in SIZES:
+    for size in calls.SIZES:
         call = OVERRIDES[name](np.random.default_rng(0), dtype, size)
-        assert_as_defined(ops, name, call, in_order(ops.asarray))
+        calls.assert_as_defined(ops, name, call, calls.in_order(ops.asarray))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_operation_takes_strided_and_transposed_arguments_and_no_samples(ops, name):
-    for size in TWO_SIZES:
-        for layout in (every_second, transposed):
+    for size in calls.TWO_SIZES:
+        for layout in (calls.every_second, calls.transposed):
             call = OVERRIDES[name](np.random.default_rng(1), np.float64, size)
-            assert_as_defined(ops, name, call, in_order(ops.asarray), layout)
-    for size in NO_SAMPLES if name not in NEVER_EMPTY else ():
+            calls.assert_as_defined(ops, name, call, calls.in_order(ops.asarray), layout)
+    for size in calls.NO_SAMPLES if name not in NEVER_EMPTY else ():
         call = OVERRIDES[name](np.random.default_rng(0), np.float32, size)
-        assert_as_defined(ops, name, call, in_order(ops.asarray))
+        calls.assert_as_defined(ops, name, call, calls.in_order(ops.asarray))
 
 
 def test_a_product_into_an_array_of_another_precision_is_cast(ops):
@@ -60,9 +49,9 @@ def test_a_product_into_an_array_of_another_precision_is_cast(ops):
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("name", KERNELS)
 def test_nan_spreads_as_defined(ops, name):
-    for size in TWO_SIZES:
+    for size in calls.TWO_SIZES:
         call = OVERRIDES[name](np.random.default_rng(0), np.float32, size)
-        assert_nan_spreads_as_defined(ops, name, call, in_order(ops.asarray))
+        calls.assert_nan_spreads_as_defined(ops, name, call, calls.in_order(ops.asarray))
 
 
 _ALONE = """
@@ -99,7 +88,7 @@ def test_a_singular_weight_is_an_error(ops, case):
 
 
 @pytest.mark.parametrize("name", ["inverse", "solve", "inverse_and_log_abs_det", "log_abs_det"])
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", calls.FLOATS)
 def test_a_singular_matrix_is_an_error(ops, name, dtype):
     # of which every factor is exact, read by rows or by columns: the last pivot is 0
     a = ops.asarray([[2, 4, 2], [4, 2, 4], [2, 4, 2]], dtype)

@@ -15,16 +15,8 @@ import numpy as np
 from snfnp.beyond.jacobian_penalty import JacobianPenalty, draw_probes
 from snfnp.beyond.variational import Variational
 from snfnp.flow import layer_key
+from snfnp.gradcheck import layers
 from snfnp.gradcheck.catalogue import Check, catalogue
-from snfnp.gradcheck.layers import (
-    KEY,
-    Case,
-    Report,
-    as_matrix,
-    check_layer,
-    flat,
-    stop_gradient_objective,
-)
 from snfnp.gradcheck.linear import check_rule
 from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense
@@ -37,12 +29,12 @@ def penalised_scalar(layer, shape, ops, params, x, dz, dldj, lam) -> Callable:
     """`stop_gradient_objective` − (μ/n) Σ ‖T(R) T(W) ν − ν‖² of the probes ν that the rule draws at
     `KEY`; the arguments are the same."""
     rule, (f, g) = layer.rule, layer.maps
-    plain = stop_gradient_objective(layer, shape, ops, params, x, dz, dldj, lam)
+    plain = layers.stop_gradient_objective(layer, shape, ops, params, x, dz, dldj, lam)
     like = ops.xp.empty((1, *shape))
-    nu = flat(ops.to_host(draw_probes(ops, layer_key(KEY, 0), rule.probes, like)))
+    nu = layers.flat(ops.to_host(draw_probes(ops, layer_key(layers.KEY, 0), rule.probes, like)))
 
     def scalar(x_, p) -> float:
-        w, r = as_matrix(f, ops, p["W"], shape), as_matrix(g, ops, p["R"], shape)
+        w, r = layers.as_matrix(f, ops, p["W"], shape), layers.as_matrix(g, ops, p["R"], shape)
         penalty = rule.weight / len(nu) * np.sum((nu @ w.T @ r.T - nu) ** 2)
         return plain(x_, p) - float(penalty)
 
@@ -61,7 +53,7 @@ class _Noisy(Linear):
 
 def check_variational(
     rule, linear_map, shape, *, inverse_map=None, inverted=False, batch=5, **settings
-) -> Report:
+) -> layers.Report:
     """Check the gradients of a layer whose rule adds noise, for the noise that it drew. Raises
     GradientError.
 
@@ -76,12 +68,12 @@ def check_variational(
     W's; settings: ops, seed, rtol, dtype as in `check_layer`. O(D³).
     """
     layer = _Noisy(linear_map, rule, inverse_map=inverse_map)
-    case = Case(layer, shape, batch=batch, lam=rule.lam, noise=0.3, **settings)
+    case = layers.Case(layer, shape, batch=batch, lam=rule.lam, noise=0.3, **settings)
     if inverted:
         case.params["R"] = np.linalg.inv(case.params["W"])
-    (f, g), ops, params, rows = layer.maps, case.ops, case.params, flat(case.x)
+    (f, g), ops, params, rows = layer.maps, case.ops, case.params, layers.flat(case.x)
     z, _, cache = layer.forward(ops, case.put(case.cast(params)), case.put(case.cast(case.x)))
-    nu = flat(ops.to_host(cache["noise"].nu)).astype(np.float64)
+    nu = layers.flat(ops.to_host(cache["noise"].nu)).astype(np.float64)
     # every sample's noise is its own, with the other sign for odd ones
     samples = np.arange(batch)
     signs = rule.sigma * (-1.0) ** samples
@@ -100,13 +92,13 @@ def check_variational(
         log_det = np.linalg.slogdet(w)[1] if inverted else np.sum(w * r_bar.T)
         error, moved = rows @ (r @ w).T - rows, nu @ (r @ w).T
         return float(
-            np.sum(flat(case.c[0]) * z)
+            np.sum(layers.flat(case.c[0]) * z)
             + np.sum(case.a) * log_det
             - np.sum(error * error) / (2 * rule.sigma**2 * batch)
             - np.sum(moved * moved) / (2 * len(nu))
         )
 
-    case.compare("z", flat(ops.to_host(z)), linear(params, noisy), linear(params, rows))
+    case.compare("z", layers.flat(ops.to_host(z)), linear(params, noisy), linear(params, rows))
     grads = case.gradients()
     for name, point in {"x": noisy, **params}.items():
         case.measure(name, partial(scalar, name), point, grads[name].reshape(point.shape))
@@ -130,7 +122,7 @@ def beyond() -> list[Check]:
         ("conv 3x3", (conv[0], (4, 3, 2)), {}),
         ("conv 3x3, inverse 5x5", conv, to_larger),
     ]
-    check_penalised = partial(check_layer, scalar=penalised_scalar)
+    check_penalised = partial(layers.check_layer, scalar=penalised_scalar)
     return [
         *(Check("layer", name, partial(check_penalised, *of)) for name, *of in penalised),
         *(
