@@ -52,15 +52,7 @@ class Dataset:
                 images = images[:]  # a view: the given array stays writeable
                 images.flags.writeable = False
                 object.__setattr__(self, split, images)
-        if self.moments is None:
-            return
-        spread = self.moments[1]
-        if (bad := np.flatnonzero(~((spread > 0) & np.isfinite(spread)))).size:
-            problem = f"column {bad[0]} (from 0) has the standard deviation {spread[bad[0]]:g}"
-            problem += f", and {len(bad) - 1} others" * (len(bad) > 1)
-            problem += "; leave such columns out, or rescale them"
-            problem = problem if len(self.train) > 1 else "there is only one; give more"
-            raise UsageError(f"the train rows of {self.name}: {problem}")
+        _ = self.moments
 
     @property
     def of_images(self) -> bool:
@@ -79,21 +71,10 @@ class Dataset:
 
     @cached_property
     def moments(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Mean and standard deviation of each column of the training rows, (D,) in float64, with
-        exact zeros for constant columns; None for images. One pass (Chan et al. 1983)."""
+        """The results of `moments_of` for the training rows; None for images."""
         if self.of_images:
             return None
-        count, constant = 0, np.True_
-        mean = squares = np.zeros(self.train.shape[1])
-        for _, part in parts(self.train):
-            constant = constant & (part == self.train[:1]).all(axis=0)
-            with np.errstate(over="ignore", invalid="ignore"):
-                part = part.astype(np.float64)
-                own, total = part.mean(axis=0), count + len(part)
-                squares = squares + ((part - own) ** 2).sum(axis=0)
-                squares = squares + (own - mean) ** 2 * (count * len(part) / total)
-                mean, count = mean + (own - mean) * (len(part) / total), total
-        return mean, np.where(constant, 0.0, np.sqrt(squares / count))
+        return moments_of(self.train, f"the train rows of {self.name}", self.labels)
 
     def fingerprint(self, split: str) -> str:
         """The SHA-256 of a split's shape and samples, which are all read."""
@@ -102,6 +83,32 @@ class Dataset:
         for _, part in parts(images):
             digest.update(np.ascontiguousarray(part).data)
         return digest.hexdigest()
+
+
+def moments_of(rows, name: str, labels: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each column of rows (N, D), both (D,) in float64.
+
+    One pass (Chan et al. 1983). Raises UsageError, in which the rows have a name and the columns
+    labels, for a column without a positive, finite deviation.
+    """
+    count, constant = 0, np.True_
+    mean = squares = np.zeros(rows.shape[1])
+    for _, part in parts(rows):
+        constant = constant & (part == rows[:1]).all(axis=0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            part = part.astype(np.float64)
+            own, total = part.mean(axis=0), count + len(part)
+            squares = squares + ((part - own) ** 2).sum(axis=0)
+            squares = squares + (own - mean) * (count * len(part) / total) * (own - mean)
+            mean, count = mean + (own - mean) * (len(part) / total), total
+    spread = np.where(constant, 0.0, np.sqrt(squares / count))
+    if count == 1:
+        raise UsageError(f"{name}: there is only one; give more")
+    if (bad := np.flatnonzero(~((spread > 0) & np.isfinite(spread)))).size:
+        problem = f"{labels[bad[0]]} has the standard deviation {spread[bad[0]]:g}"
+        problem += f", and {len(bad) - 1} more likewise" * (len(bad) > 1)
+        raise UsageError(f"{name}: {problem}: leave such columns out, or rescale them")
+    return mean, spread
 
 
 def labels_of(names, width: int) -> list[str]:

@@ -5,33 +5,36 @@ Derivation: derivations/02-change-of-variables.md and 31-an-average-of-densities
 
 from __future__ import annotations
 
-import inspect
 import sys
 import warnings
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from tqdm.auto import tqdm  # a notebook's own bar, too
 
 from snfnp import threads
-from snfnp.data.dataset import labels_of
+from snfnp.data.dataset import labels_of, moments_of
 from snfnp.data.ties import TIES, with_ties
 from snfnp.density import files, rows
 from snfnp.density.ensemble import Ensemble, FlowMember, MixtureMember, stacked_weights
-from snfnp.density.progress import shown
 from snfnp.density.training import Candidate, flow_candidate, mixture_candidates
 from snfnp.errors import UsageError
 from snfnp.layers.preprocess import Standardise
 from snfnp.ops import RandomKey, get_ops
 from snfnp.training.options import TrainConfig
+from snfnp.training.progress import compilations_shown, silent
 
 _NOISE = {0.0: 2**63, 0.1: 1000, 0.2: 500}  # candidates: rows up to which they are tried
 _MIXTURES = 5000  # rows up to which mixtures are tried
 _SMALL = 4096  # numbers in a batch for which a smooth leaky ReLU is fastest in plain NumPy
 
 
+@dataclass(eq=False, repr=False)
 class FlowDensity:
     """A density of rows, by an average of normalizing flows, with scikit-learn's methods.
 
@@ -78,53 +81,33 @@ class FlowDensity:
         config_: the flows' `TrainConfig`.
     """
 
-    def __init__(
-        self,
-        layers: int | None = None,
-        *,
-        members: int = 5,
-        mixtures: bool = True,
-        activation: str = "spline",
-        gradient: str = "self-normalizing",
-        epochs: int | None = None,
-        batch_size: int | None = None,
-        lr: float | None = None,
-        noise: float | None = None,
-        ties: str = "dequantise",
-        validation_fraction: float = 0.1,
-        patience: int | None = None,
-        verbose: bool | None = None,
-        random_state: int | np.random.Generator | np.random.RandomState | None = None,
-    ):
-        self.layers = layers
-        self.members = members
-        self.mixtures = mixtures
-        self.activation = activation
-        self.gradient = gradient
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.noise = noise
-        self.ties = ties
-        self.validation_fraction = validation_fraction
-        self.patience = patience
-        self.verbose = verbose
-        self.random_state = random_state
-
-    @classmethod
-    def _names(cls) -> list[str]:
-        return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+    layers: int | None = None
+    _: KW_ONLY
+    members: int = 5
+    mixtures: bool = True
+    activation: str = "spline"
+    gradient: str = "self-normalizing"
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    noise: float | None = None
+    ties: str = "dequantise"
+    validation_fraction: float = 0.1
+    patience: int | None = None
+    verbose: bool | None = None
+    random_state: int | np.random.Generator | np.random.RandomState | None = None
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """{parameter of the constructor: its value}."""
-        return {name: getattr(self, name) for name in self._names()}
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     def set_params(self, **params) -> FlowDensity:
         """Set parameters of the constructor by name. Raises ValueError for any other name."""
+        valid = list(self.get_params())
         for name, value in params.items():
-            if name not in self._names():
+            if name not in valid:
                 found = f"Invalid parameter {name!r} for estimator {self}"
-                raise ValueError(f"{found}. Valid parameters are: {self._names()!r}.")
+                raise ValueError(f"{found}. Valid parameters are: {valid!r}.")
             setattr(self, name, value)
         return self
 
@@ -135,9 +118,9 @@ class FlowDensity:
         return self
 
     def __repr__(self) -> str:
-        usual = inspect.signature(type(self).__init__).parameters
-        changed = {k: v for k, v in self.get_params().items() if v is not usual[k].default}
-        return f"FlowDensity({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
+        values = ((each, getattr(self, each.name)) for each in fields(self))
+        changed = [f"{each.name}={value!r}" for each, value in values if value is not each.default]
+        return f"FlowDensity({', '.join(changed)})"
 
     def __sklearn_tags__(self):
         """Tags of scikit-learn, which is loaded if it asks for them."""
@@ -199,12 +182,7 @@ class FlowDensity:
 
     def _moments(self, table: np.ndarray, groups: np.ndarray, labels: list[str]) -> tuple:
         """The arguments of `Standardise`: mean, spread, and what ties need."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            mean, spread = table.mean(axis=0), table.std(axis=0)
-        spread[np.ptp(table, axis=0) == 0] = 0.0
-        if (bad := np.flatnonzero(~(np.isfinite(spread) & (spread > 0)))).size:
-            found = f"{labels[bad[0]]} of X has the standard deviation {spread[bad[0]]:g}"
-            raise UsageError(f"{found}: leave such columns out, or rescale them")
+        moments = moments_of(table, "X", labels)
         for place in range(1, table.shape[1]):
             if (same := np.flatnonzero((table[:, place] == table[:, :place].T).all(axis=1))).size:
                 text = f"{labels[same[0]]} and {labels[place]} of X are equal"
@@ -212,7 +190,7 @@ class FlowDensity:
                 warnings.warn(f"{text}: {advice}", stacklevel=3)
         line = partial(warnings.warn, stacklevel=4)
         _, first = np.unique(groups, return_index=True)  # copies that are drawn are no ties
-        return with_ties((mean, spread), table[first], self.ties, labels, line)
+        return with_ties(moments, table[first], self.ties, labels, line)
 
     def _candidates(self, table, groups, moments, seed: int) -> tuple[list[Candidate], TrainConfig]:
         """All candidates, and the flows' configuration."""
@@ -229,7 +207,7 @@ class FlowDensity:
         levels = levels if self.noise is None else [self.noise]
         steps = config.epochs * config.steps_per_epoch(rows) * len(levels) * len(folds)
         found = []
-        show = shown(self.verbose, get_ops(config.backend), steps)
+        show = _progress(self.verbose, get_ops(config.backend), steps)
         with threads.restored(), show as (advance, report):
             if config.batch_size * columns <= _SMALL:
                 threads.limit(1)  # more would wait for each other
@@ -371,3 +349,14 @@ class FlowDensity:
             found = f"X has {table.shape[1]} features, but FlowDensity is expecting"
             raise ValueError(f"{found} {self.n_features_in_} features as input")
         return table
+
+
+@contextmanager
+def _progress(verbose: bool | None, ops, steps: int) -> Iterator[tuple[Callable, Callable]]:
+    """A context with a bar over `steps`, as `verbose` of `FlowDensity` says: (a function that takes
+    the number of more steps, one that takes a line)."""
+    report = tqdm.write if verbose else silent
+    hidden = None if verbose is None else not verbose
+    bar = tqdm(total=steps, unit="step", disable=hidden, leave=False, dynamic_ncols=True)
+    with bar, compilations_shown(ops, report if hidden is not None else lambda line: None):
+        yield bar.update, report
