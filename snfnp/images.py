@@ -1,44 +1,92 @@
-"""Checks of images and rows of numbers on entry: the likelihood of anything else would be
-meaningless."""
+"""Images and rows of numbers on entry: arrays in files, and checks, since the likelihood of other
+data would be meaningless."""
 
+import copy
 import math
+import os
+import weakref
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from snfnp.errors import SnfnpError
+from snfnp.paths import open_regular
+
 _AT_ONCE = 1 << 20  # numbers of a large array that are checked together
 _COLOURS = (3, 4)  # channels of a colour image
 _OTHER_ARRAYS = (np.ma.MaskedArray, np.matrix)  # the first hides values, * of the second is @
+_SMALL = 1 << 28  # bytes of an array that is read at once: reading it by parts takes longer
 
 
 class StoredArray:
-    """An array (N, ...) in a file: indexing, by a slice or an array of places, reads samples.
+    """An array (N, ...) in a .npy file: indexing, by a slice or an array of places, reads samples.
 
-    read(places): these samples; places: the sample at each index (None: all, in order).
+    They are not mapped: truncating a mapped file kills the process that reads it by a signal.
     """
 
-    def __init__(self, read, dtype, shape: tuple[int, ...], places: np.ndarray | None = None):
-        self._read, self.dtype = read, np.dtype(dtype)
-        self._places = np.arange(shape[0]) if places is None else places
-        self.shape = (len(self._places), *shape[1:])
-        self.ndim, self.size = len(shape), math.prod(self.shape)
-        self.nbytes = self.size * self.dtype.itemsize
+    def __init__(self, path: str | Path, header: np.memmap):
+        descriptor = open_regular(path, follow=True)
+        self._path, self._file = path, open(descriptor, "rb", closefd=False)  # noqa: SIM115
+        weakref.finalize(self._file, os.close, descriptor)
+        self._offset, self._sample, self._state = header.offset, header.shape[1:], self._now()
+        self.dtype, self.shape, self._places = header.dtype, header.shape, np.arange(len(header))
+
+    ndim = property(lambda self: len(self.shape))
+    size = property(lambda self: math.prod(self.shape))
 
     def __len__(self) -> int:
         return len(self._places)
 
+    def _now(self) -> tuple[int, int]:
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
+
     def __getitem__(self, places) -> np.ndarray:
-        found = self._places[places]
-        return self._read(np.atleast_1d(found)).reshape(*np.shape(found), *self.shape[1:])
+        """Raises SnfnpError once the file has changed."""
+        places, form = self._places[places], np.shape(self._places[places])
+        places = np.atleast_1d(places)
+        samples = np.empty((len(places), *self._sample), self.dtype)
+        content = memoryview(samples.reshape(-1).view(np.uint8).data)
+        size, short = math.prod(self._sample) * self.dtype.itemsize, False
+        # samples that follow one another are read together
+        starts = np.flatnonzero(np.diff(places, prepend=-2) != 1).tolist()
+        for start, stop in zip(starts, [*starts[1:], len(places)], strict=False):
+            part, at = content[start * size : stop * size], self._offset + int(places[start]) * size
+            while part and (count := os.preadv(self._file.fileno(), [part], at)):
+                part, at = part[count:], at + count
+            short |= len(part) > 0
+        if short or self._now() != self._state:  # checked after each read
+            found = f"{self._path} has changed since it was opened"
+            raise SnfnpError(f"{found}: restore it and continue with `resume`, or start again")
+        return samples.reshape(*form, *self.shape[1:])
 
     def select(self, places: np.ndarray) -> "StoredArray":
         """The samples at these places, without reading them."""
-        return StoredArray(self._read, self.dtype, self.shape, self._places[places])
+        some = copy.copy(self)
+        some._places = self._places[places]
+        some.shape = (len(some), *self.shape[1:])
+        return some
 
     def with_channels(self) -> "StoredArray":
         """Images (N, H, W) as (N, H, W, 1)."""
-        return StoredArray(self._read, self.dtype, (*self.shape, 1), self._places)
+        images = copy.copy(self)
+        images.shape = (*self.shape, 1)
+        return images
+
+
+def open_array(path: str | Path) -> np.ndarray | StoredArray:
+    """The array in a .npy file: in memory if it is small, or in Fortran's order; else in the file.
+
+    Raises ValueError or OSError for a file that is no such array, or shorter than its header says.
+    """
+    os.close(open_regular(path, follow=True))
+    with np.errstate(over="ignore"):  # of the sizes in a damaged header
+        header = np.lib.format.open_memmap(path, mode="r")  # its values are not read
+    if header.nbytes <= _SMALL or not header.ndim or not header.flags.c_contiguous:
+        return np.load(path, allow_pickle=False)
+    return StoredArray(path, header)
 
 
 def selected(samples, places: np.ndarray):
@@ -85,10 +133,13 @@ def _fault_of_type(samples: Any, kinds) -> str | None:
 
 def fault(images: Any, shape: tuple[int, ...] | None = None, levels: int = 256) -> str | None:
     """The reason why something is no array (N, *shape) of integers in [0, levels), and the remedy,
-    or None. shape: None for a data set's images: NumPy's, uint8, of any (H, W, C).
+    or None. shape: None for samples of a data set: uint8 images of any (H, W, C), or rows of
+    floats, on the host.
 
     Values of bytes are not read if all 256 are levels: O(1), without waiting for a device.
     """
+    if shape is None and is_rows(images):
+        return fault_of_rows(images)
     wanted = f"({', '.join(map(str, ('N', *(shape or 'HWC'))))})"
     if found := _fault_of_type(images, (np.ndarray, StoredArray) if shape is None else object):
         rows = ", or of floats, (N, D)" if shape is None else ""
@@ -99,7 +150,9 @@ def fault(images: Any, shape: tuple[int, ...] | None = None, levels: int = 256) 
         return f"{found} is one image (H, W, C) without an axis of samples; give images[np.newaxis]"
     if images.ndim == 3 and shape in (None, (*images.shape[1:], 1)):
         return f"{found} lacks the channel axis; give images[..., np.newaxis]"
-    if images.ndim != 4 if shape is None else images.shape[1:] != shape:
+    if shape is None and images.ndim != 4:
+        return f"{kind} of {found} is not {wanted}; give images of that shape, or rows of floats"
+    if shape is not None and images.shape[1:] != shape:
         return f"{found} is not {wanted}; give images of that shape"
     if images.size == 0:
         return f"{found} has no pixels; give at least one image"

@@ -10,7 +10,7 @@ from support.trainers import small_config
 
 import snfnp
 from snfnp.cli import angle, evaluate, sample, train
-from snfnp.data import user_data
+from snfnp.data import own_data
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.gradcheck import central_difference
 from snfnp.images import StoredArray
@@ -58,7 +58,7 @@ SOURCES |= {"greys": GREY, "colours": COLOUR}
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_kind_of_source_is_cut_by_the_seed(name, tmp_path, monkeypatch):
-    monkeypatch.setattr("snfnp.data.npy._SMALL", 0)
+    monkeypatch.setattr("snfnp.images._SMALL", 0)
     path, array = write(tmp_path, name, SOURCES[name]), SOURCES[name]
     array = array[..., np.newaxis] if array.ndim == 3 else array
     found, again, other = (
@@ -83,14 +83,14 @@ def test_splits_by_name_in_files_of_their_own_and_in_folders(tmp_path):
     (tmp_path / "folder").mkdir()
     for split, images in zip(parts, np.split(GREY, 3), strict=True):
         pictures(tmp_path / "folder" / split, images)
-    apart = user_data.load(others["train"], others["validation"], others["test"], 0)
+    apart = own_data(others["train"], others["validation"], others["test"], 0)
     for found in (apart, snfnp.load_dataset(str(tmp_path / "named.npz"))):
         for split, rows in parts.items():
             np.testing.assert_array_equal(getattr(found, split)[:], rows)
     folder = snfnp.load_dataset(str(tmp_path / "folder"))
     np.testing.assert_array_equal(folder.test[..., 0], np.split(GREY, 3)[2])
     with pytest.raises(UsageError, match=r"named.npz has test data already: leave `test` out"):
-        user_data.load(str(tmp_path / "named.npz"), None, "0.1", 0)
+        own_data(str(tmp_path / "named.npz"), None, "0.1", 0)
 
 
 def cut_short(folder, name, array):
@@ -122,14 +122,18 @@ PICKLED = "cannot be read (it is no array of numbers, and Python objects are nev
 WRONG = {
     "a.npy": (write, with_nan(), "nan in row 7, column 1 (from 0); leave"),
     "b.csv": (write, with_nan(-np.inf), "has '-inf', which is no number: choose columns"),
-    "c.npy": (write, ROWS[:1], "has 1 samples, of which 0 would be left to train on: give more"),
+    "c.npy": (write, ROWS[:1], "of the samples of "),
     "d.npy": (write, ROWS * (1, 0), "column 1 (from 0) has the standard deviation 0: leave such"),
     "y.npy": (write, ROWS * 1e300, "column 0 (from 0) has the standard deviation inf, and 1 more"),
     "e.npy": (write, ROWS.astype(object), PICKLED),
     "f.npz": (write, ROWS.astype(object), PICKLED),
-    "g.npy": (write, ROWS.astype(str), "of shape (200, 2); give images, uint8 (N, H, W) or"),
-    "h.npy": (write, ROWS.astype(int), "int64 of shape (200, 2); give images, uint8 (N, H, W) or"),
-    "i.npy": (write, ROWS[:, 0], "float64 of shape (200,); give images"),
+    "g.npy": (write, ROWS.astype(str), "instead of numbers; give a NumPy array of uint8, (N"),
+    "h.npy": (
+        write,
+        ROWS.astype(int),
+        "int64 of shape (200, 2) is not (N, H, W, C); give images of",
+    ),
+    "i.npy": (write, ROWS[:, 0], "float64 of shape (200,) is not (N, H, W, C); give"),
     "j.npy": (write, GREY / 255, "float64 from 0.0 to 1.0; multiply by 255 and cast to uint8"),
     "k.npy": (write, GREY.astype(int) - 9, "bring them to 0 to 255 and cast to uint8"),
     "l.npy": (cut_short, ROWS, "cannot be read ("),
@@ -172,7 +176,7 @@ def test_what_fits_nothing_is_one_line_and_leaves_nothing(name, tmp_path):
         (["{rows}", "--preprocess", "logit"], "`preprocess=logit` is not for rows of numbers: cho"),
         (["{grey}", "--ties", "keep"], "`ties` needs rows of numbers, found images: leave it out"),
         (["{grey}", "--preprocess", "none"], "`preprocess=none` is not for images: choose logit"),
-        (["{grey}", "--test", "{rows}"], "shape (200, 2) is not (N, H, W, C); give images"),
+        (["{grey}", "--test", "{rows}"], "shape (200, 2) beside ("),
         (["{rows}", "--batch-size", "500"], "there are only 160 training rows: choose a smaller"),
         (["--data", "mnist-sample", "--test", "0.1"], "`test` only has an effect with `data=PATH`"),
     ],
@@ -217,7 +221,7 @@ def test_the_moments_are_those_of_numpy_in_parts(monkeypatch):
         snfnp.Dataset("mine", np.ma.masked_array(ROWS), ROWS, ROWS)
     with pytest.raises(UsageError, match="the train rows of mine: there is only one; give more"):
         snfnp.Dataset("mine", ROWS[:1], ROWS, ROWS)
-    with pytest.raises(UsageError, match="the test rows of mine: uint8|shape .*is not"):
+    with pytest.raises(UsageError, match="test rows of mine: shape .* beside .200, 2. of train"):
         snfnp.Dataset("mine", ROWS, ROWS, COLOUR)
 
 
@@ -326,7 +330,7 @@ def test_other_units_are_the_same_run_and_another_density(tmp_path):
 
 
 def test_a_large_file_is_never_in_memory_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr("snfnp.data.npy._SMALL", 1 << 20)
+    monkeypatch.setattr("snfnp.images._SMALL", 1 << 20)
     path, size = tmp_path / "large.npy", (80_000, 100)
     np.save(path, RNG.normal(size=size))  # 64 MB
     tracemalloc.start()

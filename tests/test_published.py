@@ -105,13 +105,13 @@ def test_a_folder_without_the_files_is_refused(name, tmp_path, cache, monkeypatc
     put(cache / name, FILES[name])  # must not take the place of the folder that was given
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "empty").mkdir()
-    problems = {"none": "is no folder", "file": "is no folder", "empty": "lacks"}
+    problems = {"none": "is not a folder", "file": "is not a folder", "empty": "lacks"}
     for folder, problem in problems.items():
-        expected = f"{tmp_path / folder}: the data folder {problem}"
+        expected = f"`data_dir` is {tmp_path / folder}, which {problem}"
         message = refused(name, tmp_path / folder, expected, kind=UsageError)
     assert all(file in message for file in FILES[name])
     monkeypatch.setenv("SNFNP_DATA_DIR", str(tmp_path / "none"))
-    expected = f"{tmp_path / 'none'}: SNFNP_DATA_DIR is no folder"
+    expected = f"SNFNP_DATA_DIR is {tmp_path / 'none'}, which is not a folder"
     refused(name, None, expected, kind=UsageError)
 
 
@@ -123,7 +123,7 @@ def test_a_missing_file_is_named(name, tmp_path):
         place = tmp_path / missing / name
         put(place.parent, FILES[name])
         put(place, half)
-        expected = f"{place}: the data folder lacks {missing} of"
+        expected = f"`data_dir` is {place}, which lacks {missing} of"
         refused(name, place.parent, expected, kind=UsageError)
 
 
@@ -223,7 +223,7 @@ def test_a_data_set_found_nowhere_is_one_line_with_advice(
 )
 def test_other_versions_are_not_read(name, said, tmp_path):
     put(tmp_path, {"cifar-10-python.tar.gz": b"", "data_batch_1.bin": b"", "val_data.npz": b""})
-    refused(name, tmp_path, "the data folder lacks", *FILES[name], said, kind=UsageError)
+    refused(name, tmp_path, "which lacks", *FILES[name], said, kind=UsageError)
 
 
 def test_an_unknown_name_is_refused():
@@ -397,7 +397,7 @@ def test_the_splits_are_those_of_the_paper():
 
 
 def test_imagenet_is_read_as_needed(tmp_path, small, monkeypatch):
-    monkeypatch.setattr("snfnp.data.npy._SMALL", 0)
+    monkeypatch.setattr("snfnp.images._SMALL", 0)
     dataset = load_dataset("imagenet32", put(tmp_path, FILES["imagenet32"]))
     data_files.assert_is("imagenet32", dataset)
     assert isinstance(dataset.train, StoredArray) and not dataset.is_sample

@@ -13,8 +13,9 @@ from PIL import Image
 from support.messages import one_line
 
 import snfnp
+from snfnp import images
 from snfnp.cli import train
-from snfnp.data import npy, pictures, user_data
+from snfnp.data import load_whole, own_data, pictures
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.images import StoredArray
 
@@ -27,7 +28,7 @@ GREY = RNG.integers(0, 256, (60, 4, 6)).astype(np.uint8)
 @pytest.fixture
 def large(monkeypatch):
     """Every file is one that is not read at once."""
-    monkeypatch.setattr(npy, "_SMALL", 0)
+    monkeypatch.setattr(images, "_SMALL", 0)
 
 
 def cut(path):
@@ -49,7 +50,7 @@ def test_a_file_that_changes_while_it_is_trained_on_stops_the_run(change, mapped
     np.save(path, ROWS)
     data = snfnp.load_dataset(str(path))
     if mapped:
-        data = user_data.load(np.load(path, mmap_mode="r"))
+        data = own_data(np.load(path, mmap_mode="r"))
     steps = []
 
     def callback(record):
@@ -64,9 +65,7 @@ def test_a_file_that_changes_while_it_is_trained_on_stops_the_run(change, mapped
         snfnp.fit(data, model="fc", out=run, report=None, callbacks=[callback], **how)
     assert len(steps) == 1, "it is noticed at the next step"
     np.save(path, ROWS)
-    again = (
-        user_data.load(np.load(path, mmap_mode="r")) if mapped else snfnp.load_dataset(str(path))
-    )
+    again = own_data(np.load(path, mmap_mode="r")) if mapped else snfnp.load_dataset(str(path))
     snfnp.resume(run, dataset=again, report=None)
     assert snfnp.load_run(run, "last").checkpoint.step == 9 * steps[0]
 
@@ -88,7 +87,7 @@ def test_a_file_that_is_replaced_is_read_to_its_end(tmp_path):
 def test_samples_are_read_as_numpy_reads_them(dtype, order, tmp_path):
     array = np.asarray(RNG.integers(0, 200, (50, 3, 2)).astype(dtype), order=order)
     np.save(tmp_path / "a.npy", array)
-    found = npy.open_array(tmp_path / "a.npy")
+    found = images.open_array(tmp_path / "a.npy")
     assert isinstance(found, StoredArray) == (order == "C") and found.dtype == array.dtype
     for places in (slice(None), slice(3, 9), np.array([7, 8, 3, 4, 5, 49, 0]), np.arange(0), 4):
         np.testing.assert_array_equal(found[places], array[places])
@@ -235,7 +234,7 @@ def test_no_flipped_byte_of_a_file_is_a_traceback(seed, tmp_path):
         content = flipped(contents[name], int(rng.integers(min(400, len(contents[name])))))
         (tmp_path / name).write_bytes(content)
         try:
-            user_data.whole(str(tmp_path / name.partition("/")[0]))
+            load_whole(str(tmp_path / name.partition("/")[0]))
         except UsageError as error:
             assert str(error).isprintable()
         (tmp_path / name).write_bytes(contents[name])
@@ -248,7 +247,7 @@ def test_an_archive_is_read_by_name_and_size_before_by_content(tmp_path, monkeyp
     with one_line(UsageError, "has the arrays train, other: name them train, validation and test"):
         snfnp.load_dataset(str(path))
     np.savez(path, train=ROWS)
-    monkeypatch.setattr(user_data, "_memory", lambda: 1000)
+    monkeypatch.setattr(snfnp.data, "_memory", lambda: 1000)
     with one_line(UsageError, path, "its arrays take 3,328 bytes, and this machine has 1,000"):
         snfnp.load_dataset(str(path))
 
@@ -295,7 +294,7 @@ def test_images_in_hidden_folders_are_left_out_and_said(tmp_path):
     picture(tmp_path / ".b.png", GREY[0, :2, :2])
     said = []
     found = snfnp.load_dataset(str(tmp_path), report=said.append)
-    assert said == [f"{tmp_path}: 1 images in hidden folders are left out"]
+    assert said == [f"{tmp_path}: images in hidden folders are left out (1)"]
     assert len(found.train) + len(found.validation) + len(found.test) == 9
 
 
@@ -305,7 +304,7 @@ def test_linked_folders_are_left_out_and_said(tmp_path):
     (tmp_path / "train" / "again").symlink_to(tmp_path / "train")
     said = []
     assert len(snfnp.load_dataset(str(tmp_path), report=said.append).train) == 7
-    assert said == [f"{tmp_path}: 1 folders that are links or on other disks are left out"]
+    assert said == [f"{tmp_path}: folders that are links or on other disks are left out (1)"]
 
 
 def test_a_path_is_taken_as_its_text_and_arrays_are_refused(tmp_path):
@@ -320,7 +319,7 @@ def test_a_path_is_taken_as_its_text_and_arrays_are_refused(tmp_path):
 def test_a_matrix_is_refused():
     """Its ** is a power of matrices."""
     with one_line(UsageError, "matrix instead of numbers; give an array of floats"):
-        user_data.load(np.matrix(ROWS))
+        own_data(np.matrix(ROWS))
 
 
 @pytest.mark.parametrize("mode", ["I;16", "RGB", "LA", "RGBA"])
@@ -350,7 +349,7 @@ def test_transparent_colours_of_a_palette_are_read_without_a_warning(tmp_path, r
     (tmp_path / "images").mkdir()
     image = Image.fromarray(GREY[0]).convert("P")
     image.save(tmp_path / "images" / "a.png", transparency=bytes(range(256)))
-    assert user_data.whole(str(tmp_path / "images")).shape == (1, 4, 6, 3)
+    assert load_whole(str(tmp_path / "images")).shape == (1, 4, 6, 3)
     assert not recwarn.list
 
 
@@ -377,6 +376,6 @@ def test_images_are_turned_as_their_exif_data_say(orientation, tmp_path):
         (tmp_path / "images").mkdir(exist_ok=True)
         stored.save(tmp_path / "images" / name, exif=exif, quality=95)
     picture(tmp_path / "images" / "c.png", smooth)
-    found = user_data.whole(str(tmp_path / "images"))
+    found = load_whole(str(tmp_path / "images"))
     assert found.shape == (3, 16, 24, 1)
     assert np.abs(found[0].astype(int) - found[2]).max() < 8

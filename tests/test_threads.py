@@ -15,7 +15,7 @@ from support.ranks import on_ranks
 
 import snfnp
 from snfnp import threads
-from snfnp.data import user_data
+from snfnp.data import own_data
 from snfnp.errors import UsageError
 from snfnp.ops.host import ranks_on_shared_cores
 
@@ -201,7 +201,7 @@ def test_a_run_gives_its_threads_back_and_goes_on_with_as_many(monkeypatch, tmp_
         threads, "_pools", lambda: [(lambda: pool.count, partial(setattr, pool, "count"))]
     )
     monkeypatch.setattr(threads, "cores", lambda: frozenset(range(4)))
-    data = user_data.load(np.random.default_rng(0).normal(size=(40, 2)))
+    data = own_data(np.random.default_rng(0).normal(size=(40, 2)))
     options = {"model": "fc", "backend": "numpy", "batch_size": 10, "epochs": 1}
     how = {"callbacks": [lambda record: counts.append(pool.count)], "report": lambda line: None}
     run = snfnp.fit(data, out=tmp_path / "run", **options, **how)

@@ -7,13 +7,12 @@ Don't Know?").
 
 import csv
 import io
-import os
 from pathlib import Path
 
 import numpy as np
 
 from snfnp.cli.shared import add_data, check_file, images_of, open_run, run_parser
-from snfnp.data import DATA_SETS, PUBLISHED, load_dataset, user_data
+from snfnp.data import load_whole
 from snfnp.errors import UsageError, printable
 from snfnp.training import plots
 from snfnp.training.files import write_atomically
@@ -37,12 +36,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
     run = open_run(args)
     check_file(out, "out", plots.SUFFIXES)
-    if args.other in PUBLISHED:
-        other = load_dataset(args.other, args.other_dir or args.data_dir).test
-    elif args.other in DATA_SETS or not os.path.exists(args.other):
-        other = load_dataset(args.other).test
-    else:
-        other = user_data.whole(args.other, run.columns)
+    other = load_whole(args.other, args.other_dir or args.data_dir, run.columns)
     if problem := run.flow.preprocess.fault(other, run.image_shape):
         raise UsageError(f"{args.other}: {problem}")
     images, _ = images_of(run, args, "test")

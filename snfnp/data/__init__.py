@@ -1,13 +1,31 @@
-"""Data sets: MNIST, Fashion-MNIST, CIFAR-10, ImageNet32, 2-D toy densities, the user's own."""
+"""Data sets: MNIST, Fashion-MNIST, CIFAR-10, ImageNet32, 2-D toy densities, the user's own.
 
+The user's own data are .npy, .npz and .csv files, folders of images, and arrays. Nothing is ever
+unpickled.
+"""
+
+import mmap
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
-from snfnp.data import sets, toy, user_data
+import numpy as np
+from numpy.lib.npyio import NpzFile
+
+from snfnp.data import pictures, sets, toy
 from snfnp.data.dataset import SPLITS, Dataset, require_dataset
-from snfnp.data.published import print_to_stderr
-from snfnp.errors import UsageError, suggestion
+from snfnp.data.table import read_table
+from snfnp.errors import UsageError, printable, readable, suggestion
+from snfnp.images import StoredArray, fault, open_array, selected, with_channels
+from snfnp.paths import open_regular
+
+__all__ = ["DATA_SETS", "PUBLISHED", "SPLITS", "Dataset", "load_dataset", "require_dataset"]
+__all__ += ["HELD_OUT", "load_whole", "own_data"]
+Samples = np.ndarray | StoredArray
+Report = Callable[[str], None]
 
 # {name: a function (data_dir or None, report) -> Dataset}
 PUBLISHED: dict[str, Callable[..., Dataset]] = {
@@ -20,15 +38,19 @@ LOADERS: dict[str, Callable[..., Dataset]] = {
     **{name: partial(toy.load, name) for name in toy.DENSITIES},
 }
 DATA_SETS = tuple(LOADERS)
+HELD_OUT = "0.1"  # of one's own data, for validation and again for the test
 
-__all__ = ["DATA_SETS", "PUBLISHED", "SPLITS", "Dataset", "load_dataset", "require_dataset"]
+
+def print_to_stderr(line: str) -> None:
+    """Print one line to standard error."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def load_dataset(
     name: str | os.PathLike[str] = "mnist",
     data_dir: str | os.PathLike[str] | None = None,
     *,
-    report: Callable[[str], None] = print_to_stderr,
+    report: Report = print_to_stderr,
     validation: str | None = None,
     test: str | None = None,
     seed: int = 0,
@@ -67,9 +89,131 @@ def load_dataset(
         if data_dir is not None:
             found = f"`data_dir={data_dir}` is for published data sets, and {name} is a path"
             raise UsageError(f"{found}: leave it out")
-        return user_data.load(name, validation, test, seed, report, **table)
+        return own_data(name, validation, test, seed, report, **table)
     if os.path.splitext(name)[1] or os.path.basename(name) != name:
         raise UsageError(f"no such file: {name}: give the path of your data (`data`)")
     found = f"{name!r} is neither a data set nor a path{suggestion(name, LOADERS)}"
     names = ", ".join(DATA_SETS)
     raise UsageError(f"{found}: use one of {names}, or the path of your data (`data`)")
+
+
+def own_data(
+    source, validation=None, test=None, seed: int = 0, report: Report = print_to_stderr, **table
+) -> Dataset:
+    """The data at a path, or in an array: images (N, H, W[, C]) of uint8, or rows of floats (N, D).
+
+    validation, test: if the data do not name their splits, paths of these, or the fractions of the
+    data that are held out at random, by `seed`. Raises UsageError for anything else.
+    """
+    splits, columns = _read(source, report, table)
+    name, where = "array", "arrays in memory"
+    if isinstance(source, str):
+        name, where = Path(source).stem, printable(source)
+    fractions: dict[str, float] = {}
+    for split, given in (("validation", validation), ("test", test)):
+        if split in splits and given is not None:
+            raise UsageError(f"{where} has {split} data already: leave `{split}` out")
+        if split in splits:
+            continue
+        try:
+            fractions[split] = float(HELD_OUT if given is None else given)
+        except (ValueError, TypeError):
+            splits[split] = _chosen(given, split, columns, report, table)
+            continue
+        if not 0 < fractions[split] < 1:
+            raise UsageError(f"`{split}` is {given}: give a fraction between 0 and 1, or a path")
+    train = splits["train"]
+    if fractions:
+        counts = [max(1, round(part * len(train))) for part in fractions.values()]
+        if (left := max(len(train) - sum(counts), 0)) < 2:
+            found = f"of the samples of {where} ({len(train)}), {left} would be left to train on"
+            raise UsageError(f"{found}: give more, or smaller fractions")
+        order = np.random.default_rng((seed, len(train), 1)).permutation(len(train))
+        parts = np.split(order, np.cumsum(counts))
+        for split, places in zip((*fractions, "train"), parts, strict=True):
+            splits[split] = selected(train, np.sort(places))
+    return Dataset(name, **splits, source=where, columns=columns)
+
+
+def load_whole(name: str, data_dir=None, columns: tuple[str, ...] | None = None) -> Samples:
+    """The test data of a data set, by its name; or all images or rows at a path, of named splits
+    the test split. columns: the names of a table's columns to take, in this order."""
+    if name in LOADERS:
+        return LOADERS[name](data_dir if name in PUBLISHED else None, print_to_stderr).test
+    return _chosen(name, "test", columns, print_to_stderr, {})
+
+
+def _chosen(path, split: str, columns, report: Report, table: dict) -> Samples:
+    """A split at a path, or everything there; of a table, the columns with these names."""
+    is_table = str(path).lower().endswith(".csv")
+    how = {**table, "columns": columns or table.get("columns")} if is_table else {}
+    splits, _ = _read(path, report, how)
+    return splits.get(split, splits["train"])
+
+
+def _read(source, report: Report, table: dict) -> tuple[dict[str, Any], tuple | None]:
+    """{split: array} at a path or of an array ("train" if there is only one), and the names of a
+    table's columns. table: options of `read_table`."""
+    if not isinstance(source, str):
+        with readable("the array"):
+            array = _unmapped(np.asanyarray(source))
+        return {"train": _required(array, "the array")}, None
+    place, columns = Path(source), None
+    suffix = place.suffix.lower()
+    if not os.path.lexists(source):
+        raise UsageError(f"{source} does not exist{suggestion(source, LOADERS)}: check the path")
+    with readable(source):
+        if place.is_dir():
+            splits = pictures.read_folder(place, report)
+        elif suffix == ".npy":
+            splits = {"train": open_array(source)}
+        elif suffix == ".npz":
+            splits = _archive(source)
+        elif suffix == ".csv":
+            rows, columns = read_table(place, report, **table)
+            splits = {"train": rows}
+        else:
+            raise UsageError(f"{source}: give a .npy, .npz or .csv file, or a folder of images")
+    if suffix != ".csv" and (given := [name for name, value in table.items() if value]):
+        raise UsageError(f"`{given[0]}` is for .csv files, and {source} is none: leave it out")
+    return {k: _required(array, f"{source} ({k})") for k, array in splits.items()}, columns
+
+
+def _archive(path: str) -> dict[str, Samples]:
+    """The arrays of an .npz file, except labels. Names and sizes are checked before any is read."""
+    with open(open_regular(path, follow=True), "rb") as stream, NpzFile(stream) as archive:
+        names = [name for name in archive.files if not name.endswith("labels")]
+        if len(names) != 1 and ("train" not in names or not set(names) <= set(SPLITS)):
+            found = f"{path} has the arrays {', '.join(names)[:80] or 'none'}"
+            raise UsageError(f"{found}: name them train, validation and test, or give a single one")
+        content: Any = archive.zip
+        size, most = sum(each.file_size for each in content.infolist()), _memory()
+        if size > most:
+            found = f"its arrays take {size:,} bytes, and this machine has {most:,} bytes of memory"
+            raise ValueError(f"{found}; a .npy file is read as needed")
+        return {name if len(names) > 1 else "train": archive[name] for name in names}
+
+
+def _memory() -> int:
+    """The bytes of this machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _unmapped(array: np.ndarray) -> Samples:
+    """An array that is mapped from a .npy file, as one that is read from it (`snfnp.images`)."""
+    if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.mode == "r":
+        file = str(array.filename)
+        with readable(file):
+            found = open_array(file) if file.endswith(".npy") else array
+        if (found.shape, found.dtype) == (array.shape, array.dtype):
+            return found
+    return array
+
+
+def _required(array: Samples, where: str) -> Samples:
+    """Images (N, H, W, C) or rows of floats (N, D). Raises UsageError for anything else."""
+    array = with_channels(array)
+    # before splits are drawn: the row numbers in messages are those of the file
+    if problem := fault(array):
+        raise UsageError(f"{where}: {problem}")
+    return array

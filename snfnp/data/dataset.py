@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from snfnp.errors import UsageError
-from snfnp.images import StoredArray, fault, fault_of_rows, is_rows, parts, with_channels
+from snfnp.images import StoredArray, fault, is_rows, parts, with_channels
 
 SPLITS = ("train", "validation", "test")
 
@@ -43,7 +43,7 @@ class Dataset:
             object.__setattr__(self, split, with_channels(getattr(self, split)))
         for split in SPLITS:
             images = getattr(self, split)
-            problem = (fault if self.of_images else fault_of_rows)(images)
+            problem = fault(images)
             if not problem and images.shape[1:] != self.train.shape[1:]:
                 problem = f"shape {images.shape} beside {self.train.shape} of train; make them one"
             if problem:

@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from snfnp.data.reading import readable
-from snfnp.errors import UsageError
+from snfnp.errors import UsageError, readable
 from snfnp.paths import open_regular
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -33,6 +32,8 @@ def read_folder(folder: Path, report: Callable[[str], None]) -> dict[str, np.nda
     files = list(_files(folder, report))
     if not named:
         return {"train": _read(folder, files)}
+    if "train" not in named.values():
+        raise UsageError(f"{folder} has no folder train beside {', '.join(named)}: add one")
     parts = {name: [] for name in named}
     for file in files:
         name = file.relative_to(folder).parts[0]
@@ -60,9 +61,9 @@ def _files(folder: Path, report: Callable[[str], None]) -> Iterator[Path]:
         folders[:] = sorted(here)
         yield from (Path(place, name) for name in sorted(images) if name[0] != ".")
     if elsewhere:
-        report(f"{folder}: {elsewhere:,} folders that are links or on other disks are left out")
+        report(f"{folder}: folders that are links or on other disks are left out ({elsewhere:,})")
     if hidden:
-        report(f"{folder}: {hidden:,} images in hidden folders are left out")
+        report(f"{folder}: images in hidden folders are left out ({hidden:,})")
 
 
 def _read(folder: Path, files: list[Path]) -> np.ndarray:
@@ -89,14 +90,18 @@ def _read(folder: Path, files: list[Path]) -> np.ndarray:
 @contextmanager
 def _opened(file: Path) -> Iterator[Image.Image]:
     """An image of at most 8 bits. Raises ValueError for more, which Pillow would truncate."""
-    descriptor = open_regular(file, follow=True)
-    with open(descriptor, "rb") as stream, warnings.catch_warnings(action="ignore"):
+    with (
+        open(open_regular(file, follow=True), "rb") as stream,
+        warnings.catch_warnings(action="ignore"),
+    ):
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         header = stream.read(25)
         stream.seek(0)
-        if not header.startswith((b"\x89PNG\r\n", b"\xff\xd8")):
-            raise ValueError("it is no PNG or JPEG file")
-        with Image.open(stream, formats=["PNG", "JPEG"]) as image:
+        try:
+            image = Image.open(stream, formats=["PNG", "JPEG"])
+        except UnidentifiedImageError:  # it names the stream
+            raise ValueError("it is no PNG or JPEG image") from None
+        with image:
             depth = header[24] if image.format == "PNG" else 8  # in IHDR
             if image.mode[0] in "IF" or depth > 8:
                 raise ValueError("its pixels have more than 8 bits")

@@ -1,23 +1,29 @@
-"""The published data sets, in the splits of Keller et al. 2021, appendix A.3."""
+"""The published data sets, in the splits of Keller et al. 2021, appendix A.3: where their files are
+found, and how they are downloaded and read."""
 
 import gzip
 import hashlib
+import os
+import sys
 import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from snfnp.data.dataset import SPLITS, Dataset
-from snfnp.data.npy import open_array
-from snfnp.data.published import Published
-from snfnp.data.reading import FRESH, opened, readable
-from snfnp.errors import UsageError
-from snfnp.paths import open_regular
+from snfnp.errors import SnfnpError, UsageError, readable
+from snfnp.images import open_array, selected
+from snfnp.paths import open_regular, user_cache
 
 SAMPLE = "sample shipped with the package"
 TRAIN, TEST = "train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz"
+_FRESH, _GZIP_MAGIC = "replace it with a fresh copy", b"\x1f\x8b"
 _HEADER = 16  # bytes of an IDX file before its pixels (http://yann.lecun.com/exdb/mnist/)
 _KNOWN = {  # the files with these SHA-256, uncompressed: both sets have the same names
     "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db": ("MNIST", TRAIN),
@@ -25,6 +31,141 @@ _KNOWN = {  # the files with these SHA-256, uncompressed: both sets have the sam
     "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888": ("Fashion-MNIST", TRAIN),
     "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b": ("Fashion-MNIST", TEST),
 }
+
+
+@dataclass(frozen=True)
+class Published:
+    """A data set that is read from published files.
+
+    Attributes:
+        name: as given to `load_dataset`, and the folder's name in the cache.
+        title: the name in messages.
+        files: {name at the mirrors: MD5 there}.
+        read: read(self, {name: path}) checks the files, and returns the images (N, H, W, C).
+        counts: how many of them, in this order, are for training, validation and test.
+        mirrors: base addresses, each ending in "/", in the order in which they are tried; without
+            any, a person has to get the files.
+        advice: how a person gets them.
+        substitute: makes the data if the files cannot be downloaded.
+    """
+
+    name: str
+    title: str
+    files: dict[str, str]
+    read: Callable[..., Any]
+    counts: tuple[int, int, int]
+    mirrors: tuple[str, ...] = ()
+    advice: str = ""
+    substitute: Callable[[], Dataset] | None = None
+
+    def find(self, folder: Path) -> dict[str, Path]:
+        """The files that a folder has, by published name; each of MNIST's has four names in use."""
+        found = {}
+        for name in self.files:
+            dotted = name.replace("-idx", ".idx")
+            for spelt in (dotted.removesuffix(".gz"), name.removesuffix(".gz"), dotted, name):
+                # os.path.isfile, unlike Path.is_file, also answers for folders without access.
+                if os.path.isfile(folder / spelt):
+                    found[name] = folder / spelt  # the published name, if it is there
+        return found
+
+    def load(self, data_dir: str | os.PathLike[str] | None, report: Callable) -> Dataset:
+        """Read the files in the given folder, or else in the cache, which downloads missing ones.
+
+        Arguments and errors are those of `snfnp.data.load_dataset`.
+        """
+        environment = os.environ.get("SNFNP_DATA_DIR") or None
+        for option, given in (("`data_dir`", data_dir), ("SNFNP_DATA_DIR", environment)):
+            if given is not None:
+                return self._read_given(option, Path(os.path.expanduser(given)))
+        folder = user_cache() / self.name
+        try:
+            self._fill(folder)
+        except SnfnpError as error:
+            if self.substitute is None:
+                lacks = f"no {self.title} images in {folder} and no download ({error})"
+                advice = f"{self._to_get()} and give their folder with `data_dir`"
+                raise SnfnpError(f"{lacks}: {advice}") from None
+            dataset = self.substitute()
+            counts = ", ".join(f"{len(getattr(dataset, split))} {split}" for split in SPLITS)
+            used = f"using the {dataset.source} ({counts} images)"
+            given = "--data-dir or SNFNP_DATA_DIR may name a folder with the full data's files"
+            report(f"WARNING: NOT THE FULL {self.title}: {used}, because {error}; {given}")
+            return dataset
+        try:
+            return self._read(self.find(folder), f"cache folder {folder}")
+        except SnfnpError as error:
+            remedy = " (in the cache: delete it to have it downloaded again)" * bool(self.mirrors)
+            raise SnfnpError(f"{error}{remedy}") from error
+
+    def _read(self, files: dict[str, Path], source: str) -> Dataset:
+        images = self.read(self, files)
+        places = np.split(np.arange(sum(self.counts)), np.cumsum(self.counts[:-1]))
+        return Dataset(self.name, *(selected(images, some) for some in places), source=source)
+
+    def _read_given(self, option: str, root: Path) -> Dataset:
+        """The images in a folder, or in its subfolder of the data set's name."""
+        # A folder with some of the files is the one that was meant: the others are reported.
+        place = root / self.name if self.find(root / self.name) else root
+        files = self.find(place)
+        if lacks := " and ".join(name for name in self.files if name not in files):
+            problem, remedy = f"lacks {lacks} of {self.title}", "put the files there"
+            if not os.path.isdir(root):
+                problem, remedy = "is not a folder", "give the folder that holds the files"
+            raise UsageError(f"{option} is {place}, which {problem}: {self._to_get()} and {remedy}")
+        return self._read(files, f"folder {place}")
+
+    def _fill(self, folder: Path) -> None:
+        """Download what the cache lacks."""
+        found = self.find(folder)
+        for name in (name for name in self.files if name not in found):
+            if not self.mirrors:
+                raise SnfnpError("only registered users get the files")
+            if os.environ.get("SNFNP_OFFLINE", "0") not in ("", "0"):
+                raise SnfnpError("SNFNP_OFFLINE is set and the cache does not hold it")
+            self._download(name, folder)
+
+    def _download(self, name: str, folder: Path) -> None:
+        """Put a file into `folder` from the first mirror that works.
+
+        pooch renames it once its checksum is right: an interruption leaves the cache as it was.
+        """
+        import pooch
+        import requests
+
+        pooch.get_logger().setLevel("WARNING")
+        limits = {"chunk_size": 1 << 16, "timeout": (5.0, 15.0)}  # to connect; without a byte
+        fetch: Any = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), **limits)
+        known, failures = f"md5:{self.files[name]}", []
+        for mirror in self.mirrors:
+            host = urlsplit(mirror).netloc
+            try:
+                pooch.retrieve(mirror + name, known, name, folder, downloader=fetch)
+                return
+            except requests.HTTPError as error:
+                problem = f"HTTP status {getattr(error.response, 'status_code', 'unknown')}"
+            except requests.RequestException:  # their texts fill lines
+                problem = "connection failed"
+            except ValueError:
+                problem = "wrong checksum"
+            except OSError as error:
+                reason = f"the cache {folder} cannot be written ({error.strerror})"
+                raise SnfnpError(reason) from error
+            failures.append(f"{host}: {problem}")
+        raise SnfnpError(f"no mirror gave {name} ({', '.join(failures)})")
+
+    def _to_get(self) -> str:
+        return self.advice or f"get {' and '.join(self.files)} from {' or '.join(self.mirrors)}"
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """A published file's content as a stream, uncompressed if it starts with gzip's magic number:
+    servers and browsers uncompress files without renaming them."""
+    with readable(path, _FRESH), open(open_regular(path, follow=True), "rb") as file:
+        compressed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+        file.seek(0)
+        yield gzip.GzipFile(fileobj=file) if compressed else file
 
 
 def _images(content: bytes) -> np.ndarray:
@@ -89,7 +230,7 @@ def _cifar(published: Published, files: dict[str, Path]) -> np.ndarray:
     the green and the blue plane of an image. The archive is unpacked in memory, if its MD5 is
     right."""
     path = files[ARCHIVE]
-    with readable(path, FRESH), open(open_regular(path, follow=True), "rb") as file:
+    with readable(path, _FRESH), open(open_regular(path, follow=True), "rb") as file:
         if hashlib.file_digest(file, "md5").hexdigest() != published.files[ARCHIVE]:
             raise ValueError("its MD5 is not that of the published archive")
         file.seek(0)
@@ -122,7 +263,7 @@ def _imagenet(published: Published, files: dict[str, Path]):
     same name (Chrabaszcz et al. 2017, .npz files), downsampled differently, do not compare.
     """
     shape = (sum(published.counts), 32, 32, 3)
-    with readable(files[ARRAY], FRESH):
+    with readable(files[ARRAY], _FRESH):
         images = open_array(files[ARRAY])
         if (images.shape, images.dtype) != (shape, np.uint8):
             raise ValueError(f"{images.dtype} of shape {images.shape} is not uint8 {shape}")

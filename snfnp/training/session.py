@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from snfnp.data import Dataset, load_dataset, require_dataset, user_data
+from snfnp.data import Dataset, load_dataset, own_data, require_dataset
 from snfnp.data.ties import with_ties
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.ops import SINGLE_PROCESS, Communicator, Ops, get_ops
@@ -243,7 +243,7 @@ def fit(
     if isinstance(data, (str, Path)):
         raise UsageError(f"fit takes data themselves: give it snfnp.load_dataset({str(data)!r})")
     if not isinstance(data, Dataset):
-        data = user_data.load(data, validation, test, options.get("seed", 0))
+        data = own_data(data, validation, test, options.get("seed", 0))
     elif validation is not None or test is not None:
         raise UsageError(f"{data.name} has its splits already: leave validation and test out")
     config = TrainConfig(data=data.name, **options).resolve(len(data.train), data.train.shape[1:])

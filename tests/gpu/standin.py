@@ -23,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from snfnp.data.published import cache_folder
+from snfnp.paths import user_cache
 
 GPU, STANDIN = "gpu", "standin"
 # Of the stand-in's compiler: its own, and a header that is compiled with just the same ones.
@@ -132,7 +132,7 @@ def _built() -> Path:
     content = [version, sys.implementation.cache_tag, platform.machine(), _FLAGS]
     content += [part for path in files for part in (path.name, path.read_text())]
     key = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
-    final = cache_folder("standin") / f"cupy-{version}-{key}"
+    final = user_cache() / "standin" / f"cupy-{version}-{key}"
     if not final.exists():
         final.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=final.parent) as temporary:

@@ -17,8 +17,8 @@ from PIL import Image
 
 import snfnp.data
 from snfnp.data import Dataset, sets
-from snfnp.data.published import cache_folder
 from snfnp.errors import SnfnpError
+from snfnp.paths import user_cache
 from support.messages import assert_one_line
 
 TRAIN_GZ = "train-images-idx3-ubyte.gz"
@@ -181,7 +181,7 @@ def find_full_mnist() -> Path | None:
     """
     given = Path(os.environ.get("SNFNP_DATA_DIR") or "none").expanduser()
     shared = Path(__file__).resolve().parents[3] / "shared" / "data" / "mnist"
-    places = (given / "mnist", given, cache_folder("mnist"), shared)
+    places = (given / "mnist", given, user_cache() / "mnist", shared)
     return next((place for place in places if len(sets.MNIST.find(place)) == 2), None)
 
 

@@ -9,8 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from snfnp.data import DATA_SETS
-from snfnp.data.user_data import HELD_OUT
+from snfnp.data import DATA_SETS, HELD_OUT
 from snfnp.models import PRESETS
 from snfnp.training.options.groups import by_preset, presets_with, shown
 from snfnp.training.update import SCHEDULES
