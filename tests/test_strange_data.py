@@ -201,6 +201,7 @@ DAMAGED = {
     "binary.csv": lambda path: path.write_bytes(bytes(range(256))),
     "images.csv": lambda path: Image.fromarray(GREY[0]).save(path, "PNG"),
     "gif/a.png": lambda path: Image.fromarray(GREY[0]).save(path, "GIF"),
+    "cut/a.png": lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(30)),
     "text/a.jpg": lambda path: path.write_text("no picture"),
 }
 
@@ -214,7 +215,7 @@ def test_a_damaged_or_mislabelled_file_is_one_short_line(name, tmp_path):
     with pytest.raises(UsageError) as caught:
         train.main([str(given), "--out", str(tmp_path / "run")])
     message = str(caught.value)
-    assert str(given) in message and message.isprintable()
+    assert str(given) in message and message.isprintable() and "_io" not in message
     assert len(message) - len(str(path)) < 250, message
     assert not (tmp_path / "run").exists()
 
@@ -305,6 +306,14 @@ def test_linked_folders_are_left_out_and_said(tmp_path):
     said = []
     assert len(snfnp.load_dataset(str(tmp_path), report=said.append).train) == 7
     assert said == [f"{tmp_path}: folders that are links or on other disks are left out (1)"]
+
+
+def test_other_data_that_do_not_exist_are_no_advice_about_the_runs_own(tmp_path):
+    with one_line(UsageError, "mnits does not exist (did you mean mnist?): check the path"):
+        load_whole("mnits")
+    picture(tmp_path / "test" / "a.png")
+    with one_line(UsageError, f"{tmp_path} has no folder train beside test: add one"):
+        load_whole(str(tmp_path))
 
 
 def test_a_path_is_taken_as_its_text_and_arrays_are_refused(tmp_path):
