@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import SLOW
+from support.processes import python
 
 from snfnp.cli import train
 from snfnp.context import BackwardContext
@@ -199,12 +200,6 @@ def test_a_ring_would_be_found(tmp_path):
     assert ring.startswith("in snfnp/training: ")
 
 
-def test_importing_the_package_imports_nothing_beyond_the_paper():
-    code = "import sys, snfnp, snfnp.training.trainer; print('snfnp.beyond' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
-
-
 def test_the_contracts_are_small():
     def members(cls):
         own = {**vars(cls), **vars(cls).get("__annotations__", {})}
@@ -258,11 +253,6 @@ for model in sys.argv[2:]:
 print("done")
 """
 MODELS = ("fc", "vector", "conv", "emerging", "conv-exponential")
-
-
-def python(code, *arguments):
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 def test_plain_runs_train_and_sample_without_it(tmp_path):
@@ -386,13 +376,8 @@ raise SystemExit(pytest.main(["-n", "0", "-p", "no:cacheprovider", *sys.argv[1:]
 def session(require: str, *arguments: str):
     """(exit status, what it said) of pytest on a machine without NVIDIA's compiler."""
     tests = Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-c", CHECK, str(tests / "test_kernels_compile.py"), *arguments],
-        env=os.environ | {"SNFNP_REQUIRE": require, "PYTHONPATH": f"{tests}:{tests.parent}"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    own = {"SNFNP_REQUIRE": require, "PYTHONPATH": f"{tests}:{tests.parent}"}
+    done = python(CHECK, tests / "test_kernels_compile.py", *arguments, **own)
     return done.returncode, done.stdout + done.stderr
 
 

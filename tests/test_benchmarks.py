@@ -22,7 +22,7 @@ from benchmarks.device import SINGLE
 from benchmarks.steps import make_trainer
 from benchmarks.work import operations
 from compare_checkouts import COLUMNS, CONFIGURATIONS, compare_runs
-from gpu.alone import run_alone
+from gpu.standin import run_alone
 from PIL import Image
 from reproduction.rows import TABLES
 from safetensors.numpy import save_file

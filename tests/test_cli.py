@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from support.messages import assert_one_line
+from support.processes import python
 
 import snfnp
 from snfnp import ops
@@ -245,7 +246,7 @@ def test_the_names_of_the_package_are_those_of_its_stub():
     names = [name for name, place in snfnp._MODULES.items() if place == "snfnp"]
     code = "import sys, snfnp; assert 'numpy' not in sys.modules; snfnp.layers.ActNorm();"
     code += f"print(*(getattr(snfnp, name).__name__ for name in {names})); snfnp.room"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    done = python(code, cwd=ROOT)
     assert done.stdout.split() == [f"snfnp.{name}" for name in names] and "layers" in names
     assert "module 'snfnp' has no attribute 'room'" in done.stderr
     assert all(getattr(snfnp, name) for name in snfnp.__all__)
@@ -276,7 +277,6 @@ def test_the_installed_command_finds_a_model_in_the_current_folder(tmp_path):
     """It has no current folder on its path, unlike `python -m`."""
     (tmp_path / "my_flows.py").write_text(OWN_MODEL)
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(60, 2)))
-    start = [sys.executable, "-c", CONSOLE]
     short = ["--epochs", "1", "--batch-size", "16", "--backend", "numpy"]
     train = ["train", "rows.npy", *short, "--out", "run", "--model"]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -285,8 +285,6 @@ def test_the_installed_command_finds_a_model_in_the_current_folder(tmp_path):
         (["evaluate", "run", "--trust"], "NLL"),
         (["evaluate", "run"], "give --trust"),
     ):
-        environment = os.environ | {"PYTHONPATH": path}
-        how = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
-        done = subprocess.run([*start, *words], **how)
+        done = python(CONSOLE, *words, cwd=tmp_path, PYTHONPATH=path)
         assert said in done.stdout + done.stderr, done.stderr
         assert done.returncode == (2 if said == "give --trust" else 0)

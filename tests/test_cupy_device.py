@@ -1,8 +1,6 @@
 """The messages of a GPU backend that cannot run, or whose memory is full: with a fake CuPy."""
 
-import os
 import re
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -10,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from support.messages import one_line
+from support.processes import python
 
 from snfnp.errors import BackendError
 from snfnp.ops.gpu import cublas, requirements
@@ -216,11 +215,6 @@ raise SystemExit(pytest.main([sys.argv[1], "--collect-only", "-q", "-p", "no:cac
 def test_gpu_code_imports_without_the_download_packages():
     """The package, the benchmark and the tests of the device are imported without them."""
     tests = Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-c", _WITHOUT_DOWNLOADS, str(tests / "gpu")],
-        env=os.environ | {"PYTHONPATH": str(tests.parent / "scripts")},
-        cwd=tests.parent,
-        capture_output=True,
-        text=True,
-    )
+    scripts = str(tests.parent / "scripts")
+    done = python(_WITHOUT_DOWNLOADS, tests / "gpu", cwd=tests.parent, PYTHONPATH=scripts)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

@@ -2,14 +2,13 @@
 
 import os
 import pickle
-import subprocess
-import sys
 import warnings
 from datetime import date
 
 import numpy as np
 import pytest
 from support.messages import one_line
+from support.processes import python
 
 import snfnp
 from snfnp import threads
@@ -80,9 +79,7 @@ def fitted():
 @pytest.mark.parametrize("members", ["1", "2"])
 def test_every_check_of_scikit_learn_passes(members):
     """In a process of its own: one check is skipped unless SciPy was told so before."""
-    env = {**os.environ, "SCIPY_ARRAY_API": "1"}
-    how = {"env": env, "capture_output": True, "text": True}
-    done = subprocess.run([sys.executable, "-c", CHECKS, members], **how)
+    done = python(CHECKS, members, SCIPY_ARRAY_API="1")
     count, _, statuses = done.stdout.partition(" ")
     passed = statuses.strip() == "set()" and int(count) >= 50
     assert passed, done.stdout + done.stderr
@@ -102,9 +99,7 @@ def test_it_works_in_a_pipeline_and_in_a_search_over_a_grid():
 
 def test_processes_of_a_search_share_the_cores_and_compile_nothing():
     """Workers as GridSearchCV(n_jobs=2) starts: kernels are in the cache."""
-    env = {name: value for name, value in os.environ.items() if "NUM_THREADS" not in name}
-    how = {"env": env, "capture_output": True, "text": True, "check": True}
-    done = subprocess.run([sys.executable, "-c", WORKERS], **how)
+    done = python(WORKERS, **{name: "" for name in os.environ if "NUM_THREADS" in name})
     most = max(1, os.cpu_count() // 2)
     assert done.stdout.strip() in {f"({n}, 0) ({n}, 0)" for n in range(1, most + 1)}
 
@@ -131,8 +126,8 @@ def test_without_scikit_learn_it_fits_too():
     code = "import sys; sys.modules['sklearn'] = None; import snfnp, numpy as np; "
     code += "x = np.random.default_rng(0).normal(size=(50, 2)); d = snfnp.FlowDensity(1, epochs=1);"
     code += "print(d.fit(x).score_samples(x).shape, snfnp.FlowDensity().score(x))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stderr.splitlines()[-1].startswith("ValueError: this FlowDensity is not fitted yet")
+    last = python(code).stderr.splitlines()[-1]
+    assert last.startswith("ValueError: this FlowDensity is not fitted yet")
 
 
 # ---------------------------------------------------------------- exactness

@@ -1,6 +1,5 @@
 """Flows and the presets of the tables: structure, starts, round trips, latents, named failures."""
 
-import subprocess
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.gradients import flow_backward, moved
 from support.messages import one_line
+from support.processes import python
 from support.trainers import make_trainer as trainer_on
 from test_rules import random_params, two_layers
 
@@ -314,9 +314,7 @@ print(memory("VmHWM") - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_a_convolutional_step_stays_under_300_megabytes():
-    done = subprocess.run(
-        [sys.executable, "-c", _PEAK], capture_output=True, text=True, check=True, timeout=300
-    )
+    done = python(_PEAK)
     # a dense T(w) of 784 × 784 alone would be 2.5 MB for each of 18 kernels: far from the bound,
     # so the lower one holds the patches of a batch, which are larger
     assert 5 < float(done.stdout) < 300

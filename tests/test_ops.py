@@ -5,8 +5,6 @@ overrides by introspection, so that a kernel without a case cannot land.
 """
 
 import math
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numba
@@ -16,6 +14,7 @@ from support import operation_calls as calls
 from support.operation_cases import OVERRIDES, call_linalg_matmul_add
 from support.operation_cases_layers import ALPHA
 from support.operation_values import OperationValues
+from support.processes import python
 
 from snfnp import threads
 from snfnp.errors import SingularMatrixError, UsageError
@@ -297,7 +296,7 @@ def test_preprocess_survives_a_draw_next_to_one(monkeypatch):
 def test_numpy_needs_no_numba():
     assert get_ops().name == get_ops("numba").name == "numba" and get_ops("numpy").name == "numpy"
     code = "import sys, snfnp.ops; snfnp.ops.get_ops('numpy'); assert 'numba' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert python(code).returncode == 0
 
 
 def test_an_unknown_backend_is_a_usage_error():

@@ -1,15 +1,14 @@
 """Pictures and curves: whole or not there, in their format, refused before the work; events."""
 
 import math
-import os
 import struct
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from support.processes import python
 from support.runs import Killed, kill
 from support.trainers import run_training, small_dataset
 
@@ -133,16 +132,11 @@ for kind, draw in work.items():
 """
 
 
-def python(code, *arguments, **environment):
-    command, environment = [sys.executable, "-c", code, *arguments], {**os.environ, **environment}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="has no limit for the size of a file")
 def test_a_full_disk_leaves_the_old_picture(tmp_path):
     out = tmp_path / "a.png"
     out.write_bytes(b"the old one")
-    done = python(FULL, str(out))
+    done = python(FULL, out)
     assert (done.returncode, done.stdout) == (0, "samples 1\nlarge 1\ncurves 1\n"), done.stderr
     lines, begins = done.stderr.splitlines(), f"error: cannot write {out} (File too large)"
     assert len(lines) == 3 and all(line.startswith(begins) for line in lines)

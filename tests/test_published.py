@@ -2,10 +2,8 @@
 
 import dataclasses
 import gzip
-import os
 import re
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 from support import data_files
 from support.data_files import FILES, FULL_MNIST, TEST, TEST_GZ, TRAIN, TRAIN_GZ, put, refused
 from support.messages import assert_one_line, no_announcement
+from support.processes import python
 
 import snfnp.data
 from snfnp.data import Dataset, load_dataset, sets
@@ -288,9 +287,7 @@ BOMBS = {
 @pytest.mark.parametrize("name, files, problem", BOMBS.values(), ids=BOMBS.keys())
 def test_a_decompression_bomb_is_refused_in_little_memory(tmp_path, name, files, problem):
     put(tmp_path, files)
-    command = [sys.executable, "-c", SCRIPT, name, str(tmp_path)]
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    done = python(SCRIPT, name, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("\n") == 1 and problem in done.stdout
 
@@ -422,8 +419,7 @@ def test_the_documented_command_makes_the_file(tmp_path, small, monkeypatch):
         put(tmp_path / "unpacked" / split, named)
     code = "\n".join(line.removeprefix("    ") for line in command.splitlines())
     code = code.replace("0.015611", str(5 / 23))
-    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    assert python(code, cwd=tmp_path, PYTHONPATH=str(ROOT), PATH="").returncode == 0
     dataset = load_dataset("imagenet32", tmp_path)
     assert [len(dataset.train), len(dataset.validation), len(dataset.test)] == [18, 5, 7]
 

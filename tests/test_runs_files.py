@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.messages import one_line
+from support.processes import python
 from support.runs import START, assert_same_run
 from support.trainers import at_step, run_training, small_config, small_dataset
 
@@ -245,14 +246,12 @@ def machine(package, tmp_path):
     home = str(tmp_path / "file" / "home")
     (tmp_path / "tmp").mkdir()
     unset = ("NUMBA_CACHE_DIR", "MPLCONFIGDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
-    kept = {name: value for name, value in os.environ.items() if name not in unset}
-    return {**kept, "HOME": home, "TMPDIR": str(tmp_path / "tmp"), "PYTHONPATH": str(package)}
+    places = {"HOME": home, "TMPDIR": str(tmp_path / "tmp"), "PYTHONPATH": str(package)}
+    return dict.fromkeys(unset, "") | places
 
 
 def run(machine, code, **variables):
-    settings = {"env": {**machine, **variables}, "cwd": machine["PYTHONPATH"], "timeout": 200}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, **settings)
+    done = python(code, cwd=machine["PYTHONPATH"], **machine | variables)
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
 
@@ -327,17 +326,13 @@ def checkout(tmp_path):
     """A copy of the package, and what a new process computes with it."""
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "snfnp", tmp_path / "snfnp", ignore=ignored)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "HOME": str(tmp_path)}
-    environment.pop("NUMBA_CACHE_DIR", None)
+    own = {"PYTHONPATH": str(tmp_path), "HOME": str(tmp_path), "NUMBA_CACHE_DIR": ""}
 
-    def run(**variables):
-        how = {"env": environment | variables, "cwd": tmp_path, "timeout": 300}
-        command = [sys.executable, "-c", CODE]
-        done = subprocess.run(command, capture_output=True, text=True, **how)
+    def run(code=CODE, **variables):
+        done = python(code, cwd=tmp_path, **own | variables)
         assert done.returncode == 0 and done.stderr == "", done.stderr
-        return int(done.stdout)
+        return int(done.stdout or 0)
 
-    run.environment = environment
     return tmp_path, run
 
 
@@ -358,8 +353,7 @@ def test_a_changed_function_is_seen_by_kernels_of_other_files(checkout):
     (folder,) = place.glob("snfnp-*")
     for age in range(5):  # those of other sources, each of its own
         helper.write_text(f"{text}# {age}\n")
-        command = [sys.executable, "-c", "import snfnp.ops.jit"]
-        subprocess.run(command, cwd=root, env=run.environment, check=True)
+        run("import snfnp.ops.jit")
     assert len(list(folder.iterdir())) == 3 and not first.keys() & kernels(place).keys()
 
 

@@ -3,7 +3,6 @@
 import math
 import os
 import re
-import subprocess
 import sys
 import threading
 from functools import partial
@@ -11,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from support.processes import python
 from support.ranks import on_ranks
 
 import snfnp
@@ -36,10 +36,9 @@ NAMES = ["OPENBLAS_THREAD_TIMEOUT", "NUMBA_THREADING_LAYER", "OMP_WAIT_POLICY", 
 
 def printed(script, **environment):
     """The output of a script in a process of its own; a variable that is "" is left out."""
-    variables = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | environment
-    variables = {name: value for name, value in variables.items() if value}
-    command = [sys.executable, "-c", script]
-    return subprocess.check_output(command, env=variables, text=True, timeout=300)
+    done = python(script, PYTHONPATH=os.pathsep.join(filter(None, sys.path)), **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 SPINS = "5000" if sys.platform == "linux" else "None"

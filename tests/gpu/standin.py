@@ -23,6 +23,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+from support.processes import python
+
 from snfnp.paths import user_cache
 
 GPU, STANDIN = "gpu", "standin"
@@ -84,6 +86,19 @@ def describe() -> str:
     if device().kind == STANDIN:
         return f"CPU stand-in for a GPU ({device().missing_gpu}), {versions}"
     return f"{name}, driver {_driver_version()}, {versions}"
+
+
+def run_alone(script: str, *arguments: str) -> str:
+    """Run a script on the same device in a process of its own, and return what it printed.
+
+    NaN pivots may lead cuSOLVER outside its memory; after one such access no call works.
+    """
+    tests = Path(__file__).parents[1]
+    paths = [str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")]
+    own = {"SNFNP_DEVICE": device().kind, "PYTHONPATH": os.pathsep.join(paths)}
+    done = python(f"from gpu import standin\nstandin.device()\n{script}", *arguments, **own)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 class _Unavailable(Exception):

@@ -7,7 +7,7 @@ from support.operation_cases import NEVER_EMPTY, OVERRIDES
 from support.operation_values import OperationValues
 from test_maps import EVERY_CASE
 
-from gpu.alone import run_alone
+from gpu.standin import run_alone
 from snfnp.errors import SingularMatrixError
 from snfnp.ops.backends import overrides
 

@@ -13,7 +13,7 @@ import pytest
 from support import trainers
 from support.trainers import BATCH, batches_of, host, images_of, make_trainer, run_training
 
-from gpu.alone import run_alone
+from gpu.standin import run_alone
 from snfnp.errors import BackendError, DivergedError, SingularMatrixError
 from snfnp.models import PRESETS
 from snfnp.ops import get_ops

@@ -1,4 +1,4 @@
-"""Processes that mpiexec starts, for tests of what they do together."""
+"""Python in processes of its own: one, or several that mpiexec starts."""
 
 import os
 import shutil
@@ -9,6 +9,14 @@ from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PROBE = "from mpi4py import MPI; raise SystemExit(MPI.COMM_WORLD.size != 2)"
+
+
+def python(code, *arguments, cwd=None, timeout=300, **changes) -> subprocess.CompletedProcess:
+    """Run a script; changes: of the environment, in which a variable that is "" is left out."""
+    variables = {name: value for name, value in (os.environ | changes).items() if value}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    how = {"cwd": cwd, "env": variables, "timeout": timeout}
+    return subprocess.run(command, capture_output=True, text=True, **how)
 
 
 @cache
