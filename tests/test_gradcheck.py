@@ -98,7 +98,7 @@ CHANGED = "^the layer changed its argument {}$"
         (
             "forward",
             "ldj = np.full(len(x), of_a)",
-            r"log\|det J\| is .* from the Jacobian that .* from the layer.*: ldj or log_det is",
+            r"log\|det J\| is .* by differences of forward, .* by ldj and log_det",
         ),
         ("forward", "ldj = ldj.sum(keepdims=True).repeat(2)", r"ldj has shape \(2,\)"),
         ("inverse", "u = np.arcsinh(z)", r"inverse\(forward\(x\)\) differs from x by"),
@@ -130,16 +130,9 @@ def failures(place, line):
 
 def test_all_that_is_wrong_is_listed():
     head, *lines = failures("end", "A[1, 2] += 1; t[3] *= 1.01; dx = 1.02 * dx")
-    assert head == "4 of 5 checks failed:"
-    assert [line.split(",")[0].split(" is")[0] for line in lines] == ["log|det J|", "x", "A", "t"]
-    assert "furthest off at A[1, 2]: " in lines[2] and "furthest off at t[3]: " in lines[3]
-
-
-@pytest.mark.parametrize("line", ["dx = 1.02 * dx", "dx = 0 * dx"])
-def test_a_wrong_delta_is_not_taken_for_a_wrong_determinant(line):
-    _, determinant, _ = failures("end", line)
-    assert "the Jacobian that backward makes" in determinant
-    assert determinant.endswith(": δ_x of backward is wrong")
+    assert head == "3 of 5 checks failed:"
+    assert [line.split(",")[0] for line in lines] == ["x", "A", "t"]
+    assert "furthest off at A[1, 2]: " in lines[1] and "furthest off at t[3]: " in lines[2]
 
 
 def test_a_multiple_of_the_correct_gradient_is_reported():
@@ -220,7 +213,7 @@ class WideSplit(SplitPrior):
 
 @pytest.mark.parametrize(
     "split, message",
-    [(ForgetfulSplit, "is -inf"), (DenseSplit, r"det J\| is "), (WideSplit, "^latent is float64")],
+    [(ForgetfulSplit, "^3 of 5"), (DenseSplit, r"det J\| is "), (WideSplit, "^latent is float64")],
 )
 def test_a_wrong_split_fails(split, message):
     check_layer(SplitPrior(ActNorm()), (2, 3, 4))

@@ -73,21 +73,21 @@ class Case:
         self.c = [rng.standard_normal((len(self.x), *each)) for each in shapes if each is not None]
         self.a = rng.standard_normal(len(self.x))
 
-    def cast(self, given) -> Any:
-        """Host arrays in the precision that is checked."""
-        return _each(lambda array: array.astype(self.dtype), given)
-
-    def put(self, given) -> Any:
-        """Copies of host arrays on the device."""
-        return _each(lambda array: self.ops.asarray(np.array(array)), given)
+    def put(self, given, dtype=np.float64) -> Any:
+        """Copies of a host array, or of a dict or list of them, on the device."""
+        if isinstance(given, dict):
+            return {name: self.put(array, dtype) for name, array in given.items()}
+        if isinstance(given, list):
+            return [self.put(array, dtype) for array in given]
+        return self.ops.asarray(np.array(given, dtype))
 
     def matrix(self, linear_map, w) -> np.ndarray:
         """T(w) written out for one sample."""
         return as_matrix(linear_map, self.ops, np.ascontiguousarray(w), self.shape)
 
-    def forward(self, x, params) -> tuple[list, np.ndarray | int]:
+    def forward(self, x, params, dtype=np.float64) -> tuple[list, np.ndarray | int]:
         """The outputs, and ldj."""
-        returned = self.layer.forward(self.ops, self.put(params), self.put(x))
+        returned = self.layer.forward(self.ops, self.put(params, dtype), self.put(x, dtype))
         z, ldj, cache = _returned(returned, "forward", "z, ldj, cache")
         outputs = (z, cache["latent"]) if len(self.c) == 2 else (z,)
         ldj = ldj if isinstance(ldj, int) else self.ops.to_host(ldj)
@@ -102,26 +102,27 @@ class Case:
     def log_det(self, params) -> float:
         return self.layer.log_det(self.ops, self.put(params), self.shape) or 0.0
 
-    def backward(self, x, params, deltas, dldj) -> dict[str, np.ndarray]:
-        """{parameter: gradient, "x": δ_x} of a backward pass, which must change no argument."""
-        ops, x_, p = self.ops, self.put(x), self.put(params)
-        deltas_, dldj_ = self.put(deltas), self.put(dldj)
-        _, _, cache = self.layer.forward(ops, p, x_)
-        passes = []
-        ctx = BackwardContext.of(ops, dldj_, self.lam, key=layer_key(KEY, 0))
+    def gradients(self, dtype=None) -> dict[str, np.ndarray]:
+        """{parameter: gradient, "x": δ_x} at the case's points, of a backward pass in this
+        precision (default: the case's), which must change no argument."""
+        ops, dtype = self.ops, dtype or self.dtype
+        host = {"x": self.x, "dldj": self.a, **dict(zip(("dz", "dlatent"), self.c, strict=False))}
+        device, p = self.put(host, dtype), self.put(self.params, dtype)
+        x, dldj, *deltas = device.values()
+        _, _, cache = self.layer.forward(ops, p, x)
+        passes, ctx = [], BackwardContext.of(ops, dldj, self.lam, key=layer_key(KEY, 0))
         for _ in range(2):  # the second time from the cache that the first one left
-            grads = self.put({k: np.full_like(v, np.nan) for k, v in params.items()})
+            grads = self.put({k: np.full_like(v, np.nan) for k, v in self.params.items()}, dtype)
             # a copy of the dict: an array that backward puts in a buffer's place is discarded
-            dx = self.layer.backward(ctx, p, cache, deltas_[0], dict(grads), *deltas_[1:])
+            dx = self.layer.backward(ctx, p, cache, deltas[0], dict(grads), *deltas[1:])
             _returned(dx, "backward", "δ_x, a Measured" if self.layer.learns_inverse else "δ_x")
             if self.layer.learns_inverse:
                 dx, _ = dx
             passes.append({name: ops.to_host(g) for name, g in {**grads, "x": dx}.items()})
-        unchanged = [("x", x_, x), *((name, p[name], params[name]) for name in params)]
-        unchanged += [("dz", d_, d) for d_, d in zip(deltas_, deltas, strict=True)]
-        for name, now, then in [*unchanged, ("dldj", dldj_, dldj)]:
-            if not np.array_equal(ops.to_host(now), then, equal_nan=True):
-                raise GradientError(f"the layer changed its argument {name}")
+        for given, now in ((host, device), (self.params, p)):
+            for name, then in given.items():
+                if not np.array_equal(ops.to_host(now[name]), then.astype(dtype), equal_nan=True):
+                    raise GradientError(f"the layer changed its argument {name}")
         first, second = passes
         if not all(np.allclose(first[k], second[k], equal_nan=True) for k in first):
             raise GradientError("backward changed the cache: twice, it gives two results")
@@ -129,10 +130,6 @@ class Case:
             if np.isnan(first[name]).any():
                 raise GradientError(f"{name}: backward left its gradient (partly) unwritten or NaN")
         return first
-
-    def gradients(self) -> dict[str, np.ndarray]:
-        """{parameter: gradient, "x": δ_x} at the case's points, in its precision."""
-        return self.backward(*map(self.cast, (self.x, self.params, self.c, self.a)))
 
     def measure(self, name: str, scalar, point, gradient) -> None:
         """Compare a gradient with differences of a scalar (`measure_gradient`), and report it."""
@@ -168,13 +165,6 @@ def _returned(value, method: str, expected: str):
         found = f"{count} of them" if count else "None"
         raise GradientError(f"{method} must return {expected}, and returns {found}")
     return value
-
-
-def _each(function: Callable, given) -> Any:
-    """A function of an array, or of each array in a dict or list."""
-    if isinstance(given, dict):
-        return {name: function(array) for name, array in given.items()}
-    return [function(array) for array in given] if isinstance(given, list) else function(given)
 
 
 def stop_gradient_objective(
@@ -255,7 +245,7 @@ def check_layer(
 
     * shapes and dtypes; no argument is changed;
     * inverse(forward(x)) = x, by the exact inverse;
-    * ldj + log_det against slogdet of the Jacobian that `backward` assembles row by row;
+    * ldj + log_det against slogdet of the Jacobian, by central differences;
     * the gradients of x and of each parameter against central differences along random
       directions, with negative controls (`measure_gradient`).
 
@@ -310,24 +300,23 @@ def _check_arrays(case: Case) -> None:
     if declared != made:
         raise GradientError(f"parameter_shapes says {declared}, init makes {made}")
     for dtype in (np.float64, np.float32):
-        x, a, *c = (array.astype(dtype) for array in (case.x, case.a, *case.c))
-        params = {name: value.astype(dtype) for name, value in case.params.items()}
-        outputs, ldj = case.forward(x, params)
-        for name, z, dz in zip(("z", "latent"), outputs, c, strict=False):
+        outputs, ldj = case.forward(case.x, case.params, dtype)
+        for name, z, dz in zip(("z", "latent"), outputs, case.c, strict=False):
             if z.shape != dz.shape:
                 raise GradientError(f"{name} has shape {z.shape}, not the declared {dz.shape}")
-        if np.shape(ldj) not in ((), (len(x),)):
-            raise GradientError(f"ldj has shape {np.shape(ldj)}, expected ({len(x)},) or 0")
-        dx = case.backward(x, params, c, a)["x"]
+        if np.shape(ldj) not in ((), (len(case.x),)):
+            raise GradientError(f"ldj has shape {np.shape(ldj)}, expected ({len(case.x)},) or 0")
+        dx = case.gradients(dtype)["x"]
         arrays = {"z": outputs[0], "latent": outputs[-1], "dx": dx, "ldj": ldj}
         for name, array in arrays.items():
             if np.ndim(array) and array.dtype != dtype:
-                raise GradientError(f"{name} is {array.dtype}, but all arguments are {x.dtype}")
+                found = f"{name} is {array.dtype}, but all arguments are {np.dtype(dtype)}"
+                raise GradientError(found)
 
 
 def _inverse_error(case: Case) -> float:
     outputs = case.forward(case.x, case.params)[0]
-    p, z = case.put(case.cast(case.params)), case.put(case.cast(outputs))
+    p, z = case.put(case.params, case.dtype), case.put(outputs, case.dtype)
     back = case.ops.to_host(_returned(case.layer.exact_inverse(case.ops, p, *z), "inverse", "x"))
     error = float(np.max(np.abs(back - case.x)) / max(1.0, np.max(np.abs(case.x))))
     if not error <= case.rtol:
@@ -336,29 +325,18 @@ def _inverse_error(case: Case) -> float:
 
 
 def _log_det_error(case: Case, sample: np.ndarray) -> float:
-    """ldj + log_det against slogdet of the Jacobian of one sample, whose row i is backward(e_i);
-    the Jacobian by differences of `forward` says which of them is wrong."""
-    dimension = sample.size
-    copies = np.repeat(sample[None], dimension, axis=0)
-    outputs, ldj = case.forward(copies, case.params)
-    ends = np.cumsum([output[0].size for output in outputs])[:-1]
-    parts = np.split(np.eye(dimension), ends, axis=1)
-    deltas = [e.reshape(o.shape) for e, o in zip(parts, outputs, strict=True)]
-    x, a, *deltas = case.cast([copies, np.zeros(dimension), *deltas])
-    rows = case.backward(x, case.cast(case.params), deltas, a)["x"].reshape(dimension, dimension)
-    expected = float(np.linalg.slogdet(rows.astype(np.float64))[1])
-    declared = float(np.broadcast_to(ldj, (dimension,))[0]) + case.log_det(case.params)
-    error = abs(declared - expected) / max(1.0, abs(expected))
-    if error <= case.rtol:
-        return error
+    """ldj + log_det against slogdet of the Jacobian of one sample, by differences."""
 
-    def rows_of(x):
+    def rows(x):
         return np.concatenate([flat(z) for z in case.forward(x, case.params)[0]], axis=1)
 
-    columns = central_difference(rows_of, copies, np.eye(dimension).reshape(copies.shape), 1e-2)
-    numeric = float(np.linalg.slogdet(columns)[1])
-    closer = abs(declared - numeric) < abs(expected - numeric)
-    wrong = "δ_x of backward" if closer else "ldj or log_det"
-    found = f"{expected:.12g} from the Jacobian that backward makes, {declared:.12g} from the layer"
-    slope = f"{numeric:.8g} from finite differences of forward"
-    raise GradientError(f"log|det J| is {found}, and {slope}: {wrong} is wrong")
+    copies = np.repeat(sample[None], sample.size, axis=0)
+    jacobian = central_difference(rows, copies, np.eye(sample.size).reshape(copies.shape), 1e-2)
+    expected = float(np.linalg.slogdet(jacobian)[1])
+    ldj = case.forward(sample[None], case.params)[1]
+    declared = float(np.sum(ldj)) + case.log_det(case.params)
+    error = abs(declared - expected) / max(1.0, abs(expected))
+    if not error <= case.rtol:
+        found = f"{expected:.12g} by differences of forward, {declared:.12g} by ldj and log_det"
+        raise GradientError(f"log|det J| is {found}")
+    return error

@@ -38,14 +38,14 @@ def check_map(linear_map: Map, shape: tuple[int, ...], **settings: Unpack[Settin
 
     def host(method, *arrays, **keywords):
         """A method of the map on host arrays."""
-        return ops.to_host(method(ops, *case.put(case.cast([*arrays])), **keywords))
+        return ops.to_host(method(ops, *case.put([*arrays], case.dtype), **keywords))
 
     z = host(linear_map.apply, w, x)
     case.compare("apply", flat(z), rows @ t.T)
     dx = flat(host(linear_map.adjoint, w, dz))
     case.compare("adjoint", dx, deltas @ t, deltas @ t.T if mistakable else None)
     v = case.rng.standard_normal(w.shape)
-    delta, inputs, out = case.put(case.cast([dz, x, np.full(w.shape, np.nan)]))
+    delta, inputs, out = case.put([dz, x, np.full(w.shape, np.nan)], case.dtype)
     slopes = []
     for add in (False, True):
         linear_map.weight_grad(ops, delta, inputs, out=out, add=add)
@@ -61,7 +61,7 @@ def check_map(linear_map: Map, shape: tuple[int, ...], **settings: Unpack[Settin
     case.compare("multiple", multiple, counts, np.ones(w.shape) if np.any(counts > 1) else None)
     if dz.shape != x.shape:
         return case.report
-    log_det = linear_map.log_det(ops, case.put(case.cast(w)), shape)
+    log_det = linear_map.log_det(ops, case.put(w, case.dtype), shape)
     case.compare("log_det", log_det, np.linalg.slogdet(t)[1])
     case.compare("solve", host(linear_map.solve, w, z), x, z)
 
@@ -90,10 +90,9 @@ def check_rule(
         GradientError: at the first gradient that is wrong.
     """
     case = Case(Linear(linear_map, rule, init_kind="identity"), shape, noise=0.3, **settings)
-    params, volume = case.params, case.a.sum()
-    learns, w = rule.learns_inverse, params["W"]
+    params, volume, w = case.params, case.a.sum(), case.params["W"]
     mixture = isinstance(rule, SelfNormalizing) and rule.objective == "mixture"
-    if learns:
+    if rule.learns_inverse:
         # w.shape[-2:] is the matrix of a dense map (transposed in a kernel, as its inverse is)
         params["R"] = np.asarray(np.linalg.inv(w), np.float64)
     grads, t = case.gradients(), case.matrix(linear_map, w)
@@ -106,39 +105,27 @@ def check_rule(
 
     case.measure("x", lambda v: float(np.sum(deltas * (v @ t.T))), rows, flat(grads["x"]))
     if isinstance(rule, Relative):
-        case.measure("W", *_relative_scalar(rule, params, rows, deltas, volume, grads))
-    else:
-        factor = 0.5 if mixture else 1.0
-        case.measure("W", lambda v: factor * density(v, rows, deltas), w, grads["W"])
+        for name, expected in _relative_gradients(rule, params, rows, deltas, volume).items():
+            case.compare(name, grads[name], expected)
+        return case.report
+    factor = 0.5 if mixture else 1.0
+    case.measure("W", lambda v: factor * density(v, rows, deltas), w, grads["W"])
+    case.measure("b", lambda v: float(np.sum(case.c[0] * v)), params["b"], grads["b"])
     if mixture:  # Eq. 11: R has a density of its own
         of_r = lambda v: -0.5 * density(v, rows @ t.T, deltas @ t)  # noqa: E731
         case.measure("R", of_r, params["R"], grads["R"])
-    if not isinstance(rule, Relative) or rule.bias == "plain":  # else a column of W's matrix
-        case.measure("b", lambda v: float(np.sum(case.c[0] * v)), params["b"], grads["b"])
     return case.report
 
 
-def _relative_scalar(rule, params, rows, deltas, volume, grads):
-    """(scalar, point, gradient): for these a relative gradient is the scalar's gradient.
-
-    With A = W, or A = [W b; 0 1] for a bias inside an augmented matrix, the ascent direction is
-    G AᵀA for the gradient G of L(A) = ⟨δ, A x⟩ + v log|det A|. So ⟨G AᵀA, U⟩ is the derivative of
-    L(A + s U AᵀA) at s = 0, for every U that leaves the last row alone.
-    """
-    w, gradient = params["W"], grads["W"]
-    a, x, padded = w, rows, deltas
-    if rule.bias != "plain":
-        size = len(w)
-        missing = volume * params["b"] if rule.bias == "gresele" else 0  # left out by its authors
-        gradient = np.column_stack([gradient, grads["b"] + missing])
-        a = np.block([[w, params["b"][:, None]], [np.zeros((1, size)), np.ones((1, 1))]])
-        x = np.column_stack([rows, np.ones(len(rows))])
-        padded = np.column_stack([deltas, np.zeros(len(rows))])
-
-    def scalar(u):
-        full = np.zeros_like(a)
-        full[: len(u)] = u
-        moved = a + full @ a.T @ a
-        return float(np.sum(padded * (x @ moved.T)) + volume * np.linalg.slogdet(moved)[1])
-
-    return scalar, np.zeros_like(gradient), gradient
+def _relative_gradients(rule: Relative, params, rows, deltas, volume) -> dict[str, np.ndarray]:
+    """The exact gradients of W and b, times AᵀA for A = W, or A = [W b; 0 1] if b belongs to it."""
+    w, b = params["W"], params["b"]
+    if rule.bias == "plain":
+        exact = deltas.T @ rows + volume * np.linalg.inv(w).T
+        return {"W": exact @ w.T @ w, "b": deltas.sum(axis=0)}
+    a = np.block([[w, b[:, None]], [np.zeros((1, b.size)), np.ones((1, 1))]])
+    x = np.column_stack([rows, np.ones(len(rows))])
+    exact = deltas.T @ x + volume * np.linalg.inv(a).T[:-1]
+    relative = exact @ a.T @ a
+    left_out = volume * b if rule.bias == "gresele" else 0  # by its authors
+    return {"W": relative[:, :-1], "b": relative[:, -1] - left_out}

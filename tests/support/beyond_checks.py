@@ -72,7 +72,7 @@ def check_variational(
     if inverted:
         case.params["R"] = np.linalg.inv(case.params["W"])
     (f, g), ops, params, rows = layer.maps, case.ops, case.params, layers.flat(case.x)
-    z, _, cache = layer.forward(ops, case.put(case.cast(params)), case.put(case.cast(case.x)))
+    z, _, cache = layer.forward(ops, *case.put([params, case.x], case.dtype))
     nu = layers.flat(ops.to_host(cache["noise"].nu)).astype(np.float64)
     # every sample's noise is its own, with the other sign for odd ones
     samples = np.arange(batch)
