@@ -33,25 +33,39 @@ class Check(NamedTuple):
     run: Callable[..., Report]
 
 
+_MAPS = {
+    "dense": (Dense(5), (5,)),
+    "dense, one feature": (Dense(1), (1,)),
+    "conv 1x1": (Conv2d((1, 1), 3), (2, 3, 3)),
+    "conv 1x1, one channel": (Conv2d((1, 1), 1), (1, 2, 1)),
+    "conv 3x3": (Conv2d((3, 3), 2), (3, 4, 2)),
+    "conv 7x3": (Conv2d((7, 3), 1), (2, 3, 1)),
+    "conv 3x3, whole matrix": (Conv2d((3, 3), 2, exact="dense"), (3, 4, 2)),
+    "conv 1x1, 3 to 1 channels": (Conv2d((1, 1), 3, 1), (2, 2, 3)),
+    "conv 1x5, 1 to 4 channels": (Conv2d((1, 5), 1, 4), (3, 4, 1)),
+}
+
+
 def catalogue() -> list[Check]:
     """All checks: every layer, linear ones with every rule and in several shapes; rules; maps."""
-    maps = [
-        ("dense", Dense(5), (5,)),
-        ("dense, one feature", Dense(1), (1,)),
-        ("conv 3x3", Conv2d((3, 3), 2), (3, 4, 2)),
-        ("conv 7x3", Conv2d((7, 3), 1), (2, 3, 1)),
-        ("conv 1x1", Conv2d((1, 1), 3), (2, 3, 3)),
-        ("conv 3x3, whole matrix", Conv2d((3, 3), 2, exact="dense"), (3, 4, 2)),
-        ("conv 1x1, 3 to 1 channels", Conv2d((1, 1), 3, 1), (2, 2, 3)),
-        ("conv 1x5, 1 to 4 channels", Conv2d((1, 5), 1, 4), (3, 4, 1)),
+    of_dense, pointwise, small = (list(_MAPS)[:count] for count in (2, 4, 5))
+    rules = [
+        ("self-normalizing", SelfNormalizing(), pointwise),
+        ("self-normalizing, forward", SelfNormalizing("forward"), pointwise),
+        ("exact", Exact(), small),
+        *((f"relative, {b}", Relative(b), of_dense) for b in ("plain", "full", "gresele")),
     ]
     return [
         *(
             Check("layer", name, partial(check_layer, layer, shape, **dict(*settings)))
             for name, layer, shape, *settings in _linear() + _other_layers()
         ),
-        *(Check("rule", name, partial(check_rule, *of)) for name, *of in _rules()),
-        *(Check("map", name, partial(check_map, *of)) for name, *of in maps),
+        *(
+            Check("rule", f"{name}, {of}", partial(check_rule, rule, *_MAPS[of]))
+            for name, rule, maps in rules
+            for of in maps
+        ),
+        *(Check("map", name, partial(check_map, *of)) for name, of in _MAPS.items()),
     ]
 
 
@@ -161,21 +175,3 @@ def coupling_point(layer: AffineCoupling, shape) -> dict:
     x = rng.standard_normal((3, *shape))
     x[..., :half] = 2 * np.sign(x[..., :half]) + 0.1 * x[..., :half]
     return {"x": x, "params": p}
-
-
-def _rules() -> list[tuple]:
-    maps = {
-        "dense": (Dense(5), (5,)),
-        "one feature": (Dense(1), (1,)),
-        "conv 1x1": (Conv2d((1, 1), 3), (2, 3, 3)),
-        "one channel": (Conv2d((1, 1), 1), (1, 2, 1)),
-        "conv 3x3": (Conv2d((3, 3), 2), (3, 4, 2)),
-    }
-    vectors, pointwise = ("dense", "one feature"), tuple(maps)[:-1]
-    rules = [
-        ("self-normalizing", SelfNormalizing(), pointwise),
-        ("self-normalizing, forward", SelfNormalizing("forward"), pointwise),
-        ("exact", Exact(), tuple(maps)),
-        *((f"relative, {b}", Relative(b), vectors) for b in ("plain", "full", "gresele")),
-    ]
-    return [(f"{name}, {of}", rule, *maps[of]) for name, rule, names in rules for of in names]
