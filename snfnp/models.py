@@ -22,8 +22,7 @@ from snfnp.layers import (
     Squeeze,
     Whiten,
 )
-from snfnp.layers.conv_exponential import exponential_layers
-from snfnp.layers.emerging import emerging_layers
+from snfnp.layers.baselines import emerging_layers, exponential_layers
 from snfnp.maps import Conv2d, Dense
 from snfnp.rules import Exact, Relative, Rule, SelfNormalizing
 

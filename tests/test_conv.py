@@ -17,7 +17,7 @@ from support.operation_calls import CONVOLUTIONS
 
 from snfnp.gradcheck import GradientError, as_matrix, check_layer
 from snfnp.layers import Linear
-from snfnp.layers.conv_exponential import ConvExponential
+from snfnp.layers.baselines import ConvExponential
 from snfnp.layers.linear import xavier
 from snfnp.maps import Conv2d
 from snfnp.ops import get_ops, simd

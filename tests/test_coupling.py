@@ -16,7 +16,7 @@ from snfnp.layers import (
     AffineCoupling,
     Preprocess,
 )
-from snfnp.layers.emerging import CausalConv2d, emerging_layers
+from snfnp.layers.baselines import CausalConv2d, emerging_layers
 from snfnp.likelihood import EVALUATION_NOISE, SAMPLE_LATENTS, Likelihood
 from snfnp.ops import RandomKey, get_ops
 from snfnp.ops.coupling.definition import Coupling

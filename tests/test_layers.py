@@ -34,7 +34,7 @@ from snfnp.layers import (
     SplitPrior,
     Squeeze,
 )
-from snfnp.layers.conv_exponential import ConvExponential
+from snfnp.layers.baselines import ConvExponential
 from snfnp.likelihood import TRAINING_NOISE
 from snfnp.maps import Conv2d, Dense
 from snfnp.ops import RandomKey, get_ops

@@ -36,7 +36,7 @@ from snfnp.layers import (
     SplitPrior,
     Squeeze,
 )
-from snfnp.layers.conv_exponential import Bias
+from snfnp.layers.baselines import Bias
 from snfnp.maps import Conv2d
 from snfnp.models import PRESETS
 from snfnp.ops import RandomKey, get_ops

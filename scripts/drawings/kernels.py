@@ -5,8 +5,7 @@ from scipy.linalg import expm
 
 from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, arrow, box, canvas, laid_out, plt
 from snfnp.gradcheck import as_matrix
-from snfnp.layers.conv_exponential import ConvExponential
-from snfnp.layers.emerging import CausalConv2d
+from snfnp.layers.baselines import CausalConv2d, ConvExponential
 from snfnp.maps import Conv2d
 from snfnp.ops import get_ops
 

@@ -15,8 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from snfnp.errors import UsageError
 from snfnp.layers import AffineCoupling, Linear, SplitPrior, Whiten
-from snfnp.layers.conv_exponential import ConvExponential
-from snfnp.layers.emerging import CausalConv2d
+from snfnp.layers.baselines import CausalConv2d, ConvExponential
 from snfnp.layers.whiten import inverse_root
 from snfnp.likelihood import WHITENING_NOISE
 from snfnp.maps import Conv2d
