@@ -19,6 +19,7 @@ from snfnp.context import BackwardContext
 from snfnp.errors import DivergedError, UsageError
 from snfnp.flow import Flow
 from snfnp.layers import ActNorm, Linear, SplitPrior, Whiten
+from snfnp.layers.whiten import _shrunk
 from snfnp.likelihood import WHITENING_NOISE
 from snfnp.maps import Dense
 from snfnp.models import PRESETS
@@ -389,3 +390,24 @@ def test_renewals_come_early_and_then_every_500_steps():
     for trainer.step in range(1700):
         trainer.renew(None)
     assert due == [0, 20, 100, 500, 1000, 1500]
+
+
+def test_a_covariance_is_shrunk_by_as_much_as_its_rows_deserve():
+    rng = np.random.default_rng(0)
+    turn, _ = np.linalg.qr(rng.normal(size=(20, 20)))
+    true = (turn * np.geomspace(0.1, 10, 20)) @ turn.T
+    for rows in (15, 40, 4000):
+        x = rng.multivariate_normal(np.zeros(20), true, rows)
+        found = x.T @ x / rows
+        shrunk = _shrunk(found, rows)
+        assert np.linalg.norm(shrunk - true) <= 1.001 * np.linalg.norm(found - true)
+        assert np.trace(shrunk) == pytest.approx(np.trace(found))
+        assert np.linalg.eigvalsh(shrunk).min() > 1e-3
+        square, squares = np.trace(found) ** 2, np.trace(found @ found)
+        share = (1 - 2 / 20) * squares + square  # Eq. 23 of Chen et al. 2010, as printed
+        share = min(1, share / ((rows + 1 - 2 / 20) * (squares - square / 20)))
+        expected = (1 - share) * found + share * np.trace(found) / 20 * np.eye(20)
+        np.testing.assert_allclose(shrunk, expected, rtol=1e-12, atol=1e-14)
+    few = rng.normal(size=(10, 50))
+    assert np.abs(_shrunk(few.T @ few / 10, 10) - np.eye(50)).max() < 0.6
+    np.testing.assert_allclose(_shrunk(np.eye(5), 3), np.eye(5))

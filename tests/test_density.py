@@ -1,4 +1,4 @@
-"""FlowDensity: scikit-learn's checks, exactness, little data, bad input, files; and its model."""
+"""FlowDensity: scikit-learn's checks, exactness, little data, bad input, names, weights, files."""
 
 import os
 import pickle
@@ -12,20 +12,14 @@ from support.processes import python
 
 import snfnp
 from snfnp import threads
-from snfnp.data.ties import decimals, find_steps
 from snfnp.density import estimator, files
-from snfnp.density.ensemble import Ensemble, MixtureMember, stacked_weights
-from snfnp.density.mixture import Mixture
 from snfnp.density.rows import copies
 from snfnp.density.training import flow_candidate
 from snfnp.errors import CheckpointError, DivergedError, SnfnpError
-from snfnp.layers.preprocess import Standardise
-from snfnp.layers.whiten import _shrunk
 from snfnp.ops import get_ops, jit
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.checkpoint import save_checkpoint
 from snfnp.training.trainer import Trainer
-from snfnp.training.update import learning_rate
 
 get_ops("numba")  # before scikit-learn's OpenMP, beside which Numba's threads are slower
 sklearn = pytest.importorskip("sklearn")
@@ -116,12 +110,6 @@ def test_a_small_fit_takes_one_thread_and_gives_the_others_back(monkeypatch):
     assert seen == [1] and threads.most() == before
 
 
-def test_a_single_step_has_a_rate():
-    density = snfnp.FlowDensity(epochs=1, members=1, random_state=0).fit(moons(16))
-    assert density.config_.epochs == density.config_.steps_per_epoch(14) == 1
-    assert learning_rate(density.config_, 0, 1) > 0
-
-
 def test_without_scikit_learn_it_fits_too():
     code = "import sys; sys.modules['sklearn'] = None; import snfnp, numpy as np; "
     code += "x = np.random.default_rng(0).normal(size=(50, 2)); d = snfnp.FlowDensity(1, epochs=1);"
@@ -205,10 +193,7 @@ def test_any_number_of_columns_and_rows(columns, rows, activation):
         (np.array([[1.0, 5.0], [2.0, 6.0]]), "n_samples = 2: a density needs at least 3 rows"),
         (np.array([[1.0], [2e300], [3e300]]), "column 0 .* has the standard deviation inf: leave"),
         (np.ma.masked_array([[1.0], [2.0], [4.0]]), "X is a masked array: leave masked rows"),
-        (
-            np.array([[1.0, 5.0], [2.0, 5.0], [4.0, 5.0]]),
-            "column 1 .* has the standard deviation 0: leave",
-        ),
+        ([[1.0, 5.0], [2.0, 5.0], [4.0, 5.0]], "column 1 .* has the standard deviation 0: leave"),
         (np.array([[1.0, 2.0], [np.nan, 1.0]]), "X contains NaN or infinity, first in row 1"),
         (np.array([["a", "b"], ["c", "d"]]), "could not convert string to float"),
         (np.arange(4.0), "Expected 2D array, got 1D array .* Reshape your data"),
@@ -247,55 +232,12 @@ def test_training_that_diverges_leaves_the_best_before(monkeypatch):
 # ---------------------------------------------------------------- an average of densities
 
 
-def test_weights_are_those_at_which_held_out_rows_are_likeliest():
-    """Against a grid over the weights of three densities, of which one is never of use."""
-    rng = np.random.default_rng(0)
-    x = np.where(rng.random(300) < 0.7, rng.normal(size=300), rng.normal(4, 1, 300))
-    scores = -((x - np.array([[0.0], [4.0], [40.0]])) ** 2) / 2
-    weights = stacked_weights(scores)
-    grid = np.linspace(1e-3, 1 - 1e-3, 999)
-    total = np.logaddexp(scores[0] + np.log(grid)[:, None], scores[1] + np.log1p(-grid)[:, None])
-    assert abs(weights[0] - grid[total.sum(axis=1).argmax()]) < 2e-3
-    assert weights[2] == 0 and weights.sum() == pytest.approx(1)
-
-
 def test_an_average_is_the_mean_of_its_members_densities(fitted):
     x = moons(seed=4)
     ensemble = fitted._ensemble
     assert len(ensemble.members) >= 6 and sum(fitted.weights_.values()) == pytest.approx(1)
     each = np.exp([member.log_prob(x) for member in ensemble.members])
     np.testing.assert_allclose(np.exp(fitted.score_samples(x)), ensemble.weights @ each)
-
-
-def test_samples_come_from_every_member_by_its_weight():
-    """One member far from the other."""
-    preprocess = Standardise((0.0,), (1.0,))
-    mixtures = (Mixture(np.ones(1), np.array([[m]]), np.ones((1, 1, 1))) for m in (0.0, 100.0))
-    members = tuple(MixtureMember(preprocess, mixture) for mixture in mixtures)
-    ensemble = Ensemble(np.array([0.8, 0.2]), members, preprocess)
-    drawn = ensemble.sample(5000, np.random.default_rng(0), True)[:, 0]
-    assert abs((drawn > 50).mean() - 0.2) < 0.02
-    assert abs((drawn[:1000] > 50).mean() - 0.2) < 0.04  # in random order
-    assert abs(drawn[drawn < 50].std() - 1) < 0.05
-
-
-@pytest.mark.parametrize("kind", ["full", "diagonal"])
-def test_em_finds_the_mixture_that_rows_come_from(kind):
-    truth = Mixture(
-        np.array([0.3, 0.7]),
-        np.array([[0.0, 0.0], [5.0, 1.0]]),
-        np.stack([np.eye(2), np.eye(2) / 2]),
-    )
-    rng = np.random.default_rng(0)
-    x, fresh = truth.sample(2000, rng), truth.sample(2000, rng)
-    found = Mixture.fit(x, 2, kind, 0.3, 0)
-    np.testing.assert_allclose(np.sort(found.weights), [0.3, 0.7], atol=0.03)
-    assert abs(found.log_prob(fresh).mean() - truth.log_prob(fresh).mean()) < 0.01
-    side = np.linspace(-8, 12, 400)
-    grid = np.stack(np.meshgrid(side, side), axis=2).reshape(-1, 2)
-    assert np.exp(found.log_prob(grid)).sum() * (side[1] - side[0]) ** 2 == pytest.approx(1)
-    alike = Mixture.fit(np.ones((5, 2)) + rng.normal(size=(5, 1)), 3, kind, 0.3, 0)
-    assert np.isfinite(alike.log_prob(x)).all()  # of columns that are equal
 
 
 def test_one_noise_level_is_the_one_that_held_out_rows_prefer():
@@ -345,49 +287,7 @@ def test_noise_has_the_units_of_its_column():
     assert (plain.score_samples(x) != one.score_samples(x)).any()
 
 
-# ---------------------------------------------------------------- ties
-
-
-def test_steps_of_columns_with_ties():
-    rng = np.random.default_rng(0)
-    zeros = np.where(rng.random(400) < 0.3, 0.0, rng.exponential(size=400))
-    columns = {
-        "whole": (rng.poisson(4.0, 400), 1.0),
-        "tenths": (rng.integers(40, 80, 400) / 10, 0.1),
-        "25 g": (rng.integers(100, 160, 400) * 25.0, 25.0),
-        "rescaled": (rng.integers(0, 30, 400) * np.pi / 7 - 1.3, np.pi / 7),
-        "six digits": (rng.normal(size=400).round(6), 0.0),
-        "continuous": (rng.normal(size=400), 0.0),
-    }
-    step, origin = find_steps(np.stack([values for values, _ in columns.values()], axis=1))
-    np.testing.assert_allclose(step, [expected for _, expected in columns.values()], rtol=1e-6)
-    assert list(decimals(step, origin)[:3]) == [1.0, 10.0, 1.0]
-    (step,), (origin,) = find_steps(zeros[:, np.newaxis])
-    assert origin == 0 and 1e-3 < step < 0.1  # as far as the other values lie apart
-
-
-def test_columns_with_steps_are_dequantised_and_samples_lie_on_them():
-    """Each cell's probability is its frequency, and those of all cells sum to 1."""
-    rng = np.random.default_rng(0)
-    x = np.stack([rng.choice([4.9, 5.0, 5.1, 5.2], 600, p=[0.1, 0.4, 0.3, 0.2])], axis=1)
-    density = snfnp.FlowDensity(random_state=0, members=2, noise=0.0, epochs=20)
-    said = r"ties in column 0 \(from 0\) \(step 0.1\): noise of one"
-    with pytest.warns(UserWarning, match=said) as found:
-        density.fit(x)
-    assert found[0].filename == __file__  # the line that calls `fit`
-    cells = np.arange(30, 70)[:, np.newaxis] / 10
-    mass = np.exp(density.score_samples(cells)) * 0.1
-    assert mass.sum() == pytest.approx(1, abs=1e-3) and density.step_ == pytest.approx(0.1)
-    np.testing.assert_allclose(mass[19:23], [0.1, 0.4, 0.3, 0.2], atol=0.06)
-    drawn = density.sample(400, random_state=0)
-    assert set(drawn.ravel()) <= set(cells.ravel())  # 5.1, not 5.1000000000000005
-    back = density.inverse_transform(density.transform(x))
-    np.testing.assert_array_equal(back, x)
-    assert "dequantisation" in density.likelihood_.evaluate(x).terms
-    with one_line(ValueError, "ties in column 0 (from 0) (step 0.1): choose `ties=dequantise`"):
-        snfnp.FlowDensity(ties="raise").fit(x)
-    kept = snfnp.FlowDensity(ties="keep", random_state=0, **FAST).fit(x)
-    assert not kept.step_.any() and "dequantisation" not in kept.likelihood_.evaluate(x).terms
+# ---------------------------------------------------------------- what a fit says
 
 
 def test_a_verbose_fit_has_a_line_for_each_candidate(capsys):
@@ -534,42 +434,6 @@ def test_a_forged_file_is_one_line(change, tmp_path):
     save_checkpoint(tmp_path / "forged", written[0])
     with one_line(CheckpointError, "forged"):
         snfnp.FlowDensity.load(tmp_path / "forged")
-
-
-# ---------------------------------------------------------------- the model and its steps
-
-
-def test_the_preset_fits_the_columns_and_the_rows():
-    for columns, expected in ((1, (6, 0.01)), (16, (4, 0.01)), (64, (2, 0.005))):
-        config = TrainConfig(model="vector").resolve(3000, (columns,))
-        assert (config.depth, config.lr) == expected
-    for rows, size in ((100, (3, 5, 16)), (1000, (3, 5, 125)), (9000, (6, 8, 500))):
-        config = TrainConfig(model="vector").resolve(rows, (2,))
-        assert (config.depth, config.bins, config.batch_size) == size
-        steps = config.epochs * config.steps_per_epoch(rows)
-        assert 0 <= steps - min(max(rows, 800), 2000) < rows / config.batch_size
-    assert TrainConfig(model="vector", depth=3, lr=1.0).resolve(3000, (2,)).depth == 3
-
-
-def test_a_covariance_is_shrunk_by_as_much_as_its_rows_deserve():
-    rng = np.random.default_rng(0)
-    turn, _ = np.linalg.qr(rng.normal(size=(20, 20)))
-    true = (turn * np.geomspace(0.1, 10, 20)) @ turn.T
-    for rows in (15, 40, 4000):
-        x = rng.multivariate_normal(np.zeros(20), true, rows)
-        found = x.T @ x / rows
-        shrunk = _shrunk(found, rows)
-        assert np.linalg.norm(shrunk - true) <= 1.001 * np.linalg.norm(found - true)
-        assert np.trace(shrunk) == pytest.approx(np.trace(found))
-        assert np.linalg.eigvalsh(shrunk).min() > 1e-3
-        square, squares = np.trace(found) ** 2, np.trace(found @ found)
-        share = (1 - 2 / 20) * squares + square  # Eq. 23 of Chen et al. 2010, as printed
-        share = min(1, share / ((rows + 1 - 2 / 20) * (squares - square / 20)))
-        expected = (1 - share) * found + share * np.trace(found) / 20 * np.eye(20)
-        np.testing.assert_allclose(shrunk, expected, rtol=1e-12, atol=1e-14)
-    few = rng.normal(size=(10, 50))
-    assert np.abs(_shrunk(few.T @ few / 10, 10) - np.eye(50)).max() < 0.6
-    np.testing.assert_allclose(_shrunk(np.eye(5), 3), np.eye(5))
 
 
 def test_short_kernels_give_the_same_bits_without_threads(monkeypatch):

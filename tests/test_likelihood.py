@@ -1,4 +1,4 @@
-"""Exact likelihood: against brute force, as a ledger, immutable; and samples."""
+"""Exact likelihoods of flows, of mixtures of Gaussians and of averages; their terms and samples."""
 
 import math
 from dataclasses import dataclass
@@ -13,10 +13,13 @@ from support.gradients import moved
 from support.trainers import images_of, make_trainer
 
 from snfnp.data import load_dataset
+from snfnp.density.ensemble import Ensemble, MixtureMember, stacked_weights
+from snfnp.density.mixture import Mixture
 from snfnp.errors import DivergedError
 from snfnp.flow import Flow
 from snfnp.gradcheck import central_difference
 from snfnp.layers import Layer, Linear, Preprocess, SmoothLeakyReLU
+from snfnp.layers.preprocess import Standardise
 from snfnp.likelihood import EVALUATION_NOISE, Evaluation, Likelihood
 from snfnp.maps import Dense
 from snfnp.ops import RandomKey, get_ops
@@ -246,3 +249,42 @@ def test_nonfinite_samples_are_an_error():
     with pytest.raises(DivergedError, match="samples are not finite"):
         likelihood.sample(3, seed=0)
     assert likelihood.sample(3, seed=0, exact=True).shape == (3, *flow.shape)
+
+
+def test_weights_are_those_at_which_held_out_rows_are_likeliest():
+    """Against a grid over the weights of three densities, of which one is never of use."""
+    rng = np.random.default_rng(0)
+    x = np.where(rng.random(300) < 0.7, rng.normal(size=300), rng.normal(4, 1, 300))
+    scores = -((x - np.array([[0.0], [4.0], [40.0]])) ** 2) / 2
+    weights = stacked_weights(scores)
+    grid = np.linspace(1e-3, 1 - 1e-3, 999)
+    total = np.logaddexp(scores[0] + np.log(grid)[:, None], scores[1] + np.log1p(-grid)[:, None])
+    assert abs(weights[0] - grid[total.sum(axis=1).argmax()]) < 2e-3
+    assert weights[2] == 0 and weights.sum() == pytest.approx(1)
+
+
+def test_samples_come_from_every_member_by_its_weight():
+    """One member far from the other."""
+    preprocess = Standardise((0.0,), (1.0,))
+    mixtures = (Mixture(np.ones(1), np.array([[m]]), np.ones((1, 1, 1))) for m in (0.0, 100.0))
+    members = tuple(MixtureMember(preprocess, mixture) for mixture in mixtures)
+    ensemble = Ensemble(np.array([0.8, 0.2]), members, preprocess)
+    drawn = ensemble.sample(5000, np.random.default_rng(0), True)[:, 0]
+    assert abs((drawn > 50).mean() - 0.2) < 0.02
+    assert abs((drawn[:1000] > 50).mean() - 0.2) < 0.04  # in random order
+    assert abs(drawn[drawn < 50].std() - 1) < 0.05
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal"])
+def test_em_finds_the_mixture_that_rows_come_from(kind):
+    rng, covariances = np.random.default_rng(0), np.stack([np.eye(2), np.eye(2) / 2])
+    truth = Mixture(np.array([0.3, 0.7]), np.array([[0.0, 0.0], [5.0, 1.0]]), covariances)
+    x, fresh = truth.sample(2000, rng), truth.sample(2000, rng)
+    found = Mixture.fit(x, 2, kind, 0.3, 0)
+    np.testing.assert_allclose(np.sort(found.weights), [0.3, 0.7], atol=0.03)
+    assert abs(found.log_prob(fresh).mean() - truth.log_prob(fresh).mean()) < 0.01
+    side = np.linspace(-8, 12, 400)
+    grid = np.stack(np.meshgrid(side, side), axis=2).reshape(-1, 2)
+    assert np.exp(found.log_prob(grid)).sum() * (side[1] - side[0]) ** 2 == pytest.approx(1)
+    alike = Mixture.fit(np.ones((5, 2)) + rng.normal(size=(5, 1)), 3, kind, 0.3, 0)
+    assert np.isfinite(alike.log_prob(x)).all()  # of columns that are equal

@@ -339,3 +339,15 @@ def test_a_large_file_is_never_in_memory_whole(tmp_path, monkeypatch):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < path.stat().st_size / 2
+
+
+def test_the_preset_fits_the_columns_and_the_rows():
+    for columns, expected in ((1, (6, 0.01)), (16, (4, 0.01)), (64, (2, 0.005))):
+        config = TrainConfig(model="vector").resolve(3000, (columns,))
+        assert (config.depth, config.lr) == expected
+    for rows, size in ((100, (3, 5, 16)), (1000, (3, 5, 125)), (9000, (6, 8, 500))):
+        config = TrainConfig(model="vector").resolve(rows, (2,))
+        assert (config.depth, config.bins, config.batch_size) == size
+        steps = config.epochs * config.steps_per_epoch(rows)
+        assert 0 <= steps - min(max(rows, 800), 2000) < rows / config.batch_size
+    assert TrainConfig(model="vector", depth=3, lr=1.0).resolve(3000, (2,)).depth == 3

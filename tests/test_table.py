@@ -1,5 +1,4 @@
-"""Tables in .csv files: names, numbers as people write them, and one line for everything else; and
-names from a file to samples."""
+"""Tables: numbers and names in .csv files, from there to samples and scores; columns with ties."""
 
 import json
 
@@ -7,9 +6,10 @@ import numpy as np
 import pytest
 from support.messages import one_line
 
-from snfnp import fit
+import snfnp
 from snfnp.cli import sample, score, train
 from snfnp.data.table import read_table
+from snfnp.data.ties import decimals, find_steps
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.layers import Linear
@@ -149,7 +149,7 @@ def test_a_flow_with_its_own_preprocessing_gets_no_word_on_ties(tmp_path):
     flow = Flow((2,), (("dense", Linear(Dense(2), SelfNormalizing())),), preprocess=own)
     rows = np.random.default_rng(0).integers(0, 9, (100, 2)).astype(float)
     how = {"epochs": 1, "batch_size": 20, "warmup_epochs": 0, "backend": "numpy"}
-    run = fit(rows, flow=flow, out=tmp_path / "run", report=lines.append, **how)
+    run = snfnp.fit(rows, flow=flow, out=tmp_path / "run", report=lines.append, **how)
     assert run.flow.preprocess == own and "ties" not in "".join(lines)
 
 
@@ -165,3 +165,45 @@ def test_a_table_of_few_rows_is_evaluated_forty_times_and_an_overfit_gets_a_line
     said = f"it overfits after epoch {best['epoch']}, from {best['validation_nll_nats']:.2f} to "
     assert said in capsys.readouterr().out and best["epoch"] < 190
     assert TrainConfig().resolve(1000, (28, 28, 1)).eval_every == 1
+
+
+def test_steps_of_columns_with_ties():
+    rng = np.random.default_rng(0)
+    zeros = np.where(rng.random(400) < 0.3, 0.0, rng.exponential(size=400))
+    columns = {
+        "whole": (rng.poisson(4.0, 400), 1.0),
+        "tenths": (rng.integers(40, 80, 400) / 10, 0.1),
+        "25 g": (rng.integers(100, 160, 400) * 25.0, 25.0),
+        "rescaled": (rng.integers(0, 30, 400) * np.pi / 7 - 1.3, np.pi / 7),
+        "six digits": (rng.normal(size=400).round(6), 0.0),
+        "continuous": (rng.normal(size=400), 0.0),
+    }
+    step, origin = find_steps(np.stack([values for values, _ in columns.values()], axis=1))
+    np.testing.assert_allclose(step, [expected for _, expected in columns.values()], rtol=1e-6)
+    assert list(decimals(step, origin)[:3]) == [1.0, 10.0, 1.0]
+    (step,), (origin,) = find_steps(zeros[:, np.newaxis])
+    assert origin == 0 and 1e-3 < step < 0.1  # as far as the other values lie apart
+
+
+def test_columns_with_steps_are_dequantised_and_samples_lie_on_them():
+    """Each cell's probability is its frequency, and those of all cells sum to 1."""
+    rng = np.random.default_rng(0)
+    x = np.stack([rng.choice([4.9, 5.0, 5.1, 5.2], 600, p=[0.1, 0.4, 0.3, 0.2])], axis=1)
+    density = snfnp.FlowDensity(random_state=0, members=2, noise=0.0, epochs=20)
+    said = r"ties in column 0 \(from 0\) \(step 0.1\): noise of one"
+    with pytest.warns(UserWarning, match=said) as found:
+        density.fit(x)
+    assert found[0].filename == __file__  # the line that calls `fit`
+    cells = np.arange(30, 70)[:, np.newaxis] / 10
+    mass = np.exp(density.score_samples(cells)) * 0.1
+    assert mass.sum() == pytest.approx(1, abs=1e-3) and density.step_ == pytest.approx(0.1)
+    np.testing.assert_allclose(mass[19:23], [0.1, 0.4, 0.3, 0.2], atol=0.06)
+    drawn = density.sample(400, random_state=0)
+    assert set(drawn.ravel()) <= set(cells.ravel())  # 5.1, not 5.1000000000000005
+    back = density.inverse_transform(density.transform(x))
+    np.testing.assert_array_equal(back, x)
+    assert "dequantisation" in density.likelihood_.evaluate(x).terms
+    with one_line(ValueError, "ties in column 0 (from 0) (step 0.1): choose `ties=dequantise`"):
+        snfnp.FlowDensity(ties="raise").fit(x)
+    kept = snfnp.FlowDensity(2, members=1, epochs=2, ties="keep", random_state=0).fit(x)
+    assert not kept.step_.any() and "dequantisation" not in kept.likelihood_.evaluate(x).terms
