@@ -168,9 +168,10 @@ def test_figures_are_in_double_precision_if_evaluations_are_not(model, monkeypat
 
 def test_figures_leave_the_training_as_it_is():
     trainer = make_trainer(OPS, "fc", lambda_control="geco", tolerance=1e-3)
-    before = [array.copy() for array in (trainer.p, trainer.gradient, trainer.state)]
+    arrays = (trainer.p, trainer.gradient, *trainer.state.values())
+    before = [array.copy() for array in arrays]
     inspected(trainer)[1]()
-    for array, then in zip((trainer.p, trainer.gradient, trainer.state), before, strict=True):
+    for array, then in zip(arrays, before, strict=True):
         assert np.array_equal(array, then)
 
 

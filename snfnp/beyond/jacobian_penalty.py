@@ -74,10 +74,10 @@ class JacobianPenalty(SelfNormalizing):
 class JacobianMean(TrainingState):
     """The average of Eq. 31 over steps, kept as a sum and a count."""
 
-    key, initial, terms = ("jacobian", "sum_and_count"), np.zeros(2), 1
+    key, terms = "jacobian.sum_and_count", 1
 
     def __init__(self, ops):
-        self.ops = ops
+        self.ops, self.values = ops, ops.asarray(np.zeros(2))
 
     def collect(self, measured, share) -> None:
         """Each layer is measured in only one slice."""

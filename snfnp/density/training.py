@@ -6,6 +6,7 @@ Derivation: derivations/31-an-average-of-densities.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from snfnp.errors import DivergedError
 from snfnp.ops import get_ops
 from snfnp.training.batches import Batches
 from snfnp.training.options import TrainConfig
-from snfnp.training.trainer import Trainer
+from snfnp.training.trainer import Trainer, take_steps
 
 _EVALUATIONS = 40  # of a whole training, about
 _COMPONENTS = 1, 2, 3, 4, 6, 8, 12, 20, 32, 48, 64, 96
@@ -69,31 +70,37 @@ def flow_candidate(
         advance: gets the number of steps after each step of all flows.
     """
     ops, flow = get_ops(config.backend), config.build_flow(rows.shape[1:], moments)
-    trainers, batches, judged = [], [], np.sort(np.concatenate(folds))
-    scores, best, at = np.empty(len(rows)), Candidate(f"flow, noise {config.noise:g}"), 0
+    trainings, best = [], Candidate(f"flow, noise {config.noise:g}", step=0)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         for number, fold in enumerate(folds):
             own = replace(config, seed=(config.seed + number) % 2**31)
-            batches.append(Batches(ops, np.delete(rows, fold, axis=0), own, flow.shape))
-            trainers.append(Trainer(ops, flow, own, batches[-1].steps_per_epoch))
-            trainers[-1].begin(batches[-1])
-        steps = config.epochs * min(each.steps_per_epoch for each in trainers)
-        every, patience = max(1, steps // _EVALUATIONS), config.patience
+            batches = Batches(ops, np.delete(rows, fold, axis=0), own, flow.shape)
+            trainer = Trainer(ops, flow, own, batches.steps_per_epoch)
+            trainer.begin(batches)
+            trainings.append((trainer, batches))
+        steps = config.epochs * min(batches.steps_per_epoch for _, batches in trainings)
+        every = max(1, steps // _EVALUATIONS)
+        most = math.inf if config.patience is None else config.patience * every
         with suppress(DivergedError):  # the best before is kept
-            for step in range(steps + 1):
-                if step % every == 0 or step == steps:
-                    for trainer, fold in zip(trainers, folds, strict=True):
-                        scores[fold] = trainer.likelihood().log_prob(rows[fold])
-                    now = np.where(np.isnan(scores), -np.inf, scores)[judged]
-                    if not best.members or now.mean() > best.mean:
-                        members, at = [trainer.p.copy() for trainer in trainers], step
-                        best = Candidate(best.name, now, members, step)
-                if step == steps or (patience is not None and step - at >= patience * every):
-                    break
-                for trainer, own in zip(trainers, batches, strict=True):
-                    trainer.training_step(own)
+            best = _judged(trainings, rows, folds, best)
+            for step in take_steps(trainings, steps):
                 advance(len(folds))
+                if step % every == 0 or step == steps:
+                    best = _judged(trainings, rows, folds, best)
+                if step - best.step >= most:
+                    break
     return best
+
+
+def _judged(trainings, rows, folds, best: Candidate) -> Candidate:
+    """The flows as they are, or `best` if the held-out rows are at least as likely by that."""
+    scores, judged = np.empty(len(rows)), np.sort(np.concatenate(folds))
+    for (trainer, _), fold in zip(trainings, folds, strict=True):
+        scores[fold] = trainer.likelihood().log_prob(rows[fold])
+    now = np.where(np.isnan(scores), -np.inf, scores)[judged]
+    if best.members and not now.mean() > best.mean:
+        return best
+    return Candidate(best.name, now, [trainer.p.copy() for trainer, _ in trainings], trainer.step)
 
 
 def mixture_candidates(

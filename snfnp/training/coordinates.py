@@ -161,7 +161,7 @@ def whitening(second: np.ndarray) -> np.ndarray:
 class Coordinates(TrainingState):
     """An optimiser in the coordinates of all kernels' U, which are its values."""
 
-    key = ("coordinates", "U")
+    key = "coordinates.U"
 
     def __init__(self, ops, flow, config, optimiser):
         self._ops, self._flow, self._optimiser = ops, flow, optimiser
@@ -175,7 +175,7 @@ class Coordinates(TrainingState):
                 blocks.append((entry.start, size, outputs, place))
                 place += size**2
         self._blocks = tuple(blocks)
-        self.initial = _flat([np.eye(size) for _, size, _, _ in blocks])
+        self.values = ops.asarray(_flat([np.eye(size) for _, size, _, _ in blocks]))
         moved = flow.layout.fixed
         self._gradient, self._step = (ops.xp.zeros(moved, config.dtype) for _ in range(2))
 

@@ -26,7 +26,7 @@ from snfnp.training.progress import Callbacks, ProgressLine, Record, compilation
 from snfnp.training.runs.checkpoint import load_checkpoint
 from snfnp.training.runs.description import describe_run
 from snfnp.training.runs.folder import RunFolder
-from snfnp.training.trainer import Trainer
+from snfnp.training.trainer import Trainer, take_steps
 
 _STOP, _CHECKPOINT, _SAVE, _SHOW = 1, 2, 4, 8  # bits: what ranks request after a step
 _BETWEEN = 2.0  # seconds of steps between evaluations on a GPU
@@ -77,17 +77,15 @@ class RunLoop:
         """Take the remaining steps. True if a callback ended them."""
         trainer, ends = self.trainer, False
         self._since = trainer.step, self.seconds
-        while trainer.step < self.steps and self.is_patient():
-            with self._timed():
-                trainer.training_step(self.batches)
+        trainings = [(trainer, self.batches)]
+        for step in take_steps(trainings, self.steps, self.is_patient, self._timed):
             ends = self.after_step() or ends
-            due = trainer.step % self.every == 0 or trainer.step == self.steps
-            due = due or ends and trainer.step % trainer.steps_per_epoch == 0
-            if due:
+            due = step % self.every == 0 or step == self.steps
+            if due := due or ends and step % trainer.steps_per_epoch == 0:
                 self.synchronise()
                 if self.evaluate() or ends:
                     return True
-                self._since = trainer.step, self.seconds
+                self._since = step, self.seconds
             self.save(evaluated=due)
         return False
 

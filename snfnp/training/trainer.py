@@ -11,7 +11,8 @@ Derivation: derivations/03-self-normalizing.md, 13-actnorm-and-1x1.md and 25-man
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,17 +24,10 @@ from snfnp.errors import CheckpointError, DivergedError
 from snfnp.likelihood import SMOOTHING, TRAINING_NOISE, Likelihood
 from snfnp.ops import SINGLE_PROCESS, RandomKey
 from snfnp.ops.step.definition import StepLog
-from snfnp.parameters import Layout
 from snfnp.training.batches import cut
 from snfnp.training.coordinates import statistics, white_states
 from snfnp.training.runs.checkpoint import Checkpoint
-from snfnp.training.update import (
-    Adam,
-    ControlledMultipliers,
-    Multipliers,
-    TrainingState,
-    learning_rate,
-)
+from snfnp.training.update import Adam, TrainingState, learning_rate, multipliers_of
 
 _DENSITY, _RECONSTRUCTION, _FIGURES = 0, 1, 2  # places in `sums`; the states' terms come after
 _EARLY, _EVERY = (20, 100), 500  # steps of a renewal: activations change most at the start
@@ -61,7 +55,7 @@ class Trainer:
     All arrays stay at their addresses. p: the parameters, flat (`Layout`); gradient, m, v: their
     gradient and Adam's moments, of what the optimiser moves; params, grads: p and gradient by layer
     and name. step: steps done. scalars: the step's number, learning rate and λ; log: its figures.
-    states: `TrainingState`s, of which multipliers has λ; state: their values, flat.
+    states: `TrainingState`s, of which multipliers has λ; state: their values by key.
 
     Args:
         steps_per_epoch: for the learning rate's schedule.
@@ -88,9 +82,7 @@ class Trainer:
         self.log, self.scalars = StepLog(ops.step), ops.step.scalars()
 
         self.optimiser = optimiser or Adam()
-        self.multipliers = Multipliers(flow, config.lam)
-        if config.controller:
-            self.multipliers = ControlledMultipliers(ops, flow, config)
+        self.multipliers = multipliers_of(ops, flow, config)
         self.states: list[TrainingState] = [self.multipliers]
         if config.jvp_weight:
             from snfnp.beyond.jacobian_penalty import JacobianMean
@@ -99,12 +91,7 @@ class Trainer:
         whitening, self.coordinates = white_states(ops, flow, config, self.optimiser)
         self.states += filter(None, (whitening, self.coordinates))
         self._update = self.coordinates.ascend if self.coordinates else self.optimiser.update
-        kept = [(*state.key, state) for state in self.states if state.key]
-        self.state_layout = Layout.of({k: {name: s.initial.shape} for k, name, s in kept})
-        first = {k: {name: state.initial} for k, name, state in kept}
-        self.state = ops.asarray(self.state_layout.pack(first, np.float64))
-        for layer, name, state in kept:
-            state.values = self.state_layout.views(self.state)[layer][name]
+        self.state = {state.key: state.values for state in self.states if state.key}
         self.sums, start = ops.xp.zeros(_FIGURES + sum(s.terms for s in self.states)), _FIGURES
         for state in self.states:
             state.sums, start = self.sums[start : start + state.terms], start + state.terms
@@ -222,7 +209,7 @@ class Trainer:
 
     def warm_up(self, batches, prepare: Callable) -> None:
         """Compile and record a step by prepare(step), and restore everything that it changes."""
-        arrays = (self.p, self.m, self.v, self.state, self.log.array)
+        arrays = (self.p, self.m, self.v, *self.state.values(), self.log.array)
         kept = [array.copy() for array in arrays]
         try:
             self.renew(batches)
@@ -309,21 +296,36 @@ class Trainer:
 
     def checkpoint(self, record: dict) -> Checkpoint:
         """The state of the training, on the host."""
-        p, m, v, state = map(self.ops.to_host, (self.p, self.m, self.v, self.state))
-        entries = self.state_layout.entries
-        states = {e.key: state[e.start : e.stop].reshape(e.shape) for e in entries}
-        rest = (self.step, self.lam, self.config.seed, record, self.log.sums, states)
+        p, m, v = map(self.ops.to_host, (self.p, self.m, self.v))
+        state = {key: self.ops.to_host(values) for key, values in self.state.items()}
+        rest = (self.step, self.lam, self.config.seed, record, self.log.sums, state)
         return Checkpoint(self.layout, p, m, v, *rest)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of the same model, with λ as the configuration has it."""
-        saved, entries = checkpoint.state, self.state_layout.entries
-        if {k: each.shape for k, each in saved.items()} != {e.key: e.shape for e in entries}:
+        saved, own = checkpoint.state, self.state
+        if {k: each.shape for k, each in saved.items()} != {k: own[k].shape for k in own}:
             found = "of another version or other options (it keeps other values from step to step)"
             raise CheckpointError(f"the checkpoint is {found}: give the run that it was made by")
         for buffer, name in ((self.p, "p"), (self.m, "m"), (self.v, "v")):
             buffer[...] = self.ops.asarray(getattr(checkpoint, name), buffer.dtype)
-        for e in entries:
-            self.state[e.start : e.stop] = self.ops.asarray(saved[e.key].reshape(-1))
+        for key, values in own.items():
+            values[...] = self.ops.asarray(saved[key])
         self.step = checkpoint.step
         self.log.restore(checkpoint.sums)
+
+
+def take_steps(
+    trainings: list, last: int, wanted: Callable = lambda: True, clock: Callable = nullcontext
+) -> Iterator[int]:
+    """The loop of every training: take steps up to `last`, as long as they are wanted().
+
+    trainings: pairs (trainer, batches), which take each step side by side; clock(): a context for a
+    step. Yields the number of steps done, after each.
+    """
+    (first, _), *_ = trainings
+    while first.step < last and wanted():
+        with clock():
+            for trainer, batches in trainings:
+                trainer.training_step(batches)
+        yield first.step

@@ -71,14 +71,12 @@ def learning_rate(config, step: int, steps_per_epoch: int) -> float:
 class TrainingState:
     """An array that every step of a run updates, and what is computed from it.
 
-    key: the two parts of its name in checkpoints, or None if there is no array; initial: its first
-    values, on the host; values: the array on the device, a view of the trainer's buffer, in double
-    precision; terms: how many numbers `collect` puts into `sums`, float64 (terms,), which the
-    slices of a batch add up in each step. The trainer sets values and sums.
+    key: its name in checkpoints, or None if there is no array; values: the array on the device, in
+    double precision; terms: how many numbers `collect` puts into `sums`, float64 (terms,), which
+    the trainer sets and the slices of a batch add up in each step.
     """
 
-    key: Any = None
-    initial = np.zeros(0)
+    key: str | None = None
     terms = 0
     values: Any = None
     sums: Any = None
@@ -123,12 +121,12 @@ class Multipliers(TrainingState):
 class ControlledMultipliers(Multipliers):
     """The λ of every layer that learns its inverse, and its control."""
 
-    key = "control", "rows"
+    key = "control.rows"
 
     def __init__(self, ops, flow, config):
         super().__init__(flow, config.lam)
         self.ops, self.controller = ops, config.controller
-        self.initial = self.controller.new_state(len(self.layers), config.lam)
+        self.values = ops.asarray(self.controller.new_state(len(self.layers), config.lam))
         self.terms = 2 * len(self.layers)  # of each layer E, and Σ ‖h‖² if it is needed
 
     @property
@@ -168,7 +166,14 @@ class ControlledMultipliers(Multipliers):
         }
 
 
+def multipliers_of(ops, flow, config) -> Multipliers:
+    """The λ of every layer of a run, fixed or controlled."""
+    if config.controller:
+        return ControlledMultipliers(ops, flow, config)
+    return Multipliers(flow, config.lam)
+
+
 def controlled_lambda(checkpoint, flow) -> dict[str, float]:
     """{layer: λ} of a checkpoint of a run whose λ is controlled."""
-    rows = checkpoint.state[".".join(ControlledMultipliers.key)]
+    rows = checkpoint.state[ControlledMultipliers.key]
     return dict(zip(flow.learned_inverses(), rows[Row.LAM].tolist(), strict=True))

@@ -65,7 +65,11 @@ def take_steps(trainer, steps, batch=BATCH):
 
 
 def host(trainer, name):
-    """A trainer's array of that name, on the host."""
+    """A trainer's array of that name, on the host; its state flat."""
+    if name == "state":
+        return np.concatenate(
+            [*(each.ravel() for each in map(trainer.ops.to_host, trainer.state.values())), []]
+        )
     return trainer.ops.to_host(getattr(trainer, name))
 
 
@@ -73,13 +77,14 @@ def gradient_of(trainer, images, part=None):
     """The gradient of a step on these images, a slice `part` of a batch (None: all of it), with
     all else as before."""
     part = part or Slice(0, len(images), len(images))
-    kept = [(name, getattr(trainer, name).copy()) for name in ("p", "m", "v", "state")]
+    arrays = (trainer.p, trainer.m, trainer.v, *trainer.state.values())
+    kept = [array.copy() for array in arrays]
     weights = trainer.ops.xp.full(part.count, 1 / part.total, trainer.p.dtype)
     trainer.slice_of = lambda count: (part, weights)
     trainer.ascend(images)
     del trainer.slice_of
-    for name, array in kept:
-        getattr(trainer, name)[...] = array
+    for array, before in zip(arrays, kept, strict=True):
+        array[...] = before
     return trainer.gradient.copy()
 
 
