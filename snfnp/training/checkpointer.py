@@ -12,13 +12,7 @@ from snfnp.training.options import TrainConfig
 from snfnp.training.options.groups import interval
 from snfnp.training.options.relations import FREE_LAMBDA
 from snfnp.training.progress import Record
-from snfnp.training.runs.checkpoint import (
-    Checkpoint,
-    file_content,
-    load_checkpoint,
-    save_checkpoint,
-)
-from snfnp.training.runs.folder import RunFolder
+from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 _LARGE_LAMBDA = 1e4  # above any of the paper's: it may be what overflows
 
@@ -29,8 +23,8 @@ class Checkpointer:
     identity: the run's, in config.json and in each of its checkpoints.
     """
 
-    def __init__(self, folder: RunFolder, loop):
-        self.folder, self.loop, self.trainer = folder, loop, loop.trainer
+    def __init__(self, loop):
+        self.folder, self.loop, self.trainer = loop.folder, loop, loop.trainer
         self.config = loop.trainer.config
         self.identity: str | None = None
         self._every = interval(self.config.checkpoint_every) or (0, 0)  # steps, seconds
@@ -54,9 +48,8 @@ class Checkpointer:
             what = "a parameter, a moment of Adam's or what layers keep is not finite"
             raise DivergedError(f"training diverged by step {step}: {what}", step)
         if self.trainer.world.rank == 0:
-            content = file_content(checkpoint)
             for path in paths:
-                save_checkpoint(path, checkpoint, content)
+                save_checkpoint(path, checkpoint)
         self._saved = (step, time.monotonic())
 
     def start(self, description: dict) -> None:

@@ -32,6 +32,23 @@ _STOP, _CHECKPOINT, _SAVE, _SHOW = 1, 2, 4, 8  # bits: what ranks request after 
 _BETWEEN = 2.0  # seconds of steps between evaluations on a GPU
 
 
+class Session(NamedTuple):
+    """A run that is ready to be trained, in a locked folder (`snfnp.training.session`).
+
+    config: resolved; resume: False for a new run, True from the last checkpoint, "best" from the
+    best one; notes: lines to report; world: the ranks that train together.
+    """
+
+    config: TrainConfig
+    dataset: Dataset
+    ops: Ops
+    flow: Flow
+    folder: RunFolder
+    resume: bool | str
+    notes: list[str]
+    world: Communicator
+
+
 class RunLoop:
     """The loop of a run in a folder, on all ranks: steps, and evaluations between them.
 
@@ -39,16 +56,18 @@ class RunLoop:
     line; append: the figures of each evaluation, for metrics.jsonl.
     """
 
-    def __init__(self, trainer, batches, dataset, run: RunFolder, signals, report, callbacks):
-        config, epoch = trainer.config, trainer.steps_per_epoch
-        self.trainer, self.batches = trainer, batches
+    def __init__(self, session: Session, signals: Signals, report, optimiser, callbacks):
+        config, dataset, ops, flow, self.folder, _, _, world = session
+        self.batches = Batches(ops, dataset.train, config, flow.shape, world)
+        epoch = self.batches.steps_per_epoch
+        self.trainer = Trainer(ops, flow, config, epoch, report, world, optimiser)
         self.steps, self.every = config.epochs * epoch, (config.eval_every or 1) * epoch
         self.seconds = 0.0
         self._since = (0, 0.0)  # step and seconds after the last evaluation
         self.patience, self.callbacks = config.patience, callbacks
         self.best: Record | None = None
-        self.dataset, self.folder, self.signals, self.report = dataset, run, signals, report
-        self.evaluator, self.checkpoints = Evaluator(self), Checkpointer(run, self)
+        self.dataset, self.signals, self.report = dataset, signals, report
+        self.evaluator, self.checkpoints = Evaluator(self), Checkpointer(self)
         self.append: Callable[[dict], None] = silent
         self._requests, self.latest = 0, None
         self._spaced = config.eval_every is not None
@@ -61,7 +80,8 @@ class RunLoop:
                 self.trainer.warm_up(self.batches, self.trainer.ops.device.prepare)
                 self.evaluator.warm_up(self.dataset.validation)
 
-    def run(self) -> bool:
+    def run(self) -> None:
+        """Take the remaining steps, and report why if they are not all of them."""
         self.progress = ProgressLine(self, self.report)
         with closing(self.progress.bar), self.signals.defer_interrupts():
             ended = self._train()
@@ -71,7 +91,6 @@ class RunLoop:
         elif self.trainer.step < self.steps:
             waited = f"no better one in {self.patience} evaluations (`patience`)"
             self.report(f"stopped after epoch {epoch}, as there was {waited}")
-        return ended
 
     def _train(self) -> bool:
         """Take the remaining steps. True if a callback ended them."""
@@ -226,23 +245,6 @@ class RunLoop:
         return summary
 
 
-class Session(NamedTuple):
-    """A run that is ready to be trained, in a locked folder (`snfnp.training.session`).
-
-    config: resolved; resume: False for a new run, True from the last checkpoint, "best" from the
-    best one; notes: lines to report; world: the ranks that train together.
-    """
-
-    config: TrainConfig
-    dataset: Dataset
-    ops: Ops
-    flow: Flow
-    folder: RunFolder
-    resume: bool | str
-    notes: list[str]
-    world: Communicator
-
-
 def train_session(
     session: Session, report=print, optimiser=None, callbacks: Callbacks = ()
 ) -> dict:
@@ -269,13 +271,11 @@ def train_session(
             report(note)
         if config.threads is not None:
             threads.limit(config.threads)
-        batches = Batches(ops, dataset.train, config, flow.shape, world)
-        trainer = Trainer(ops, flow, config, batches.steps_per_epoch, report, world, optimiser)
-        loop = RunLoop(trainer, batches, dataset, run, signals, report, callbacks)
+        loop = RunLoop(session, signals, report, optimiser, callbacks)
         with compilations_shown(ops, report):
             if resume:
                 loop.checkpoints.resume(resume == "best", report)
-            report(_introduction(config, trainer, dataset, run))
+            report(_introduction(session, loop.trainer))
             loop.warm_up()
             if not resume:
                 known = replace(config, threads=ops.device.threads)
@@ -290,13 +290,14 @@ def train_session(
                 loop.run()
             return loop.summarise()
         except DivergedError as error:
-            step = error.step or trainer.step
+            step = error.step or loop.trainer.step
             raise DivergedError(f"{error}; {loop.checkpoints.advice()}", step) from None
 
 
-def _introduction(config: TrainConfig, trainer: Trainer, dataset: Dataset, run: RunFolder) -> str:
+def _introduction(session: Session, trainer: Trainer) -> str:
     """Three lines on a run: the model and its gradient, the data and the optimiser, the folder."""
-    size, steps, ranks = trainer.layout.count, trainer.steps_per_epoch, trainer.world.size
+    config, dataset, size = session.config, session.dataset, trainer.layout.count
+    steps, ranks = trainer.steps_per_epoch, trainer.world.size
     how = f" ({config.objective}, λ = {trainer.lam:g})" if config.rule.learns_inverse else ""
     falls = "" if config.lr_schedule == "constant" else f", then {config.lr_schedule}"
     return (
@@ -306,5 +307,5 @@ def _introduction(config: TrainConfig, trainer: Trainer, dataset: Dataset, run: 
         f"{len(dataset.train):,} training {dataset.noun} from {dataset.source}; {config.epochs} "
         f"epochs of {steps} steps, batch {config.batch_size}, lr {config.lr:g} after "
         f"{config.warmup_epochs:g} warm-up epochs{falls}, seed {config.seed}\n"
-        f"run folder {run.path}"
+        f"run folder {session.folder.path}"
     )

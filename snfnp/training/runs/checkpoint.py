@@ -53,13 +53,8 @@ class Checkpoint:
         return all(np.isfinite(each).all() for each in numbers) and not (self.v < 0).any()
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint, content: bytearray | None = None) -> None:
-    """Write atomically. content: the file's, if it is known."""
-    write_atomically(path, content or file_content(checkpoint))
-
-
-def file_content(checkpoint: Checkpoint) -> bytearray:
-    """The content of a checkpoint's file, SHA-256 included."""
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint's file atomically."""
     tensors = {
         key: getattr(checkpoint, name)[entry.start : entry.stop].reshape(entry.shape)
         for key, (name, entry) in _places(checkpoint.layout).items()
@@ -77,7 +72,7 @@ def file_content(checkpoint: Checkpoint) -> bytearray:
     content = bytearray(save(tensors, metadata=header))
     start, stop = _place_of_checksum(content)
     content[start:stop] = _digest(content).encode()
-    return content
+    write_atomically(path, content)
 
 
 def load_checkpoint(path: Path, layout: Layout, run: dict | None = None) -> Checkpoint:
