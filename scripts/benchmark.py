@@ -21,8 +21,8 @@ def main(argv):
     from benchmarks import device, models
 
     from snfnp.cli.shared import Parser, check_file
+    from snfnp.files import write_json
     from snfnp.ops import BACKENDS, get_ops
-    from snfnp.training.files import write_json
 
     parser = Parser(description=__doc__)
     add = parser.add_argument

@@ -29,8 +29,8 @@ def main(argv):
     from reproduction.runs import Command
 
     from snfnp.cli.shared import Parser, check_range
+    from snfnp.files import explained
     from snfnp.ops import BACKENDS, get_ops
-    from snfnp.training.files import explained
 
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument

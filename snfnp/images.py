@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from snfnp.errors import SnfnpError
-from snfnp.paths import open_regular
+from snfnp.files import open_regular
 
 _AT_ONCE = 1 << 20  # numbers of a large array that are checked together
 _COLOURS = (3, 4)  # channels of a colour image

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 # From the top down. A module imports what stands on lower floors, or belongs to itself.
 FLOORS = """scripts __main__ / cli density / beyond / training
 / likelihood diagnostics gradcheck models data / flow / layers / rules
-/ maps context parameters processes / ops __init__ / images / errors paths threads"""
+/ maps context parameters processes / ops __init__ / images / files / errors threads"""
 FLOORS = tuple(set(floor.split()) for floor in FLOORS.split("/"))
 # Outside ops, what may know of a backend's libraries, and why.
 KNOW_NUMBA = {

@@ -22,7 +22,7 @@ from snfnp.models import PRESETS, Choices
 from snfnp.ops import get_ops
 from snfnp.rules import Exact, Relative, SelfNormalizing
 from snfnp.training import monitors
-from snfnp.training.monitors import (
+from snfnp.training.evaluation import (
     Monitors,
     SmallestSecondMoment,
     gradient_ratios,

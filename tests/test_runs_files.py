@@ -16,10 +16,9 @@ from support.processes import python
 from support.runs import START, assert_same_run
 from support.trainers import at_step, run_training, small_config, small_dataset
 
-from snfnp import paths
+from snfnp import files
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.ops import get_ops
-from snfnp.training import files
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.session import train
 
@@ -298,19 +297,19 @@ def test_matplotlib_does_not_need_a_home(machine, tmp_path):
 
 def test_a_private_folder_is_nobody_elses(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    found = paths.private_folder("a")
-    assert found == paths.private_folder("a") and found.is_dir()
+    found = files.private_folder("a")
+    assert found == files.private_folder("a") and found.is_dir()
     found.parent.chmod(0o750)
-    assert paths.private_folder("a") is None
+    assert files.private_folder("a") is None
     shutil.rmtree(found.parent)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir(mode=0o700)
     found.parent.symlink_to(elsewhere)
-    assert paths.private_folder("a") is None and not list(elsewhere.iterdir())
+    assert files.private_folder("a") is None and not list(elsewhere.iterdir())
     found.parent.unlink()
     monkeypatch.setattr("os.getuid", lambda: 12345)
     (tmp_path / "snfnp-12345").mkdir(mode=0o700)  # made by us, and we are somebody else
-    assert paths.private_folder("a") is None
+    assert files.private_folder("a") is None
 
 
 # The first word of a key: `philox4x32` of another file is inlined into the kernel.

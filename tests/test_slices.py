@@ -25,7 +25,7 @@ from snfnp.errors import BackendError, DivergedError
 from snfnp.likelihood import Likelihood
 from snfnp.ops import SINGLE_PROCESS, get_ops
 from snfnp.ops.communication import launched, world
-from snfnp.processes import signals
+from snfnp.processes import terminal
 from snfnp.training.batches import Batches, Given, cut
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.session import train
@@ -151,7 +151,7 @@ def test_a_few_steps_on_ranks_are_those_of_one_process(step):
 @pytest.fixture(autouse=True)
 def no_signals(monkeypatch):
     """Python handles signals in the main thread alone."""
-    monkeypatch.setattr(signals, "handled", lambda handler, *names: nullcontext())
+    monkeypatch.setattr(terminal, "handled", lambda handler, *names: nullcontext())
 
 
 def run_on_ranks(path, size, resume=False, epochs=2, **changes):

@@ -177,7 +177,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 from numba import njit
 from numba.core.codegen import CPUCodeLibrary
 from snfnp.cli import run_script
-from snfnp.processes.signals import Signals
+from snfnp.processes.terminal import Signals
 def press(*of):
     os.kill(os.getpid(), signal.SIGINT)
 def work(argv):

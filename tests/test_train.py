@@ -25,8 +25,8 @@ from snfnp.likelihood import EVALUATION_NOISE
 from snfnp.ops import get_ops
 from snfnp.ops.random import philox
 from snfnp.training import progress
+from snfnp.training.evaluation import Monitors
 from snfnp.training.loop import RunLoop
-from snfnp.training.monitors import Monitors
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 from snfnp.training.trainer import Trainer

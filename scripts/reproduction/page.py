@@ -15,8 +15,8 @@ from reproduction.results import finished
 from reproduction.rows import TABLES
 from reproduction.target import Target
 from reproduction.times import Figure4, Table3
+from snfnp import files
 from snfnp.errors import UsageError
-from snfnp.training import files
 from snfnp.training.options import TrainConfig
 
 TARGETS: dict[str, Target] = {name: LikelihoodTable(table) for name, table in TABLES.items()}

@@ -5,9 +5,9 @@ import re
 import subprocess
 from pathlib import Path
 
-from snfnp.training import files
-from snfnp.training.runs.description import environment
+from snfnp import files
 from snfnp.training.runs.folder import RunFolder
+from snfnp.training.runs.load import environment
 
 _ROOT = Path(__file__).resolve().parents[2]
 _UNKNOWN = {"commit": "not known", "processor": "not known"}

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from snfnp.training import files
+from snfnp import files
 
 NAME = "results.json"
 _FORMAT = 1

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from reproduction import provenance
 from reproduction.rows import Row
+from snfnp import files
 from snfnp.data import Dataset, load_dataset
 from snfnp.errors import DivergedError, SingularMatrixError, SnfnpError, UsageError
-from snfnp.training import files
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.session import train

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
 from snfnp.errors import UsageError
-from snfnp.training.files import explained
+from snfnp.files import explained
 from snfnp.training.runs.folder import RunFolder
 
 _AXES = ("epoch", "step", "seconds")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from snfnp.cli.shared import Parser, add_trust, check_file
 from snfnp.errors import UsageError, in_flags, printable
-from snfnp.training.files import read_json
+from snfnp.files import read_json
 from snfnp.training.options import OPTIONS, TrainConfig
 from snfnp.training.runs.folder import RunFolder
 

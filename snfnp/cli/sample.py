@@ -8,8 +8,8 @@ import numpy as np
 
 from snfnp.cli.shared import Parser, busy, check_file, check_range, open_run, run_parser
 from snfnp.errors import UsageError, printable
+from snfnp.files import write_atomically, write_by
 from snfnp.training import plots
-from snfnp.training.files import write_atomically, write_by
 from snfnp.training.runs.load import LoadedRun
 
 TABLES = ".npy", ".csv"

@@ -14,8 +14,8 @@ import numpy as np
 from snfnp.cli.shared import add_data, check_file, images_of, open_run, run_parser
 from snfnp.data import load_whole
 from snfnp.errors import UsageError, printable
+from snfnp.files import write_atomically
 from snfnp.training import plots
-from snfnp.training.files import write_atomically
 
 _AT_ONCE = 100  # images that go through the flow together
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from snfnp.data import load_dataset
 from snfnp.errors import UsageError, suggestion, within_memory
+from snfnp.files import explained
 from snfnp.ops import BACKENDS
-from snfnp.training.files import explained
 from snfnp.training.progress import compilations_shown
 from snfnp.training.runs.load import LoadedRun, load_run
 

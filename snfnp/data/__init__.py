@@ -19,8 +19,8 @@ from snfnp.data import pictures, sets, toy
 from snfnp.data.dataset import SPLITS, Dataset, require_dataset
 from snfnp.data.table import read_table
 from snfnp.errors import UsageError, printable, readable, suggestion
+from snfnp.files import open_regular
 from snfnp.images import StoredArray, fault, open_array, selected, with_channels
-from snfnp.paths import open_regular
 
 __all__ = ["DATA_SETS", "PUBLISHED", "SPLITS", "Dataset", "load_dataset", "require_dataset"]
 __all__ += ["HELD_OUT", "load_whole", "own_data"]

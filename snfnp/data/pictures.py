@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from snfnp.errors import UsageError, readable
-from snfnp.paths import open_regular
+from snfnp.files import open_regular
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 _SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}

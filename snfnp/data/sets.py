@@ -18,8 +18,8 @@ import numpy as np
 
 from snfnp.data.dataset import SPLITS, Dataset
 from snfnp.errors import SnfnpError, UsageError, readable
+from snfnp.files import open_regular, user_cache
 from snfnp.images import open_array, selected
-from snfnp.paths import open_regular, user_cache
 
 SAMPLE = "sample shipped with the package"
 TRAIN, TEST = "train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from snfnp.errors import UsageError, printable
-from snfnp.paths import open_regular
+from snfnp.files import open_regular
 
 INCOMPLETE = ("", "na", "n/a", "nan", "null", "none", "?", "-")  # cells without a number
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")

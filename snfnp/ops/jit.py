@@ -26,7 +26,7 @@ import numpy as np
 from numba import njit, prange
 from numba.core import event
 
-from snfnp import paths, threads
+from snfnp import files, threads
 from snfnp.ops import group
 
 threads.configure_numba()
@@ -49,12 +49,12 @@ def _kernel_folder() -> Path | None:
     Places may be shared by several checkouts, each of which removes old kernels of its own alone.
     """
     given = os.environ.get("NUMBA_CACHE_DIR")
-    places = [_SOURCES / "__pycache__", paths.user_cache() / "kernels"]
+    places = [_SOURCES / "__pycache__", files.user_cache() / "kernels"]
     state = Path(f"snfnp-{hashlib.sha256(str(_SOURCES).encode()).hexdigest()[:8]}", _digest())
     usual = (place / state for place in ([Path(given)] if given else places))
     folder = next(filter(_is_usable, usual), None)
     if folder is None:
-        private = paths.private_folder("numba")
+        private = files.private_folder("numba")
         folder = private and private / state
         found = "compiled kernels cannot be kept beside the package or in the home folder: they are"
         what = f"kept in {private}" if folder else "compiled again in every run"

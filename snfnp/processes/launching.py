@@ -16,7 +16,7 @@ from snfnp.errors import SnfnpError, UsageError
 from snfnp.ops import SINGLE_PROCESS, Communicator, world
 from snfnp.ops.communication import INSTALL, launched
 from snfnp.processes import terminal
-from snfnp.processes.signals import handled
+from snfnp.processes.terminal import handled
 
 OPTION = "--processes"
 _PER_CORE = 4  # processes of a machine for each core, at most

@@ -1,17 +1,35 @@
-"""Exact evaluations: of the validation data during a run, of the test data at its end."""
+"""Exact evaluations: of the validation data during a run, of the test data at its end; and monitors
+of the learned inverses, at every evaluation.
+
+Derivation: derivations/23-monitors-and-certificates.md and 24-stability.md.
+"""
 
 import math
+from collections.abc import Callable
+
+import numpy as np
+import scipy.linalg
 
 from snfnp.data import Dataset
+from snfnp.diagnostics import gradient_angles, gradients, has_inverse_likelihood
 from snfnp.errors import DivergedError
-from snfnp.likelihood import Evaluation, Likelihood
-from snfnp.training.monitors import Monitors
+from snfnp.flow import Flow
+from snfnp.likelihood import TRAINING_NOISE, Evaluation, Likelihood
+from snfnp.maps import Conv2d, contraction
+from snfnp.ops import RandomKey
+from snfnp.rules import Rule
 from snfnp.training.progress import Record
+from snfnp.training.trainer import Trainer
 
 # The noise of every evaluation during and after training, so that epochs and runs compare.
 EVALUATION_SEED = 0
 _BITS = "validation_bits_per_dimension"
 _TOLERATED = 8.0  # bits per dimension, at least, above the worst of a run that learns
+THRESHOLD = 1 / 8  # of λσ²_min, above which the update is stable near its optimum
+_ENOUGH = 5  # rows per unknown
+_FEWEST = 200  # images: pixels of one image are correlated
+_DIRECTIONS = 8
+_RHO_WARNING = 0.5  # ρ from which on a margin that is crossed is reported
 
 
 def _limit(usual: float) -> float:
@@ -117,3 +135,212 @@ class Evaluator:
         at_once, world = 10 * self._config.batch_size, self._trainer.world
         how = {"at_once": at_once, "watch": watch, "world": world}
         return likelihood.evaluate(images, EVALUATION_SEED, **how)
+
+
+def gradient_ratios(ops, flow: Flow, params, x, lam, key=None) -> dict[str, float]:
+    """{layer: ‖gradient of −λE‖ / ‖gradient of the likelihood‖}, both of W, on inputs x, for layers
+    that learn their inverse. The arguments are those of `gradients`. Two backward passes."""
+    without, whole = gradients(ops, flow, params, x, (None, lam), key)
+    ratios = {}
+    for name in flow.learned_inverses():
+        likelihood, both = without[name]["W"], whole[name]["W"]
+        of_error, of_likelihood = ops.linalg.norms(both - likelihood, likelihood)
+        ratios[name] = of_error / of_likelihood if of_likelihood else math.inf
+    return ratios
+
+
+def stable_above(rule: Rule) -> float | None:
+    """The λσ²_min above which a rule's update is stable near its optimum; None: it always is."""
+    return THRESHOLD if has_inverse_likelihood(rule) else None
+
+
+class SmallestSecondMoment:
+    """σ²_min, the smallest eigenvalue of E[r rᵀ], r what the weights of one output of a map see:
+    samples of a dense map, receptive fields of a convolution.
+
+    The smallest eigenvalue of a sample's own moments is biased far downwards. So 8 directions are
+    found on one part of the images and measured on others: up to the sampling error of an 8 × 8
+    matrix the result is not below σ²_min, and above it if the directions are not the best.
+
+    images: their expected count. The first n find the directions, O(n D²) and once O(D³): 5 rows
+    per unknown, as long as 200 or half of the images are left to measure them on, at O(n D).
+    """
+
+    def __init__(self, ops, f, images: int):
+        self._ops, self._map, self._images = ops, f, images
+        self._to_fit: int | None = None
+        self._to_hold = 0
+        self._fitted: tuple = (0.0, 0)  # Σ r rᵀ, rows
+        self._held: tuple = (0.0, 0)
+        self._directions = None
+
+    def add(self, x) -> None:
+        """More inputs (N, ...) of the layer, on the device, in double precision."""
+        if self._to_fit is None:
+            unknowns, per_image = self._rows(x[:1]).shape[::-1]
+            enough = max(_FEWEST, math.ceil(_ENOUGH * unknowns / per_image))
+            left = min(_FEWEST, self._images - self._images // 2)
+            self._to_fit = min(enough, self._images - left)
+            self._to_hold = min(enough, self._images - self._to_fit) if self._to_fit else 0
+        if self._to_fit:
+            part, x = x[: self._to_fit], x[self._to_fit :]
+            self._to_fit -= len(part)
+            self._fitted = self._added(self._fitted, self._rows(part))
+        if not self._to_fit and self._to_hold and len(x):
+            if self._directions is None:
+                self._directions = self._smallest()
+            part = x[: self._to_hold]
+            self._to_hold -= len(part)
+            along = self._ops.linalg.matmul(self._rows(part), self._directions)
+            self._held = self._added(self._held, along)
+
+    @property
+    def wants_more(self) -> bool:
+        """True if more inputs would be used."""
+        return self._to_fit is None or self._to_fit + self._to_hold > 0
+
+    @property
+    def value(self) -> float | None:
+        """σ²_min; NaN if inputs are not finite, None if there were no more rows than unknowns."""
+        if not self._held[1] or self._fitted[1] <= len(self._fitted[0]):
+            return None
+        moments = self._held[0] / self._held[1]
+        if not np.isfinite(moments).all():
+            return math.nan
+        return max(0.0, float(np.linalg.eigvalsh(moments)[0]))
+
+    def _added(self, sums, rows) -> tuple:
+        """Σ r rᵀ on the host, and the number of rows, with these rows added."""
+        moments = self._ops.to_host(self._ops.linalg.matmul(rows.T, rows))
+        return sums[0] + moments, sums[1] + len(rows)
+
+    def _rows(self, x):
+        """x (N, ...) as the rows that the weights of one output see."""
+        f = self._map
+        return self._ops.conv.patches(x, f.kernel) if isinstance(f, Conv2d) else x
+
+    def _smallest(self):
+        moments = self._fitted[0] / self._fitted[1]
+        count = min(_DIRECTIONS, len(moments))
+        if np.isfinite(moments).all():
+            _, found = scipy.linalg.eigh(moments, subset_by_index=[0, count - 1])
+        else:
+            found = np.full((len(moments), count), math.nan)
+        return self._ops.asarray(np.ascontiguousarray(found))
+
+
+# What may be wrong: (a layer's figure, whether it shows that, words, the page that explains it).
+_CAUSES = (
+    ("rho", lambda rho, _: rho >= 1, "ρ = ‖I − RW‖₂ is at least 1", "23-monitors-and-certificates"),
+    (
+        "margin",
+        lambda rho, margin: margin <= THRESHOLD and rho >= _RHO_WARNING,
+        "λσ²_min is not above 1/8, where the update is stable, and ρ is at least 1/2",
+        "24-stability",
+    ),
+)
+
+
+class Monitors:
+    """The monitors of a run's linear layers that learn their inverse: `watch` before an evaluation,
+    `figures` after it. images_of(step): of all ranks."""
+
+    def __init__(self, trainer: Trainer, images_of: Callable):
+        self._trainer, self._images_of, self._ops = trainer, images_of, trainer.ops.definitions
+        self._layers = trainer.flow.learned_inverses()
+        self._moments: dict[str, SmallestSecondMoment] = {}
+        self._warned: set[tuple[str, str]] = set()
+
+    def watch(self, images: int) -> Callable | None:
+        """Itself, for `Likelihood.evaluate` to call with every layer's input, or None if no layer
+        needs it. images: their number."""
+        self._moments = {
+            name: SmallestSecondMoment(self._ops, layer.map, images)
+            for name, (layer, _) in self._layers.items()
+            if stable_above(layer.rule) is not None
+        }
+        return self if self._moments else None
+
+    def __call__(self, name: str, x) -> None:
+        if name in self._moments:
+            self._moments[name].add(x)
+
+    def wants_more(self) -> bool:
+        return any(each.wants_more for each in self._moments.values())
+
+    def figures(self, likelihood: Likelihood) -> dict:
+        """{"layers": {layer: its figures}} for a line of metrics; {} if no layer learns an inverse.
+
+        * rho: ‖I − R W‖₂ or less, an estimate from below (`snfnp.maps.contraction.rho`).
+        * margin: λσ²_min, plus μ of Eq. 31, which adds to it in every direction; of rules with a
+          threshold of stability (`SmallestSecondMoment`).
+        * gradient_ratio: the gradient of −λE to the likelihood's, of W, on the next step's batch
+          (`gradient_ratios`), if λ is not 0.
+        * angle, inverse_angle: degrees between the rule's and the exact gradient of W, and of R if
+          it has one, on the next `track_angle` batches (`gradient_angles`).
+
+        Raises DivergedError if one of them is not finite.
+        """
+        if not self._layers:
+            return {}
+        ops, lam = self._ops, self._trainer.multipliers.lam
+        params = {  # in double precision, as the inputs
+            name: {k: value.astype(np.float64, copy=False) for k, value in own.items()}
+            for name, own in likelihood.params.items()
+        }
+        ratios = gradient_ratios(*self._on_batches(1, params, lam)) if any(lam.values()) else {}
+        angles = self._angles(params, lam)
+        host, layers = ops.host, {}
+        for name, (layer, shape) in self._layers.items():
+            f, g = layer.maps
+            # 42 products with 8 vectors, on the CPU: no copy from a GPU for each
+            w, r = (ops.to_host(params[name][key]) for key in ("W", "R"))
+            figures = {"rho": contraction.rho(host, f, g, w, r, shape)}
+            smallest = self._moments[name].value if name in self._moments else None
+            if smallest is not None:
+                figures["margin"] = lam[name] * smallest + self._trainer.config.jvp_weight
+            if lam[name]:
+                figures["gradient_ratio"] = ratios[name]
+            figures |= angles.get(name, {})
+            for figure, value in figures.items():
+                if not math.isfinite(value):
+                    raise DivergedError(f"layer {name}: {figure} of its weights is not finite")
+            layers[name] = figures
+        return {"layers": layers}
+
+    def warnings(self, figures: dict) -> list[str]:
+        """A line for each cause, once for each layer. A margin that is crossed is reported if ρ has
+        grown to ½ as well: training on few images may cross it at its start and go well."""
+        lines = []
+        for figure, crossed, cause, page in _CAUSES:
+            new = []
+            for name, own in figures.get("layers", {}).items():
+                found = crossed(own["rho"], own.get("margin", math.inf))
+                if found and (name, figure) not in self._warned:
+                    self._warned.add((name, figure))
+                    new.append(f"{own[figure]:.3g} in {name}")
+            if layers := ", ".join(new):
+                do = f"if the likelihood suffers, raise `lam` (derivations/{page}.md)"
+                lines.append(f"early warning, not a verdict: {cause}: {layers}; {do}")
+        return lines
+
+    def _angles(self, params, lam: dict[str, float]) -> dict[str, dict[str, float]]:
+        batches = self._trainer.config.track_angle
+        if batches is None:
+            return {}
+        found = gradient_angles(*self._on_batches(batches, params, lam))
+        return {
+            name: {figure: value for figure, value in own.items() if "angle" in figure}
+            for name, own in found.items()
+        }
+
+    def _on_batches(self, count: int, params, lam) -> tuple:
+        """The arguments of `gradients` for the batches of the next steps."""
+        trainer, ops, first = self._trainer, self._ops, self._trainer.step
+        seed, parts = trainer.config.seed, []
+        for step in range(first, first + count):
+            noise = RandomKey(seed, TRAINING_NOISE, step)
+            x, _ = trainer.flow.preprocessed(ops, self._images_of(step), noise, np.float64)
+            parts.append(x)
+        x, key = ops.xp.concatenate(parts), RandomKey(seed, 0, first)
+        return ops, trainer.flow, params, x, lam, key

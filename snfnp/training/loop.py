@@ -13,19 +13,18 @@ import numpy as np
 from snfnp import threads
 from snfnp.data import Dataset
 from snfnp.errors import CheckpointError, DivergedError, SnfnpError, UsageError, within_memory
+from snfnp.files import write_json
 from snfnp.flow import Flow
 from snfnp.ops import Communicator, Ops
-from snfnp.processes.signals import Signals
-from snfnp.processes.terminal import robust_output
+from snfnp.processes.terminal import Signals, robust_output
 from snfnp.training.batches import Batches
 from snfnp.training.checkpointer import Checkpointer
 from snfnp.training.evaluation import EVALUATION_SEED, Evaluator
-from snfnp.training.files import write_json
 from snfnp.training.options import TrainConfig
 from snfnp.training.progress import Callbacks, ProgressLine, Record, compilations_shown, silent
 from snfnp.training.runs.checkpoint import load_checkpoint
-from snfnp.training.runs.description import describe_run
 from snfnp.training.runs.folder import RunFolder
+from snfnp.training.runs.load import describe_run
 from snfnp.training.trainer import Trainer, take_steps
 
 _STOP, _CHECKPOINT, _SAVE, _SHOW = 1, 2, 4, 8  # bits: what ranks request after a step

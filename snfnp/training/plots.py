@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from snfnp.errors import printable
+from snfnp.files import write_by
 from snfnp.training.animation import View
-from snfnp.training.files import write_by
 
 SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 LARGE_SUFFIX = ".png"  # of a picture of a grid that `is_large`

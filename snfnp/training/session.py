@@ -20,9 +20,8 @@ from snfnp.training.loop import Session, train_session
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.user_models import require_trusted
 from snfnp.training.progress import Callbacks
-from snfnp.training.runs.description import refuse_other_flow
 from snfnp.training.runs.folder import RunFolder, path_of
-from snfnp.training.runs.load import LoadedRun, load_run
+from snfnp.training.runs.load import LoadedRun, load_run, refuse_other_flow
 
 _EVALUATIONS = 50  # in a run of `fit`, about
 

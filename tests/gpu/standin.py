@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from support.processes import python
 
-from snfnp.paths import user_cache
+from snfnp.files import user_cache
 
 GPU, STANDIN = "gpu", "standin"
 # Of the stand-in's compiler: its own, and a header that is compiled with just the same ones.

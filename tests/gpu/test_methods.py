@@ -9,7 +9,7 @@ from support.trainers import host, images_of, make_trainer
 from gpu.test_training import MODELS, assert_matches_numpy, spent_by_a_step, take_steps
 from snfnp.context import BackwardContext
 from snfnp.ops import RandomKey, get_ops
-from snfnp.training.monitors import Monitors
+from snfnp.training.evaluation import Monitors
 
 GECO = {"lambda_control": "geco", "tolerance": 1e-5, "lambda_rate": 20.0}
 PENALTY = {"jvp_weight": 0.3, "jvp_probes": 2}

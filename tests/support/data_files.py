@@ -18,7 +18,7 @@ from PIL import Image
 import snfnp.data
 from snfnp.data import Dataset, sets
 from snfnp.errors import SnfnpError
-from snfnp.paths import user_cache
+from snfnp.files import user_cache
 from support.messages import assert_one_line
 
 TRAIN_GZ = "train-images-idx3-ubyte.gz"

@@ -16,8 +16,8 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from snfnp.errors import CheckpointError, SnfnpError, UsageError
+from snfnp.files import parse_json, read_bytes, write_atomically
 from snfnp.parameters import Entry, Layout
-from snfnp.training.files import parse_json, read_bytes, write_atomically
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.groups import LARGEST
 

@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
+from snfnp import files
 from snfnp.data import DATA_SETS, SPLITS, Dataset
 from snfnp.data.sets import SAMPLE
 from snfnp.errors import SnfnpError, UsageError, printable
-from snfnp.training import files
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.user_models import ModuleError, title_of
 from snfnp.training.runs.checkpoint import is_evaluation, load_checkpoint
