@@ -179,60 +179,47 @@ def _finite(text: str) -> float:
     return value
 
 
-class FolderLock:
-    """An advisory lock of the operating system, which ends with the process that holds it.
+@contextmanager
+def folder_lock(path: Path) -> Iterator[None]:
+    """A context that holds an advisory lock of the operating system, which ends with the process.
 
-    A context manager, which may be entered again while it is held. The file names its holder and is
-    removed at the end. (`filelock` names no holder, and where there are no locks its file keeps
-    everybody out after a crash.)
+    The file names its holder and is removed at the end. (`filelock` names no holder, and where
+    there are no locks its file keeps everybody out after a crash.) Raises UsageError if another
+    process has it.
     """
+    file = _locked(path)
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    with suppress(OSError):  # a full disk: the lock holds without the name
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode())
+    try:
+        yield
+    finally:
+        remove(path)  # while it is held: later, it may be another's
+        file.close()
 
-    def __init__(self, path: Path):
-        self._path, self._entered = path, 0
-        self._file: Any = None
 
-    def __enter__(self) -> FolderLock:
-        if not self._entered:
-            self._acquire()
-        self._entered += 1
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._entered -= 1
-        if not self._entered:
-            remove(self._path)  # while it is held: later, it may be another's
-            self._file.close()
-
-    def _acquire(self) -> None:
-        while True:
-            with explained(f"write {self._path}", "choose another folder (`out`)", UsageError):
-                descriptor = open_regular(self._path, os.O_RDWR | os.O_CREAT)
-            self._file = open(descriptor, "r+b", buffering=0)  # noqa: SIM115
-            try:
-                _lock(self._file)
-            except (BlockingIOError, PermissionError):
-                found = f"{self._path.parent} is in use by {self._holder() or 'another process'}"
-                self._file.close()
-                raise UsageError(f"{found}: stop it, or choose another folder (`out`)") from None
-            except OSError as error:
-                found = f"{self._path.parent} cannot be locked here ({error.strerror})"
-                print(f"{found}: see that no second program trains in it", file=sys.stderr)
-            # A holder before may have removed the file since it was opened here.
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), os.lstat(self._path)):
-                    break
-            self._file.close()
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        name = f"process {os.getpid()} on {socket.gethostname()} since {since}\n"
-        with suppress(OSError):  # a full disk: the lock holds without the name
-            self._file.truncate(0)
-            self._file.write(name.encode())
-
-    def _holder(self) -> str:
-        """The name in the file; "" if it is not written yet."""
-        with suppress(OSError, ValueError):
-            return self._file.read(200).decode().partition("\n")[0].strip()
-        return ""
+def _locked(path: Path) -> Any:
+    """The open file of a lock that this process now has."""
+    while True:
+        with explained(f"write {path}", "choose another folder (`out`)", UsageError):
+            descriptor = open_regular(path, os.O_RDWR | os.O_CREAT)
+        file = open(descriptor, "r+b", buffering=0)  # noqa: SIM115
+        try:
+            _lock(file)
+        except (BlockingIOError, PermissionError):
+            with file:
+                holder = file.read(200).decode(errors="replace").partition("\n")[0].strip()
+            found = f"{path.parent} is in use by {holder or 'another process'}"
+            raise UsageError(f"{found}: stop it, or choose another folder (`out`)") from None
+        except OSError as error:
+            found = f"{path.parent} cannot be locked here ({error.strerror})"
+            print(f"{found}: see that no second program trains in it", file=sys.stderr)
+        # A holder before may have removed the file since it was opened here.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+                return file
+        file.close()
 
 
 def _lock(file) -> None:

@@ -21,7 +21,7 @@ from snfnp.maps import Conv2d, Dense, contraction
 from snfnp.models import PRESETS, Choices
 from snfnp.ops import get_ops
 from snfnp.rules import Exact, Relative, SelfNormalizing
-from snfnp.training import monitors
+from snfnp.training import evaluation
 from snfnp.training.evaluation import (
     Monitors,
     SmallestSecondMoment,
@@ -156,7 +156,7 @@ def test_figures_are_in_double_precision_if_evaluations_are_not(model, monkeypat
         return gradients(ops, flow, params, x, *rest)
 
     types = set()
-    monkeypatch.setattr(monitors, "gradients", noting)
+    monkeypatch.setattr(evaluation, "gradients", noting)
     single, double = (
         inspected(make_trainer(OPS, model, eval_dtype=dtype)) for dtype in ("float32", "float64")
     )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -90,16 +91,16 @@ def test_of_a_race_for_a_new_folder_one_wins(tmp_path):
 def test_a_lock_on_a_file_that_was_just_removed_is_none(tmp_path, monkeypatch):
     """The holder gives it back between another's opening and locking of the file."""
     path, original = tmp_path / "run.lock", files._lock
-    first, second = files.FolderLock(path), files.FolderLock(path)
-    first.__enter__()
+    held = ExitStack()
+    held.enter_context(files.folder_lock(path))
 
     def lock_late(file):
-        if second._file is file and first._entered:
-            first.__exit__()
+        held.close()
         original(file)
 
     monkeypatch.setattr(files, "_lock", lock_late)
-    with second, pytest.raises(UsageError, match="is in use"), files.FolderLock(path):
+    in_use = pytest.raises(UsageError, match="is in use")
+    with files.folder_lock(path), in_use, files.folder_lock(path):
         pass
 
 
@@ -203,7 +204,7 @@ def test_a_lock_does_not_need_room_for_its_holders_name(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     with pytest.raises(UsageError, match="in use by another process"), second:
         pass
-    first.__exit__()
+    first.__exit__(None, None, None)
     assert not list(tmp_path.iterdir())
 
 

@@ -70,7 +70,7 @@ def flow_candidate(
         advance: gets the number of steps after each step of all flows.
     """
     ops, flow = get_ops(config.backend), config.build_flow(rows.shape[1:], moments)
-    trainings, best = [], Candidate(f"flow, noise {config.noise:g}", step=0)
+    trainings, best = [], Candidate(f"flow, noise {config.noise:g}")
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         for number, fold in enumerate(folds):
             own = replace(config, seed=(config.seed + number) % 2**31)
@@ -87,7 +87,7 @@ def flow_candidate(
                 advance(len(folds))
                 if step % every == 0 or step == steps:
                     best = _judged(trainings, rows, folds, best)
-                if step - best.step >= most:
+                if step - (best.step or 0) >= most:
                     break
     return best
 

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,39 +29,21 @@ _EVALUATIONS = 50  # in a run of `fit`, about
 
 @contextmanager
 def opened(
-    config: TrainConfig,
+    config: Any,
     dataset: Dataset | None = None,
     world: Communicator = SINGLE_PROCESS,
     *,
     ops: Ops | None = None,
-    folder: RunFolder | None = None,
+    folder: Any = None,
     resuming: bool | str = False,
-    data: str | None = None,
+    same_data: bool = False,
 ) -> Iterator[Session]:
     """A run with this configuration, in a locked folder; see `Session`.
 
-    dataset: None: loaded, as `data` or the configuration says; folder: of a new run, None: the
-    configuration's, or one named after its options.
+    config: a `TrainConfig`, or of a run that is resumed a function that finds it once the folder is
+    locked; dataset: None: loaded, as the configuration says, or with `same_data` the run's record;
+    folder: a `RunFolder`, None: the configuration's, or one named after its options.
     """
-    ops = ops or get_ops(config.backend, tf32=config.tf32, world=world)
-    if dataset is None:
-        config = config.located()
-        name = data or config.data
-        dataset = _load(name, config.data_dir, world, config.splits_of(name))
-    require_dataset(dataset)
-    shape, moments, notes = dataset.train.shape[1:], dataset.moments, []
-    config = config.resolve(len(dataset.train), shape)
-    if moments and not resuming:
-        moments = with_ties(moments, dataset.train, config.ties, dataset.labels, notes.append)
-    config.check_processes(world.size)
-    # What else could fail comes before a folder is made.
-    if config.tensorboard:
-        from snfnp.beyond import tensorboard
-
-        tensorboard.require()
-    if folder is None:
-        config = replace(config, out=world.broadcast(path_of(config)))
-        folder = RunFolder(config.out)
     with ExitStack() as held:
 
         def claim() -> None:
@@ -69,19 +52,41 @@ def opened(
             folder.require_unused()  # another program may have used it before the lock
             folder.remove_partial()
 
-        def reopen() -> tuple[dict, str | None]:
+        def reopen() -> tuple[Any, dict]:
             held.enter_context(folder.lock)
             folder.remove_partial()
-            record = folder.open(folder.path)[1]
-            return record, folder.refuse_other_images(record, dataset)
+            return config() if callable(config) else config, folder.open(folder.path)[1]
 
         if resuming:
-            record, note = world.on_rank_zero(reopen)
+            folder = folder or RunFolder(path_of(config.filled()))
+            config, record = world.on_rank_zero(reopen)
+        ops = ops or get_ops(config.backend, tf32=config.tf32, world=world)
+        if dataset is None:
+            config = config.located()
+            name = folder.data_name(record, config.data_dir) if same_data else config.data
+            dataset = _load(name, config.data_dir, world, config.splits_of(name))
+        require_dataset(dataset)
+        shape, moments, notes = dataset.train.shape[1:], dataset.moments, []
+        config = config.resolve(len(dataset.train), shape)
+        config.check_processes(world.size)
+        # What else could fail comes before a folder is made.
+        if config.tensorboard:
+            from snfnp.beyond import tensorboard
+
+            tensorboard.require()
+        if resuming:
+            note = world.on_rank_zero(lambda: folder.refuse_other_images(record, dataset))
             flow = config.build_flow(shape, folder.moments(record))
             notes = [note, refuse_other_flow(folder.path, record, flow)]
             if config.threads is None and ops.device.threads:  # for the same rounding
                 config = replace(config, threads=record["config"].get("threads"))
         else:
+            if moments:
+                labels, report = dataset.labels, notes.append
+                moments = with_ties(moments, dataset.train, config.ties, labels, report)
+            if folder is None:
+                config = replace(config, out=world.broadcast(path_of(config)))
+                folder = RunFolder(config.out)
             flow = config.build_flow(shape, moments)
             _ = flow.layout
             notes *= bool(getattr(flow.preprocess, "step", ()))  # a flow may bring its own
@@ -90,7 +95,6 @@ def opened(
         yield Session(config, dataset, ops, flow, folder, resuming, notes, world)
 
 
-@contextmanager
 def resumed(
     path: Path,
     changes: dict,
@@ -98,21 +102,14 @@ def resumed(
     dataset: Dataset | None = None,
     world: Communicator = SINGLE_PROCESS,
     trust: bool = False,
-) -> Iterator[Session]:
+):
     """The run in a folder, resumed; see `resume`."""
     require_trusted(changes.get("model"), trust=True)  # which the user names, and no file
     folder = RunFolder(path)
-    with ExitStack() as held:
-
-        def configured() -> tuple[TrainConfig, str | None]:
-            _, record = folder.open(path, trust)  # raises before a folder of another kind is locked
-            held.enter_context(folder.lock)
-            config = folder.resumed_config({**changes, "out": path}, rollback)
-            return config, None if "data" in changes else folder.data_name(record, config.data_dir)
-
-        config, data = world.on_rank_zero(configured)
-        how = {"folder": folder, "resuming": "best" if rollback else True, "data": data}
-        yield held.enter_context(opened(config, dataset, world, **how))
+    world.on_rank_zero(lambda: folder.open(path, trust))  # nothing of another kind is locked
+    how = {"folder": folder, "resuming": "best" if rollback else True}
+    own = partial(folder.resumed_config, {**changes, "out": path}, rollback)
+    return opened(own, dataset, world, same_data="data" not in changes, **how)
 
 
 def train(

@@ -38,8 +38,8 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        self.lock = files.FolderLock(self.path / "run.lock")
 
+    lock = property(lambda self: files.folder_lock(self.path / "run.lock"))
     config_file = property(lambda self: self.path / "config.json")
     metrics_file = property(lambda self: self.path / "metrics.jsonl")
     last = property(lambda self: self.path / "last.safetensors")
