@@ -346,16 +346,17 @@ def test_processes_starts_mpiexec_with_the_same_command(tmp_path):
     assert [(tmp_path / rank).exists() for rank in "012"] == [True, True, False]
 
 
+@pytest.mark.parametrize("last", [["-x"], ["-x", "--", "-rows.csv"]])
 @pytest.mark.parametrize("word", [["--processes", "3"], ["--processes=3"]])
-def test_the_command_that_mpiexec_gets(monkeypatch, word):
-    started = []
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-O", "train.py", "--lr", "1", *word, "-x"])
+def test_the_command_that_mpiexec_gets(monkeypatch, word, last):
+    started, words = [], ["-O", "train.py", "--lr", "1", *word]
+    monkeypatch.setattr(sys, "orig_argv", ["python", *words, *last])
     monkeypatch.setattr(starting.shutil, "which", lambda name, path=None: path and f"bin/{name}")
     monkeypatch.setattr(starting.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(starting.os, "execv", lambda *of: started.append(of))
     starting.start(3, SINGLE_PROCESS)
-    same = [sys.executable, "-O", "train.py", "--lr", "1", *word, "-x"]
-    assert started == [("bin/mpiexec", ["bin/mpiexec", "-n", "3", *same, "--processes=1"])]
+    command = ["bin/mpiexec", "-n", "3", sys.executable, *words, "-x", "--processes=1", *last[1:]]
+    assert started == [("bin/mpiexec", command)]
 
 
 @pytest.mark.parametrize("missing", ["mpiexec", "mpi4py"])

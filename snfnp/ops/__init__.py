@@ -18,7 +18,7 @@ from snfnp.ops.host import HostDevice, ranks_on_shared_cores
 from snfnp.ops.random.philox import RandomKey
 
 Array = Any  # an array of a device: NumPy's, or CuPy's
-BACKENDS = ("numba", "numpy", "cupy")
+BACKENDS = {"numba": "CPU, compiled", "numpy": "CPU", "cupy": "GPU"}
 
 
 def get_ops(backend="numba", tf32=False, world: Communicator = SINGLE_PROCESS) -> Ops:

@@ -40,8 +40,10 @@ def start(count: int, world: Communicator) -> None:
         if not place:
             raise UsageError(f"`processes` needs {missing}, which is missing: {INSTALL}")
     sys.stdout.flush()
-    command = [str(mpiexec), "-n", str(count), sys.executable, *sys.orig_argv[1:], f"{OPTION}=1"]
-    os.execv(command[0], command)
+    words = sys.orig_argv[1:]
+    end = words.index("--") if "--" in words else len(words)  # behind it there are no options
+    words.insert(end, f"{OPTION}=1")
+    os.execv(mpiexec, [mpiexec, "-n", str(count), sys.executable, *words])
 
 
 def _require_cores(count: int) -> None:

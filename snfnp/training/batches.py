@@ -35,22 +35,19 @@ class Batches:
         self._epoch = None
 
     def __call__(self, step: int):
-        return self._take(step, self._stage(step, self._slice), self._slice)
+        return self._take(step, self.stage(step), self._slice)
 
     def whole(self, step: int):
-        whole = cut(self._config.batch_size, 1)[0]
-        return self._take(step, self._stage(step, whole), whole)
-
-    def stage(self, step: int) -> int:
-        """Prepare the images of a step; returns the place of the first in the epoch's order."""
-        return self._stage(step, self._slice)
+        (part,) = cut(self._config.batch_size, 1)
+        return self._take(step, self.stage(step, part), part)
 
     def staged(self, scalars):
         """The images that were staged. scalars: the step's `StepScalars`."""
         return self._take(scalars.step, scalars.first, self._slice)
 
-    def _stage(self, step: int, part: Slice) -> int:
-        epoch, index = divmod(step, self.steps_per_epoch)
+    def stage(self, step: int, part: Slice | None = None) -> int:
+        """Prepare the images of a step; returns the place of the first in the epoch's order."""
+        part, (epoch, index) = part or self._slice, divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._source.reorder(epoch_order(self._images, epoch, self._config))
             self._epoch = epoch

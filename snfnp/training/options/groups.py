@@ -310,7 +310,9 @@ class DeviceOptions:
     """The device and its precision."""
 
     backend: str = changeable(
-        "numba", "numba (CPU, compiled), numpy (CPU) or cupy (GPU)", choices=BACKENDS
+        next(iter(BACKENDS)),
+        ", ".join(f"{name} ({device})" for name, device in BACKENDS.items()),
+        choices=tuple(BACKENDS),
     )
     threads: int | None = changeable(
         None, "threads of each process at most; fix them to repeat a run bit for bit", AT_LEAST_1

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from snfnp.data import DATA_SETS, HELD_OUT
 from snfnp.models import PRESETS
+from snfnp.ops import BACKENDS
 from snfnp.training.options.groups import by_preset, presets_with, shown
 from snfnp.training.update import SCHEDULES
 
@@ -50,7 +51,8 @@ _VARIATIONAL = _is("objective", "variational")
 _GECO = _is("lambda_control", "geco")
 _CSV = Need(lambda c: str(c.data).lower().endswith(".csv"), "`data=PATH` of a .csv file")
 _OWN_DATA = Need(lambda c: c.data not in DATA_SETS, "`data=PATH`")
-_GPU = _is("backend", "cupy")
+_ON_GPU = [name for name, device in BACKENDS.items() if device == "GPU"]
+_GPU, _CPU = _is("backend", *_ON_GPU), _is("backend", *(b for b in BACKENDS if b not in _ON_GPU))
 _VECTOR = _preset_needs(lambda preset: "bins" in preset.size)
 _BIAS_INIT = _preset_needs(lambda preset: preset.has_bias_init)
 # the relative gradient has the same direction in all coordinates
@@ -169,10 +171,10 @@ _RELATIONS = {
     # on a GPU None: `RunLoop` then finds it by the speed of the first epoch
     "eval_every": Relation(
         (),
-        lambda c: None if c.backend == "cupy" else 1,
+        lambda c: None if _GPU.holds(c) else 1,
         "1, on a GPU what takes about 2 s; for rows, about 40 evaluations in all",
     ),
-    "threads": Relation((_is("backend", "numba", "numpy"),), words="the cores it has"),
+    "threads": Relation((_CPU,), words="the cores it has"),
     "track_angle": Relation((LEARNS,)),
     "out": Relation(words="runs/<data>-<model>-<gradient>-<time>"),
     "recompute": Relation((_preset_needs(lambda preset: preset.has_recomputable_layers),)),
