@@ -14,10 +14,7 @@ from snfnp.flow import Flow
 from snfnp.maps import Conv2d, contraction
 
 _UNIT = 2.0**-53  # the largest relative error of one rounding
-_POWERS = 9  # EᵀE and 8 squarings
 _SURE = 1 + 1e-12  # for the few roundings of scalars
-_CLOSE = 1.02  # a bound within this factor of the lower one is tight enough
-_AT_ONCE = 1024  # columns of E
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,7 @@ class Certificate:
 
     Attributes:
         layer: its name.
-        lower, upper: bounds on ρ = ‖E‖₂ from below and, rounding included, from above.
+        lower, upper: bounds on ρ = ‖E‖₂, rounding included.
         trace, rounding: tr E, and a bound on its error.
         frobenius: a bound on ‖E‖_F from above, rounding included.
     """
@@ -68,8 +65,7 @@ def _series(rho: float) -> float:
 
 def certificates(ops, flow: Flow, params) -> list[Certificate]:
     """Certificates of all linear layers that learned their inverse, at float64 parameters. Raises
-    UsageError if there are none. O(D³) a layer, for 1×1 convolutions O(C³): E is written out, and
-    squared until the bound on ρ is tight."""
+    UsageError if there are none. O(D³) a layer, for 1×1 convolutions O(C³): E is written out."""
     learned = flow.learned_inverses()
     if not learned:
         raise UsageError("this flow was trained without learned inverses: nothing to certify")
@@ -99,13 +95,13 @@ def certify(ops, name: str, f, g, w, r, shape) -> Certificate:
     """The certificate of one layer: f, g, the maps of w and r; shape, one sample's."""
     shape, copies = _smallest(f, g, shape)
     e = _written_out(ops, f, g, w, r, shape)
-    size = len(e)
+    size, off = len(e), _rounding(ops, f, g, w, r, shape)
     trace, norm = float(ops.xp.trace(e)), _norm(ops, e)
-    off = _rounding(ops, f, g, w, r, shape)
-    lower = max(0.0, contraction.rho(ops, f, g, w, r, shape) / _SURE - off)
-    upper, frobenius = _above(ops, e, lower) + off, math.sqrt(copies) * (norm + off) * _SURE
+    lower, upper = _largest_gain(ops, e) if math.isfinite(norm) else (0.0, math.inf)
+    frobenius = math.sqrt(copies) * (norm + off) * _SURE
     rounding = copies * math.sqrt(size) * (off + size * _UNIT * norm) * _SURE
-    return Certificate(name, lower, upper, copies * trace, frobenius, rounding)
+    bounds = max(0.0, lower - off), upper + off
+    return Certificate(name, *bounds, copies * trace, frobenius, rounding)
 
 
 def _norm(ops, matrix) -> float:
@@ -123,12 +119,8 @@ def _smallest(f, g, shape) -> tuple[tuple[int, ...], int]:
 def _written_out(ops, f, g, w, r, shape):
     """E, (D, D): column i is E e_i."""
     size = math.prod(shape)
-    e = ops.xp.empty((size, size))
-    for start in range(0, size, _AT_ONCE):
-        basis = np.eye(min(_AT_ONCE, size - start), size, start).reshape(-1, *shape)
-        columns = contraction.error(ops, f, g, w, r, ops.asarray(basis))
-        e[start : start + len(basis)] = columns.reshape(len(basis), size)
-    return e.T
+    basis = ops.asarray(np.eye(size).reshape(size, *shape))
+    return contraction.error(ops, f, g, w, r, basis).reshape(size, size).T
 
 
 def _rounding(ops, f, g, w, r, shape) -> float:
@@ -140,25 +132,22 @@ def _rounding(ops, f, g, w, r, shape) -> float:
     return 1.01 * terms * _UNIT * ops.linalg.norms(1 + rows)[0]
 
 
-def _above(ops, e, lower: float) -> float:
-    """A bound on ‖E‖₂ from above, for E as it is written out; inf if that is not finite.
+def _largest_gain(ops, e) -> tuple[float, float]:
+    """Bounds on ‖E‖₂ from below and above, by a singular value decomposition as it is computed.
 
-    With S_0 = E and S_{j+1} = S_jᵀ S_j, computed to D units of ‖S_j‖²_F, ‖S_j‖₂² ≤ ‖S_{j+1}‖₂ +
-    those units carries ‖S_j‖₂ ≤ ‖S_j‖_F of the last power back to E. Powers are divided by powers
-    of two, which rounds nothing.
+    With E = U S Vᵀ + F, ‖UᵀU − I‖ ≤ a and ‖VᵀV − I‖ ≤ b, it is within ‖F‖ of
+    s_1 √((1 ± a)(1 ± b)).
     """
-    s, scales, bound = e, [], math.inf
-    for power in range(_POWERS + 1):
-        norm = above = _norm(ops, s)
-        if not math.isfinite(norm):
-            break
-        for scale in reversed(scales):
-            above = scale * math.sqrt(above + 1.01 * len(e) * _UNIT)
-        bound = min(bound, above * _SURE)
-        near = bound < 1 and bound <= _CLOSE * lower
-        if power == _POWERS or near or lower >= 1 or lower == 0:
-            break
-        scales.append(2.0 ** math.frexp(norm)[1])
-        s = s / scales[-1]
-        s = ops.linalg.matmul(s.T, s)
-    return bound
+    u, s, vt = ops.xp.linalg.svd(e)
+    eye, largest = ops.xp.eye(len(e)), float(s[0])
+    a, b = _distance(ops, u.T, u, eye), _distance(ops, vt, vt.T, eye)
+    rest = _distance(ops, u * s, vt, e)
+    lower = largest * math.sqrt(max(0.0, 1 - a) * max(0.0, 1 - b)) - rest
+    return lower / _SURE, (largest * math.sqrt((1 + a) * (1 + b)) + rest) * _SURE
+
+
+def _distance(ops, left, right, matrix) -> float:
+    """A bound on ‖left right − matrix‖_F. Computed, the product is off by as many units of the
+    factors' norms as its sums have terms; the other two are those of u * s and the difference."""
+    rounding = 1.01 * (len(right) + 2) * _UNIT * math.prod(ops.linalg.norms(left, right))
+    return _norm(ops, ops.linalg.matmul(left, right) - matrix) * (1 + _UNIT) + rounding
