@@ -210,7 +210,7 @@ def test_the_contracts_are_small():
     assert len(members(BackwardContext) - {"of"}) <= 7
 
 
-def test_the_files_from_a_command_to_eq_15_are_those_of_the_page(monkeypatch, tmp_path):
+def test_the_files_from_a_command_to_eq_15_are_those_of_the_page(undrawn, monkeypatch, tmp_path):
     """Those of the package that are on the stack when a gradient is computed."""
     page = (ROOT / "snfnp" / "architecture.md").read_text(encoding="utf-8")
     section = page.partition("## From a command to Eq. 15")[2].partition("\n## ")[0]
@@ -226,7 +226,6 @@ def test_the_files_from_a_command_to_eq_15_are_those_of_the_page(monkeypatch, tm
         return backward(rule, *arguments, **named)
 
     monkeypatch.setattr(SelfNormalizing, "backward", noted)
-    monkeypatch.setattr(train, "_draw", lambda *_: None)
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(40, 2)))
     options = ["--epochs", "1", "--batch-size", "16", "--backend", "numpy", "--model", "fc"]
     train.main([str(tmp_path / "rows.npy"), *options, "--out", str(tmp_path / "run")])

@@ -188,12 +188,11 @@ def test_a_fingerprint_is_of_values_order_and_shape_alone(tmp_path, monkeypatch)
 
 
 def test_a_run_of_the_sample_finds_it_again(tmp_path, monkeypatch, capsys):
-    """Also where all of MNIST, or what goes for it, has come since."""
-    path, sample = tmp_path / "run", snfnp.load_dataset("mnist-sample")
-    config = TrainConfig(epochs=1, batch_size=1000, warmup_epochs=1).resolve(len(sample.train))
-    snfnp.train(config, sample, snfnp.get_ops("numpy"), RunFolder.create(path))
-    here = replace(SAME, source="the cache")
-    monkeypatch.setitem(LOADERS, "mnist", lambda *arguments: here)
+    """Even if all of MNIST has been downloaded since. Small images take the place of both."""
+    path, sample = tmp_path / "run", replace(SAME, source=SAMPLE, is_sample=True)
+    run_training(path, sample, epochs=1)
+    for name, data in (("mnist", replace(SAME, source="the cache")), ("mnist-sample", sample)):
+        monkeypatch.setitem(LOADERS, name, lambda *arguments, data=data: data)
     resume = lambda arguments: snfnp.resume(arguments[0], epochs=2, report=print)  # noqa: E731
     for way in (evaluate.main, angle.main, resume):
         capsys.readouterr()

@@ -95,7 +95,7 @@ def test_a_column_that_counts_the_rows_gets_a_word(name, starts, read):
     assert not read(f"age,x,y\n{counting}\n")[2]
 
 
-def test_names_go_from_the_file_to_the_run_its_samples_and_scores(tmp_path, capsys):
+def test_names_go_from_the_file_to_the_run_its_samples_and_scores(tmp_path, undrawn, capsys):
     """Other files have their columns by name, in any order; without a name there is an error."""
     rng = np.random.default_rng(0)
     rows = rng.normal((5.0, -300.0), (0.1, 40.0), (200, 2))
@@ -132,7 +132,7 @@ def test_names_go_from_the_file_to_the_run_its_samples_and_scores(tmp_path, caps
 
 
 @pytest.mark.parametrize("way", ["standardise", "none"])
-def test_columns_with_ties_are_dequantised_by_every_way_of_preprocessing(way, tmp_path, capsys):
+def test_columns_with_ties_are_dequantised_by_every_preprocessing(way, tmp_path, undrawn, capsys):
     rows, path, out = np.random.default_rng(0).normal(size=(100, 2)), tmp_path / "t.csv", "run"
     np.savetxt(path, rows.round(1), delimiter=",", fmt="%.1f")
     how = ["--preprocess", way, "--activation", "smooth-leaky-relu", "--out", str(tmp_path / out)]
@@ -153,7 +153,7 @@ def test_a_flow_with_its_own_preprocessing_gets_no_word_on_ties(tmp_path):
     assert run.flow.preprocess == own and "ties" not in "".join(lines)
 
 
-def test_a_table_of_few_rows_is_evaluated_forty_times_and_an_overfit_gets_a_line(tmp_path, capsys):
+def test_few_rows_are_evaluated_forty_times_and_overfitting_is_reported(tmp_path, undrawn, capsys):
     rng = np.random.default_rng(0)
     np.savetxt(tmp_path / "few.csv", rng.normal(size=(60, 3)), delimiter=",")
     out = tmp_path / "run"

@@ -94,8 +94,7 @@ def test_a_folder_makes_nothing_run(name, model, run, strange):
 
 
 @pytest.mark.parametrize("name", ["evaluate", "train", "load_run", "resume"])
-def test_what_is_trusted_or_imported_or_typed_is_opened(name, run, strange, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "_draw", lambda *args: None)
+def test_what_is_trusted_or_imported_or_typed_is_opened(name, run, strange, tmp_path, undrawn):
     short = ["--epochs", "1", "--warmup-epochs", "0.5", "--backend", "numpy"]
     out = ["--model", "strange:build", "--out", str(tmp_path / "own")]
     train.main([f"{run}/../rows.npy", *out, *short])
@@ -290,7 +289,7 @@ def used(path, data):
     assert np.isfinite(run.likelihood.log_prob(data.test[:2])).all()
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_forged_config_opens_and_goes_on_or_is_one_line(seed, runs, tmp_path):
     rng, opened = np.random.default_rng(seed), 0
     for path, data in runs.items():
@@ -301,14 +300,14 @@ def test_a_forged_config_opens_and_goes_on_or_is_one_line(seed, runs, tmp_path):
             forge(run, other)
             opened += opens_or_is_one_line(lambda: used(run, data), said)  # noqa: B023
             opens_or_is_one_line(lambda: compare.open_runs([run]), said)  # noqa: B023
-            if place < 12:
+            if place < 8:
                 again = shutil.copytree(run, tmp_path / f"{path.name}-{place}")
                 act = lambda: snfnp.resume(again, dataset=data, report=None)  # noqa: B023, E731
                 opens_or_is_one_line(act, said)
     assert 0 < opened < 120
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_forged_header_opens_or_is_one_line(seed, runs, tmp_path):
     rng = np.random.default_rng(200 + seed)
     for path, data in runs.items():
@@ -324,7 +323,7 @@ def test_a_forged_header_opens_or_is_one_line(seed, runs, tmp_path):
             opens_or_is_one_line(RunFolder(run).read_metrics, said)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_forged_estimator_loads_or_is_one_line(seed, tmp_path):
     rng, path = np.random.default_rng(300 + seed), tmp_path / "density"
     density = snfnp.FlowDensity(1, activation="smooth-leaky-relu", epochs=1, random_state=0)

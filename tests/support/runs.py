@@ -88,10 +88,16 @@ def around(monkeypatch, owner, name, before=kill, after=None):
 
 
 @pytest.fixture
-def snfnp_train(monkeypatch):
+def undrawn(monkeypatch):
+    """The command trains without its pictures, which take longest in a small run."""
+    monkeypatch.setattr(command, "_draw", lambda *_: None)
+    monkeypatch.setattr(command, "Animation", lambda points: None)
+
+
+@pytest.fixture
+def snfnp_train(undrawn, monkeypatch):
     """The command on small images, in this process."""
     monkeypatch.setattr(session, "load_dataset", lambda name, folder: small_dataset())
-    monkeypatch.setattr(command, "_draw", lambda *args: None)
 
     def run(*arguments):
         command.main([*map(str, arguments)])
