@@ -330,8 +330,8 @@ def test_other_units_are_the_same_run_and_another_density(tmp_path):
 
 def test_a_large_file_is_never_in_memory_whole(tmp_path, undrawn, monkeypatch):
     monkeypatch.setattr("snfnp.images._SMALL", 1 << 20)
-    path, size = tmp_path / "large.npy", (40_000, 100)
-    np.save(path, RNG.normal(size=size))  # 32 MB
+    path, size = tmp_path / "large.npy", (80_000, 100)
+    np.save(path, RNG.normal(size=size))  # 64 MB
     tracemalloc.start()
     options = ("--model", "fc", "--batch-size", "2000", "--epochs", "1")
     train.main([str(path), *SHORT, *options, "--out", str(tmp_path / "run")])
