@@ -23,7 +23,7 @@ from snfnp.training.trainer import Trainer, take_steps
 _EVALUATIONS = 40  # of a whole training, about
 _COMPONENTS = 1, 2, 3, 4, 6, 8, 12, 20, 32, 48, 64, 96
 _ROWS_PER_COMPONENT = 6
-_PRIORS = ("full", 0.003), ("full", 0.3), ("full", 3.0), ("diagonal", 1.0)
+_PRIORS = ("full", 0.003), ("full", 0.3), ("full", 3.0), ("diagonal", 1e-4)
 _MANY, _WORSE = 20, 0.1  # components from which on more are not tried if worse by so many nats
 
 
