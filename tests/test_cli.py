@@ -77,11 +77,7 @@ NUMBA = {"backend": "numba"}
         (NUMBA, {"graph": False}, NUMBA | {"graph": True}),
         ({"backend": "cupy"}, NUMBA, {"backend": "cupy", "graph": True}),
         ({}, {"tf32": True}, {"tf32": True}),
-        (
-            {"eval_dtype": "float32"},
-            {"tf32": True},
-            "`tf32` would round the products of",
-        ),
+        ({"eval_dtype": "float32"}, {"tf32": True}, "`tf32` would round the products of"),
         (NUMBA | {"graph": False}, {}, "`graph=False` only has an effect with"),
         (NUMBA, {"tf32": True}, "`tf32`, which `backend=numba` does not have: leave `backend`"),
     ],

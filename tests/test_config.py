@@ -235,10 +235,7 @@ REFUSED = [
     ({"inverse_kernel": 7}, "`inverse_kernel` only has an effect with `model=conv`"),
     ({"model": "conv", "inverse_kernel": 4}, "`inverse_kernel` is 4: it must be odd"),
     ({"model": "conv", "gradient": "exact", "inverse_kernel": 5}, "`gradient=self-normalizing`"),
-    (
-        {"model": "conv", "init": "authors"},
-        "`init=authors` only has an effect with `model=fc` or",
-    ),
+    ({"model": "conv", "init": "authors"}, "`init=authors` only has an effect with `model=fc` or"),
     ({"model": "glow", "init": "authors"}, "elsewhere it is the same as paper"),
     ({"graph": False}, "`graph=False` only has an effect with `backend=cupy`: leave it out"),
     ({"tf32": True}, "`tf32` only has an effect with `backend=cupy`: leave it out"),

@@ -6,14 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from support.messages import one_line
-from support.trainers import (
-    BATCH,
-    batches_of,
-    gradient_of,
-    images_of,
-    make_trainer,
-    take_steps,
-)
+from support.trainers import BATCH, batches_of, gradient_of, images_of, make_trainer, take_steps
 
 from snfnp.context import BackwardContext
 from snfnp.errors import DivergedError, UsageError

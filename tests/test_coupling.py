@@ -12,10 +12,7 @@ from support.gradients import layer_backward, mean_log_density, moved, peak
 from snfnp.context import BackwardContext
 from snfnp.errors import SingularMatrixError
 from snfnp.flow import Flow
-from snfnp.layers import (
-    AffineCoupling,
-    Preprocess,
-)
+from snfnp.layers import AffineCoupling, Preprocess
 from snfnp.layers.baselines import CausalConv2d, emerging_layers
 from snfnp.likelihood import EVALUATION_NOISE, SAMPLE_LATENTS, Likelihood
 from snfnp.ops import RandomKey, get_ops

@@ -77,10 +77,7 @@ OF_MODELS = {  # what a data set has as well, or says otherwise
 OF_DATA = {
     "whole numbers": (IMAGES.astype(int), "int64 from 0 to 255; round and cast to uint8"),
     "zeros and ones": (IMAGES.astype(int) // 200, "int64 from 0 to 1; round and cast to uint8"),
-    "one image": (
-        np.zeros((9, 8, 3), np.uint8),
-        "is one image (H, W, C) without an axis of",
-    ),
+    "one image": (np.zeros((9, 8, 3), np.uint8), "is one image (H, W, C) without an axis of"),
     "channels first": (
         np.zeros((4, 3, 8, 8), np.uint8),
         "(4, 3, 8, 8) has the channels on axis 1;",

@@ -22,12 +22,7 @@ from snfnp.models import PRESETS, Choices
 from snfnp.ops import get_ops
 from snfnp.rules import Exact, Relative, SelfNormalizing
 from snfnp.training import evaluation
-from snfnp.training.evaluation import (
-    Monitors,
-    SmallestSecondMoment,
-    gradient_ratios,
-    stable_above,
-)
+from snfnp.training.evaluation import Monitors, SmallestSecondMoment, gradient_ratios, stable_above
 from snfnp.training.runs.load import load_run
 
 OPS = get_ops("numpy")
