@@ -1,8 +1,8 @@
 """One contract for every structured linear map: T(w) written out as a matrix is what `apply` makes,
 and `check_map` holds every other member to that.
 
-A new map needs one entry in CASES; its `explicit(f, w, shape)` writes T(w) out independently of
-the map's own code.
+A new map needs one entry in CASES; its `explicit(w, shape)` writes T(w) out independently of the
+map's own code.
 """
 
 import inspect
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from support.explicit import convolution_matrix
 
 import snfnp.maps
 from snfnp.errors import SingularMatrixError
@@ -25,7 +26,7 @@ RTOL = 1e-11  # float64, at most a few dozen roundings, condition numbers below 
 class Case:
     map: object
     shape: tuple
-    explicit: Callable  # (map, w, shape) -> T(w), D x D
+    explicit: Callable  # (w, shape) -> T(w), D x D
     singular: Callable  # (map) -> a w whose T(w) is singular
 
     def __str__(self):
@@ -38,23 +39,12 @@ def dense(features):
         w[-1] = w[0] if f.features > 1 else 0
         return w
 
-    return Case(Dense(features), (features,), lambda f, w, shape: w, last_row_repeats_the_first)
+    return Case(Dense(features), (features,), lambda w, shape: w, last_row_repeats_the_first)
 
 
 def convolution(kernel, shape, **options):
-    """z[y, x, o] = Σ w[h, w, i, o] · x[y + h - (kH-1)/2, x + w - (kW-1)/2, i], written out."""
-
-    def explicit(f, w, shape):
-        height, width, channels = shape
-        t = np.zeros((*shape, *shape))
-        for y, x in np.ndindex(height, width):
-            for h, v in np.ndindex(*kernel):
-                yi, xi = y + h - (kernel[0] - 1) // 2, x + v - (kernel[1] - 1) // 2
-                if 0 <= yi < height and 0 <= xi < width:
-                    t[y, x, :, yi, xi] += w[h, v].T
-        return t.reshape(height * width * channels, -1)
-
-    return Case(Conv2d(kernel, shape[2], **options), shape, explicit, lambda f: 0 * f.identity())
+    f = Conv2d(kernel, shape[2], **options)
+    return Case(f, shape, convolution_matrix, lambda f: 0 * f.identity())
 
 
 CASES = {
@@ -82,17 +72,13 @@ class Point:
     """A map at a random weight near the identity, with T written out."""
 
     def __init__(self, case):
-        self.f, self.shape, self.case = case.map, case.shape, case
+        self.f, self.shape, self.explicit = case.map, case.shape, case.explicit
         rng = np.random.default_rng(3)
         identity = self.f.identity()
         self.w = identity + 0.3 * rng.standard_normal(identity.shape)
         self.x = rng.standard_normal((BATCH, *self.shape))
         self.delta = rng.standard_normal((BATCH, *self.f.output_shape(self.shape)))
-        self.out = rng.standard_normal(identity.shape)
-        self.t = self.explicit(self.w)
-
-    def explicit(self, w):
-        return self.case.explicit(self.f, w, self.shape)
+        self.t = self.explicit(self.w, self.shape)
 
 
 @pytest.fixture(params=EVERY_CASE)
@@ -107,12 +93,11 @@ def close(found, expected):
     np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
 
 
-def test_weight_shape(point):
-    assert point.f.weight_shape == point.f.identity().shape
-
-
-def test_identity(point):
-    np.testing.assert_array_equal(point.explicit(point.f.identity()), np.eye(len(point.t)))
+def test_the_identity_is_one_and_a_weight_of_its_own_size_fits(point):
+    identity = point.f.identity()
+    assert point.f.weight_shape == identity.shape
+    np.testing.assert_array_equal(point.explicit(identity, point.shape), np.eye(len(point.t)))
+    np.testing.assert_array_equal(point.f.fit(point.w), point.w)
 
 
 def test_apply_is_the_explicit_matrix(point, ops):
@@ -123,10 +108,6 @@ def test_apply_is_the_explicit_matrix(point, ops):
 
 def test_every_other_member_is_what_apply_makes_it(point, ops):
     check_map(point.f, point.shape, ops=ops)
-
-
-def test_fit_leaves_a_weight_of_its_own_size_alone(point):
-    np.testing.assert_array_equal(point.f.fit(point.w), point.w)
 
 
 def test_weight_grad_writes_into_a_view_of_the_flat_buffer(point, ops):
@@ -149,7 +130,7 @@ def test_a_solution_is_contiguous(point, ops):
 @pytest.mark.parametrize("case", EVERY_CASE)
 def test_a_singular_weight_is_an_error(case, ops):
     f, w = case.map, case.singular(case.map)
-    assert np.linalg.matrix_rank(case.explicit(f, w, case.shape)) < np.prod(case.shape)
+    assert np.linalg.matrix_rank(case.explicit(w, case.shape)) < np.prod(case.shape)
     z = np.ones((1, *f.output_shape(case.shape)))
     for name, last in (("log_det", case.shape), ("log_det_grad", case.shape), ("solve", z)):
         with pytest.raises(SingularMatrixError, match="singular"):

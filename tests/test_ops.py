@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from support import operation_calls as calls
 from support.operation_cases import OVERRIDES, call_linalg_matmul_add
-from support.operation_cases_layers import ALPHA
 from support.operation_values import OperationValues
 from support.processes import python
 
@@ -256,27 +255,6 @@ def test_smooth_leaky_relu_inverse_is_newtons_method():
     activation = Activation(SimpleNamespace(xp=Counting()))
     activation.smooth_leaky_relu_inverse(np.linspace(-30, 30, 1001), 0.01)
     assert 3 <= activation.xp.calls <= 8
-
-
-@pytest.mark.parametrize("dtype", calls.FLOATS)
-def test_nan_is_never_zeroed(ops, dtype):
-    x = np.zeros((3, 5), dtype)
-    x[1, 2] = np.nan
-    finite_elsewhere = np.isfinite(x)
-    y, ldj, sigma = ops.activation.smooth_leaky_relu(x, ALPHA)
-    back = ops.activation.smooth_leaky_relu_inverse(x, ALPHA)
-    half, backward = np.full_like(x, 0.5), ops.activation.smooth_leaky_relu_backward
-    for found in (y, sigma, back, backward(half, x, np.ones(3, dtype), ALPHA)):
-        np.testing.assert_array_equal(np.isfinite(found), finite_elsewhere)
-    of_ldj = np.isnan(backward(half, np.zeros_like(x), x[:, 2], ALPHA)).all(axis=1)
-    for found in (np.isnan(ldj), of_ldj):
-        np.testing.assert_array_equal(found, [False, True, False])
-    assert math.isnan(ops.linalg.sum_squares(x.reshape(-1)))
-    assert np.isnan(ops.channels.gaussian_log_density(x)[1])
-    p, m, v = (np.zeros(15, dtype) for _ in range(3))
-    squares = ops.step.adam(x.reshape(-1), 1e-3, 0.9, 0.999, 1e-8, 1, 1.0, 0.0, out=(p, m, v))
-    assert math.isnan(squares)
-    np.testing.assert_array_equal(np.isnan(p), np.isnan(x.reshape(-1)))
 
 
 def test_preprocess_survives_a_draw_next_to_one(monkeypatch):
