@@ -243,9 +243,6 @@ def test_initial_inverse_kernel_is_the_padded_flip():
     assert params["R"].flags.c_contiguous and params["b"].shape == (2,)
 
 
-# ---------------------------------------------------------------- options and wrong input
-
-
 def test_dirac_and_fans():
     f = Conv2d((5, 3), 2, 4)
     x = np.random.default_rng(0).standard_normal((3, 4, 6, 2))
@@ -322,9 +319,6 @@ def test_the_series_is_shorter_in_single_precision(ops):
     rounding = 100 * np.finfo(np.float32).eps * math.exp(norm)
     error = np.abs(z - expected).max() / largest
     assert error <= remainder(norm, layer.terms[0]) + rounding
-
-
-# ---------------------------------------------------------------- the norm
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

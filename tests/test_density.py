@@ -118,9 +118,6 @@ def test_without_scikit_learn_it_fits_too():
     assert last.startswith("ValueError: this FlowDensity is not fitted yet")
 
 
-# ---------------------------------------------------------------- exactness
-
-
 def test_the_density_integrates_to_1(fitted):
     """Over a grid that reaches far beyond the rows: trapezoids."""
     sides = np.linspace(-90, 120, 500), np.linspace(2, 9, 500)
@@ -285,9 +282,6 @@ def test_noise_has_the_units_of_its_column():
     np.testing.assert_allclose(apart, 2 * np.log(1024), rtol=1e-9)
     plain = snfnp.FlowDensity(**{**how, "noise": 0.0}).fit(x)
     assert (plain.score_samples(x) != one.score_samples(x)).any()
-
-
-# ---------------------------------------------------------------- what a fit says
 
 
 def test_a_verbose_fit_has_a_line_for_each_candidate(capsys):

@@ -233,9 +233,6 @@ def test_a_stencil_converges_at_its_order():
     np.testing.assert_allclose(derivative, 6 * 0.3**5, rtol=1e-12)
 
 
-# ---------------------------------------------------------------- check_gradient
-
-
 def cubic(v):
     return float(np.sum(v**3))
 

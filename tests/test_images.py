@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from scipy.special import logit
 from support.data_files import colour_images
-from support.messages import assert_one_line, one_line
+from support.messages import one_line
 from support.trainers import make_trainer, small_config, small_dataset
 
 import snfnp
@@ -242,13 +242,12 @@ def test_a_run_can_be_copied_and_pickled(finished, again, backend):
 @pytest.mark.parametrize("how", ["train", "resume"])
 @pytest.mark.parametrize("dataset", [IMAGES, {"train": IMAGES}], ids=["array", "dict"])
 def test_only_a_data_set_is_trained_on(dataset, how, finished):
-    with pytest.raises(UsageError) as caught:
+    kind = type(dataset).__name__
+    with one_line(UsageError, f"the data is of type {kind}: make a snfnp.Dataset(name, train,"):
         if how == "train":
             config = small_config(backend="numpy")
             snfnp.train(config, dataset, get_ops("numpy"), snfnp.RunFolder(finished))
         snfnp.resume(finished, dataset=dataset)
-    kind = type(dataset).__name__
-    assert_one_line(caught.value, f"the data is of type {kind}: make a snfnp.Dataset(name, train,")
 
 
 RTOL = 1e-8

@@ -91,8 +91,6 @@ def test_the_compilers_log_is_the_error(body):
         compiled(KERNEL % body, ["bad"], "sm_80")
 
 
-# ---------------------------------------------------------------- the text
-
 FORBIDDEN = {
     r"fast_?math|__(exp|log|sin|cos|tan|pow|f?div)\w*f?\b|__saturatef": "less accurate arithmetic",
     r"(?<![\w.])\d+\s*/\s*\d+(?![\w.])": "a quotient of integers",

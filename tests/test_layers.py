@@ -220,8 +220,6 @@ def test_a_larger_kernel_starts_at_a_rotation_plus_noise():
     np.testing.assert_allclose(taps[12] @ taps[12].T, np.eye(size), rtol=0, atol=1e-14)
 
 
-# ---------------------------------------------------------------- wrong settings
-
 WRONG = [
     (lambda: Linear(Dense(3), init_kind="papr"), "'papr'.*paper.*identity.*orthogonal"),
     *(

@@ -180,9 +180,6 @@ def test_scale_into_is_the_product(ops, multiple, transposed):
     np.testing.assert_allclose(out, 0.5 * a * multiple, rtol=1e-15)
 
 
-# ---------------------------------------------------------------- definitions against plain ones
-
-
 def test_linear_algebra(ops):
     rng = np.random.default_rng(0)
     w, z = rng.standard_normal((7, 7)) + 3 * np.eye(7), rng.standard_normal((5, 7))
@@ -215,9 +212,6 @@ def test_host_and_device(ops):
     assert device.dtype == np.float32
     assert device.flags.c_contiguous
     np.testing.assert_array_equal(ops.to_host(device), host)
-
-
-# ---------------------------------------------------------------- extreme inputs
 
 
 class TestValues(OperationValues):
@@ -266,9 +260,6 @@ def test_preprocess_survives_a_draw_next_to_one(monkeypatch):
     one_minus_s = 1e-6 + (1 - 2e-6) * 2.0**-32 / 256
     np.testing.assert_allclose(x[0, 0], math.log((1 - one_minus_s) / one_minus_s), rtol=2**-23)
     assert np.isfinite(ldj).all()
-
-
-# ---------------------------------------------------------------- choosing a backend
 
 
 def test_numpy_needs_no_numba():

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support.messages import one_line
 from support.processes import python
 from support.runs import Killed, kill
 from support.trainers import run_training, small_dataset
@@ -99,9 +100,8 @@ def test_a_picture_that_nobody_could_see_is_refused(
     folder, tmp_path, options, message, monkeypatch
 ):
     monkeypatch.setattr("snfnp.likelihood.Likelihood.sample", refuse)
-    with pytest.raises(UsageError) as caught:
+    with one_line(UsageError, message):
         sample.main([str(folder), *(option.format(tmp_path) for option in options)])
-    assert message in str(caught.value) and "\n" not in str(caught.value)
     for shape in ((28, 28, 1), (32, 32, 3)):
         args = 100_000, plots.default_columns(100_000)
         sample._check_size(*args, shape, tmp_path / "a.png")  # is not too many
@@ -338,15 +338,14 @@ def test_a_killed_run_has_the_curves_up_to_there(tmp_path, monkeypatch):
 def test_a_missing_package_is_one_line_and_leaves_no_folder(tmp_path, monkeypatch, snfnp_train):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     place, said = tmp_path / "run", "`tensorboard` needs tensorboardX .*pip install"
-    with pytest.raises(UsageError, match=said) as caught:
+    with one_line(UsageError, match=said):
         snfnp_train("--tensorboard", "--out", place, "--backend", "numpy", "--batch-size", 20)
-    assert "\n" not in str(caught.value) and not place.exists()
+    assert not place.exists()
 
 
 def test_a_file_in_its_place_is_one_line(tmp_path):
     run_training(tmp_path / "run", epochs=1, **ON | {"tensorboard": False})
     (tmp_path / "run/tensorboard").write_text("")
-    with pytest.raises(SnfnpError, match="cannot write .*tensorboard .*remove it") as caught:
+    with one_line(SnfnpError, match="cannot write .*tensorboard .*remove it"):
         run_training(tmp_path / "run", resume=True, epochs=2, **ON)
-    assert "\n" not in str(caught.value)
     assert TrainConfig().resolve(100).resumed({"tensorboard": True}, "run").tensorboard

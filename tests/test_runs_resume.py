@@ -326,9 +326,8 @@ def test_a_start_far_from_the_images_is_no_explosion(tmp_path, monkeypatch):
 def test_what_overflows_is_one_line_without_warnings(snfnp_train, tmp_path, backend):
     """With NumPy in the first epoch's Adam, whose best checkpoint nothing was saved of."""
     options = ("--backend", backend, "--lambda", 1e30, "--out", tmp_path / "run")
-    with pytest.raises(DivergedError, match="from the start with .*a smaller `lam`") as caught:
+    with one_line(DivergedError, "from the start with ", "a smaller `lam`") as caught:
         snfnp_train(*START, *options)
-    assert_one_line(caught.value)
     for way in ways_on(caught.value):
         with pytest.raises(DivergedError):  # again, λ being the same
             snfnp_train(*way)

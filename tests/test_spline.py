@@ -41,9 +41,6 @@ def everything(ops, p, x, dy=None, dldj=None, layer=LAYER):
     return {"y": y, "ldj": ldj, "dx": dx, **grads, "inverse": layer.inverse(ops, p, y)}
 
 
-# ---------------------------------------------------------------- a slow version
-
-
 def slow_spline(x, widths, heights, slopes, bound, eps):
     """One value through one spline, written from Durkan et al. 2019, section 3.1, Eq. 4.
 
@@ -88,9 +85,6 @@ def test_a_spline_matches_a_scalar_reference(ops, layer):
     np.testing.assert_allclose(found["dx"], slope, rtol=tolerance)
     expected = np.log(slope).reshape(len(x), -1).sum(axis=1)
     np.testing.assert_allclose(found["ldj"], expected, rtol=0, atol=tolerance * x[0].size)
-
-
-# ---------------------------------------------------------------- at the knots and the bounds
 
 
 def around_the_knots(knots):
@@ -169,9 +163,6 @@ def test_equal_bins_and_unit_slopes_are_the_identity(ops):
         assert abs(value.std() - 0.01) < 5 * 0.01 / math.sqrt(2 * value.size)
 
 
-# ---------------------------------------------------------------- precision and extremes
-
-
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("seed", range(3))
 def test_raw_parameters_of_50_stay_finite_and_monotone(ops, dtype, seed):
@@ -201,9 +192,6 @@ def test_steep_and_flat_slopes_do_not_leave_the_range_of_a_product(ops):
     found = everything(ops, p, x)
     assert found["dx"].max() < 1e-9
     np.testing.assert_allclose(found["ldj"], 784 * np.log(found["dx"][0, 0]), rtol=1e-12)
-
-
-# ---------------------------------------------------------------- NaN and infinity
 
 
 @pytest.mark.parametrize("place", [0.0, 30.0], ids=["inside", "in the tail"])
@@ -260,9 +248,6 @@ def test_slopes_that_overflow_give_no_finite_log_determinant(ops):
     assert not np.isfinite(ldj).any()
 
 
-# ---------------------------------------------------------------- reproducible
-
-
 def some_call(dtype, samples=20, shape=(9, 11, 2)):
     p, rng = parameters(0.5, shape, dtype=dtype), np.random.default_rng(6)
     x = 5 * rng.standard_normal((samples, *shape))
@@ -287,9 +272,6 @@ def test_a_pixel_does_not_depend_on_its_neighbours(dtype):
             np.testing.assert_array_equal(part[name], whole[name][:, cut], name)
         for name in PARAMETERS:
             np.testing.assert_array_equal(part[name], whole[name][cut], name)
-
-
-# ---------------------------------------------------------------- squeeze
 
 
 def test_squeeze_is_space_to_depth_in_the_documented_order(ops):

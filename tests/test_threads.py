@@ -61,8 +61,6 @@ def test_idle_threads_sleep_and_the_environment_has_the_last_word(before, settin
     assert re.fullmatch(found, said.strip())
 
 
-# ---------------------------------------------------------------- results
-
 _STEPS = """
 import hashlib
 import numba
@@ -141,8 +139,6 @@ def test_what_is_said_of_blas_is_not_of_openmp(monkeypatch):
     monkeypatch.setattr("threadpoolctl.threadpool_info", lambda: pools)
     assert [pool["num_threads"] for pool in threads.describe()["blas"]] == [2]
 
-
-# ---------------------------------------------------------------- how many there are
 
 _SUMS = """
 import hashlib

@@ -14,9 +14,12 @@ def assert_one_line(error: BaseException, *parts: object) -> None:
 
 @contextmanager
 def one_line(kind: type[BaseException], *parts: object, match: str | None = None):
-    """The block raises an error of that kind, whose message is one line with these parts."""
+    """The block raises an error of that kind, whose message is one line with these parts.
+
+    Gives what `pytest.raises` gives.
+    """
     with pytest.raises(kind, match=match) as caught:
-        yield
+        yield caught
     assert_one_line(caught.value, *parts)
 
 
