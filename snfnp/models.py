@@ -89,11 +89,11 @@ def make_rule(option: Callable[[str], Any]) -> Rule:
     if gradient == "relative":
         return Relative(option("relative_bias"))
     if objective == "variational":
-        from snfnp.beyond.variational import Variational
+        from snfnp.beyond.rules import Variational
 
         return Variational(option("sigma"), option("noise_vectors"))
     if option("jvp_weight") > 0:
-        from snfnp.beyond.jacobian_penalty import JacobianPenalty
+        from snfnp.beyond.rules import JacobianPenalty
 
         return JacobianPenalty(objective, option("jvp_weight"), option("jvp_probes"))
     return SelfNormalizing(objective)

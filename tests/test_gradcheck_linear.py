@@ -10,8 +10,7 @@ from support.beyond_checks import ALL_CHECKS, penalised_scalar
 
 import snfnp.layers
 import snfnp.maps
-from snfnp.beyond.jacobian_penalty import JacobianPenalty
-from snfnp.beyond.variational import Variational
+from snfnp.beyond.rules import JacobianPenalty, Variational
 from snfnp.gradcheck import GradientError, check_layer, check_map, check_rule
 from snfnp.layers import Layer, Linear, Preprocess, Whiten
 from snfnp.maps import Conv2d, Dense

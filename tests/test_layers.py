@@ -19,7 +19,7 @@ from support.trainers import (
     small_dataset,
 )
 
-from snfnp.beyond.jacobian_penalty import JacobianPenalty
+from snfnp.beyond.rules import JacobianPenalty
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.gradcheck.catalogue import catalogue

@@ -11,9 +11,8 @@ from support.gradients import layer_backward, moved
 from support.trainers import gradient_of, make_trainer, small_config
 from test_rules import RTOL, check_flow, log_normal, two_layers
 
-from snfnp.beyond import jacobian_penalty as module
-from snfnp.beyond.jacobian_penalty import JacobianPenalty
-from snfnp.beyond.variational import Drawn, Noise, Variational
+from snfnp.beyond import rules as module
+from snfnp.beyond.rules import Drawn, JacobianPenalty, Noise, Variational
 from snfnp.context import BackwardContext
 from snfnp.diagnostics import gradient_angles
 from snfnp.flow import layer_key

@@ -11,7 +11,6 @@ from snfnp.gradcheck.differences import (
     GradientError,
     central_difference,
     check_gradient,
-    measure_gradient,
     relative_error,
     slopes,
 )
@@ -19,5 +18,5 @@ from snfnp.gradcheck.layers import Report, as_matrix, check_layer, stop_gradient
 from snfnp.gradcheck.linear import check_map, check_rule
 
 __all__ = ["GradientError", "Report", "as_matrix", "central_difference", "check_gradient"]
-__all__ += ["check_layer", "check_map", "check_rule", "stop_gradient_objective", "measure_gradient"]
-__all__ += ["relative_error", "slopes"]
+__all__ += ["check_layer", "check_map", "check_rule", "relative_error", "slopes"]
+__all__ += ["stop_gradient_objective"]

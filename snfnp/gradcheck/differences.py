@@ -30,7 +30,7 @@ def tolerance(dtype) -> float:
 
 
 class Comparison(NamedTuple):
-    """The result of `measure_gradient`.
+    """The result of `check_gradient`.
 
     Attributes:
         error: the largest relative difference.
@@ -43,14 +43,9 @@ class Comparison(NamedTuple):
     slopes: tuple[float, float]
 
 
-def check_gradient(f: Callable, x, gradient, **settings) -> float:
-    """The largest error of `measure_gradient` with these arguments."""
-    return measure_gradient(f, x, gradient, **settings).error
-
-
 def slopes(f: Callable, x, gradient, **settings) -> tuple[float, float]:
-    """The slopes of `measure_gradient` with these arguments, to six digits, for pages to show."""
-    numeric, analytic = measure_gradient(f, x, gradient, **settings).slopes
+    """The slopes of `check_gradient` with these arguments, to six digits, for pages to show."""
+    numeric, analytic = check_gradient(f, x, gradient, **settings).slopes
     return float(f"{numeric:.6g}"), float(f"{analytic:.6g}")
 
 
@@ -68,7 +63,7 @@ def relative_error(value, expected) -> float:
     return 0.0 if error < 1e-9 else float(f"{error:.3g}")
 
 
-def measure_gradient(
+def check_gradient(
     f: Callable[[np.ndarray], float],
     x: np.ndarray,
     gradient: np.ndarray,

@@ -132,9 +132,9 @@ class Case:
         return first
 
     def measure(self, name: str, scalar, point, gradient) -> None:
-        """Compare a gradient with differences of a scalar (`measure_gradient`), and report it."""
+        """Compare a gradient with differences of a scalar (`check_gradient`), and report it."""
         how = {"rng": self.rng, "rtol": self.rtol, "name": name}
-        error, control, _ = differences.measure_gradient(scalar, point, gradient, **how)
+        error, control, _ = differences.check_gradient(scalar, point, gradient, **how)
         self.report.errors[name], self.report.controls[name] = error, control
 
     def compare(self, name: str, value, expected, wrong=None) -> None:
@@ -247,7 +247,7 @@ def check_layer(
     * inverse(forward(x)) = x, by the exact inverse;
     * ldj + log_det against slogdet of the Jacobian, by central differences;
     * the gradients of x and of each parameter against central differences along random
-      directions, with negative controls (`measure_gradient`).
+      directions, with negative controls (`check_gradient`).
 
     The approximate gradient of a learned inverse is checked to full precision all the same, as the
     exact gradient of another scalar.

@@ -12,8 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from snfnp.beyond.jacobian_penalty import JacobianPenalty, draw_probes
-from snfnp.beyond.variational import Variational
+from snfnp.beyond.rules import JacobianPenalty, Variational, draw_probes
 from snfnp.flow import layer_key
 from snfnp.gradcheck import layers
 from snfnp.gradcheck.catalogue import Check, catalogue
