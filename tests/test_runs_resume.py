@@ -91,7 +91,7 @@ def saved_steps(monkeypatch):
     """The steps at which last.safetensors is written."""
     steps = []
 
-    def note(path, checkpoint, _):
+    def note(path, checkpoint):
         steps.extend([checkpoint.step] * (path.name == "last.safetensors"))
 
     around(monkeypatch, checkpointer, "save_checkpoint", note)
@@ -134,7 +134,7 @@ def test_checkpoints_come_between_evaluations(tmp_path, saved_steps, every, step
 def test_a_kill_between_the_files_of_an_evaluation_changes_no_number(
     finished, tmp_path, monkeypatch, name, epoch
 ):
-    def saved(path, checkpoint, _):
+    def saved(path, checkpoint):
         if path.name == name and checkpoint.step == 5 * epoch:
             raise Killed
 
