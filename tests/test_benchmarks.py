@@ -310,14 +310,17 @@ def test_what_stops_the_script_stops_its_step_which_is_not_done(tmp_path):
     (tmp_path / "steps.sh").write_text(f"steps() {{ step a 80 '.+' bash -c '{code}'; }}")
     own = {"GPU_HOUR_STEPS": str(tmp_path / "steps.sh"), "PYTHON": sys.executable}
     process = subprocess.Popen(["bash", str(SCRIPT), str(tmp_path)], env=os.environ | own)
-    until = time.monotonic() + 60
-    while not (tmp_path / "a").exists() or not (tmp_path / "a").read_text():
-        assert time.monotonic() < until and process.poll() is None
-        time.sleep(0.02)
+
+    def wait_until(there):
+        until = time.monotonic() + 60
+        while not there():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+
+    wait_until(lambda: (tmp_path / "a").exists() and (tmp_path / "a").read_text())
     process.terminate()
     assert process.wait(20) == 128 + signal.SIGTERM
-    time.sleep(0.5)
-    assert not Path("/proc", (tmp_path / "a").read_text().strip()).exists()
+    wait_until(lambda: not Path("/proc", (tmp_path / "a").read_text().strip()).exists())
     assert (tmp_path / "results.txt").read_text() == ""
 
 

@@ -60,7 +60,7 @@ for sys.argv[1:] in eval(sys.argv[1]):
 SEVERAL = COMMAND.replace("run_script(command.main)", IN_TURN)
 SMALL = ["--backend", "numpy", "--batch-size", "12", "--warmup-epochs", "1", "--lr", "1e-3"]
 GLOW = [word for name, value in SMALL_GLOW.items() for word in (f"--{name}", value)]
-LIMIT = 10  # seconds in which all processes have ended after one of them has
+LIMIT = 60  # seconds in which all processes have ended after one of them has
 TIGHT = 1e-12
 
 
@@ -148,12 +148,12 @@ def test_the_numbers_do_not_depend_on_how_many_processes_there_are(tmp_path, alo
 
 
 def pids(folder, size):
-    """(process, step) of each rank, once all take steps."""
-    until = time.monotonic() + 60
+    """The process of each rank, once all have taken a step."""
+    until = time.monotonic() + 120
     while time.monotonic() < until:
         texts = [(folder / str(rank)) for rank in range(size)]
         found = [path.read_text().split() for path in texts if path.exists()]
-        if len(found) == size and all(len(words) == 2 for words in found):
+        if len(found) == size and all(len(words) == 2 and words[1] != "0" for words in found):
             return [int(process) for process, _ in found]
         time.sleep(0.02)
     raise AssertionError("the processes have not started")
@@ -166,6 +166,15 @@ def gone(process):
             return file.read().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
+
+
+def seconds_until_gone(ranks):
+    """After a process was killed."""
+    killed = time.monotonic()
+    while not all(map(gone, ranks)):
+        assert time.monotonic() - killed < LIMIT
+        time.sleep(0.02)
+    return time.monotonic() - killed
 
 
 @pytest.mark.mpi
@@ -185,11 +194,7 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on(tmp_path):
         time.sleep(rng.uniform(0, 1))
         victim = int(rng.integers(2))
         os.kill(ranks[victim], signal.SIGKILL)
-        killed = time.monotonic()
-        while not all(map(gone, ranks)):
-            assert time.monotonic() - killed < LIMIT
-            time.sleep(0.02)
-        longest = max(longest, time.monotonic() - killed)
+        longest = max(longest, seconds_until_gone(ranks))
         status, *_ = processes.finish(process, LIMIT)
         assert status != 0
         for file in tmp_path.glob("[01]"):
@@ -228,18 +233,14 @@ def test_one_rank_that_fails_ends_all_with_its_own_line(tmp_path, failure, alone
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_killed_launcher_stops_the_run_with_a_checkpoint(tmp_path, alone):
     """MPICH's own process between mpiexec and the ranks; nobody reads their output any more."""
-    options = ["--epochs", "400", "--checkpoint-every", "100000"]
+    options = ["--epochs", "9999", "--checkpoint-every", "999999"]
     process = launch(2, tmp_path / "run", *options, PIDS=str(tmp_path), SLEEP="0.02")
     ranks = pids(tmp_path, 2)
-    time.sleep(0.3)
     with open(f"/proc/{ranks[0]}/status") as status:
         launcher = int(re.search(r"PPid:\s+(\d+)", status.read())[1])
     assert launcher not in (1, os.getpid())
     os.kill(launcher, signal.SIGKILL)
-    killed = time.monotonic()
-    while not all(map(gone, ranks)):
-        assert time.monotonic() - killed < LIMIT
-        time.sleep(0.02)
+    seconds_until_gone(ranks)
     assert processes.finish(process, LIMIT)[0] != 0
     step = state(tmp_path / "run").step
     assert step > 0
@@ -252,7 +253,6 @@ def test_a_signal_to_mpiexec_writes_a_checkpoint_first(tmp_path, number):
     options = ["--epochs", "50", "--checkpoint-every", "1000"]
     process = launch(2, tmp_path / "run", *options, PIDS=str(tmp_path), SLEEP="0.02")
     pids(tmp_path, 2)
-    time.sleep(0.3)
     process.send_signal(number)
     status, output, errors = processes.finish(process, 30)
     step = state(tmp_path / "run").step

@@ -28,9 +28,9 @@ from snfnp.training.session import train
 def holder(tmp_path):
     """Another process that has locked a folder."""
     (tmp_path / "run").mkdir()
-    lock = f"with RunFolder({str(tmp_path / 'run')!r}).lock: print('locked', flush=True); sleep(60)"
-    code = f"from time import sleep\nfrom snfnp import RunFolder\n{lock}"
-    command = [sys.executable, "-c", code]
+    code = "import sys\nfrom time import sleep\nfrom snfnp import RunFolder\n"
+    code += "with RunFolder(sys.argv[1]).lock: print('locked', flush=True); sleep(600)"
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "locked\n"
         yield process

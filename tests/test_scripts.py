@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pages import DERIVATIONS, ROOT
+from support.processes import python
 
 from snfnp.cli import COMMANDS, train
 from snfnp.cli import train as learn
@@ -26,24 +27,23 @@ from snfnp.training.options import TrainConfig
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
-    """No network, no user's cache: the sample is what is left."""
-    empty = tmp_path_factory.mktemp("cache")
-    kept = {k: v for k, v in os.environ.items() if k != "SNFNP_DATA_DIR"}
-    return {**kept, "SNFNP_OFFLINE": "1", "XDG_CACHE_HOME": str(empty)}
+    """Variables: no network, no user's cache, so that the sample is what is left."""
+    empty = str(tmp_path_factory.mktemp("cache"))
+    return {"SNFNP_DATA_DIR": "", "SNFNP_OFFLINE": "1", "XDG_CACHE_HOME": empty}
 
 
 def start(environment, name, *arguments):
     command = [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
-    return subprocess.Popen(command, env=environment, text=True, **pipes)
+    return subprocess.Popen(command, env=os.environ | environment, text=True, **pipes)
 
 
-# Runs each of the commands on standard input as if it were alone, and tells what came of it.
+# Runs each command of a list as if it were alone, and tells what came of it.
 ONE_AFTER_ANOTHER = """
 import contextlib, io, json, runpy, sys
 
 results = []
-for path, *arguments in json.load(sys.stdin):
+for path, *arguments in json.loads(sys.argv[1]):
     sys.argv, status = [path, *arguments], 0
     with contextlib.redirect_stdout(io.StringIO()) as out:
         with contextlib.redirect_stderr(io.StringIO()) as err:
@@ -61,17 +61,11 @@ def run_all(environment, *commands, cwd=ROOT):
     """(exit status, output, errors) of each (script or module, arguments …): all of them in one
     process, for those that would take longest to start."""
     folder = ROOT / "scripts"
-    paths = f"{folder}{os.pathsep}{environment.get('PYTHONPATH', '')}"
+    paths = filter(None, [str(folder), os.environ.get("PYTHONPATH")])
     placed = ((folder / name if ".py" in name else name, *words) for name, *words in commands)
-    done = subprocess.run(
-        [sys.executable, "-c", ONE_AFTER_ANOTHER],
-        input=json.dumps([[*map(str, words)] for words in placed]),
-        env={**environment, "PYTHONPATH": paths.rstrip(os.pathsep)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        cwd=cwd,
-    )
+    told = json.dumps([[*map(str, words)] for words in placed])
+    own = environment | {"PYTHONPATH": os.pathsep.join(paths)}
+    done = python(ONE_AFTER_ANOTHER, told, cwd=cwd, **own)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -120,42 +114,32 @@ def test_the_run_folder_is_complete(finished):
         assert width > 400 and height > 300
 
 
-@pytest.fixture(scope="session")
-def looks(environment, finished, tmp_path_factory):
-    """Commands that look at the finished run, and what they print."""
-    folder, pictures = finished[0], tmp_path_factory.mktemp("pictures")
-    commands = [("evaluate", folder), ("angle", folder, "--images", 200)]
-    for inverse, temperature in (("learned", 1.0), ("exact", 1.0), ("learned", 0.5)):
-        options = ("--inverse", inverse, "--temperature", temperature)
-        commands.append(("sample", folder, *options, "--out", pictures / f"{len(commands)}.png"))
-    own = (("snfnp", *words) for words in commands)
-    return commands, outputs(environment, *own, cwd=pictures)  # as installed: outside the checkout
-
-
-def test_evaluate_finds_what_training_found(finished, looks):
-    total = float(re.search(r"^log p\(x\) +(-[\d.]+) ", looks[1][0], re.M)[1])
-    test_nll = re.search(r"exact test NLL ([\d.]+) nats", finished[1])[1]
+def test_commands_look_at_a_finished_run(environment, finished, tmp_path):
+    """As installed, outside the checkout: evaluate finds what training found."""
+    folder, trained, _ = finished
+    commands = [("snfnp", "evaluate", folder), ("snfnp", "angle", folder, "--images", 200)]
+    pictures = [tmp_path / f"{number}.png" for number in range(3)]
+    ways = (("learned", 1.0), ("exact", 1.0), ("learned", 0.5))
+    for picture, (inverse, temperature) in zip(pictures, ways, strict=True):
+        options = ("--inverse", inverse, "--temperature", temperature, "--out", picture)
+        commands.append(("snfnp", "sample", folder, *options))
+    terms, angles, *_ = outputs(environment, *commands, cwd=tmp_path)
+    total = float(re.search(r"^log p\(x\) +(-[\d.]+) ", terms, re.M)[1])
+    test_nll = re.search(r"exact test NLL ([\d.]+) nats", trained)[1]
     assert abs(-total - float(test_nll)) < 0.006
-
-
-def test_angle_prints_one_row_per_learned_layer(looks):
-    out = looks[1][1]
-    rows = re.findall(r"^(dense\d) +([\d.]+)° +([\d.]+)° +([\d.e+-]+) +([\d.e+-]+)$", out, re.M)
+    row = r"^(dense\d) +([\d.]+)° +([\d.]+)° +([\d.e+-]+) +([\d.e+-]+)$"
+    rows = re.findall(row, angles, re.M)
     assert [row[0] for row in rows] == ["dense1", "dense2"]
     assert all(0 < float(angle) < 45 for row in rows for angle in row[1:3])
-
-
-def test_sample_writes_a_picture(looks):
-    contents = {words[-1].read_bytes() for words in looks[0][2:]}
-    assert len(contents) == 3
-    assert all(content.startswith(b"\x89PNG") for content in contents)
+    contents = {picture.read_bytes() for picture in pictures}
+    assert len(contents) == 3 and all(each.startswith(b"\x89PNG") for each in contents)
 
 
 def test_ctrl_c_writes_a_checkpoint_and_says_how_to_resume(environment, tmp_path):
     """On an output that cannot show λ, which must not stop it either."""
     folder, plain = tmp_path / "run", {**environment, "PYTHONIOENCODING": "ascii"}
     process = start(plain, "train_mnist.py", "--epochs", 50, "--out", folder)
-    deadline, metrics = time.monotonic() + 120, folder / "metrics.jsonl"
+    deadline, metrics = time.monotonic() + 240, folder / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text()):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)

@@ -405,5 +405,5 @@ w.abort(7)
 
 @pytest.mark.mpi
 def test_abort_ends_ranks_that_wait():
-    status, output, errors = processes.finish(processes.start(2, ["-c", ABSENT]), timeout=20)
+    status, output, errors = processes.finish(processes.start(2, ["-c", ABSENT]))
     assert (status, output, errors) == (7, "True\n", "")

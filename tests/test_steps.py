@@ -1,5 +1,6 @@
 """A step beside its layers: Adam, rates, batches, the log, λ's controllers; its number of calls."""
 
+import gc
 import math
 import re
 import sys
@@ -224,6 +225,7 @@ BUDGET = {"fc": (125, 16), "conv": (950, 19)}  # calls, and files of the functio
 def calls_of(function) -> Counter:
     """(file, function) of every call of the package's functions, and how often."""
     counted = Counter()
+    gc.collect()  # what other tests left may call the package when it goes
 
     def count(frame, event, argument):
         file = frame.f_code.co_filename

@@ -244,11 +244,8 @@ def test_a_wrong_option_is_one_short_line(command, arguments, message, capsys, m
     assert capsys.readouterr().out == ""
 
 
-_SECONDS = 0.6  # of a compilation, more than a moment
-
-
 @pytest.fixture(params=["ascend", "renew"])
-def slow_ops(monkeypatch, request):
+def slow_ops(monkeypatch, request, advance):
     """NumPy's, with steps, or renewals before them, whose first call compiles two kernels."""
     ops, watching, original = get_ops("numpy"), [], getattr(Trainer, request.param)
 
@@ -261,7 +258,7 @@ def slow_ops(monkeypatch, request):
         while watching:
             begins, ends = watching.pop()
             begins()
-            time.sleep(_SECONDS)
+            advance(1000)
             ends(2)
         original(trainer, images)
 
@@ -275,9 +272,8 @@ def test_what_is_compiled_is_said_and_no_step_takes_its_time(tmp_path, slow_ops)
     config = small_config(backend="numpy", epochs=1)
     summary = train(config, small_dataset(), slow_ops, run, report=said.append)
     assert sum(line.endswith("later runs find ready; Ctrl-C loses nothing") for line in said) == 1
-    assert "compiled 2 kernels in 1 s" in said
-    assert summary["training_seconds"] < _SECONDS
-    assert run.read_metrics()[0]["seconds"] < _SECONDS
+    assert "compiled 2 kernels in 1000 s" in said
+    assert summary["training_seconds"] < 1000 > run.read_metrics()[0]["seconds"]
 
 
 _KERNELS = """
@@ -375,7 +371,7 @@ def test_a_signal_ends_a_compilation_at_once(tmp_path, words, number):
     while process.poll() is None and not list(tmp_path.rglob("*.nbc")):  # the first kernel
         time.sleep(0.02)
     process.send_signal(number)
-    status, output, errors = processes.finish(process, 5)
+    status, output, errors = processes.finish(process, 15)
     assert status == 130, errors
     assert "KeyboardInterrupt" not in errors and "BAD TERMINATION" not in output
     assert not [file for file in tmp_path.glob("run/*") if file.name != "run.lock"]

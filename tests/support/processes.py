@@ -25,7 +25,7 @@ def missing() -> str | None:
     if mpiexec() is None:
         return "mpiexec is not installed"
     done = start(2, ["-c", _PROBE])
-    output = done.communicate(timeout=60)[1]
+    output = done.communicate(timeout=180)[1]
     if done.returncode:
         last = (output.strip().splitlines() or ["no output"])[-1]
         return f"two processes of mpiexec do not speak to each other ({last})"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -85,6 +86,14 @@ def around(monkeypatch, owner, name, before=kill, after=None):
         return result
 
     monkeypatch.setattr(owner, name, changed)
+
+
+@pytest.fixture
+def advance(monkeypatch):
+    """A function that puts the clock of the training time forward, by some seconds."""
+    ahead, clock = [], time.perf_counter
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + sum(ahead))
+    return ahead.append
 
 
 @pytest.fixture
