@@ -73,11 +73,11 @@ class Likelihood:
         # log|det| of each data-independent layer, in nats
         self.log_dets = flow.log_dets(ops, flow.layout.views(flat.astype(np.float64)))
 
-    def log_prob(self, images, seed: int = 0, batch_size: int = _BATCH, at_once=None) -> np.ndarray:
+    def log_prob(self, images, seed: int = 0, at_once: int = _BATCH) -> np.ndarray:
         """log p(x) of each image in nats (Eq. 1), (N,) on the host; the arguments of `evaluate`."""
         # Eq. 7: what depends on x, and the expensive terms, which are the same for every x
         expensive, found = sum(self.log_dets.values()), []
-        for encoded in self._parts(images, seed, batch_size, at_once):
+        for encoded in self._parts(images, seed, at_once):
             terms = self._terms(*encoded())
             found.append(self.ops.to_host(sum(terms.values()) + expensive))
         return np.concatenate(found)
@@ -86,8 +86,7 @@ class Likelihood:
         self,
         images,
         seed: int = 0,
-        batch_size: int = _BATCH,
-        at_once: int | None = None,
+        at_once: int = _BATCH,
         watch: Callable | None = None,
         world: Communicator = SINGLE_PROCESS,
     ) -> Evaluation:
@@ -97,9 +96,7 @@ class Likelihood:
             images: (N, H, W, C), uint8, or rows (N, D), as `Flow.encode` takes them, on the host or
                 the device.
             seed: of the dequantisation noise.
-            batch_size: images whose noise is drawn together; another one draws other noise.
-            at_once: images that go through the flow together, which changes the memory only;
-                default: `batch_size`.
+            at_once: images that go through the flow together: it changes the memory only.
             watch: watch(layer name, x) gets every input of every layer.
             world: the processes, which all call this, share the images and get one result. Rank 0
                 shows the first images to `watch` as long as it is `watch.wants_more()`.
@@ -107,7 +104,7 @@ class Likelihood:
         Raises:
             UsageError: for other images or numbers, before any reach a device.
         """
-        parts = self._parts(images, seed, batch_size, at_once)
+        parts = self._parts(images, seed, at_once)
         mine = shares(len(parts), world.size)[world.rank]
         totals: dict[str, float] = {}
         for place, encoded in enumerate(parts):
@@ -124,26 +121,27 @@ class Likelihood:
         means = {k: sum(each.get(k, 0.0) for each in every) / len(images) for k in terms}
         return Evaluation(self._in_order(means), self.flow.dimension)
 
-    def _parts(self, images, seed, batch_size, at_once) -> list:
+    def _parts(self, images, seed, at_once) -> list:
         """Functions, in order, that preprocess the images of each pass through the flow."""
         images = with_channels(images, self._shape)
         self.flow.require_images(images)
         _require_whole(0, seed=seed)
-        at_once = batch_size if at_once is None else at_once
-        _require_whole(1, batch_size=batch_size, at_once=at_once)
+        _require_whole(1, at_once=at_once)
         parts = []
-        for index, start in enumerate(range(0, len(images), batch_size)):
-            stop = min(start + batch_size, len(images))
+        for index, start in enumerate(range(0, len(images), _BATCH)):
+            stop = min(start + _BATCH, len(images))
             for first in range(start, stop, at_once):
-                which = slice(first, min(first + at_once, stop))
                 key = RandomKey(seed, EVALUATION_NOISE, index, first - start)
+                which = slice(first, min(first + at_once, stop))
                 parts.append(partial(self._encode, images, which, key))
         return parts
 
     def _encode(self, images, which: slice, key: RandomKey) -> tuple:
-        some = images[which]
-        some = self.ops.asarray(some) if isinstance(some, np.ndarray) else some  # on the device
+        some = self._on_device(images[which])
         return self.flow.preprocessed(self.ops, some, key, self._dtype)
+
+    def _on_device(self, array):
+        return self.ops.asarray(array) if isinstance(array, np.ndarray) else array
 
     def _terms(self, x, ldj, watch=None) -> dict:
         """The data-dependent terms of Eq. 7 per image, preprocessing to base density."""
@@ -174,11 +172,11 @@ class Likelihood:
             terms[name] = self.log_dets.get(name, means.get(name, 0.0))
         return terms
 
-    def latents(self, images, seed: int = 0, batch_size: int = _BATCH, at_once=None) -> tuple:
+    def latents(self, images, seed: int = 0, at_once: int = _BATCH) -> tuple:
         """All latents of images, device arrays (N, ...) as `sample` takes them; the arguments of
         `evaluate`."""
         found = []
-        for encoded in self._parts(images, seed, batch_size, at_once):
+        for encoded in self._parts(images, seed, at_once):
             x, _ = encoded()
             # recompute: caches are not needed here
             found.append(self.flow.forward(self.ops, self.params, x, recompute=True)[0])
@@ -191,8 +189,8 @@ class Likelihood:
         temperature: float = 1.0,
         exact: bool = False,
         latents: tuple | None = None,
-        part: int = 0,
         refined: bool = False,
+        at_once: int = _BATCH,
     ):
         """Draw samples, from latents that `seed` determines.
 
@@ -201,10 +199,10 @@ class Likelihood:
             seed: of the latents.
             temperature: scales the standard deviation of the latents that are drawn.
             exact: use the exact inverses, not the learned ones.
-            latents: for each of `Flow.latent_shapes` a device array (count, *shape), or None if it
-                is to be drawn; what is drawn does not depend on what is given.
-            part: 0, 1, … for calls that together make more images than fit at once, all different.
+            latents: for each of `Flow.latent_shapes` an array (count, *shape), or None if it is to
+                be drawn; what is drawn does not depend on what is given.
             refined: refine the learned inverses until they are exact (`Flow.inverse`).
+            at_once: samples that go through the flow together: it changes the memory only.
 
         Returns:
             Images (count, H, W, C), uint8, or rows (count, D), float64, on the host.
@@ -213,26 +211,34 @@ class Likelihood:
             DivergedError: if a sample is not finite.
             UsageError: for other numbers, or if the flow learned no inverse and `exact` is False.
         """
-        _require_whole(0, seed=seed, part=part)
-        _require_whole(1, count=count)
+        _require_whole(0, seed=seed)
+        _require_whole(1, count=count, at_once=at_once)
         if not 0 <= temperature < math.inf:
             raise UsageError(f"temperature is {temperature}: it must be 0 or more, and finite")
-        ops, flow = self.ops, self.flow
+        ops, flow, samples = self.ops, self.flow, np.empty(0)
         shapes = tuple(flow.latent_shapes.values())
         given = (None,) * len(shapes) if latents is None else latents
-        filled = []
-        for index, (latent, shape) in enumerate(zip(given, shapes, strict=True)):
-            if latent is None:
-                key = RandomKey(seed, SAMPLE_LATENTS, part * len(shapes) + index)
-                latent = temperature * ops.random.normal(key, (count, *shape), self._dtype)
-            elif len(latent) != count:
+        for latent, shape in zip(given, shapes, strict=True):
+            if latent is not None and len(latent) != count:
                 raise ValueError(f"expected {count} latents of shape {shape}, found {len(latent)}")
-            filled.append(latent)
-        x = flow.inverse(ops, self.params, tuple(filled), exact=exact, refined=refined)
-        if not ops.channels.is_finite(x):
-            found = "samples are not finite: this inverse has diverged"
-            raise DivergedError(f"{found}; try `exact=True`, or another checkpoint")
-        return ops.to_host(flow.decode(ops, x))
+        for first in range(0, count, at_once):
+            some, filled = slice(first, min(first + at_once, count)), []
+            for index, (latent, shape) in enumerate(zip(given, shapes, strict=True)):
+                if latent is None:
+                    key = RandomKey(seed, SAMPLE_LATENTS, index, first)
+                    normal = ops.random.normal(key, (some.stop - first, *shape), self._dtype)
+                    filled.append(temperature * normal)
+                else:
+                    filled.append(self._on_device(latent[some]))
+            x = flow.inverse(ops, self.params, tuple(filled), exact=exact, refined=refined)
+            if not ops.channels.is_finite(x):
+                found = "samples are not finite: this inverse has diverged"
+                raise DivergedError(f"{found}; try `exact=True`, or another checkpoint")
+            drawn = ops.to_host(flow.decode(ops, x))
+            if first == 0:
+                samples = np.empty((count, *drawn.shape[1:]), drawn.dtype)
+            samples[some] = drawn
+        return samples
 
 
 def _require_whole(least: int, **given) -> None:

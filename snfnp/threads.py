@@ -98,20 +98,23 @@ def limit(count: int) -> None:
         put(min(count, get()))
 
 
+@contextmanager
+def limited(count: int | None = None) -> Iterator[None]:
+    """A context in which BLAS and Numba have at most `count` threads, or as many as they have, and
+    at whose end every pool has as many as before."""
+    before = [(put, get()) for get, put in _pools()]
+    try:
+        if count is not None:
+            limit(count)
+        yield
+    finally:
+        for put, threads in before:
+            put(threads)
+
+
 def most() -> int:
     """The threads of the larger pool."""
     return max([1, *(get() for get, _ in _pools())])
-
-
-@contextmanager
-def restored() -> Iterator[None]:
-    """A context that restores the number of threads of every pool."""
-    before = [(put, get()) for get, put in _pools()]
-    try:
-        yield
-    finally:
-        for put, count in before:
-            put(count)
 
 
 def _pools() -> list[tuple[Callable[[], int], Callable[[int], object]]]:

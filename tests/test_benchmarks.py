@@ -72,8 +72,7 @@ def test_threads_are_given_back_after_an_exception():
     numba = pytest.importorskip("numba")
     before = numba.get_num_threads()
     assert before > 1 or numba.config.NUMBA_NUM_THREADS == 1
-    with pytest.raises(ZeroDivisionError), threads.restored():
-        threads.limit(1)
+    with pytest.raises(ZeroDivisionError), threads.limited(1):
         assert numba.get_num_threads() == 1
         raise ZeroDivisionError
     assert numba.get_num_threads() == before

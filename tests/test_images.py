@@ -151,7 +151,7 @@ def test_levels_of_the_preprocessing_are_the_limit(ops):
         flow.encode(ops, IMAGES, key, np.float64)
 
 
-@pytest.mark.parametrize("sizes", [{}, {"batch_size": 3}, {"batch_size": 3, "at_once": 2}])
+@pytest.mark.parametrize("sizes", [{}, {"at_once": 3}])
 @pytest.mark.parametrize("model", ["fc", "glow"])
 def test_log_prob_has_the_terms_of_evaluate_bit_for_bit(model, sizes, monkeypatch):
     trainer, likelihood = trained(model)
@@ -175,9 +175,10 @@ def test_log_prob_has_the_terms_of_evaluate_bit_for_bit(model, sizes, monkeypatc
     assert (likelihood.log_prob(IMAGES) == likelihood.log_prob(IMAGES, 0)).all()
 
 
-def test_noise_is_of_the_seed_the_batch_and_the_place_in_it():
+def test_noise_is_of_the_seed_the_batch_and_the_place_in_it(monkeypatch):
+    monkeypatch.setattr("snfnp.likelihood._BATCH", 3)
     trainer, likelihood = trained()
-    (found,) = likelihood.latents(IMAGES, 7, batch_size=3, at_once=2)
+    (found,) = likelihood.latents(IMAGES, 7, at_once=2)
     for first, batch, place in ((0, 0, 0), (2, 0, 2), (3, 1, 0)):
         key = RandomKey(7, EVALUATION_NOISE, batch, place)
         x, _ = trainer.flow.encode(trainer.ops, IMAGES[first : first + 1], key, np.float64)
@@ -198,10 +199,9 @@ def test_a_seed_is_a_whole_number(entry):
     [
         ("sample", {"count": 0}, "count is 0: give a whole number from 1 to"),
         ("sample", {"count": 2.0}, "count is 2.0: give a whole number from 1 to"),
-        ("sample", {"count": 1, "part": -1}, "part is -1: give a whole number from 0 to"),
+        ("sample", {"count": 1, "at_once": 0}, "at_once is 0: give a whole number from 1 to"),
         ("sample", {"count": 1, "temperature": -1}, "temperature is -1: it must be 0 or more, and"),
         ("sample", {"count": 1, "temperature": np.nan}, "temperature is nan: it must be 0 or more"),
-        ("evaluate", {"images": IMAGES, "batch_size": 0}, "batch_size is 0: give a whole number"),
         ("log_prob", {"images": IMAGES, "at_once": 0}, "at_once is 0: give a whole number from 1"),
     ],
 )

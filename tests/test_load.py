@@ -263,7 +263,7 @@ def test_one_line_says_what_is_wrong(runs, tmp_path):
     (tmp_path / "new").mkdir()
     shutil.copy(runs / "a" / "config.json", tmp_path / "new")
     for arguments, message in (
-        ([runs / "a", tmp_path / "other"], "was trained on other images than"),
+        ([runs / "a", tmp_path / "other"], "was trained on other data than"),
         ([tmp_path], "is no run folder"),
         ([tmp_path / "new"], "has no evaluation yet"),
         ([runs / "a", "--plot", tmp_path / "a.txt"], "`plot` is"),

@@ -124,7 +124,7 @@ def test_the_number_of_threads_does_not_change_a_bit(name, monkeypatch):
     given = [OVERRIDES[name](rng(0), np.float32, size) for size in calls.SIZES]
     monkeypatch.setattr("snfnp.ops.jit._SHORT", 0)
     found = []
-    with threads.restored():
+    with threads.limited():
         for count in (1, 2):
             numba.set_num_threads(count)
             found.append([result for call in given for result in calls.run(NUMBA, name, call)])

@@ -241,19 +241,19 @@ def test_other_published_data_are_read_where_the_options_say(folder, monkeypatch
     """Also where --data-dir has the run's own."""
     asked = []
 
-    def load(name, data_dir=None, **more):
-        asked.append((name, data_dir))
+    def load(data_dir, report):
+        asked.append(data_dir)
         raise UsageError("enough")
 
-    monkeypatch.setattr(score, "load_dataset", load)
+    monkeypatch.setitem(snfnp.data.LOADERS, "cifar-10", load)
     with pytest.raises(UsageError, match="enough"):
         score.main([str(folder), "cifar-10", *options])
-    assert asked == [("cifar-10", Path("a"))]
+    assert asked == [Path("a")]
 
 
 SCORELESS = {
-    "penguin.csv": "no such file: penguin.csv: give the path of your data (`data`)",
-    "mons": "'mons' is neither a data set nor a path (did you mean moons?)",
+    "penguin.csv": "penguin.csv does not exist: check the path",
+    "mons": "mons does not exist (did you mean moons?): check the path",
     "mnist-sample": "mnist-sample: shape (1000, 28, 28, 1) is not (N, 2)",
     "nan.npy": "nan.npy (train): nan in row 1, column 0",
     "three.npy": "three.npy: shape (4, 3) is not (N, 2)",

@@ -11,7 +11,7 @@ from benchmarks.work import ADAM_BYTES, operations
 from snfnp.layers.linear import xavier
 from snfnp.likelihood import Likelihood
 from snfnp.maps import Conv2d
-from snfnp.threads import limit, restored
+from snfnp.threads import limited
 from snfnp.training.batches import Repeated
 
 _SNF, _D, _WHITE = "self-normalizing", int(np.prod(IMAGE)), {"coordinates": "white"}
@@ -40,8 +40,7 @@ def _timed(thread_counts, calls: dict[str, Callable], repeats: int, head: str) -
     """A row for every call and thread count. head: of the column with the calls' names."""
     rows = []
     for count in thread_counts:
-        with restored():
-            limit(count)
+        with limited(count):
             timings = measure(calls, repeats)
         for name, timing in timings.items():
             row = {head: name, "threads": count}
@@ -150,8 +149,7 @@ def convolutional(ops, thread_counts, quick: bool) -> tuple[dict, str]:
         "renewals": _renewals(ops, thread_counts, "conv", repeats // 10),
     }
     found["inference"] = _timed(thread_counts, calls, repeats, "what (float64)")
-    with restored():
-        limit(max(thread_counts))
+    with limited(max(thread_counts)):
         found["determinants"] = determinants(ops, repeats)
     others = (table(found[name]) for name in ("renewals", "inference", "determinants"))
     return found, "\n\n".join([text, slow_text, *others])

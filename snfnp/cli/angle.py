@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from snfnp.cli.shared import add_data, busy, images_of, open_run, run_parser
+from snfnp.cli.shared import busy, images_of, open_run, run_parser
 from snfnp.diagnostics import gradient_angles
 from snfnp.likelihood import EVALUATION_NOISE
 from snfnp.ops import RandomKey
@@ -11,7 +11,6 @@ from snfnp.ops import RandomKey
 def main(argv: list[str], prog: str | None = None) -> None:
     parser = run_parser(prog, __doc__)
     parser.number("--images", "training samples to use", 1000)
-    add_data(parser)
     args = parser.parse_args(argv)
 
     run = open_run(args)

@@ -36,7 +36,8 @@ class ComparedRun(NamedTuple):
 def main(argv: list[str], prog: str | None = None) -> None:
     parser = Parser(prog=prog, description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders; gaps are to the first")
-    parser.add_argument("--plot", type=Path, help="draw NLL against epochs and seconds here")
+    about = "draw NLL against epochs and seconds here"
+    parser.add_argument("--plot", type=Path, metavar="PATH", help=about)
     parser.number("--from-epoch", "ignore gaps before this epoch", 1)
     add_trust(parser)
     args = parser.parse_args(argv)
@@ -59,7 +60,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
 def open_runs(paths: list[Path], trust: bool = False) -> list[ComparedRun]:
     """The runs in these folders. Raises UsageError if one is no run or has no evaluation yet, or if
-    they are not of the same images."""
+    they are not of the same data."""
     runs = []
     for path in paths:
         folder, record = RunFolder.open(path, trust)
@@ -73,7 +74,7 @@ def open_runs(paths: list[Path], trust: bool = False) -> list[ComparedRun]:
         test = read_json(folder.summary_file, said, advice)
         runs.append(ComparedRun(path, config, data, metrics, nll, test))
         if data != runs[0].data:
-            found = f"{path} was trained on other images than {runs[0].path}"
+            found = f"{path} was trained on other data than {runs[0].path}"
             raise UsageError(f"{found}: their likelihoods cannot be compared")
     return runs
 

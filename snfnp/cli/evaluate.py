@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from snfnp.cli.shared import add_data, busy, images_of, open_run, run_parser
+from snfnp.cli.shared import busy, images_of, open_run, run_parser
 from snfnp.errors import printable
 from snfnp.likelihood import EVALUATION_NOISE
 from snfnp.ops import RandomKey
@@ -17,7 +17,6 @@ def main(argv: list[str], prog: str | None = None) -> None:
     parser.add_argument("--split", choices=splits, default="test", help=which)
     parser.seed("seed of the dequantisation noise")
     parser.number("--batch-size", "samples evaluated at once", 1000)
-    add_data(parser)
     proof = "also prove, without a determinant, that W and R of each learned inverse are "
     proof += "invertible, and bound the differences between log|W| and -log|R|, and between the "
     proof += "two densities of Eq. 3 at the latents of one batch"

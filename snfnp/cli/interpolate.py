@@ -3,7 +3,7 @@
 import numpy as np
 
 from snfnp.cli.sample import TABLES, add_inverse, destination, drawn, save_table
-from snfnp.cli.shared import add_data, images_of, open_run, run_parser
+from snfnp.cli.shared import images_of, open_run, run_parser
 from snfnp.errors import UsageError, printable
 from snfnp.training import plots
 
@@ -19,7 +19,6 @@ def main(argv: list[str], prog: str | None = None) -> None:
     parser.number("--pairs", "number of paths", 8)
     parser.number("--steps", "samples per path, both ends included", 9, 2)
     parser.seed("seed of the pairs and of the dequantisation noise")
-    add_data(parser)
     args = parser.parse_args(argv)
 
     run = open_run(args)

@@ -1,24 +1,22 @@
 """Draw samples from a run and write them as a picture, or as a table of rows, .npy or .csv."""
 
-import csv
-import io
 from pathlib import Path
 
 import numpy as np
 
-from snfnp.cli.shared import Parser, busy, check_file, check_range, open_run, run_parser
+from snfnp.cli.shared import Parser, busy, check_file, check_range, open_run, run_parser, write_csv
 from snfnp.errors import UsageError, printable
-from snfnp.files import write_atomically, write_by
+from snfnp.files import write_by
 from snfnp.training import plots
 from snfnp.training.runs.load import LoadedRun
 
 TABLES = ".npy", ".csv"
-_AT_ONCE = 256  # images: those of a picture are drawn in parts, which have latents of their own
+_AT_ONCE = 256  # samples that go through the flow together
 _LARGEST, _LONGEST = 2**27, 2**16  # pixels of a picture, and of its sides, that viewers can show
 
 
 def main(argv: list[str], prog: str | None = None) -> None:
-    parser = run_parser(prog, __doc__)
+    parser = run_parser(prog, __doc__, data=False)
     add_inverse(parser, "sample")
     parser.number("--temperature", "factor of the latents", 1.0, 0, kind=float)
     parser.number("--count", "number of samples", 64)
@@ -29,8 +27,8 @@ def main(argv: list[str], prog: str | None = None) -> None:
     if args.columns is None:
         args.columns = plots.default_columns(args.count)
     check_range("columns", args.columns, 1, args.count)
-    if args.out and args.out.suffix not in TABLES:
-        check_file(args.out, "out", plots.SUFFIXES)
+    if args.out:
+        check_file(args.out, "out", (*plots.SUFFIXES, *TABLES))
 
     run = open_run(args)
     out = destination(args, run, "sample", args.count, args.columns)
@@ -49,7 +47,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
 def add_inverse(parser: Parser, name: str) -> None:
     """Add the options of the inverse and of the file; name: how files of the command begin."""
     out = f"picture; of rows a table, .npy or .csv (default: RUN/{name}-<inverse>.png, or .npy)"
-    parser.add_argument("--out", type=Path, help=out)
+    parser.add_argument("--out", type=Path, metavar="PATH", help=out)
     through = "one pass through the learned inverses, the same iterated to convergence, or exact "
     through += "solves (default: learned)"
     inverses = ("learned", "refined", "exact")
@@ -71,29 +69,19 @@ def destination(args, run: LoadedRun, name: str, count: int, columns: int, table
 
 
 def drawn(run: LoadedRun, args, count: int, temperature=1.0, latents=None) -> np.ndarray:
-    """So many samples, in parts that fit; latents: theirs (count, ...), on the host."""
-    rows = len(run.image_shape) == 1
-    images = np.empty((count, *run.image_shape), np.float64 if rows else np.uint8)
-    inverse = {"exact": args.inverse == "exact", "refined": args.inverse == "refined"}
-    for part, first in enumerate(range(0, count, _AT_ONCE)):
-        some = slice(first, min(first + _AT_ONCE, count))
-        with busy(run.ops, "count", some.stop - first):
-            given = latents and tuple(run.ops.asarray(latent[some]) for latent in latents)
-            how = {"part": part, "latents": given, **inverse}
-            images[some] = run.likelihood.sample(some.stop - first, args.seed, temperature, **how)
-    return images
+    """So many samples, as the options say; latents: theirs (count, ...)."""
+    how = {"exact": args.inverse == "exact", "refined": args.inverse == "refined"}
+    with busy(run.ops, "count", count):
+        how |= {"latents": latents, "at_once": _AT_ONCE}
+        return run.likelihood.sample(count, args.seed, temperature, **how)
 
 
 def save_table(out: Path, rows: np.ndarray, columns: tuple[str, ...] | None) -> None:
     """Write an array as a .npy file; or rows as a .csv file, under the columns' names if any."""
     if out.suffix == ".npy":
         write_by(out, lambda file: np.save(file, rows))
-        return
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([columns] if columns else [])
-    writer.writerows(rows.reshape(-1, rows.shape[-1]).tolist())
-    write_atomically(out, text.getvalue().encode())
+    else:
+        write_csv(out, columns or (), rows.reshape(-1, rows.shape[-1]).tolist())
 
 
 def _check_size(count: int, columns: int, shape: tuple[int, ...], out: Path) -> None:

@@ -5,16 +5,13 @@ likelihoods to some simpler images (Nalisnick et al. 2019, "Do Deep Generative M
 Don't Know?").
 """
 
-import csv
-import io
 from pathlib import Path
 
 import numpy as np
 
-from snfnp.cli.shared import add_data, check_file, images_of, open_run, run_parser
+from snfnp.cli.shared import check_file, images_of, open_run, run_parser, write_csv
 from snfnp.data import load_whole
 from snfnp.errors import UsageError, printable
-from snfnp.files import write_atomically
 from snfnp.training import plots
 
 _AT_ONCE = 100  # images that go through the flow together
@@ -26,10 +23,9 @@ def main(argv: list[str], prog: str | None = None) -> None:
     parser.add_argument("other", help=about)
     parser.number("--count", "use the first N of both (default: all)")
     out = "picture, with the scores in a .csv beside it (default: RUN/score-<other>.png)"
-    parser.add_argument("--out", type=Path, help=out)
-    add_data(parser)
+    parser.add_argument("--out", type=Path, metavar="PATH", help=out)
     about = "folder with the files of OTHER, if a published data set (default: --data-dir)"
-    parser.add_argument("--other-dir", type=Path, help=about)
+    parser.add_argument("--other-dir", type=Path, metavar="PATH", help=about)
     args = parser.parse_args(argv)
     name = Path(args.other).stem
     out = args.out or args.run / f"score-{name}.png"
@@ -40,21 +36,19 @@ def main(argv: list[str], prog: str | None = None) -> None:
     if problem := run.flow.preprocess.fault(other, run.image_shape):
         raise UsageError(f"{args.other}: {problem}")
     images, _ = images_of(run, args, "test")
-    scores, medians, text = {}, [], io.StringIO(newline="")
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["data", "place", "nats", *(run.columns or ())])
+    scores, medians, table = {}, [], []
     for which, of, data in (("test", run.config.data_name, images), ("other", name, other)):
         some = data if args.count is None else data[: args.count]
         found = run.likelihood.log_prob(some, at_once=_AT_ONCE)
         found = np.where(np.isnan(found), -np.inf, found)  # as far away as numbers go
         values = some[:].tolist() if run.columns else [()] * len(found)
         for place, (nats, row) in enumerate(zip(found.tolist(), values, strict=True)):
-            table.writerow([which, place, nats, *row])
+            table.append([which, place, nats, *row])
         count = f"{len(found):,} {which} samples"
         medians.append(f"{np.median(found):.3f} nats of {count} ({printable(of)})")
         scores[f"{of} ({which})"] = found
     above = auroc(*scores.values())
-    write_atomically(out.with_suffix(".csv"), text.getvalue().encode())
+    write_csv(out.with_suffix(".csv"), ["data", "place", "nats", *(run.columns or ())], table)
     title = f"{run.config.data_name}, {run.config.model_name}: AUROC {above:.4f}"
     plots.save_histograms(out, scores, "exact log-likelihood (nats)", title)
     print(f"median log-likelihood {', '.join(medians)}; AUROC {above:.4f}")

@@ -1,11 +1,14 @@
 """Options that several commands share, and their checks."""
 
 import argparse
+import csv
+import io
 import math
 import os
 import re
 import sys
 import tempfile
+from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -13,24 +16,16 @@ import numpy as np
 
 from snfnp.data import load_dataset
 from snfnp.errors import UsageError, suggestion, within_memory
-from snfnp.files import explained
+from snfnp.files import explained, write_atomically
 from snfnp.ops import BACKENDS
 from snfnp.training.progress import compilations_shown
 from snfnp.training.runs.load import LoadedRun, load_run
 
-_VALUES = {int: "N", float: "NUMBER", Path: "PATH"}  # what help calls the values of a type
-
-
-class _Help(argparse.HelpFormatter):
-    def _get_default_metavar_for_optional(self, action):
-        return _VALUES.get(action.type, "VALUE")
+VALUES = {int: "N", float: "NUMBER", Path: "PATH"}  # what help calls the values of a type
 
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are `UsageError`, and whose help fails if it cannot be written."""
-
-    def __init__(self, **settings):
-        super().__init__(**{"formatter_class": _Help, **settings})
 
     def parse_args(self, args=None, namespace=None):
         """The options. If a model of the user's own is named or trusted, modules of the current
@@ -52,7 +47,7 @@ class Parser(argparse.ArgumentParser):
         parsed.__name__ = kind.__name__  # for argparse's message
         if default is not None:
             help += f" (default: {default})"
-        how = {"type": parsed, "metavar": _VALUES[kind]}
+        how = {"type": parsed, "metavar": VALUES[kind]}
         self.add_argument(flag, default=default, help=help, **how)
 
     def seed(self, help: str) -> None:
@@ -73,14 +68,20 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}{hint}: see {self.prog} --help")
 
 
-def run_parser(prog: str | None, description: str | None) -> Parser:
-    """A parser for commands that read a finished run, with what `open_run` needs."""
+def run_parser(prog: str | None, description: str | None, data: bool = True) -> Parser:
+    """A parser for commands that read a finished run, with what `open_run` needs, and `images_of`
+    if they need its data."""
     parser = Parser(prog=prog, description=description)
     parser.add_argument("run", type=Path, help="run folder")
     which = "the best validation epoch, or the last step (default: best)"
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help=which)
     parser.add_argument("--backend", choices=BACKENDS, help="default: the run's")
     add_trust(parser)
+    if data:
+        about = "name or path of the data (default: the run's)"
+        parser.add_argument("--data", metavar="DATA", help=about)
+        about = "folder with the files of a published data set"
+        parser.add_argument("--data-dir", type=Path, metavar="PATH", help=about)
     return parser
 
 
@@ -88,13 +89,6 @@ def add_trust(parser: argparse._ActionsContainer) -> None:
     """The option without which no code of a run's own model is imported."""
     about = "import the module of the run's own model, which runs its code"
     parser.add_argument("--trust", action="store_true", help=about)
-
-
-def add_data(parser: Parser) -> None:
-    """The options by which `images_of` finds the data of a run that are not where they were."""
-    parser.add_argument("--data", help="name or path of the data (default: the run's)")
-    about = "folder with the files of a published data set"
-    parser.add_argument("--data-dir", type=Path, help=about)
 
 
 def open_run(args: argparse.Namespace) -> LoadedRun:
@@ -141,3 +135,12 @@ def check_file(path: Path, name: str, suffixes: tuple[str, ...] = ()) -> None:
         with suppress(FileNotFoundError):
             path.lstat()  # a name may be too long
         tempfile.TemporaryFile(dir=path.parent).close()
+
+
+def write_csv(path: Path, columns: Iterable, rows: Iterable) -> None:
+    """Write a table atomically, under the names of its columns if it has any."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([columns] if columns else [])
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())

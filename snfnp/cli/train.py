@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from snfnp import threads
-from snfnp.cli.shared import Parser, add_trust
+from snfnp.cli.shared import VALUES, Parser, add_trust
 from snfnp.errors import UsageError, flag_of, in_flags, printable
 from snfnp.processes import launching
 from snfnp.training import session as training
@@ -89,7 +89,7 @@ def _parser(prog: str | None, defaults: dict) -> Parser:
         for option in map(OPTIONS.__getitem__, kind.__annotations__):
             text = in_flags(help_of(option, defaults.get(option.name, option.default)))
             text = text.replace("%", "%%")
-            how: dict[str, Any] = {"type": option.kind}
+            how: dict[str, Any] = {"type": option.kind, "metavar": VALUES.get(option.kind, "VALUE")}
             if option.kind is bool:
                 how = {"action": argparse.BooleanOptionalAction}
             elif option.choices:

@@ -208,9 +208,8 @@ class FlowDensity:
         steps = config.epochs * config.steps_per_epoch(rows) * len(levels) * len(folds)
         found = []
         show = _progress(self.verbose, get_ops(config.backend), steps)
-        with threads.restored(), show as (advance, report):
-            if config.batch_size * columns <= _SMALL:
-                threads.limit(1)  # more would wait for each other
+        small = config.batch_size * columns <= _SMALL  # more threads would wait for each other
+        with threads.limited(1 if small else None), show as (advance, report):
             for level in levels:
                 how = (replace(config, noise=level), moments, table, folds, advance)
                 found.append(flow_candidate(*how))

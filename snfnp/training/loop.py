@@ -263,13 +263,11 @@ def train_session(
         signals.ignore_sigusr1(),
         quiet,
         robust_output(),
-        threads.restored(),
+        threads.limited(config.threads),
         within_memory(ops, "batch_size", config.batch_size, also),
     ):
         for note in notes:
             report(note)
-        if config.threads is not None:
-            threads.limit(config.threads)
         loop = RunLoop(session, signals, report, optimiser, callbacks)
         with compilations_shown(ops, report):
             if resume:

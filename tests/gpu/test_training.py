@@ -275,7 +275,7 @@ def test_likelihoods_and_samples_match_numpy(ops, model, gradient):
     found.begin(Repeated(ops.asarray(images)))
     expected.p[...] = host(found, "p")
     found, expected = (trainer.likelihood() for trainer in (found, expected))
-    ledgers = [each.evaluate(images, seed=0, batch_size=4).terms for each in (found, expected)]
+    ledgers = [each.evaluate(images, seed=0, at_once=4).terms for each in (found, expected)]
     assert list(ledgers[0]) == list(ledgers[1])
     for term, nats in ledgers[1].items():
         np.testing.assert_allclose(ledgers[0][term], nats, rtol=1e-10, atol=1e-10, err_msg=term)
