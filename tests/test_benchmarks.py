@@ -19,8 +19,7 @@ import pytest
 import reproduce
 from benchmarks import device, models, timing
 from benchmarks.device import SINGLE
-from benchmarks.steps import make_trainer
-from benchmarks.work import operations
+from benchmarks.steps import make_trainer, operations
 from compare_checkouts import COLUMNS, CONFIGURATIONS, compare_runs
 from gpu.standin import run_alone
 from PIL import Image

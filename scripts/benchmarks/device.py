@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.steps import BATCH, IMAGE, make_trainer
+from benchmarks.steps import ADAM_BYTES, BATCH, IMAGE, make_trainer, operations
 from benchmarks.timing import Timing, measure_asynchronous, table
-from benchmarks.work import ADAM_BYTES, operations
 from snfnp.errors import UsageError
 from snfnp.training.batches import Batches
 

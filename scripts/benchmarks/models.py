@@ -5,9 +5,8 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.steps import BATCH, IMAGE, make_trainer, random_images
+from benchmarks.steps import ADAM_BYTES, BATCH, IMAGE, make_trainer, operations, random_images
 from benchmarks.timing import measure, parallel_copy, table
-from benchmarks.work import ADAM_BYTES, operations
 from snfnp.layers.linear import xavier
 from snfnp.likelihood import Likelihood
 from snfnp.maps import Conv2d

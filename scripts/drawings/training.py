@@ -5,7 +5,7 @@ import runpy
 from pathlib import Path
 
 import numpy as np
-from benchmarks.work import operations
+from benchmarks.steps import operations
 
 from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, laid_out, plt
 from snfnp.layers import ActNorm

@@ -1,11 +1,16 @@
-"""Tables of likelihoods, in Markdown and as a picture."""
+"""Tables of likelihoods, in Markdown and as a picture; the parts of `--recipe white` in all
+combinations."""
 
 import statistics
+from itertools import product
+from math import nan
 from pathlib import Path
+
+from drawings.style import BLUE, GREEN, laid_out, plt, save
 
 from reproduction import pictures
 from reproduction.results import finished
-from reproduction.rows import DIVERGED, NOT_GIVEN, Table
+from reproduction.rows import DIVERGED, NOT_GIVEN, Row, Table
 from reproduction.runs import Run, lost
 from reproduction.target import Trained, grid
 from snfnp.training.runs.folder import RunFolder
@@ -133,3 +138,52 @@ def _with_monitors(said: str, before: dict) -> str:
 def _number(row: dict, mean: float, spread: float | None = None, sign: str = "") -> str:
     form = f".{1 if row['unit'] == 'nats' else 3}f"
     return f"{mean:{sign}{form}}" + ("" if spread is None else f" ± {spread:{form}}")
+
+
+_PARTS = {
+    "coordinates": ("plain", "white"),
+    "objective": ("mixture", "forward"),
+    "lr_schedule": ("constant", "cosine"),
+}
+_MODELS = {"fc": "FC 2-Layer", "conv": "Conv. 9-Layer"}
+_PART_EPOCHS = 10
+
+
+def _part_rows():
+    for model, values in product(_MODELS, product(*_PARTS.values())):
+        # the recipe, with some of its parts as they are without it
+        options = {"model": model, "recipe": "white"} | dict(zip(_PARTS, values, strict=True))
+        name, cells = "-".join(("ablation", model, *values)), (_MODELS[model], *values)
+        how = {"ours": _PART_EPOCHS, "epochs_given": False}
+        yield Row(name, cells, options, NOT_GIVEN, _PART_EPOCHS, **how)
+
+
+class Ablation(LikelihoodTable):
+    """Test likelihoods after ten epochs for every combination of the recipe's parts."""
+
+    def __init__(self):
+        title = f"Parts of --recipe white: test NLL in nats on MNIST after {_PART_EPOCHS} epochs"
+        super().__init__(Table(title, ("model", *_PARTS), tuple(_part_rows())))
+
+    def show(self, record: dict) -> str:
+        rows = {tuple(row["cells"]): row for row in record["rows"]}
+        table = [(*_PARTS, *_MODELS.values())]
+        for values in product(*_PARTS.values()):
+            found = (rows.get((model, *values)) for model in _MODELS.values())
+            table.append((*values, *(compared(row)[0] if row else "not run" for row in found)))
+        return grid(table)
+
+    def draw(self, record: dict, path: Path) -> None:
+        figure, axes = plt.subplots(1, len(_MODELS), figsize=(9.5, 3.6), squeeze=False)
+        looks = {("plain", "mixture"): (BLUE, "o", "--"), ("plain", "forward"): (BLUE, "s", "-")}
+        looks |= {("white", own): (GREEN, *look[1:]) for (_, own), look in looks.items()}
+        found = {tuple(row["cells"]): own[0] for row in record["rows"] if (own := nlls(row))}
+        for axis, model in zip(axes[0], _MODELS.values(), strict=True):
+            for which, (color, marker, line) in looks.items():
+                points = [found.get((model, *which, own), nan) for own in _PARTS["lr_schedule"]]
+                look = {"color": color, "marker": marker, "linestyle": line}
+                axis.plot(_PARTS["lr_schedule"], points, label=", ".join(which), **look)
+            axis.set(title=model, xlabel="learning rate")
+            axis.margins(x=0.2)
+        axes[0, 0].set_ylabel("test NLL (nats)")
+        save(laid_out(figure, *axes[0]), path)

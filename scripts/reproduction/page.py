@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from reproduction import results
-from reproduction.ablation import Ablation
 from reproduction.figures import Figure2, Figure3, Figure5
-from reproduction.likelihoods import LikelihoodTable, compared, learning, nlls
+from reproduction.likelihoods import Ablation, LikelihoodTable, compared, learning, nlls
 from reproduction.results import finished
 from reproduction.rows import TABLES
 from reproduction.target import Target
