@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 from support.explicit import convolve
-from support.gradients import layer_backward, mean_log_density, moved, peak
+from support.gradients import layer_backward, mean_log_density, moved, peak, random_parameters
 
 from snfnp.context import BackwardContext
 from snfnp.errors import SingularMatrixError
@@ -29,10 +29,6 @@ def case(shape, width=8, samples=5, dtype=np.float64, noise=0.3):
     layer = AffineCoupling(shape[2], width)
     p = {k: v.astype(dtype) for k, v in moved(layer.init(rng, shape), rng, noise).items()}
     return layer, p, rng.standard_normal((samples, *shape)).astype(dtype)
-
-
-def backward(layer, ops, p, cache, dz, dldj):
-    return layer_backward(ops, layer, p, cache, dz, dldj=dldj)[:2]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -72,7 +68,7 @@ def test_results_do_not_depend_on_the_block_size(ops, rows, monkeypatch):
 
     def everything():
         z, ldj, cache = layer.forward(ops, p, x)
-        dx, g = backward(layer, ops, p, cache, 0.3 * x, dldj)
+        dx, g, _ = layer_backward(ops, layer, p, cache, 0.3 * x, dldj=dldj)
         return {"z": z, "ldj": ldj, "x": layer.inverse(ops, p, z), "dx": dx, **g}
 
     expected = everything()
@@ -88,7 +84,7 @@ def test_an_empty_batch_passes_through(ops):
     assert z.shape == x.shape
     assert ldj.shape == (0,)
     assert layer.inverse(ops, p, z).shape == x.shape
-    dx, g = backward(layer, ops, p, cache, z, ldj)
+    dx, g, _ = layer_backward(ops, layer, p, cache, z, dldj=ldj)
     assert dx.shape == x.shape
     assert not any(value.any() for value in g.values())
 
@@ -143,15 +139,6 @@ def glow():
     return replace(config.build_flow((8, 8, 1)), preprocess=Preprocess(alpha=0.05))
 
 
-def parameters(flow, seed=0, exact_inverse=False):
-    """(layout, flat buffer): the initial parameters, moved by noise."""
-    params = moved(flow.init(seed), np.random.default_rng(seed), 0.05)
-    for named in params.values():
-        if exact_inverse and "R" in named:
-            named["R"] = np.linalg.inv(named["W"])
-    return flow.layout, flow.layout.pack(params, np.float64)
-
-
 @pytest.fixture
 def images():
     return np.random.default_rng(9).integers(0, 256, (N, 8, 8, 1)).astype(np.uint8)
@@ -159,7 +146,7 @@ def images():
 
 def test_latents_that_do_not_fit_are_refused(ops):
     flow = glow()
-    layout, flat = parameters(flow)
+    layout, flat = random_parameters(flow)
     first, second, last = (np.zeros((N, *shape)) for shape in flow.latent_shapes.values())
     for latents, message in (
         ((last,), "expected 3 latents, found 1"),
@@ -172,7 +159,7 @@ def test_latents_that_do_not_fit_are_refused(ops):
 
 def test_the_ledger_keeps_densities_and_volumes_apart(ops, images):
     flow = glow()
-    layout, flat = parameters(flow)
+    layout, flat = random_parameters(flow)
     params = layout.views(flat)
     likelihood = Likelihood(ops, flow, flat)
     evaluation = likelihood.evaluate(images, seed=11)
@@ -201,7 +188,7 @@ def test_the_ledger_keeps_densities_and_volumes_apart(ops, images):
 
 def test_samples_from_an_images_latents_are_the_image(ops, images):
     flow = glow()
-    likelihood = Likelihood(ops, flow, parameters(flow, exact_inverse=True)[1])
+    likelihood = Likelihood(ops, flow, random_parameters(flow, exact_inverse=True)[1])
     latents = likelihood.latents(images, seed=3)
     assert [latent.shape for latent in latents] == [(N, *s) for s in flow.latent_shapes.values()]
     for exact in (False, True):
@@ -214,7 +201,7 @@ def test_samples_from_an_images_latents_are_the_image(ops, images):
 
 def test_latents_are_given_or_drawn_one_by_one(ops, images):
     flow = glow()
-    layout, flat = parameters(flow, exact_inverse=True)
+    layout, flat = random_parameters(flow, exact_inverse=True)
     likelihood = Likelihood(ops, flow, flat)
     normal = get_ops("numpy").random.normal
     drawn = [
@@ -237,7 +224,7 @@ def test_latents_are_given_or_drawn_one_by_one(ops, images):
 
 def test_latents_of_the_wrong_number_are_refused(ops, images):
     flow = glow()
-    likelihood = Likelihood(ops, flow, parameters(flow)[1])
+    likelihood = Likelihood(ops, flow, random_parameters(flow)[1])
     with pytest.raises(ValueError, match="argument 2 is longer"):
         likelihood.sample(2, seed=0, latents=(None,))
     first = np.zeros((2, 4, 4, 2))
@@ -317,19 +304,11 @@ def test_initial_causal_kernels():
     assert list(CausalConv2d(3, bias=False).init(np.random.default_rng(0), (3, 3, 3))) == ["W"]
 
 
-def flow_and_parameters(shape, rng):
-    flow = Flow(shape, emerging_layers("conv1", shape[2], gain=1.0))
-    params = flow.init(3)
-    for p in params.values():
-        for value in p.values():
-            value += 0.05 * rng.standard_normal(value.shape)
-    return flow, params
-
-
 def test_emerging_convolution_sees_its_eight_neighbours(ops):
     """One causal half sees the pixels before, the other those after: together a 3×3 window."""
-    rng = np.random.default_rng(6)
-    flow, params = flow_and_parameters((7, 7, 1), rng)
+    rng, shape = np.random.default_rng(6), (7, 7, 1)
+    flow = Flow(shape, emerging_layers("conv1", 1, gain=1.0))
+    params = moved(flow.init(3), rng, 0.05)
     x = rng.standard_normal((1, 7, 7, 1))
     (before,), _, _ = flow.forward(ops, params, x)
     x[0, 3, 3, 0] += 1.0

@@ -9,7 +9,7 @@ from scipy.integrate import quad
 from scipy.special import logit
 from scipy.stats import norm
 from support.data_files import FULL_MNIST, needs_full_mnist
-from support.gradients import moved
+from support.gradients import random_parameters
 from support.trainers import images_of, make_trainer
 
 from snfnp.data import load_dataset
@@ -24,7 +24,6 @@ from snfnp.layers.preprocess import Standardise
 from snfnp.likelihood import EVALUATION_NOISE, Evaluation, Likelihood
 from snfnp.maps import Dense
 from snfnp.ops import RandomKey, get_ops
-from snfnp.parameters import Layout
 from snfnp.rules import SelfNormalizing
 
 D, N = 7, 5
@@ -46,16 +45,6 @@ def small_flow(rule=None, dimension=D):
     dense = Linear(Dense(dimension), rule or SelfNormalizing())
     before = (("dense1", dense), ("activation1", SmoothLeakyReLU(0.3)), ("reverse", Reverse()))
     return Flow((dimension,), (*before, ("dense2", dense)), Preprocess(alpha=0.01))
-
-
-def random_parameters(flow, seed=0, exact_inverse=False):
-    """(layout, flat buffer): the initial parameters, moved by noise."""
-    params = moved(flow.init(seed), np.random.default_rng(seed))
-    if exact_inverse:
-        for name in ("dense1", "dense2"):
-            params[name]["R"] = np.linalg.inv(params[name]["W"])
-    layout = Layout.of(flow.parameter_shapes())
-    return layout, layout.pack(params, np.float64)
 
 
 @pytest.fixture
@@ -236,7 +225,7 @@ def test_preprocessing_log_jacobians_on_mnist():
     for images in (full.validation, full.test):
         levels = np.bincount(images.ravel(), minlength=256) / len(images)
         expected = float(levels @ mean)
-        _, ldj = Preprocess().forward(get_ops(), images, KEY, np.float64)
+        _, ldj = Preprocess().forward(get_ops("numpy"), images, KEY, np.float64)
         deviation = math.sqrt(levels @ variance / len(images))
         assert abs(float(ldj.mean()) - expected) < 4 * deviation
         assert abs(expected - 272.7) < 0.3

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from support.messages import one_line
+from support.reproduction import rows_of
 from support.trainers import run_training, small_dataset
 
 import snfnp
@@ -213,19 +214,13 @@ def runs(tmp_path_factory):
     return folder
 
 
-def rows_of(capsys):
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    head, _, *rows = (line.strip("| ").split(" | ") for line in lines)
-    return [dict(zip(head, row, strict=True)) for row in rows]
-
-
 def metrics(run):
     return [record["validation_nll_nats"] for record in RunFolder(run).read_metrics()]
 
 
 def test_the_table_has_the_metrics_of_every_run_at_their_common_epochs(runs, capsys):
     compare.main([str(runs / name) for name in "abc"])
-    rows = rows_of(capsys)
+    rows = rows_of(capsys.readouterr().out)
     assert [row["run"] for row in rows] == ["`--seed 0`", "`--seed 1`", "`--seed 2`"]
     for row, name in zip(rows, "abc", strict=True):
         found = metrics(runs / name)

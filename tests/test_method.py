@@ -123,7 +123,6 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(monkeypatch):
     assert drawn == ["method-plane.png", "method-digits.png"]
 
 
-matplotlib.use("Agg")
 # What is made small and how, the figures that are shown, and what holds at the end.
 RUNS = {
     "1-plane": (

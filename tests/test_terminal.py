@@ -106,13 +106,12 @@ NO_SPACE = "error: the output cannot be written (No space left on device): send 
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("command", [HELP])
-def test_a_closed_pipe_is_quiet_and_a_full_disk_one_line(command, unbuffered):
-    found = into(closed_pipe(), *command, PYTHONUNBUFFERED=unbuffered)
+def test_a_closed_pipe_is_quiet_and_a_full_disk_one_line(unbuffered):
+    found = into(closed_pipe(), *HELP, PYTHONUNBUFFERED=unbuffered)
     assert found == (128 + signal.SIGPIPE, "")
     if Path("/dev/full").exists():
         full = os.open("/dev/full", os.O_WRONLY)
-        assert into(full, *command, PYTHONUNBUFFERED=unbuffered) == (1, NO_SPACE)
+        assert into(full, *HELP, PYTHONUNBUFFERED=unbuffered) == (1, NO_SPACE)
 
 
 def test_a_closed_pipe_for_errors_keeps_the_status():

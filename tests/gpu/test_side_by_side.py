@@ -168,42 +168,23 @@ FEW = {"set_scalars", "log_density", "log_step", "sum_terms", "conv_weight_grad_
 FEW |= {"scaled_kernel"}
 
 
-@pytest.fixture
-def launches(ops, monkeypatch):
-    """[(kernel, blocks, threads of a block)] of one training step."""
+def test_a_step_fills_a_large_gpu(ops, monkeypatch):
+    """With fewer blocks, one of these kernels would leave it idle, at every image size. Nothing is
+    computed: launches are noted."""
     trainer = make_trainer(ops, "conv", side=SIDE, batch_size=IMAGES, graph=False)
-    noted = []
-
-    def note(self, name, dtype, blocks, threads=256, **arguments):
-        noted.append((name, blocks, threads))
-
-    images = ops.xp.zeros((IMAGES, SIDE, SIDE, 1), np.uint8)
+    images, launched = ops.xp.zeros((IMAGES, SIDE, SIDE, 1), np.uint8), []
     trainer.slice_of(IMAGES)
+    note = lambda self, name, dtype, blocks, **_: launched.append((name, blocks))  # noqa: E731
     monkeypatch.setattr(Launcher, "__call__", note)
     trainer.training_step(Repeated(images))
-    return noted
+    assert {name for name, _ in launched} == LEAST.keys() | FEW
+    for name, blocks in launched:
+        assert name in FEW or blocks >= LEAST[name], (name, blocks)
 
 
-def test_a_step_fills_a_large_gpu(launches):
-    """With fewer blocks, one of these kernels would leave it idle, at every image size."""
-    names = {name for name, _, _ in launches}
-    assert names == LEAST.keys() | FEW
-    for name, blocks, threads in launches:
-        assert name in FEW or blocks >= LEAST[name], (name, blocks, threads)
-
-
-def test_a_sum_over_all_pixels_of_one_channel_has_many_blocks(ops, monkeypatch):
-    noted = []
-    array = ops.xp.ones((IMAGES, SIDE, SIDE, 1), np.float32)
-    launch = Launcher.__call__
-
-    def note(self, name, dtype, blocks, **arguments):
-        noted.append((name, blocks))
-        return launch(self, name, dtype, blocks, **arguments)
-
-    monkeypatch.setattr(Launcher, "__call__", note)
-    out = ops.xp.empty(1, np.float32)
+def test_a_sum_over_all_pixels_of_one_channel_has_many_blocks(ops, started):
+    array, out = ops.xp.ones((IMAGES, SIDE, SIDE, 1), np.float32), ops.xp.empty(1, np.float32)
     ops.channels.sum(array, out=out)
+    ((name, blocks, _),) = started
     assert float(out[0]) == array.size
-    ((name, blocks),) = noted
     assert name == "channel_sum" and blocks >= MULTIPROCESSORS // 2

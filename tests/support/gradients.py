@@ -22,6 +22,15 @@ def moved(params, rng, scale=0.1):
     return params + scale * rng.standard_normal(params.shape)
 
 
+def random_parameters(flow, exact_inverse=False):
+    """(layout, flat buffer): initial parameters, moved by noise; R = W⁻¹ where `exact_inverse`."""
+    params = moved(flow.init(0), np.random.default_rng(0), 0.05)
+    for named in params.values() if exact_inverse else ():
+        if "R" in named:
+            named["R"] = np.linalg.inv(named["W"])
+    return flow.layout, flow.layout.pack(params, np.float64)
+
+
 def layer_backward(ops, layer, p, cache, dz, *dlatent, dldj=None, lam=0.0):
     """δ_x, {name: gradient} and what was measured (or None) in one layer's backward pass.
 
