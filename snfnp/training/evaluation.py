@@ -168,51 +168,48 @@ class SmallestSecondMoment:
 
     def __init__(self, ops, f, images: int):
         self._ops, self._map, self._images = ops, f, images
-        self._to_fit: int | None = None
-        self._to_hold = 0
-        self._fitted: tuple = (0.0, 0)  # Σ r rᵀ, rows
-        self._held: tuple = (0.0, 0)
+        self._left: list[int] = []  # images to find the directions, and to measure them
+        self._sums: list[tuple] = [(0.0, 0), (0.0, 0)]  # of each: Σ r rᵀ on the host, rows
         self._directions = None
 
     def add(self, x) -> None:
         """More inputs (N, ...) of the layer, on the device, in double precision."""
-        if self._to_fit is None:
+        if not self._left:
             unknowns, per_image = self._rows(x[:1]).shape[::-1]
             enough = max(_FEWEST, math.ceil(_ENOUGH * unknowns / per_image))
-            left = min(_FEWEST, self._images - self._images // 2)
-            self._to_fit = min(enough, self._images - left)
-            self._to_hold = min(enough, self._images - self._to_fit) if self._to_fit else 0
-        if self._to_fit:
-            part, x = x[: self._to_fit], x[self._to_fit :]
-            self._to_fit -= len(part)
-            self._fitted = self._added(self._fitted, self._rows(part))
-        if not self._to_fit and self._to_hold and len(x):
-            if self._directions is None:
-                self._directions = self._smallest()
-            part = x[: self._to_hold]
-            self._to_hold -= len(part)
-            along = self._ops.linalg.matmul(self._rows(part), self._directions)
-            self._held = self._added(self._held, along)
+            held_out = min(_FEWEST, self._images - self._images // 2)
+            first = min(enough, self._images - held_out)
+            self._left = [first, min(enough, self._images - first) if first else 0]
+        for place, left in enumerate(self._left):
+            part, x = x[:left], x[left:]
+            if len(part):
+                self._left[place] -= len(part)
+                self._add(place, self._rows(part))
 
     @property
     def wants_more(self) -> bool:
         """True if more inputs would be used."""
-        return self._to_fit is None or self._to_fit + self._to_hold > 0
+        return not self._left or any(self._left)
 
     @property
     def value(self) -> float | None:
         """σ²_min; NaN if inputs are not finite, None if there were no more rows than unknowns."""
-        if not self._held[1] or self._fitted[1] <= len(self._fitted[0]):
+        (found, rows), (measured, count) = self._sums
+        if not count or rows <= len(found):
             return None
-        moments = self._held[0] / self._held[1]
+        moments = measured / count
         if not np.isfinite(moments).all():
             return math.nan
         return max(0.0, float(np.linalg.eigvalsh(moments)[0]))
 
-    def _added(self, sums, rows) -> tuple:
-        """Σ r rᵀ on the host, and the number of rows, with these rows added."""
-        moments = self._ops.to_host(self._ops.linalg.matmul(rows.T, rows))
-        return sums[0] + moments, sums[1] + len(rows)
+    def _add(self, place: int, rows) -> None:
+        ops, (moments, count) = self._ops, self._sums[place]
+        if place:
+            if self._directions is None:
+                self._directions = self._smallest()
+            rows = ops.linalg.matmul(rows, self._directions)
+        moments = moments + ops.to_host(ops.linalg.matmul(rows.T, rows))
+        self._sums[place] = moments, count + len(rows)
 
     def _rows(self, x):
         """x (N, ...) as the rows that the weights of one output see."""
@@ -220,7 +217,8 @@ class SmallestSecondMoment:
         return self._ops.conv.patches(x, f.kernel) if isinstance(f, Conv2d) else x
 
     def _smallest(self):
-        moments = self._fitted[0] / self._fitted[1]
+        moments, rows = self._sums[0]
+        moments = moments / rows
         count = min(_DIRECTIONS, len(moments))
         if np.isfinite(moments).all():
             _, found = scipy.linalg.eigh(moments, subset_by_index=[0, count - 1])
@@ -289,7 +287,8 @@ class Monitors:
             for name, own in likelihood.params.items()
         }
         ratios = gradient_ratios(*self._on_batches(1, params, lam)) if any(lam.values()) else {}
-        angles = self._angles(params, lam)
+        batches = self._trainer.config.track_angle
+        angles = gradient_angles(*self._on_batches(batches, params, lam)) if batches else {}
         host, layers = ops.host, {}
         for name, (layer, shape) in self._layers.items():
             f, g = layer.maps
@@ -301,7 +300,7 @@ class Monitors:
                 figures["margin"] = lam[name] * smallest + self._trainer.config.jvp_weight
             if lam[name]:
                 figures["gradient_ratio"] = ratios[name]
-            figures |= angles.get(name, {})
+            figures |= {k: v for k, v in angles.get(name, {}).items() if "angle" in k}
             for figure, value in figures.items():
                 if not math.isfinite(value):
                     raise DivergedError(f"layer {name}: {figure} of its weights is not finite")
@@ -323,16 +322,6 @@ class Monitors:
                 do = f"if the likelihood suffers, raise `lam` (derivations/{page}.md)"
                 lines.append(f"early warning, not a verdict: {cause}: {layers}; {do}")
         return lines
-
-    def _angles(self, params, lam: dict[str, float]) -> dict[str, dict[str, float]]:
-        batches = self._trainer.config.track_angle
-        if batches is None:
-            return {}
-        found = gradient_angles(*self._on_batches(batches, params, lam))
-        return {
-            name: {figure: value for figure, value in own.items() if "angle" in figure}
-            for name, own in found.items()
-        }
 
     def _on_batches(self, count: int, params, lam) -> tuple:
         """The arguments of `gradients` for the batches of the next steps."""
