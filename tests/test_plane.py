@@ -13,7 +13,7 @@ from snfnp.cli import evaluate, interpolate, score, train
 from snfnp.data import toy as densities
 from snfnp.errors import UsageError
 from snfnp.training import plots
-from snfnp.training.animation import Animation, View
+from snfnp.training.plots import Animation, View
 from snfnp.training.progress import Record
 from snfnp.training.trainer import Trainer
 

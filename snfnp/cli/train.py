@@ -8,7 +8,6 @@ from snfnp.cli.shared import VALUES, Parser, add_trust
 from snfnp.errors import UsageError, flag_of, in_flags, printable
 from snfnp.processes import launching
 from snfnp.training import session as training
-from snfnp.training.animation import Animation, View
 from snfnp.training.loop import train_session
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.config import OPTIONS, help_of
@@ -61,7 +60,11 @@ def main(argv: list[str], prog: str | None = None, **defaults) -> None:
             run = training.opened(config, world=world)
         with run as session:
             points: Any = session.dataset.validation
-            animation = Animation(points) if points.shape[1:] == (2,) else None
+            animation: Any = None
+            if points.shape[1:] == (2,):
+                from snfnp.training.plots import Animation  # Matplotlib takes a second to import
+
+                animation = Animation(points)
             train_session(session, _show, callbacks=(animation,) if animation else ())
             if world.rank == 0:
                 with compilations_shown(session.ops):  # of an inverse
@@ -109,7 +112,7 @@ def _parser(prog: str | None, defaults: dict) -> Parser:
     return parser
 
 
-def _draw(folder: RunFolder, config: TrainConfig, ops, animation: Animation | None) -> None:
+def _draw(folder: RunFolder, config: TrainConfig, ops, animation: Any) -> None:
     """Draw curves.png, samples.png at the best epoch, and of data with two columns training.gif."""
     from snfnp.training import plots
 
@@ -121,7 +124,7 @@ def _draw(folder: RunFolder, config: TrainConfig, ops, animation: Animation | No
     run = load_run(folder.path, ops=ops)
     inverses = ["learned"] * run.flow.has_learned_inverse + ["exact"]
     if animation:
-        view = View.of(run.likelihood, animation.data, inverses, config.seed)
+        view = plots.View.of(run.likelihood, animation.data, inverses, config.seed)
         plots.save_view(folder.samples, view, title, run.columns)
         drawn.append(folder.samples)
     elif run.flow.preprocess.of_images:

@@ -80,7 +80,7 @@ class Given:
         images = self(step)
         if self._staged is None:
             self._staged = images.copy()
-        else:
+        elif images is not self._staged:
             self._staged[...] = images
         return 0
 
@@ -94,9 +94,6 @@ class Repeated(Given):
     def __init__(self, images):
         super().__init__(lambda step: images)
         self._staged = images
-
-    def stage(self, step: int) -> int:
-        return 0
 
 
 def epoch_order(images: int, epoch: int, config: TrainConfig) -> np.ndarray:

@@ -137,7 +137,7 @@ class Trainer:
         """
         ops, flow, config, log, scalars = self.ops, self.flow, self.config, self.log, self.scalars
         part, weights = self.slice_of(len(images))
-        samples, share = part.total, part.count / part.total
+        samples, share, failed = part.total, part.count / part.total, log.failed
 
         # Encode: dequantisation noise, scale and logit (A.3).
         x, log_jacobian = self.encode(images, scalars.step, part)
@@ -152,7 +152,7 @@ class Trainer:
 
         # Backward: the gradients of Eq. 3, each layer's error.
         measured = {}
-        if not ops.known_on_host(log.failed):
+        if not ops.known_on_host(failed):
             weight = self.p.dtype.type(1 / samples)
             volume, factor = samples * np.float64(weight), scalars.error_factor(samples)
             ctx = BackwardContext(ops, weights, volume, factor, key, part)
@@ -175,14 +175,14 @@ class Trainer:
             errors = [self.sums[_RECONSTRUCTION, ...]]
 
         # Adam or another optimiser.
-        given = (scalars.lr, scalars.number, config.clip_norm, log.failed)
+        given = (scalars.lr, scalars.number, config.clip_norm, failed)
         out = (self.p[: self.layout.fixed], self.m, self.v)
         squares = self._update(ops, self.gradient, *given, out=out)
 
         # Training states: λ of the next step, the mean of Eq. 31.
         figures = errors, scalars.lam
         for state in self.states:
-            figures = state.update(figures, samples, squares, log.failed)
+            figures = state.update(figures, samples, squares, failed)
 
         # Log.
         log.step(figures[0], squares, figures[1], scalars.number)
