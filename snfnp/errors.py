@@ -9,8 +9,6 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-_LONGEST_REASON = 120  # characters of what another library says
-
 
 class SnfnpError(Exception):
     """A failure that a person can act on: one line that says what was found and what to do.
@@ -65,23 +63,6 @@ def within_memory(ops, parameter: str, count: int, also: str = "") -> Iterator[N
             raise
         advice = f"choose a smaller `{parameter}` than {count}"
         raise SnfnpError(f"out of memory: {shortfall}: {advice}{also}") from None
-
-
-@contextmanager
-def readable(path: object, advice: str = "mend it, or leave it out") -> Iterator[None]:
-    """Turn any error of a library about a damaged or mislabelled file into one line."""
-    try:
-        yield
-    except SnfnpError:
-        raise
-    except Exception as error:  # each library has its own, and a few that it does not document
-        found = getattr(error, "strerror", None) or " ".join(str(error).split())
-        found = found or type(error).__name__
-        if "pickle" in found or "Python objects" in found:
-            found = "it is no array of numbers, and Python objects are never loaded"
-        if len(found) > _LONGEST_REASON:
-            found = f"{found[:_LONGEST_REASON]}…"
-        raise UsageError(f"{path} cannot be read ({found}): {advice}") from None
 
 
 def printable(text: object) -> str:

@@ -25,6 +25,7 @@ from typing import Any
 
 from snfnp.errors import SnfnpError, UsageError
 
+_LONGEST_REASON = 120  # characters of what a library says
 LONGEST = 1 << 30  # bytes: more than the metrics of any run
 PARTIAL = ".partial"  # the end of the name of a file that a crash may leave half written
 
@@ -86,6 +87,30 @@ def explained(action: str, advice: str, kind: type[SnfnpError] = SnfnpError) -> 
         yield
     except OSError as error:
         raise kind(f"cannot {action} ({error.strerror}): {advice}") from None
+
+
+@contextmanager
+def readable(
+    path: object,
+    advice: str = "mend it, or leave it out",
+    kind: type[SnfnpError] = UsageError,
+    problem: str = "cannot be read",
+) -> Iterator[None]:
+    """Raise `kind` for any error of a library about a damaged or mislabelled file: one line."""
+    try:
+        yield
+    except kind:
+        raise
+    except Exception as error:  # each library has its own, and a few that it does not document
+        found = getattr(error, "strerror", None) or " ".join(str(error).split())
+        found = found or type(error).__name__
+        if "pickle" in found or "Python objects" in found:
+            found = "it is no array of numbers, and Python objects are never loaded"
+        if len(found) > _LONGEST_REASON:
+            found = f"{found[:_LONGEST_REASON]}…"
+        if isinstance(error, MemoryError):
+            problem = "cannot be read"
+        raise kind(f"{path} {problem} ({found}): {advice}") from None
 
 
 def write_atomically(path: Path, content: bytes | bytearray) -> None:
@@ -154,11 +179,8 @@ def read_json(path: Path, make: Callable, advice: str, kind: type = dict) -> Any
     if not os.path.exists(path):
         return None
     content = read_bytes(path, SnfnpError, f"{path} is gone")
-    try:
+    with readable(path, advice, SnfnpError, "is damaged"):
         return make(parse_json(content, kind))
-    except Exception as error:  # any that corrupt content causes
-        why = f"{type(error).__name__}: {str(error)[:80]}"
-        raise SnfnpError(f"{path} is damaged ({why}): {advice}") from None
 
 
 def parse_json(content: bytes, kind: type = dict) -> Any:

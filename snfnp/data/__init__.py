@@ -18,8 +18,8 @@ from numpy.lib.npyio import NpzFile
 from snfnp.data import pictures, sets, toy
 from snfnp.data.dataset import SPLITS, Dataset, require_dataset
 from snfnp.data.table import read_table
-from snfnp.errors import UsageError, printable, readable, suggestion
-from snfnp.files import open_regular
+from snfnp.errors import UsageError, printable, suggestion
+from snfnp.files import open_regular, readable
 from snfnp.images import StoredArray, fault, open_array, selected, with_channels
 
 __all__ = ["DATA_SETS", "PUBLISHED", "SPLITS", "Dataset", "load_dataset", "require_dataset"]

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from snfnp.errors import UsageError, readable
-from snfnp.files import open_regular
+from snfnp.errors import UsageError
+from snfnp.files import open_regular, readable
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 _SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}

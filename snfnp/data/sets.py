@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from snfnp.data.dataset import SPLITS, Dataset
-from snfnp.errors import SnfnpError, UsageError, readable
-from snfnp.files import open_regular, user_cache
+from snfnp.errors import SnfnpError, UsageError
+from snfnp.files import open_regular, readable, user_cache
 from snfnp.images import open_array, selected
 
 SAMPLE = "sample shipped with the package"

@@ -10,7 +10,8 @@ import numpy as np
 
 from snfnp.density.mixture import Mixture
 from snfnp.density.training import Candidate
-from snfnp.errors import CheckpointError, SnfnpError, UsageError
+from snfnp.errors import CheckpointError, UsageError
+from snfnp.files import readable
 from snfnp.parameters import Layout
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint, record_of, save_checkpoint
@@ -53,7 +54,7 @@ def load(cls: type, path: Path) -> Any:
     record = record_of(path)
     if record.get("class") != cls.__name__:
         raise CheckpointError(f"{path} holds no {cls.__name__}: give a file that it saved")
-    try:
+    with readable(path, "use another file", CheckpointError, "is damaged"):
         shapes = {k: {n: tuple(s) for n, s in v.items()} for k, v in record["shapes"].items()}
         layout = Layout.of(shapes, fixed=tuple(shapes))
         views = layout.views(load_checkpoint(path, layout).p)
@@ -73,11 +74,6 @@ def load(cls: type, path: Path) -> Any:
         if record["names"] is not None:
             density.feature_names_in_ = np.array([str(each) for each in record["names"]], object)
         density._keep(config, moments, kept, best)
-    except CheckpointError:
-        raise
-    except (SnfnpError, LookupError, TypeError, ValueError, AttributeError) as error:
-        found = str(error).partition("\n")[0][:100]
-        raise CheckpointError(f"{path} is damaged ({found}): use another file") from None
     return density
 
 

@@ -7,22 +7,20 @@ and a SHA-256 of the whole file, in which its own place counts as zeros.
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load, save
 
-from snfnp.errors import CheckpointError, SnfnpError, UsageError
-from snfnp.files import parse_json, read_bytes, write_atomically
+from snfnp.errors import CheckpointError, UsageError
+from snfnp.files import parse_json, read_bytes, readable, write_atomically
 from snfnp.parameters import Entry, Layout
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.groups import LARGEST
 
 FORMAT = "snfnp checkpoint 2"
-_STATE = "state."
+_STATE, _ADVICE = "state.", "use another checkpoint"
 _LONGEST_HEADER = 1 << 26  # bytes
 _LARGEST_NUMBER = 64  # bytes in a file for each parameter, with moments and training states
 _BLANK = "0" * hashlib.sha256().digest_size * 2
@@ -147,7 +145,7 @@ def is_evaluation(record: dict) -> bool:
 def record_of(path: Path) -> dict:
     """The record in a checkpoint's header, without the rest of the file; raises CheckpointError."""
     content = read_bytes(path, CheckpointError, f"{path} is gone", _LONGEST_HEADER, whole=False)
-    with refused_if_damaged(path):
+    with readable(path, _ADVICE, CheckpointError, "is damaged"):
         return dict(parse_json(_header(path, content)["record"].encode()))
 
 
@@ -159,22 +157,11 @@ def _header(path: Path, content: bytes) -> dict:
     return header
 
 
-@contextmanager
-def refused_if_damaged(path: Path) -> Iterator[None]:
-    """Turn any error that corrupt content causes into a CheckpointError."""
-    try:
-        yield
-    except (SnfnpError, MemoryError):
-        raise
-    except Exception as error:
-        raise _damaged(path, str(error).partition("\n")[0][:100]) from None
-
-
 def _read(path: Path, most: int) -> tuple[dict, dict[str, np.ndarray]]:
     """The values of a file's header, and its arrays by name. most: bytes that it may have."""
     missing = f"there is no checkpoint {path}: restore it, or train first (without `resume`)"
     content = read_bytes(path, CheckpointError, missing, most)
-    with refused_if_damaged(path):
+    with readable(path, _ADVICE, CheckpointError, "is damaged"):
         header = _header(path, content)
         tensors = load(content)
         if header.get("sha256") != _digest(content):
@@ -189,7 +176,7 @@ def _read(path: Path, most: int) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 def _damaged(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"{path} is damaged ({why}): use another checkpoint")
+    return CheckpointError(f"{path} is damaged ({why}): {_ADVICE}")
 
 
 def _place_of_checksum(content) -> tuple[int, int]:
