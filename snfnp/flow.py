@@ -13,6 +13,7 @@ import numpy as np
 
 from snfnp.context import BackwardContext, Measured
 from snfnp.errors import SnfnpError, UsageError
+from snfnp.images import fault
 from snfnp.layers import Layer, Linear, Preprocess, Whiten
 from snfnp.layers.preprocess import Scale, Standardise
 from snfnp.ops import Array, Ops, RandomKey
@@ -175,7 +176,7 @@ class Flow:
         """Raises UsageError for images that `encode` does not take. O(1) for uint8."""
         rows = getattr(images, "shape", ())[1:] == self.shape
         shape = self.shape if rows else self.image_shape or self.shape
-        if problem := self.preprocess.fault(images, shape):
+        if problem := fault(images, shape, self.preprocess.levels):
             raise UsageError(f"the {self.preprocess.noun}: {problem}")
 
     def log_density(self, ops: Ops, latents: tuple) -> Array:

@@ -131,15 +131,18 @@ def _fault_of_type(samples: Any, kinds) -> str | None:
     return None if kind.kind in "buif" else f"{kind} instead of numbers"
 
 
-def fault(images: Any, shape: tuple[int, ...] | None = None, levels: int = 256) -> str | None:
+def fault(
+    images: Any, shape: tuple[int, ...] | None = None, levels: int | None = 256
+) -> str | None:
     """The reason why something is no array (N, *shape) of integers in [0, levels), and the remedy,
     or None. shape: None for samples of a data set: uint8 images of any (H, W, C), or rows of
-    floats, on the host.
+    floats, on the host; levels: None for rows (N, D) of finite numbers.
 
-    Values of bytes are not read if all 256 are levels: O(1), without waiting for a device.
+    Values of bytes are not read if all 256 are levels: O(1), without waiting for a device. Rows on
+    a device are not read either.
     """
-    if shape is None and is_rows(images):
-        return fault_of_rows(images)
+    if levels is None or shape is None and is_rows(images):
+        return _fault_of_rows(images, shape)
     wanted = f"({', '.join(map(str, ('N', *(shape or 'HWC'))))})"
     if found := _fault_of_type(images, (np.ndarray, StoredArray) if shape is None else object):
         rows = ", or of floats, (N, D)" if shape is None else ""
@@ -171,11 +174,7 @@ def fault(images: Any, shape: tuple[int, ...] | None = None, levels: int = 256) 
     return f"{kind} from {low} to {high}; {remedy}{cast}"
 
 
-def fault_of_rows(rows: Any, shape: tuple[int, ...] | None = None) -> str | None:
-    """The result of `fault` for rows (N, D) of finite numbers; shape: (D,), a model's, or None.
-
-    Values on the host are checked; those on a device are not, without waiting for it.
-    """
+def _fault_of_rows(rows: Any, shape: tuple[int, ...] | None) -> str | None:
     wanted = f"(N, {shape[0] if shape else 'D'})"
     if found := _fault_of_type(rows, object):
         return f"{found}; give an array of floats, {wanted}"

@@ -60,7 +60,9 @@ def test_a_density_is_a_data_set_by_name(name):
     assert len(np.unique(np.concatenate(splits), axis=0)) == 17_000
     np.testing.assert_array_equal(data.test, snfnp.load_dataset(name).test)
     assert (densities.draw(name, 50, 1) != densities.draw(name, 50, 0)).any()
-    with one_line(UsageError, f"{name} is drawn, not read: leave `data_dir=x` out"):
+    with one_line(
+        UsageError, f"`data_dir=x` is for published data sets, and {name} is none: leave it out"
+    ):
         snfnp.load_dataset(name, "x")
 
 

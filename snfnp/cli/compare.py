@@ -20,14 +20,12 @@ _UNNAMED += ("data_dir", "out", "tensorboard")
 class ComparedRun(NamedTuple):
     """A run as its folder describes it, without its checkpoints.
 
-    data: what two runs must have in common for their likelihoods to be compared; metrics: a record
-    per exact evaluation; nll: {epoch: exact validation NLL in nats}; test_nll: the test NLL at the
-    best epoch, None: the run is not done.
+    metrics: a record per exact evaluation; nll: {epoch: exact validation NLL in nats}; test_nll: at
+    the best epoch, None: the run is not done.
     """
 
     path: Path
     config: TrainConfig
-    data: tuple
     metrics: list[dict]
     nll: dict[int, float]
     test_nll: float | None
@@ -61,19 +59,19 @@ def main(argv: list[str], prog: str | None = None) -> None:
 def open_runs(paths: list[Path], trust: bool = False) -> list[ComparedRun]:
     """The runs in these folders. Raises UsageError if one is no run or has no evaluation yet, or if
     they are not of the same data."""
-    runs = []
+    runs, kinds = [], []  # what runs must have in common for their likelihoods to be compared
     for path in paths:
         folder, record = RunFolder.open(path, trust)
         metrics = folder.read_metrics()
         if not metrics:
             raise UsageError(f"{path} has no evaluation yet: let it train for an epoch")
         config = TrainConfig.from_dict(record["config"]).filled()
-        data = config.data, folder.data(record)
+        kinds.append((config.data, folder.data(record)))
         nll = {line["epoch"]: line["validation_nll_nats"] for line in metrics}
         said, advice = lambda summary: float(summary["test_nll_nats"]), "restore it, or delete it"
         test = read_json(folder.summary_file, said, advice)
-        runs.append(ComparedRun(path, config, data, metrics, nll, test))
-        if data != runs[0].data:
+        runs.append(ComparedRun(path, config, metrics, nll, test))
+        if kinds[-1] != kinds[0]:
             found = f"{path} was trained on other data than {runs[0].path}"
             raise UsageError(f"{found}: their likelihoods cannot be compared")
     return runs

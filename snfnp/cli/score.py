@@ -12,6 +12,7 @@ import numpy as np
 from snfnp.cli.shared import check_file, images_of, open_run, run_parser, write_csv
 from snfnp.data import load_whole
 from snfnp.errors import UsageError, printable
+from snfnp.images import fault
 from snfnp.training import plots
 
 _AT_ONCE = 100  # images that go through the flow together
@@ -33,7 +34,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
     run = open_run(args)
     check_file(out, "out", plots.SUFFIXES)
     other = load_whole(args.other, args.other_dir or args.data_dir, run.columns)
-    if problem := run.flow.preprocess.fault(other, run.image_shape):
+    if problem := fault(other, run.image_shape, run.flow.preprocess.levels):
         raise UsageError(f"{args.other}: {problem}")
     images, _ = images_of(run, args, "test")
     scores, medians, table = {}, [], []

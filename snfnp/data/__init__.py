@@ -83,12 +83,13 @@ def load_dataset(
     if not isinstance(name, str):
         found = f"load_dataset takes a name or a path, and got a {type(name).__name__}"
         raise UsageError(f"{found}: give arrays to snfnp.fit or snfnp.Dataset")
-    if name in LOADERS:
+    known = name in LOADERS
+    if data_dir is not None and name not in PUBLISHED and (known or os.path.lexists(name)):
+        found = f"`data_dir={data_dir}` is for published data sets, and {name} is none"
+        raise UsageError(f"{found}: leave it out")
+    if known:
         return LOADERS[name](data_dir, report)
     if os.path.lexists(name):
-        if data_dir is not None:
-            found = f"`data_dir={data_dir}` is for published data sets, and {name} is a path"
-            raise UsageError(f"{found}: leave it out")
         return own_data(name, validation, test, seed, report, **table)
     if os.path.splitext(name)[1] or os.path.basename(name) != name:
         raise UsageError(f"no such file: {name}: give the path of your data (`data`)")

@@ -187,9 +187,7 @@ def _mnist(published: Published, files: dict[str, Path]) -> np.ndarray:
 
 
 def sample(data_dir=None, report=None) -> Dataset:
-    """The sample of MNIST that the package ships. Raises UsageError if a folder is given."""
-    if data_dir is not None:
-        raise UsageError(f"mnist-sample comes with the package: leave `data_dir={data_dir}` out")
+    """The sample of MNIST that the package ships."""
     folder = resources.files("snfnp.data") / "sample"
     packed = [(folder / f"{split}-images.idx3-ubyte.gz").read_bytes() for split in SPLITS]
     splits = map(_images, map(gzip.decompress, packed))

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from snfnp.errors import UsageError
-from snfnp.images import fault, fault_of_rows
 
 
 class _OfImages:
@@ -24,10 +23,6 @@ class _OfImages:
     def usual_bits(self) -> float:
         """Bits per dimension of uniform data."""
         return math.log2(self.levels)
-
-    def fault(self, images, shape) -> str | None:
-        """See `snfnp.images`."""
-        return fault(images, shape, self.levels)
 
     def _integers(self, ops, noisy):
         """The floor, which removes the noise."""
@@ -97,7 +92,7 @@ class Standardise:
     step: tuple[float, ...] = ()
     origin: tuple[float, ...] = field(default=(), repr=False)
     unit: tuple[float, ...] = field(default=(), repr=False)
-    noun, of_images = "rows", False
+    noun, of_images, levels = "rows", False, None
 
     @property
     def moments(self) -> tuple[tuple[float, ...], ...]:
@@ -108,10 +103,6 @@ class Standardise:
     def usual_bits(self) -> float:
         """Bits per dimension of independent Gaussians with these spreads."""
         return float(np.mean(np.log2(self.spread))) + math.log2(2 * math.pi * math.e) / 2
-
-    def fault(self, rows, shape) -> str | None:
-        """See `snfnp.images`."""
-        return fault_of_rows(rows, shape)
 
     def forward(self, ops, rows, key, dtype):
         mean, spread = self._constants(ops, self.mean, self.spread)
