@@ -40,6 +40,10 @@ KNOW_NUMBA = {
 NUMBA = re.compile(r"numba\b|snfnp\.ops\.((jit|simd)\b|\w+\.cpu)")
 BEYOND = re.compile(r"snfnp\.beyond\b")
 CUPY = re.compile(r"cupyx?\b|snfnp\.ops\.(gpu\b|\w+\.gpu\b)")
+OPENINGS = re.compile(r"(What|Where|Whether|How|The same|As|Of|Those|That|Who|Which|When|If)\b")
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
+CI = ROOT / ".ci"
+pytestmark = pytest.mark.skipif(not CI.exists(), reason="not a checkout")
 
 
 def imports(path):
@@ -269,10 +273,6 @@ def test_what_it_offers_is_refused_in_a_line(option, tmp_path):
     assert line.startswith("error: snfnp.beyond.") and "is not installed" in line
 
 
-OPENINGS = re.compile(r"(What|Where|Whether|How|The same|As|Of|Those|That|Who|Which|When|If)\b")
-DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
-
-
 def problems(text: str) -> list[str]:
     """The openings that are refused, of the docstrings of a module, its classes and functions."""
     nodes = (node for node in ast.walk(ast.parse(text)) if isinstance(node, DOCUMENTED))
@@ -284,10 +284,6 @@ def problems(text: str) -> list[str]:
 def test_docstrings_open_with_a_noun_or_a_verb(folder):
     found = {file: problems(file.read_text()) for file in (ROOT / folder).rglob("*.py")}
     assert found and not {str(file): bad for file, bad in found.items() if bad}
-
-
-CI = ROOT / ".ci"
-pytestmark = pytest.mark.skipif(not CI.exists(), reason="not a checkout")
 
 
 def of_ci(name):

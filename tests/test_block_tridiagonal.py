@@ -18,6 +18,7 @@ from snfnp.ops import get_ops
 EPS = float(np.finfo(np.float64).eps)
 PAPER_SHAPES = [(28, 28, 1), (14, 14, 4), (7, 7, 16)]
 PAPER, LARGER = 0.01, 0.3  # gains of the initial noise: A.3's, and far from the identity
+OPS = get_ops("numpy")
 
 
 def kernel(size, channels, gain, seed=0):
@@ -221,9 +222,6 @@ def test_the_gradient_of_images_of_any_height(ops):
             np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
     # from both ends, with rows between
     assert 2 * block.converged < len(block.inverses)
-
-
-OPS = get_ops("numpy")
 
 
 def near(rng, size, rho):

@@ -31,6 +31,8 @@ from snfnp.training.options.config import OPTIONS
 from snfnp.training.runs.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
+NUMBA = {"backend": "numba"}
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def test_the_gpu_replays_a_graph_in_full_precision_unless_told_otherwise():
@@ -63,9 +65,6 @@ def resumed(folder, given, **started):
     config = TrainConfig(**{"backend": "cupy", **started})
     (folder / "config.json").write_text(json.dumps({"config": config.filled().as_dict()}))
     return RunFolder(folder).resumed_config(given)
-
-
-NUMBA = {"backend": "numba"}
 
 
 @pytest.mark.parametrize(
@@ -195,9 +194,6 @@ def test_the_version_and_the_name_of_the_console_command(capsys, monkeypatch):
 def test_every_module_of_a_command_is_listed():
     modules = {path.stem for path in (ROOT / "snfnp" / "cli").glob("*.py")}
     assert modules - {"__init__", "shared"} == set(COMMANDS)
-
-
-SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def test_every_file_of_the_kernels_is_packed():

@@ -31,6 +31,10 @@ IMAGES = [(4, 3), (9, 7)]  # smaller than some kernels, and as large as any
 pytestmark = pytest.mark.usefixtures("alone")
 kernels = pytest.mark.parametrize("kernel", KERNELS, ids=str)
 images = pytest.mark.parametrize("image", IMAGES, ids=str)
+SEEDS = st.integers(0, 2**32 - 1)
+ODD = st.sampled_from([1, 3, 5, 7])
+SHAPES = [(1, 1, 2), (4, 5, 1), (5, 4, 2), (1, 6, 3), (2, 2, 7)]
+EPS = np.finfo(np.float64).eps
 
 
 def arrays(kernel, image, channels, dtype=np.float64, samples=11):
@@ -107,10 +111,6 @@ def test_nonfinite_pixels_spread_to_the_kernels_window_alone(ops, bad, kernel, c
         reached = np.zeros(z.shape, bool)
         reached[3] = (rows[:, None] & columns)[..., None]
         np.testing.assert_array_equal(~np.isfinite(z), reached)
-
-
-SEEDS = st.integers(0, 2**32 - 1)
-ODD = st.sampled_from([1, 3, 5, 7])
 
 
 @st.composite
@@ -260,10 +260,6 @@ def test_images_of_another_shape_are_refused(shape):
 
 
 # ---------------------------------------------------------------- the convolution exponential
-
-
-SHAPES = [(1, 1, 2), (4, 5, 1), (5, 4, 2), (1, 6, 3), (2, 2, 7)]
-EPS = np.finfo(np.float64).eps
 
 
 def case(shape, scale=1.0, seed=0, **options):

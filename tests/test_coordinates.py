@@ -29,6 +29,8 @@ MODELS = {  # its kernels with a U, per layer: small models of 8×8 images
     "conv-exponential": [("mix", "W"), ("exp", "W")],
     "glow": [("mix", "W"), ("mix", "R"), ("coupling", "w1"), ("split", "w1")],
 }
+D = 12
+WHITE = {"model": "fc", "coordinates": "white", "dtype": "float64"}
 
 
 def trainer_of(model, chosen="white", **changes):
@@ -184,10 +186,6 @@ def test_a_flow_of_ones_own_that_has_no_such_coordinates_is_refused(message):
     flow = Flow((4,), tuple(zip("abc", OWN[message], strict=False)))
     with one_line(UsageError, match=message):
         make_trainer(OPS, flow=flow, coordinates="white")
-
-
-D = 12
-WHITE = {"model": "fc", "coordinates": "white", "dtype": "float64"}
 
 
 def correlated(rows=400):

@@ -21,6 +21,8 @@ from snfnp.training.options import TrainConfig
 
 EPS = np.finfo(np.float64).eps
 SHAPES = [(2, 3, 2), (4, 3, 4), (1, 2, 6)]
+N = 3
+CAUSAL_SHAPES = [(1, 1, 3), (4, 5, 1), (5, 4, 2), (1, 6, 4), (6, 1, 2), (3, 3, 7), (2, 2, 16)]
 
 
 def case(shape, width=8, samples=5, dtype=np.float64, noise=0.3):
@@ -130,9 +132,6 @@ def test_other_images_are_refused():
     assert AffineCoupling(4).output_shape((2, 3, 4)) == (2, 3, 4)
 
 
-N = 3
-
-
 def glow():
     """Three levels, of 4, 8 and 16 channels: squeeze, step, and a split behind the first two."""
     config = TrainConfig(model="glow", levels=3, depth=1, width=6).resolve(1000)
@@ -230,9 +229,6 @@ def test_latents_of_the_wrong_number_are_refused(ops, images):
     first = np.zeros((2, 4, 4, 2))
     with pytest.raises(ValueError, match=r"expected 5 latents of shape \(4, 4, 2\), found 2"):
         likelihood.sample(5, seed=0, latents=(first, None, None))
-
-
-CAUSAL_SHAPES = [(1, 1, 3), (4, 5, 1), (5, 4, 2), (1, 6, 4), (6, 1, 2), (3, 3, 7), (2, 2, 16)]
 
 
 def kernel(channels, rng):

@@ -21,6 +21,10 @@ from snfnp.layers import ActNorm, Layer, SplitPrior
 from snfnp.maps import Conv2d, Dense
 
 D = 4
+NUMBERS = r"{}, direction \d: analytic -?[\d.e+-]+, numeric -?[\d.e+-]+, relative error .* > 1e-08"
+UNWRITTEN = "^t: backward left its gradient .*unwritten"
+CHANGED = "^the layer changed its argument {}$"
+one_wrong = np.eye(1, 1000, 17)[0]  # 1 at one place among many
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,6 @@ def test_a_correct_layer_passes():
     assert list(report.errors) == ["inverse(forward(x))", "log-determinant", "x", "A", "t"]
     assert max(report.errors.values()) < 1e-8
     assert str(report).count("\n") == 4
-
-
-NUMBERS = r"{}, direction \d: analytic -?[\d.e+-]+, numeric -?[\d.e+-]+, relative error .* > 1e-08"
-UNWRITTEN = "^t: backward left its gradient .*unwritten"
-CHANGED = "^the layer changed its argument {}$"
 
 
 @pytest.mark.parametrize(
@@ -246,9 +245,6 @@ def test_check_gradient_refuses_a_wrong_one(factor):
     x, rng = np.random.default_rng(0).standard_normal((3, 4)), np.random.default_rng(1)
     with pytest.raises(GradientError, match="analytic .*, numeric "):
         check_gradient(cubic, x, factor * 3 * x**2, rng=rng)
-
-
-one_wrong = np.eye(1, 1000, 17)[0]  # 1 at one place among many
 
 
 @pytest.mark.parametrize(

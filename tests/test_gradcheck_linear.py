@@ -21,6 +21,8 @@ D = 4
 POINTWISE = Conv2d((1, 1), 3), (2, 3, 3)
 
 # ---------------------------------------------------------------- the catalogue
+MIXTURE, FORWARD = SelfNormalizing(), SelfNormalizing("forward")
+PLAIN, FULL, GRESELE = (Relative(kind) for kind in ("plain", "full", "gresele"))
 
 
 def test_the_catalogue_is_complete():
@@ -194,10 +196,6 @@ def right_factor_first(ctx, **given):
     dx, w = Exact().backward(ctx, **given), given["p"]["W"]
     given["grads"]["W"][...] = w.T @ w @ given["grads"]["W"]
     return dx
-
-
-MIXTURE, FORWARD = SelfNormalizing(), SelfNormalizing("forward")
-PLAIN, FULL, GRESELE = (Relative(kind) for kind in ("plain", "full", "gresele"))
 
 
 @pytest.mark.parametrize(

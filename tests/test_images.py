@@ -28,6 +28,9 @@ from snfnp.training.batches import Repeated
 
 COUNT = 4
 IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, 8, 8, 1)).astype(np.uint8)
+RTOL = 1e-8
+PREPROCESSORS = [Preprocess(), Preprocess(alpha=0.05), Preprocess(alpha=0.01, levels=32)]
+KEY = RandomKey(4, 1, 2)
 
 
 @cache
@@ -248,11 +251,6 @@ def test_only_a_data_set_is_trained_on(dataset, how, finished):
             config = small_config(backend="numpy")
             snfnp.train(config, dataset, get_ops("numpy"), snfnp.RunFolder(finished))
         snfnp.resume(finished, dataset=dataset)
-
-
-RTOL = 1e-8
-PREPROCESSORS = [Preprocess(), Preprocess(alpha=0.05), Preprocess(alpha=0.01, levels=32)]
-KEY = RandomKey(4, 1, 2)
 
 
 @pytest.fixture(params=PREPROCESSORS, ids=str)

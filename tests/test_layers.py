@@ -47,6 +47,7 @@ EVERY_LAYER = [
     for check in catalogue()
     if check.kind == "layer"
 ]
+N, SHAPE = 20, (3, 4, 5)
 
 
 @pytest.mark.parametrize("member", ["forward", "inverse", "backward"])
@@ -274,9 +275,6 @@ def test_a_wrong_setting_is_one_clear_line(make, message):
 
 
 # ---------------------------------------------------------------- parameters that start from data
-
-
-N, SHAPE = 20, (3, 4, 5)
 
 
 def some_images(dtype=np.float64):

@@ -216,19 +216,21 @@ def test_preprocessing_log_jacobians_on_mnist():
     """They add 272.7 ± 0.3 nats to log p(x), which is what the paper measures (A.3).
 
     The sign is +: most pixels are near 0, where the logit stretches more than the division by 256
-    shrinks. Each split's mean is first compared with its expectation over the noise, which is
-    272.5 for the test images and 272.7 for the validation images; one draw of noise moves the mean
-    of 10,000 images by 0.25 (one standard deviation).
+    shrinks. The expectation over the noise is 272.5 for the test images and 272.7 for the
+    validation images; one draw for 2,000 images is compared with theirs.
     """
     full = load_dataset("mnist", FULL_MNIST)
     mean, variance = mean_and_variance_of_log_jacobian()
+
+    def levels(images):
+        return np.bincount(images.ravel(), minlength=256) / len(images)
+
     for images in (full.validation, full.test):
-        levels = np.bincount(images.ravel(), minlength=256) / len(images)
-        expected = float(levels @ mean)
-        _, ldj = Preprocess().forward(get_ops("numpy"), images, KEY, np.float64)
-        deviation = math.sqrt(levels @ variance / len(images))
-        assert abs(float(ldj.mean()) - expected) < 4 * deviation
-        assert abs(expected - 272.7) < 0.3
+        few = images[:2000]
+        _, ldj = Preprocess().forward(get_ops("numpy"), few, KEY, np.float64)
+        deviation = math.sqrt(levels(few) @ variance / len(few))
+        assert abs(ldj.mean() - levels(few) @ mean) < 4 * deviation
+        assert abs(levels(images) @ mean - 272.7) < 0.3
 
 
 def test_nonfinite_samples_are_an_error():

@@ -24,6 +24,7 @@ from snfnp.training.runs.folder import RunFolder
 from snfnp.training.session import train
 
 SIZES = {"fc": {}, "conv": {}, "glow": {"levels": 2, "depth": 1, "width": 4}}
+BAD = [{"epoch": 0}, {"epoch": 10**400}, {"step": 10**400}, {"seconds": 10**400}, {"epoch": [1]}]
 
 
 def trained(folder, model="fc"):
@@ -271,9 +272,6 @@ def test_one_line_says_what_is_wrong(runs, tmp_path):
 def evaluation(**changes):
     known = {"epoch": 9, "step": 45, "seconds": 1.0, "validation_nll_nats": 1.0}
     return json.dumps({**known, "reconstruction": 0.1, **changes}) + "\n"
-
-
-BAD = [{"epoch": 0}, {"epoch": 10**400}, {"step": 10**400}, {"seconds": 10**400}, {"epoch": [1]}]
 
 
 @pytest.mark.parametrize("change", BAD, ids=range(len(BAD)))

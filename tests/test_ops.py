@@ -33,6 +33,13 @@ KNOWN = {
     " ".join(["ffffffff"] * 6): "408f276d 41c83b0e a20bc7c6 6d5451fd",
     "243f6a88 85a308d3 13198a2e 03707344 a4093822 299f31d0": "d16cfe09 94fdcceb 5001e420 24126ea1",
 }
+OF_NUMBA = [name for name in OVERRIDES if name in calls.overridden(overrides("cpu"))]
+# Of few channels it is a product of whole planes, where a pixel meets the padding of other rows: 0
+# times NaN. The step fails all the same.
+WIDER = {"conv.weight_grad"}
+# They take no arrays, or such as are always contiguous.
+CONTIGUOUS = {f"random.{name}" for name in ("words", "uniform", "normal", "rademacher")}
+CONTIGUOUS |= {"step.adam", "step.log_step", "step.apply_block_matrices"}
 
 
 def test_philox_known_answers():
@@ -112,9 +119,6 @@ def test_override_matches_its_definition(name, dtype):
         calls.assert_as_defined(NUMBA, name, OVERRIDES[name](np.random.default_rng(0), dtype, size))
 
 
-OF_NUMBA = [name for name in OVERRIDES if name in calls.overridden(overrides("cpu"))]
-
-
 @pytest.mark.parametrize("name", OF_NUMBA)
 def test_the_number_of_threads_does_not_change_a_bit(name, monkeypatch):
     """On two threads, which even short kernels take here, the bits are those on one."""
@@ -132,22 +136,12 @@ def test_the_number_of_threads_does_not_change_a_bit(name, monkeypatch):
         np.testing.assert_array_equal(one, two)
 
 
-# Of few channels it is a product of whole planes, where a pixel meets the padding of other rows: 0
-# times NaN. The step fails all the same.
-WIDER = {"conv.weight_grad"}
-
-
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("name", OF_NUMBA)
 def test_nan_spreads_as_defined(name):
     for size in calls.TWO_SIZES:
         call = OVERRIDES[name](np.random.default_rng(0), np.float32, size)
         calls.assert_nan_spreads_as_defined(NUMBA, name, call, wider=WIDER)
-
-
-# They take no arrays, or such as are always contiguous.
-CONTIGUOUS = {f"random.{name}" for name in ("words", "uniform", "normal", "rademacher")}
-CONTIGUOUS |= {"step.adam", "step.log_step", "step.apply_block_matrices"}
 
 
 @pytest.mark.parametrize("layout", [calls.every_second, calls.transposed])

@@ -21,6 +21,10 @@ from snfnp.errors import SnfnpError, UsageError
 from snfnp.images import StoredArray
 
 NAMES = list(FILES)
+DOWNLOADED = ["mnist", "cifar-10"]
+ROOT = Path(__file__).resolve().parents[1]
+PUBLISHED = sets.IMAGENET32.counts
+IMAGES = np.arange(48, dtype=np.uint8).reshape(3, 4, 4, 1)
 
 
 @pytest.fixture
@@ -124,9 +128,6 @@ def test_a_missing_file_is_named(name, tmp_path):
         put(place, half)
         expected = f"`data_dir` is {place}, which lacks {missing} of"
         refused(name, place.parent, expected, kind=UsageError)
-
-
-DOWNLOADED = ["mnist", "cifar-10"]
 
 
 @pytest.mark.parametrize("name", DOWNLOADED)
@@ -382,10 +383,6 @@ def test_full_mnist_and_the_sample_of_it(monkeypatch):
     np.testing.assert_array_equal(sample.test, full.test[:1000])
 
 
-ROOT = Path(__file__).resolve().parents[1]
-PUBLISHED = sets.IMAGENET32.counts
-
-
 def test_the_splits_are_those_of_the_paper():
     """Appendix A.3: 1,261,149 images for training, and 40,000 of CIFAR-10."""
     assert PUBLISHED == (1_261_149, 20_000, 49_999)
@@ -422,9 +419,6 @@ def test_the_documented_command_makes_the_file(tmp_path, small, monkeypatch):
     assert python(code, cwd=tmp_path, PYTHONPATH=str(ROOT), PATH="").returncode == 0
     dataset = load_dataset("imagenet32", tmp_path)
     assert [len(dataset.train), len(dataset.validation), len(dataset.test)] == [18, 5, 7]
-
-
-IMAGES = np.arange(48, dtype=np.uint8).reshape(3, 4, 4, 1)
 
 
 def test_a_data_set_leaves_its_arrays_as_they_were():

@@ -20,6 +20,11 @@ from snfnp.errors import UsageError
 from snfnp.ops import get_ops
 from snfnp.training.options import TrainConfig
 
+RUN = {"seed": 0, "epochs": 30, "value": 1.0}
+DIVERGED = {"seed": 2, "epochs": 5, "asked": 30, "diverged_at": 7}
+ROWS = [row for name, table in TABLES.items() if name != "white" for row in table.rows]
+EVERY_ROW = [pytest.param(row, id=f"{row.name}-{row.data}") for row in ROWS]
+
 
 def row(name, paper, *values, **more):
     runs = [{"seed": n, "epochs": 3, "value": value} for n, value in enumerate(values)]
@@ -192,10 +197,6 @@ def test_what_belongs_on_no_page_is_refused(folder, records, targets, said):
     assert not list((folder / "derivations").rglob("*.*"))
 
 
-RUN = {"seed": 0, "epochs": 30, "value": 1.0}
-DIVERGED = {"seed": 2, "epochs": 5, "asked": 30, "diverged_at": 7}
-
-
 def merge(known, new):
     """The row of two tables of one row."""
     first, second = ({"rows": [own]} for own in (known, new))
@@ -236,10 +237,6 @@ def test_rows_are_in_the_order_of_the_table_and_what_is_measured_is_new():
         (second, 30),
     ]
     assert merged(TARGETS["table3"], {"rows": [2]}, {"rows": [1]}) == {"rows": [1]}
-
-
-ROWS = [row for name, table in TABLES.items() if name != "white" for row in table.rows]
-EVERY_ROW = [pytest.param(row, id=f"{row.name}-{row.data}") for row in ROWS]
 
 
 @pytest.fixture

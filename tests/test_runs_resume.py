@@ -32,6 +32,8 @@ NO_START = [
     (("--resume", "later"), "invalid choice: 'later'"),
     (("--rollback", "--resume", "auto"), "would go back each time"),
 ]
+EVERY = [("3", [0, 3, 5, 8, 10, 13, 15]), ("1000", [0, 5, 10, 15]), ("10m", [0, 5, 10, 15])]
+WRITES = ["save_checkpoint", "cut_metrics", "write_config", "remove_summary"]
 
 
 @pytest.mark.parametrize("options, message", NO_START)
@@ -117,9 +119,6 @@ def test_sigusr1_ends_no_run_that_is_not_taking_steps(tmp_path, monkeypatch):
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert sent
-
-
-EVERY = [("3", [0, 3, 5, 8, 10, 13, 15]), ("1000", [0, 5, 10, 15]), ("10m", [0, 5, 10, 15])]
 
 
 @pytest.mark.parametrize("every, steps", [*EVERY, ("0.000001m", list(range(16)))])
@@ -242,9 +241,6 @@ def test_rollback_before_the_first_evaluation_goes_back_to_the_start(snfnp_train
     assert state(part).step == 4
     snfnp_train("--rollback", "--out", part)
     assert_same_run(whole, part)
-
-
-WRITES = ["save_checkpoint", "cut_metrics", "write_config", "remove_summary"]
 
 
 @pytest.mark.parametrize("name", WRITES)

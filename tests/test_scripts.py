@@ -24,6 +24,8 @@ from snfnp.errors import UsageError
 from snfnp.models import PRESETS
 from snfnp.training.options import TrainConfig
 
+MEASURED = {ROOT / "README.md": 6}
+
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
@@ -228,9 +230,6 @@ def measured(page) -> set[str]:
     rows = re.findall(r"^\| `(--[^`]+)` \|", text, flags=re.M)
     found += [f"scripts/train_mnist.py {options}" for options in rows]
     return {command for command in found if "--resume" not in command}
-
-
-MEASURED = {ROOT / "README.md": 6}
 
 
 def configuration(command: str, monkeypatch) -> TrainConfig:

@@ -34,6 +34,10 @@ from snfnp.training.runs.load import load_run
 from snfnp.training.update import Adam, clip_scale, learning_rate, warmed_up
 
 BEFORE_DENSITY = slice(0, Entry.DENSITY)
+PACKAGE = str(Path(snfnp.__file__).parent)
+BUDGET = {"fc": (125, 16), "conv": (950, 19)}  # calls, and files of the functions that are called
+STEPS, LAYERS, SAMPLES = 60, 3, 7
+FAST = {"lambda_rate": 20.0}
 
 
 def test_scalars_say_what_they_were_set_to(ops):
@@ -218,10 +222,6 @@ def test_the_first_step_of_a_run_has_a_rate(schedule, warmup, per_epoch, first):
     assert learning_rate(config, 0, per_epoch) == first
 
 
-PACKAGE = str(Path(snfnp.__file__).parent)
-BUDGET = {"fc": (125, 16), "conv": (950, 19)}  # calls, and files of the functions that are called
-
-
 def calls_of(function) -> Counter:
     """(file, function) of every call of the package's functions, and how often."""
     counted = Counter()
@@ -272,9 +272,6 @@ def geco(constraints, lam, own):
         lam = min(max(lam * math.exp(own.rate * average), own.lowest), own.highest)
         found.append(lam)
     return found
-
-
-STEPS, LAYERS, SAMPLES = 60, 3, 7
 
 
 def run_control(ops, own, found, lam=0.9):
@@ -337,9 +334,6 @@ def test_what_is_not_finite_moves_nothing(ops, what):
 
 def rows(trainer):
     return trainer.ops.to_host(trainer.multipliers.values)
-
-
-FAST = {"lambda_rate": 20.0}
 
 
 def test_a_lambda_that_cannot_move_is_a_fixed_one(ops):

@@ -19,6 +19,7 @@ from snfnp.rules import SelfNormalizing
 from snfnp.training.options import TrainConfig
 
 SHORT = ("--backend", "numpy", "--batch-size", "20", "--epochs", "2", "--warmup-epochs", "0.5")
+TWO = [[1.0, 2.0], [3.0, 4.5]]
 
 
 @pytest.fixture
@@ -32,9 +33,6 @@ def read(tmp_path):
         return rows.tolist(), names, said
 
     return read
-
-
-TWO = [[1.0, 2.0], [3.0, 4.5]]
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from snfnp.training.trainer import Trainer
 ROOT = Path(__file__).resolve().parents[1]
 HELP = ("-m", "snfnp", "evaluate", "--help")
 LISTING = ("-m", "snfnp")
+NO_SPACE = "error: the output cannot be written (No space left on device): send it elsewhere\n"
 
 
 def python(*arguments, **settings):
@@ -100,9 +101,6 @@ def closed_pipe():
     reader, writer = os.pipe()
     os.close(reader)
     return writer
-
-
-NO_SPACE = "error: the output cannot be written (No space left on device): send it elsewhere\n"
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

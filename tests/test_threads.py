@@ -32,6 +32,7 @@ print(numba.threading_layer(), *blas, found["omp_wait_policy"], found["gomp_spin
 """
 
 NAMES = ["OPENBLAS_THREAD_TIMEOUT", "NUMBA_THREADING_LAYER", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"]
+SPINS = "5000" if sys.platform == "linux" else "None"
 
 
 def printed(script, **environment):
@@ -39,9 +40,6 @@ def printed(script, **environment):
     done = python(script, PYTHONPATH=os.pathsep.join(filter(None, sys.path)), **environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-SPINS = "5000" if sys.platform == "linux" else "None"
 
 
 @pytest.mark.parametrize(

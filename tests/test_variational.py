@@ -26,6 +26,8 @@ from snfnp.training.options import TrainConfig
 
 D, SIGMA = 4, 0.6
 KEY = RandomKey(3, 16, 5)
+VARIATIONAL = {"objective": "variational", "sigma": 0.5}
+noisy_trainer = partial(make_trainer, **VARIATIONAL)
 
 
 @pytest.fixture
@@ -132,10 +134,6 @@ def test_lambda_follows_from_sigma():
         assert TrainConfig(model=model, objective="variational").resolve(1000).lam == (
             pytest.approx(lam, rel=1e-15)
         )
-
-
-VARIATIONAL = {"objective": "variational", "sigma": 0.5}
-noisy_trainer = partial(make_trainer, **VARIATIONAL)
 
 
 def test_evaluation_has_no_noise(ops):
