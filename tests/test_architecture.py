@@ -127,7 +127,7 @@ def misplaced(root):
     for path, file, own in sources(root):
         assembles = file in ("snfnp/ops/__init__.py", "snfnp/ops/backends.py")
         cpu = own == "ops" and (path.name.startswith("cpu") or path.name in ("jit.py", "simd.py"))
-        gpu = own == "ops" and (path.name in ("gpu.py", "nccl.py") or path.parent.name == "gpu")
+        gpu = own == "ops" and (path.name == "gpu.py" or path.parent.name == "gpu")
         for name in imports(path):
             if assembles and name.startswith("snfnp."):
                 continue
@@ -163,7 +163,7 @@ def guessing(root):
 def test_the_architecture_is_as_planned(rule):
     assert list(rule(ROOT)) == []
     folders = {path.parent.name for path in ROOT.glob("snfnp/ops/*/__init__.py")}
-    assert folders - {"gpu", "communication"} == DEFINITIONS.keys()
+    assert folders - {"gpu"} == DEFINITIONS.keys()
 
 
 @pytest.mark.parametrize(

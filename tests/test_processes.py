@@ -263,7 +263,7 @@ def test_a_signal_to_mpiexec_writes_a_checkpoint_first(tmp_path, number):
 AT_START = """
 import os
 from snfnp.cli import run_script, train
-from snfnp.ops.communication.mpi import Mpi
+from snfnp.ops.communication import Mpi
 def begin(mpi, MPI):
     os.kill(os.getpid(), 15) if MPI.COMM_WORLD.rank else MPI.COMM_WORLD.Barrier()
 Mpi.__init__ = begin

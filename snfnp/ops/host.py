@@ -53,7 +53,7 @@ class HostDevice:
         return bool(condition)
 
     def communicator(self, world: Communicator) -> Communicator:
-        """A communicator that sums this device's arrays, made by all ranks together.
+        """An object whose `all_reduce` sums this device's arrays, made by all ranks together.
 
         Raises UsageError if their backends differ, and BackendError if two have the same GPU or
         cannot reach each other.
@@ -61,13 +61,13 @@ class HostDevice:
         world.require_same({"backend": self.name})
         return world
 
-    def capture(self, function, report=print, communicator: Communicator = SINGLE_PROCESS):
+    def capture(self, function, report=print, world: Communicator = SINGLE_PROCESS):
         """`function(argument)`, which a device may record and replay in later calls.
 
         It must write its results into arrays that outlive it, and launch the same operations in
         every call with the same argument. If it cannot be recorded, `report` gets a line that says
         why.
-        communicator: used by the function; all of its ranks record, or none.
+        world: the ranks whose sums the function takes; all of them record, or none.
         """
         return function
 

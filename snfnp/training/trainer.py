@@ -105,7 +105,7 @@ class Trainer:
         self.slice_of(config.batch_size // world.size)
         self._ascend = self._ascend_staged
         if config.graph:
-            self._ascend = ops.device.capture(self._ascend, report, self.communicator)
+            self._ascend = ops.device.capture(self._ascend, report, world)
 
     def drawn(self):
         """Parameters as the seed draws them, flat."""

@@ -10,8 +10,8 @@ from support.trainers import host, make_trainer
 from gpu import standin as devices
 from snfnp.errors import BackendError
 from snfnp.ops import SINGLE_PROCESS, get_ops
-from snfnp.ops.communication import Communicator, nccl
-from snfnp.ops.gpu.launch import DeviceGuard
+from snfnp.ops.communication import Communicator
+from snfnp.ops.gpu import nccl
 from snfnp.training.batches import Given
 
 
@@ -103,7 +103,7 @@ def test_a_training_step_is_recorded_with_its_sums(ops, doubling, changes):
 
 
 def test_arrays_of_both_precisions_are_summed_in_one_group(ops, doubling):
-    communicator = nccl.Nccl(ops.xp, OneOfTwo(), lambda: None)
+    communicator = nccl.Nccl(ops.xp, OneOfTwo())
     arrays = [ops.xp.ones(5, np.float32), ops.xp.ones((2, 3))]
     communicator.all_reduce(*arrays)
     assert all((array == 2).all() for array in arrays)
@@ -122,21 +122,13 @@ def test_without_nccl_all_ranks_say_which_lacks_it(ops, doubling, here):
     line = "NCCL is not installed: python -m pip install nvidia-nccl-cu1[23]"
     with pytest.raises(BackendError, match=f"for rank {int(here)} {line}"):
         there = "NCCL is not installed: python -m pip install nvidia-nccl-cu13"
-        nccl.Nccl(ops.xp, OneOfTwo(missing=there), lambda: None)
+        nccl.Nccl(ops.xp, OneOfTwo(missing=there))
 
 
 def test_two_processes_on_one_gpu_are_refused(ops, doubling):
     with pytest.raises(BackendError, match="2 processes on .* its 1 GPU.*ranks 0 and 1 both"):
-        nccl.Nccl(ops.xp, OneOfTwo(place=None), lambda: None)
+        nccl.Nccl(ops.xp, OneOfTwo(place=None))
     assert not doubling.calls
-
-
-def test_the_host_decides_through_the_other_communicator(ops, doubling):
-    other = OneOfTwo()
-    communicator = nccl.Nccl(ops.xp, other, lambda: None)
-    assert (communicator.rank, communicator.size) == (0, 2)
-    for name in ("any", "gather", "broadcast", "exchange_exit_status", "abort"):
-        assert getattr(communicator, name) == getattr(other, name)
 
 
 def test_a_single_process_uses_no_nccl(ops):
@@ -164,7 +156,7 @@ def test_nccl_sums_in_a_recorded_step(ops):
     found, missing = nccl._load(ops.xp)
     if missing:
         pytest.skip(missing)
-    communicator = nccl.Nccl(ops.xp, SINGLE_PROCESS, DeviceGuard(ops.xp).require)
+    communicator = nccl.Nccl(ops.xp, SINGLE_PROCESS)
     for dtype in (np.float32, np.float64):
         images, total = ops.xp.ones((3, 4), dtype), ops.xp.zeros(7, dtype)
 
@@ -172,7 +164,7 @@ def test_nccl_sums_in_a_recorded_step(ops):
             total[...] = images.sum()
             communicator.all_reduce(total)
 
-        graph = ops.device.capture(step, pytest.fail, communicator)
+        graph = ops.device.capture(step, pytest.fail)
         for call in range(5):
             images.fill(call)
             graph(images)
@@ -185,12 +177,11 @@ import sys
 import cupy
 import numpy as np
 from snfnp.ops import world
-from snfnp.ops.communication import nccl
-from snfnp.ops.gpu.launch import DeviceGuard
+from snfnp.ops.gpu import nccl
 nccl._require_apart = lambda places: None  # NCCL is to say it
 w = world()
 try:
-    communicator = nccl.Nccl(cupy, w, DeviceGuard(cupy).require)
+    communicator = nccl.Nccl(cupy, w)
 except Exception as error:
     print("refused:", error, flush=True)
     sys.exit()

@@ -8,11 +8,11 @@ import numpy as np
 
 from snfnp.errors import BackendError
 from snfnp.ops.communication import SINGLE_PROCESS, Communicator
-from snfnp.ops.communication.nccl import Nccl
 from snfnp.ops.gpu import source
 from snfnp.ops.gpu.cublas import Cublas
 from snfnp.ops.gpu.graph import CALLS_UNTIL_RECORDED, Graph
-from snfnp.ops.gpu.launch import DeviceGuard, Launcher
+from snfnp.ops.gpu.launch import Launcher
+from snfnp.ops.gpu.nccl import Nccl
 from snfnp.ops.gpu.requirements import describe, explain_out_of_memory, require_cupy
 
 _MOST_BLOCKS = 1024  # of a kernel over items; each of its threads then takes several
@@ -81,8 +81,8 @@ class Gpu:
     def threads(self) -> int | None:
         return None
 
-    def capture(self, function, report=print, communicator: Communicator = SINGLE_PROCESS) -> Graph:
-        return Graph(self.xp, function, report, communicator)
+    def capture(self, function, report=print, world: Communicator = SINGLE_PROCESS) -> Graph:
+        return Graph(self.xp, function, report, world)
 
     def defer(self, owner, function, *arguments, **named) -> None:
         if self._deferred is None:
@@ -101,9 +101,9 @@ class Gpu:
             owned.setdefault(id(owner), []).append(call)
         self.launch.side_by_side.run(list(owned.values()))
 
-    def communicator(self, world: Communicator) -> Communicator:
+    def communicator(self, world: Communicator) -> Communicator | Nccl:
         world.require_same({"backend": self.name})
-        return Nccl(self.xp, world, DeviceGuard(self.xp).require) if world.size > 1 else world
+        return Nccl(self.xp, world) if world.size > 1 else world
 
     def synchronise(self) -> None:
         self.xp.cuda.runtime.deviceSynchronize()

@@ -22,13 +22,13 @@ class Graph:
 
     The function must put its results into arrays that outlive it, never let the host wait, and
     read from the device what changes between calls. Another argument is captured again. If the
-    capture fails on one rank of the communicator, `report` gets one line that says why, and every
+    capture fails on one rank of `world`, `report` gets one line that says why, and every
     call of all of them is a plain one: else they would wait for each other's sums for ever.
     """
 
-    def __init__(self, cupy, function, report, communicator=SINGLE_PROCESS):
+    def __init__(self, cupy, function, report, world=SINGLE_PROCESS):
         self._cupy, self._function, self._report = cupy, function, report
-        self._guard, self._communicator = DeviceGuard(cupy), communicator
+        self._guard, self._world = DeviceGuard(cupy), world
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._reached, self._done = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
         self._recording: _Recording | None = None
@@ -97,7 +97,7 @@ class Graph:
             # When memory runs out, a pool returns its free blocks to CUDA and asks again. The
             # recording may have used some of these, and a replay would write to others' memory.
             error = "its pool ran out of memory and returned blocks"
-        if self._communicator.any(error is not None) and error is None:
+        if self._world.any(error is not None) and error is None:
             error = "not by another process"
         recording.graph = None if error else graph
         return error

@@ -2,30 +2,24 @@
 
 import socket
 import warnings
-from collections.abc import Callable
 
 import numpy as np
 
 from snfnp.errors import BackendError
-from snfnp.ops.communication.definition import Communicator
+from snfnp.ops.communication import Communicator
+from snfnp.ops.gpu.launch import DeviceGuard
 
 
-class Nccl(Communicator):
-    """The processes of `world`, with the sums on the current device and stream.
+class Nccl:
+    """Sums over the processes of `world`, on the current stream of the device that is current now.
 
     NCCL adds each element in one place and hands the sum round: all ranks get the same bits. A sum
-    is a launch as any other: the host does not wait, and a CUDA graph records it. What the host has
-    to know goes through `world`. All ranks make this together; raises BackendError, on all of them,
-    if one lacks NCCL or two have the same GPU. require_device(): raises BackendError unless the
-    current device is the one that this was made on.
+    is a launch as any other: the host does not wait, and a CUDA graph records it. All ranks make
+    this together; raises BackendError, on all of them, if one lacks NCCL or two have the same GPU.
     """
 
-    def __init__(self, cupy, world: Communicator, require_device: Callable[[], None]):
-        self._cupy, self._require_device = cupy, require_device
-        self.rank, self.size = world.rank, world.size
-        self.local_rank, self.local_size = world.local_rank, world.local_size
-        self.any, self.gather, self.broadcast = world.any, world.gather, world.broadcast
-        self.exchange_exit_status, self.abort = world.exchange_exit_status, world.abort
+    def __init__(self, cupy, world: Communicator):
+        self._cupy, self._guard = cupy, DeviceGuard(cupy)
         nccl, missing = _load(cupy)
         for rank, reason in enumerate(world.gather(missing)):
             if reason:
@@ -35,10 +29,11 @@ class Nccl(Communicator):
         self._nccl = nccl
         self._types = {np.dtype("f4"): nccl.NCCL_FLOAT32, np.dtype("f8"): nccl.NCCL_FLOAT64}
         key = world.on_rank_zero(nccl.get_unique_id)
-        self._nccl_communicator = nccl.NcclCommunicator(self.size, key, self.rank)
+        self._nccl_communicator = nccl.NcclCommunicator(world.size, key, world.rank)
 
     def all_reduce(self, *arrays) -> None:
-        self._require_device()
+        """See `Communicator`."""
+        self._guard.require()
         stream = self._cupy.cuda.get_current_stream().ptr
         for array in arrays:
             if not array.flags.c_contiguous:
