@@ -37,7 +37,7 @@ KNOW_NUMBA = {
     "snfnp/threads.py": "makes the idle threads of Numba's pool sleep",
     "scripts/benchmarks/timing.py": "sets the threads of a timing, and copies on them",
 }
-NUMBA = re.compile(r"numba\b|snfnp\.ops\.((jit|simd)\b|\w+\.cpu)")
+NUMBA = re.compile(r"numba\b|snfnp\.ops\.(jit\b|\w+\.cpu)")
 BEYOND = re.compile(r"snfnp\.beyond\b")
 CUPY = re.compile(r"cupyx?\b|snfnp\.ops\.(gpu\b|\w+\.gpu\b)")
 OPENINGS = re.compile(r"(What|Where|Whether|How|The same|As|Of|Those|That|Who|Which|When|If)\b")
@@ -126,7 +126,7 @@ def misplaced(root):
     """Imports of a backend, or of its libraries, by what does not belong to that backend."""
     for path, file, own in sources(root):
         assembles = file in ("snfnp/ops/__init__.py", "snfnp/ops/backends.py")
-        cpu = own == "ops" and (path.name.startswith("cpu") or path.name in ("jit.py", "simd.py"))
+        cpu = own == "ops" and (path.name.startswith("cpu") or path.name == "jit.py")
         gpu = own == "ops" and (path.name == "gpu.py" or path.parent.name == "gpu")
         for name in imports(path):
             if assembles and name.startswith("snfnp."):

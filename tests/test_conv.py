@@ -20,7 +20,7 @@ from snfnp.layers import Linear
 from snfnp.layers.baselines import ConvExponential
 from snfnp.layers.linear import xavier
 from snfnp.maps import Conv2d
-from snfnp.ops import get_ops, simd
+from snfnp.ops import get_ops
 from snfnp.ops.conv import cpu_planes, cpu_tiles
 from snfnp.ops.conv.cpu import direct
 from snfnp.rules import SelfNormalizing
@@ -78,7 +78,7 @@ def test_the_size_of_a_tile_does_not_change_a_bit(monkeypatch):
     x, k, delta = arrays((3, 3), (9, 13), (4, 16))
     results = []
     for size in (12 * 32, 28 * 64):
-        monkeypatch.setattr(simd, "register_bytes", lambda size=size: size)
+        monkeypatch.setattr(cpu_tiles, "register_bytes", lambda size=size: size)
         gradient = ops.conv.weight_grad(delta, x, np.empty_like(k))
         results.append((ops.conv.correlate(x, k), gradient))
     for other in results[1:]:

@@ -38,7 +38,7 @@ OF_NUMBA = [name for name in OVERRIDES if name in calls.overridden(overrides("cp
 # times NaN. The step fails all the same.
 WIDER = {"conv.weight_grad"}
 # They take no arrays, or such as are always contiguous.
-CONTIGUOUS = {f"random.{name}" for name in ("words", "uniform", "normal", "rademacher")}
+CONTIGUOUS = {f"random.{name}" for name in ("uniform", "normal", "rademacher")}
 CONTIGUOUS |= {"step.adam", "step.log_step", "step.apply_block_matrices"}
 
 

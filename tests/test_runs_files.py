@@ -315,8 +315,11 @@ def test_a_private_folder_is_nobody_elses(tmp_path, monkeypatch):
 
 # The first word of a key: `philox4x32` of another file is inlined into the kernel.
 CODE = """
+import numpy as np
 from snfnp.ops import RandomKey, get_ops
-print(get_ops("numba").random.words(RandomKey(0, 0), 1, 0)[0])
+black = np.zeros((1, 1), np.uint8)
+(x,), _ = get_ops("numba").images.preprocess(black, RandomKey(0, 0), 0.0, 1.0, np.float64)
+print(round(2**32 / (1 + np.exp(-x[0]))))
 """
 INLINED, WORD, SECOND_WORD = "return c0, c1, c2, c3", 0x6627E8D5, 0xE169C58D
 

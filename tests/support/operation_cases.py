@@ -32,11 +32,6 @@ def random_key(size):
     return RandomKey(5, 2**31 + 1, 2**40 + 3, first=size[0] % 4)
 
 
-def call_random_words(rng, dtype, size):
-    key = random_key(size)
-    return Call((key, math.prod(size), key.start(size)), bounds=(0,))
-
-
 def call_random_uniform(rng, dtype, size):
     return Call((random_key(size), size, dtype), bounds=(0,))
 

@@ -5,7 +5,7 @@ See derivations/13-actnorm-and-1x1.md and derivations/01-notation.md.
 
 import math
 
-from snfnp.ops.group import OperationGroup
+from snfnp.ops.group import OperationGroup, per_value
 
 
 class Channels(OperationGroup):
@@ -31,19 +31,19 @@ class Channels(OperationGroup):
     def shift(self, x, b):
         """x + b with one b for every value of a sample, or for every channel: x (N, ..., C), b
         (..., C) or (C,). O(N D)."""
-        return x + b
+        return x + per_value(self.xp, b, x)
 
     def actnorm(self, x, t, s):
         """z = (x − t) e^{−s}: x (N, ..., C), t and s (C,) -> z, ldj (N,) = −H W Σ s. O(N D)."""
         xp = self.xp
-        z = x - t
-        z *= xp.exp(-s)
+        z = x - per_value(xp, t, x)
+        z *= per_value(xp, xp.exp(-s), x)
         return z, xp.zeros(len(x), x.dtype) - pixels(x) * s.sum()
 
     def actnorm_inverse(self, z, t, s):
         """x = z eˢ + t, exact. O(N D)."""
-        x = z * self.xp.exp(s)
-        x += t
+        x = z * per_value(self.xp, self.xp.exp(s), z)
+        x += per_value(self.xp, t, z)
         return x
 
     def actnorm_backward(self, dz, z, s, dldj, out):
@@ -52,7 +52,7 @@ class Channels(OperationGroup):
         dz, z (N, ..., C), s (C,), dldj (N,), out = (G_t, G_s), both (C,) -> dx. O(N D).
         """
         g_t, g_s = out
-        dx = dz * self.xp.exp(-s)
+        dx = dz * per_value(self.xp, self.xp.exp(-s), dz)
         g_t[...] = -self.sum(dx)
         g_s[...] = -self.sum(dz * z) - pixels(dz) * dldj.sum()
         return dx

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 
-from snfnp.ops.channels.cpu import scale_backward, shift_and_scale
 from snfnp.ops.coupling.definition import Coupling
 from snfnp.ops.jit import parallel
 
@@ -20,22 +19,6 @@ class CpuCoupling(Coupling):
         sums = np.zeros((-(-len(out) // _TASK), out.shape[1]), out.dtype)
         _bias_relu_backward(len(sums), out, a, sums)
         self._add_up(sums, g_b, add)
-
-    def bias_scale(self, v, b, k, logs, out):
-        shift_and_scale(v, b, np.exp(k * logs), out)
-        return out
-
-    def bias_scale_backward(self, dh, h, k, logs, out):
-        dv, sums = scale_backward(dh, h, np.exp(k * logs))
-        out[0][...] = sums[0]
-        out[1][...] = k * sums[1]
-        return dv
-
-    def forward(self, x, h):
-        z, s = np.empty(x.shape, x.dtype), np.empty((*h.shape[:3], h.shape[3] // 2), h.dtype)
-        ldj = np.empty(len(x), x.dtype)
-        _forward(len(x), _pixels(x), _pixels(h), _pixels(z), ldj, _pixels(s))
-        return z, ldj, s
 
     def backward(self, x, s, dz, dldj):
         dx, dh = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
@@ -73,22 +56,6 @@ def _bias_relu_backward(task, out, a, sums):
             value = row[f] * (zero if active[f] <= zero else one)
             row[f] = value
             totals[f] += value
-
-
-@parallel
-def _forward(n, x, h, z, ldj, s):
-    """x, h, z (N, P, C), ldj (N,), s (N, P, C/2)."""
-    _, pixels, half = s.shape
-    two = x.dtype.type(2)
-    total = 0.0
-    for p in range(pixels):
-        for c in range(half):
-            scale = two * math.tanh(h[n, p, 2 * c] / two)
-            s[n, p, c] = scale
-            total += scale
-            z[n, p, c] = x[n, p, c]
-            z[n, p, half + c] = x[n, p, half + c] * math.exp(scale) + h[n, p, 2 * c + 1]
-    ldj[n] = total
 
 
 @parallel

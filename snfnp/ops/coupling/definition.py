@@ -14,7 +14,7 @@ import math
 from contextlib import contextmanager
 
 from snfnp.ops.conv.definition import flip
-from snfnp.ops.group import OperationGroup
+from snfnp.ops.group import OperationGroup, per_value
 
 
 class Coupling(OperationGroup):
@@ -95,8 +95,8 @@ class Coupling(OperationGroup):
     def bias_scale(self, v, b, k, logs, out):
         """out = (v + b) exp(k logs): v, out (N, H, W, C), b and logs (C,). O(N H W C)."""
         xp = self.xp
-        xp.add(v, b, out=out)
-        out *= xp.exp(k * logs)
+        xp.add(v, per_value(xp, b, v), out=out)
+        out *= per_value(xp, xp.exp(k * logs), v)
         return out
 
     def bias_scale_backward(self, dh, h, k, logs, out):
@@ -105,7 +105,7 @@ class Coupling(OperationGroup):
         dh, h (N, H, W, C), logs (C,), out = (G_b, G_logs), both (C,) -> dv. O(N H W C).
         """
         g_b, g_logs = out
-        dv = dh * self.xp.exp(k * logs)
+        dv = dh * per_value(self.xp, self.xp.exp(k * logs), dh)
         self.channels.sum(dv, out=g_b)
         g_logs[...] = k * self.channels.sum(dh * h)
         return dv

@@ -6,9 +6,9 @@ import numpy as np
 
 from snfnp.ops.images.definition import Images
 from snfnp.ops.jit import parallel, rows, serial
-from snfnp.ops.random.cpu import key_words, philox
-from snfnp.ops.random.philox import RandomKey
+from snfnp.ops.random.philox import RandomKey, philox4x32
 
+_rounds = serial(philox4x32)
 _GROUP = 8  # factors multiplied before one logarithm is taken: each is about α or more
 
 
@@ -18,10 +18,16 @@ class CpuImages(Images):
         pixels, start = np.require(rows(images), requirements="W"), key.start(images.shape)
         odds, ldj = np.empty(pixels.shape), np.empty(len(pixels))
         constant = pixels.shape[1] * (math.log1p(-2 * alpha) - math.log(levels))
-        numbers = (key_words(key), start, constant, alpha, float(levels))
+        numbers = (tuple(map(np.uint64, key.words)), start, constant, alpha, float(levels))
         _preprocess(len(ldj), pixels, *numbers, odds, ldj)
         x = np.log(odds, out=odds).astype(dtype, copy=False)
         return x.reshape(images.shape), ldj.astype(dtype, copy=False)
+
+
+@serial
+def _block(block, key):
+    """Four words of one block, for `RandomKey.words`."""
+    return _rounds((np.uint64(block), key[0], key[1], key[2]), (key[3], key[4]))
 
 
 @serial
@@ -41,12 +47,12 @@ def _preprocess(n, images, key, start, constant, alpha, levels, odds, ldj):
     """
     dimension = images.shape[1]
     row = start + n * dimension
-    four = philox(row >> 2, key)
+    four = _block(row >> 2, key)
     total, product = 0.0, 1.0
     for d in range(dimension):
         index = row + d
         if index & 3 == 0:
-            four = philox(index >> 2, key)
+            four = _block(index >> 2, key)
         noisy = images[n, d] + np.float64(_word(four, index)) * 2.0**-32
         s = alpha + (1 - 2 * alpha) * (noisy / levels)
         one_minus_s = alpha + (1 - 2 * alpha) * ((levels - noisy) / levels)

@@ -4,36 +4,32 @@ A task takes LANES neighbouring pixels and loops over some of the samples; its k
 its sums) stay in the first-level cache and belong to it alone. Tasks of the same samples follow
 each other: a core then finds in its cache what it computed in the layer before. No branch finds the
 bin: an inner knot that a value has passed selects the next one. See derivations/09-splines.md.
+
+What makes the compiler use vector registers:
+
+* the number of bins is known to it: a tuple with one entry per bin, whose length is part of its
+  type, stands for K;
+* an index is unsigned: Numba's wrap-around of negative ones turns a load into a gather, and so
+  does a conditional expression, which is why there is `_select`;
+* a row of LANES pixels is a function of its own, with few enough arrays to check for overlap.
 """
 
 import math
 
 import numpy as np
+from numba import types
+from numba.extending import intrinsic
 
 from snfnp.ops.jit import compiled, parallel, serial
-from snfnp.ops.spline.cpu_rows import LANES, backward_row, forward_row, inverse_row, select
-from snfnp.ops.spline.definition import Spline, slope_shift
+from snfnp.ops.spline.definition import Spline
 
-_FACTORS = 16  # slopes multiplied in double precision before one logarithm is taken
+_LANES = 32  # pixels per task: two or more vector registers, and small enough to share evenly
 _SAMPLES = 50  # per task
-_CHAINS = LANES // _FACTORS
+_FACTORS = 16  # slopes multiplied in double precision before one logarithm is taken
+_CHAINS = _LANES // _FACTORS
 
 
 class CpuSpline(Spline):
-    def knots(self, widths, heights, slopes, bound, eps):
-        shape, bins = widths.shape[:-1], widths.shape[-1]
-        pixels, dtype = math.prod(shape), widths.dtype.type
-        knots = np.empty((3 * bins + 3, pixels), dtype)
-        factors = np.empty((3 * bins - 1, pixels), dtype)
-        raw = (np.ascontiguousarray(a).reshape(pixels, -1) for a in (widths, heights, slopes))
-        # NumPy's vector instructions are several times faster than scalar functions here: one
-        # kernel leaves their arguments where another finds the results
-        _exponents(*raw, dtype(slope_shift(eps)), knots, factors)
-        np.exp(factors, out=factors)
-        np.log1p(factors[2 * bins :], out=knots[1:bins])
-        _knots(bins, *map(dtype, (bound, eps, 1 - eps * bins)), knots, factors)
-        return knots.reshape(3, bins + 1, *shape), factors.reshape(-1, *shape)
-
     def evaluate(self, x, knots):
         tasks, *arguments = _arguments(x, knots)
         y = np.empty(x.shape, x.dtype)
@@ -50,13 +46,14 @@ class CpuSpline(Spline):
     def backward(self, x, knots, factors, bound, eps, dy, dldj, out):
         tasks, rows, table, bins = _arguments(x, knots)
         dx = np.empty_like(rows)
-        scale = x.dtype.type(2 * bound * (1 - eps * len(bins)))
-        grads = (g.reshape(rows.shape[1], -1) for g in out)
         dy = np.ascontiguousarray(dy).reshape(rows.shape)
-        sums = np.zeros((*tasks, 3 * (len(bins) - 1) * LANES), x.dtype)
+        sums = np.zeros((*tasks, 3 * (len(bins) - 1) * _LANES), x.dtype)
         of_tasks = sums.reshape(tasks[0] * tasks[1], -1)
         _backward(len(of_tasks), rows, table, bins, dy, dldj, dx, of_tasks)
-        _raw_gradients(sums, bins, factors.reshape(len(factors), -1), scale, *grads)
+        scale = x.dtype.type(2 * bound * (1 - eps * len(bins)))
+        inner = sums.sum(axis=0).reshape(tasks[1], 3, -1, _LANES)
+        grads = (g.reshape(rows.shape[1], -1) for g in out)
+        _raw_gradients(inner, factors.reshape(len(factors), -1), scale, *grads)
         return dx.reshape(x.shape)
 
 
@@ -64,100 +61,185 @@ def _arguments(x, knots):
     """The tasks (parts of the samples, blocks of pixels), x as rows (N, P), the knots as rows
     (3(K+1), P), and K as a tuple."""
     bins, pixels = knots.shape[1] - 1, math.prod(x.shape[1:])
-    tasks = -(-len(x) // _SAMPLES), -(-pixels // LANES)
+    tasks = -(-len(x) // _SAMPLES), -(-pixels // _LANES)
     rows = np.ascontiguousarray(x).reshape(len(x), pixels)
     return tasks, rows, np.ascontiguousarray(knots).reshape(3 * bins + 3, -1), (1,) * bins
 
 
-@serial
-def _take(raw, poison, values):
-    """values ← raw, a parameter of all pixels; poison: 0, NaN if one of a pixel is not finite."""
-    for i in range(values.size):
-        value = raw[i]
-        values[i] = value
-        poison[i] += value - value
-
-
 @compiled
-def _exponents(widths, heights, slopes, shift, knots, factors):
-    """Raw (P, K), (P, K), (P, K-1), c₀ -> the logarithms of what is to be in factors (3K-1, P), up
-    to their sum or 1 + e, and raw slopes + c₀ where their knots will be. On one thread, like
-    `_knots`: the work does not grow with the batch."""
-    pixels, bins = widths.shape
-    poison = np.zeros(pixels, knots.dtype)
-    for k in range(bins):
-        _take(widths[:, k], poison, factors[k])
-        _take(heights[:, k], poison, factors[bins + k])
-        if k > 0:
-            _take(slopes[:, k - 1], poison, knots[2 * (bins + 1) + k])
-    for axis in range(2):
-        largest = factors[axis * bins].copy()
-        for k in range(1, bins):
-            values = factors[axis * bins + k]
-            for i in range(pixels):
-                largest[i] = max(largest[i], values[i])
-        for k in range(bins):
-            values = factors[axis * bins + k]
-            for i in range(pixels):
-                values[i] += poison[i] - largest[i]
-    for k in range(1, bins):
-        values, exponents = knots[2 * (bins + 1) + k], factors[2 * bins + k - 1]
-        for i in range(pixels):
-            raw = values[i] + poison[i] + shift
-            values[i] = raw
-            exponents[i] = -abs(raw)
-
-
-@compiled
-def _knots(bins, bound, eps, rest, knots, factors):
-    """The arrays of `_exponents`, with factors replaced by their exponentials and log(1 + e) of the
-    slopes in rows 1 to K-1 of knots -> knots (3(K+1), P), factors (3K-1, P)."""
-    pixels = knots.shape[1]
-    one = knots.dtype.type(1)
-    zero = one - one
-    row = 2 * (bins + 1)
+def _raw_gradients(inner, factors, scale, g_widths, g_heights, g_slopes):
+    """The sums of `_backward` over all samples (blocks, 3, K-1, _LANES), factors (3K-1, P) -> raw
+    gradients (P, K), (P, K), (P, K-1): of sizes scale · p ⊙ (c - ⟨c, p⟩), p the softmax and
+    c_j = Σ_{k > j} of the knots'."""
+    pixels, bins = g_widths.shape
     for i in range(pixels):
-        knots[row, i] = one
-        knots[row + bins, i] = one
-    for k in range(1, bins):
-        values, log_1_e, slopes = knots[row + k], knots[k], factors[2 * bins + k - 1]
-        for i in range(pixels):
-            raw, e = values[i], slopes[i]
-            inverse = one / (one + e)
-            values[i] = eps + max(raw, zero) + log_1_e[i]
-            slopes[i] = select(raw >= zero, inverse, e * inverse)
-    whole, position = np.empty(pixels, knots.dtype), np.empty(pixels, knots.dtype)
-    for axis in range(2):
-        for i in range(pixels):
-            whole[i] = zero
-        for k in range(bins):
-            values = factors[axis * bins + k]
-            for i in range(pixels):
-                whole[i] += values[i]
-        for i in range(pixels):
-            position[i] = whole[i] - whole[i] - bound  # NaN where the pixel is to be
-        for k in range(bins):
-            shares, edges = factors[axis * bins + k], knots[axis * (bins + 1) + k]
-            for i in range(pixels):
-                shares[i] /= whole[i]
-                edges[i] = position[i]
-                position[i] += (bound + bound) * (eps + rest * shares[i])
-        edges = knots[axis * (bins + 1) + bins]
-        for i in range(pixels):
-            edges[i] = whole[i] - whole[i] + bound
+        own = inner[i // _LANES, :, :, i % _LANES]
+        for axis in range(2):
+            g, p = (g_widths if axis == 0 else g_heights)[i], factors[axis * bins :, i]
+            following = mean = scale - scale
+            for k in range(bins - 1, -1, -1):
+                if k < bins - 1:
+                    following += own[axis, k]
+                g[k] = following
+                mean += following * p[k]
+            for k in range(bins):
+                g[k] = scale * p[k] * (g[k] - mean)
+        for k in range(bins - 1):
+            g_slopes[i, k] = own[2, k] * factors[2 * bins + k, i]
+
+
+# ------------------------------------- one sample's row of a block of neighbouring pixels
+
+
+@intrinsic
+def _select(typing_context, condition, a, b):
+    """a where condition, else b, both evaluated: a select instruction, never a branch."""
+
+    def code(context, builder, signature, arguments):
+        return builder.select(*arguments)
+
+    return a(types.boolean, a, a), code
+
+
+@serial
+def _at(table, row, lane):
+    """Entry `lane` of a row of _LANES; unsigned, see above."""
+    return table[np.uintp(row * _LANES + lane)]
+
+
+@serial
+def _find(value, table, bins, axis, lane):
+    """(outside, x0, x1, y0, y1, d0, d1) of the bin that holds `value`.
+
+    axis 0 searches the positions, axis 1 the values. A NaN compares false: bin 0.
+    """
+    rows = len(bins) + 1
+    start, ys, ds = axis * rows, rows, 2 * rows
+    x0, x1 = _at(table, 0, lane), _at(table, 1, lane)
+    y0, y1 = _at(table, ys, lane), _at(table, ys + 1, lane)
+    d0, d1 = _at(table, ds, lane), _at(table, ds + 1, lane)
+    for k in range(1, len(bins)):
+        passed = value >= _at(table, start + k, lane)
+        next_x0, next_x1 = _at(table, k, lane), _at(table, k + 1, lane)
+        next_y0, next_y1 = _at(table, ys + k, lane), _at(table, ys + k + 1, lane)
+        next_d0, next_d1 = _at(table, ds + k, lane), _at(table, ds + k + 1, lane)
+        x0 = _select(passed, next_x0, x0)
+        x1 = _select(passed, next_x1, x1)
+        y0 = _select(passed, next_y0, y0)
+        y1 = _select(passed, next_y1, y1)
+        d0 = _select(passed, next_d0, d0)
+        d1 = _select(passed, next_d1, d1)
+    low, high = _at(table, start, lane), _at(table, start + len(bins), lane)
+    return (value <= low) | (value >= high), x0, x1, y0, y1, d0, d1
+
+
+@compiled
+def _forward_row(x_n, table, bins, y_n, slopes):
+    """One sample's pixels of a block: y and dy/dx."""
+    one = x_n.dtype.type(1)
+    zero, two = one - one, one + one
+    for i in range(len(x_n)):
+        value = x_n[i]
+        outside, x0, x1, y0, y1, d0, d1 = _find(value, table, bins, 0, i)
+        h, inverse_w = y1 - y0, one / (x1 - x0)
+        s = h * inverse_w
+        t = _select(outside, zero, (value - x0) * inverse_w)
+        m = one - t
+        u = t * m
+        inverse_d = one / (s + (d0 + d1 - two * s) * u)
+        inside_y = y0 + h * ((s * t * t + d0 * u) * inverse_d)
+        ratio = s * inverse_d
+        slope = ratio * ratio * (d1 * t * t + two * s * u + d0 * m * m)
+        y_n[i] = _select(outside, value, inside_y)
+        slopes[i] = _select(outside, one, slope)
+
+
+@compiled
+def _inverse_row(y_n, table, bins, x_n):
+    """One sample's pixels of a block: see the definition for the stable root."""
+    one = y_n.dtype.type(1)
+    zero, two = one - one, one + one
+    for i in range(len(y_n)):
+        value = y_n[i]
+        outside, x0, x1, y0, y1, d0, d1 = _find(value, table, bins, 1, i)
+        w, h = x1 - x0, y1 - y0
+        s = h / w
+        r = _select(outside, zero, (value - y0) / h)
+        difference = d0 * (one - r) - d1 * r
+        linear = difference + two * s * r
+        q = math.sqrt(difference * difference + two * two * s * s * r * (one - r))
+        stable = linear >= zero
+        above = _select(stable, two * s * r, q - linear)
+        below = _select(stable, linear + q, two * (s - linear))
+        inside_x = x0 + w * (above / below)
+        x_n[i] = _select(outside, value, inside_x)
+
+
+@serial
+def _add(sums, row, lane, here, left, last, right, zero):
+    """Add a value's contribution to one knot: the left one of its bin, the right one, or none."""
+    other = _select(last, right, zero)
+    sums[np.uintp(row * _LANES + lane)] += _select(here, left, other)
+
+
+@compiled
+def _backward_row(x_n, table, bins, dy_n, dldj_n, dx_n, sums):
+    """One sample's pixels of a block: dx, and the inner knots' gradients added to sums."""
+    one = x_n.dtype.type(1)
+    zero, two = one - one, one + one
+    inner = len(bins) - 1
+    for i in range(len(x_n)):
+        value, gy_n = x_n[i], dy_n[i]
+        outside, x0, x1, y0, y1, d0, d1 = _find(value, table, bins, 0, i)
+        gy = _select(outside, zero, gy_n)
+        gl = _select(outside, zero, dldj_n)
+        w, h = x1 - x0, y1 - y0
+        inverse_w, inverse_h = one / w, one / h
+        s = h * inverse_w
+        t = _select(outside, zero, (value - x0) * inverse_w)
+        m = one - t
+        u, tilt = t * m, m - t
+        bend = d0 + d1 - two * s
+        inverse_d = one / (s + bend * u)
+        r = (s * t * t + d0 * u) * inverse_d
+        numerator = d1 * t * t + two * s * u + d0 * m * m
+        inverse_n = one / numerator
+        ratio, v = s * inverse_d, u * inverse_d
+        log_slope_t = (d1 * t + s * tilt - d0 * m) * inverse_n - bend * tilt * inverse_d
+        g = gy * (ratio * ratio * numerator) + gl * (two * inverse_w) * log_slope_t
+        dx_n[i] = _select(outside, gy_n, g)
+        gy_h_v = gy * h * v
+        g_d0 = gy_h_v * (one - r) + gl * (m * m * inverse_n - two * v)
+        g_d1 = gl * (t * t * inverse_n - two * v) - gy_h_v * r
+        total = d0 * g_d0 + d1 * g_d1 - gl
+        g_w, g_h = total * inverse_w - t * g, gy * r - total * inverse_h
+        # the left knot of a bin moves its edge and shrinks it, the right one widens it
+        g_x, g_y = -g - g_w, gy - g_h
+        before = True
+        for k in range(1, len(bins)):
+            passed = value >= _at(table, k, i)
+            beyond = (k < inner) & (value >= _at(table, k + 1, i))
+            here, last = passed & (not beyond), before & (not passed)
+            _add(sums, k - 1, i, here, g_x, last, g_w, zero)
+            _add(sums, inner + k - 1, i, here, g_y, last, g_h, zero)
+            _add(sums, 2 * inner + k - 1, i, here, g_d0, last, g_d1, zero)
+            before = passed
+
+
+# ------------------------------------- a task's pixels, of some of the samples
 
 
 @serial
 def _begin(task, knots, samples):
     """The samples (from, to) and the pixels (from, to) of a task, and a table of its knots."""
-    pixels, blocks = knots.shape[1], (knots.shape[1] + LANES - 1) // LANES
+    pixels, blocks = knots.shape[1], (knots.shape[1] + _LANES - 1) // _LANES
     part, block = task // blocks, task % blocks
-    first, last = block * LANES, min((block + 1) * LANES, pixels)
-    table = np.empty(len(knots) * LANES, knots.dtype)
+    first, last = block * _LANES, min((block + 1) * _LANES, pixels)
+    table = np.empty(len(knots) * _LANES, knots.dtype)
     for row in range(len(knots)):
         values = knots[row, first:last]
         for lane in range(len(values)):
-            table[np.uintp(row * LANES + lane)] = values[lane]
+            table[np.uintp(row * _LANES + lane)] = values[lane]
     return part * _SAMPLES, min(samples, (part + 1) * _SAMPLES), first, last, table
 
 
@@ -167,16 +249,16 @@ def _forward(task, x, knots, bins, y, ldj):
     dy/dx is between 1e-9/d² and 4d, so a product of _FACTORS stays in the range of double precision
     up to d = 1e4; beyond, should it leave it, ldj is infinite."""
     start, end, first, last, table = _begin(task, knots, len(x))
-    slopes = np.ones(LANES, x.dtype)
+    slopes = np.ones(_LANES, x.dtype)
     for n in range(start, end):
-        forward_row(x[n, first:last], table, bins, y[n, first:last], slopes)
+        _forward_row(x[n, first:last], table, bins, y[n, first:last], slopes)
         logarithm = 0.0
         for chain in range(_CHAINS):
             product = 1.0
             for factor in range(_FACTORS):
                 product *= np.float64(slopes[factor * _CHAINS + chain])
             logarithm += math.log(product)
-        ldj[first // LANES, n] = logarithm
+        ldj[first // _LANES, n] = logarithm
 
 
 @parallel
@@ -184,55 +266,14 @@ def _inverse(task, y, knots, bins, x):
     """y, x (N, P)."""
     start, end, first, last, table = _begin(task, knots, len(y))
     for n in range(start, end):
-        inverse_row(y[n, first:last], table, bins, x[n, first:last])
+        _inverse_row(y[n, first:last], table, bins, x[n, first:last])
 
 
 @parallel
 def _backward(task, x, knots, bins, dy, dldj, dx, sums):
-    """x, dy, dx (N, P), dldj (N,); sums (tasks, 3(K-1) LANES), zeros: the inner knots' gradients,
+    """x, dy, dx (N, P), dldj (N,); sums (tasks, 3(K-1) _LANES), zeros: the inner knots' gradients,
     summed over a task's samples."""
     start, end, first, last, table = _begin(task, knots, len(x))
     for n in range(start, end):
         deltas, target = dy[n, first:last], dx[n, first:last]
-        backward_row(x[n, first:last], table, bins, deltas, dldj[n], target, sums[task])
-
-
-@compiled
-def _raw_gradients(sums, bins, factors, scale, g_widths, g_heights, g_slopes):
-    """The sums of `_backward` (parts, blocks, 3(K-1) LANES), factors (3K-1, P) -> raw gradients
-    (P, K), (P, K), (P, K-1) summed over all samples, a knot of all pixels after another."""
-    pixels, inner = len(g_slopes), len(bins) - 1
-    knots = np.zeros((3 * inner, sums.shape[1] * LANES), sums.dtype)
-    for block in range(sums.shape[1]):
-        for row in range(3 * inner):
-            target = knots[row, block * LANES : (block + 1) * LANES]
-            for part in range(len(sums)):
-                source = sums[part, block, row * LANES : (row + 1) * LANES]
-                for i in range(LANES):
-                    target[i] += source[i]
-    _raw_sizes(knots[:inner], factors[: inner + 1], scale, g_widths)
-    _raw_sizes(knots[inner : 2 * inner], factors[inner + 1 : 2 * inner + 2], scale, g_heights)
-    for k in range(inner):
-        g, slopes, shares = g_slopes[:, k], knots[2 * inner + k], factors[2 * inner + 2 + k]
-        for i in range(pixels):
-            g[i] = slopes[i] * shares[i]
-
-
-@serial
-def _raw_sizes(knots, shares, scale, out):
-    """out (P, K) = scale · p ⊙ (c - ⟨c, p⟩), p the softmax, c_j = Σ_{k > j} of the knots':
-    knots (K-1, P), shares (K, P)."""
-    pixels, bins = out.shape
-    following, mean = np.zeros((bins, pixels), knots.dtype), np.zeros(pixels, knots.dtype)
-    for k in range(bins - 1, -1, -1):
-        c, p = following[k], shares[k]
-        if k < bins - 1:
-            after, knot = following[k + 1], knots[k]
-            for i in range(pixels):
-                c[i] = after[i] + knot[i]
-        for i in range(pixels):
-            mean[i] += c[i] * p[i]
-    for k in range(bins):
-        g, c, p = out[:, k], following[k], shares[k]
-        for i in range(pixels):
-            g[i] = scale * p[i] * (c[i] - mean[i])
+        _backward_row(x[n, first:last], table, bins, deltas, dldj[n], target, sums[task])

@@ -33,19 +33,25 @@ class Spline(OperationGroup):
         softmaxes and σ(raw slopes + c₀). A raw parameter that is not finite makes all knots and
         factors of its pixel NaN.
         """
-        xp, shape, bins = self.xp, widths.shape[:-1], widths.shape[-1]
-        raw = xp.concatenate((widths, heights, slopes), axis=-1).reshape(-1, 3 * bins - 1)
-        factors = xp.ascontiguousarray(raw.T)
-        poison = xp.where(xp.isfinite(factors).all(axis=0), 0, xp.nan).astype(raw.dtype)
+        xp, (*shape, bins), dtype = self.xp, widths.shape, widths.dtype
+        pixels = math.prod(shape)
+        knots, factors = (
+            xp.empty((3, bins + 1, pixels), dtype),
+            xp.empty((3 * bins - 1, pixels), dtype),
+        )
+        for start, raw in zip((0, bins, 2 * bins), (widths, heights, slopes), strict=True):
+            factors[start : start + raw.shape[-1]] = raw.reshape(pixels, -1).T
+        poison = xp.where(xp.isfinite(factors).all(axis=0), 0, xp.nan).astype(dtype)
         factors += poison
-        knots = xp.empty((3, bins + 1, len(raw)), raw.dtype)
         shares, slopes = factors[: 2 * bins].reshape(2, bins, -1), factors[2 * bins :]  # views
         shares -= shares.max(axis=1, keepdims=True)
         xp.exp(shares, out=shares)
         shares /= shares.sum(axis=1, keepdims=True)
         sizes = 2 * bound * (eps + (1 - eps * bins) * shares[:, :-1])
         knots[:2, 0], knots[:2, -1] = poison - bound, poison + bound
-        knots[:2, 1:-1] = xp.cumsum(sizes, axis=1) - bound
+        for k in range(1, bins - 1):  # faster than NumPy's cumsum, to the same bits
+            sizes[:, k] += sizes[:, k - 1]
+        knots[:2, 1:-1] = sizes - bound
         slopes += slope_shift(eps)
         e = xp.exp(-abs(slopes))
         knots[2, 0] = knots[2, -1] = 1
@@ -143,7 +149,8 @@ class Spline(OperationGroup):
             shares = factors[axis * bins : (axis + 1) * bins]
             # a size moves every knot to its right: Σ_{k > j} ∂L/∂X_k
             g = xp.zeros_like(shares)
-            g[:-1] = xp.cumsum(inner[axis][::-1], axis=0)[::-1]
+            for k in reversed(range(bins - 1)):
+                g[k] = inner[axis][k] + g[k + 1]
             g = 2 * bound * (1 - eps * bins) * shares * (g - (g * shares).sum(axis=0))
             out[axis][...] = xp.moveaxis(g, 0, -1)
         out[2][...] = xp.moveaxis(inner[2] * factors[2 * bins :], 0, -1)

@@ -2,7 +2,7 @@
 
 #include "../gpu/common.cuh"
 
-// The entries of the log: see log.py.
+// The entries of the log: see `Entry`.
 enum {
   SURROGATE = 0,
   RECONSTRUCTION = 1,
@@ -15,7 +15,7 @@ enum {
   FAILED = 8
 };
 
-// The rows of a controller's state, and the largest exponent: see control.py.
+// The rows of a controller's state, and the largest exponent: see `Row`.
 enum {
   LAM = 0,
   AVERAGE = 1,
