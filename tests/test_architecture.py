@@ -23,7 +23,7 @@ from snfnp.cli import train
 from snfnp.context import BackwardContext
 from snfnp.layers import Layer
 from snfnp.maps import Map
-from snfnp.ops.backends import DEFINITIONS
+from snfnp.ops import DEFINITIONS
 from snfnp.rules import Rule, SelfNormalizing
 
 ROOT = Path(__file__).parents[1]
@@ -81,20 +81,13 @@ def upward(root):
                 yield f"{file} imports {name}"
 
 
-def groups_of(path):
-    """The groups of operations that a definition's constructor takes: "snfnp.ops.linalg", …"""
-    for node in ast.walk(ast.parse(path.read_text())) if path.name == "definition.py" else ():
-        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
-            yield from (f"snfnp.ops.{argument.arg}" for argument in node.args.args)
-
-
 def rings(root):
-    """Files and folders that stand side by side, of the package or the scripts, and import or take
-    each other in a ring."""
+    """Files and folders that stand side by side, of the package or the scripts, and import each
+    other in a ring."""
     graphs = {}
     for path, _, _ in sources(root):
         own = path.relative_to(root).with_suffix("").parts
-        for name in chain(imports(path), groups_of(path)):
+        for name in imports(path):
             other = tuple(name.split("."))
             other = other if other[0] == "snfnp" else ("scripts", *other)
             common = len(os.path.commonprefix([own, other]))
@@ -125,7 +118,7 @@ def asking(root):
 def misplaced(root):
     """Imports of a backend, or of its libraries, by what does not belong to that backend."""
     for path, file, own in sources(root):
-        assembles = file in ("snfnp/ops/__init__.py", "snfnp/ops/backends.py")
+        assembles = file == "snfnp/ops/__init__.py"
         cpu = own == "ops" and (path.name.startswith("cpu") or path.name == "jit.py")
         gpu = own == "ops" and (path.name == "gpu.py" or path.parent.name == "gpu")
         for name in imports(path):

@@ -21,7 +21,7 @@ from snfnp import ops
 from snfnp.cli import COMMANDS, main, run_script, train
 from snfnp.data import Dataset
 from snfnp.errors import DivergedError, SnfnpError, UsageError, flag_of, within_memory
-from snfnp.ops.backends import DEFINITIONS, assemble
+from snfnp.ops import DEFINITIONS, assemble
 from snfnp.ops.communication import INSTALL
 from snfnp.ops.gpu import requirements
 from snfnp.ops.host import HostDevice

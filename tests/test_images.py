@@ -23,7 +23,7 @@ from snfnp.models import PRESETS
 from snfnp.ops import RandomKey, get_ops
 from snfnp.ops.host import HostDevice
 from snfnp.ops.images.definition import augment
-from snfnp.ops.random.philox import uniform
+from snfnp.ops.random.definition import uniform
 from snfnp.training.batches import Repeated
 
 COUNT = 4

@@ -17,7 +17,7 @@ from support import operation_calls as calls
 from support.host_kernels import Launcher, hold, host_ops
 from support.operation_cases import NEVER_EMPTY, OVERRIDES
 
-from snfnp.ops.backends import overrides
+from snfnp.ops import overrides
 from snfnp.ops.gpu import source
 
 pytestmark = pytest.mark.hostcuda

@@ -17,11 +17,10 @@ from support.processes import python
 
 from snfnp import threads
 from snfnp.errors import SingularMatrixError, UsageError
-from snfnp.ops import BACKENDS, RandomKey, get_ops
+from snfnp.ops import BACKENDS, DEFINITIONS, RandomKey, assemble, get_ops, overrides
 from snfnp.ops.activation.definition import Activation
-from snfnp.ops.backends import DEFINITIONS, assemble, overrides
 from snfnp.ops.host import HostDevice
-from snfnp.ops.random import philox
+from snfnp.ops.random import definition as philox
 
 NUMBA = get_ops("numba")
 
@@ -248,7 +247,7 @@ def test_smooth_leaky_relu_inverse_is_newtons_method():
 def test_preprocess_survives_a_draw_next_to_one(monkeypatch):
     """255 + u rounds to 256 in single precision; in double precision nothing is lost."""
     nearly_one = np.array([[1 - 2.0**-32]])
-    monkeypatch.setattr(philox, "uniform", lambda xp, key, shape: nearly_one)
+    monkeypatch.setattr("snfnp.ops.images.definition.uniform", lambda xp, key, shape: nearly_one)
     images = np.array([[255]], np.uint8)
     x, ldj = calls.DEFINITION.images.preprocess(images, RandomKey(0, 0), 1e-6, 256, np.float32)
     one_minus_s = 1e-6 + (1 - 2e-6) * 2.0**-32 / 256

@@ -341,7 +341,7 @@ def checkout(tmp_path):
 
 def test_a_changed_function_is_seen_by_kernels_of_other_files(checkout):
     root, run = checkout
-    helper, place = root / "snfnp/ops/random/philox.py", root / "snfnp/ops/__pycache__"
+    helper, place = root / "snfnp/ops/random/definition.py", root / "snfnp/ops/__pycache__"
     text = helper.read_text()
     assert run() == WORD
     first = kernels(place)

@@ -23,7 +23,7 @@ from snfnp.errors import DivergedError, UsageError
 from snfnp.layers import Preprocess
 from snfnp.likelihood import EVALUATION_NOISE
 from snfnp.ops import get_ops
-from snfnp.ops.random import philox
+from snfnp.ops.random import definition as philox
 from snfnp.training import progress
 from snfnp.training.evaluation import Monitors
 from snfnp.training.loop import RunLoop

@@ -8,10 +8,14 @@ import math
 
 
 class OperationGroup:
-    """Operations on the arrays of one device that belong together: one folder of `snfnp.ops`."""
+    """Operations on the arrays of one device that belong together: one folder of `snfnp.ops`.
 
-    def __init__(self, device):
+    groups: those before it in `Ops`, which become attributes; a class declares those that it uses.
+    """
+
+    def __init__(self, device, **groups):
         self.device, self.xp = device, device.xp
+        vars(self).update(groups)
 
 
 def rows(x):

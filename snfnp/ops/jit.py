@@ -17,7 +17,6 @@ import inspect
 import os
 import shutil
 import sys
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from numba import njit, prange
 from numba.core import event
 
 from snfnp import files, threads
-from snfnp.ops import group
 
 threads.configure_numba()
 _SOURCES = Path(__file__).resolve().parent
@@ -73,9 +71,7 @@ def _is_usable(folder: Path) -> bool:
     """Find out if files can be put into a folder, which is made."""
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-        return True
-    return False
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 _FOLDER = _kernel_folder()
@@ -152,8 +148,3 @@ class _Compilations(event.Listener):
 def compilations(begins, ends):
     """See `HostDevice`."""
     return event.install_listener("numba:compile", _Compilations(begins, ends))
-
-
-def rows(array):
-    """(N, ...) as C-contiguous rows (N, D)."""
-    return group.rows(np.ascontiguousarray(array))

@@ -9,7 +9,7 @@ from test_maps import EVERY_CASE
 
 from gpu.standin import run_alone
 from snfnp.errors import SingularMatrixError
-from snfnp.ops.backends import overrides
+from snfnp.ops import overrides
 
 NAMES = [*OVERRIDES]  # those of the CPU alone too: the device then runs the definition
 FACTORISING = [f"linalg.{name}" for name in ("inverse", "solve", "inverse_and_log_abs_det")]

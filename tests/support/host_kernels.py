@@ -18,8 +18,7 @@ from pathlib import Path
 import numpy as np
 from scipy.linalg import get_lapack_funcs
 
-from snfnp.ops import Ops, RandomKey, get_ops
-from snfnp.ops.backends import assemble, overrides
+from snfnp.ops import Ops, RandomKey, assemble, get_ops, overrides
 from snfnp.ops.gpu import launch, source
 from snfnp.ops.gpu.device import Gpu
 from snfnp.ops.gpu.side_by_side import SideBySide

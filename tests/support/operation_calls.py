@@ -13,8 +13,7 @@ from operator import attrgetter, methodcaller
 
 import numpy as np
 
-from snfnp.ops import get_ops
-from snfnp.ops.backends import DEFINITIONS
+from snfnp.ops import DEFINITIONS, get_ops
 
 DEFINITION = get_ops("numpy")
 FLOATS = [np.float64, np.float32]

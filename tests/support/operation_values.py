@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from snfnp.ops import RandomKey
-from snfnp.ops.random import philox
+from snfnp.ops.random import definition as philox
 from support.operation_calls import FLOATS, eps_of
 from support.operation_cases_layers import ALPHA
 

@@ -1,1 +1,0 @@
-"""Elementwise activations and their log-determinants."""

@@ -9,13 +9,14 @@ channels i <= o alone: the values below the diagonal are never read. `reverse`: 
 below and on the right of it instead. See derivations/11-emerging.md.
 """
 
+from snfnp.ops.conv.definition import Conv
 from snfnp.ops.group import OperationGroup
+from snfnp.ops.linalg.definition import LinearAlgebra
 
 
 class Causal(OperationGroup):
-    def __init__(self, device, linalg, conv):
-        super().__init__(device)
-        self.linalg, self.conv = linalg, conv
+    linalg: LinearAlgebra
+    conv: Conv
 
     def correlate(self, x, k, b=None, reverse=False):
         """T(k) x + b, x (N, H, W, C), b (C,) or None. O(N H W C²)."""

@@ -1,1 +1,0 @@
-"""Sums over channels, actnorm, squeezes, and the log-densities of samples."""

@@ -8,14 +8,13 @@ Both sizes of a kernel are odd; causal ones are 2×2. See derivations/07-convolu
 """
 
 from snfnp.ops.group import OperationGroup
+from snfnp.ops.linalg.definition import LinearAlgebra
 
 _MANY = 4  # inputs per output from which adding shifted products is cheaper than patches of x
 
 
 class Conv(OperationGroup):
-    def __init__(self, device, linalg):
-        super().__init__(device)
-        self.linalg = linalg
+    linalg: LinearAlgebra
 
     def patches(self, x, kernel):
         """im2col: row (n, y, x) holds the kH kW C values that the kernel sees from there.

@@ -1,1 +1,0 @@
-"""The affine coupling and its network."""

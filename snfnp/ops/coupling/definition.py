@@ -13,21 +13,22 @@ The network, with a scale k:
 import math
 from contextlib import contextmanager
 
-from snfnp.ops.conv.definition import flip
+from snfnp.ops.channels.definition import Channels
+from snfnp.ops.conv.definition import Conv, flip
 from snfnp.ops.group import OperationGroup, per_value
+from snfnp.ops.linalg.definition import LinearAlgebra
 
 
 class Coupling(OperationGroup):
+    linalg: LinearAlgebra
+    channels: Channels
+    conv: Conv
     # Values of a hidden layer that the network takes at once, so that a CPU's caches hold them.
     network_values = 2000 * 512
     # Whether the backward pass is given a₁: on a CPU to compute it again takes about as long as to
     # write and read it.
     keeps_first = False
     _forgets = False
-
-    def __init__(self, device, linalg, channels, conv):
-        super().__init__(device)
-        self.linalg, self.channels, self.conv = linalg, channels, conv
 
     @contextmanager
     def forgetting(self):

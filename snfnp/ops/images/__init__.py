@@ -1,1 +1,0 @@
-"""Batches of images, and a flow's inputs made of their bytes."""

@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 
+from snfnp.ops.group import rows
 from snfnp.ops.images.definition import Images
-from snfnp.ops.jit import parallel, rows, serial
-from snfnp.ops.random.philox import RandomKey, philox4x32
+from snfnp.ops.jit import parallel, serial
+from snfnp.ops.random.definition import RandomKey, philox4x32
 
 _rounds = serial(philox4x32)
 _GROUP = 8  # factors multiplied before one logarithm is taken: each is about α or more
@@ -15,7 +16,7 @@ _GROUP = 8  # factors multiplied before one logarithm is taken: each is about α
 class CpuImages(Images):
     def preprocess(self, images, key: RandomKey, alpha, levels, dtype):
         # what is read-only, as data are, would be compiled once more
-        pixels, start = np.require(rows(images), requirements="W"), key.start(images.shape)
+        pixels, start = np.require(rows(images), requirements="CW"), key.start(images.shape)
         odds, ldj = np.empty(pixels.shape), np.empty(len(pixels))
         constant = pixels.shape[1] * (math.log1p(-2 * alpha) - math.log(levels))
         numbers = (tuple(map(np.uint64, key.words)), start, constant, alpha, float(levels))

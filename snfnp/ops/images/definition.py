@@ -5,8 +5,7 @@ import math
 import numpy as np
 
 from snfnp.ops.group import OperationGroup
-from snfnp.ops.random import philox
-from snfnp.ops.random.philox import RandomKey
+from snfnp.ops.random.definition import RandomKey, uniform
 
 DRAWS = 3  # numbers that each image takes: whether to flip it, and how far to shift it each way
 
@@ -52,7 +51,7 @@ class Images(OperationGroup):
         the images are samples first, first + 1, … of a batch, and get the noise they have there.
         """
         xp = self.xp
-        noisy = images + philox.uniform(xp, key, images.shape)
+        noisy = images + uniform(xp, key, images.shape)
         s = alpha + (1 - 2 * alpha) * (noisy / levels)
         one_minus_s = alpha + (1 - 2 * alpha) * ((levels - noisy) / levels)  # no cancellation
         log_s, log_1_s = xp.log(s), xp.log(one_minus_s)
@@ -69,7 +68,7 @@ def augment(images: np.ndarray, key: RandomKey) -> np.ndarray:
     likelihood on a black line, which no test image has.
     """
     count, height, width, _ = images.shape
-    u = philox.uniform(np, key, (count, DRAWS))
+    u = uniform(np, key, (count, DRAWS))
     flipped = u[:, 0, np.newaxis] < 0.5
     down, right = np.floor(3 * u[:, 1:, np.newaxis]).astype(np.int64).swapaxes(0, 1) - 1
     # Row y of the result is row y - down of the image; clipping an index repeats the border.

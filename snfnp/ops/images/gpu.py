@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from snfnp.ops.images.definition import DRAWS, Images, ImageSource
+from snfnp.ops.random.definition import RandomKey
 from snfnp.ops.random.gpu import key_arguments
-from snfnp.ops.random.philox import RandomKey
 
 RESIDENT = 1 << 30  # bytes of images that may live on the device
 _STAGES = 2  # batches on their way: the host fills one while the device reads the other

@@ -1,1 +1,0 @@
-"""Matrix products, inverses and determinants, and sums over whole arrays."""

@@ -1,1 +1,0 @@
-"""Random numbers as a function of (seed, stream, step)."""

@@ -1,20 +1,83 @@
-"""Random numbers in array terms, from the words of `snfnp.ops.random.philox`."""
+"""Philox 4x32-10 (Salmon et al., 2011): random numbers as a pure function of a counter and a key.
+
+The numbers of training step 700 are found from (seed, stream, step) alone: a resumed run, another
+backend, or a replayed GPU graph sees the very same ones.
+
+    counter = (block index, step, step >> 32, stream)      key = (seed, seed >> 32)
+
+One block gives four 32-bit words; element i of an array (in C order) is word i % 4 of block i // 4.
+A block's index is one word of the counter: a key has 2^34 words, and no array may reach beyond
+them. See derivations/02-change-of-variables.md, on the noise of images.
+"""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 from snfnp.ops.group import OperationGroup
-from snfnp.ops.random import philox
-from snfnp.ops.random.philox import RandomKey
+
+_M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+# the golden ratio and sqrt(3) - 1, as 32-bit fractions
+_W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+_ROUNDS = 10
+_MASK, _32 = np.uint64(0xFFFFFFFF), np.uint64(32)
+
+
+class RandomKey(NamedTuple):
+    """A place in the sequence: the run's seed, the purpose (stream) and the step, which may be an
+    array of shape (), uint64, on an asynchronous device.
+
+    first: a draw of shape (n, ...) is rows first, …, first + n - 1 of a longer one with first = 0,
+    to the last bit.
+    """
+
+    seed: int
+    stream: int
+    step: int = 0
+    first: int = 0
+
+    def start(self, shape: tuple[int, ...]) -> int:
+        """The number of elements before those of an array (n, ...) of this shape. O(1)."""
+        return self.first * math.prod(shape[1:])
+
+    @property
+    def words(self) -> tuple[int, int, int, int, int]:
+        """(step low, step high, stream, seed low, seed high), each a 32-bit integer."""
+        seed, step, mask = self.seed, self.step, int(_MASK)
+        return step & mask, step >> 32 & mask, self.stream & mask, seed & mask, seed >> 32 & mask
+
+
+def philox4x32(counter: tuple, key: tuple) -> tuple:
+    """Ten rounds of Philox 4x32, also compiled by Numba. counter: four uint64 arrays or scalars
+    with values below 2**32 (64 bits hold the products), like the result; key: two such integers."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = np.uint64(key[0]), np.uint64(key[1])
+    for _ in range(_ROUNDS):
+        product_0, product_1 = c0 * _M0, c2 * _M1
+        c0, c1 = (product_1 >> _32) ^ c1 ^ k0, product_1 & _MASK
+        c2, c3 = (product_0 >> _32) ^ c3 ^ k1, product_0 & _MASK
+        k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
+    return c0, c1, c2, c3
+
+
+def words(xp, key: RandomKey, count: int, start: int = 0):
+    """The 32-bit words start, start + 1, … of a key's sequence, for any `key.first`: uint64
+    (count,) of the namespace xp."""
+    step_low, step_high, stream, seed_low, seed_high = key.words
+    blocks = xp.arange(start // 4, (start + count + 3) // 4, dtype=np.uint64)
+    rest = [xp.full_like(blocks, word) for word in (step_low, step_high, stream)]
+    four = philox4x32((blocks, *rest), (seed_low, seed_high))
+    return xp.stack(four, axis=-1).reshape(-1)[start % 4 : start % 4 + count]
+
+
+def uniform(xp, key: RandomKey, shape: tuple[int, ...]):
+    """Uniform numbers on [0, 1) with 32 bits, float64 of the given shape."""
+    return (words(xp, key, math.prod(shape), key.start(shape)) * 2.0**-32).reshape(shape)
 
 
 class Random(OperationGroup):
     """Every distribution leaves out the first `key.first` rows of an array: see `RandomKey`."""
-
-    def words(self, key: RandomKey, count: int, start: int):
-        """See `philox.words`."""
-        return philox.words(self.xp, key, count, start)
 
     def uniform(self, key: RandomKey, shape, dtype):
         """Uniform numbers on [0, 1).
@@ -22,7 +85,7 @@ class Random(OperationGroup):
         In single precision the 32 bits would round to 1.0 at the top: 24 of them are kept.
         """
         drop = 8 if np.dtype(dtype) == np.float32 else 0
-        bits = self.words(key, math.prod(shape), key.start(shape)) >> np.uint64(drop)
+        bits = words(self.xp, key, math.prod(shape), key.start(shape)) >> np.uint64(drop)
         return (bits * 2.0 ** (drop - 32)).astype(dtype).reshape(shape)
 
     def normal(self, key: RandomKey, shape, dtype):
@@ -31,8 +94,8 @@ class Random(OperationGroup):
         """
         xp, count, start = self.xp, math.prod(shape), key.start(shape)
         odd = start % 2  # then the first element is a sine, and its cosine is not wanted
-        words = self.words(key, odd + count + (odd + count) % 2, start - odd)
-        first, second = words.reshape(-1, 2).T
+        pairs = words(self.xp, key, odd + count + (odd + count) % 2, start - odd)
+        first, second = pairs.reshape(-1, 2).T
         radius = xp.sqrt(-2.0 * xp.log((first + np.uint64(1)) * 2.0**-32))  # (0, 1]: no log(0)
         angle = 2.0 * math.pi * (second * 2.0**-32)
         both = xp.stack([radius * xp.cos(angle), radius * xp.sin(angle)], axis=-1)
@@ -41,5 +104,5 @@ class Random(OperationGroup):
     def rademacher(self, key: RandomKey, shape, dtype):
         """Signs, +1 or −1 with probability ½ each, the highest bit of each word: probes ν with
         E[ννᵀ] = I, and ‖ν‖² the same for all."""
-        signs = self.words(key, math.prod(shape), key.start(shape)) >> np.uint64(31)
+        signs = words(self.xp, key, math.prod(shape), key.start(shape)) >> np.uint64(31)
         return (1.0 - 2.0 * signs).astype(dtype).reshape(shape)

@@ -4,8 +4,7 @@ from functools import partialmethod
 
 import numpy as np
 
-from snfnp.ops.random.definition import Random
-from snfnp.ops.random.philox import RandomKey
+from snfnp.ops.random.definition import Random, RandomKey
 
 
 class GpuRandom(Random):

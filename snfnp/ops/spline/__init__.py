@@ -1,1 +1,0 @@
-"""The rational-quadratic spline."""

@@ -1,1 +1,0 @@
-"""The rest of a training step, beside its layers: its scalars, its log, Adam, λ's control."""

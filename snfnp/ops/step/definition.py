@@ -12,6 +12,7 @@ from enum import IntEnum
 import numpy as np
 
 from snfnp.ops.group import OperationGroup
+from snfnp.ops.linalg.definition import LinearAlgebra
 
 LARGEST_EXPONENT = 700.0  # e to the 709 is the largest that double precision holds
 
@@ -100,9 +101,7 @@ class StepScalars:
 
 
 class Step(OperationGroup):
-    def __init__(self, device, linalg):
-        super().__init__(device)
-        self.linalg = linalg
+    linalg: LinearAlgebra
 
     def scalars(self) -> StepScalars:
         return StepScalars()
