@@ -1,7 +1,8 @@
 """The base of all groups of operations, and what an operation may do with its arguments.
 
 Arrays are C-contiguous, rows are samples. An operation allocates its results, unless an argument
-named `out` (an array, or a tuple of arrays) takes them; it changes no other argument.
+named `out` (an array, or a tuple of arrays, as contiguous) takes them; it changes no other
+argument.
 """
 
 import math

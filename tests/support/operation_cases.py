@@ -87,7 +87,7 @@ def call_linalg_axpby(rng, dtype, size):
     out, x = (rng.standard_normal(size).astype(dtype) for _ in range(2))
     bound = 3 * eps_of(dtype) * (np.abs(0.7 * out) + np.abs(1.3 * x))
     args = (number(-1.3, size), x, number(0.7, size), out)
-    return Call(args, bounds=(bound, bound), mutated=(3,), strided=(1, 3))
+    return Call(args, bounds=(bound, bound), mutated=(3,), strided=(1,))
 
 
 def near_identity(rng, dtype, size):
@@ -161,7 +161,7 @@ def call_linalg_residual(rng, dtype, size):
     difference = (error.astype(np.float64) - x).astype(dtype)  # one rounding each, then squared
     total = (1 + 3 / 1026) * square_bound(difference) / max(1, size[0])
     bounds = (total * (1 + 4 * eps_of(np.float64)), eps_of(dtype) * np.abs(difference))
-    return Call((error, x), bounds, mutated=(0,), strided=(0, 1))
+    return Call((error, x), bounds, mutated=(0,), strided=(1,))
 
 
 def call_step_adam(rng, dtype, size):

@@ -148,7 +148,7 @@ def hidden_rows(rng, dtype, size):
 def call_coupling_bias_relu(rng, dtype, size):
     out, _ = hidden_rows(rng, dtype, size)
     b = rng.standard_normal(out.shape[1]).astype(dtype)
-    return Call((out, b), bounds=(0, 0), mutated=(0,), strided=(0, 1))
+    return Call((out, b), bounds=(0, 0), mutated=(0,), strided=(1,))
 
 
 def call_coupling_bias_relu_backward(rng, dtype, size):
@@ -156,7 +156,7 @@ def call_coupling_bias_relu_backward(rng, dtype, size):
     a = np.maximum(a, 0)
     bound = 2 * len(out) * eps_of(dtype) * np.abs(out).sum(axis=0)
     g_b = np.full(out.shape[1], np.nan, dtype)
-    return Call((out, a, g_b), bounds=(0, bound), mutated=(0, 2), strided=(0, 1))
+    return Call((out, a, g_b), bounds=(0, bound), mutated=(0, 2), strided=(1,))
 
 
 def thin_product(rng, dtype, size):

@@ -19,17 +19,12 @@ class GpuCoupling(Coupling):
     keeps_first = True  # caching beats recomputing
 
     def bias_relu(self, out, b):
-        if not out.flags.c_contiguous:
-            return super().bias_relu(out, b)
         blocks, _ = channel_blocks(out.size, out.shape[1], 4)
         sizes = {"size": out.size, "channels": out.shape[1]}
         self.device.launch("bias_relu", out.dtype, blocks, out=out, b=b, **sizes)
         return out
 
     def bias_relu_backward(self, out, a, g_b, add=False):
-        if not out.flags.c_contiguous:
-            super().bias_relu_backward(out, a, g_b, add)
-            return
         blocks, groups = channel_blocks(out.size, out.shape[1], 4)
         sums = self.device.empty((groups, out.shape[1]), out.dtype)
         own = {"out": out, "a": a, "sums": sums, "size": out.size, "channels": out.shape[1]}

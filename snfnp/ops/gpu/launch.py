@@ -81,7 +81,8 @@ class Launcher:
                     continue
                 table = np.zeros((most, len(values[0]) + 1), np.uint64)
                 for row, count, own in zip(table, blocks, values, strict=False):
-                    row[:] = [*map(_word, own), count]
+                    words = (v.view(np.uint64) if _is_known(v) else v.data.ptr for v in own)
+                    row[:] = [*words, count]
                 given = (np.void(table.tobytes()),)  # by value
                 self._start(f"{kernel}_tasks", dtype, sum(blocks), max(threads), given)
 
@@ -106,29 +107,29 @@ class Launcher:
 @cache
 def _converters(kernel: str) -> tuple[tuple[str, Callable], ...]:
     """For each parameter: the name of its argument, and convert(argument, dtype)."""
-    parameters = source.parameters(kernel)
-    names = {parameter.name for parameter in parameters}
-    return tuple(_converter(kernel, parameter, names) for parameter in parameters)
+    names = {parameter.name for parameter in source.parameters(kernel)}
+    return tuple(_converter(kernel, each, names) for each in source.parameters(kernel))
 
 
 def _converter(kernel: str, parameter: source.Parameter, names: set[str]):
     name, kind, _ = parameter
     array, strided, axis = name.rpartition("_stride_")
     if strided:
-        return array, partial(_stride, int(axis))
+        return array, lambda a, dtype: np.int64(
+            0 if a is None else a.strides[int(axis)] // a.itemsize
+        )
     number = name.removesuffix("_at")
+    pointer = partial(_pointer, f"{kernel}: {number}", kind, f"{name}_stride_0" in names)
     if number != name:
-        return number, partial(_place, f"{kernel}: {number}", kind)
-    if kind in ("double", "long long"):
-        # operator.index refuses a real number, which int64 would truncate
-        convert = np.float64 if kind == "double" else lambda n: np.int64(operator.index(n))
-        return name, partial(_number, convert, f"{name}_at" in names)
-    return name, partial(_array, f"{kernel}: {name}", kind, f"{name}_stride_0" in names)
-
-
-def _word(value) -> np.uint64:
-    """A parameter's value as a kernel's argument has it in memory."""
-    return value.view(np.uint64) if isinstance(value, np.generic) else value.data.ptr
+        of_kind = operator.methodcaller("astype", source.POINTED[kind], copy=False)
+        return number, lambda n, dtype: _NULL if _is_known(n) else pointer(of_kind(n), dtype)
+    if kind not in ("double", "long long"):
+        return name, pointer
+    # operator.index refuses a real number, which int64 would truncate
+    convert = np.float64 if kind == "double" else lambda n: np.int64(operator.index(n))
+    if f"{name}_at" in names:
+        return name, lambda n, dtype: convert(n if _is_known(n) else 0)
+    return name, lambda n, dtype: convert(n)
 
 
 def _is_known(number) -> bool:
@@ -136,25 +137,10 @@ def _is_known(number) -> bool:
     return isinstance(number, (int, float, np.generic))
 
 
-def _number(convert, may_be_on_device: bool, number, dtype):
-    return convert(0 if may_be_on_device and not _is_known(number) else number)
-
-
-def _place(where: str, kind: str, number, dtype):
-    if _is_known(number):
-        return _NULL
-    return _array(where, kind, False, number.astype(source.POINTED[kind], copy=False), dtype)
-
-
-def _stride(axis: int, array, dtype):
-    return np.int64(0 if array is None else array.strides[axis] // array.itemsize)
-
-
-def _array(where: str, kind: str, strided: bool, array, dtype):
+def _pointer(where: str, kind: str, strided: bool, array, dtype):
     if array is None:
         return _NULL
-    pointed = source.POINTED[kind]
-    expected = dtype if pointed == "T" else pointed
+    expected = dtype if source.POINTED[kind] == "T" else source.POINTED[kind]
     if array.dtype != expected:
         raise TypeError(f"{where} is a {kind} for T = {dtype}, not an array of {array.dtype}")
     if strided or array.flags.c_contiguous:

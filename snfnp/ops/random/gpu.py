@@ -1,4 +1,4 @@
-"""Random numbers on the GPU: one launch each."""
+"""Random numbers on the GPU: one launch each; see derivations/02-change-of-variables.md."""
 
 from functools import partialmethod
 
