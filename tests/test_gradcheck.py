@@ -269,6 +269,17 @@ def test_the_control_is_what_a_wrong_gradient_is_off_by():
     assert still.error == 0 and math.isnan(still.control)  # a zero times 1.01 is right too
 
 
+@pytest.mark.parametrize("kink, passes", [(2e-3, True), (1e-5, False)])
+def test_a_step_is_shortened_where_it_crosses_a_kink(kink, passes):
+    x, rng = np.zeros(1), np.random.default_rng(1)
+    bent = lambda v: float(np.sum(v + np.abs(v - kink)))  # noqa: E731
+    if passes:
+        assert check_gradient(bent, x, np.zeros(1), rng=rng).error == 0
+    else:
+        with pytest.raises(GradientError, match="h=1e-04"):
+            check_gradient(bent, x, np.zeros(1), rng=rng)
+
+
 def test_slopes_are_those_that_were_compared():
     x, rng = np.random.default_rng(0).standard_normal((3, 4)), np.random.default_rng(1)
     u = np.random.default_rng(1).standard_normal((2, 3, 4))[1]  # the last of two directions
