@@ -268,7 +268,7 @@ def build(shape):
 def test_the_installed_command_finds_a_model_in_the_current_folder(tmp_path):
     """It has no current folder on its path, unlike `python -m`."""
     (tmp_path / "my_flows.py").write_text(OWN_MODEL)
-    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(60, 2)))
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(60, 3)))
     short = ["--epochs", "1", "--batch-size", "16", "--backend", "numpy"]
     train = ["train", "rows.npy", *short, "--out", "run", "--model"]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])

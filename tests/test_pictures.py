@@ -226,21 +226,14 @@ def test_a_row_has_a_gap_where_a_record_lacks_it_and_a_band_where_one_has_one():
         assert (found[0], found[2]) == ends and math.isnan(found[1])
 
 
-def test_the_picture_has_all_rows(tmp_path, monkeypatch):
+def test_the_picture_has_all_rows_and_whole_epochs(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(plots.Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes))
-    save_curves(tmp_path / "a.png", [RECORD, {**RECORD, "epoch": 2}], "title")
+    save_curves(tmp_path / "a.png", [RECORD, {**RECORD, "epoch": 2, "seconds": 3.0}], "title")
     assert [axis.get_ylabel() for axis in drawn[::2]] == labels(RECORD)
     assert [axis.get_xlabel() for axis in drawn[-2:]] == ["epoch", "training seconds"]
-    assert [list(axis.lines[0].get_xdata()) for axis in drawn[-2:]] == [[1, 2], [2.0, 2.0]]
-
-
-def test_an_axis_of_few_epochs_has_whole_numbers(tmp_path, monkeypatch):
-    drawn = []
-    note = lambda figure, *_, **__: drawn.extend(figure.axes[-2:])  # noqa: E731
-    monkeypatch.setattr(plots.Figure, "savefig", note)
-    save_curves(tmp_path / "a.png", [RECORD, {**RECORD, "epoch": 2, "seconds": 3.0}], "")
-    epochs, seconds = (axis.get_xticks() for axis in drawn)
+    assert [list(axis.lines[0].get_xdata()) for axis in drawn[-2:]] == [[1, 2], [2.0, 3.0]]
+    epochs, seconds = (axis.get_xticks() for axis in drawn[-2:])
     assert (epochs % 1 == 0).all() and not (seconds % 1 == 0).all()
 
 

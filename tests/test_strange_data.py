@@ -97,30 +97,23 @@ def test_samples_are_read_as_numpy_reads_them(dtype, order, tmp_path):
         np.testing.assert_array_equal(found.with_channels()[5:7], array[5:7, ..., np.newaxis])
 
 
-def fifo(path):
-    os.mkfifo(path)
-
-
-def device(path):
-    path.symlink_to("/dev/zero")
-
-
 def endless_socket(path):
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(str(path))
 
 
-def loop(path):
-    path.symlink_to(path)
+NO_FILES = {"socket": endless_socket, "pipe": os.mkfifo}
+NO_FILES |= {"device": lambda path: path.symlink_to("/dev/zero")}
+NO_FILES |= {"loop": lambda path: path.symlink_to(path)}
 
 
-@pytest.mark.parametrize("make", [fifo, device, endless_socket, loop])
+@pytest.mark.parametrize("kind", NO_FILES)
 @pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.csv", "folder/a.png", "folder"])
-def test_what_is_no_file_is_refused_before_it_is_opened(make, name, tmp_path, monkeypatch):
+def test_what_is_no_file_is_refused_before_it_is_opened(kind, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
-    make(path)
+    NO_FILES[kind](path)
     with one_line(UsageError, name):
         snfnp.load_dataset(name.partition("/")[0])
 
