@@ -337,15 +337,6 @@ def test_files_of_another_data_set_are_refused(tmp_path):
     refused("fashion-mnist", tmp_path, tmp_path / TEST_GZ, "it is a file of no published data set")
 
 
-def assert_is_the_sample(dataset: Dataset) -> None:
-    assert dataset.is_sample and dataset.name == "mnist"
-    assert dataset.source == "sample shipped with the package"
-    for split, count in (("train", 5000), ("validation", 1000), ("test", 1000)):
-        images = getattr(dataset, split)
-        assert images.shape == (count, 28, 28, 1) and images.dtype == np.uint8
-        assert (images.min(), images.max()) == (0, 255)
-
-
 @pytest.mark.parametrize("fault", ["no mirror", "offline", "a file in the way"])
 def test_the_sample_is_announced_once(fault, cache, monkeypatch):
     reason = ["no mirror", "127.0.0.1"]
@@ -356,7 +347,13 @@ def test_the_sample_is_announced_once(fault, cache, monkeypatch):
         put(cache.parent, {cache.name: b""})
         reason = [f"{cache / 'mnist'} cannot be written"]
     lines: list[str] = []
-    assert_is_the_sample(load_dataset("mnist", report=lines.append))
+    dataset = load_dataset("mnist", report=lines.append)
+    assert dataset.is_sample and dataset.name == "mnist"
+    assert dataset.source == "sample shipped with the package"
+    for split, count in (("train", 5000), ("validation", 1000), ("test", 1000)):
+        images = getattr(dataset, split)
+        assert images.shape == (count, 28, 28, 1) and images.dtype == np.uint8
+        assert (images.min(), images.max()) == (0, 255)
     (line,) = lines
     assert "\n" not in line
     for part in ("WARNING: NOT THE FULL MNIST", "sample", "5000 train", "--data-dir", *reason):

@@ -48,11 +48,6 @@ def gradients(ops, layer, params, x, lam=0.0, dz=None, dldj=None):
     return grads, dx
 
 
-def inverted_params(rng):
-    w = matrix(rng)
-    return {"W": w, "R": np.linalg.inv(w), "b": rng.standard_normal(D)}
-
-
 def mean_log_f(p, x):
     """log p^f(x) = log N(W x + b) + log|W|, averaged over the rows x (Eq. 2)."""
     return float(np.mean(log_normal(x @ p["W"].T + p["b"])) + slogdet(p["W"]))
@@ -70,7 +65,9 @@ def test_snf_with_exact_inverse_equals_exact_gradient(ops, rng, lam):
 
     The reconstruction error is at its minimum, 0, so λ changes nothing.
     """
-    layer, p, x = Linear(Dense(D)), inverted_params(rng), rng.standard_normal((N, D))
+    w = matrix(rng)
+    p = {"W": w, "R": np.linalg.inv(w), "b": rng.standard_normal(D)}
+    layer, x = Linear(Dense(D)), rng.standard_normal((N, D))
     grads, _ = gradients(ops, layer, p, x, lam)
 
     def mixture(name, value):

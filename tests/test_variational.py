@@ -91,10 +91,10 @@ def variational_flow(rng, sigma=SIGMA, inverted=False):
     return flow, params
 
 
-def noise_of(ops, place, step=KEY.step):
+def noise_of(ops, place):
     """The vectors that a layer of `variational_flow` draws. Of the generator's streams 16 are for
     what there is once in a step, and then 16 for each layer."""
-    return ops.random.normal(KEY._replace(stream=16 + 16 * place, step=step), (2, D), np.float64)
+    return ops.random.normal(KEY._replace(stream=16 + 16 * place), (2, D), np.float64)
 
 
 def plain_bound(ops, params, x):

@@ -143,7 +143,8 @@ def _source() -> Path:
 def _built() -> Path:
     """A folder that holds the built package `fakegpu`."""
     files = sorted(path for path in _source().iterdir() if path.is_file()) + [_HEADER]
-    version = next(d.version for d in metadata.distributions() if _is_cupy(d.metadata["Name"]))
+    names = ((d.metadata["Name"] or "", d.version) for d in metadata.distributions())
+    version = next(v for name, v in names if name == "cupy" or name.startswith("cupy-cuda"))
     content = [version, sys.implementation.cache_tag, platform.machine(), _FLAGS]
     content += [part for path in files for part in (path.name, path.read_text())]
     key = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
@@ -173,7 +174,3 @@ def _run(command: list[str]) -> None:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise _Unavailable(f"its build failed ({last})")
-
-
-def _is_cupy(name: str | None) -> bool:
-    return bool(name) and (name == "cupy" or name.startswith("cupy-cuda"))

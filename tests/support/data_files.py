@@ -38,9 +38,9 @@ def colour_images(count: int, seed: int) -> np.ndarray:
     return random_images(count, seed, size=(32, 32, 3))
 
 
-def tar_bytes(members: dict[str, bytes], compressed: bool) -> bytes:
+def tar_bytes(members: dict[str, bytes]) -> bytes:
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz" if compressed else "w") as archive:
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         for name, content in members.items():
             info = tarfile.TarInfo(name.rpartition("/")[0] or ".")
             info.type = tarfile.DIRTYPE
@@ -73,29 +73,23 @@ def records(images: np.ndarray) -> bytes:
     return np.hstack([labels, planes.reshape(len(images), -1)]).tobytes()
 
 
-def cifar_members() -> dict[str, bytes]:
-    batches = zip(sets.BATCHES, map(records, CIFAR), strict=True)
-    members = {f"cifar-10-batches-bin/{name}": content for name, content in batches}
-    return members | {"cifar-10-batches-bin/readme.html": b"<html>"}
-
-
 def png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def npy_bytes(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
-
-
+BATCHES = {
+    f"cifar-10-batches-bin/{name}": records(batch)
+    for name, batch in zip(sets.BATCHES, CIFAR, strict=True)
+}
+BATCHES["cifar-10-batches-bin/readme.html"] = b"<html>"
+np.save(STORED := io.BytesIO(), IMAGENET)
 FILES = {
     "mnist": {TRAIN_GZ: gzip.compress(idx_bytes(TRAIN)), TEST_GZ: gzip.compress(idx_bytes(TEST))},
     "fashion-mnist": {name: gzip.compress(idx_bytes(images)) for name, images in FASHION.items()},
-    "cifar-10": {sets.ARCHIVE: tar_bytes(cifar_members(), compressed=True)},
-    "imagenet32": {sets.ARRAY: npy_bytes(IMAGENET)},
+    "cifar-10": {sets.ARCHIVE: tar_bytes(BATCHES)},
+    "imagenet32": {sets.ARRAY: STORED.getvalue()},
 }
 SPLITS = {
     "mnist": (TRAIN[:5, ..., None], TRAIN[5:, ..., None], TEST[..., None]),

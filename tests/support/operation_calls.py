@@ -26,8 +26,7 @@ class Call:
     bounds: one array or number per result (0: they must be equal), then one per array named in
     `mutated`, the positions of the arguments that the operation updates.
     strided: the positions of arguments that need not be contiguous; host: of arrays that stay on
-    the host on every device. calling: calls the operation, calling(operation, *args), if its
-    arguments are not those.
+    the host on every device.
     """
 
     args: tuple
@@ -35,17 +34,16 @@ class Call:
     mutated: tuple[int, ...] = ()
     strided: tuple[int, ...] = ()
     host: tuple[int, ...] = ()
-    calling: Callable | None = None
 
     def in_double(self):
         """The same call in double precision, with the same bounds."""
-        return replace(self, args=tuple(_in_double(a) for a in self.args))
 
+        def wide(argument):
+            if isinstance(argument, type) and issubclass(argument, np.floating):
+                return np.float64
+            return each_array(lambda a: a.astype(float) if a.dtype.kind == "f" else a, argument)
 
-def _in_double(argument):
-    if isinstance(argument, type) and issubclass(argument, np.floating):
-        return np.float64
-    return each_array(lambda a: a.astype(float) if a.dtype.kind == "f" else a, argument)
+        return replace(self, args=tuple(map(wide, self.args)))
 
 
 def eps_of(dtype):
@@ -157,21 +155,13 @@ def run(ops, name, call, put=copied, layout=None):
         several = isinstance(given, tuple)
         changed = tuple(layout(ops.xp, each) for each in (given if several else (given,)))
         args[position] = changed if several else changed[0]
-    found = results_and_updated(ops, name, call, args)
+    found = _flat(attrgetter(name)(ops)(*args))
+    for position in call.mutated:  # one argument may be several arrays
+        found += _flat(args[position])
     for position, (now, then) in enumerate(zip(args, call.args, strict=True)):
         if isinstance(then, np.ndarray) and position not in call.mutated:
             now = now if position in call.host else ops.to_host(now)
             np.testing.assert_array_equal(now, then, f"{name} changed argument {position}")
-    return found
-
-
-def results_and_updated(ops, name, call, args):
-    """What a call returns and then the arrays that it updates (one argument may be several)."""
-    operation = attrgetter(name)(ops)
-    found = _flat(call.calling(operation, *args) if call.calling else operation(*args))
-    for position in call.mutated:
-        updated = args[position]
-        found += updated if isinstance(updated, tuple) else [updated]
     return [ops.to_host(f) if hasattr(f, "shape") else f for f in found if f is not None]
 
 

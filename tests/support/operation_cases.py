@@ -120,13 +120,10 @@ def call_linalg_inverse_and_log_abs_det(rng, dtype, size):
     return Call((a,), bounds=(bound * inverse_norm, len(a) * bound), strided=(0,))
 
 
-def norm_bound(*matrices):
-    return tuple((a.size + 4) * eps_of(a.dtype) * np.linalg.norm(a) for a in matrices)
-
-
 def call_linalg_norms(rng, dtype, size):
     matrices = tuple(rng.standard_normal(size_2d(size)).astype(dtype) for _ in range(2))
-    return Call(matrices, bounds=norm_bound(*matrices), strided=(0, 1))
+    bounds = tuple((a.size + 4) * eps_of(dtype) * np.linalg.norm(a) for a in matrices)
+    return Call(matrices, bounds=bounds, strided=(0, 1))
 
 
 def call_step_log_density(rng, dtype, size):

@@ -57,10 +57,6 @@ def assert_same_run(first, second):
     a, b = state(first), state(second)
     assert (a.step, a.lam, a.seed) == (b.step, b.lam, b.seed)
     np.testing.assert_equal(arrays(a), arrays(b))
-    assert_same_metrics(first, second)
-
-
-def assert_same_metrics(first, second):
     records = [without_time(RunFolder(path).read_metrics()) for path in (first, second)]
     assert records[0] == records[1] and records[0]
 
