@@ -207,6 +207,15 @@ def test_the_contracts_are_small():
     assert len(members(BackwardContext) - {"of"}) <= 7
 
 
+def test_one_loop_takes_the_steps_of_every_training():
+    files = [
+        file
+        for path, file, own in sources(ROOT)
+        if own != "scripts" and ".training_step(" in path.read_text()
+    ]
+    assert files == ["snfnp/training/trainer.py"]
+
+
 def test_the_files_from_a_command_to_eq_15_are_those_of_the_page(undrawn, monkeypatch, tmp_path):
     """Those of the package that are on the stack when a gradient is computed."""
     page = (ROOT / "snfnp" / "architecture.md").read_text(encoding="utf-8")

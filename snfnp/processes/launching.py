@@ -43,7 +43,8 @@ def start(count: int, world: Communicator) -> None:
     words = sys.orig_argv[1:]
     end = words.index("--") if "--" in words else len(words)  # behind it there are no options
     words.insert(end, f"{OPTION}=1")
-    os.execv(mpiexec, [mpiexec, "-n", str(count), sys.executable, *words])
+    command = [str(mpiexec), "-n", str(count), sys.executable, *words]
+    os.execv(command[0], command)
 
 
 def _require_cores(count: int) -> None:

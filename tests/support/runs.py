@@ -9,7 +9,7 @@ import pytest
 
 from snfnp.cli import train as command
 from snfnp.parameters import Layout
-from snfnp.training import session
+from snfnp.training import plots, session
 from snfnp.training.runs.checkpoint import load_checkpoint, record_of
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
@@ -96,7 +96,7 @@ def advance(monkeypatch):
 def undrawn(monkeypatch):
     """The command trains without its pictures, which take longest in a small run."""
     monkeypatch.setattr(command, "_draw", lambda *_: None)
-    monkeypatch.setattr(command, "Animation", lambda points: None)
+    monkeypatch.setattr(plots, "Animation", lambda points: None)
 
 
 @pytest.fixture

@@ -23,8 +23,6 @@ from snfnp.training.options.groups import Option, options_in
 from snfnp.training.options.relations import RELATIONS, Need, conflicts
 from snfnp.training.options.user_models import preset_of, require_trusted, text_of, title_of
 
-_FORMER = {"overlap"}  # options of earlier versions, which changed no number
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(
@@ -273,7 +271,8 @@ class TrainConfig(
         `require_trusted`. Raises UsageError for unknown options or bad values."""
         if not isinstance(values, dict):
             raise UsageError("the configuration is no JSON object")
-        values = {name: value for name, value in values.items() if name not in _FORMER}
+        # "overlap" was an option of an earlier version, which changed no number
+        values = {name: value for name, value in values.items() if name != "overlap"}
         if unknown := sorted(set(values) - set(OPTIONS)):
             raise UsageError(f"the configuration has unknown entries: {', '.join(unknown)}")
         require_trusted(values.get("model"), trust)
