@@ -23,11 +23,11 @@ SLOW = (
     *("test_pictures", "test_processes", "test_reproduce"),
     *("test_runs_", "test_scripts", "test_site", "test_terminal", "test_threads"),
     *("test_ops.py::test_override", "test_ops.py::test_nan_spreads"),
-    *("test_conv.py::test_the_size_of_a_tile", "test_coupling.py::test_memory"),
+    *("test_conv.py::test_the_size_of_a_tile", "test_coupling.py::test_a_coupling_keeps"),
     *("test_method.py::test_a_figure_is_drawn", "test_method.py::test_a_notebook"),
     *("test_flow.py::test_a_convolutional_step", "test_whole_step.py::test_depth_costs"),
     *("test_cupy_device.py::test_gpu_code", "test_own_data.py::test_a_large_file"),
-    "test_architecture.py::test_what_is_missing",
+    "test_architecture.py::test_missing_tools",
 )
 
 # Files that compile most kernels. They come first: one of several processes has them all.

@@ -179,7 +179,7 @@ def test_the_architecture_is_as_planned(rule):
         (guessing, "scripts/a.py", "open(x, 'w')", "a.py:1 guesses an encoding"),
     ],
 )
-def test_a_flaw_would_be_found(rule, file, text, said, tmp_path):
+def test_a_violation_would_be_found(rule, file, text, said, tmp_path):
     for name, content in (("snfnp/beyond/a.py", "from snfnp.ops import get_ops"), (file, text)):
         assert list(rule(tmp_path)) == []
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -260,13 +260,13 @@ print("done")
 MODELS = ("fc", "vector", "conv", "emerging", "conv-exponential")
 
 
-def test_plain_runs_train_and_sample_without_it(tmp_path):
+def test_plain_runs_need_nothing_of_beyond(tmp_path):
     done = python(WITHOUT, tmp_path, *MODELS)
     assert done.stdout.endswith("done\n"), done.stderr
 
 
 @pytest.mark.parametrize("option", ["--jvp-weight 0.2", "--objective variational --sigma 0.1"])
-def test_what_it_offers_is_refused_in_a_line(option, tmp_path):
+def test_options_of_beyond_are_refused_in_a_line_without_it(option, tmp_path):
     code = "import sys; sys.modules['snfnp.beyond'] = None; from snfnp import cli; cli.run_script()"
     options = f"--data mnist-sample --backend numpy {option} --out".split()
     done = python(code, "train", *options, tmp_path / "run")
@@ -378,7 +378,7 @@ def session(require: str, *arguments: str):
     return done.returncode, done.stdout + done.stderr
 
 
-def test_what_is_missing_skips_and_where_it_is_required_fails():
+def test_missing_tools_skip_tests_and_fail_where_they_are_required():
     status, said = session("", "-k", "refus or spill")
     assert status == pytest.ExitCode.OK and f"needs nvrtc: {MISSING}" in said
     status, said = session("hostcuda,nvrtc")
@@ -400,7 +400,9 @@ def test_what_is_missing_skips_and_where_it_is_required_fails():
         (["tests/gpu", "tests/test_c.py"], 2, "", 2),
     ],
 )
-def test_how_many_processes(request, monkeypatch, arguments, cores, device, processes):
+def test_as_many_processes_as_cores_up_to_eight(
+    request, monkeypatch, arguments, cores, device, processes
+):
     """None, 0, means this one alone."""
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)), raising=False)
     monkeypatch.setenv("SNFNP_DEVICE", device)

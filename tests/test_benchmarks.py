@@ -159,7 +159,7 @@ def arrays(role, array, name="dense.W"):
     return identity | {f"{role}.{name}": array}
 
 
-def test_equal_results_are_equal_whatever_the_clock_says(tmp_path):
+def test_equal_results_are_equal_at_any_speed(tmp_path):
     assert worst(tmp_path / "same") == {}
     slower = [{"epoch": 1, "surrogate": -3.5, "seconds": 9.5}]
     assert worst(tmp_path, metrics=slower, summary={"test_nll_nats": 200.125}) == {}
@@ -183,7 +183,7 @@ def test_equal_results_are_equal_whatever_the_clock_says(tmp_path):
         ({"picture": np.full((8, 9), 200, np.uint8)}, "samples", math.inf),
     ],
 )
-def test_whatever_changes_is_found_in_its_column(tmp_path, changed, column, expected):
+def test_each_difference_is_found_in_its_column(tmp_path, changed, column, expected):
     assert worst(tmp_path, **changed) == {column: pytest.approx(expected, rel=0.01)}
 
 

@@ -307,7 +307,7 @@ def test_a_refined_inverse_is_exact(rho):
     assert np.linalg.norm(z @ r.T - exact) > 1e-3 * np.linalg.norm(exact)  # what was learned
 
 
-def test_it_is_exact_for_every_map():
+def test_a_refined_inverse_is_exact_for_every_map():
     rng = np.random.default_rng(4)
     for f, g, w, r, shape in convolutions(rng, 0.04):
         x = rng.standard_normal((3, *shape))
@@ -335,7 +335,7 @@ def test_the_error_is_a_power_of_e():
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_it_goes_on_until_every_sample_is_there(order):
+def test_refinement_goes_on_until_every_sample_has_converged(order):
     """One sample is exact at the start, the other needs some 35 refinements."""
     e = np.diag([0.5, 0.0])
     z = np.eye(2)[::order].copy()
@@ -343,7 +343,7 @@ def test_it_goes_on_until_every_sample_is_there(order):
     assert np.abs(found - z).max() < 1e-9
 
 
-def test_it_is_refused_where_it_does_not_converge():
+def test_refinement_that_does_not_converge_is_refused():
     rng = np.random.default_rng(6)
     z = rng.standard_normal((2, 8))
     for rho in (1.0 + 1e-6, 2.0):

@@ -41,7 +41,7 @@ def certified(w, r):
     return certify(OPS, "a", dense, dense, w, r, (len(w),))
 
 
-def test_the_bound_holds_wherever_there_is_one():
+def test_every_bound_that_is_given_holds():
     """500 random pairs: ρ from 1e-6 to 2, sizes from 1 to 20. A certificate where ρ is 1 or more is
     wrong, and one is missing only where ρ is near 1."""
     rng = np.random.default_rng(0)
@@ -88,7 +88,7 @@ def test_a_singular_matrix_is_never_certified():
         (784, (0.99,) * 784, 0.99 + 1e-8),
     ],
 )
-def test_it_decides_close_to_one(size, gains, most):
+def test_certificates_decide_close_to_rho_1(size, gains, most):
     rng, eye = np.random.default_rng(2), np.eye(size)
     w = eye + 0.1 * rng.standard_normal((size, size)) if size == 12 else eye
     left, right = (np.linalg.qr(rng.standard_normal((size, size)))[0] for _ in range(2))
@@ -145,7 +145,7 @@ def test_rounding_is_part_of_the_bound():
 
 @pytest.mark.parametrize("worst", ["trace", "frobenius", "gain"])
 @pytest.mark.parametrize("f, g, shape", [(Dense(9), Dense(9), (9,)), *MAPS[:2]])
-def test_it_survives_the_worst_error_that_rounding_may_make(monkeypatch, f, g, shape, worst):
+def test_a_certificate_holds_for_the_worst_rounding(monkeypatch, f, g, shape, worst):
     """E is written out with an error of all that `_rounding` admits, in the direction that hurts
     most: along I the trace is off by √D of it, along E the norm, along a gain that one."""
     rng, off = np.random.default_rng(7), 1e-3
@@ -268,7 +268,7 @@ def test_the_densities_of_a_flow_are_within_the_bound(model, flows, side):
     assert outside > 0 or model == "glow"  # whose few couplings hardly bend so near their start
 
 
-def test_a_flow_has_one_for_every_learned_inverse():
+def test_a_flow_has_a_certificate_for_each_learned_inverse():
     flow = PRESETS["fc"].build(Choices(), (4, 4, 1))
     params = flow.init(0)
     params["dense2"]["R"] *= 3

@@ -95,7 +95,7 @@ def test_it_is_adam_in_v(model):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_kernel_multiplies_the_rows_that_its_u_is_of(model):
+def test_u_is_made_of_the_rows_that_a_kernel_multiplies(model):
     """On fewer rows than a kernel has inputs, its gradient is a combination of them."""
     trainer, kernels, rng = trainer_of(model), set(), np.random.default_rng(0)
     for place, (name, layer) in enumerate(trainer.flow.layers):
@@ -138,7 +138,7 @@ def test_u_whitens_the_rows_of_a_batch():
     np.testing.assert_array_equal(trainer.p, before)
 
 
-def test_whitening():
+def test_whitening_is_the_inverse_square_root_of_second_moments():
     """U M U = m I for eigenvalues above the floor; and of moments that have no root."""
     basis = np.linalg.qr(np.random.default_rng(0).standard_normal((4, 4)))[0]
     for values, expected in (
@@ -216,7 +216,7 @@ def test_the_root_its_inverse_and_its_determinant_have_their_closed_forms():
     np.testing.assert_allclose(np.cov(z.T, bias=True), np.eye(D), atol=1e-10)
 
 
-def test_by_features_each_has_mean_0_and_variance_1():
+def test_whitening_by_features_gives_each_mean_0_and_variance_1():
     x = correlated()
     layer, p = Whiten(D, whole=False), numbers_of(x, whole=False)
     z, _, _ = layer.forward(OPS, p, x)
@@ -224,7 +224,7 @@ def test_by_features_each_has_mean_0_and_variance_1():
     assert abs(layer.log_det(OPS, p, (D,)) + np.log(x.std(axis=0)).sum()) < 1e-11
 
 
-def test_a_direction_without_variance_has_the_floors():
+def test_a_direction_without_variance_gets_the_smallest_variance_allowed():
     """A constant feature, and one that another determines: what they come to is bounded."""
     x = correlated()
     x[:, 0], x[:, 1] = 7.0, 2 * x[:, 2]
@@ -254,7 +254,7 @@ def started(trainer, batches=None):
     return trainer
 
 
-def test_the_inputs_are_white(ops):
+def test_inputs_of_whitened_layers_are_white(ops):
     """The first layer's of the images of the first epoch, all together, with noise of their own; by
     features, the second's of 2000 of the first steps."""
     trainer = started(make_trainer(ops, **WHITE))
@@ -283,7 +283,7 @@ def test_a_layer_behind_one_that_starts_from_data_gets_its_statistics_after_it()
     np.testing.assert_allclose(np.cov(z.T, bias=True), np.eye(64), atol=1e-9)
 
 
-def test_the_likelihood_is_that_of_the_model_without_it():
+def test_whitening_does_not_change_the_likelihood():
     """Whose matrices are W U, and whose biases b + W b_U."""
     trainer = take_steps(make_trainer(OPS, **WHITE), range(3))
     plain = make_trainer(OPS, **WHITE | {"coordinates": "plain"})
@@ -299,7 +299,7 @@ def test_the_likelihood_is_that_of_the_model_without_it():
     np.testing.assert_allclose(found, expected, rtol=1e-11)
 
 
-def test_training_moves_no_number_of_it_and_takes_no_gradient_below_it(monkeypatch):
+def test_steps_change_no_whitening_and_take_no_gradient_below_it(monkeypatch):
     trainer = take_steps(make_trainer(OPS, **WHITE), [0])
     before, learned = trainer.p.copy(), trainer.layout.fixed
     assert trainer.flow.first_trainable == 1 and trainer.grads["whiten1"] == {}
@@ -317,7 +317,7 @@ def test_training_moves_no_number_of_it_and_takes_no_gradient_below_it(monkeypat
         assert set(found.values()) == {same}
 
 
-def test_what_a_run_started_from_is_found_again_after_a_renewal():
+def test_the_start_of_a_run_is_found_again_after_a_renewal():
     """Its deeper statistics, too: the first W with later U is a model that never was."""
     trainer = make_trainer(OPS, **WHITE)
     batches = batches_of(trainer)

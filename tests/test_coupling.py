@@ -1,4 +1,4 @@
-"""Couplings, split priors and emerging convolutions: volumes, inverses, starts, the ledger."""
+"""Couplings, split priors and emerging convolutions: volumes, inverses, starts, terms."""
 
 import math
 from dataclasses import replace
@@ -104,7 +104,7 @@ def test_nan_is_never_zeroed(ops, dtype):
     np.testing.assert_array_equal(sums, [1, np.nan, 10])
 
 
-def test_memory_is_one_hidden_activation_and_three_blocks():
+def test_a_coupling_keeps_one_hidden_activation():
     """At (14, 14, 4) and width 512, where one activation (N H W, width) is 16 MB.
 
     The cache keeps a₂. Three blocks of about `network_values`, patches (9 · 6 of 512 channels,
@@ -156,26 +156,26 @@ def test_latents_that_do_not_fit_are_refused(ops):
             flow.inverse(ops, layout.views(flat), latents)
 
 
-def test_the_ledger_keeps_densities_and_volumes_apart(ops, images):
+def test_likelihood_terms_keep_densities_and_volumes_apart(ops, images):
     flow = glow()
     layout, flat = random_parameters(flow)
     params = layout.views(flat)
     likelihood = Likelihood(ops, flow, flat)
     evaluation = likelihood.evaluate(images, seed=11)
-    ledger = evaluation.terms
+    terms = evaluation.terms
     rows = ("split1 base density", "split2 base density", "base density")
     before = ["dequantisation", "scale", "logit"]
-    assert list(ledger) == [*rows[2:], *rows[:2], *before, *(name for name, _ in flow.layers)]
+    assert list(terms) == [*rows[2:], *rows[:2], *before, *(name for name, _ in flow.layers)]
     key = RandomKey(11, EVALUATION_NOISE, 0)
     x, _ = flow.encode(ops, images, key, np.float64)
     latents, _, _ = flow.forward(ops, params, x)
     for row, latent in zip(rows, latents, strict=True):
         expected = norm.logpdf(latent).sum(axis=(1, 2, 3)).mean()
-        np.testing.assert_allclose(ledger[row], expected, rtol=1e-12)
+        np.testing.assert_allclose(terms[row], expected, rtol=1e-12)
     for name, layer in flow.layers:
         if name in flow.latent_shapes:  # its own row is the coupling's volume
             _, ldj, _ = layer.coupling.forward(ops, params[name], x)
-            np.testing.assert_allclose(ledger[name], ldj.mean(), rtol=0, atol=1e-12)
+            np.testing.assert_allclose(terms[name], ldj.mean(), rtol=0, atol=1e-12)
             assert abs(ldj.mean()) > 1e-3
         x = layer.forward(ops, params[name], x)[0]
     log_prob = likelihood.log_prob(images, seed=11)

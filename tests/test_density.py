@@ -79,7 +79,7 @@ def test_every_check_of_scikit_learn_passes(members):
     assert passed, done.stdout + done.stderr
 
 
-def test_it_works_in_a_pipeline_and_in_a_search_over_a_grid():
+def test_pipelines_and_grid_searches_work():
     x = moons(200)
     pipeline = make_pipeline(StandardScaler(), snfnp.FlowDensity(random_state=0, **FAST))
     search = GridSearchCV(pipeline, {"flowdensity__noise": [0.0, 0.3]}, cv=2).fit(x)
@@ -110,7 +110,7 @@ def test_a_small_fit_takes_one_thread_and_gives_the_others_back(monkeypatch):
     assert seen == [1] and threads.most() == before
 
 
-def test_without_scikit_learn_it_fits_too():
+def test_scikit_learn_is_optional():
     code = "import sys; sys.modules['sklearn'] = None; import snfnp, numpy as np; "
     code += "x = np.random.default_rng(0).normal(size=(50, 2)); d = snfnp.FlowDensity(1, epochs=1);"
     code += "print(d.fit(x).score_samples(x).shape, snfnp.FlowDensity().score(x))"
@@ -126,7 +126,7 @@ def test_the_density_integrates_to_1(fitted):
     assert abs(np.exp(fitted.score_samples(grid)).sum() * cell - 1) < 1e-3
 
 
-def test_it_learns_where_rows_are(fitted):
+def test_a_density_is_better_than_a_gaussian_and_samples_have_the_datas_spread(fitted):
     """Better than a Gaussian of the same covariance, on other rows; samples are as they are."""
     x, fresh = moons(), moons(seed=1)
     z = np.linalg.solve(np.linalg.cholesky(np.cov(x.T)), (fresh - x.mean(axis=0)).T)
@@ -196,7 +196,7 @@ def test_any_number_of_columns_and_rows(columns, rows, activation):
         (np.arange(4.0), "Expected 2D array, got 1D array .* Reshape your data"),
     ],
 )
-def test_rows_that_no_density_can_be_of_are_refused(rows, problem):
+def test_rows_without_a_density_are_refused(rows, problem):
     with one_line((ValueError, TypeError), match=problem):
         snfnp.FlowDensity().fit(rows)
 
@@ -215,7 +215,7 @@ def test_parameters_are_refused_by_their_names(given, problem):
         snfnp.FlowDensity(**given).fit(moons(20))
 
 
-def test_training_that_diverges_leaves_the_best_before(monkeypatch):
+def test_a_fit_that_diverges_keeps_its_best_step(monkeypatch):
     def diverges(trainer, images, step=Trainer.training_step):
         if trainer.step == 20:
             raise DivergedError("training diverged", 20)
@@ -431,7 +431,7 @@ def test_a_forged_file_is_one_line(change, tmp_path):
 
 
 def test_short_kernels_give_the_same_bits_without_threads(monkeypatch):
-    """All in turn against all in parallel: steps of a flow of rows, bit for bit."""
+    """All serial against all parallel: steps of a flow of rows, bit for bit."""
     found, activation = [], "smooth-leaky-relu"
     for short in (0, 1 << 60):
         monkeypatch.setattr(jit, "_SHORT", short)

@@ -199,7 +199,7 @@ def test_index_has_every_equation_and_points_at_things_that_exist():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_page(page):
+def test_every_page_has_sound_links_pointers_and_formulas(page):
     text = page.read_text(encoding="utf-8")
     assert link_problems(page, text) == []
     assert pointer_problems(page, text) == []

@@ -304,7 +304,7 @@ def step(side, batch):
 
 step(8, 2)  # compiles or loads every kernel: that is the interpreter's part
 with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")  # the peak starts anew from what is there
+    file.write("5")  # resets the peak to the current use
 before = memory("VmRSS")
 step(28, 100)
 print(memory("VmHWM") - before)

@@ -126,7 +126,7 @@ def failures(place, line):
     return str(caught.value).splitlines()
 
 
-def test_all_that_is_wrong_is_listed():
+def test_every_failed_check_is_listed():
     head, *lines = failures("end", "A[1, 2] += 1; t[3] *= 1.01; dx = 1.02 * dx")
     assert head == "3 of 5 checks failed:"
     assert [line.split(",")[0] for line in lines] == ["x", "A", "t"]
@@ -166,7 +166,7 @@ def test_a_mistake_in_the_call_is_one_line(layer, shape, error, said):
         check_layer(layer, shape)
 
 
-def test_the_message_shows_the_numbers():
+def test_a_failure_shows_both_derivatives():
     """Analytic is what the layer said: 1.01 times what the differences found."""
     with pytest.raises(GradientError) as caught:
         check_layer(SinhLayer("end", "A *= 1.01"), (D,))

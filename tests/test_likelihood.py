@@ -98,13 +98,13 @@ def test_at_once_does_not_change_the_noise(ops, images, at_once, monkeypatch):
         np.testing.assert_allclose(parts[term], nats, rtol=1e-13)
 
 
-def test_each_row_of_the_ledger_is_its_step(ops, images):
+def test_each_likelihood_term_is_that_of_its_step(ops, images):
     flow = small_flow()
     layout, flat = random_parameters(flow)
     params = layout.views(flat)
     evaluation = Likelihood(ops, flow, flat).evaluate(images, seed=11)
     assert evaluation.dimension == D
-    ledger = evaluation.terms
+    terms = evaluation.terms
     x, ldj = flow.encode(ops, images, RandomKey(11, EVALUATION_NOISE, 0), np.float64)
     a = x @ params["dense1"]["W"].T + params["dense1"]["b"]
     (z,), _, _ = flow.forward(ops, params, x)
@@ -118,8 +118,8 @@ def test_each_row_of_the_ledger_is_its_step(ops, images):
         "reverse": 0.0,
         "dense2": np.linalg.slogdet(params["dense2"]["W"])[1],
     }
-    np.testing.assert_allclose(list(ledger.values()), list(expected.values()), rtol=1e-12)
-    assert list(ledger) == list(expected)
+    np.testing.assert_allclose(list(terms.values()), list(expected.values()), rtol=1e-12)
+    assert list(terms) == list(expected)
 
 
 def test_bits_per_dimension():

@@ -43,7 +43,7 @@ def test_points_lie_around_their_curves_with_their_noise(name):
     np.testing.assert_allclose(np.mean(apart.min(axis=0) ** 2), noise, rtol=0.12)
 
 
-def test_the_squares_of_the_checkerboard_and_the_arms_of_the_pinwheel():
+def test_the_checkerboard_has_its_squares_and_the_pinwheel_its_arms():
     column, row = np.floor(densities.draw("checkerboard", 8000, 1)).T.astype(int)
     counts = np.bincount(4 * (column + 2) + row + 2)
     assert {*(column + row) % 2} == {0} and {*column} == {*row} == {-2, -1, 0, 1}
@@ -113,7 +113,7 @@ def record(epoch: int, likelihood=None) -> Record:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_a_film_is_thinned_and_skips_what_is_not_finite(run, monkeypatch):
+def test_an_animation_is_thinned_and_skips_frames_that_are_not_finite(run, monkeypatch):
     monkeypatch.setattr(View, "of", lambda *given: given[2])
     animation = Animation(np.zeros((5, 2)))
     for epoch in range(1, 301):
@@ -129,7 +129,7 @@ def test_a_film_is_thinned_and_skips_what_is_not_finite(run, monkeypatch):
     assert len(animation.frames) == len(epochs)
 
 
-def test_a_run_without_a_film_takes_no_likelihood_for_it(tmp_path, monkeypatch):
+def test_a_run_without_an_animation_builds_no_likelihood_for_it(tmp_path, monkeypatch):
     made, make = [], Trainer.likelihood
     monkeypatch.setattr(Trainer, "likelihood", lambda *given: made.append(1) or make(*given))
     for columns, count in ((3, 3), (2, 5)):  # two evaluations and the test's, and two of a frame
@@ -199,7 +199,7 @@ WRONG_PATHS = [
 
 
 @pytest.mark.parametrize("options, problem", WRONG_PATHS)
-def test_paths_that_cannot_be_are_one_line(options, problem, folder):
+def test_impossible_paths_are_one_line(options, problem, folder):
     with one_line(UsageError, problem):
         interpolate.main([str(folder), *options])
 
@@ -226,7 +226,7 @@ def test_scores_are_log_likelihoods_of_both(run, folder, tmp_path, capsys):
     assert "AUROC 1.0000" in said and "Nalisnick" not in said
 
 
-def test_other_data_that_are_likelier_get_a_word(folder, tmp_path, capsys):
+def test_a_note_says_that_other_data_are_likelier(folder, tmp_path, capsys):
     """As black images are beside digits: points near the mode."""
     np.save(tmp_path / "mode.npy", RNG.normal(0, 1e-3, (30, 2)))
     out = tmp_path / "a.pdf"
@@ -239,7 +239,7 @@ def test_other_data_that_are_likelier_get_a_word(folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("options", [["--data-dir", "a"], ["--data-dir", "b", "--other-dir", "a"]])
-def test_other_published_data_are_read_where_the_options_say(folder, monkeypatch, options):
+def test_other_published_data_are_read_from_the_folder_of_the_options(folder, monkeypatch, options):
     """Also where --data-dir has the run's own."""
     asked = []
 
@@ -263,7 +263,7 @@ SCORELESS = {
 
 
 @pytest.mark.parametrize("other", SCORELESS)
-def test_what_has_no_score_is_one_line(other, folder, tmp_path, monkeypatch):
+def test_data_without_a_score_are_one_line(other, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("nan.npy", [[0.0, 1.0], [np.nan, 2.0]])
     np.save("three.npy", np.ones((4, 3)))

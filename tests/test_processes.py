@@ -360,7 +360,7 @@ def test_the_command_that_mpiexec_gets(monkeypatch, word, last):
 
 
 @pytest.mark.parametrize("missing", ["mpiexec", "mpi4py"])
-def test_what_processes_needs_and_is_missing(monkeypatch, missing):
+def test_a_missing_mpi_is_one_line(monkeypatch, missing):
     def found(name, path=None):
         return None if name == missing else name
 

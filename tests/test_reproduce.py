@@ -101,7 +101,7 @@ def test_a_table_is_trained_once_and_shown_again(everything, command, monkeypatc
     assert first.strip() in command("table4")
 
 
-def test_a_row_that_diverges_is_shown_to_where_it_went(command, monkeypatch, tmp_path):
+def test_a_row_that_diverges_is_shown_with_its_step(command, monkeypatch, tmp_path):
     """However many epochs are asked for; also if it is not known at which step."""
     diverge(monkeypatch, step=3)
     row = ("table1", "--rows", "fc-exact", "--epochs")
@@ -129,7 +129,7 @@ def test_a_row_that_diverges_is_shown_to_where_it_went(command, monkeypatch, tmp
         path.write_bytes(before)
 
 
-def test_a_row_can_be_trained_longer_with_evaluations_here_and_there(command, tmp_path):
+def test_a_row_can_be_trained_longer_with_fewer_evaluations(command, tmp_path):
     command("all", "--rows", "fc-snf")
     shown = command("all", "--rows", "fc-snf", "--epochs", "5", "--eval-every", "2")
     titles = [TARGETS[name].title for name in ("table1", "table4", "figure3", "figure5")]
@@ -169,7 +169,7 @@ def made_up(tmp_path, monkeypatch):
     return planned
 
 
-def test_means_deviations_and_how_far(made_up):
+def test_a_table_has_means_deviations_and_epochs(made_up):
     target, planned, collect = made_up("table5", seeds=[0, 1])
     diverged = {"asked": 250, "diverged_at": 0, "before": {}, "epochs": 250}
     monitors = {"epoch": 3, "rho": 1.25}
@@ -219,7 +219,7 @@ def test_a_run_whose_likelihood_was_lost_says_from_which_step_on(made_up):
 
 
 @pytest.mark.slow
-def test_what_figures_and_times_are_made_of(everything):
+def test_figures_and_times_are_made_of_metrics_and_timings(everything):
     """Of the runs' metrics, likelihoods and timings; how it is shown is in the committed page."""
     folder, tables = everything
     records = results.read(folder / "results.json")
@@ -297,7 +297,7 @@ def test_a_sample_of_mnist_is_not_enough(monkeypatch, tmp_path):
         reproduce.main(["table1", "--runs", str(tmp_path)])
 
 
-def test_what_cannot_be_used_is_one_line_before_anything_is_trained(command, monkeypatch, tmp_path):
+def test_unusable_runs_are_one_line_before_training(command, monkeypatch, tmp_path):
     row, folder = ("table1", "--rows", "fc-snf"), tmp_path / "runs/fc-snf-seed-0"
     command(*row)
     (tmp_path / "file").write_text("")

@@ -144,7 +144,7 @@ def test_the_gap_is_between_rows_of_the_same_seeds(records):
     assert gaps(records) == [] and gaps({}) == []
 
 
-def test_published_the_page_is_whole_and_its_check_runs(folder, capsys):
+def test_a_published_page_is_complete_and_its_doctest_passes(folder, capsys):
     reproduce.main(["page", "--runs", str(folder / "runs")])
     written = capsys.readouterr().out.split()
     names = [path.rpartition("/")[2] for path in written]
@@ -246,7 +246,7 @@ def command(tmp_path):
 
 
 @pytest.mark.parametrize("row", EVERY_ROW)
-def test_a_rows_configuration_is_that_of_a_3(row):
+def test_a_row_has_the_configuration_of_appendix_a_3(row):
     """Appendix A.3, retyped: batch, rate, warm-up, clipping, λ, sizes and epochs of every model."""
     config = TrainConfig(**row.options).resolve(50_000)
     kind, exact = config.model, config.gradient == "exact"
@@ -307,7 +307,7 @@ def test_rows_are_trained_in_the_order_in_which_they_are_named(command):
 
 
 def test_rows_of_the_recipe_have_the_papers_figures_and_nothing_else_of_their_own():
-    """Of the row of the same model in Table 1 or 5, whatever the name of it."""
+    """Those of the row of the same model in Table 1 or 5."""
     figures = {(row.paper, row.spread, row.epochs) for row in ROWS}
     rows = TABLES["white"].rows
     assert len({row.name for row in rows} - {row.name for row in ROWS}) == len(rows)

@@ -73,7 +73,7 @@ def in_threads(count, work):
     return [call.exception() for call in calls if call.exception()]
 
 
-def test_of_a_race_for_a_new_folder_one_wins(tmp_path):
+def test_one_of_several_starts_gets_a_new_folder(tmp_path):
     together, done, won = threading.Barrier(8), threading.Barrier(8), []
 
     def race():
@@ -88,7 +88,7 @@ def test_of_a_race_for_a_new_folder_one_wins(tmp_path):
     assert list(map(type, in_threads(8, race))) == 7 * [UsageError] and len(won) == 1
 
 
-def test_a_lock_on_a_file_that_was_just_removed_is_none(tmp_path, monkeypatch):
+def test_a_lock_on_a_removed_file_is_taken_again(tmp_path, monkeypatch):
     """The holder gives it back between another's opening and locking of the file."""
     path, original = tmp_path / "run.lock", files._lock
     held = ExitStack()
@@ -278,7 +278,7 @@ def test_compiled_kernels_go_to_a_temporary_folder(machine):
     assert kernels(place) == first  # the second run compiles nothing
 
 
-def test_where_that_is_not_ours_nothing_is_kept(machine, tmp_path):
+def test_kernels_are_not_kept_in_a_folder_of_others(machine, tmp_path):
     """Somebody else's folder of that name could hold anything, and it would be executed."""
     place_of(machine).mkdir()
     place_of(machine).chmod(0o777)
@@ -296,7 +296,7 @@ def test_matplotlib_does_not_need_a_home(machine, tmp_path):
     assert run(machine, code, HOME=str(home))[0].strip() == str(home / ".config" / "matplotlib")
 
 
-def test_a_private_folder_is_nobody_elses(tmp_path, monkeypatch):
+def test_a_private_folder_is_refused_if_others_can_write_to_it(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     found = files.private_folder("a")
     assert found == files.private_folder("a") and found.is_dir()

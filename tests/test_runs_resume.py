@@ -174,7 +174,7 @@ def test_a_resumed_run_may_change_how_it_is_trained(snfnp_train, tmp_path, capsy
     assert [record["lam"] for record in loaded.folder.read_metrics()] == [1, 3, 3]
 
 
-def test_a_change_is_in_force_from_that_step_on(tmp_path, monkeypatch):
+def test_a_changed_option_applies_from_the_next_step(tmp_path, monkeypatch):
     """The same numbers as of a trainer that is changed by hand."""
     changes = {"lam": 3.0, "lr": 2e-3, "clip_norm": 5.0}
 
@@ -245,7 +245,7 @@ def test_rollback_before_the_first_evaluation_goes_back_to_the_start(snfnp_train
 
 @pytest.mark.parametrize("name", WRITES)
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_crash_while_going_back_is_made_good_by_the_same_command(
+def test_a_crash_during_a_rollback_is_repaired_by_the_same_command(
     spoiled, snfnp_train, tmp_path, monkeypatch, name, when
 ):
     again = shutil.copytree(spoiled, tmp_path / "again")
@@ -270,7 +270,7 @@ def ways_on(error):
 
 
 @pytest.mark.parametrize("step, where", [(2, "the start"), (8, "the best evaluation saved")])
-def test_every_way_on_after_a_nan_can_be_gone(
+def test_every_command_advised_after_a_nan_works(
     snfnp_train, tmp_path, monkeypatch, capsys, step, where
 ):
     path = tmp_path / "a run"  # a shell needs quotes

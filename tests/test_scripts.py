@@ -90,7 +90,7 @@ def finished(environment, tmp_path_factory):
     return Path(re.search("run folder (.*)", out).group(1)), out, err
 
 
-def test_training_tells_what_it_does(finished):
+def test_training_reports_its_progress(finished):
     folder, out, err = finished
     assert err.count("sample") >= 1 and "--data-dir" in err  # the loud line
     for epoch in (1, 2):
@@ -181,15 +181,15 @@ def test_bad_input_is_one_line_and_a_status(environment, finished, tmp_path):
         assert len(err.splitlines()) <= 2, err  # training may say first which images it has
 
 
-def test_a_small_glow_on_colour_images_of_ones_own(environment, tmp_path):
+def test_a_small_glow_trains_on_own_colour_images(environment, tmp_path):
     folder, data = tmp_path / "run", tmp_path / "colours.npy"
     np.save(data, np.random.default_rng(0).integers(0, 256, (300, 32, 32, 3), np.uint8))
     size = ("--depth", 1, "--width", 8, "--epochs", 1, "--augment", "--recompute")
     own = ("--backend", "numpy", "--out", folder)  # which has no kernels to compile
     train = ("train_cifar10.py", "--data", data, *size, *own)
-    out, ledger = outputs(environment, train, ("snfnp", "evaluate", folder))
+    out, terms = outputs(environment, train, ("snfnp", "evaluate", folder))
     assert "glow 3L-1K width 8" in out
-    assert "split1 base density" in ledger and "split2 base density" in ledger
+    assert "split1 base density" in terms and "split2 base density" in terms
     record = json.loads((folder / "config.json").read_text())
     assert record["data"]["shape"] == [32, 32, 3] and record["config"]["augment"] is True
 

@@ -42,7 +42,7 @@ def test_a_name_is_cut_out_with_its_decorators_and_nothing_of_its_neighbours(mod
 
 
 @pytest.mark.parametrize("name", ["Gone", "Kind.gone", "name", "Kind.name.deeper"])
-def test_what_is_not_there_is_not_found(module, name):
+def test_a_missing_name_is_not_found(module, name):
     assert lines_of(module, name) is None
     assert lines_of(module.with_name("gone.py"), name) is None
 

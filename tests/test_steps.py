@@ -146,7 +146,7 @@ def test_adam_uses_its_settings(ops):
     np.testing.assert_allclose(p, start + 0.3 * g / (np.abs(g) + 0.1), rtol=1e-14)
 
 
-def test_clipping(ops):
+def test_gradients_beyond_the_norm_are_clipped(ops):
     """A gradient beyond the norm is scaled down to it; what is returned is of the unclipped one."""
     g = np.random.default_rng(3).standard_normal(50)
     norm = float(np.linalg.norm(g))
@@ -184,7 +184,7 @@ def test_nothing_moves_once_a_step_has_failed(ops):
         assert (buffer == value).all()
 
 
-def test_warm_up():
+def test_the_rate_rises_linearly_during_warm_up():
     """lr · ((b+1) + (e-1) B) / (E B) in batch b = 0, 1, … of epoch e = 1, 2, … of E (A.3)."""
     lr, per_epoch, epochs = 1e-4, 7, 10
     for step in range(12 * per_epoch):
@@ -286,7 +286,7 @@ def run_control(ops, own, found, lam=0.9):
 
 
 @pytest.mark.parametrize("relative", [False, True])
-def test_the_formulas_over_many_steps(ops, relative):
+def test_controllers_follow_their_formulas_over_many_steps(ops, relative):
     rng = np.random.default_rng(3)
     errors = rng.uniform(0, 0.8, (STEPS, LAYERS)) * np.linspace(1.6, 0.2, STEPS)[:, None]
     inputs = rng.uniform(0.5, 2.0, (STEPS, LAYERS)) * SAMPLES
@@ -305,7 +305,7 @@ def test_the_formulas_over_many_steps(ops, relative):
     assert (state[Row.COUNTED] == STEPS).all()
 
 
-def test_bounds_are_kept(ops):
+def test_lambda_stays_within_its_bounds(ops):
     for size, bound in ((1e300, 5.0), (0.0, 1e-3)):
         found = np.full((200, 1, 2), size)
         own = controller(rate=100.0)
@@ -425,6 +425,6 @@ def test_a_resumed_runs_lambda_is_the_controllers(tmp_path):
 
 
 def test_defaults_follow_where_lambda_starts():
-    """ln λ starts to move by C − κ a step, whatever λ is."""
+    """At first ln λ moves by C − κ in each step, for every λ."""
     for model in ("fc", "glow"):
         assert TrainConfig(model=model, lambda_control="geco").resolve(1000).lambda_rate == 1.0

@@ -86,7 +86,7 @@ def test_other_errors_are_a_line(read):
 
 
 @pytest.mark.parametrize("name, starts", [("", 0), ("Unnamed: 0", 0), ("rownames", 1)])
-def test_a_column_that_counts_the_rows_gets_a_word(name, starts, read):
+def test_a_note_names_a_column_that_counts_the_rows(name, starts, read):
     counting = "\n".join(f"{k + starts},{k % 2},3" for k in range(5))
     (line,) = read(f"{name},x,y\n{counting}\n")[2]
     assert "the first column only counts the rows: `columns=x,y` leaves it out" in line
@@ -142,7 +142,7 @@ def test_columns_with_ties_are_dequantised_by_every_preprocessing(way, tmp_path,
     np.testing.assert_array_equal(drawn, drawn.round(1))
 
 
-def test_a_flow_with_its_own_preprocessing_gets_no_word_on_ties(tmp_path):
+def test_no_note_on_ties_with_a_preprocessing_of_ones_own(tmp_path):
     own, lines = Standardise(mean=(0.0, 0.0), spread=(1.0, 1.0)), []
     flow = Flow((2,), (("dense", Linear(Dense(2), SelfNormalizing())),), preprocess=own)
     rows = np.random.default_rng(0).integers(0, 9, (100, 2)).astype(float)

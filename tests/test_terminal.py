@@ -79,7 +79,7 @@ def test_characters_that_an_output_lacks_are_escaped(encoding, lam, said):
     assert err == f"error: {lam} is {minus}1\n"
 
 
-def test_every_line_is_in_a_log_file_at_once(monkeypatch, tmp_path):
+def test_every_line_is_flushed_to_a_log_file(monkeypatch, tmp_path):
     """Whoever waits for a run, and after a run that was killed; then the file is as it was."""
     found, path = [], tmp_path / "log"
     with open(path, "w") as log, monkeypatch.context() as patched:

@@ -79,7 +79,7 @@ for threads in (1, 2):
 """
 
 
-def test_a_step_has_the_same_bits_whatever_the_number_of_threads():
+def test_a_step_has_the_same_bits_on_any_number_of_threads():
     """Two threads, also where there is one core; 25 samples are in no kernel a whole number of
     tasks."""
     one, two = printed(_STEPS.format(model="conv"), NUMBA_NUM_THREADS="2").split()
@@ -155,7 +155,7 @@ for threads in (1, 2, 3):
 """
 
 
-def test_sums_over_blocks_have_the_same_bits_whatever_the_number_of_threads():
+def test_sums_over_blocks_have_the_same_bits_on_any_number_of_threads():
     """Numba would add what the threads have added up."""
     assert len(set(printed(_SUMS, NUMBA_NUM_THREADS="3").split())) == 1
 

@@ -166,12 +166,14 @@ def test_every_step_has_noise_of_its_own_and_every_evaluation_the_same(encodings
     assert not np.isin(evaluation[0], np.concatenate(training)).any()
     u = philox.uniform(np, philox.RandomKey(0, EVALUATION_NOISE, 0), (40, SIDE * SIDE))
     v = 1e-6 + (1 - 2e-6) * (100 + u) / 256
-    # whatever the run's seed, so that runs compare
+    # the same for every seed of a run, so that runs compare
     np.testing.assert_allclose(evaluation[0], np.log(v / (1 - v)), rtol=1e-12)
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_the_ledger_is_in_nats_and_in_bits_per_dimension(disagreeing, monkeypatch, capsys, split):
+def test_likelihood_terms_are_in_nats_and_in_bits_per_dimension(
+    disagreeing, monkeypatch, capsys, split
+):
     data, run, _ = disagreeing
     monkeypatch.setattr(shared, "load_dataset", lambda *where: data)
     evaluate.main([str(run.path), "--split", split, "--seed", "5"])

@@ -84,7 +84,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("model", ["strange:build", '{"class": "strange:Own", "of": [1, {}]}'])
-def test_a_folder_makes_nothing_run(name, model, run, strange):
+def test_opening_a_folder_runs_no_code(name, model, run, strange):
     model = model.replace("{}", '{"class": "snfnp.maps.dense:Dense", "dimension": 2}')
     forge(run, model=model)
     said = "cannot be opened: its model strange:"
@@ -161,7 +161,7 @@ def test_a_trusted_module_that_is_not_found_is_said_so(run, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("trust", [False, True])
 @pytest.mark.parametrize("model", HARMFUL, ids=lambda model: model[:40])
-def test_no_name_of_anything_else_is_called(model, trust, run, monkeypatch):
+def test_no_other_callable_is_called(model, trust, run, monkeypatch):
     """Not even of a module that is imported, or that the user trusts."""
     for name in ("os.system", "subprocess.Popen", "builtins.input", "code.interact"):
         monkeypatch.setattr(name, lambda *given, **more: pytest.fail(f"called with {given}"))
@@ -171,7 +171,7 @@ def test_no_name_of_anything_else_is_called(model, trust, run, monkeypatch):
         snfnp.load_run(run, trust=trust)
 
 
-def test_a_header_and_an_estimator_s_file_make_nothing_run(run, strange, tmp_path):
+def test_opening_a_header_or_an_estimators_file_runs_no_code(run, strange, tmp_path):
     """Their checksums are right: anybody can compute them."""
     layout = snfnp.load_run(run).layout
     saved = load_checkpoint(run / "best.safetensors", layout)

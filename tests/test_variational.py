@@ -216,7 +216,9 @@ def penalty(ops, which, p) -> float:
 
 @pytest.mark.parametrize("objective", ["mixture", "forward"])
 @pytest.mark.parametrize("which", MAPS)
-def test_its_expectation_is_the_distance_from_the_identity(ops, rng, all_signs, which, objective):
+def test_the_expected_penalty_is_the_distance_from_the_identity(
+    ops, rng, all_signs, which, objective
+):
     layer = layer_of(which, JacobianPenalty(objective, MU, 16))
     p, x, dz = point(layer, MAPS[which][0], rng)
     dx, grads, measured = backward(ops, layer, p, x, dz)
@@ -252,7 +254,7 @@ def test_probes_are_the_same_on_every_backend_and_others_in_every_layer_and_step
 
 
 def test_the_angle_is_the_likelihoods_alone(rng):
-    """Eq. 31 is part of what pulls, also where λ is 0; the likelihood's gradient has none of it."""
+    """Eq. 31 belongs to the reconstruction's gradient, even at λ = 0, not to the likelihood's."""
     ops, found = get_ops("numpy"), []
     x = rng.standard_normal((8, 16))
     for make in ({}, {"jvp_weight": 0.5}):
@@ -263,7 +265,7 @@ def test_the_angle_is_the_likelihoods_alone(rng):
         assert plain == penalised
 
 
-def test_off_by_default_it_is_the_plain_rule():
+def test_the_penalty_is_off_by_default():
     assert small_config().rule == SelfNormalizing()
     assert small_config(objective="forward").rule == SelfNormalizing("forward")
     assert small_config(jvp_weight=0.2).rule == JacobianPenalty("mixture", 0.2, 4)

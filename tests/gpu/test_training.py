@@ -275,10 +275,10 @@ def test_likelihoods_and_samples_match_numpy(ops, model, gradient):
     found.begin(Repeated(ops.asarray(images)))
     expected.p[...] = host(found, "p")
     found, expected = (trainer.likelihood() for trainer in (found, expected))
-    ledgers = [each.evaluate(images, seed=0, at_once=4).terms for each in (found, expected)]
-    assert list(ledgers[0]) == list(ledgers[1])
-    for term, nats in ledgers[1].items():
-        np.testing.assert_allclose(ledgers[0][term], nats, rtol=1e-10, atol=1e-10, err_msg=term)
+    terms = [each.evaluate(images, seed=0, at_once=4).terms for each in (found, expected)]
+    assert list(terms[0]) == list(terms[1])
+    for term, nats in terms[1].items():
+        np.testing.assert_allclose(terms[0][term], nats, rtol=1e-10, atol=1e-10, err_msg=term)
     np.testing.assert_allclose(found.log_prob(images), expected.log_prob(images), rtol=1e-10)
     on_device = found.log_prob(ops.asarray(images))  # images there need not come back
     np.testing.assert_array_equal(on_device, found.log_prob(images))
