@@ -6,8 +6,7 @@ import hashlib
 import os
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path, PurePosixPath
@@ -158,16 +157,6 @@ class Published:
         return self.advice or f"get {' and '.join(self.files)} from {' or '.join(self.mirrors)}"
 
 
-@contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """A published file's content as a stream, uncompressed if it starts with gzip's magic number:
-    servers and browsers uncompress files without renaming them."""
-    with readable(path, _FRESH), open(open_regular(path, follow=True), "rb") as file:
-        compressed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
-        file.seek(0)
-        yield gzip.GzipFile(fileobj=file) if compressed else file
-
-
 def _images(content: bytes) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=_HEADER).reshape(-1, 28, 28, 1)
 
@@ -176,7 +165,12 @@ def _mnist(published: Published, files: dict[str, Path]) -> np.ndarray:
     """The images of MNIST or Fashion-MNIST (Xiao et al. 2017)."""
     images, most = [], _HEADER + 28 * 28 * sum(published.counts)
     for name in (TRAIN, TEST):
-        with opened(files[name]) as stream:
+        path = files[name]
+        with readable(path, _FRESH), open(open_regular(path, follow=True), "rb") as file:
+            # servers and browsers uncompress files without renaming them
+            compressed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+            file.seek(0)
+            stream = gzip.GzipFile(fileobj=file) if compressed else file
             content = stream.read(most)  # a limit for damaged files
             digest = hashlib.sha256(content).hexdigest()
             title, _ = found = _KNOWN.get(digest, ("no published data set", ""))

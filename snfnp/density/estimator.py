@@ -268,7 +268,7 @@ class FlowDensity:
             log p(x) in nats and in the units of X, (N,). In columns with ties p is the probability
             of the cell of one step around x (by 16 points of it), divided by the step.
         """
-        return self._fitted.log_prob(self._rows_like_those_before(X))
+        return self._fitted.log_prob(self._checked(X))
 
     def score(self, X, y=None) -> float:
         """The mean of `score_samples`; y is ignored."""
@@ -296,7 +296,7 @@ class FlowDensity:
     def transform(self, X) -> Any:
         """The latents (N, D) of rows (N, D) under the best flow: standard normal if X is as that
         flow says."""
-        table = self._rows_like_those_before(X)
+        table = self._checked(X)
         latents = self._best.without_noise.latents(table)[0]
         kind = getattr(self, "_sklearn_output_config", {}).get("transform")
         return rows.in_container(latents, self.get_feature_names_out(), X, kind)
@@ -316,8 +316,7 @@ class FlowDensity:
         Returns:
             Rows (N, D); in columns with ties, rounded to a multiple of the step.
         """
-        _ = self._fitted
-        latents = self._of_right_width(rows.checked(X))
+        latents = self._checked(X, named=False)
         return self.likelihood_.sample(len(latents), latents=(latents,), exact=exact)
 
     def save(self, path: str | Path) -> None:
@@ -338,12 +337,12 @@ class FlowDensity:
             raise kind("this FlowDensity is not fitted yet: call fit first")
         return self._ensemble
 
-    def _rows_like_those_before(self, X) -> np.ndarray:
+    def _checked(self, X, named: bool = True) -> np.ndarray:
+        """X as rows of as many columns as were fitted; named: with the same names."""
         _ = self._fitted
-        rows.check_names(X, getattr(self, "feature_names_in_", None))
-        return self._of_right_width(rows.checked(X))
-
-    def _of_right_width(self, table: np.ndarray) -> np.ndarray:
+        if named:
+            rows.check_names(X, getattr(self, "feature_names_in_", None))
+        table = rows.checked(X)
         if table.shape[1] != self.n_features_in_:
             found = f"X has {table.shape[1]} features, but FlowDensity is expecting"
             raise ValueError(f"{found} {self.n_features_in_} features as input")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +9,15 @@ import numpy as np
 
 from snfnp.density.mixture import Mixture
 from snfnp.density.training import Candidate
-from snfnp.errors import CheckpointError, UsageError
+from snfnp.errors import CheckpointError
 from snfnp.files import readable
 from snfnp.parameters import Layout
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint, record_of, save_checkpoint
 
-_PARTS = ("weights", "means", "roots")  # of a mixture
-
 
 def save(density: Any, path: Path) -> None:
-    """Write atomically. Raises UsageError for a path that is no place for a file."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise UsageError(f"{path} is no regular file: give another path")
+    """Write atomically. Raises SnfnpError for a path that cannot be written."""
     config, kept, best, moments = density._fit
     shapes, arrays, described = {}, {}, []
     for place, (candidate, weight) in enumerate([*kept, (best, None)]):
@@ -34,10 +29,12 @@ def save(density: Any, path: Path) -> None:
             arrays[f"{place}.{number}"] = named
     layout = Layout.of(shapes, fixed=tuple(shapes))
     names = getattr(density, "feature_names_in_", None)
-    params = {name: _plain(value) for name, value in density.get_params().items()}
+    params = density.get_params() | {"random_state": None}
+    # NumPy's numbers as Python's, which JSON has
+    plain = {k: each.item() if isinstance(each, np.generic) else each for k, each in params.items()}
     record = {
         "class": type(density).__name__,
-        "params": {**params, "random_state": None},
+        "params": plain,
         "config": config.as_dict(),
         "moments": np.array(moments).tolist(),
         "names": None if names is None else list(names),
@@ -78,22 +75,16 @@ def load(cls: type, path: Path) -> Any:
 
 
 def _named(member: Any) -> dict[str, np.ndarray]:
-    if isinstance(member, Mixture):
-        return {name: getattr(member, name) for name in _PARTS}
-    return {"p": member}
+    return vars(member) if isinstance(member, Mixture) else {"p": member}
 
 
 def _member(arrays: dict[str, np.ndarray], size: int, columns: int) -> Any:
     if set(arrays) == {"p"} and arrays["p"].shape == (size,):
         return arrays["p"]
-    weights, means, roots = (arrays[name] for name in _PARTS)
+    mixture = Mixture(**arrays)
+    weights, means, roots = vars(mixture).values()
     fits = means.shape == (len(weights), columns) and roots.shape == (*means.shape, columns)
     sound = (weights > 0).all() and abs(weights.sum() - 1) < 1e-9
     if not (fits and sound and (np.diagonal(roots, 0, 1, 2) > 0).all()):
         raise ValueError("a mixture in it")
-    return Mixture(weights, means, roots)
-
-
-def _plain(value: Any) -> Any:
-    """NumPy's numbers as Python's, which JSON has."""
-    return value.item() if isinstance(value, np.generic) else value
+    return mixture

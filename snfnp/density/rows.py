@@ -56,15 +56,11 @@ def check_names(X, expected: np.ndarray | None) -> None:
     """Compare the names of X's columns with those that were fitted, as scikit-learn does: raises
     ValueError for others, or for another order; warns if only one side has names."""
     found = names_of(X)
-    if found is None or expected is None:
-        if found is not None:
-            text = "X has feature names, but FlowDensity was fitted without feature names"
-            warnings.warn(text, stacklevel=4)
-        elif expected is not None:
-            text = "X does not have valid feature names, but FlowDensity was fitted with feature"
-            warnings.warn(f"{text} names", stacklevel=4)
-        return
-    if list(found) == list(expected):
+    if (found is None) != (expected is None):
+        has, was = ("has", "without") if expected is None else ("does not have valid", "with")
+        text = f"X {has} feature names, but FlowDensity was fitted {was} feature names"
+        warnings.warn(text, stacklevel=4)
+    if found is None or expected is None or list(found) == list(expected):
         return
     text = "The feature names should match those that were passed during fit.\n"
     unseen, missing = sorted(set(found) - set(expected)), sorted(set(expected) - set(found))
