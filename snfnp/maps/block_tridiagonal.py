@@ -26,7 +26,7 @@ STOP = float(np.finfo(np.float64).eps)
 def log_det(ops, w, shape) -> float:
     """log|det T(w)|."""
     block, copies, _ = factor(ops, w, shape)
-    return copies * block.log_det if block else explicit.log_det(ops, w, shape)
+    return copies * block.log_det if block else explicit.inverted(ops, w, shape)[2]
 
 
 def log_det_grad(ops, w, shape):

@@ -1,10 +1,11 @@
 """T(w) of a convolution written out: the paper's exact baseline. O((HWC)³) time, O((HWC)²) memory.
 
 Kernels w are (kH, kW, I, O), both sizes odd; shape is an image's (H, W, C). All arithmetic is in
-double precision: gradients come back in w's, solutions in z's. All functions raise
-SingularMatrixError if T(w) is singular to double precision, or not finite.
+double precision: gradients come back in w's, solutions in z's.
 Derivation: derivations/10-block-tridiagonal.md.
 """
+
+from functools import cache
 
 import numpy as np
 
@@ -13,24 +14,25 @@ from snfnp.errors import SingularMatrixError
 
 def log_det(ops, w, shape) -> float:
     """log|det T(w)|."""
-    return _inverted(ops, w, shape)[2]
+    return ops.linalg.log_abs_det(matrix(ops, w, shape))
 
 
 def log_det_grad(ops, w, shape):
     """∂ log|det T(w)| / ∂w."""
-    _, inverse, _ = _inverted(ops, w, shape)
+    _, inverse, _ = inverted(ops, w, shape)
     return gather(ops, inverse.T, w.shape, shape[1], shape[0]).astype(w.dtype, order="C")
 
 
 def solve(ops, w, z):
     """x (N, H, W, C) with T(w) x = z."""
-    t, *_ = _inverted(ops, w, z.shape[1:])
+    t, *_ = inverted(ops, w, z.shape[1:])
     rows = z.reshape(len(z), -1).astype(np.float64)
     return ops.linalg.solve(t, rows).reshape(z.shape).astype(z.dtype)
 
 
-def _inverted(ops, w, shape):
-    """T(w), its inverse, and log|det T(w)|."""
+def inverted(ops, w, shape):
+    """T(w), its inverse, and log|det T(w)|. Raises SingularMatrixError if T(w) is not finite, or
+    singular to double precision."""
     t = matrix(ops, w, shape)
     inverse, log_det = ops.linalg.inverse_and_log_abs_det(t)
     norm, inverse_norm = ops.linalg.norms(t, inverse)
@@ -52,10 +54,12 @@ def strip(ops, w, rows, columns, width):
     columns is `rows` (T of an image that high) or 3 · rows (L, B, U side by side), and column
     row' = 0 is (columns − rows)/2 image rows above row = 0.
     """
-    down, across = _shifts(ops, len(w), rows, columns), _shifts(ops, w.shape[1], width, width)
-    wide = w.astype(np.float64)
-    found = ops.xp.einsum("arc,bxy,abio->rxocyi", down, across, wide, optimize=True)
-    return ops.xp.ascontiguousarray(found)
+    height, breadth, inputs, outputs = w.shape
+    down, across = _shifts(ops, height, rows, columns), _shifts(ops, breadth, width, width)
+    found = down.T @ w.astype(np.float64).reshape(height, -1)
+    found = across.T @ found.reshape(rows * columns, breadth, inputs * outputs)
+    found = found.reshape(rows, columns, width, width, inputs, outputs)
+    return ops.xp.ascontiguousarray(found.transpose(0, 2, 5, 1, 3, 4))
 
 
 def gather(ops, strip, kernel, width, rows):
@@ -64,11 +68,17 @@ def gather(ops, strip, kernel, width, rows):
     height, breadth, inputs, outputs = kernel
     columns = rows * strip.shape[1] // strip.shape[0]
     down, across = _shifts(ops, height, rows, columns), _shifts(ops, breadth, width, width)
-    strip = strip.reshape(rows, width, outputs, columns, width, inputs)
-    return ops.xp.einsum("arc,bxy,rxocyi->abio", down, across, strip, optimize=True)
+    found = strip.reshape(rows, width, outputs, columns, width, inputs).transpose(0, 3, 1, 4, 5, 2)
+    found = across @ found.reshape(rows * columns, width * width, inputs * outputs)
+    return (down @ found.reshape(rows * columns, -1)).reshape(kernel)
 
 
 def _shifts(ops, taps, rows, columns):
-    """Indicators (taps, rows, columns): 1 where that tap stands between a row and a column."""
+    """Indicators (taps, rows · columns): 1 where that tap stands between a row and a column."""
+    return ops.constant(_indicators(taps, rows, columns))
+
+
+@cache
+def _indicators(taps, rows, columns) -> np.ndarray:
     first = (columns - rows) // 2 - (taps - 1) // 2
-    return ops.xp.stack([ops.xp.eye(rows, columns, first + tap) for tap in range(taps)])
+    return np.stack([np.eye(rows, columns, first + tap).ravel() for tap in range(taps)])
