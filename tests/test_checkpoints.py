@@ -330,7 +330,6 @@ def test_a_damaged_line_of_metrics_is_named(copy, line):
 
 
 def test_shapes_are_checked_before_anything_is_allocated(copy):
-    """Shapes are compared before anything is allocated."""
     record = json.loads((copy / "config.json").read_text())
     del record["sha256"]
     record["data"]["shape"] = [20_000, 20_000, 3]

@@ -259,10 +259,6 @@ def controller(**changes):
     return Controller(**{**defaults, "smoothing": 0.9, **changes})
 
 
-def put(ops, own, lam, layers):
-    return ops.asarray(own.new_state(layers, lam))
-
-
 def geco(constraints, lam, own):
     """Rezende & Viola 2018, algorithm 1, lines 7 to 11: Ĉ of C − κ, started at its first value."""
     average, found = None, []
@@ -276,7 +272,7 @@ def geco(constraints, lam, own):
 
 def run_control(ops, own, found, lam=0.9):
     """λ after each step (steps, L), and what the steps returned."""
-    state, lams, totals = put(ops, own, lam, found.shape[1]), [], []
+    state, lams, totals = ops.asarray(own.new_state(found.shape[1], lam)), [], []
     for each in found:
         each = ops.asarray(each)
         results = ops.step.control(each, SAMPLES, own, 1.0, 0.0, out=state)
@@ -317,7 +313,7 @@ def test_lambda_stays_within_its_bounds(ops):
 def test_what_is_not_finite_moves_nothing(ops, what):
     """Neither λ nor an average. Beside it, a layer whose C is finite goes on."""
     own = controller(relative=what == "inputs")
-    state = put(ops, own, 0.9, 2)
+    state = ops.asarray(own.new_state(2, 0.9))
     found = np.ones((2, 2))
     ops.step.control(ops.asarray(found), SAMPLES, own, 1.0, 0.0, out=state)
     before = ops.to_host(state).copy()
@@ -330,10 +326,6 @@ def test_what_is_not_finite_moves_nothing(ops, what):
     np.testing.assert_array_equal(after[:, 0], before[:, 0])
     moved = what in ("error", "inputs")
     assert (after[Row.COUNTED, 1] == before[Row.COUNTED, 1] + 1) == moved
-
-
-def rows(trainer):
-    return trainer.ops.to_host(trainer.multipliers.values)
 
 
 def test_a_lambda_that_cannot_move_is_a_fixed_one(ops):
@@ -365,7 +357,8 @@ def test_a_step_sees_each_layers_constraint(ops, model, constraint):
             size = np.sum(x**2) / BATCH if constraint == "relative" else 1.0
             expected.append(error / size)
         x = z
-    np.testing.assert_allclose(rows(trainer)[Row.CONSTRAINT], expected, rtol=1e-8, atol=1e-25)
+    found = ops.to_host(trainer.multipliers.values)[Row.CONSTRAINT]
+    np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-25)
 
 
 def test_a_step_uses_the_lambdas_that_the_step_before_left(ops):

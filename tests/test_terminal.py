@@ -42,21 +42,6 @@ def python(*arguments, **settings):
     return subprocess.run(command, env={**kept, "SNFNP_OFFLINE": "1", **variables}, **settings)
 
 
-@pytest.fixture
-def said(monkeypatch):
-    """What a command's work prints, on both outputs, where they have this encoding."""
-
-    def run(encoding, work):
-        streams = [io.TextIOWrapper(io.BytesIO(), encoding, write_through=True) for _ in "12"]
-        with monkeypatch.context() as patched:
-            for name, stream in zip(("stdout", "stderr"), streams, strict=True):
-                patched.setattr(sys, name, stream)
-            work()
-        return [stream.buffer.getvalue().decode(encoding) for stream in streams]
-
-    return run
-
-
 def every_help():
     for name in COMMANDS:
         with suppress(SystemExit):
@@ -66,14 +51,14 @@ def every_help():
 
 
 @pytest.mark.parametrize("encoding, lam", [("utf-8", "λ"), ("ascii", "\\u03bb")])
-def test_characters_that_an_output_lacks_are_escaped(encoding, lam, said):
-    statuses = []
-    out, err = said(encoding, lambda: statuses.append(terminal.run(every_help)))
-    assert (
-        out.count("usage: python -m snfnp ") == len(COMMANDS)
-        and f"{lam} of Eq. 3" in out
-        and statuses == [2]
-    )
+def test_characters_that_an_output_lacks_are_escaped(encoding, lam, monkeypatch):
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding, write_through=True) for _ in "12"]
+    with monkeypatch.context() as patched:
+        for name, stream in zip(("stdout", "stderr"), streams, strict=True):
+            patched.setattr(sys, name, stream)
+        assert terminal.run(every_help) == 2
+    out, err = (stream.buffer.getvalue().decode(encoding) for stream in streams)
+    assert out.count("usage: python -m snfnp ") == len(COMMANDS) and f"{lam} of Eq. 3" in out
     snowman, minus = ("\u2603", "−") if encoding == "utf-8" else ("\\u2603", "\\u2212")
     assert out.splitlines()[-1] == f"a {snowman} \\udcff"
     assert err == f"error: {lam} is {minus}1\n"
