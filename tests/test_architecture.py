@@ -402,7 +402,7 @@ def test_missing_tools_skip_tests_and_fail_where_they_are_required():
 def test_as_many_processes_as_cores_up_to_eight(
     request, monkeypatch, arguments, cores, device, processes
 ):
-    """None, 0, means this one alone."""
+    """0 processes means none beside this one."""
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)), raising=False)
     monkeypatch.setenv("SNFNP_DEVICE", device)
     config = SimpleNamespace(args=arguments)

@@ -83,7 +83,7 @@ def test_a_table_shows_three_digits_or_all_before_the_point():
 
 
 def test_steps_stand_beside_their_floors():
-    """Of minima: products at the rate of the products alone, Adam's bytes at that of a copy."""
+    """From minima: the products' rate when alone, and a copy's rate for Adam's bytes."""
     times = {"fc": 3.0, "thin": 1.5, "both": 2.5, "copy": 0.5}
     rows = [
         {"step": name, "threads": count, "min ms": ms / count, "median ms": 9.0}
@@ -235,7 +235,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="GNU's timeout")
 
 
 def test_a_step_gives_options_that_its_script_has():
-    """A wrong one would cost the step its place in the hour."""
+    """A wrong option would cost the step its place in the hour."""
     mains = {"train": snfnp.cli.train, "reproduce": reproduce, "benchmark": benchmark}
     for kind, name, words in STEPS:
         main = mains.get(kind) or next((mains[own] for own in mains if f" {own} " in words), None)

@@ -68,7 +68,7 @@ def test_a_failed_write_keeps_the_old_checkpoint(saved, tmp_path, monkeypatch):
 
 
 def test_the_checksum_is_of_the_file_with_its_own_place_as_zeros(saved):
-    """What another program can check."""
+    """So that another program can check it."""
     _, _, content = saved
     size = int.from_bytes(content[:8], "little")
     checksum = json.loads(content[8 : 8 + size])["__metadata__"]["sha256"].encode()
@@ -249,7 +249,7 @@ def alarm():
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", NAMES)
 def test_damage_is_reported_in_one_line_or_harmless(finished, tmp_path, name, way, alarm):
-    """And at once: nothing waits at a pipe, and a file that is far too long is not read."""
+    """And at once: it does not wait at a pipe or read a file that is far too long."""
     needed = NEEDED[way] | {"config.json"}
     for damage in DAMAGE if name in needed else UNREAD:
         copy = shutil.copytree(finished, tmp_path / damage)

@@ -76,7 +76,7 @@ def test_help_is_made_from_the_presets_and_the_rules():
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_resumed_run_may_change_what_says_so(name):
-    """Anything else would be another run."""
+    """Any other change would make it another run."""
     started = TrainConfig(backend="cupy").resolve(1000)
     others = {int: 7, float: 0.125, bool: not getattr(started, name)}
     choices = {*OPTIONS[name].choices} - {getattr(started, name)}
@@ -132,7 +132,7 @@ def wrong_values(name):
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_value_that_a_run_cannot_have_is_refused_before_its_first_step_and_in_its_file(name):
-    """One rule for both: what is trained can be opened."""
+    """One rule for training and opening: what is trained can be opened."""
     saved = TrainConfig().resolve(1000).as_dict()
     for value in wrong_values(name):
         with pytest.raises(UsageError, match=f"`{name}` is .*: it must be "):
@@ -142,7 +142,7 @@ def test_a_value_that_a_run_cannot_have_is_refused_before_its_first_step_and_in_
 
 
 def test_numbers_of_numpy_are_plain_ones():
-    """A sweep over an array, also when a run goes on; np.float64 is a float that prints itself."""
+    """As in a sweep over an array; np.float64 is a float, but its repr differs."""
     kinds = {"epochs": np.int64, "lr": np.float32, "lam": np.float64, "model": np.str_}
     given = {"epochs": 3, "lr": 0.5, "lam": 0.25, "model": "conv", "recompute": True}
     kinds["recompute"] = np.bool_
@@ -156,7 +156,7 @@ def test_numbers_of_numpy_are_plain_ones():
 
 @pytest.mark.parametrize("changes", [{"clip_norm": math.inf}, {"epochs": 2.5}])
 def test_what_changed_after_it_was_resolved_is_checked_before_the_first_step(tmp_path, changes):
-    """It would be trained to its end, and never be opened again."""
+    """Otherwise it would be trained to the end and could never be opened again."""
     dataset, ops, folder = small_dataset(), get_ops("numpy"), RunFolder.create(tmp_path / "run")
     with one_line(UsageError, match="`.*` is .*: it must be "):
         train(dataclasses.replace(small_config(backend="numpy"), **changes), dataset, ops, folder)
@@ -418,7 +418,7 @@ def given(**options):
 
 
 def test_a_run_with_the_same_options_is_the_same(result):
-    """What follows would pass for an option without effect otherwise."""
+    """Otherwise the tests below could not tell an option's effect from chance."""
     assert result.__wrapped__(given()) == result(given())
 
 

@@ -284,7 +284,7 @@ def test_a_layer_behind_one_that_starts_from_data_gets_its_statistics_after_it()
 
 
 def test_whitening_does_not_change_the_likelihood():
-    """Whose matrices are W U, and whose biases b + W b_U."""
+    """The layer's matrix is W U, its bias b + W b_U."""
     trainer = take_steps(make_trainer(OPS, **WHITE), range(3))
     plain = make_trainer(OPS, **WHITE | {"coordinates": "plain"})
     assert plain.layout.count == trainer.layout.count  # numbers that are not learned do not count
@@ -332,7 +332,7 @@ def test_the_start_of_a_run_is_found_again_after_a_renewal():
 @pytest.mark.parametrize("forgotten", [None, "W", "b", "R"])
 def test_a_renewal_leaves_the_function_as_it_is(monkeypatch, forgotten):
     """To rounding, in sums of 64 terms: log-densities, and the linear part of what dense2 and its
-    whitening make of latents. Who forgets W or b changes the one, who forgets R the other."""
+    whitening make of latents. A forgotten W or b changes the one, R the other."""
     trainer = take_steps(make_trainer(OPS, **WHITE), range(5))
     white, dense = trainer.params["whiten2"], trainer.params["dense2"]
 

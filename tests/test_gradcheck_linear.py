@@ -262,7 +262,7 @@ def test_a_wrong_relative_rule_fails(ops, wrong):
     ids=str,
 )
 def test_another_rule_than_the_scalars_fails(ops, right, other):
-    """The scalar is made for the right rule, and the layer's gradients are the other one's."""
+    """The scalar belongs to the right rule, the layer's gradients to another."""
     settings = {"ops": ops, "scalar": penalised_scalar}
     check_layer(Linear(Dense(D), right), (D,), **settings)
     with pytest.raises(GradientError, match="(?m)^W, direction"):

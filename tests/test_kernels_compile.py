@@ -51,7 +51,7 @@ def test_kernels_compile_and_do_not_spill(group, arch):
 
 
 def test_the_compilers_options_are_cupys():
-    """Beside what its caller gives: denormal numbers of single precision, for one, become 0."""
+    """Beside the caller's: for one, denormal numbers of single precision become 0."""
     if (cupy := importlib.util.find_spec("cupy")) is None:
         pytest.skip("CuPy is not installed")
     text = Path(cupy.submodule_search_locations[0], "cuda", "compiler.py").read_text()
@@ -86,7 +86,7 @@ def test_a_kernel_that_takes_too_much_is_found(field, body):
 @pytest.mark.nvrtc
 @pytest.mark.parametrize("body", ["x[0] = M_PI;", "int64_t i = 0; x[i] = T(0);", "y[0] = T(0);"])
 def test_the_compilers_log_is_the_error(body):
-    """Also of what other compilers accept and this one does not."""
+    """Also for code that other compilers accept and this one does not."""
     with pytest.raises(nvrtc.CompileError, match=r"kernels.cu\(4\): error: .* undefined"):
         compiled(KERNEL % body, ["bad"], "sm_80")
 
@@ -128,7 +128,7 @@ def test_numbers_are_long_long_or_double():
 
 
 def test_every_global_function_is_found():
-    """One that is declared in another way would be missing from every test."""
+    """A kernel declared in another way would be missing from every test."""
     for group in source.groups():
         names = re.findall(r"__global__\s+void\s+(\w+)", code_of(group))
         assert code_of(group).count("__global__") == len(names)

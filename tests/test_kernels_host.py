@@ -115,7 +115,7 @@ FEW, MANY = (5, 37), (3, 16_411)  # values for one block, and for several
     ],
 )
 def test_a_wrong_kernel_is_found(folder, name, size, old, new, message):
-    """In one order of threads at least."""
+    """At least one order of the threads shows it."""
     found = []
     for backwards in ORDERS.values():
         text_of = host_kernels.patched(name.partition(".")[0], old, new)

@@ -189,7 +189,7 @@ def test_an_orthogonal_start_is_exactly_invertible(map, rule, ops):
 
 def test_an_orthogonal_start_is_random_and_uniform():
     """The Haar measure: E Q = 0 and E Q² = 1/C for each entry, and both determinants. The signs
-    that `qr` chooses are not: with Householder's reflections the diagonal has one sign."""
+    that `qr` chooses are not random: with reflections the diagonal has one sign."""
     size, draws = 3, 4000
     layer = Linear(Conv2d((1, 1), size), Exact(), init_kind="orthogonal")
     rng = np.random.default_rng(0)

@@ -256,7 +256,7 @@ def test_weights_are_those_at_which_held_out_rows_are_likeliest():
 
 
 def test_samples_come_from_every_member_by_its_weight():
-    """One member far from the other."""
+    """The two members lie far apart, so that each sample's origin is plain."""
     preprocess = Standardise((0.0,), (1.0,))
     mixtures = (Mixture(np.ones(1), np.array([[m]]), np.ones((1, 1, 1))) for m in (0.0, 100.0))
     members = tuple(MixtureMember(preprocess, mixture) for mixture in mixtures)

@@ -152,7 +152,7 @@ def test_others_that_were_asked_for_are_said_to_be_others(way, photographs, said
 
 @pytest.mark.parametrize("way", SEES)
 def test_nothing_is_said_of_the_same_images(way, photographs, said):
-    """By another name, and even if a split that is not looked at is another."""
+    """Under another name, and even if a split that is not used differs."""
     unused = OTHERS["validation"] if way in COMMANDS else SAME
     lines = said(way, photographs, unused)
     assert lines and not any("trained on" in line or "SHA-256" in line for line in lines)
@@ -160,7 +160,7 @@ def test_nothing_is_said_of_the_same_images(way, photographs, said):
 
 @pytest.mark.parametrize("way", SEES)
 def test_an_earlier_versions_run_is_said_not_to_be_checked(way, photographs, said):
-    """Of other images their number alone tells."""
+    """If the images differ, only their number shows it."""
     folder, record = RunFolder.open(photographs)
     del record["data"]["sha256"], record["data"]["name"]
     folder.write_config(record)
@@ -187,7 +187,7 @@ def test_a_fingerprint_is_of_values_order_and_shape_alone(tmp_path, monkeypatch)
 
 
 def test_a_run_of_the_sample_finds_it_again(tmp_path, monkeypatch, capsys):
-    """Even if all of MNIST has been downloaded since. Small images take the place of both."""
+    """Even if MNIST has been downloaded since. (Small images stand in for both.)"""
     path, sample = tmp_path / "run", replace(SAME, source=SAMPLE, is_sample=True)
     run_training(path, sample, epochs=1)
     for name, data in (("mnist", replace(SAME, source="the cache")), ("mnist-sample", sample)):

@@ -180,7 +180,7 @@ PAGES = [ROOT / "README.md", ROOT / "snfnp/architecture.md", *sorted(DERIVATIONS
 
 
 def test_the_folder_has_what_the_scripts_draw_and_no_other_vector_graphics():
-    """But for those of reproduce.py, which tests/test_reproduce_page.py looks after."""
+    """Those of reproduce.py are tested in tests/test_reproduce_page.py."""
     found = {path.stem for path in FOLDER.glob("*.svg") if not path.stem.startswith("reproduced-")}
     assert found == set(FIGURES)
 
@@ -215,7 +215,7 @@ def test_a_figure_is_drawn_and_has_no_background(name, tmp_path):
 
 
 def test_what_moves_does_so_with_the_same_strokes_and_ends_as_what_stands_still():
-    """A browser moves a path only from one list of the same strokes to another."""
+    """A browser can only animate between paths of the same kinds of strokes."""
     root = ElementTree.parse(FOLDER / f"{MOVING}.svg").getroot()
     moving = [e for e in root.iter() if e.find("{*}animate") is not None]
     assert len(moving) == 3

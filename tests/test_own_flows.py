@@ -288,7 +288,7 @@ def test_fit_takes_data_in_one_line_and_leaves_no_folder(case, tmp_path, monkeyp
 
 
 def test_values_of_rows_are_looked_at_where_data_enter_and_not_in_steps(monkeypatch):
-    """Once by the data set, once more in the first batch and in each evaluation."""
+    """By the data set, in the first batch, and in each evaluation."""
     looks, original = [], images.parts
     monkeypatch.setattr(images, "parts", lambda rows: looks.append(len(rows)) or original(rows))
     how = {"epochs": 2, "eval_every": 1, "report": None, "backend": "numpy"}
@@ -361,7 +361,7 @@ def test_callbacks_get_what_metrics_hold_and_steps_between(tmp_path, monkeypatch
 @pytest.mark.parametrize("step", [7, 10])
 @pytest.mark.parametrize("ending", [True, np.True_, ValueError("mine"), UsageError("mine")])
 def test_a_callback_ends_a_run_and_nothing_is_lost(step, ending, tmp_path, monkeypatch):
-    """Well, by True, after the epoch, or at once, by an error; either goes on to the same end."""
+    """True ends it after the epoch, an error at once; the resumed run has the same end."""
     monkeypatch.setattr(progress, "_LINE_EVERY", 0.0)
     fails, path = isinstance(ending, Exception), tmp_path / "part"
 

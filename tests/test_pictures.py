@@ -148,7 +148,7 @@ def grid_of(images, columns):
 
 
 def test_many_images_are_drawn_in_parts(finished, tmp_path, monkeypatch, capsys):
-    """A few at once, all different, as the likelihood draws them, each pixel in the picture."""
+    """At most 256 at once; the picture has every pixel of the samples as the likelihood draws."""
     likelihood = load_run(finished).likelihood
     drawn, counts, inverse = likelihood.sample(1000, 3), [], Flow.inverse
 

@@ -160,7 +160,7 @@ def test_paths_end_at_their_ends_and_circles_keep_the_norm(spherical):
 
 @pytest.mark.parametrize("kind", ["glow", "rows"])
 def test_paths_between_test_samples_begin_and_end_with_these(kind, tmp_path, monkeypatch):
-    """Of images with two latents each, and of rows of three numbers."""
+    """For images with two latents each and for rows of three numbers."""
     data, options, drawn = RNG.normal(size=(60, 3)), [], []
     if kind == "glow":
         data = RNG.integers(0, 256, (60, 4, 4, 1)).astype(np.uint8)
@@ -227,7 +227,7 @@ def test_scores_are_log_likelihoods_of_both(run, folder, tmp_path, capsys):
 
 
 def test_a_note_says_that_other_data_are_likelier(folder, tmp_path, capsys):
-    """As black images are beside digits: points near the mode."""
+    """Black images, near the mode, are likelier than digits."""
     np.save(tmp_path / "mode.npy", RNG.normal(0, 1e-3, (30, 2)))
     out = tmp_path / "a.pdf"
     score.main([str(folder), str(tmp_path / "mode.npy"), "--out", str(out), "--count", "500"])
@@ -240,7 +240,7 @@ def test_a_note_says_that_other_data_are_likelier(folder, tmp_path, capsys):
 
 @pytest.mark.parametrize("options", [["--data-dir", "a"], ["--data-dir", "b", "--other-dir", "a"]])
 def test_other_published_data_are_read_from_the_folder_of_the_options(folder, monkeypatch, options):
-    """Also where --data-dir has the run's own."""
+    """Even if --data-dir has the data of the run itself."""
     asked = []
 
     def load(data_dir, report):

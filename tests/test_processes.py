@@ -287,7 +287,7 @@ WRONG = {
 
 @pytest.mark.mpi
 def test_wrong_use_is_one_line(tmp_path):
-    """One after another: all ranks fail alike, and none of them ends the others."""
+    """All ranks fail alike, and none of them ends the others."""
     words = [[*SMALL, "--out", str(tmp_path / "run"), *options.split()] for options in WRONG]
     status, output, errors = processes.finish(processes.start(2, ["-c", SEVERAL, repr(words)]))
     assert (status, output) == (0, 2 * len(WRONG) * "status 2\n"), errors

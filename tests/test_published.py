@@ -403,7 +403,7 @@ def test_an_imagenet_array_of_another_shape_or_type_is_refused(tmp_path, small, 
 
 
 def test_the_documented_command_makes_the_file(tmp_path, small, monkeypatch):
-    """Of folders as the archives unpack to."""
+    """From folders like those that the archives unpack to."""
     text = (ROOT / "scripts" / "runs.md").read_text(encoding="utf-8")
     (command,) = re.findall(r'^    python -c "(.*?)"$', text, flags=re.M | re.S)
     assert "0.015611" in command and round(0.015611 * 1_281_149) == PUBLISHED[1]

@@ -83,7 +83,7 @@ def same_picture(one, other):
 
 
 def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
-    """Made by `python scripts/reproduce.py page`; neither is there without the other."""
+    """`python scripts/reproduce.py page` makes it; page and results exist both or neither."""
     assert (FOLDER / NAME).exists() == (FOLDER / results.NAME).exists()
     if (FOLDER / NAME).exists():
         text = page(committed())
@@ -298,7 +298,7 @@ def test_epochs_and_seeds_and_what_has_to_be_named(command):
 
 
 def test_rows_are_trained_in_the_order_in_which_they_are_named(command):
-    """What time runs out for is then what was named last."""
+    """If time runs out, what was named last is left out."""
     wanted = ["fc-snf", "conv-exact", "fc-exact"]
     planned = TARGETS["table1"].plan(command(seeds=[1, 0], rows=wanted))
     assert [(run.row.name, run.seed) for run in planned] == [

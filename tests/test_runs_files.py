@@ -89,7 +89,7 @@ def test_one_of_several_starts_gets_a_new_folder(tmp_path):
 
 
 def test_a_lock_on_a_removed_file_is_taken_again(tmp_path, monkeypatch):
-    """The holder gives it back between another's opening and locking of the file."""
+    """The holder releases it after another process opened the file and before it locks it."""
     path, original = tmp_path / "run.lock", files._lock
     held = ExitStack()
     held.enter_context(files.folder_lock(path))
@@ -165,7 +165,7 @@ def test_a_pipe_in_the_place_of_the_lock_is_refused(copy):
 
 @pytest.mark.parametrize("name", ["run.lock", "metrics.jsonl"])
 def test_nothing_is_written_through_a_link(copy, tmp_path, name):
-    """The file behind it may be anybody's."""
+    """The file behind the link may belong to anybody."""
     victim = tmp_path / "victim"
     if name == "metrics.jsonl":
         (copy / name).rename(victim)
@@ -279,7 +279,7 @@ def test_compiled_kernels_go_to_a_temporary_folder(machine):
 
 
 def test_kernels_are_not_kept_in_a_folder_of_others(machine, tmp_path):
-    """Somebody else's folder of that name could hold anything, and it would be executed."""
+    """A folder of that name that somebody else made could hold any code, which would run."""
     place_of(machine).mkdir()
     place_of(machine).chmod(0o777)
     assert run(machine, KERNEL)[1] == KEPT.format("compiled again in every run")

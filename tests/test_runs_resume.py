@@ -319,7 +319,7 @@ def test_a_start_far_from_the_images_is_no_explosion(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
 def test_what_overflows_is_one_line_without_warnings(snfnp_train, tmp_path, backend):
-    """With NumPy in the first epoch's Adam, whose best checkpoint nothing was saved of."""
+    """NumPy's Adam overflows in the first epoch, before any checkpoint."""
     options = ("--backend", backend, "--lambda", 1e30, "--out", tmp_path / "run")
     with one_line(DivergedError, "from the start with ", "a smaller `lam`") as caught:
         snfnp_train(*START, *options)

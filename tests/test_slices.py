@@ -100,7 +100,7 @@ def test_slices_cover_a_batch_in_order(total, parts):
 
 @pytest.mark.parametrize("step", STEPS)
 def test_gradients_of_slices_add_up_to_the_gradient_of_the_batch(step):
-    """Not those with noise from the start of the sequence, or log-determinants, in every slice."""
+    """Noise from the sequence's start, or log-determinants, in every slice would be wrong."""
     trainer = trainer_of(step)
     images = images_of(trainer, 0, BATCH)
     expected = gradient_of(trainer, images)

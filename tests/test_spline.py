@@ -250,7 +250,7 @@ def test_slopes_that_overflow_give_no_finite_log_determinant(ops):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_a_pixel_on_numba_does_not_depend_on_its_neighbours(dtype):
-    """Which block and which register lane it falls in changes no bit."""
+    """Its block and its lane in a register do not change a bit."""
     ops, p, rng = get_ops("numba"), parameters(0.5, (67,), dtype=dtype), np.random.default_rng(6)
     x, dy = (5 * rng.standard_normal((20, 67)).astype(dtype) for _ in range(2))
     dldj = rng.standard_normal(20).astype(dtype)

@@ -311,7 +311,7 @@ def test_lambda_stays_within_its_bounds(ops):
 
 @pytest.mark.parametrize("what", ["error", "inputs", "squares", "failed"])
 def test_what_is_not_finite_moves_nothing(ops, what):
-    """Neither λ nor an average. Beside it, a layer whose C is finite goes on."""
+    """Neither λ nor an average moves; another layer, whose C is finite, goes on."""
     own = controller(relative=what == "inputs")
     state = ops.asarray(own.new_state(2, 0.9))
     found = np.ones((2, 2))
@@ -362,7 +362,7 @@ def test_a_step_sees_each_layers_constraint(ops, model, constraint):
 
 
 def test_a_step_uses_the_lambdas_that_the_step_before_left(ops):
-    """The next gradient is that of these λ given by hand, and not of those that follow."""
+    """The next gradient is that of these λ given by hand."""
     changes = {"lambda_control": "geco", "tolerance": 1e-6, **FAST}
     trainer = take_steps(make_trainer(ops, dtype="float64", **changes), range(2))
     lams, p = trainer.multipliers.lam, host(trainer, "p").copy()

@@ -215,7 +215,7 @@ def test_a_damaged_or_mislabelled_file_is_one_short_line(name, tmp_path):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_flipped_byte_is_one_line_or_harmless(seed, tmp_path):
-    """It is read, since no checksum covers it, or it is one line."""
+    """No checksum covers the bytes: the image is read, or the error is one line."""
     rng = np.random.default_rng(seed)
     (tmp_path / "images").mkdir()
     np.savez_compressed(tmp_path / "a.npz", train=ROWS, test=ROWS)
@@ -319,14 +319,14 @@ def test_a_path_is_taken_as_its_text_and_arrays_are_refused(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # NumPy's, of np.matrix
 def test_a_matrix_is_refused():
-    """Its ** is a power of matrices."""
+    """For np.matrix, ** is a power of matrices."""
     with one_line(UsageError, "matrix instead of numbers; give an array of floats"):
         own_data(np.matrix(ROWS))
 
 
 @pytest.mark.parametrize("mode", ["I;16", "RGB", "LA", "RGBA"])
 def test_more_than_eight_bits_are_refused(mode, tmp_path):
-    """Pillow writes none of colour, and cuts those off that it reads."""
+    """Pillow writes no such colour images, and cuts the bits when it reads them."""
     channels = {"I;16": 0, "RGB": 2, "LA": 4, "RGBA": 6}[mode]  # in the words of PNG
     samples = {0: 1, 2: 3, 4: 2, 6: 4}[channels]
     rows = b"".join(b"\0" + RNG.bytes(2 * samples * 6) for _ in range(4))
@@ -367,7 +367,7 @@ def png(width, height, depth, kind, rows):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_images_are_turned_as_their_exif_data_say(orientation, tmp_path):
-    """Orientation 6: the first row is the right-hand side."""
+    """Orientation 6: the first row becomes the right-hand column."""
     inverse = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]  # Image.Transpose
     smooth = np.add.outer(np.arange(16) * 9, np.arange(24) * 3).astype(np.uint8)
     shown = Image.fromarray(smooth)

@@ -282,7 +282,7 @@ for model in ("fc", "conv", "glow-2l-4k"):
 
 
 def test_nothing_is_compiled_after_the_warm_up(tmp_path):
-    """From the first checkpoint, before the first step, to the one after the last evaluation: what
+    """From the first checkpoint, before the first step, to that after the last evaluation: what
     looks at layers once an epoch has no kernels of its own."""
     how = {"cwd": tmp_path, "env": processes.environment(), "text": True, "timeout": 300}
     found = subprocess.check_output([sys.executable, "-c", _KERNELS], **how)

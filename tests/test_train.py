@@ -62,7 +62,7 @@ def disagreeing(tmp_path_factory):
 
 
 def test_which_images_and_which_epoch_the_figures_are_of(disagreeing):
-    """The best epoch is that of the validation images; the final figure, the test images there."""
+    """The validation images choose the epoch; the final figure is of the test images there."""
     data, run, summary = disagreeing
     validation = [record["validation_nll_nats"] for record in run.read_metrics()]
     best, steps = int(np.argmin(validation)), len(data.train) // BATCH

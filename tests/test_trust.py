@@ -148,7 +148,7 @@ def test_a_flow_whose_parts_do_not_fit_is_one_line(model, run):
 
 
 def test_a_trusted_module_that_is_not_found_is_said_so(run, tmp_path, monkeypatch):
-    """Not that the folder is damaged; and without trust, where the command would find it."""
+    """Not that the folder is damaged. Without trust, the line names the file to be imported."""
     forge(run, model="elsewhere_flows:build")
     with one_line(UsageError, "cannot be opened: the run needs elsewhere_flows:build"):
         snfnp.load_run(run, trust=True)
@@ -172,7 +172,7 @@ def test_no_other_callable_is_called(model, trust, run, monkeypatch):
 
 
 def test_opening_a_header_or_an_estimators_file_runs_no_code(run, strange, tmp_path):
-    """Their checksums are right: anybody can compute them."""
+    """The damaged files have right checksums, since anybody can compute those."""
     layout = snfnp.load_run(run).layout
     saved = load_checkpoint(run / "best.safetensors", layout)
     saved.record["config"]["model"] = "strange:build"

@@ -57,7 +57,7 @@ def test_the_sweep_runs_on_the_device(tiny):
 
 
 def test_a_step_that_cannot_be_recorded_says_so(tiny, monkeypatch):
-    """Else its row would pass eager figures off as a graph's."""
+    """Otherwise its row would report figures of eager steps as a graph's."""
     said = []
 
     def waits(self, errors, squares, lam, number, out):
@@ -70,7 +70,7 @@ def test_a_step_that_cannot_be_recorded_says_so(tiny, monkeypatch):
 
 
 def test_a_run_that_diverges_is_not_reported(tiny):
-    """From the failure on a step leaves out the update: its time would be a lie."""
+    """After a failure a step leaves out the update, and its time would be wrong."""
     settings = {"lr": 1e30}
     case = Case("FC", "fc", {}, (SINGLE,), settings)
     with pytest.raises(DivergedError):

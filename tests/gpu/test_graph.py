@@ -165,7 +165,7 @@ def test_a_graphs_pool_is_empty_when_its_trainer_goes(ops, model):
 
 
 def test_a_failed_recording_returns_its_memory(ops, monkeypatch):
-    """While the trainer goes on without a graph."""
+    """The trainer goes on without a graph."""
     pools, release, reports = [], _Recording.release, []
     noted = lambda recording: pools.append(recording.pool) or release(recording)  # noqa: E731
     monkeypatch.setattr(_Recording, "release", noted)

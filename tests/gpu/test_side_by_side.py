@@ -105,7 +105,7 @@ def test_sums_of_several_tasks_are_each_their_own(ops, started):
 
 
 def test_a_failure_is_raised_and_leaves_nothing_behind(ops):
-    """Nor does a failure before the end of the block: what was deferred is dropped then."""
+    """A failure before the end of the block drops what was deferred."""
     threads, done, out = threading.active_count(), [], ops.xp.zeros(3)
 
     def launches(count):
