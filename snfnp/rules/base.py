@@ -40,19 +40,6 @@ class Rule:
         raise NotImplementedError
 
 
-def forward_gradient(
-    ctx: BackwardContext, *, f: Map, term: Array | None, x, dz, grads, multiple=None
-) -> None:
-    """The gradients of W and b if W ascends log p^f alone: G_W = δ_z ⋆ x + v · term ⊙ m, with
-    `term` in place of the inverse (None in slices that do not own it). multiple: m, default f's."""
-    ops = ctx.ops
-    if term is not None:
-        multiple = f.multiple(x.shape[1:]) if multiple is None else multiple
-        ops.linalg.scale_into(grads["W"], ctx.log_det_weight, term, multiple)
-    f.weight_grad(ops, dz, x, out=grads["W"], add=term is not None)
-    bias_gradient(ops, dz, grads)
-
-
 def bias_gradient(ops, dz, grads) -> None:
     """G_b = Σ δ_z over samples and pixels, if the layer has a bias."""
     if "b" in grads:

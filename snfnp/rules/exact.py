@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from snfnp.errors import UsageError
 from snfnp.maps import Dense
-from snfnp.rules.base import Rule, bias_gradient, forward_gradient
+from snfnp.rules.base import Rule, bias_gradient
 
 
 @dataclass(frozen=True)
@@ -15,12 +15,14 @@ class Exact(Rule):
     """The exact gradient of the likelihood (Eq. 2): G_W = δ_z ⋆ X + ∂log|det T(W)|/∂W. O(D³)."""
 
     def backward(self, ctx, *, f, g, p, cache, dz, grads):
-        ops, w, x, log_det_grad = ctx.ops, p["W"], cache["x"], None
+        ops, w, x = ctx.ops, p["W"], cache["x"]
         # Eq. 2 with the Jacobian T(W): δ_z xᵀ + W⁻ᵀ, the bracket of Eq. 8, for a dense map, and
         # summed over each weight's positions, Eq. 13, for a convolution.
         if ctx.owns_shared_terms:
             log_det_grad = f.log_det_grad(ops, w, x.shape[1:])
-        forward_gradient(ctx, f=f, term=log_det_grad, x=x, dz=dz, grads=grads, multiple=1)
+            ops.linalg.scale_into(grads["W"], ctx.log_det_weight, log_det_grad, 1)
+        f.weight_grad(ops, dz, x, out=grads["W"], add=ctx.owns_shared_terms)
+        bias_gradient(ops, dz, grads)
         return f.adjoint(ops, w, dz)
 
 
