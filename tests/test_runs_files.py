@@ -224,8 +224,10 @@ def test_a_link_to_a_whole_run_folder_is_one(finished, copy, tmp_path):
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNEL = """
+import numpy as np
 from snfnp.ops import RandomKey, get_ops
-print(get_ops("numba").random.uniform(RandomKey(0, 0), (3,), "float32"))
+black = np.zeros((1, 3), np.uint8)
+print(get_ops("numba").images.preprocess(black, RandomKey(0, 0), 0.05, 256.0, np.float32))
 """
 
 

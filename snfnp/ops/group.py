@@ -22,9 +22,3 @@ class OperationGroup:
 def rows(x):
     """(N, ...) as rows (N, D), also if N = 0."""
     return x.reshape(len(x), math.prod(x.shape[1:]))
-
-
-def per_value(xp, values, x):
-    """Values (C,) for all values (..., C) of a sample of x (N, ..., C): with rows as long as x's
-    NumPy computes several times as fast as with those of a few channels."""
-    return xp.ascontiguousarray(xp.broadcast_to(values, x.shape[1:]))

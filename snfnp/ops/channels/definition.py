@@ -5,7 +5,7 @@ See derivations/13-actnorm-and-1x1.md and derivations/01-notation.md.
 
 import math
 
-from snfnp.ops.group import OperationGroup, per_value
+from snfnp.ops.group import OperationGroup
 
 
 class Channels(OperationGroup):
@@ -31,7 +31,7 @@ class Channels(OperationGroup):
     def shift(self, x, b):
         """x + b with one b for every value of a sample, or for every channel: x (N, ..., C), b
         (..., C) or (C,). O(N D)."""
-        return x + per_value(self.xp, b, x)
+        return x + self.xp.ascontiguousarray(self.xp.broadcast_to(b, x.shape[1:]))  # `per_value`
 
     def actnorm(self, x, t, s):
         """z = (x − t) e^{−s}: x (N, ..., C), t and s (C,) -> z, ldj (N,) = −H W Σ s. O(N D)."""
@@ -71,6 +71,12 @@ class Channels(OperationGroup):
         """The sum of one or more arrays (N,), in their order: the log-densities of a chain."""
         first, *rest = terms
         return sum(rest, start=first)
+
+
+def per_value(xp, values, x):
+    """Values (C,) for all values (..., C) of a sample of x (N, ..., C): with rows as long as x's
+    NumPy computes several times as fast as with those of a few channels."""
+    return xp.ascontiguousarray(xp.broadcast_to(values, x.shape[1:]))
 
 
 def pixels(x) -> int:

@@ -13,9 +13,9 @@ The network, with a scale k:
 import math
 from contextlib import contextmanager
 
-from snfnp.ops.channels.definition import Channels
+from snfnp.ops.channels.definition import Channels, per_value
 from snfnp.ops.conv.definition import Conv, flip
-from snfnp.ops.group import OperationGroup, per_value
+from snfnp.ops.group import OperationGroup
 from snfnp.ops.linalg.definition import LinearAlgebra
 
 
