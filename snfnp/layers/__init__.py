@@ -1,12 +1,10 @@
 """Invertible layers. `Layer` (`snfnp.layers.base`) is their contract: write your own against it."""
 
-from snfnp.layers.actnorm import ActNorm
 from snfnp.layers.base import Layer
 from snfnp.layers.baselines import Bias, CausalConv2d, ConvExponential
-from snfnp.layers.coupling import AffineCoupling
 from snfnp.layers.elementwise import RationalQuadraticSpline, SmoothLeakyReLU
+from snfnp.layers.glow import ActNorm, AffineCoupling, SplitPrior, Squeeze
 from snfnp.layers.linear import Linear
-from snfnp.layers.multiscale import SplitPrior, Squeeze
 from snfnp.layers.preprocess import Preprocess
 from snfnp.layers.whiten import Whiten
 

@@ -1,0 +1,203 @@
+"""Glow's layers (Kingma & Dhariwal 2018): actnorm, affine coupling, and the squeeze and split prior
+of flows with several scales (Dinh et al. 2016).
+
+Derivation: derivations/13-actnorm-and-1x1.md, 14-coupling.md, 15-split-prior-and-recomputation.md.
+"""
+
+from dataclasses import dataclass
+
+from snfnp.errors import UsageError
+from snfnp.layers.base import Layer
+
+_FLOOR = 1e-8  # added to a standard deviation before its logarithm: e^{−s} is at most 1e8
+_CONSTANT = 16  # times eps: a channel whose std / root mean square is no more is constant
+_KERNEL = (3, 3)  # of the first and last convolution of a coupling's network
+_SCALE = 3  # in the output's scale exp(3 logs): as in Glow, the factor makes `logs` learn faster
+
+
+@dataclass(frozen=True)
+class ActNorm(Layer):
+    """z = (x − t) e^{−s} with one t and one s per channel, the last axis. O(N D).
+
+    Parameters: t, s (C,), initially 0; `init_from_data` gives a batch mean 0 and variance 1. The
+    log-determinant costs nothing, so `forward` returns it as ldj.
+    """
+
+    cheap_exact_inverse = True
+
+    def parameter_shapes(self, shape) -> dict:
+        return {"t": shape[-1:], "s": shape[-1:]}
+
+    def init_from_data(self, ops, p, x) -> dict:
+        """Parameters for the batch x (N, ..., C): t = mean, s = log(std + 1e-8) per channel.
+
+        A channel whose std is rounding (16 eps of its root mean square or less) keeps s = 0: 1/std
+        would turn its rounding errors, and any later input, into the largest values of the flow.
+        """
+        xp = ops.xp
+        rows = x.reshape(-1, x.shape[-1]).astype(xp.float64)
+        rows, first = rows - rows[0], rows[0]  # exactly 0 for a constant
+        offset = rows.mean(axis=0)
+        mean, std = first + offset, xp.sqrt(((rows - offset) ** 2).mean(axis=0))
+        constant = std <= _CONSTANT * xp.finfo(x.dtype).eps * xp.sqrt(mean**2 + std**2)
+        s = xp.where(constant, 0, xp.log(std + _FLOOR))
+        return {"t": mean.astype(p["t"].dtype), "s": s.astype(p["s"].dtype)}
+
+    def forward(self, ops, p, x):
+        """z, and ldj (N,) = −H W Σ s for images."""
+        z, ldj = ops.channels.actnorm(x, p["t"], p["s"])
+        return z, ldj, {"z": z}
+
+    def inverse(self, ops, p, z):
+        """x = z eˢ + t, exact."""
+        return ops.channels.actnorm_inverse(z, p["t"], p["s"])
+
+    def backward(self, ctx, p, cache, dz, grads):
+        """δ_x = δ_z e^{−s}; G_t = −Σ δ_x; G_s = −Σ δ_z z − H W Σ ∂𝓛/∂ldj."""
+        out = (grads["t"], grads["s"])
+        return ctx.ops.channels.actnorm_backward(dz, cache["z"], p["s"], ctx.dldj, out)
+
+
+@dataclass(frozen=True)
+class AffineCoupling(Layer):
+    """z₁ = x₁, z₂ = x₂ eˢ + h₁ with s = 2 tanh(h₀/2) and (h₀, h₁) = net(x₁).
+
+    Images (H, W, C). x₁ is the first half of the channels, x₂ the second; h₀ are the network's even
+    channels 0, 2, …, h₁ the odd ones. |s| < 2, as in the authors' code (Glow has a sigmoid in place
+    of eˢ): a coupling scales by no more than e².
+
+    net: 3×3 convolution C/2 -> width, bias, ReLU; 1×1 convolution width -> width, bias, ReLU; 3×3
+    convolution width -> C, bias; times e^{3 logs}. Zero padding, no normalisation inside.
+    Parameters and their initial values: w1 (3, 3, C/2, width) and w2 (width, width; inputs first)
+    normal of standard deviation 0.05 as in Glow; b1, b2 (width,), w3 (3, 3, width, C), b3 and
+    logs (C,) zero, so that the layer starts at the identity.
+
+    2 N H W (width² + 13.5 C width) operations in `forward` and `inverse`, twice that in `backward`.
+    The cache keeps one hidden activation (N H W, width), on a GPU both.
+
+    Args:
+        channels: C, even.
+        width: of the network's hidden layers.
+    """
+
+    channels: int
+    width: int = 512
+    cheap_exact_inverse = True
+
+    def __post_init__(self):
+        if self.channels < 2 or self.channels % 2:
+            found = f"an affine coupling of {self.channels} channels"
+            raise UsageError(f"{found}: they cannot split into halves")
+        if self.width < 1:
+            raise UsageError(f"width of a coupling's network is {self.width}: it must be positive")
+
+    def parameter_shapes(self, shape) -> dict:
+        channels, width = self.channels, self.width
+        first, last = (*_KERNEL, channels // 2, width), (*_KERNEL, width, channels)
+        hidden = {"w1": first, "b1": (width,), "w2": (width, width), "b2": (width,)}
+        return hidden | {"w3": last, "b3": (channels,), "logs": (channels,)}
+
+    def init(self, rng, shape) -> dict:
+        params = super().init(rng, shape)
+        for name in ("w1", "w2"):
+            params[name] = rng.normal(scale=0.05, size=params[name].shape)
+        return params
+
+    def output_shape(self, shape):
+        if len(shape) != 3 or shape[2] != self.channels:
+            raise ValueError(f"a coupling of {self.channels} channels cannot take {shape}")
+        return shape
+
+    def forward(self, ops, p, x):
+        """z, and ldj (N,) = Σ s."""
+        h, hidden = ops.coupling.network(x, p, _SCALE, keep=True)
+        z, ldj, s = ops.coupling.forward(x, h)
+        return z, ldj, {"x": x, "h": h, "s": s} | hidden
+
+    def inverse(self, ops, p, z):
+        """x₁ = z₁, x₂ = (z₂ − h₁) e^{−s}: z₁ is all that the network needs. Exact."""
+        h, _ = ops.coupling.network(z, p, _SCALE, keep=False)
+        return ops.coupling.inverse(z, h)
+
+    def backward(self, ctx, p, cache, dz, grads):
+        """δ_x₂, the direct part of δ_x₁, and δ_h; then through the network to its parameters and
+        the rest of δ_x₁."""
+        coupling, x = ctx.ops.coupling, cache["x"]
+        dx, dh = coupling.backward(x, cache["s"], dz, ctx.dldj)
+        coupling.network_backward(x, cache, cache["h"], dh, p, _SCALE, dx, grads)
+        return dx
+
+
+@dataclass(frozen=True)
+class Squeeze(Layer):
+    """(H, W, C) -> (H/2, W/2, 4C), channel c·4 + dy·2 + dx: a permutation, so ldj is 0. O(N D)."""
+
+    cheap_exact_inverse = True
+
+    def output_shape(self, shape):
+        height, width, channels = shape
+        if height % 2 or width % 2:
+            raise UsageError(f"a squeeze needs an even height and width, found {height} × {width}")
+        return height // 2, width // 2, 4 * channels
+
+    def forward(self, ops, p, x):
+        self.output_shape(x.shape[1:])
+        return ops.channels.squeeze(x), 0, {}
+
+    def inverse(self, ops, p, z):
+        return ops.channels.unsqueeze(z)
+
+    def backward(self, ctx, p, cache, dz, grads):
+        """The transpose of a permutation is its inverse."""
+        return ctx.ops.channels.unsqueeze(dz)
+
+
+@dataclass(frozen=True)
+class SplitPrior(Layer):
+    """(z₁, z₂) = coupling(x): z₁, half of the channels, goes on; z₂ leaves the flow as a latent.
+
+    Parameters: the coupling's.
+
+    Args:
+        coupling: the layer before the split, usually an `AffineCoupling`: with z₂ ~ N(0, I), x₂ is
+            then Gaussian, its mean and variance learned functions of x₁ (Kingma & Dhariwal 2018).
+    """
+
+    coupling: Layer
+
+    def __post_init__(self):
+        if self.coupling.learns_inverse:
+            raise UsageError("a split prior's coupling learns its inverse: put it before the split")
+
+    @property
+    def cheap_exact_inverse(self) -> bool:
+        return self.coupling.cheap_exact_inverse
+
+    def parameter_shapes(self, shape) -> dict:
+        return self.coupling.parameter_shapes(shape)
+
+    def init(self, rng, shape) -> dict:
+        return self.coupling.init(rng, shape)
+
+    def output_shape(self, shape):
+        *pixels, channels = self.coupling.output_shape(shape)
+        if channels % 2:
+            raise UsageError(f"a split prior halves the channels: {channels} is an odd number")
+        return (*pixels, channels // 2)
+
+    latent_shape = output_shape  # halves are alike
+
+    def forward(self, ops, p, x):
+        xp = ops.xp
+        z, ldj, cache = self.coupling.forward(ops, p, x)
+        half = z.shape[-1] // 2
+        latent = xp.ascontiguousarray(z[..., half:])
+        return xp.ascontiguousarray(z[..., :half]), ldj, {"coupling": cache, "latent": latent}
+
+    def inverse(self, ops, p, z, latent):
+        return self.coupling.inverse(ops, p, ops.xp.concatenate([z, latent], axis=-1))
+
+    def backward(self, ctx, p, cache, dz, grads, dlatent):
+        """Both halves together are the coupling's δ_z."""
+        delta = ctx.ops.xp.concatenate([dz, dlatent], axis=-1)
+        return self.coupling.backward(ctx, p, cache["coupling"], delta, grads)
