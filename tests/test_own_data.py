@@ -268,6 +268,16 @@ def test_a_run_finds_its_data_again_and_says_what_they_are(run, tmp_path, monkey
         train.main(["--resume", "--out", str(out), "--epochs", "4", "--data", str(other)])
 
 
+def test_curves_that_were_not_drawn_are_not_listed(tmp_path, capsys):
+    path, out = write(tmp_path, "rows.npy", ROWS), tmp_path / "run"
+    train.main([str(path), *SHORT, "--out", str(out)])
+    assert "curves.png" in capsys.readouterr().out
+    for name in ("metrics.jsonl", "curves.png"):
+        (out / name).unlink()
+    train.main(["--resume", "--out", str(out)])
+    assert "curves.png" not in capsys.readouterr().out and not (out / "curves.png").exists()
+
+
 def test_a_run_of_rows_has_an_exact_likelihood_in_their_own_units(run, capsys):
     out, path, _ = run
     likelihood = snfnp.load_run(out).likelihood

@@ -118,9 +118,10 @@ def _draw(folder: RunFolder, config: TrainConfig, ops, animation: Any) -> None:
 
     records = folder.read_metrics()
     how = f"{config.gradient} gradient, {config.epochs} epochs"
-    title, drawn = f"{config.data_name}, {config.model_name}, {how}", [folder.curves]
+    title, drawn = f"{config.data_name}, {config.model_name}, {how}", []
     if records:  # none if the file was deleted; first, as sampling fails if the inverse does
         plots.save_curves(folder.curves, records, title)
+        drawn.append(folder.curves)
     run = load_run(folder.path, ops=ops)
     inverses = ["learned"] * run.flow.has_learned_inverse + ["exact"]
     if animation:
