@@ -103,7 +103,7 @@ class _Generated(Layer):
 
 
 def has_inverse_likelihood(rule: Rule) -> bool:
-    """True if R ascends a likelihood of its own, that of g⁻¹, beside its reconstruction error."""
+    """True if R ascends the likelihood of g⁻¹, beside its reconstruction error."""
     return isinstance(rule, SelfNormalizing) and rule.objective == "mixture"
 
 

@@ -86,22 +86,22 @@ def _limit(group: Path) -> float:
 
 
 def share_cores(processes: int = 1) -> None:
-    """Let BLAS and Numba have at most as many threads as there are cores for each of so many
-    processes. A single process keeps the numbers that the environment sets."""
+    """Give BLAS and Numba at most the threads of a process's share of the cores. A single process
+    keeps the numbers that the environment sets."""
     if processes > 1 or not any(name in os.environ for name in _NUMBERS):
         limit(max(1, int(min(len(cores()), quota())) // processes))
 
 
 def limit(count: int) -> None:
-    """Let BLAS, and Numba if it is loaded, have at most `count` threads."""
+    """Give BLAS, and Numba if it is loaded, at most `count` threads."""
     for get, put in _pools():
         put(min(count, get()))
 
 
 @contextmanager
 def limited(count: int | None = None) -> Iterator[None]:
-    """A context in which BLAS and Numba have at most `count` threads, or as many as they have, and
-    at whose end every pool has as many as before."""
+    """A context in which BLAS and Numba have at most `count` threads (None: as many as before). At
+    its end every pool has as many as before."""
     before = [(put, get()) for get, put in _pools()]
     try:
         if count is not None:

@@ -121,7 +121,7 @@ def with_nan(value=np.nan):
 PICKLED = "cannot be read (it is no array of numbers, and Python objects are never loaded)"
 WRONG = {
     "a.npy": (write, with_nan(), "nan in row 7, column 1 (from 0); leave"),
-    "b.csv": (write, with_nan(-np.inf), "has '-inf', which is no number: choose columns"),
+    "b.csv": (write, with_nan(-np.inf), "has '-inf', which is not a number: choose columns"),
     "c.npy": (write, ROWS[:1], "of the samples of "),
     "d.npy": (write, ROWS * (1, 0), "column 1 (from 0) has the standard deviation 0: leave such"),
     "y.npy": (write, ROWS * 1e300, "column 0 (from 0) has the standard deviation inf, and 1 more"),
@@ -142,8 +142,12 @@ WRONG = {
     "o": (pictures, (), "has no images (.png, .jpg, .jpeg): check the path"),
     "p": (mixed, COLOUR[0, :3], "x.png is 6 x 3, and "),
     "q": (mixed, GREY[0].astype(np.uint16), "its pixels have more than 8 bits"),
-    "r.csv": (text, "a,b\n1,2\n3,x\n", "r.csv, line 3, column 'b' has 'x', which is no number"),
-    "s.csv": (text, "1,2\n3\n4\n5\n6\n", "s.csv, line 2: 1 cells, and 2 in line 1: give all rows"),
+    "r.csv": (text, "a,b\n1,2\n3,x\n", "r.csv, line 3, column 'b' has 'x', which is not a number"),
+    "s.csv": (
+        text,
+        "1,2\n3\n4\n5\n6\n",
+        "s.csv, line 2: the number of cells is 1",
+    ),
     "t.csv": (text, "a,b\n", "t.csv has no rows of numbers: check the file"),
     "u.csv": (text, "", "u.csv has no rows of numbers: check the file"),
     "v.txt": (text, "1 2", "give a .npy, .npz or .csv file, or a folder of images"),

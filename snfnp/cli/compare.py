@@ -78,9 +78,8 @@ def open_runs(paths: list[Path], trust: bool = False) -> list[ComparedRun]:
 
 
 def labels(runs: list[ComparedRun]) -> list[str]:
-    """The options by which each run differs from others, as on the command line; of different
-    models without what each preset says. Runs that differ in nothing are named by their folders.
-    """
+    """The options in which each run differs from others, as on the command line; those of different
+    models without their presets' defaults. Runs that do not differ are named by their folders."""
     names: list[list[str]] = [[] for _ in runs]
     several = len({run.config.model for run in runs}) > 1
     for name in [name for name in OPTIONS if name not in _UNNAMED]:
@@ -98,8 +97,8 @@ def labels(runs: list[ComparedRun]) -> list[str]:
 
 
 def common_epochs(runs: Iterable[Iterable[int]], most: int | None = None) -> list[int]:
-    """The epochs after which every run was evaluated, given those of each; if they are more than
-    `most`, so many of them, evenly spread, the last one among them."""
+    """The epochs after which every run was evaluated, given those of each run; at most `most` of
+    them, evenly spread, the last one included."""
     common = sorted(set.intersection(*map(set, runs)))
     count = min(most or len(common), len(common))
     return [common[(i + 1) * len(common) // count - 1] for i in range(count)]

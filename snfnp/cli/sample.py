@@ -12,7 +12,7 @@ from snfnp.training.runs.load import LoadedRun
 
 TABLES = ".npy", ".csv"
 _AT_ONCE = 256  # samples that go through the flow together
-_LARGEST, _LONGEST = 2**27, 2**16  # pixels of a picture, and of its sides, that viewers can show
+_LARGEST, _LONGEST = 2**27, 2**16  # pixels of a picture, and of a side, that viewers can show
 
 
 def main(argv: list[str], prog: str | None = None) -> None:
@@ -55,8 +55,8 @@ def add_inverse(parser: Parser, name: str) -> None:
 
 
 def destination(args, run: LoadedRun, name: str, count: int, columns: int, table=True) -> Path:
-    """The file for so many samples, after checks: a picture of images, in columns, or of 2-D data,
-    or a table of rows. table: the default for rows."""
+    """The file for `count` samples, which is checked: a picture of images, in columns, or of 2-D
+    data, or a table of rows. table: the default for rows."""
     shape = run.image_shape
     rows = len(shape) == 1
     suffixes = (*TABLES, *(plots.SUFFIXES if shape == (2,) else ())) if rows else plots.SUFFIXES
@@ -69,7 +69,7 @@ def destination(args, run: LoadedRun, name: str, count: int, columns: int, table
 
 
 def drawn(run: LoadedRun, args, count: int, temperature=1.0, latents=None) -> np.ndarray:
-    """So many samples, as the options say; latents: theirs (count, ...)."""
+    """`count` samples, as the options say; latents: theirs (count, ...)."""
     how = {"exact": args.inverse == "exact", "refined": args.inverse == "refined"}
     with busy(run.ops, "count", count):
         how |= {"latents": latents, "at_once": _AT_ONCE}
@@ -85,7 +85,7 @@ def save_table(out: Path, rows: np.ndarray, columns: tuple[str, ...] | None) -> 
 
 
 def _check_size(count: int, columns: int, shape: tuple[int, ...], out: Path) -> None:
-    """Refuse a picture that is too large for its format, or to be seen."""
+    """Refuse a picture that is too large for its format or for viewers."""
     height, width = plots.grid_size(count, columns, shape)
     size = f"a picture of {width:,} x {height:,} pixels"
     if height * width > _LARGEST or max(height, width) > _LONGEST:

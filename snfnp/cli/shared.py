@@ -86,7 +86,7 @@ def run_parser(prog: str | None, description: str | None, data: bool = True) -> 
 
 
 def add_trust(parser: argparse._ActionsContainer) -> None:
-    """The option without which no code of a run's own model is imported."""
+    """Add --trust, without which no code of a run's own model is imported."""
     about = "import the module of the run's own model, which runs its code"
     parser.add_argument("--trust", action="store_true", help=about)
 
@@ -98,14 +98,14 @@ def open_run(args: argparse.Namespace) -> LoadedRun:
 
 @contextmanager
 def busy(ops, parameter: str, count: int):
-    """`within_memory`, and in a terminal a line that moves while kernels are compiled."""
+    """`within_memory`, with a progress line in a terminal while kernels are compiled."""
     with within_memory(ops, parameter, count), compilations_shown(ops):
         yield
 
 
 def images_of(run: LoadedRun, args: argparse.Namespace, split: str) -> tuple[np.ndarray, str]:
-    """A split of the data that a run was trained on, and its source. Others are an error, or, if
-    --data-dir or --data names their place, a line that says so."""
+    """A split of the data that a run was trained on, and its source. Other data are an error; if
+    --data-dir or --data names them, a line says so instead."""
     folder = args.data_dir or run.config.data_dir
     name = args.data or run.folder.data_name(run.record, folder)
     dataset = load_dataset(name, folder, **run.config.splits_of(name))
@@ -126,7 +126,7 @@ def check_range(name: str, value: float, least: float, most: float = math.inf) -
 
 
 def check_file(path: Path, name: str, suffixes: tuple[str, ...] = ()) -> None:
-    """Refuse a path that no file can be written to, or with none of these suffixes, if any."""
+    """Refuse a path to which no file can be written, or whose suffix is not one of `suffixes`."""
     if suffixes and path.suffix.lower() not in suffixes:
         raise UsageError(f"`{name}` is {path}: its name must end in one of {', '.join(suffixes)}")
     if os.path.isdir(path):

@@ -66,7 +66,7 @@ def load_dataset(
     Args:
         name: one of DATA_SETS, or the path of a .npy, .npz or .csv file or a folder of images.
         data_dir: the folder with a published set's files.
-        report: gets a line if the sample replaces the full data, or if images are left out.
+        report: gets a line if the sample replaces the full data, or if samples are left out.
         validation, test: for a path without such splits, other paths or the fractions that are held
             out (a tenth each).
         seed: of the random choice of the samples that are held out.
@@ -76,7 +76,7 @@ def load_dataset(
         The data in three splits.
 
     Raises:
-        UsageError: `name` is neither, a file is damaged, or a folder lacks files.
+        UsageError: `name` is neither of these, a file is damaged, or a folder lacks files.
         SnfnpError: the files were found nowhere.
     """
     name = os.fspath(name) if isinstance(name, os.PathLike) else name
@@ -137,8 +137,8 @@ def own_data(
 
 
 def load_whole(name: str, data_dir=None, columns: tuple[str, ...] | None = None) -> Samples:
-    """The test data of a data set, by its name; or all images or rows at a path, of named splits
-    the test split. columns: the names of a table's columns to take, in this order."""
+    """The test data of the data set of this name; or everything at a path, of named splits the test
+    split. columns: the names of a table's columns to take, in this order."""
     if name in LOADERS:
         return LOADERS[name](data_dir if name in PUBLISHED else None, print_to_stderr).test
     return _chosen(name, "test", columns, print_to_stderr, {})

@@ -17,17 +17,17 @@ class Dataset:
     """The images or rows of one data set, in three splits.
 
     Args:
-        name: as given to `load_dataset`, or any other.
+        name: for messages and run records; published data have that of `load_dataset`.
         train, validation, test: images, uint8 (N, H, W, C) or (N, H, W), values 0 to 255; or rows
             of floats, (N, D), in any units. They are kept read-only, (N, H, W) as (N, H, W, 1).
-        source: where they came from, in words.
+        source: where the samples came from, in words.
+        is_sample: true for a part of a published data set, whose results cannot be compared with
+            published ones.
         columns: the names of the columns of rows, if they have names.
-        is_sample: true for a small part of a published data set or a substitute for one, whose
-            results cannot be compared with published ones.
 
     Raises:
-        UsageError: a split is anything else or is empty, the splits differ in shape, or a column
-            has the same value in all training rows.
+        UsageError: a split is empty or anything else, the splits differ in shape, or a column has
+            the same value in all training rows.
     """
 
     name: str
@@ -119,7 +119,7 @@ def labels_of(names, width: int) -> list[str]:
 
 
 def require_dataset(dataset) -> None:
-    """Raises UsageError for anything but a `Dataset`, which is checked when it is made."""
+    """Raises UsageError for anything but a `Dataset`."""
     if not isinstance(dataset, Dataset):
         found = f"the data is of type {type(dataset).__name__}"
         raise UsageError(f"{found}: make a snfnp.Dataset(name, train, validation, test, …) of it")

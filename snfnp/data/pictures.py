@@ -20,7 +20,7 @@ _MOST = 10_000_000  # entries of a folder, which may be endless
 def read_folder(folder: Path, report: Callable[[str], None]) -> dict[str, np.ndarray]:
     """{split: images} of a folder, from its folders train, validation (or val) and test, in any
     letter case; without these, all images are "train". `report` gets a line about images that are
-    left out. Raises UsageError, also for images beside such folders."""
+    left out. Raises UsageError for damaged images, and for images beside such folders."""
     named = {}  # {folder: split}
     for name in sorted(name for name in os.listdir(folder) if os.path.isdir(folder / name)):
         if split := _SPLITS.get(name.lower()):
@@ -100,7 +100,7 @@ def _opened(file: Path) -> Iterator[Image.Image]:
         try:
             image = Image.open(stream, formats=["PNG", "JPEG"])
         except UnidentifiedImageError:  # it names the stream
-            raise ValueError("it is no PNG or JPEG image") from None
+            raise ValueError("it is not a PNG or JPEG image") from None
         with image:
             depth = header[24] if image.format == "PNG" else 8  # in IHDR
             if image.mode[0] in "IF" or depth > 8:

@@ -31,17 +31,18 @@ def read_table(
     Args:
         place: the file: UTF-8, or UTF-16 with a byte-order mark; columns separated by commas,
             semicolons or tabs.
-        report: gets a line on what is left out or looks like a mistake.
+        report: gets a line on what is left out, or looks like a mistake.
         header: whether line 1 has names; None: if no cell of it is a number.
-        columns: names of columns, or their numbers from 0, in the order that is wanted, in a
-            sequence or separated by commas; None: all.
-        drop_incomplete: leave rows out that have a cell without a number.
+        columns: the columns to take, in this order: names or numbers from 0, as a sequence or
+            separated by commas; None: all.
+        drop_incomplete: leave out rows that have a cell without a number.
 
     Returns:
         Rows (N, D), float64, and the names of their columns, or None if the file has none.
 
     Raises:
-        UsageError: a cell is no number, with its line and column; or a row has other cells.
+        UsageError: a cell is not a number (the message has its line and column), or a row has
+            more or fewer cells than line 1.
     """
     content, where = _text(place), printable(str(place))
     delimiter = max(",;\t", key=content.partition("\n")[0].count)
@@ -66,8 +67,8 @@ def read_table(
     for cells in filter(None, lines if header else chain([first], lines)):
         at = f"{where}, line {lines.line_num}"
         if len(cells) != len(labels):
-            found = f"{at}: {len(cells)} cells, and {len(labels)} in line 1"
-            raise UsageError(f"{found}: give all rows as many cells; decimals need a point")
+            found = f"{at}: the number of cells is {len(cells)}, in line 1 it is {len(labels)}"
+            raise UsageError(f"{found}: give all rows the same; decimals need a point")
         row = [cells[each].strip() for each in taken]
         row = [cell.replace(",", ".") for cell in row] if commas else row
         wrong = [place for place, cell in enumerate(row) if not _NUMBER.fullmatch(cell)]
@@ -82,7 +83,7 @@ def read_table(
     if not len(rows):
         raise UsageError(f"{where} has no rows of numbers: check the file")
     if dropped:
-        report(f"{where}: {dropped} of {len(rows) + dropped} rows are incomplete and left out")
+        report(f"{where}: incomplete rows are left out ({dropped} of {len(rows) + dropped})")
     counts = labels[taken[0]] in ("", "0", "Unnamed: 0", "rownames") and len(rows) > 2
     if counts and rows[0, 0] in (0, 1) and (np.diff(rows[:, 0]) == 1).all():
         rest = ",".join(labels[each] for each in taken[1:])[:200]
@@ -103,8 +104,8 @@ def _text(place: Path) -> str:
 
 
 def _has_decimal_commas(content: str, delimiter: str) -> bool:
-    """True if numbers have decimal commas: after some commas, the digits are not 3, which could be
-    thousands."""
+    """True if numbers have decimal commas: some comma is not followed by three digits, which might
+    be thousands."""
     cells = re.split(rf'[{delimiter}\r\n"]', content)
     found = [cell.strip() for cell in cells if _COMMA.fullmatch(cell.strip())]
     return any(len(cell.partition(",")[2]) != 3 for cell in found)
@@ -117,4 +118,4 @@ def _problem(where: str, cell: str) -> str:
     found = f"{where} has {printable(cell)[:40]!r}"
     if _THOUSANDS.fullmatch(cell) or _COMMA.fullmatch(cell):
         return f"{found}: write numbers with a decimal point, without separators of thousands"
-    return f"{found}, which is no number: choose columns of numbers with `columns`"
+    return f"{found}, which is not a number: choose columns of numbers with `columns`"

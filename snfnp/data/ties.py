@@ -76,8 +76,8 @@ def _step(column: np.ndarray) -> tuple[float, float]:
 
 
 def _common_divisor(values: np.ndarray, gaps: np.ndarray) -> float:
-    """The largest number of which all gaps are multiples, but for rounding; the least gap if there
-    is none."""
+    """The largest number of which all gaps are multiples up to rounding; without one, the smallest
+    gap."""
     for digits in range(_DECIMALS + 1):
         scaled = values * 10.0**digits
         whole = np.rint(scaled)

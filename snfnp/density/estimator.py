@@ -47,8 +47,8 @@ class FlowDensity:
     and so are samples. The flow is the preset `vector`: see `snfnp.models.vector`.
 
     Args:
-        layers: dense layers but one (None: 3 up to 2000 rows; else 6 up to 8 columns, fewer for
-            more, 1 from 114 on).
+        layers: number of hidden dense layers (None: 3 up to 2000 rows; else 6 up to 8 columns,
+            fewer for more, 1 from 114 on).
         members: flows of each kind in the average, each with another part of the rows held out;
             1: a single flow, and no mixture.
         mixtures: whether mixtures are candidates.
@@ -65,7 +65,7 @@ class FlowDensity:
             one step part of the model, and rounds samples back; "keep" leaves them as they are,
             and the density may have spikes there; "raise" refuses them.
         validation_fraction: of the rows, held out to choose the best evaluation of a single flow.
-        patience: stop after so many of some 40 evaluations without a better one; None: never.
+        patience: stop after this many evaluations, of some 40, without a better one; None: never.
         verbose: True: lines on what is fitted, and a progress bar; False: nothing; None: the bar
             alone, in terminals and notebooks.
         random_state: None, a whole number, or a generator of NumPy's.
@@ -137,8 +137,8 @@ class FlowDensity:
         Args:
             X: rows (N, D) of finite numbers, N from 3 and D from 1 on; an array or a DataFrame.
             y: ignored.
-            sample_weight: weights of the rows, (N,): whole numbers are counts, as if the table had
-                so many copies of a row; others are importances, by which N rows are drawn.
+            sample_weight: weights of the rows, (N,): whole numbers are counts of copies of a row;
+                others are importances, by which N rows are drawn.
 
         Raises:
             ValueError: for other rows, constant columns, ties if `ties` is "raise", and parameters
@@ -294,8 +294,8 @@ class FlowDensity:
         return self._fitted.sample(int(n_samples), rng, exact)
 
     def transform(self, X) -> Any:
-        """The latents (N, D) of rows (N, D) under the best flow: standard normal if X is as that
-        flow says."""
+        """The latents (N, D) of rows (N, D) under the best flow: standard normal if X follows that
+        flow's density."""
         table = self._checked(X)
         latents = self._best.without_noise.latents(table)[0]
         kind = getattr(self, "_sklearn_output_config", {}).get("transform")
