@@ -386,14 +386,11 @@ def test_an_error_of_rank_0_and_a_difference_are_raised_by_all():
 
 
 ABSENT = """
-import time
 from snfnp.ops import world
 w = world()
 if w.rank == 0:
     w.any(0)  # the other one never comes
-start = time.monotonic()
 assert w.exchange_exit_status(1, 0.5) is None
-print(time.monotonic() - start < 5, flush=True)
 w.abort(7)
 """
 
@@ -401,4 +398,4 @@ w.abort(7)
 @pytest.mark.mpi
 def test_abort_ends_ranks_that_wait():
     status, output, errors = processes.finish(processes.start(2, ["-c", ABSENT]))
-    assert (status, output, errors) == (7, "True\n", "")
+    assert (status, output, errors) == (7, "", "")
