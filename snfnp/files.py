@@ -102,14 +102,14 @@ def readable(
     except kind:
         raise
     except Exception as error:  # each library has its own, and a few that it does not document
+        if isinstance(error, MemoryError) and kind is not UsageError:
+            raise  # the size of a user's file is what its header claims, that of a run's is right
         found = getattr(error, "strerror", None) or " ".join(str(error).split())
         found = found or type(error).__name__
         if "pickle" in found or "Python objects" in found:
             found = "it is no array of numbers, and Python objects are never loaded"
         if len(found) > _LONGEST_REASON:
             found = f"{found[:_LONGEST_REASON]}…"
-        if isinstance(error, MemoryError):
-            problem = "cannot be read"
         raise kind(f"{path} {problem} ({found}): {advice}") from None
 
 

@@ -300,6 +300,15 @@ def test_without_the_best_checkpoint_the_best_epoch_is_a_later_one(tmp_path, mon
     assert any("is lost or damaged: the best epoch is one after step 15" in s for s in said)
 
 
+def test_a_checkpoint_is_not_damaged_where_memory_runs_out(copy, monkeypatch):
+    def run_out(content):
+        raise MemoryError
+
+    monkeypatch.setattr("snfnp.training.runs.checkpoint.load", run_out)
+    with pytest.raises(MemoryError):
+        load_run(copy)
+
+
 def test_metrics_that_were_lost_are_reported_and_training_goes_on(copy):
     (copy / "metrics.jsonl").unlink()
     said = []
