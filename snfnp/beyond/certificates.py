@@ -52,7 +52,8 @@ class Certificate:
     def difference(self) -> float | None:
         """The bound in nats, for any x, on |log|W| + log|R||, the difference between W's term of
         log p^f and R's term of log p^g. None if ρ < 1 is not proved."""
-        return abs(self.trace) + self.slack if self.holds else None
+        slack = self.slack
+        return None if slack is None else abs(self.trace) + slack
 
 
 def _series(rho: float) -> float:

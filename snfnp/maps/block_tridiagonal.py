@@ -144,11 +144,12 @@ class BlockLU:
         above, diagonal, below = (xp.zeros((size, size)) for _ in range(3))
         g = self.inverses[-1]
         diagonal[: len(g), : len(g)] = g
-        i = len(self.inverses) - 2
+        i, inverse = len(self.inverses) - 2, None
         with self.ops.linalg.chain_of_products(size):
             while i >= 0:
-                inverse = self.inverses[i]
-                k = self.lower @ inverse
+                if inverse is not self.inverses[i]:
+                    inverse = self.inverses[i]
+                    k = self.lower @ inverse
                 part = len(g)  # less than `size` beside a smaller last block
                 right = self.ratios[i][:, :part] @ g
                 following = self.ops.linalg.matmul_add(right, k[:part], inverse.copy())
