@@ -61,6 +61,18 @@ def call_channels_sum(rng, dtype, size):
     return Call((x, out), bounds=(bound, bound), mutated=(1,), strided=(0,))
 
 
+def call_channels_squeeze(rng, dtype, size):
+    n, height, width, channels = convolution_shapes(rng, size)[0]
+    x = rng.standard_normal((n, 2 * height, 2 * width, channels)).astype(dtype)
+    return Call((x,), bounds=(0,), strided=(0,))
+
+
+def call_channels_unsqueeze(rng, dtype, size):
+    n, height, width, channels = convolution_shapes(rng, size)[0]
+    z = rng.standard_normal((n, height, width, 4 * channels)).astype(dtype)
+    return Call((z,), bounds=(0,), strided=(0,))
+
+
 def call_channels_shift(rng, dtype, size):
     x = channel_arrays(rng, dtype, size)[0]
     b = rng.standard_normal(x.shape[1:]).astype(dtype)

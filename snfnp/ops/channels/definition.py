@@ -17,16 +17,16 @@ class Channels(OperationGroup):
     def squeeze(self, x):
         """Space to depth: x (N, 2H, 2W, C) -> (N, H, W, 4C), channel c·4 + dy·2 + dx. O(N D)."""
         n, height, width, channels = x.shape
-        cells = x.reshape(n, height // 2, 2, width // 2, 2, channels)  # n, y, dy, x, dx, c
-        z = self.xp.ascontiguousarray(cells.transpose(0, 1, 3, 5, 2, 4))
+        z = self.xp.stack([x[:, dy::2, dx::2] for dy in (0, 1) for dx in (0, 1)], axis=-1)
         return z.reshape(n, height // 2, width // 2, 4 * channels)
 
     def unsqueeze(self, z):
         """The inverse permutation: z (N, H, W, 4C) -> (N, 2H, 2W, C). O(N D)."""
         n, height, width, channels = z.shape
-        cells = z.reshape(n, height, width, channels // 4, 2, 2)  # n, y, x, c, dy, dx
-        x = self.xp.ascontiguousarray(cells.transpose(0, 1, 4, 2, 5, 3))
-        return x.reshape(n, 2 * height, 2 * width, channels // 4)
+        x = self.xp.empty((n, 2 * height, 2 * width, channels // 4), z.dtype)
+        for place in range(4):
+            x[:, place // 2 :: 2, place % 2 :: 2] = z[..., place::4]
+        return x
 
     def shift(self, x, b):
         """x + b with one b for every value of a sample, or for every channel: x (N, ..., C), b

@@ -22,6 +22,19 @@ class GpuChannels(Channels):
         device.launch("channel_sum", x.dtype, blocks, x=x, size=x.size, channels=channels, **sums)
         return out
 
+    # one launch each, of a transposed view's copy
+    def squeeze(self, x):
+        n, height, width, channels = x.shape
+        cells = x.reshape(n, height // 2, 2, width // 2, 2, channels)  # n, y, dy, x, dx, c
+        z = self.xp.ascontiguousarray(cells.transpose(0, 1, 3, 5, 2, 4))
+        return z.reshape(n, height // 2, width // 2, 4 * channels)
+
+    def unsqueeze(self, z):
+        n, height, width, channels = z.shape
+        cells = z.reshape(n, height, width, channels // 4, 2, 2)  # n, y, x, c, dy, dx
+        x = self.xp.ascontiguousarray(cells.transpose(0, 1, 4, 2, 5, 3))
+        return x.reshape(n, 2 * height, 2 * width, channels // 4)
+
     def shift(self, x, b):
         return x + b  # one launch
 

@@ -51,9 +51,8 @@ class CpuSpline(Spline):
         of_tasks = sums.reshape(tasks[0] * tasks[1], -1)
         _backward(len(of_tasks), rows, table, bins, dy, dldj, dx, of_tasks)
         scale = x.dtype.type(2 * bound * (1 - eps * len(bins)))
-        inner = sums.sum(axis=0).reshape(tasks[1], 3, -1, _LANES)
         grads = (g.reshape(rows.shape[1], -1) for g in out)
-        _raw_gradients(inner, factors.reshape(len(factors), -1), scale, *grads)
+        _raw_gradients(sums, bins, factors.reshape(len(factors), -1), scale, *grads)
         return dx.reshape(x.shape)
 
 
@@ -64,28 +63,6 @@ def _arguments(x, knots):
     tasks = -(-len(x) // _SAMPLES), -(-pixels // _LANES)
     rows = np.ascontiguousarray(x).reshape(len(x), pixels)
     return tasks, rows, np.ascontiguousarray(knots).reshape(3 * bins + 3, -1), (1,) * bins
-
-
-@compiled
-def _raw_gradients(inner, factors, scale, g_widths, g_heights, g_slopes):
-    """The sums of `_backward` over all samples (blocks, 3, K-1, _LANES), factors (3K-1, P) -> raw
-    gradients (P, K), (P, K), (P, K-1): of sizes scale · p ⊙ (c - ⟨c, p⟩), p the softmax and
-    c_j = Σ_{k > j} of the knots'."""
-    pixels, bins = g_widths.shape
-    for i in range(pixels):
-        own = inner[i // _LANES, :, :, i % _LANES]
-        for axis in range(2):
-            g, p = (g_widths if axis == 0 else g_heights)[i], factors[axis * bins :, i]
-            following = mean = scale - scale
-            for k in range(bins - 1, -1, -1):
-                if k < bins - 1:
-                    following += own[axis, k]
-                g[k] = following
-                mean += following * p[k]
-            for k in range(bins):
-                g[k] = scale * p[k] * (g[k] - mean)
-        for k in range(bins - 1):
-            g_slopes[i, k] = own[2, k] * factors[2 * bins + k, i]
 
 
 # ------------------------------------- one sample's row of a block of neighbouring pixels
@@ -277,3 +254,44 @@ def _backward(task, x, knots, bins, dy, dldj, dx, sums):
     for n in range(start, end):
         deltas, target = dy[n, first:last], dx[n, first:last]
         _backward_row(x[n, first:last], table, bins, deltas, dldj[n], target, sums[task])
+
+
+@compiled
+def _raw_gradients(sums, bins, factors, scale, g_widths, g_heights, g_slopes):
+    """The sums of `_backward` (parts, blocks, 3(K-1) _LANES), factors (3K-1, P) -> raw gradients
+    (P, K), (P, K), (P, K-1) summed over all samples, a knot of all pixels after another."""
+    pixels, inner = len(g_slopes), len(bins) - 1
+    knots = np.zeros((3 * inner, sums.shape[1] * _LANES), sums.dtype)
+    for block in range(sums.shape[1]):
+        for row in range(3 * inner):
+            target = knots[row, block * _LANES : (block + 1) * _LANES]
+            for part in range(len(sums)):
+                source = sums[part, block, row * _LANES : (row + 1) * _LANES]
+                for i in range(_LANES):
+                    target[i] += source[i]
+    _raw_sizes(knots[:inner], factors[: inner + 1], scale, g_widths)
+    _raw_sizes(knots[inner : 2 * inner], factors[inner + 1 : 2 * inner + 2], scale, g_heights)
+    for k in range(inner):
+        g, slopes, shares = g_slopes[:, k], knots[2 * inner + k], factors[2 * inner + 2 + k]
+        for i in range(pixels):
+            g[i] = slopes[i] * shares[i]
+
+
+@serial
+def _raw_sizes(knots, shares, scale, out):
+    """out (P, K) = scale · p ⊙ (c - ⟨c, p⟩), p the softmax, c_j = Σ_{k > j} of the knots':
+    knots (K-1, P), shares (K, P)."""
+    pixels, bins = out.shape
+    following, mean = np.zeros((bins, pixels), knots.dtype), np.zeros(pixels, knots.dtype)
+    for k in range(bins - 1, -1, -1):
+        c, p = following[k], shares[k]
+        if k < bins - 1:
+            after, knot = following[k + 1], knots[k]
+            for i in range(pixels):
+                c[i] = after[i] + knot[i]
+        for i in range(pixels):
+            mean[i] += c[i] * p[i]
+    for k in range(bins):
+        g, c, p = out[:, k], following[k], shares[k]
+        for i in range(pixels):
+            g[i] = scale * p[i] * (c[i] - mean[i])
