@@ -9,10 +9,9 @@ from PIL import Image
 from support.messages import one_line
 
 import snfnp
-from snfnp.cli import evaluate, interpolate, score, train
+from snfnp.cli import evaluate, score, train
 from snfnp.data import toy as densities
 from snfnp.errors import UsageError
-from snfnp.training import plots
 from snfnp.training.plots import Animation, View
 from snfnp.training.progress import Record
 from snfnp.training.trainer import Trainer
@@ -138,70 +137,6 @@ def test_a_run_without_an_animation_builds_no_likelihood_for_it(tmp_path, monkey
         train.main([str(tmp_path / "a.npy"), *options, str(tmp_path / str(columns))])
         assert len(made) == count
         made.clear()
-
-
-@pytest.mark.parametrize("spherical", [True, False])
-def test_paths_end_at_their_ends_and_circles_keep_the_norm(spherical):
-    start, end = RNG.standard_normal((2, 5, 20, 20))
-    end[3], end[4], start[2] = -start[3], 2 * start[4], 0  # all straight
-    paths = interpolate.between(start, end, 5, spherical)
-    straight = np.linspace(start, end, 5, axis=1)
-    same = slice(2 if spherical else 0, None)
-    np.testing.assert_allclose(paths[same], straight[same], atol=1e-12)
-    np.testing.assert_allclose(paths[:, [0, -1]], straight[:, [0, -1]], atol=1e-12)
-    flat = paths[:2].reshape(2, 5, -1)
-    norms = np.linalg.norm(flat, axis=2)
-    assert (norms[:, 2] < 0.85 * norms[:, 0]).all() == (not spherical)
-    if spherical:
-        np.testing.assert_allclose(norms, np.linspace(norms[:, 0], norms[:, -1], 5, axis=1))
-        turns = (flat[:, 1:] * flat[:, :-1]).sum(axis=2) / norms[:, 1:] / norms[:, :-1]
-        np.testing.assert_allclose(turns, turns[:, :1] + np.zeros(4))  # even
-
-
-@pytest.mark.parametrize("kind", ["glow", "rows"])
-def test_paths_between_test_samples_begin_and_end_with_these(kind, tmp_path, monkeypatch):
-    """For images with two latents each and for rows of three numbers."""
-    data, options, drawn = RNG.normal(size=(60, 3)), [], []
-    if kind == "glow":
-        data = RNG.integers(0, 256, (60, 4, 4, 1)).astype(np.uint8)
-        options = ["--model", "glow", "--levels", "2", "--depth", "1", "--width", "4"]
-    np.save(tmp_path / "data.npy", data)
-    options += [*FAST, "--batch-size", "20", "--epochs", "1", "--out", str(tmp_path / "run")]
-    train.main([str(tmp_path / "data.npy"), "--test", "0.4", *options])
-    monkeypatch.setattr(plots, "save_samples", lambda out, panels, *_: drawn.append(panels))
-    options = ["--inverse", "exact", "--pairs", "3", "--steps", "4"]
-    interpolate.main([str(tmp_path / "run"), *options])
-    if kind == "rows":
-        paths = np.load(tmp_path / "run" / "interpolate-exact.npy")
-        assert paths.shape == (3, 4, 3)
-    else:  # between the images themselves, to which the exact inverse returns
-        paths = next(iter(drawn[0].values())).reshape(3, 6, 4, 4, 1)
-        np.testing.assert_array_equal(paths[:, [1, -2]], paths[:, [0, -1]])
-    assert (paths[:, 2] != paths[:, 1]).any()
-    ends = paths[:, [0, -1]].reshape(6, 1, -1).astype(float)
-    assert (np.abs(ends - data.reshape(60, -1)).max(axis=2).min(axis=1) < 1e-9).all()
-
-
-def test_paths_of_a_plane_are_a_picture(folder, monkeypatch, capsys):
-    drawn = []
-    monkeypatch.setattr(plots.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
-    interpolate.main([str(folder)])
-    assert (folder / "interpolate-learned.png").exists()
-    assert [len(axis.lines) for axis in drawn[0].axes] == [8, 8]
-
-
-WRONG_PATHS = [
-    (["--steps", "1"], "`steps` is 1: it must be at least 2"),
-    (["--pairs", "3000"], "`pairs=3000` needs 6000 test rows, and there are 5000: ask for fewer"),
-    (["--path", "curved"], "invalid choice: 'curved'"),
-    (["--out", "a.txt"], "`out` is a.txt: its name must end in one of .npy, .csv, .png"),
-]
-
-
-@pytest.mark.parametrize("options, problem", WRONG_PATHS)
-def test_impossible_paths_are_one_line(options, problem, folder):
-    with one_line(UsageError, problem):
-        interpolate.main([str(folder), *options])
 
 
 def test_the_area_under_the_curve_is_a_share_of_pairs():

@@ -12,7 +12,7 @@ from support.messages import one_line
 from support.runs import estimator_checkpoint, forge
 
 import snfnp
-from snfnp.cli import angle, compare, evaluate, interpolate, sample, score, train
+from snfnp.cli import angle, compare, evaluate, sample, score, train
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.training.runs.checkpoint import load_checkpoint, save_checkpoint
 from snfnp.training.runs.folder import RunFolder
@@ -73,7 +73,6 @@ COMMANDS = {
     "angle": lambda run, *trust: angle.main([run, *trust]),
     "sample": lambda run, *trust: sample.main([run, "--count", "4", *trust]),
     "score": lambda run, *trust: score.main([run, f"{run}/../rows.npy", *trust]),
-    "interpolate": lambda run, *trust: interpolate.main([run, "--pairs", "2", *trust]),
     "compare": lambda run, *trust: compare.main([run, run, *trust]),
     "train": lambda run, *trust: train.main(["--resume", "--out", run, "--epochs", "3", *trust]),
     "rollback": lambda run, *trust: train.main(["--rollback", "--out", run, *trust]),

@@ -17,7 +17,6 @@ COMMANDS = {
     "train": "train a flow, or resume a run",
     "evaluate": "print a run's exact log-likelihood, term by term",
     "sample": "draw samples from a run, as a picture or a table",
-    "interpolate": "draw paths between test samples, through latent space",
     "score": "compare likelihoods of other data with those of the test data",
     "angle": "print the angles between a run's gradient and the exact one",
     "compare": "compare runs in a table and a picture",

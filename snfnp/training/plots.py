@@ -194,15 +194,12 @@ def save_samples(path: Path, panels: dict, title: str, columns: int | None = Non
             axis.axis("off")
 
 
-def save_points(path: Path, panels: dict, title: str, data=()) -> None:
-    """Panels {name: points (n, 2), or paths (paths, steps, 2)} side by side; data (n, 2): what the
-    first are drawn over."""
+def save_points(path: Path, panels: dict, title: str) -> None:
+    """Panels {name: points (n, 2)} side by side."""
     with _picture(path, title, (4.8 * len(panels), 5.2)) as figure:
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
-        if len(data):
-            axes[0].scatter(*data.T, **_DOTS, color=_INK)
         for axis, (name, points) in zip(axes, panels.items(), strict=True):
-            axis.plot(*points.T, marker=".", markersize=3, linewidth=points.ndim - 2)
+            axis.plot(*points.T, marker=".", markersize=3, linewidth=0)
             axis.set_title(_plain(name))
 
 
