@@ -247,16 +247,17 @@ def test_where_weights_start(model, init, changes, centre, noisy):
 def test_the_convolutional_flow_is_the_papers():
     flow = PRESETS["conv"].build(Choices(), (28, 28, 1))
     kinds = [type(layer) for _, layer in flow.layers]
-    assert list(
-        map(kinds.count, (layers.Linear, layers.RationalQuadraticSpline, layers.Squeeze))
-    ) == [9, 8, 2]
-    shape, seen = flow.shape, []
-    for _, layer in flow.layers:
+    known = (layers.Linear, layers.RationalQuadraticSpline, layers.Squeeze)
+    assert [kinds.count(kind) for kind in known] == [9, 8, 2]
+    shape, seen, names = flow.shape, [], []
+    for name, layer in flow.layers:
         if isinstance(layer, layers.Linear):
             assert layer.bias and layer.map.kernel == (3, 3)
             seen.append(shape)
+            names.append(name)
         shape = layer.output_shape(shape)
     assert seen == [(28, 28, 1)] * 3 + [(14, 14, 4)] * 3 + [(7, 7, 16)] * 3
+    assert names == [f"conv{block}.{index}" for block in (1, 2, 3) for index in (1, 2, 3)]
     # three kernels of 9 C² and three biases per block, twice the kernels for R; 14 per spline pixel
     kernels = sum(3 * 2 * 9 * c * c + 3 * c for c in (1, 4, 16))
     assert Layout.of(flow.parameter_shapes()).count == kernels + 8 * 784 * 14
