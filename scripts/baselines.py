@@ -23,11 +23,10 @@ import snfnp
 from snfnp.data import toy
 
 TOYS, ROWS = ("moons", "rings", "pinwheel", "checkerboard", "spirals"), 4000
-TABLES = "MASS/cpus DAAG/possum datasets/airquality MASS/birthwt lattice/environmental".split()
-TABLES += (
-    "carData/Prestige AER/Journals MASS/GAGurine MASS/cats datasets/quakes MASS/Boston".split()
-)
-TABLES += "MASS/geyser MASS/crabs DAAG/ais iris wine diabetes breast_cancer".split()
+TABLES = ("MASS/cpus", "DAAG/possum", "datasets/airquality", "MASS/birthwt")
+TABLES += ("lattice/environmental", "carData/Prestige", "AER/Journals", "MASS/GAGurine")
+TABLES += ("MASS/cats", "datasets/quakes", "MASS/Boston", "MASS/geyser", "MASS/crabs", "DAAG/ais")
+TABLES += ("iris", "wine", "diabetes", "breast_cancer")
 COMPONENTS, BANDWIDTHS = range(1, 33), np.geomspace(0.03, 1.0, 14)
 SIZES = (2, 32), (3, 64), (5, 64)  # of a spline flow: transforms, and units of their networks
 
