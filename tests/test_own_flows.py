@@ -302,8 +302,8 @@ def test_values_of_rows_are_looked_at_where_data_enter_and_not_in_steps(monkeypa
 @pytest.mark.parametrize(
     "data, options, problem",
     [
-        (ROWS.astype(int), {}, "the array: int64 of shape (140, 2); give images, uint8"),
-        (ROWS[:, 0], {}, "the array: float64 of shape (140,); give images, uint8 (N, H"),
+        (ROWS.astype(int), {}, "the array: int64 of shape (140, 2) is not (N, H, W, C); give"),
+        (ROWS[:, 0], {}, "the array: float64 of shape (140,) is not (N, H, W, C); give"),
         ([[1.0], [1.0, 2.0]], {}, "the array cannot be read (setting an array element"),
         ("x.npy", {}, "fit takes data themselves: give it snfnp.load_dataset('x.npy')"),
         (ROWS, {"validation": ROWS[:, :1]}, "the validation rows of array: shape (140, 1) beside"),

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -53,7 +54,7 @@ class Linear(Layer):
     def learns_inverse(self) -> bool:
         return self.rule.learns_inverse
 
-    @property
+    @cached_property
     def maps(self) -> tuple[Map, Map]:
         """(f, g): the map that W is a weight of, and the map that R is a weight of."""
         return self.map, self.inverse_map or self.map
