@@ -14,7 +14,7 @@ import snfnp
 from snfnp import threads
 from snfnp.density import estimator, files
 from snfnp.density.rows import copies
-from snfnp.density.training import flow_candidate
+from snfnp.density.training import flow_candidate, mixture_candidates
 from snfnp.errors import CheckpointError, DivergedError, SnfnpError
 from snfnp.ops import get_ops, jit
 from snfnp.training.options import TrainConfig
@@ -235,6 +235,17 @@ def test_an_average_is_the_mean_of_its_members_densities(fitted):
     assert len(ensemble.members) >= 6 and sum(fitted.weights_.values()) == pytest.approx(1)
     each = np.exp([member.log_prob(x) for member in ensemble.members])
     np.testing.assert_allclose(np.exp(fitted.score_samples(x)), ensemble.weights @ each)
+
+
+def test_mixtures_that_are_kept_are_fitted_to_all_rows_as_well(fitted):
+    kept = [each for each, _ in fitted._fit[1] if each.name.startswith("mixture")]
+    assert kept and {len(each.members) for each in kept} == {6}
+    assert all(each.refit is None for each in kept)  # it holds the rows
+    folds, rows = [np.arange(20)], np.random.default_rng(0).normal(size=(60, 2))
+    first = mixture_candidates(rows, folds, 5, np.zeros(60))[0]
+    alone, again = first.refitted(5).members
+    assert not np.array_equal(again.means, alone.means)
+    np.testing.assert_allclose(again.means, rows.mean(axis=0)[None])  # of one component
 
 
 def test_one_noise_level_is_the_one_that_held_out_rows_prefer():

@@ -167,7 +167,9 @@ class FlowDensity:
         if self.members == 1:  # nothing is averaged
             found = [best]
         weights = stacked_weights(np.stack([each.scores for each in found]))
-        kept = [(each, float(w)) for each, w in zip(found, weights, strict=True) if w > 0]
+        with threads.limited(1):  # of small products
+            pairs = [(each, float(w)) for each, w in zip(found, weights, strict=True) if w > 0]
+            kept = [(each.refitted(seed), weight) for each, weight in pairs]
         self._keep(config, moments, kept, best)
         return self
 

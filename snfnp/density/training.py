@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -33,13 +35,15 @@ class Candidate:
 
     name: in words; scores: the log-density of each row that was held out by the member that it was
     held out for, in the order of rows; members: flat parameters of flows, or mixtures; step: of
-    flows alone, that of the evaluation that was chosen.
+    flows alone, that of the evaluation that was chosen; refit: of mixtures alone, a fit to all rows
+    by the seed of its start.
     """
 
     name: str
     scores: np.ndarray = field(default_factory=lambda: np.empty(0))
     members: list = field(default_factory=list)
     step: int | None = None
+    refit: Callable[[Any], Mixture] | None = None
 
     @property
     def mean(self) -> float:
@@ -48,6 +52,14 @@ class Candidate:
     @property
     def line(self) -> str:
         return f"{self.name}: {self.mean:.3f} nats per row held out"
+
+    def refitted(self, seed: int) -> Candidate:
+        """The candidate; of mixtures, with as many members more that are fitted to all rows."""
+        if self.refit is None:
+            return self
+        count = len(self.members)
+        more = [self.refit((seed, number)) for number in range(count, 2 * count)]
+        return replace(self, members=self.members + more, refit=None)
 
 
 def flow_candidate(
@@ -106,7 +118,7 @@ def _judged(trainings, rows, folds, best: Candidate) -> Candidate:
 def mixture_candidates(
     rows: np.ndarray, folds: list[np.ndarray], seed: int, ldj: np.ndarray
 ) -> list[Candidate]:
-    """Mixtures of standardised rows (N, D), each for every fold.
+    """Mixtures of standardised rows (N, D), each for every fold, and once more for all rows.
 
     For each prior of the covariances there are 1 to 96 components, as far as the rows allow and,
     from 20 on, until more of them are worse. ldj: log|det| of the standardisation, (N,), for scores
@@ -119,10 +131,10 @@ def mixture_candidates(
         best = -np.inf
         for components in (each for each in _COMPONENTS if each <= most):
             name = f"mixture of {components}, {kind}, prior {prior:g}"
-            candidate = Candidate(name, np.empty(count), [])
+            how = components, kind, prior
+            candidate = Candidate(name, np.empty(count), refit=partial(Mixture.fit, rows, *how))
             for number, fold in enumerate(folds):
-                others = np.delete(rows, fold, axis=0)
-                mixture = Mixture.fit(others, components, kind, prior, (seed, number))
+                mixture = Mixture.fit(np.delete(rows, fold, axis=0), *how, (seed, number))
                 candidate.scores[fold] = mixture.log_prob(rows[fold]) + ldj[fold]
                 candidate.members.append(mixture)
             found.append(candidate)
