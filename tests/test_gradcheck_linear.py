@@ -77,6 +77,12 @@ def doubled(f, ops, delta, x, out, add=False):
     return out
 
 
+def partly_nan(f, ops, w, dz):
+    dx = Dense.adjoint(f, ops, w, dz)
+    dx[-1, -1] = np.nan
+    return dx
+
+
 def one_mistake(kind, **members):
     """A map of that kind with other members."""
     return type("Mistaken", (kind,), members)
@@ -96,6 +102,7 @@ ONE_ROW = one_mistake(
 MISTAKES = [
     ("apply", lambda f, ops, w, x: Dense.apply(f, ops, w, x) + 1),
     ("adjoint", lambda f, ops, w, dz: f.apply(ops, w, dz)),
+    ("adjoint", partly_nan),
     ("weight_grad", doubled),
     ("weight_grad", lambda f, ops, dz, x, out, add=False: Dense.weight_grad(f, ops, dz, x, out)),
     ("flip", lambda f, w: w),

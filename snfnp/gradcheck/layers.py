@@ -142,7 +142,8 @@ class Case:
         value, expected = np.asarray(value), np.asarray(expected)
         wrong = 1.01 * expected if wrong is None else wrong
         typical = float(np.max(np.abs(expected)))
-        error = max(relative(a, b, typical) for a, b in zip(value.flat, expected.flat, strict=True))
+        pairs = zip(value.flat, expected.flat, strict=True)
+        error = float(np.max([relative(a, b, typical) for a, b in pairs]))  # NaN if one of them is
         control = float(np.max(np.abs(wrong - expected)) / typical)
         self.report.errors[name], self.report.controls[name] = error, control
         if not error <= self.rtol:
