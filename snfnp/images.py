@@ -35,6 +35,7 @@ class StoredArray:
 
     ndim = property(lambda self: len(self.shape))
     size = property(lambda self: math.prod(self.shape))
+    nbytes = property(lambda self: self.size * self.dtype.itemsize)
 
     def __len__(self) -> int:
         return len(self._places)

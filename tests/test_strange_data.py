@@ -89,6 +89,7 @@ def test_samples_are_read_as_numpy_reads_them(dtype, order, tmp_path):
     np.save(tmp_path / "a.npy", array)
     found = images.open_array(tmp_path / "a.npy")
     assert isinstance(found, StoredArray) == (order == "C") and found.dtype == array.dtype
+    assert found.nbytes == array.nbytes  # by which a GPU holds it or streams it
     for places in (slice(None), slice(3, 9), np.array([7, 8, 3, 4, 5, 49, 0]), np.arange(0), 4):
         np.testing.assert_array_equal(found[places], array[places])
     if order == "C":
