@@ -114,8 +114,8 @@ def test_names_go_from_the_file_to_the_run_its_samples_and_scores(tmp_path, undr
     sample.main([str(out), "--count", "5", "--out", str(tmp_path / "s.csv")])
     drawn, names = read_table(tmp_path / "s.csv", print)
     assert names == ("a", "b") and drawn.shape == (5, 2)
-    sample.main([str(out), "--count", "5", "--out", str(tmp_path / "s.npy")])
-    np.testing.assert_array_equal(drawn, np.load(tmp_path / "s.npy"))
+    sample.main([str(out), "--count", "5", "--out", str(tmp_path / "s.NPY")])
+    np.testing.assert_array_equal(drawn, np.load(tmp_path / "s.NPY"))
     for data in (mine, turned):
         score.main([str(out), data])
     scores = [(out / f"score-{name}.csv").read_text() for name in ("mine", "turned")]

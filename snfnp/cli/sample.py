@@ -41,9 +41,10 @@ def main(argv: list[str], prog: str | None = None) -> None:
     with busy(run.ops, "count", args.count):
         how |= {"temperature": args.temperature, "at_once": _AT_ONCE}
         images = run.likelihood.sample(args.count, args.seed, **how)
-    if out.suffix == ".npy":
+    suffix = out.suffix.lower()
+    if suffix == ".npy":
         write_by(out, lambda file: np.save(file, images))
-    elif out.suffix == ".csv":
+    elif suffix == ".csv":
         write_csv(out, run.columns or (), images.tolist())
     else:
         title = f"{run.config.data_name}, {run.config.model_name}"
