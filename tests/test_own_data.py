@@ -174,6 +174,7 @@ def test_what_fits_nothing_is_one_line_and_leaves_nothing(name, tmp_path):
         (["{rows}", "--data-dir", "x"], "`data_dir=x` is for published data sets, and "),
         (["{rows}", "--test", "1.5"], "`test` is 1.5: give a fraction between 0 and 1, or a path"),
         (["{rows}", "--test", "there.npy"], "there.npy does not exist: check the path"),
+        (["{rows}", "--test", "moons"], "moons does not exist: check the path"),
         (["{rows}", "--test", "0.995"], "would be left to train on"),
         (["{rows}", "--model", "conv"], "`model=conv` needs images, found rows of 2 numbers: ch"),
         (["{rows}", "--augment"], "`augment` needs images, found rows of 2 numbers: leave it out"),

@@ -162,7 +162,8 @@ def _read(source, report: Report, table: dict) -> tuple[dict[str, Any], tuple | 
     place, columns = Path(source), None
     suffix = place.suffix.lower()
     if not os.path.lexists(source):
-        raise UsageError(f"{source} does not exist{suggestion(source, LOADERS)}: check the path")
+        hint = "" if source in LOADERS else suggestion(source, LOADERS)  # in place of a split's path
+        raise UsageError(f"{source} does not exist{hint}: check the path")
     with readable(source):
         if place.is_dir():
             splits = pictures.read_folder(place, report)
