@@ -162,7 +162,7 @@ def _read(source, report: Report, table: dict) -> tuple[dict[str, Any], tuple | 
     place, columns = Path(source), None
     suffix = place.suffix.lower()
     if not os.path.lexists(source):
-        hint = "" if source in LOADERS else suggestion(source, LOADERS)  # in place of a split's path
+        hint = "" if source in LOADERS else suggestion(source, LOADERS)
         raise UsageError(f"{source} does not exist{hint}: check the path")
     with readable(source):
         if place.is_dir():
