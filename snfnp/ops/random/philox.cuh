@@ -1,4 +1,4 @@
-// Philox 4x32-10 (Salmon et al., 2011): see philox.py.
+// Philox 4x32-10 (Salmon et al., 2011): see definition.py.
 
 struct Words {
   unsigned int x, y, z, w;
