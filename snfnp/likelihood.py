@@ -96,7 +96,8 @@ class Likelihood:
             images: (N, H, W, C), uint8, or rows (N, D), as `Flow.encode` takes them, on the host or
                 the device.
             seed: of the dequantisation noise.
-            at_once: images that go through the flow together: it changes the memory only.
+            at_once: images, at most 1000, that go through the flow together: it bounds the memory,
+                and changes no result.
             watch: watch(layer name, x) gets every input of every layer.
             world: the processes, which all call this, share the images and get one result. Rank 0
                 shows the first images to `watch` as long as it is `watch.wants_more()`.

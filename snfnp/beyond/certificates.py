@@ -134,7 +134,7 @@ def _rounding(ops, f, g, w, r, shape) -> float:
 
 
 def _largest_gain(ops, e) -> tuple[float, float]:
-    """Bounds on ‖E‖₂ from below and above, by a singular value decomposition as it is computed.
+    """Bounds on ‖E‖₂ from below and above, from its computed singular value decomposition.
 
     With E = U S Vᵀ + F, ‖UᵀU − I‖ ≤ a and ‖VᵀV − I‖ ≤ b, it is within ‖F‖ of
     s_1 √((1 ± a)(1 ± b)).
@@ -148,7 +148,7 @@ def _largest_gain(ops, e) -> tuple[float, float]:
 
 
 def _distance(ops, left, right, matrix) -> float:
-    """A bound on ‖left right − matrix‖_F. Computed, the product is off by as many units of the
-    factors' norms as its sums have terms; the other two are those of u * s and the difference."""
+    """A bound on ‖left right − matrix‖_F. Each term of the product's sums adds a rounding error of
+    at most one unit times both factors' norms; u * s and the difference add one each."""
     rounding = 1.01 * (len(right) + 2) * _UNIT * math.prod(ops.linalg.norms(left, right))
     return _norm(ops, ops.linalg.matmul(left, right) - matrix) * (1 + _UNIT) + rounding

@@ -118,7 +118,7 @@ def check_rule(
 
 
 def _relative_gradients(rule: Relative, params, rows, deltas, volume) -> dict[str, np.ndarray]:
-    """The exact gradients of W and b, times AᵀA for A = W, or A = [W b; 0 1] if b belongs to it."""
+    """The exact gradient of A, times AᵀA: A is W, and b has its own gradient, or A = [W b; 0 1]."""
     w, b = params["W"], params["b"]
     if rule.bias == "plain":
         exact = deltas.T @ rows + volume * np.linalg.inv(w).T

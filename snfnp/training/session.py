@@ -40,9 +40,9 @@ def opened(
 ) -> Iterator[Session]:
     """A run with this configuration, in a locked folder; see `Session`.
 
-    config: a `TrainConfig`, or of a run that is resumed a function that finds it once the folder is
-    locked; dataset: None: loaded, as the configuration says, or with `same_data` the run's record;
-    folder: a `RunFolder`, None: the configuration's, or one named after its options.
+    config: a `TrainConfig`, or to resume a run a function that returns one, called once the folder
+    is locked; dataset: by default the configuration's is loaded, or with `same_data` that of the
+    run's record; folder: a `RunFolder`, by default `config.out`, or one named after its options.
     """
     with ExitStack() as held:
 

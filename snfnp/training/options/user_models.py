@@ -215,8 +215,8 @@ def _classes(model: str) -> list[str]:
 
 
 def _whole(model: str, shape: tuple[int, ...]) -> Flow:
-    """The flow that a text describes, of a file after `require_trusted`. Raises UsageError if its
-    parts do not fit together."""
+    """The flow that a text describes; a text from a file has passed `require_trusted`. Raises
+    UsageError if its parts do not fit together."""
     try:
         flow = _require_flow(json.loads(model, object_hook=_rebuilt), shape, "the flow")
         _ = flow.layout  # asks every layer for its shapes
