@@ -15,10 +15,10 @@ def own(name: str, page: str = LAYERS):
     """A class that a page defines."""
     text = (DERIVATIONS / page).read_text(encoding="utf-8")
     sources = [each.source for each in doctest.DocTestParser().get_examples(text)]
-    imports = "".join(source for source in sources if source.startswith(("import ", "from ")))
+    used = "".join(each for each in sources if each.startswith(("import ", "from ", "def ")))
     for source in sources:
         if f"class {name}" in source:
             namespace: dict = {}
-            exec(imports + source, namespace)
+            exec(used + source, namespace)
             return namespace[name]
     raise LookupError(f"{page} defines no class {name}")
