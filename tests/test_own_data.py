@@ -228,6 +228,8 @@ def test_the_moments_are_those_of_numpy_in_parts(monkeypatch):
         snfnp.Dataset("mine", ROWS[:1], ROWS, ROWS)
     with pytest.raises(UsageError, match="test rows of mine: shape .* beside .200, 2. of train"):
         snfnp.Dataset("mine", ROWS, ROWS, COLOUR)
+    with pytest.raises(UsageError, match="mine has 2 columns, and `columns` has 1 names: give"):
+        snfnp.Dataset("mine", 0 * ROWS, ROWS, ROWS, columns=("a",))
 
 
 @pytest.mark.parametrize("model", [name for name in PRESETS if "glow" in name])

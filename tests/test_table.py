@@ -83,6 +83,7 @@ def test_other_errors_are_a_line(read):
         read("a\n1,é\n", "latin-1")
     with one_line(UsageError, "t.csv has no column 'c': its columns are a, b"):
         read("a,b\n1,2\n", columns="a,c")
+    assert read("1,x,2\n", columns=[2, 0])[0] == [[2.0, 1.0]]
 
 
 @pytest.mark.parametrize("name, starts", [("", 0), ("Unnamed: 0", 0), ("rownames", 1)])

@@ -26,8 +26,8 @@ class Dataset:
         columns: the names of the columns of rows, if they have names.
 
     Raises:
-        UsageError: a split is empty or anything else, the splits differ in shape, or a column has
-            the same value in all training rows.
+        UsageError: a split is empty or anything else, the splits differ in shape, a column has
+            the same value in all training rows, or `columns` has more or fewer names.
     """
 
     name: str
@@ -52,6 +52,10 @@ class Dataset:
                 images = images[:]  # a view: the given array stays writeable
                 images.flags.writeable = False
                 object.__setattr__(self, split, images)
+        width = self.train.shape[1]
+        if not self.of_images and len(self.labels) != width:
+            found = f"{self.name} has {width} columns, and `columns` has {len(self.labels)} names"
+            raise UsageError(f"{found}: give each column a name")
         _ = self.moments
 
     @property

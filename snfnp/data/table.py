@@ -55,7 +55,7 @@ def read_table(
         raise UsageError(f"{where}: several columns are called {twice[0]!r}: rename them")
     labels = names or tuple(map(str, range(len(first))))
     wanted = columns.split(",") if isinstance(columns, str) else columns or labels
-    asked = [name.strip() for name in wanted]
+    asked = [str(name).strip() for name in wanted]
     if unknown := [name for name in asked if name not in labels]:
         found = f"{where} has no column {unknown[0]!r}: its columns are"
         raise UsageError(f"{found} {', '.join(labels)[:200]}")
