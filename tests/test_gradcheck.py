@@ -98,6 +98,7 @@ def test_a_correct_layer_passes():
             "ldj = np.full(len(x), of_a)",
             r"log\|det J\| is .* by differences of forward, .* by ldj and log_det",
         ),
+        ("forward", "ldj = ldj[::-1].copy()", r"log\|det J\| is "),  # of other samples
         ("forward", "ldj = ldj.sum(keepdims=True).repeat(2)", r"ldj has shape \(2,\)"),
         ("inverse", "u = np.arcsinh(z)", r"inverse\(forward\(x\)\) differs from x by"),
         ("output", "shape = (5,)", r"z has shape \(3, 4\), not the declared \(3, 5\)"),

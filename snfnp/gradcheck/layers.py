@@ -278,7 +278,8 @@ def check_layer(
             wrong.append(str(error))
 
     errors["inverse(forward(x))"] = attempt(_inverse_error, case)
-    errors["log-determinant"] = attempt(lambda: max(_log_det_error(case, one) for one in x))
+    of_samples = range(len(x))
+    errors["log-determinant"] = attempt(lambda: max(_log_det_error(case, n) for n in of_samples))
     grads = case.gradients()
     attempt(case.measure, "x", lambda value: case.objective(value, params), x, grads["x"])
     f = case.objective
@@ -325,16 +326,16 @@ def _inverse_error(case: Case) -> float:
     return error
 
 
-def _log_det_error(case: Case, sample: np.ndarray) -> float:
-    """ldj + log_det against slogdet of the Jacobian of one sample, by differences."""
+def _log_det_error(case: Case, n: int) -> float:
+    """ldj + log_det of sample n of the batch against slogdet of its Jacobian, by differences."""
 
     def rows(x):
         return np.concatenate([flat(z) for z in case.forward(x, case.params)[0]], axis=1)
 
-    copies = np.repeat(sample[None], sample.size, axis=0)
-    units = np.eye(sample.size).reshape(copies.shape)
-    _, ldj = case.forward(sample[None], case.params)
-    declared = float(np.sum(ldj)) + case.log_det(case.params)
+    copies = np.repeat(case.x[n : n + 1], case.x[n].size, axis=0)
+    units = np.eye(len(copies)).reshape(copies.shape)
+    _, ldj = case.forward(case.x, case.params)
+    declared = float(np.broadcast_to(ldj, len(case.x))[n]) + case.log_det(case.params)
     for step in differences.STEPS:
         jacobian = central_difference(rows, copies, units, step)
         expected = float(np.linalg.slogdet(jacobian)[1])
