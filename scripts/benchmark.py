@@ -29,7 +29,7 @@ def main(argv):
     add("parts", nargs="*", metavar="PART", help=_PARTS)
     add("--backend", choices=BACKENDS, default="numba", help="the backend (default: numba)")
     add("--quick", action="store_true", help="fewer repeats and sizes")
-    add("--json", type=Path, help="write every figure to this file")
+    add("--json", type=Path, metavar="PATH", help="write every figure to this file")
     args = parser.parse_args(argv)
     known = GPU_PARTS if args.backend == "cupy" else CPU_PARTS
     for part in sorted(set(args.parts) - set(known)):

@@ -204,3 +204,7 @@ def test_data_without_a_score_are_one_line(other, folder, tmp_path, monkeypatch)
     np.save("three.npy", np.ones((4, 3)))
     with one_line(UsageError, SCORELESS[other]):
         score.main([str(folder), other])
+    with one_line(UsageError, "`other_dir` is for published data sets, and "):
+        score.main([str(folder), other, "--other-dir", "."])
+    with one_line(UsageError, "give the same data, or others", "with `data` (dataset= in Python)"):
+        evaluate.main([str(folder), "--data", "mnist-sample"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from snfnp.cli.shared import check_file, images_of, open_run, run_parser, write_csv
-from snfnp.data import load_whole
+from snfnp.data import PUBLISHED, load_whole
 from snfnp.errors import UsageError, printable
 from snfnp.images import fault
 from snfnp.training import plots
@@ -28,6 +28,9 @@ def main(argv: list[str], prog: str | None = None) -> None:
     about = "folder with the files of OTHER, if a published data set (default: --data-dir)"
     parser.add_argument("--other-dir", type=Path, metavar="PATH", help=about)
     args = parser.parse_args(argv)
+    if args.other_dir and args.other not in PUBLISHED:
+        found = f"`other_dir` is for published data sets, and {args.other} is none"
+        raise UsageError(f"{found}: leave it out")
     name = Path(args.other).stem
     out = args.out or args.run / f"score-{name}.png"
 

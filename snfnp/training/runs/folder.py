@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from snfnp import files
-from snfnp.data import DATA_SETS, SPLITS, Dataset
+from snfnp.data import PUBLISHED, SPLITS, Dataset
 from snfnp.data.sets import SAMPLE
 from snfnp.errors import SnfnpError, UsageError, printable
 from snfnp.training.options import TrainConfig
@@ -156,7 +156,7 @@ class RunFolder:
         if same and all(known.get(split) == dataset.fingerprint(split) for split in splits):
             return None
         given = record["config"].get("data")
-        name, option = data.get("name", given), "`data_dir`" if given in DATA_SETS else "`data`"
+        name, option = data.get("name", given), "`data_dir`" if given in PUBLISHED else "`data`"
         noun = "images" if len(shape) == 3 else "rows"
         line = f"{self.path} was trained on {counts} {noun} (train, validation, test) of shape "
         line += f"{shape}, {name} from {data.get('source')}, found others: {found[0]} of shape "
