@@ -91,6 +91,17 @@ def test_pipelines_and_grid_searches_work():
         pipeline[-1].set_params(depth=3)
 
 
+def test_a_subclass_has_the_parameters_of_its_own_constructor():
+    class Scaled(snfnp.FlowDensity):
+        def __init__(self, scale=1.0, random_state=None):
+            super().__init__(random_state=random_state)
+            self.scale = scale
+
+    copy = clone(Scaled(scale=2.0))
+    assert copy.get_params() == {"scale": 2.0, "random_state": None}
+    assert repr(copy) == "Scaled(scale=2.0)"
+
+
 def test_processes_of_a_search_share_the_cores_and_compile_nothing():
     """Workers as GridSearchCV(n_jobs=2) starts: kernels are in the cache."""
     done = python(WORKERS, **{name: "" for name in os.environ if "NUM_THREADS" in name})
@@ -154,6 +165,7 @@ def test_a_copy_a_pickle_and_a_file_are_the_same_density(fitted, tmp_path):
     for same in (pickle.loads(pickle.dumps(fitted)), snfnp.FlowDensity.load(file)):
         np.testing.assert_array_equal(same.score_samples(x), fitted.score_samples(x))
         assert same.n_iter_ == fitted.n_iter_ and same.epochs == 30
+        assert repr(same).startswith("FlowDensity(members=3, epochs=30")
     content = file.read_bytes()
     for damaged in (content[: len(content) // 2], content[:-1] + bytes([content[-1] ^ 1]), b"{}"):
         file.write_bytes(damaged)

@@ -5,11 +5,12 @@ Derivation: derivations/02-change-of-variables.md and 31-an-average-of-densities
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass, fields, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -99,7 +100,7 @@ class FlowDensity:
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """{parameter of the constructor: its value}."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def set_params(self, **params) -> FlowDensity:
         """Set parameters of the constructor by name. Raises ValueError for any other name."""
@@ -118,9 +119,10 @@ class FlowDensity:
         return self
 
     def __repr__(self) -> str:
-        values = ((each, getattr(self, each.name)) for each in fields(self))
-        changed = [f"{each.name}={value!r}" for each, value in values if value is not each.default]
-        return f"FlowDensity({', '.join(changed)})"
+        usual, values = inspect.signature(type(self)).parameters, self.get_params()
+        shown = {name: repr(value) for name, value in values.items()}
+        changed = [f"{k}={text}" for k, text in shown.items() if text != repr(usual[k].default)]
+        return f"{type(self).__name__}({', '.join(changed)})"
 
     def __sklearn_tags__(self):
         """Tags of scikit-learn, which is loaded if it asks for them."""
