@@ -15,7 +15,7 @@ from snfnp import threads
 from snfnp.density import estimator, files
 from snfnp.density.rows import copies
 from snfnp.density.training import flow_candidate, mixture_candidates
-from snfnp.errors import CheckpointError, DivergedError, SnfnpError
+from snfnp.errors import CheckpointError, DivergedError, SnfnpError, UsageError
 from snfnp.ops import get_ops, jit
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.checkpoint import save_checkpoint
@@ -162,6 +162,8 @@ def test_rows_come_back_from_their_latents(fitted):
 def test_a_copy_a_pickle_and_a_file_are_the_same_density(fitted, tmp_path):
     x, file = moons(seed=3), tmp_path / "moons.safetensors"
     fitted.save(file)
+    with one_line(UsageError, f"{tmp_path} is no regular file: give another path"):
+        fitted.save(tmp_path)
     for same in (pickle.loads(pickle.dumps(fitted)), snfnp.FlowDensity.load(file)):
         np.testing.assert_array_equal(same.score_samples(x), fitted.score_samples(x))
         assert same.n_iter_ == fitted.n_iter_ and same.epochs == 30

@@ -9,7 +9,7 @@ import numpy as np
 
 from snfnp.density.mixture import Mixture
 from snfnp.density.training import Candidate
-from snfnp.errors import CheckpointError
+from snfnp.errors import CheckpointError, UsageError
 from snfnp.files import readable
 from snfnp.parameters import Layout
 from snfnp.training.options import TrainConfig
@@ -18,6 +18,8 @@ from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint, record_o
 
 def save(density: Any, path: Path) -> None:
     """Write atomically. Raises SnfnpError for a path that cannot be written."""
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is no regular file: give another path")
     config, kept, best, moments = density._fit
     shapes, arrays, described = {}, {}, []
     for place, (candidate, weight) in enumerate([*kept, (best, None)]):
