@@ -152,7 +152,7 @@ class BlockLU:
                     k = self.lower @ inverse
                 part = len(g)  # less than `size` beside a smaller last block
                 right = self.ratios[i][:, :part] @ g
-                following = self.ops.linalg.matmul_add(right, k[:part], inverse.copy())
+                following = self.ops.linalg.matmul_add(right, k[:part], self.inverses[i].copy())
                 steps = 1
                 if i > self.converged and part == size:
                     change, norm = self.ops.linalg.norms(following - g, following)
