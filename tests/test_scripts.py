@@ -167,7 +167,7 @@ def test_bad_input_is_one_line_and_a_status(environment, finished, tmp_path):
         ("snfnp", ["evaluate", str(tmp_path)], 2, "is no run folder"),
         ("snfnp", ["sample", exact], 2, "learned no inverse: use --inverse exact"),
         ("snfnp", ["angle", exact], 2, "without learned inverses"),
-        ("train_imagenet32.py", ["--data-dir", tmp_path, "--out", "x"], 2, "of ImageNet32; "),
+        ("train_imagenet32.py", ["--data-dir", tmp_path, "--out", "x"], 2, "of ImageNet32: "),
         ("benchmark.py", ["nonsense"], 2, "no benchmark of numba is called nonsense"),
     ]
     results = run_all(environment, *((name, *words) for name, words, *_ in cases))
