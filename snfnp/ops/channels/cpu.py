@@ -1,0 +1,22 @@
+"""Shifts of channels on the CPU; see derivations/13-actnorm-and-1x1.md."""
+
+import numpy as np
+
+from snfnp.ops.channels.definition import Channels, per_value
+from snfnp.ops.group import rows
+from snfnp.ops.jit import parallel
+
+
+class CpuChannels(Channels):
+    def shift(self, x, b):  # in parallel: each core then has the samples of its next kernel
+        z = np.empty(x.shape, x.dtype)
+        _shift(len(x), rows(x), per_value(np, b, x).reshape(-1), rows(z))
+        return z
+
+
+@parallel
+def _shift(n, x, shifts, out):
+    """x, out (N, D), shifts (D,)."""
+    source, target = x[n], out[n]
+    for j in range(source.size):
+        target[j] = source[j] + shifts[j]
