@@ -118,7 +118,7 @@ def _judged(trainings, rows, folds, best: Candidate) -> Candidate:
 def mixture_candidates(
     rows: np.ndarray, folds: list[np.ndarray], seed: int, ldj: np.ndarray
 ) -> list[Candidate]:
-    """Mixtures of standardised rows (N, D), each for every fold, and once more for all rows.
+    """Mixtures of standardised rows (N, D), each for every fold; `Candidate.refit` takes all rows.
 
     For each prior of the covariances there are 1 to 96 components, as far as the rows allow and,
     from 20 on, until more of them are worse. ldj: log|det| of the standardisation, (N,), for scores

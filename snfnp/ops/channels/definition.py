@@ -31,7 +31,7 @@ class Channels(OperationGroup):
     def shift(self, x, b):
         """x + b with one b for every value of a sample, or for every channel: x (N, ..., C), b
         (..., C) or (C,). O(N D)."""
-        return x + self.xp.ascontiguousarray(self.xp.broadcast_to(b, x.shape[1:]))  # `per_value`
+        return x + b
 
     def actnorm(self, x, t, s):
         """z = (x − t) e^{−s}: x (N, ..., C), t and s (C,) -> z, ldj (N,) = −H W Σ s. O(N D)."""

@@ -35,9 +35,6 @@ class GpuChannels(Channels):
         x = self.xp.ascontiguousarray(cells.transpose(0, 1, 4, 2, 5, 3))
         return x.reshape(n, 2 * height, 2 * width, channels // 4)
 
-    def shift(self, x, b):
-        return x + b  # one launch
-
     def actnorm(self, x, t, s):
         z, ldj = self.device.empty(x.shape, x.dtype), self.device.empty(len(x), x.dtype)
         shift_scale(self.device, x, -1.0, t, -1.0, s, None, z, ldj)
