@@ -107,7 +107,7 @@ def fully_connected(choices: Choices, shape: tuple[int, ...]) -> Flow:
     layers = []
     for index in (1, 2):
         if choices.coordinates == "white":
-            layers.append((f"whiten{index}", Whiten(dimension, whole=index == 1)))
+            layers.append((f"whiten{index}", Whiten(dimension, renewed=index == 2)))
         layers += [(f"dense{index}", dense), (f"activation{index}", SmoothLeakyReLU(0.3))]
     return Flow((dimension,), tuple(layers[:-1]), image_shape=shape)
 

@@ -136,7 +136,6 @@ def _other_layers() -> list[tuple]:
         ("split prior, ReLU", SplitPrior(SmoothLeakyReLU(0.3)), (2, 3, 2)),
         ("whitening", Whiten(5), (5,)),
         ("whitening, one feature", Whiten(1), (1,)),
-        ("whitening, by features", Whiten(5, whole=False), (5,)),
         ("bias", Bias(), (3, 4, 2)),
         ("bias, features", Bias(), (5,)),
         ("causal conv", CausalConv2d(3), (3, 2, 3)),

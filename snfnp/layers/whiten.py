@@ -21,70 +21,63 @@ def inverse_root(matrix: np.ndarray, floor: float) -> np.ndarray:
 class Whiten(Layer):
     """z = U (x − μ), with U = C^{-1/2} of the covariance C of x, for rows x (N, D).
 
-    Parameters: U (D, D), or its diagonal (D,), and b = −U μ (D,). They are the identity until
-    `from_sums` estimates them from data; no gradient moves them. One product, O(N D²), or O(N D).
+    Parameters: U (D, D) and b = −U μ (D,). They are the identity until `from_sums` estimates them
+    from data; no gradient moves them. One product, O(N D²).
 
     Args:
         features: D.
-        whole: False: only the variances of the features, C's diagonal.
         shrink: OAS shrinkage of C towards a multiple of I (`_shrunk`): C may be singular.
+        renewed: estimated again and again, for a layer whose input training changes; otherwise
+            once, before the first step.
     """
 
     features: int
-    whole: bool = True
     shrink: bool = False
+    renewed: bool = False
 
     def parameter_shapes(self, shape) -> dict:
-        return {"U": (self.features,) * (2 if self.whole else 1), "b": (self.features,)}
+        return {"U": (self.features,) * 2, "b": (self.features,)}
 
     def init(self, rng, shape) -> dict:
-        size = self.features
-        return {"U": np.eye(size) if self.whole else np.ones(size), "b": np.zeros(size)}
+        return {"U": np.eye(self.features), "b": np.zeros(self.features)}
 
     def forward(self, ops, p, x):
         """ldj is 0: see `log_det`."""
-        turned = ops.linalg.matmul(x, p["U"].T) if self.whole else x * p["U"]
-        return ops.channels.shift(turned, p["b"]), 0, {}
+        return ops.channels.shift(ops.linalg.matmul(x, p["U"].T), p["b"]), 0, {}
 
     def inverse(self, ops, p, z):
-        """x = U⁻¹ (z − b), exact. O(D³ + N D²), or O(N D)."""
-        z = z - p["b"]
-        return ops.linalg.solve(p["U"], z) if self.whole else z / p["U"]
+        """x = U⁻¹ (z − b), exact. O(D³ + N D²)."""
+        return ops.linalg.solve(p["U"], z - p["b"])
 
     def log_det(self, ops, p, shape) -> float:
-        """log|det U|. O(D³), or O(D)."""
-        if self.whole:
-            return ops.linalg.log_abs_det(p["U"])
-        return float(ops.xp.log(abs(p["U"])).sum())
+        """log|det U|. O(D³)."""
+        return ops.linalg.log_abs_det(p["U"])
 
     def backward(self, ctx, p, cache, dz, grads):
         """δ_x = Uᵀ δ_z."""
-        return ctx.ops.linalg.matmul(dz, p["U"]) if self.whole else dz * p["U"]
+        return ctx.ops.linalg.matmul(dz, p["U"])
 
     def from_sums(self, count: int, total, products) -> dict[str, np.ndarray]:
-        """U and b for `count` rows x with the sums Σ x (D,) and Σ x xᵀ, or its diagonal, in float64
-        on the host. O(D³), or O(D).
+        """U and b for `count` rows x with the sums Σ x (D,) and Σ x xᵀ, in float64 on the host.
+        O(D³).
 
         The sums need no shift: for logits of noisy images, the mean square is at most some hundred
         times the variance. Raises UsageError if `count` leaves directions without variance or x
         does not vary, DivergedError if it is not finite.
         """
-        features, whole = self.features, self.whole
-        if whole and count <= features and not self.shrink:
+        features = self.features
+        if count <= features and not self.shrink:
             found = f"{count} images have no covariance in {features} dimensions"
             raise UsageError(f"{found}: give more than {features}, or `coordinates=plain`")
         mean, second = total / count, products / count
-        covariance = second - (np.outer(mean, mean) if whole else mean**2)
+        covariance = second - np.outer(mean, mean)
         if not np.isfinite(covariance).all():
             raise DivergedError("the inputs of a whitening layer are not finite")
         if self.shrink:
             covariance = _shrunk(covariance, count)
-        variance = (np.diag(covariance) if whole else covariance).mean()
+        variance = np.diag(covariance).mean()
         if variance <= features**2 * np.finfo(float).eps * np.abs(second).max():
             raise UsageError("all samples are alike: there is nothing to whiten")
-        if not whole:
-            scales = np.maximum(covariance, _FLOOR * variance) ** -0.5
-            return {"U": scales, "b": -scales * mean}
         u = inverse_root(covariance, _FLOOR * variance)
         return {"U": (u + u.T) / 2, "b": -u @ mean}
 

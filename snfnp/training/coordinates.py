@@ -23,7 +23,7 @@ from snfnp.ops import RandomKey
 from snfnp.training.update import TrainingState
 
 _FLOOR = 1e-2  # times m: the least eigenvalue of M that counts, so that U's are at most 10
-_IMAGES = 2000  # of a renewal of a `Whiten` layer
+_IMAGES = 5  # a feature, of a renewal of a `Whiten` layer
 
 
 def white_states(ops, flow, config, optimiser) -> tuple:
@@ -32,10 +32,10 @@ def white_states(ops, flow, config, optimiser) -> tuple:
     be renewed."""
     layers = [layer for _, layer in flow.layers]
     places = [place for place, layer in enumerate(layers) if isinstance(layer, Whiten)]
-    for place in filter(None, places):
+    for place in places:
         linear = layers[place + 1] if place + 1 < len(layers) else None
-        if not (layers[place].whole or isinstance(linear, Linear) and linear.bias):
-            needs = "is not the first, and needs a Linear with a bias behind it"
+        if layers[place].renewed and not (isinstance(linear, Linear) and linear.bias):
+            needs = "is renewed, and needs a Linear with a bias behind it"
             raise UsageError(f"the Whiten layer {flow.layers[place][0]} {needs}")
     white, kernels = config.coordinates == "white", any(map(inputs, layers))
     if white and not (places or kernels):
@@ -46,13 +46,13 @@ def white_states(ops, flow, config, optimiser) -> tuple:
 
 
 def statistics(trainer, params, batches, place: int) -> dict:
-    """The statistics of the place-th layer before the first step: of a whole `Whiten` layer, or the
-    flow's first, from all images of the first epoch; {} of any other layer. O(D²) an image.
+    """The statistics of the place-th layer before the first step: of a `Whiten` layer that is not
+    renewed from all images of the first epoch; {} of any other layer. O(D²) an image.
 
     The noise is not that of the steps, with which their inputs would be whiter than others.
     """
     layer = trainer.flow.layers[place][1]
-    if not isinstance(layer, Whiten) or place and not layer.whole:
+    if not isinstance(layer, Whiten) or layer.renewed:
         return {}
     found = _estimate(trainer, params, batches, place, range(trainer.steps_per_epoch))
     return {k: trainer.ops.asarray(value, trainer.p.dtype) for k, value in found.items()}
@@ -74,10 +74,7 @@ def _estimate(trainer, params, batches, place: int, steps) -> dict[str, np.ndarr
         x = x.astype(np.float64)
         count += part.total
         total += x.sum(axis=0)
-        if layer.whole:
-            ops.linalg.matmul_add(x.T, x, products)
-        else:
-            products += (x * x).sum(axis=0)
+        ops.linalg.matmul_add(x.T, x, products)
     if trainer.world.size > 1:
         trainer.communicator.all_reduce(total, products)
     found = layer.from_sums(count, ops.to_host(total), ops.to_host(products))
@@ -88,43 +85,46 @@ class Whitening(TrainingState):
     """The statistics of `Whiten` layers: fixed parameters, and no array of its own."""
 
     def renew(self, trainer, batches) -> None:
-        """Re-estimate those of deeper diagonal layers from 2000 images of the next steps, and
-        change the linear layer behind to keep the function, but for rounding."""
+        """Re-estimate those of renewed layers from images of the next steps, and change the linear
+        layer behind to keep the function, but for rounding. O(D³)."""
         ops, flow, layout = trainer.ops, trainer.flow, trainer.layout.optimised
         for place, (name, layer) in enumerate(flow.layers):
-            if not place or not isinstance(layer, Whiten) or layer.whole:
+            if not isinstance(layer, Whiten) or not layer.renewed:
                 continue
-            last = trainer.step + math.ceil(_IMAGES / trainer.config.batch_size)
+            images = _IMAGES * layer.features
+            last = trainer.step + math.ceil(images / trainer.config.batch_size)
             new = _estimate(trainer, trainer.params, batches, place, range(trainer.step, last))
             behind = flow.layers[place + 1][0]
             moments = (layout.views(buffer)[behind] for buffer in (trainer.m, trainer.v))
             changed = (trainer.params[name], trainer.params[behind], *moments)
             new = {k: ops.asarray(value) for k, value in new.items()}
             wide = [{k: a.astype(np.float64) for k, a in own.items()} for own in changed]
-            for own, values in zip(changed, (new, *change_coordinates(new, *wide)), strict=True):
+            moved = change_coordinates(ops, new, *wide)
+            for own, values in zip(changed, (new, *moved), strict=True):
                 for parameter, value in values.items():
                     own[parameter][...] = value
             trainer.share(trainer.p, trainer.m, trainer.v)
 
 
-def change_coordinates(new: dict, old: dict, p: dict, m: dict, v: dict) -> tuple:
-    """(p, m, v) of the linear layer behind a diagonal `Whiten`, whose statistics change from `old`
-    to `new`. p, and Adam's m and v: float64 arrays by name.
+def change_coordinates(ops, new: dict, old: dict, p: dict, m: dict, v: dict) -> tuple:
+    """(p, m, v) of the linear layer behind a `Whiten`, whose statistics change from `old` to `new`.
+    p, and Adam's m and v: float64 arrays by name. O(D³).
 
     With U'x + b_U' = T (U x + b_U) + t the function stays the same for W' = W T⁻¹, b' = b − W' t
     and R' = T R. m follows the chain rule, G_W' = G_W Tᵀ + G_b tᵀ and G_R' = T⁻ᵀ G_R, and v the
     same with all factors squared.
     """
-    scale = new["U"] / old["U"]
-    shift, w = new["b"] - scale * old["b"], p["W"] / scale
+    solve = ops.linalg.solve
+    turn, back = solve(old["U"].T, new["U"]), solve(new["U"].T, old["U"])  # T and T⁻¹
+    shift, w = new["b"] - turn @ old["b"], p["W"] @ back
     p, m, v = (
         {**p, "W": w, "b": p["b"] - w @ shift},
-        {**m, "W": m["W"] * scale + m["b"][:, None] * shift},
-        {**v, "W": v["W"] * scale**2 + v["b"][:, None] * shift**2},
+        {**m, "W": m["W"] @ turn.T + m["b"][:, None] * shift},
+        {**v, "W": v["W"] @ turn.T**2 + v["b"][:, None] * shift**2},
     )
-    for own, factor in ((p, scale), (m, 1 / scale), (v, scale**-2)):
+    for own, factor in ((p, turn), (m, back.T), (v, back.T**2)):
         if "R" in own:
-            own["R"] = factor[:, None] * own["R"]
+            own["R"] = factor @ own["R"]
     return p, m, v
 
 
