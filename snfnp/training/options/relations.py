@@ -100,7 +100,12 @@ def _warmup(c) -> float:
     return min(epochs, c.epochs / 2) if falls and c.epochs else epochs
 
 
-_WARMUP = _preset("warmup_epochs")
+_WARMUP, _CLIP = _preset("warmup_epochs"), _preset("clip_norm")
+
+
+def _clip(c) -> float | None:
+    """The preset's or the recipe's; none for an exact gradient that the paper does not clip."""
+    return _CLIP.fill(c) if c.preset.clip_exact or c.rule.learns_inverse else None
 
 
 def _lam(c) -> float:
@@ -153,11 +158,7 @@ _RELATIONS = {
     "warmup_epochs": _WARMUP._replace(fill=_warmup),
     "coordinates": _preset("coordinates", "plain", (_NOT_RELATIVE,)),
     "final_lr_fraction": _only(_is("lr_schedule", *SCHEDULES[1:]), 0.0),
-    "clip_norm": Relation(
-        (),
-        lambda c: c.preset.clip_norm if c.preset.clip_exact or c.rule.learns_inverse else None,
-        by_preset(lambda preset: preset.clip_norm or "none"),
-    ),
+    "clip_norm": _CLIP._replace(fill=_clip),
     **dict.fromkeys(
         ("validation", "test"), Relation((_OWN_DATA,), words=f"{HELD_OUT}, or the file's own")
     ),
