@@ -253,7 +253,10 @@ PRESETS = {
     "conv-exponential": _other(exponential_layers, "conv with convolution exponentials (Table 1)"),
     "glow": _glow("Glow with L = 2 levels of K = 16 steps", 2, 16, steps=500, paper_epochs=250),
     "glow-2l-4k": _glow(
-        "L = 2, K = 4, width 16", 2, 4, 16, steps=2500, white=WHITE | {"lr": 1e-2}, lam_forward=10
+        *("L = 2, K = 4, width 16", 2, 4, 16),
+        steps=2500,
+        white=WHITE | {"lr": 2e-2, "clip_norm": 1000},
+        lam_forward=10,
     ),
     "glow-3l-32k": _large("L = 3, K = 32 (for CIFAR-10)", 3, 32, clip_exact=False),
     "glow-3l-48k": _large("L = 3, K = 48 (for ImageNet32)", 3, 48, warmup_epochs=0, batch_size=64),
