@@ -33,6 +33,7 @@ SMALLEST_SIGMA, LARGEST_SIGMA = 1e-6, 1e6  # so that λ = 1/(2σ²) is far from 
 ACTIVATIONS = ("spline", "smooth-leaky-relu")
 WHITE = {"coordinates": "white", "objective": "forward"}  # of recipe="white", for every preset
 WHITE |= {"lr_schedule": "cosine", "warmup_epochs": 1}
+_CLIPPED = WHITE | {"lr": 2e-2, "clip_norm": 1000}
 
 
 @dataclass(frozen=True)
@@ -246,17 +247,14 @@ PRESETS = {
         paper_epochs=1000,
         has_inverse_kernel=True,
         has_bias_init=True,
-        white=WHITE | {"lr": 2e-2, "clip_norm": 1000, "bias_init": "data"},
+        white=_CLIPPED | {"bias_init": "data"},
         lam_forward=1.0,
     ),
     "emerging": _other(emerging_layers, "conv with emerging convolutions (Table 1)"),
     "conv-exponential": _other(exponential_layers, "conv with convolution exponentials (Table 1)"),
     "glow": _glow("Glow with L = 2 levels of K = 16 steps", 2, 16, steps=500, paper_epochs=250),
     "glow-2l-4k": _glow(
-        *("L = 2, K = 4, width 16", 2, 4, 16),
-        steps=2500,
-        white=WHITE | {"lr": 2e-2, "clip_norm": 1000},
-        lam_forward=10,
+        "L = 2, K = 4, width 16", 2, 4, 16, steps=2500, white=_CLIPPED, lam_forward=10
     ),
     "glow-3l-32k": _large("L = 3, K = 32 (for CIFAR-10)", 3, 32, clip_exact=False),
     "glow-3l-48k": _large("L = 3, K = 48 (for ImageNet32)", 3, 48, warmup_epochs=0, batch_size=64),

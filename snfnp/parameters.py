@@ -33,6 +33,12 @@ class Entry:
     def key(self) -> str:
         return f"{self.layer}.{self.name}"
 
+    def view(self, flat):
+        """The parameter in a flat array of any backend. A matrix R is kept as Rᵀ: where it stands
+        for W⁻¹ in W's gradient (Eq. 10), both lie in the same order."""
+        order = "F" if self.name == "R" and len(self.shape) == 2 else "C"
+        return flat[self.start : self.stop].reshape(self.shape, order=order)
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -77,7 +83,7 @@ class Layout:
         """{layer: {name: view}} into a flat array (size,) of any backend."""
         views = {layer: {} for layer in self.layers}
         for e in self.entries:
-            views[e.layer][e.name] = flat[e.start : e.stop].reshape(e.shape)
+            views[e.layer][e.name] = e.view(flat)
         return views
 
     def pack(self, initial: dict[str, dict[str, np.ndarray]], dtype) -> np.ndarray:

@@ -193,6 +193,8 @@ def test_parameters_of_any_shapes_survive_packing(shapes):
         for name, view in named.items():
             np.testing.assert_array_equal(view, numbers[layer][name])
             assert np.shares_memory(view, flat) or view.size == 0
+            transposed = name == "R" and view.ndim == 2
+            assert (view.T if transposed else view).flags.c_contiguous
     assert all(entry.start % 16 == 0 for entry in layout.entries)  # 64 bytes in single precision
 
 

@@ -91,8 +91,7 @@ class Whitening(TrainingState):
         for place, (name, layer) in enumerate(flow.layers):
             if not isinstance(layer, Whiten) or not layer.renewed:
                 continue
-            images = _IMAGES * layer.features
-            last = trainer.step + math.ceil(images / trainer.config.batch_size)
+            last = trainer.step + math.ceil(_IMAGES * layer.features / trainer.config.batch_size)
             new = _estimate(trainer, trainer.params, batches, place, range(trainer.step, last))
             behind = flow.layers[place + 1][0]
             moments = (layout.views(buffer)[behind] for buffer in (trainer.m, trainer.v))

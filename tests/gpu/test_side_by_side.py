@@ -50,7 +50,7 @@ def test_the_numbers_are_those_of_one_layer_after_another(ops, monkeypatch, way)
 
 
 GROUPED = ["axpby", "channel_sum", "conv", "conv_weight_grad", "conv_weight_grad_sum", "residual"]
-GROUPED += ["scaled_kernel", "scaled_transpose"]
+GROUPED += ["scaled_kernel"]
 
 
 def test_operations_beside_themselves_are_as_defined(ops, started):

@@ -63,11 +63,12 @@ def call_linalg_matmul(rng, dtype, size):
 
 def call_linalg_matmul_add(rng, dtype, size):
     a, b, out, bound = product(rng, dtype, size)
+    out = np.asfortranarray(out) if size[0] % 2 else out  # the gradients of R and of W
     return Call((a, b, out), bounds=(bound, bound), mutated=(2,), strided=(0, 1, 2))
 
 
 def call_linalg_scale_into(rng, dtype, size):
-    """flip(W) of a dense map, in more than one tile each way; of a convolution, with its m."""
+    """flip(R) of a dense map, and a gradient in the same order; of a convolution, with its m."""
     if len(size) == 4:
         _, kernel, outputs = convolution_shapes(rng, size)
         w = rng.standard_normal((*kernel, size[3], outputs)).astype(dtype)
@@ -77,7 +78,7 @@ def call_linalg_scale_into(rng, dtype, size):
         rows, columns = 11 * min(size[0], 20), size_2d(size)[1]
         a = rng.standard_normal((columns, rows)).astype(dtype).T
         multiple = 1
-    out = np.full(a.shape, np.nan, dtype)
+    out = np.full(a.shape, np.nan, dtype, order="F" if len(a.shape) == 2 and size[0] % 2 else "C")
     bound = 5 * eps_of(dtype) * np.abs(a) * multiple
     args = (out, number(0.7, size), a, multiple)
     return Call(args, (bound, bound), mutated=(0,), strided=(2,), host=(3,))

@@ -10,12 +10,13 @@ from snfnp.ops.linalg.definition import LinearAlgebra
 _GEMM = {np.dtype(kind): get_blas_funcs("gemm", dtype=kind) for kind in "fd"}
 _LU = {np.dtype(kind): get_lapack_funcs(("getrf", "getri", "getrs"), dtype=kind) for kind in "fd"}
 _SMALL = 128  # up to this size getri is faster than solving for the identity
-_STRIP = 32  # rows that are copied as columns together: what is read stays in the first cache
 _BLOCK = 4096  # values per task of an array as large as a batch's: many even shares
 
 
 class CpuLinearAlgebra(LinearAlgebra):
     def matmul_add(self, a, b, out):
+        if out.flags.fnc:
+            return self.matmul_add(b.T, a.T, out.T).T
         # BLAS itself can add to its output (beta = 1), NumPy's matmul cannot. BLAS is column-major:
         # outᵀ += bᵀ aᵀ, and a C-contiguous array is the column-major array of its transpose.
         gemm = _GEMM[out.dtype]
@@ -34,10 +35,11 @@ class CpuLinearAlgebra(LinearAlgebra):
         return out
 
     def scale_into(self, out, scale, a, multiple):
-        if not (a.ndim == 2 and a.T.flags.c_contiguous and isinstance(multiple, int)):
+        alike = out.flags.forc and a.strides == out.strides and a.dtype == out.dtype
+        if not (alike and isinstance(multiple, int)):
             return super().scale_into(out, scale, a, multiple)
-        factor = out.dtype.type(scale * multiple)
-        _scaled_transpose(-(-out.shape[1] // _STRIP), a.T, factor, out)
+        factor, blocks = out.dtype.type(scale * multiple), -(-out.size // _BLOCK)
+        _scaled(blocks, a.ravel("K"), factor, out.ravel("K"))  # views
         return out
 
     def sum_squares(self, x) -> float:
@@ -78,9 +80,8 @@ def _axpby(task, a, x, b, out):
 
 
 @parallel
-def _scaled_transpose(strip, a, scale, out):
-    """out (M, K) = scale · aᵀ: NumPy would read or write whole columns, on one thread."""
-    part = a[strip * _STRIP :][:_STRIP]
-    for i in range(len(out)):
-        for j in range(len(part)):
-            out[i, strip * _STRIP + j] = scale * part[j, i]
+def _scaled(task, x, scale, out):
+    """out (count,) = scale · x."""
+    target, source = out[task * _BLOCK :][:_BLOCK], x[task * _BLOCK :][:_BLOCK]
+    for i in range(target.size):
+        target[i] = scale * source[i]

@@ -33,6 +33,8 @@ class GpuLinearAlgebra(LinearAlgebra):
         return product
 
     def matmul_add(self, a, b, out):
+        if out.flags.fnc:
+            return self.matmul_add(b.T, a.T, out.T).T
         if not out.flags.c_contiguous or not a.dtype == b.dtype == out.dtype:
             out += self.matmul(a, b)
         else:
@@ -44,14 +46,12 @@ class GpuLinearAlgebra(LinearAlgebra):
         return out
 
     def scale_into(self, out, scale, a, multiple):
-        plain = out.flags.c_contiguous and a.dtype == out.dtype
-        if isinstance(multiple, int) and a.ndim == 2 and plain and a.T.flags.c_contiguous:
-            rows, columns = out.shape
-            own = {"out": out, "scale": scale * multiple, "a": a.T, "rows": rows}
-            tiles = -(-rows // 32) * -(-columns // 32)
-            self.device.launch("scaled_transpose", out.dtype, tiles, **own, columns=columns)
+        if isinstance(multiple, int) and a.ndim == 2 and out.flags.forc:  # as of one tap
+            c_order = out.flags.c_contiguous
+            target, source = (each if c_order else each.T for each in (out, a))
+            self.scale_into(target[None, None], scale, source[None, None], multiple)
             return out
-        if a.ndim != 4 or not plain:
+        if a.ndim != 4 or not (out.flags.c_contiguous and a.dtype == out.dtype):
             return super().scale_into(out, scale, a, multiple)
         device, constant = self.device, None
         if isinstance(multiple, int):

@@ -11,29 +11,6 @@ __device__ void axpby_task(const Block block, const double* a_at, double a, cons
     out[i] = b_ * out[i] + a_ * x[i];
 }
 
-// out (rows, columns) = scale · a (columns, rows)ᵀ, in tiles of 32 × 32 that are read and written
-// along rows. Blocks of 256 threads, 8 rows of a tile at a time.
-template <typename T>
-__device__ void scaled_transpose_task(const Block block, T* __restrict__ out,
-                                      const double* scale_at, double scale, const T* __restrict__ a,
-                                      long long rows, long long columns) {
-  __shared__ T tile[32][33];  // 33: the 32 values of a column lie in different banks
-  const int lane = threadIdx.x & 31, first = threadIdx.x >> 5, step = blockDim.x >> 5;
-  const long long across = (columns + 31) / 32, tiles = across * ((rows + 31) / 32);
-  const T factor = T(value(scale_at, scale));
-  for (long long t = block.index; t < tiles; t += block.count) {
-    const long long row = t / across * 32, column = t % across * 32;
-    for (int i = first; i < 32; i += step)
-      if (column + i < columns && row + lane < rows)
-        tile[i][lane] = a[(column + i) * rows + row + lane];
-    __syncthreads();
-    for (int i = first; i < 32; i += step)
-      if (row + i < rows && column + lane < columns)
-        out[(row + i) * columns + column + lane] = factor * tile[lane][i];
-    __syncthreads();
-  }
-}
-
 // out (H, W, I, O) = scale · a ⊙ m, a with any strides (in elements), m (H, W).
 template <typename T>
 __device__ void scaled_kernel_task(const Block block, T* __restrict__ out, const double* scale_at,

@@ -54,7 +54,7 @@ class Checkpoint:
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint's file atomically."""
     tensors = {
-        key: getattr(checkpoint, name)[entry.start : entry.stop].reshape(entry.shape)
+        key: entry.view(getattr(checkpoint, name))
         for key, (name, entry) in _places(checkpoint.layout).items()
     }
     tensors |= {_STATE + name: array for name, array in checkpoint.state.items()}
@@ -93,7 +93,7 @@ def load_checkpoint(path: Path, layout: Layout, run: dict | None = None) -> Chec
     p, m, v = (np.zeros(size, dtype) for size in (layout.size, moved, moved))
     checkpoint = Checkpoint(layout, p, m, v, **values, state=states)
     for key, (name, entry) in places.items():
-        getattr(checkpoint, name)[entry.start : entry.stop] = tensors[key].reshape(-1)
+        entry.view(getattr(checkpoint, name))[...] = tensors[key]
     if not checkpoint.is_finite():
         raise _damaged(path, "it holds what no training leaves: NaN, infinity, or a negative v")
     if run is not None:
