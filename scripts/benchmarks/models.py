@@ -19,7 +19,7 @@ _FC = {
     "self-normalizing": (_SNF, {}, 12),
     "relative": ("relative", {}, 10),
     "exact": ("exact", {}, 6),
-    "self-normalizing, white": (_SNF, _WHITE, 13),
+    "self-normalizing, white": (_SNF, _WHITE, 15),
     "variational": (_SNF, {"objective": "variational", "noise_vectors": 8}, 12),
 }
 # {row: (model, gradient, settings)}: Table 1's convolutions, and a larger learned inverse beside
