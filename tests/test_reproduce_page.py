@@ -313,7 +313,5 @@ def test_rows_of_the_recipe_have_the_papers_figures_and_nothing_else_of_their_ow
     assert len({row.name for row in rows} - {row.name for row in ROWS}) == len(rows)
     for row in rows:
         assert (row.paper, row.spread, row.epochs) in figures
-        own = {"inverse_kernel"} if "5x5 inverses" in row.cells[0] else set()
-        assert set(row.options) - own <= {"model", "gradient", "kernel", "init", "recipe"}
-        assert row.options.get("inverse_kernel", 3) == (5 if own else 3)
+        assert set(row.options) <= {"model", "gradient", "kernel", "init", "recipe"}
         assert TrainConfig(**row.options).resolve(50_000).coordinates == "white"

@@ -146,15 +146,13 @@ _PARTS = {
     "lr_schedule": ("constant", "cosine"),
 }
 _MODELS = {"fc": "FC 2-Layer", "conv": "Conv. 9-Layer"}
-_UNCLIPPED = {"fc": {}, "conv": {"lr": 1e-2, "clip_norm": 1e6}}  # a bound that nothing reaches
 _PART_EPOCHS = 10
 
 
 def _part_rows():
     for model, values in product(_MODELS, product(*_PARTS.values())):
         # the recipe, with some of its parts as they are without it
-        options = {"model": model, "recipe": "white"} | _UNCLIPPED[model]
-        options |= dict(zip(_PARTS, values, strict=True))
+        options = {"model": model, "recipe": "white"} | dict(zip(_PARTS, values, strict=True))
         name, cells = "-".join(("ablation", model, *values)), (_MODELS[model], *values)
         how = {"ours": _PART_EPOCHS, "epochs_given": False}
         yield Row(name, cells, options, NOT_GIVEN, _PART_EPOCHS, **how)

@@ -128,12 +128,11 @@ def _table_5() -> Iterator[Row]:
         yield Row(name, (label,), own, nats, GLOW_EPOCHS, spread, 10, epochs_given=False)
 
 
-# Table 1's models and Table 5's by the recipe: {the paper's row: {our name: our epochs}}. A name
-# that ends in k5 is of 5×5 learned inverses.
+# Table 1's models and Table 5's by the recipe: {the paper's row: {our name: our epochs}}.
 _WHITE = {
     "fc-snf": {"fc-white-20": 20, "fc-white-120": 120, "fc-white": 300},
     "fc-exact": {"fc-white-exact": 20},
-    "conv-snf": {"conv-white-10": 10, "conv-white": 150, "conv-white-k5": 150},
+    "conv-snf": {"conv-white-10": 10, "conv-white": 150},
     "conv-exact": {"conv-white-exact": 60},
     "emerging": {"emerging-white": 100},
     "conv-exponential": {"conv-exponential-white": 100},
@@ -151,11 +150,8 @@ def _white() -> Iterator[Row]:
         options = {key: row.options[key] for key in _OF_MODELS if key in row.options}
         label = row.cells[0].replace("SNF ", "SNF Glow ") if "glow" in row.name else row.cells[0]
         for name, ours in named.items():
-            large = name.endswith("k5")
-            own = {"name": name, "ours": ours}
-            own["cells"] = (f"{label}{', 5x5 inverses' * large}, {ours} epochs",)
-            more = {"recipe": "white"} | ({"inverse_kernel": 5} if large else {})
-            yield replace(row, **own, options=options | more)
+            own = {"name": name, "cells": (f"{label}, {ours} epochs",), "ours": ours}
+            yield replace(row, **own, options=options | {"recipe": "white"})
 
 
 TABLES = {
