@@ -202,7 +202,7 @@ def test_every_kernel_runs_under_the_sanitizers(folder):
     [
         # a store behind an array, and an index beyond a row of shared memory
         (("linalg", STORE, TOO_MANY), "heap-buffer-overflow"),
-        (("linalg", "tile[32][33]", "tile[32][31]"), "out of bounds"),
+        (("linalg", "rows[MOST_ROWS][MOST_ROWS + 1]", "rows[MOST_ROWS][2]"), "out of bounds"),
     ],
 )
 def test_the_sanitizers_would_find_it(folder, patch, message):
