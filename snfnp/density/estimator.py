@@ -170,8 +170,8 @@ class FlowDensity:
             found = [best]
         weights = stacked_weights(np.stack([each.scores for each in found]))
         with threads.limited(1):  # of small products
-            pairs = [(each, float(w)) for each, w in zip(found, weights, strict=True) if w > 0]
-            kept = [(each.refitted(seed), weight) for each, weight in pairs]
+            pairs = zip(found, weights.tolist(), strict=True)
+            kept = [(each.refitted(seed), weight) for each, weight in pairs if weight > 0]
         self._keep(config, moments, kept, best)
         return self
 

@@ -116,7 +116,7 @@ def presets_with(has: Callable[[Preset], object]) -> str:
 
 
 def shown(value: Any) -> str:
-    return value if isinstance(value, str) else "none" if value is None else f"{value:g}"
+    return f"{value:g}" if isinstance(value, int | float) else value or "none"
 
 
 def by_preset(setting: Callable[[Preset], Any]) -> str:
