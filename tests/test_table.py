@@ -130,6 +130,17 @@ def test_names_go_from_the_file_to_the_run_its_samples_and_scores(tmp_path, undr
             command(argv)
 
 
+def test_scores_read_a_table_as_its_run_did(tmp_path, undrawn):
+    path, out = tmp_path / "t.csv", str(tmp_path / "run")
+    rows = np.random.default_rng(0).normal(size=(100, 3)).astype(str)
+    rows[7, 1] = ""
+    path.write_text("\n".join(map(",".join, rows)))
+    train.main([str(path), *SHORT, "--columns", "1,2", "--drop-incomplete", "--out", out])
+    score.main([out, str(path)])
+    scored = (tmp_path / "run/score-t.csv").read_text().splitlines()
+    assert len([line for line in scored if line.startswith("other,")]) == 99
+
+
 @pytest.mark.parametrize("way", ["standardise", "none"])
 def test_columns_with_ties_are_dequantised_by_every_preprocessing(way, tmp_path, undrawn, capsys):
     rows, path, out = np.random.default_rng(0).normal(size=(100, 2)), tmp_path / "t.csv", "run"
@@ -182,6 +193,8 @@ def test_steps_of_columns_with_ties():
     assert list(decimals(step, origin)[:3]) == [1.0, 10.0, 1.0]
     (step,), (origin,) = find_steps(zeros[:, np.newaxis])
     assert origin == 0 and 1e-3 < step < 0.1  # as far as the other values lie apart
+    ordered = np.stack([rng.normal(size=25_000), np.arange(25_000) // 12_500], axis=1)
+    np.testing.assert_array_equal(find_steps(ordered)[0], [0.0, 1.0])
 
 
 def test_columns_with_steps_are_dequantised_and_samples_lie_on_them():

@@ -136,12 +136,12 @@ def own_data(
     return Dataset(name, **splits, source=where, columns=columns)
 
 
-def load_whole(name: str, data_dir=None, columns: tuple[str, ...] | None = None) -> Samples:
+def load_whole(name: str, data_dir=None, **table) -> Samples:
     """The test data of the data set of this name; or everything at a path, of named splits the test
-    split. columns: the names of a table's columns to take, in this order."""
+    split. table: as for `load_dataset`."""
     if name in LOADERS:
         return LOADERS[name](data_dir if name in PUBLISHED else None, print_to_stderr).test
-    return _chosen(name, "test", columns, print_to_stderr, {})
+    return _chosen(name, "test", None, print_to_stderr, table)
 
 
 def _chosen(path, split: str, columns, report: Report, table: dict) -> Samples:

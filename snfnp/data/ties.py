@@ -48,7 +48,8 @@ def with_ties(
 def find_steps(rows: np.ndarray | StoredArray) -> tuple[np.ndarray, np.ndarray]:
     """The step of each column with ties, 0 for others, and a value on its lattice: (D,), (D,)."""
     step, origin = np.zeros((2, rows.shape[1]))
-    for place in np.flatnonzero([_step(column)[0] for column in rows[:_LOOKED_AT].T]):
+    some = np.random.default_rng(0).permutation(len(rows))[:_LOOKED_AT]  # rows may be sorted
+    for place in np.flatnonzero([_step(column)[0] for column in rows[np.sort(some)].T]):
         column = np.concatenate([part[:, place] for _, part in parts(rows)])
         step[place], origin[place] = _step(column)
     return step, origin
