@@ -43,7 +43,6 @@ def test_the_gpu_replays_a_graph_in_full_precision_unless_told_otherwise():
     saved = TrainConfig().as_dict()
     for option in ("graph", "tf32"):  # as before there were these options
         del saved[option]
-    saved["overlap"] = True  # as when there was this one, which changed no number
     assert TrainConfig.from_dict(saved) == TrainConfig()
 
 

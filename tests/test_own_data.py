@@ -299,6 +299,8 @@ def test_a_run_of_rows_has_an_exact_likelihood_in_their_own_units(run, capsys):
     evaluation = likelihood.evaluate(ROWS)
     np.testing.assert_allclose(-likelihood.log_prob(ROWS).mean(), evaluation.nll, rtol=1e-12)
     assert "scale" in evaluation.terms and "logit" not in evaluation.terms
+    with one_line(UsageError, "`seed` is -1"):
+        snfnp.fit(ROWS, seed=-1)
     for bad in (with_nan(), ROWS[:, :1], ROWS.tolist(), ROWS[0], np.ma.masked_array(ROWS)):
         with pytest.raises(UsageError, match="^the rows: .*; "):
             likelihood.log_prob(bad)
@@ -367,3 +369,6 @@ def test_the_preset_fits_the_columns_and_the_rows():
         steps = config.epochs * config.steps_per_epoch(rows)
         assert 0 <= steps - min(max(rows, 800), 2000) < rows / config.batch_size
     assert TrainConfig(model="vector", depth=3, lr=1.0).resolve(3000, (2,)).depth == 3
+    for model, images, shape in (("vector", 10**6, (2,)), ("glow", 50_000, (28, 28, 1))):
+        config = TrainConfig(model=model, recipe="white").resolve(images, shape)
+        assert (config.epochs, config.warmup_epochs) == (1, 0.5)

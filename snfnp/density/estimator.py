@@ -114,6 +114,8 @@ class FlowDensity:
 
     def set_output(self, *, transform: str | None = None) -> FlowDensity:
         """Set what `transform` returns: "default" (an array), "pandas" or "polars"."""
+        if transform not in (None, "default", "pandas", "polars"):
+            raise ValueError(f"transform is {transform!r}: give default, pandas or polars")
         if transform is not None:
             self._sklearn_output_config = {"transform": transform}
         return self
@@ -233,8 +235,6 @@ class FlowDensity:
         given: dict[str, Any] = {name: getattr(self, name) for name in names}
         given["depth"] = self.layers
         config = TrainConfig(model="vector", seed=seed, **given).resolve(rows, (columns,))
-        if config.epochs == config.steps_per_epoch(rows) == 1:
-            config = replace(config, warmup_epochs=0.0)  # its rate would be 0
         small = self.activation != "spline" and config.batch_size * columns <= _SMALL
         return replace(config, backend="numpy" if small else "numba")
 

@@ -77,12 +77,12 @@ def load(cls: type, path: Path) -> Any:
 
 
 def _named(member: Any) -> dict[str, np.ndarray]:
-    return vars(member) if isinstance(member, Mixture) else {"p": member}
+    return vars(member) if isinstance(member, Mixture) else {"flat": member}
 
 
 def _member(arrays: dict[str, np.ndarray], size: int, columns: int) -> Any:
-    if set(arrays) == {"p"} and arrays["p"].shape == (size,):
-        return arrays["p"]
+    if set(arrays) == {"flat"} and arrays["flat"].shape == (size,):
+        return arrays["flat"]
     mixture = Mixture(**arrays)
     weights, means, roots = vars(mixture).values()
     fits = means.shape == (len(weights), columns) and roots.shape == (*means.shape, columns)

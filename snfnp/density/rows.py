@@ -78,8 +78,9 @@ def check_names(X, expected: np.ndarray | None) -> None:
 def copies(order: np.ndarray, sample_weight, rng) -> tuple[np.ndarray, np.ndarray]:
     """The places of rows, in this order and as often as their weights say, and each one's group.
 
-    Whole weights are counts, and each copy is a group of its own. Others become counts that differ
-    from N w_i / Σ w by less than 1 (systematic sampling), N in all, and a row's copies are a group.
+    Whole weights, up to 2²⁴ in all, are counts, and each copy is a group of its own. Others become
+    counts that differ from N w_i / Σ w by less than 1 (systematic sampling), N in all, and a row's
+    copies are a group.
 
     Raises ValueError for weights that are no finite numbers ≥ 0, one for each row.
     """
@@ -94,9 +95,10 @@ def copies(order: np.ndarray, sample_weight, rng) -> tuple[np.ndarray, np.ndarra
     if not weights.any():
         raise ValueError("sample_weight is zero for every row: give at least one row some")
     weights = weights[order]
-    if (weights == np.rint(weights)).all():
+    if weights.sum() <= 2**24 and (weights == np.rint(weights)).all():
         places = np.repeat(order, weights.astype(np.int64))
         return places, np.arange(len(places))
+    weights = weights / weights.max()  # whose sum is finite
     ends = np.cumsum(weights) / weights.sum() * count
     counts = np.diff(np.floor(ends + rng.random()), prepend=0.0).astype(np.int64)
     drawn = np.flatnonzero(counts)
@@ -116,7 +118,9 @@ def in_container(values: np.ndarray, names, X, kind: str | None) -> Any:
     sklearn = sys.modules.get("sklearn")
     kind = kind or (sklearn.get_config()["transform_output"] if sklearn else "default")
     if kind == "pandas":
-        return sys.modules["pandas"].DataFrame(values, getattr(X, "index", None), list(names))
+        import pandas  # pyright: ignore[reportMissingImports]
+
+        return pandas.DataFrame(values, getattr(X, "index", None), list(names))
     if kind == "polars":
         import polars  # pyright: ignore[reportMissingImports]
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from snfnp.density.mixture import Mixture
-from snfnp.errors import DivergedError
+from snfnp.errors import DivergedError, SingularMatrixError
 from snfnp.ops import get_ops
 from snfnp.training.batches import Batches
 from snfnp.training.options import TrainConfig
@@ -93,7 +93,7 @@ def flow_candidate(
         steps = config.epochs * min(batches.steps_per_epoch for _, batches in trainings)
         every = max(1, steps // _EVALUATIONS)
         most = math.inf if config.patience is None else config.patience * every
-        with suppress(DivergedError):  # the best before is kept
+        with suppress(DivergedError, SingularMatrixError):  # the best before is kept
             best = _judged(trainings, rows, folds, best)
             for step in take_steps(trainings, steps):
                 advance(len(folds))

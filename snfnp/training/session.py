@@ -239,7 +239,7 @@ def fit(
     if isinstance(data, (str, Path)):
         raise UsageError(f"fit takes data themselves: give it snfnp.load_dataset({str(data)!r})")
     if not isinstance(data, Dataset):
-        data = own_data(data, validation, test, options.get("seed", 0))
+        data = own_data(data, validation, test, TrainConfig(**options).seed)
     elif validation is not None or test is not None:
         raise UsageError(f"{data.name} has its splits already: leave validation and test out")
     config = TrainConfig(data=data.name, **options).resolve(len(data.train), data.train.shape[1:])

@@ -195,7 +195,7 @@ class TrainConfig(
             raise UsageError(f"`batch_size` is {config.batch_size}, {found}: choose a smaller one")
         if config.epochs is None:
             epochs = math.ceil(steps / config.steps_per_epoch(training_images))
-            config = replace(config, epochs=epochs)
+            return replace(self, epochs=epochs).resolve(training_images, shape)  # warm-up fits them
         if self.eval_every is None and len(shape) == 1:
             config = replace(config, eval_every=max(1, config.epochs // 40))
         if config.lr_schedule != "constant" and config.warmup_epochs >= config.epochs:
@@ -271,8 +271,6 @@ class TrainConfig(
         `require_trusted`. Raises UsageError for unknown options or bad values."""
         if not isinstance(values, dict):
             raise UsageError("the configuration is no JSON object")
-        # "overlap" was an option of an earlier version, which changed no number
-        values = {name: value for name, value in values.items() if name != "overlap"}
         if unknown := sorted(set(values) - set(OPTIONS)):
             raise UsageError(f"the configuration has unknown entries: {', '.join(unknown)}")
         require_trusted(values.get("model"), trust)
