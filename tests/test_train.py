@@ -39,9 +39,11 @@ CHOICES = {"lr": 3e-3, "warmup_epochs": 0, "dtype": "float64", "batch_size": BAT
 @pytest.mark.parametrize("patience, last", [(1, 6), (2, 8), (3, 10), (None, 99)])
 def test_patience_counts_the_evaluations_since_the_best(patience, last):
     """The best one is that of step 4."""
-    loop = SimpleNamespace(best=SimpleNamespace(step=4), every=2, patience=patience)
+    loop = SimpleNamespace(best=SimpleNamespace(step=4), every=2, patience=patience, _spaced=True)
     for loop.trainer in (SimpleNamespace(step=step) for step in range(5, 20)):
         assert RunLoop.is_patient(loop) == (loop.trainer.step < last)
+    loop._spaced = False  # resumed, and not yet told how far apart evaluations are
+    assert RunLoop.is_patient(loop)
 
 
 def dataset(*splits):

@@ -66,7 +66,7 @@ def open_runs(paths: list[Path], trust: bool = False) -> list[ComparedRun]:
         if not metrics:
             raise UsageError(f"{path} has no evaluation yet: let it train for an epoch")
         config = TrainConfig.from_dict(record["config"]).filled()
-        kinds.append((config.data, folder.data(record)))
+        kinds.append((folder.data(record), record["data"].get("sha256")))
         nll = {line["epoch"]: line["validation_nll_nats"] for line in metrics}
         said, advice = lambda summary: float(summary["test_nll_nats"]), "restore it, or delete it"
         test = read_json(folder.summary_file, said, advice)

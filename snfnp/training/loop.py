@@ -135,7 +135,7 @@ class RunLoop:
 
     def is_patient(self) -> bool:
         """True if a better evaluation may still come, by `patience`."""
-        if self.best is None or self.patience is None:
+        if self.best is None or self.patience is None or not self._spaced:
             return True
         return self.trainer.step // self.every - self.best.step // self.every < self.patience
 

@@ -7,7 +7,6 @@ import numpy as np
 from snfnp.context import Slice
 from snfnp.data import Dataset
 from snfnp.ops import BACKENDS, SINGLE_PROCESS, get_ops
-from snfnp.training.batches import Given
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.session import train
@@ -15,6 +14,32 @@ from snfnp.training.trainer import Trainer
 
 SIDE, BATCH = 8, 6
 SMALL_GLOW = {"levels": 2, "depth": 1, "width": 8}
+
+
+class Given:
+    """Batches from a function of the step, each copied to one place for the step that takes it.
+    whole(step): those of all ranks, if they are others."""
+
+    def __init__(self, images_of, whole=None):
+        self._images_of, self.whole, self._staged = images_of, whole or images_of, None
+
+    def __call__(self, step):
+        return self._images_of(step)
+
+    @property
+    def count(self):
+        return len(self._staged)
+
+    def stage(self, step):
+        images = self(step)
+        if self._staged is None:
+            self._staged = images.copy()
+        elif images is not self._staged:
+            self._staged[...] = images
+        return 0
+
+    def staged(self, scalars):
+        return self._staged
 
 
 def make_trainer(
@@ -93,8 +118,8 @@ def gradient_of(trainer, images, part=None):
 EPOCHS, IMAGES = 3, 100
 
 
-def small_dataset(images=IMAGES, side=5):
-    rng = np.random.default_rng(1)
+def small_dataset(images=IMAGES, side=5, seed=1):
+    rng = np.random.default_rng(seed)
     splits = [
         rng.integers(0, 256, (count, side, side, 1)).astype(np.uint8) for count in (images, 30, 30)
     ]
