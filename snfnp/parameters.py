@@ -9,11 +9,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
 Shapes = dict[str, dict[str, tuple[int, ...]]]  # {layer: {name: shape}}
 _ALIGN = 16  # elements: every view starts on a 64-byte boundary in single precision
+
+
+def order_of(name: str, shape: tuple[int, ...]) -> Literal["C", "F"]:
+    """The memory order of a parameter. A matrix R is kept as Rᵀ: where it stands for W⁻¹ in W's
+    gradient (Eq. 10), both lie in the same order."""
+    return "F" if name == "R" and len(shape) == 2 else "C"
 
 
 @dataclass(frozen=True)
@@ -34,10 +41,9 @@ class Entry:
         return f"{self.layer}.{self.name}"
 
     def view(self, flat):
-        """The parameter in a flat array of any backend. A matrix R is kept as Rᵀ: where it stands
-        for W⁻¹ in W's gradient (Eq. 10), both lie in the same order."""
-        order = "F" if self.name == "R" and len(self.shape) == 2 else "C"
-        return flat[self.start : self.stop].reshape(self.shape, order=order)
+        """The parameter in a flat array of any backend."""
+        part = flat[self.start : self.stop]
+        return part.reshape(self.shape, order=order_of(self.name, self.shape))
 
 
 @dataclass(frozen=True)

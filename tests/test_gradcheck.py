@@ -127,6 +127,33 @@ def failures(place, line):
     return str(caught.value).splitlines()
 
 
+class FlatR(SinhLayer):
+    """With R for A, whose gradient is written through a `reshape`: a copy of what is kept as Rᵀ."""
+
+    def parameter_shapes(self, shape):
+        return {"R": (D, D), "t": (D,)}
+
+    def init(self, rng, shape):
+        return {"R": np.eye(D), "t": np.zeros(D)}
+
+    def forward(self, ops, p, x):
+        return super().forward(ops, {"A": p["R"], **p}, x)
+
+    def inverse(self, ops, p, z):
+        return super().inverse(ops, {"A": p["R"], **p}, z)
+
+    def backward(self, ctx, p, cache, dz, grads):
+        own = {"A": np.empty((D, D)), "t": grads["t"]}
+        dx = super().backward(ctx, {"A": p["R"], **p}, cache, dz, own)
+        grads["R"].reshape(-1)[...] = own["A"].reshape(-1)
+        return dx
+
+
+def test_an_r_is_checked_in_the_order_in_which_it_is_kept():
+    with one_line(GradientError, "R: backward left its gradient"):
+        check_layer(FlatR(), (D,))
+
+
 def test_every_failed_check_is_listed():
     head, *lines = failures("end", "A[1, 2] += 1; t[3] *= 1.01; dx = 1.02 * dx")
     assert head == "3 of 5 checks failed:"

@@ -10,6 +10,7 @@ import pytest
 from support import processes
 from support.ranks import on_ranks
 from support.trainers import (
+    Given,
     at_step,
     batches_of,
     gradient_of,
@@ -26,7 +27,7 @@ from snfnp.likelihood import Likelihood
 from snfnp.ops import SINGLE_PROCESS, get_ops
 from snfnp.ops.communication import launched, world
 from snfnp.processes import terminal
-from snfnp.training.batches import Batches, Given, cut
+from snfnp.training.batches import Batches, cut
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.session import train
 

@@ -15,6 +15,7 @@ from snfnp.layers import Layer, Whiten
 from snfnp.maps import Map
 from snfnp.ops import Ops, RandomKey, get_ops
 from snfnp.ops.group import rows as flat
+from snfnp.parameters import order_of
 
 KEY = RandomKey(0, 0)  # of the random numbers in the checks' backward passes
 
@@ -73,13 +74,17 @@ class Case:
         self.c = [rng.standard_normal((len(self.x), *each)) for each in shapes if each is not None]
         self.a = rng.standard_normal(len(self.x))
 
-    def put(self, given, dtype: Any = np.float64) -> Any:
-        """Copies of a host array, or of a dict or list of them, on the device."""
+    def put(self, given, dtype: Any = np.float64, name="") -> Any:
+        """Copies of a host array, or of a dict or list of them, on the device, and in the memory
+        order that they have in training."""
         if isinstance(given, dict):
-            return {name: self.put(array, dtype) for name, array in given.items()}
+            return {name: self.put(array, dtype, name) for name, array in given.items()}
         if isinstance(given, list):
             return [self.put(array, dtype) for array in given]
-        return self.ops.asarray(np.array(given, dtype))
+        array = np.array(given, dtype)
+        if order_of(name, array.shape) == "F":
+            return self.ops.asarray(array.T).T
+        return self.ops.asarray(array)
 
     def matrix(self, linear_map, w) -> np.ndarray:
         """T(w) written out for one sample."""

@@ -30,6 +30,8 @@ class Layer:
       GPU can record;
     * `forward` and `backward` read no value back to the host: no `float()`, `bool()`, `if` or
       iteration on arrays;
+    * a matrix R and its gradient, which are kept as Rᵀ, are written through their axes: their
+      `reshape` is a copy;
     * results have the dtype of x: constants are Python numbers, which do not widen float32;
     * `forward` changes no argument, and `backward` neither dz nor the cache (another layer may hold
       the same array). It writes every element of the arrays in `grads`. Gradients of weights may be

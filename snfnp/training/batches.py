@@ -1,8 +1,5 @@
 """The training data of each step: shuffled, gathered and, with `augment`, augmented."""
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 
 from snfnp.context import Slice
@@ -61,39 +58,22 @@ class Batches:
         return self._source.take(first, part.count, key).reshape(-1, *self._shape)
 
 
-class Given:
-    """Batches from a function of the step, each copied to one place for the step that takes it.
-    whole(step): those of all ranks, if they are others."""
-
-    def __init__(self, images_of: Callable, whole: Callable | None = None):
-        self._images_of, self.whole = images_of, whole or images_of
-        self._staged: Any = None
-
-    def __call__(self, step: int):
-        return self._images_of(step)
-
-    @property
-    def count(self) -> int:
-        return len(self._staged)
-
-    def stage(self, step: int) -> int:
-        images = self(step)
-        if self._staged is None:
-            self._staged = images.copy()
-        elif images is not self._staged:
-            self._staged[...] = images
-        return 0
-
-    def staged(self, scalars):
-        return self._staged
-
-
-class Repeated(Given):
+class Repeated:
     """Batches of one and the same device array, for a trainer that is timed or inspected."""
 
     def __init__(self, images):
-        super().__init__(lambda step: images)
-        self._staged = images
+        self._images, self.count = images, len(images)
+
+    def __call__(self, step: int):
+        return self._images
+
+    whole = __call__
+
+    def stage(self, step: int) -> int:
+        return 0
+
+    def staged(self, scalars):
+        return self._images
 
 
 def epoch_order(images: int, epoch: int, config: TrainConfig) -> np.ndarray:
