@@ -242,7 +242,7 @@ class OptimiserOptions:
     coordinates: str | Auto = option(
         None,
         "what Adam updates: the weights (plain), or weights in coordinates in which their inputs "
-        "have second moments I (white: K-FAC's input preconditioning; dense layers get fixed "
+        "have second moments I (white: K-FAC's input preconditioning; dense layers get "
         "layers before them that whiten)",
         choices=("plain", "white"),
     )
