@@ -5,6 +5,7 @@ import pickle
 import sys
 import warnings
 from datetime import date
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -365,8 +366,9 @@ def test_names_of_columns_have_to_be_those_of_fit(tmp_path, monkeypatch):
         density.set_output(transform="frames")
     (tmp_path / "pandas.py").write_text("def DataFrame(*a): return a")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "pandas", raising=False)
-    values, index, names = density.set_output(transform="pandas").transform(x)
+    with mock.patch.dict(sys.modules):
+        sys.modules.pop("pandas", None)
+        values, index, names = density.set_output(transform="pandas").transform(x)
     assert values.shape == x.shape and index is None and len(names) == 2
 
 

@@ -5,14 +5,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from support.trainers import host, make_trainer
+from support.trainers import Given, host, make_trainer
 
 from gpu import standin as devices
 from snfnp.errors import BackendError
 from snfnp.ops import SINGLE_PROCESS, get_ops
 from snfnp.ops.communication import Communicator
 from snfnp.ops.gpu import nccl
-from snfnp.training.batches import Given
 
 
 class OneOfTwo(Communicator):
