@@ -53,8 +53,11 @@ class GpuLinearAlgebra(LinearAlgebra):
             return out
         if a.ndim != 4 or not (out.flags.c_contiguous and a.dtype == out.dtype):
             return super().scale_into(out, scale, a, multiple)
-        device = self.device
-        constant = None if isinstance(multiple, int) else device.constant(multiple)
+        device, constant = self.device, None
+        if isinstance(multiple, int):
+            scale = scale * multiple
+        else:
+            constant = device.constant(multiple)
         _, width, inputs, outputs = out.shape
         arguments = {"out": out, "scale": scale, "a": a, "multiple": constant}
         sizes = {"width": width, "inputs": inputs, "outputs": outputs, "n": out.size}
