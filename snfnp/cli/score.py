@@ -36,9 +36,9 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
     run = open_run(args)
     check_file(out, "out", plots.SUFFIXES)
-    table = {name: getattr(run.config, name) for name in ("columns", "header", "drop_incomplete")}
-    table["columns"] = run.columns or table["columns"]
-    other = load_whole(args.other, args.other_dir or args.data_dir, **table)
+    table = {name: getattr(run.config, name) for name in ("header", "drop_incomplete")}
+    columns, where = run.columns or run.config.columns, args.other_dir or args.data_dir
+    other = load_whole(args.other, where, columns=columns, **table)
     if problem := fault(other, run.image_shape, run.flow.preprocess.levels):
         raise UsageError(f"{args.other}: {problem}")
     images, _ = images_of(run, args, "test")
