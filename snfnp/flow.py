@@ -218,15 +218,12 @@ class Flow:
             del cache  # frees it, if it is recomputed, before the next layer makes its own
         return (*latents, x), ops.channels.total(ldjs) if ldjs else 0, caches  # Eq. 6
 
-    def inverse(
-        self, ops: Ops, params: Params, latents: tuple, exact: bool = False, refined: bool = False
-    ) -> Array:
+    def inverse(self, ops: Ops, params: Params, latents: tuple, exact: bool = False) -> Array:
         """Map latents to x (N, *shape): in one pass through the learned inverses, by default.
 
         Args:
             latents: a device array (N, ...) for each of `latent_shapes`.
             exact: use the exact inverses, at the cost of a solve for each linear layer.
-            refined: refine the learned inverses until they are exact (`snfnp.maps.contraction`).
 
         Raises:
             UsageError: if no inverse was learned and `exact` is False.
@@ -241,8 +238,6 @@ class Flow:
         *split_off, z = latents
         for name, layer in reversed(self.layers):
             invert = layer.exact_inverse if exact else layer.inverse
-            if refined and isinstance(layer, Linear) and layer.learns_inverse:
-                invert = layer.refined_inverse
             latent = (split_off.pop(),) if name in shapes else ()
             try:
                 z = invert(ops, params[name], z, *latent)

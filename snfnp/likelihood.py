@@ -190,7 +190,6 @@ class Likelihood:
         temperature: float = 1.0,
         exact: bool = False,
         latents: tuple | None = None,
-        refined: bool = False,
         at_once: int = _BATCH,
     ):
         """Draw samples, from latents that `seed` determines.
@@ -202,7 +201,6 @@ class Likelihood:
             exact: use the exact inverses, not the learned ones.
             latents: for each of `Flow.latent_shapes` an array (count, *shape), or None if it is to
                 be drawn; what is drawn does not depend on what is given.
-            refined: refine the learned inverses until they are exact (`Flow.inverse`).
             at_once: samples that go through the flow together: it changes the memory only.
 
         Returns:
@@ -231,7 +229,7 @@ class Likelihood:
                     filled.append(temperature * normal)
                 else:
                     filled.append(self._on_device(latent[some]))
-            x = flow.inverse(ops, self.params, tuple(filled), exact=exact, refined=refined)
+            x = flow.inverse(ops, self.params, tuple(filled), exact=exact)
             if not ops.channels.is_finite(x):
                 found = "samples are not finite: this inverse has diverged"
                 raise DivergedError(f"{found}; try `exact=True`, or another checkpoint")

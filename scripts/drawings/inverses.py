@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, laid_out, plt
+from drawings.style import BLUE, GREEN, INK, ORANGE, RED, laid_out, plt
 from snfnp.context import BackwardContext
 from snfnp.layers import Linear
 from snfnp.layers.whiten import inverse_root
@@ -60,30 +60,6 @@ def stability():
     named = axes[0].get_legend_handles_labels()
     figure.legend(*named, loc="upper center", ncol=3, bbox_to_anchor=(0.5, 0))
     return figure
-
-
-def refined_inverse():
-    """x ← x + R(z − Wx) for matrices with ρ = ‖I − RW‖₂ below and above 1."""
-    rng = np.random.default_rng(1)
-    dimension, steps = 30, 24
-    w = np.eye(dimension) + 0.1 * rng.standard_normal((dimension, dimension))
-    noise = rng.standard_normal((dimension, dimension))
-    noise += noise.T  # symmetric, so that its largest gain is met in every step
-    noise /= np.linalg.norm(noise, 2)
-    x = rng.standard_normal(dimension)
-    figure, axis = plt.subplots(figsize=(6.2, 3.7))
-    for rho, color in ((0.3, GREEN), (0.7, BLUE), (0.95, PURPLE), (1.05, ORANGE), (1.3, RED)):
-        r = (np.eye(dimension) - rho * noise) @ np.linalg.inv(w)
-        z, errors = w @ x, []
-        guess = r @ z
-        for _ in range(steps):
-            errors.append(np.linalg.norm(guess - x) / np.linalg.norm(x))
-            guess = guess + r @ (z - w @ guess)
-        axis.semilogy(errors, color=color, marker=".", label=rf"$\rho = {rho}$")
-    axis.axhline(1, color=INK, linewidth=1, linestyle=":")
-    axis.set(xlabel="further passes through $R$", ylim=(1e-8, 1e3))
-    axis.set_ylabel(r"$\|x_k - x\| \,/\, \|x\|$")
-    return laid_out(figure, axis, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def natural_coordinates():

@@ -19,9 +19,8 @@ def main(argv: list[str], prog: str | None = None) -> None:
     parser = run_parser(prog, __doc__, data=False)
     out = "picture; of rows a table, .npy or .csv (default: RUN/sample-<inverse>.png, or .npy)"
     parser.add_argument("--out", type=Path, metavar="PATH", help=out)
-    through = "one pass through the learned inverses, the same iterated to convergence, or exact "
-    through += "solves (default: learned)"
-    inverses = ("learned", "refined", "exact")
+    through = "one pass through the learned inverses, or exact solves (default: learned)"
+    inverses = ("learned", "exact")
     parser.add_argument("--inverse", choices=inverses, default="learned", help=through)
     parser.number("--temperature", "factor of the latents", 1.0, 0, kind=float)
     parser.number("--count", "number of samples", 64)
@@ -37,10 +36,9 @@ def main(argv: list[str], prog: str | None = None) -> None:
     out = _destination(run, args.out, args.inverse, args.count, in_rows)
     if args.columns and len(run.image_shape) == 1:
         raise UsageError("`columns` is for images, and this run has rows of numbers: leave it out")
-    how = {"exact": args.inverse == "exact", "refined": args.inverse == "refined"}
+    how = {"exact": args.inverse == "exact", "temperature": args.temperature}
     with busy(run.ops, "count", args.count):
-        how |= {"temperature": args.temperature, "at_once": _AT_ONCE}
-        images = run.likelihood.sample(args.count, args.seed, **how)
+        images = run.likelihood.sample(args.count, args.seed, **how, at_once=_AT_ONCE)
     suffix = out.suffix.lower()
     if suffix == ".npy":
         write_by(out, lambda file: np.save(file, images))

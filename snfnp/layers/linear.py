@@ -8,7 +8,7 @@ import numpy as np
 
 from snfnp.errors import UsageError
 from snfnp.layers.base import Layer
-from snfnp.maps import Map, contraction
+from snfnp.maps import Map
 from snfnp.rules import Rule, SelfNormalizing
 
 
@@ -107,10 +107,6 @@ class Linear(Layer):
     def exact_inverse(self, ops, p, z):
         """x = T(W)⁻¹(z − b)."""
         return self.map.solve(ops, p["W"], self._without_bias(p, z))
-
-    def refined_inverse(self, ops, p, z):
-        """x = T(W)⁻¹(z − b), from the learned inverse (`snfnp.maps.contraction`)."""
-        return contraction.solve(ops, *self.maps, p["W"], p["R"], self._without_bias(p, z))
 
     def backward(self, ctx, p, cache, dz, grads):
         f, g = self.maps

@@ -1,7 +1,6 @@
 """E = I − T(R) T(W), the error of a learned inverse R of a linear layer's W.
 
-If ρ = ‖E‖₂ is below 1, both maps are invertible, and x ← x + T(R)(z − T(W) x) converges to
-T(W)⁻¹ z: it is a contraction.
+E is a contraction if ρ = ‖E‖₂ is below 1; both maps are then invertible.
 Derivation: derivations/23-monitors-and-certificates.md.
 """
 
@@ -9,11 +8,7 @@ import math
 
 import numpy as np
 
-from snfnp.errors import SnfnpError, UsageError
-
 _BLOCK, _STEPS = 8, 10  # vectors that E is applied to at once, and how often EᵀE is
-_RESIDUAL = 1e-10  # of an inverse that is refined, as a part of z
-_MOST = 1000  # refinements: what ρ = 0.977 takes
 
 
 def error(ops, f, g, w, r, x):
@@ -58,27 +53,3 @@ def rho(ops, f, g, w, r, shape) -> float:
 def _columns(ops, batch):
     """A batch (k, ...) as the columns of a host array (D, k), in double precision."""
     return ops.to_host(batch).reshape(len(batch), -1).T.astype(np.float64)
-
-
-def solve(ops, f, g, w, r, z):
-    """T(w)⁻¹ z for a batch z (N, ...), in double precision, by refining T(r) z until ‖z − T(w) x‖
-    is 1e-10 of ‖z‖: two products a refinement.
-
-    Raises:
-        UsageError: if ρ is not below 1.
-        SnfnpError: after 1000 refinements.
-    """
-    found = rho(ops, f, g, w, r, z.shape[1:])
-    if not found < 1:
-        why = f"ρ = ‖I − RW‖₂ is at least {found:.3g}, and only below 1 can the learned inverse be"
-        raise UsageError(f"{why} refined: use `exact=True`")
-    x, residual, scale = g.apply(ops, r, z), math.nan, 1.0
-    for _ in range(_MOST):
-        left = z - f.apply(ops, w, x)
-        residual, scale = ops.linalg.norms(left, z)
-        if residual <= _RESIDUAL * scale:
-            return x
-        x = x + g.apply(ops, r, left)
-    rest = f"{residual / scale:.1e} of z is still left (ρ ≥ {found:.5f})"
-    why = f"after {_MOST} refinements of the learned inverse, {rest}"
-    raise SnfnpError(f"{why}: use `exact=True`")

@@ -139,8 +139,8 @@ def test_monitors_copy_weights_to_the_host_and_no_product(ops, monkeypatch):
 
 
 @pytest.mark.parametrize("model", ["fc", "conv", "glow"])
-def test_monitors_and_refined_samples_match_numpy(ops, model):
-    figures, drawn = [], []
+def test_monitors_match_numpy(ops, model):
+    figures = []
     for each in (ops, get_ops("numpy")):
         trainer = make_trainer(each, model, dtype="float64")
         batch = images_of(trainer, 0)
@@ -149,8 +149,6 @@ def test_monitors_and_refined_samples_match_numpy(ops, model):
         likelihood = trainer.likelihood()
         likelihood.evaluate(images, 0, at_once=70, watch=inspection.watch(len(images)))
         figures.append(inspection.figures(likelihood)["layers"])
-        drawn.append(likelihood.sample(3, seed=0, refined=True))
     found, expected = figures
     for name, own in expected.items():
         assert found[name] == pytest.approx(own, rel=1e-6, abs=1e-12)
-    assert np.mean(drawn[0] != drawn[1]) < 0.01
