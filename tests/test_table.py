@@ -83,6 +83,9 @@ def test_other_errors_are_a_line(read):
         read("a\n1,é\n", "latin-1")
     with one_line(UsageError, "t.csv has no column 'c': its columns are a, b"):
         read("a,b\n1,2\n", columns="a,c")
+    for twice in ("b,a,b", ["b", "b"]):  # the density of a column given itself is infinite
+        with one_line(UsageError, "`columns` has 'b' more than once: name each column once"):
+            read("a,b\n1,2\n", columns=twice)
     assert read("1,x,2\n", columns=[2, 0])[0] == [[2.0, 1.0]]
 
 

@@ -59,6 +59,8 @@ def read_table(
     if unknown := [name for name in asked if name not in labels]:
         found = f"{where} has no column {unknown[0]!r}: its columns are"
         raise UsageError(f"{found} {', '.join(labels)[:200]}")
+    if twice := [name for name in asked if asked.count(name) > 1]:  # a density would be infinite
+        raise UsageError(f"`columns` has {twice[0]!r} more than once: name each column once")
     taken = [labels.index(name) for name in asked]
     if asked != list(labels) and not isinstance(columns, str):  # the order of another file
         report(f"{where}: columns are taken by name, {', '.join(asked)[:200]}")
