@@ -24,6 +24,8 @@ Params = dict[str, dict[str, Array]]  # {layer: {name: array}}
 # Each layer draws from _STREAMS of the random generator's streams, from _FIRST_STREAM on; those
 # below are drawn from once for a batch (`snfnp.likelihood`).
 _FIRST_STREAM, _STREAMS = 16, 16
+# Names of terms of log p(x) and of the last latent, which no layer may have.
+_TERMS = ("preprocess", "dequantisation", "scale", "logit", "base density", "z")
 
 
 def layer_key(key: RandomKey, place: int) -> RandomKey:
@@ -68,12 +70,21 @@ class Flow:
         layers: (name, layer) pairs, in the order of the forward pass.
         preprocess: from images or rows to x, and back.
         image_shape: an image's, if it is not `shape`.
+
+    Raises:
+        UsageError: if a layer has the name of another, or of another term of the likelihood.
     """
 
     shape: tuple[int, ...]
     layers: tuple[tuple[str, Layer], ...] = field(repr=False)
     preprocess: Preprocess | Scale | Standardise = Preprocess()
     image_shape: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        names = [name for name, _ in self.layers]
+        if taken := [name for name in names if names.count(name) > 1 or name in _TERMS]:
+            found = f"a layer is called {taken[0]!r}, as another or a term of the likelihood is"
+            raise UsageError(f"{found}: rename it")
 
     @property
     def dimension(self) -> int:

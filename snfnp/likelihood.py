@@ -156,9 +156,7 @@ class Likelihood:
             if name in flow.latent_shapes:
                 latents.append(cache["latent"])
             del cache  # frees it before the next layer makes its own
-            if name not in self.log_dets:
-                # in double; an ldj may be the number 0
-                terms[name] = layer_ldj + ops.xp.zeros(len(x))
+            terms[name] = layer_ldj + ops.xp.zeros(len(x))  # in double; it may be the number 0
         for name, latent in zip(flow.latent_shapes, (*latents, x), strict=True):
             terms[_density_row(name)] = flow.log_density(ops, (latent,))
         return terms
@@ -170,7 +168,7 @@ class Likelihood:
         terms = {row: means[row] for row in (z, *splits)}
         terms |= flow.preprocess.terms(means["preprocess"], flow.dimension)
         for name, _ in flow.layers:
-            terms[name] = self.log_dets.get(name, means.get(name, 0.0))
+            terms[name] = means[name] + self.log_dets.get(name, 0.0)
         return terms
 
     def latents(self, images, seed: int = 0, at_once: int = _BATCH) -> tuple:
@@ -226,13 +224,13 @@ class Likelihood:
                 if latent is None:
                     key = RandomKey(seed, SAMPLE_LATENTS, index, first)
                     normal = ops.random.normal(key, (some.stop - first, *shape), self._dtype)
-                    filled.append(temperature * normal)
+                    filled.append(float(temperature) * normal)
                 else:
-                    filled.append(self._on_device(latent[some]))
+                    filled.append(self._on_device(latent[some]).astype(self._dtype))
             x = flow.inverse(ops, self.params, tuple(filled), exact=exact)
             if not ops.channels.is_finite(x):
-                found = "samples are not finite: this inverse has diverged"
-                raise DivergedError(f"{found}; try `exact=True`, or another checkpoint")
+                advice = "try" if exact else "try `exact=True`, or"
+                raise DivergedError(f"samples are not finite: {advice} another checkpoint")
             drawn = ops.to_host(flow.decode(ops, x))
             if first == 0:
                 samples = np.empty((count, *drawn.shape[1:]), drawn.dtype)

@@ -40,6 +40,15 @@ def test_a_flow_without_a_learned_inverse_says_so(ops, x):
         flow.inverse(ops, random_params(flow, RNG(0)), (x,))
 
 
+TAKEN = ["a", "preprocess", "scale", "logit", "dequantisation", "base density", "z"]
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_a_name_that_is_taken_cannot_name_a_layer(name):
+    with one_line(UsageError, f"a layer is called {name!r}, as another or a term of the"):
+        Flow((D,), tuple((each, layers.SmoothLeakyReLU()) for each in ("a", name)))
+
+
 def test_initial_parameters_depend_on_the_seed_alone():
     flow = two_layers(SelfNormalizing())
     first, again, other = (flow.init(seed)["dense2"]["W"] for seed in (3, 3, 4))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from support.messages import one_line
 
+from snfnp.beyond.rules import JacobianPenalty
 from snfnp.errors import UsageError
 from snfnp.gradcheck import (
     GradientError,
@@ -17,7 +18,7 @@ from snfnp.gradcheck import (
     relative_error,
     slopes,
 )
-from snfnp.layers import ActNorm, Layer, SplitPrior
+from snfnp.layers import ActNorm, Layer, Linear, SplitPrior
 from snfnp.maps import Conv2d, Dense
 
 D = 4
@@ -202,6 +203,29 @@ def test_a_failure_shows_both_derivatives():
     analytic, numeric = (float(words[words.index(w) + 1]) for w in ("analytic", "numeric"))
     np.testing.assert_allclose(analytic / numeric, 1.01, rtol=1e-8)
     assert str(caught.value).count("h=") == 3  # the same quotient at other steps
+
+
+class TwoInverses(SinhLayer):
+    """A layer whose exact inverse is right, and whose other one is what `line` says."""
+
+    def inverse(self, ops, p, z):
+        return eval(self.line, {"np": np, "z": z, "exact": self.exact_inverse(ops, p, z)})
+
+    def exact_inverse(self, ops, p, z):
+        return SinhLayer().inverse(ops, p, z)
+
+
+def test_both_inverses_are_checked_and_change_nothing():
+    check_layer(TwoInverses("", "exact"), (D,))
+    with pytest.raises(GradientError, match=r"^inverse\(forward\(x\)\) differs from x by"):
+        check_layer(TwoInverses("", "z"), (D,))
+    with pytest.raises(GradientError, match=CHANGED.format("z")):
+        check_layer(TwoInverses("", "np.subtract(z, 1, out=z) * 0 + exact"), (D,))
+
+
+def test_a_rule_with_a_gradient_of_its_own_needs_its_scalar():
+    with one_line(UsageError, "JacobianPenalty has a gradient of its own: give its `scalar`"):
+        check_layer(Linear(Dense(D), JacobianPenalty()), (D,))
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

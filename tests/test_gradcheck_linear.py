@@ -59,8 +59,8 @@ def reported(check) -> list[str]:
         return ["inverse(forward(x))", "log-determinant", "x", *parameters]
     if check.kind == "map":
         square = subject.output_shape(*arguments) == arguments[0]
-        exact = ["log_det", "solve", "log_det_grad"]
-        return ["apply", "adjoint", "weight_grad", "flip", "multiple", *exact * square]
+        exact = ["identity", "log_det", "solve", "log_det_grad"]
+        return ["apply", "adjoint", "weight_grad", "flip", "multiple", "fit", *exact * square]
     if isinstance(subject, Variational):
         return ["z", "x", "W", "R", "b"]
     if isinstance(subject, SelfNormalizing):
@@ -106,6 +106,8 @@ MISTAKES = [
     ("weight_grad", doubled),
     ("weight_grad", lambda f, ops, dz, x, out, add=False: Dense.weight_grad(f, ops, dz, x, out)),
     ("flip", lambda f, w: w),
+    ("fit", lambda f, w: 2 * w),
+    ("identity", lambda f: 2 * np.eye(D)),
     ("log_det_grad", lambda f, ops, w, shape: ops.linalg.inverse(w)),
     ("log_det", lambda f, ops, w, shape: -Dense.log_det(f, ops, w, shape)),
     ("solve", lambda f, ops, w, z: f.adjoint(ops, w, z)),

@@ -35,6 +35,7 @@ from snfnp.layers import (
     Squeeze,
 )
 from snfnp.layers.baselines import ConvExponential
+from snfnp.layers.preprocess import Scale
 from snfnp.likelihood import TRAINING_NOISE
 from snfnp.maps import Conv2d, Dense
 from snfnp.ops import RandomKey, get_ops
@@ -230,6 +231,11 @@ WRONG = [
     *(
         (lambda alpha=alpha: Preprocess(alpha=alpha), r"must be in \(0, 0\.5\)")
         for alpha in (0.0, 0.5, -1e-6, math.nan)
+    ),
+    *(
+        (lambda kind=kind, n=n: kind(levels=n), f"levels is {n}: images have bytes, so 2 to 256")
+        for kind in (Preprocess, Scale)
+        for n in (1, 257)
     ),
     (lambda: Linear(Dense(3), bias_init="mean"), "choose zero or data"),
     (lambda: Linear(Dense(3), bias=False, bias_init="data"), "has no bias"),

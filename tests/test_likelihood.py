@@ -1,7 +1,7 @@
 """Exact likelihoods of flows, of mixtures of Gaussians and of averages; their terms and samples."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -18,13 +18,21 @@ from snfnp.density.mixture import Mixture
 from snfnp.density.training import mixture_candidates
 from snfnp.errors import DivergedError
 from snfnp.flow import Flow
-from snfnp.gradcheck import central_difference
-from snfnp.layers import Layer, Linear, Preprocess, SmoothLeakyReLU
-from snfnp.layers.preprocess import Standardise
+from snfnp.gradcheck import central_difference, check_layer
+from snfnp.layers import (
+    CausalConv2d,
+    Layer,
+    Linear,
+    Preprocess,
+    RationalQuadraticSpline,
+    SmoothLeakyReLU,
+    SplitPrior,
+)
+from snfnp.layers.preprocess import Scale, Standardise
 from snfnp.likelihood import EVALUATION_NOISE, Evaluation, Likelihood
-from snfnp.maps import Dense
+from snfnp.maps import Conv2d, Dense
 from snfnp.ops import RandomKey, get_ops
-from snfnp.rules import SelfNormalizing
+from snfnp.rules import Exact, SelfNormalizing
 
 D, N = 7, 5
 KEY = RandomKey(3, EVALUATION_NOISE)
@@ -122,6 +130,51 @@ def test_each_likelihood_term_is_that_of_its_step(ops, images):
     assert list(terms) == list(expected)
 
 
+@dataclass(frozen=True)
+class Stretch(SmoothLeakyReLU):
+    """A layer with both kinds of log-determinant: z = e^s (smooth leaky ReLU of x)."""
+
+    def parameter_shapes(self, shape):
+        return {"s": ()}
+
+    def forward(self, ops, p, x):
+        z, ldj, cache = super().forward(ops, p, x)
+        return ops.xp.exp(p["s"]) * z, ldj, {**cache, "x": x}
+
+    def inverse(self, ops, p, z):
+        return super().inverse(ops, p, ops.xp.exp(-p["s"]) * z)
+
+    def log_det(self, ops, p, shape):
+        return float(p["s"]) * math.prod(shape)
+
+    def backward(self, ctx, p, cache, dz, grads):
+        dz = dz * ctx.ops.xp.exp(p["s"])
+        y = ctx.ops.activation.smooth_leaky_relu(cache["x"], self.alpha)[0]
+        grads["s"][...] = (dz * y).sum() + ctx.log_det_weight * dz[0].size
+        return super().backward(ctx, p, cache, dz, grads)
+
+
+def test_both_terms_of_a_layer_count(ops):
+    layer, rows = Stretch(0.3), np.random.default_rng(2).standard_normal((N, D))
+    check_layer(layer, (D,), ops=ops)
+    flow = Flow((D,), (("own", layer),), Standardise((0.0,) * D, (1.0,) * D))
+    found = Likelihood(ops, flow, ops.asarray([0.5]))
+    z, ldj, _ = layer.forward(ops, {"s": ops.asarray(0.5)}, ops.asarray(rows))
+    expected = norm.logpdf(z).sum(axis=1) + ldj + 0.5 * D
+    np.testing.assert_allclose(found.log_prob(rows), expected, rtol=1e-14)
+    assert found.evaluate(rows).nll == pytest.approx(-expected.mean(), rel=1e-14)
+    assert found.evaluate(rows).terms["own"] == pytest.approx((ldj + 0.5 * D).mean(), rel=1e-14)
+
+
+@pytest.mark.parametrize("coupling", [CausalConv2d(4), Linear(Conv2d((1, 1), 4), Exact())])
+def test_a_split_has_what_its_coupling_has(ops, coupling):
+    assert max(check_layer(SplitPrior(coupling), (2, 2, 4), ops=ops).errors.values()) < 1e-8
+    flow = Flow((2, 2, 4), (("split", SplitPrior(coupling)),), Scale())
+    flat = flow.layout.pack(flow.init(0), np.float64) + 0.1
+    own = coupling.log_det(ops, flow.layout.views(flat)["split"], (2, 2, 4))
+    assert abs(own) > 0.1 and Likelihood(ops, flow, flat).log_dets == {"split": own}
+
+
 def test_bits_per_dimension():
     evaluation = Evaluation({"a": -1000.0, "b": 400.0}, 784)
     assert evaluation.nll == 600.0
@@ -196,6 +249,18 @@ def test_samples_are_the_inverse_of_latents(ops):
     np.testing.assert_array_equal(found, pixels)
 
 
+def test_latents_are_cast_to_the_precision_of_the_likelihood(ops):
+    flow = Flow((2,), (("bend", SmoothLeakyReLU(0.3)), ("spline", RationalQuadraticSpline(4))))
+    flow = replace(flow, preprocess=Standardise((0.0, 0.0), (1.0, 1.0)))
+    z = np.array([[3, -2], [0, 1]])
+    for dtype in ("float64", "float32"):
+        likelihood = Likelihood(ops, flow, flow.layout.pack(flow.init(0), np.float64), dtype)
+        drawn = [likelihood.sample(2, latents=(z.astype(kind),)) for kind in (int, "f4", "f8")]
+        assert np.array_equal(drawn[0], drawn[1]) and np.array_equal(drawn[0], drawn[2])
+        found = likelihood.sample(2, temperature=np.float64(0.7))
+        assert np.array_equal(found, likelihood.sample(2, temperature=0.7))
+
+
 def mean_and_variance_of_log_jacobian(alpha=1e-6):
     """Of one pixel of each level 0 … 255, over the noise, by quadrature: two arrays (256,)."""
 
@@ -238,8 +303,10 @@ def test_nonfinite_samples_are_an_error():
     layout, flat = random_parameters(flow)
     layout.views(flat)["dense2"]["R"][0, 0] = np.nan
     likelihood = Likelihood(get_ops("numpy"), flow, flat)
-    with pytest.raises(DivergedError, match="samples are not finite"):
+    with pytest.raises(DivergedError, match="samples are not finite: try `exact=True`, or another"):
         likelihood.sample(3, seed=0)
+    with pytest.raises(DivergedError, match="samples are not finite: try another checkpoint"):
+        likelihood.sample(1, latents=(np.full((1, D), np.nan),), exact=True)
     assert likelihood.sample(3, seed=0, exact=True).shape == (3, *flow.shape)
 
 

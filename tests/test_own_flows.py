@@ -12,11 +12,13 @@ import pytest
 from support.messages import one_line
 from support.runs import assert_same_run, state
 from support.trainers import at_step, spoil, without_time
+from test_likelihood import Stretch
 
 import snfnp
 from snfnp import images
 from snfnp.cli import angle, evaluate, sample
 from snfnp.errors import UsageError
+from snfnp.gradcheck import check_map
 from snfnp.layers import Linear, SmoothLeakyReLU
 from snfnp.layers.preprocess import Standardise
 from snfnp.maps import Dense
@@ -65,6 +67,38 @@ def mine(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules if name == "mine" else PRESETS, name, None)
     del PRESETS["registered"], sys.modules["mine"]
     return importlib.import_module("mine")
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeImage(Dense):
+    """A dense map of whole images (N, H, W, C)."""
+
+    def output_shape(self, shape):
+        return shape
+
+    def apply(self, ops, w, x):
+        return super().apply(ops, w, x.reshape(len(x), -1)).reshape(x.shape)
+
+    def adjoint(self, ops, w, dz):
+        return super().adjoint(ops, w, dz.reshape(len(dz), -1)).reshape(dz.shape)
+
+    def weight_grad(self, ops, delta, x, out, add=False):
+        rows = (each.reshape(len(x), -1) for each in (delta, x))
+        return super().weight_grad(ops, *rows, out=out, add=add)
+
+    def solve(self, ops, w, z):
+        return super().solve(ops, w, z.reshape(len(z), -1)).reshape(z.shape)
+
+
+def test_an_own_map_of_images_and_a_parameter_of_no_axis_train(tmp_path):
+    """With the paper's rule, whose margin is that of rows and kernels only."""
+    own = Linear(WholeImage(4)), Stretch(0.3)
+    check_map(own[0].map, (2, 2, 1))
+    images = np.random.default_rng(0).integers(0, 256, (60, 2, 2, 1)).astype(np.uint8)
+    run = snfnp.fit(images, flow=flow(*own, shape=(2, 2, 1)), out=tmp_path / "run", **QUICK)
+    assert run.params["b"]["s"].shape == () and run.params["b"]["s"] != 0
+    again = snfnp.load_run(tmp_path / "run", trust=True)
+    assert again.params["b"]["s"] == run.params["b"]["s"]
 
 
 KINDS = {
@@ -193,6 +227,13 @@ class Odd(SmoothLeakyReLU):
     table: object = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Learns(SmoothLeakyReLU):
+    """A layer with an R that no rule would train."""
+
+    learns_inverse = True
+
+
 def flow(*layers, names="ab", shape=(2,)):
     return snfnp.Flow(shape, tuple(zip(names, layers, strict=False)))
 
@@ -213,8 +254,8 @@ WRONG = {
     "local": (local(), "local.<locals>.<lambda> is no name at the top of a module"),
     "renamed": (renamed, "test_own_flows:local is no name at the top of a module"),
     "array": (flow(Odd(table=np.zeros(2))), "the flow.layers[0][1].table is a ndarray, which con"),
-    "twice": (flow(OWN, OWN, names="aa"), "two layers are called a; give each a name of its own"),
     "class": (flow(OWN, 3), "layer b is no snfnp.Layer; make it an instance of one"),
+    "learned": (flow(Learns()), "layer a learns an inverse; make it a snfnp.layers.Linear"),
     "shape": (flow(Linear(Dense(3)), shape=(3,)), "for data of shape (3,), found (2,); give both"),
     "rule": ("mine:build", "`gradient=exact` is not that of the layers of mine:build: choose self"),
     "choices": (

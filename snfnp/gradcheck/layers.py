@@ -16,6 +16,7 @@ from snfnp.maps import Map
 from snfnp.ops import Ops, RandomKey, get_ops
 from snfnp.ops.group import rows as flat
 from snfnp.parameters import order_of
+from snfnp.rules import SelfNormalizing
 
 KEY = RandomKey(0, 0)  # of the random numbers in the checks' backward passes
 
@@ -124,10 +125,7 @@ class Case:
             if self.layer.learns_inverse:
                 dx, _ = dx
             passes.append({name: ops.to_host(g) for name, g in {**grads, "x": dx}.items()})
-        for given, now in ((host, device), (self.params, p)):
-            for name, then in given.items():
-                if not np.array_equal(ops.to_host(now[name]), then.astype(dtype), equal_nan=True):
-                    raise GradientError(f"the layer changed its argument {name}")
+        self.require_unchanged({**host, **self.params}, {**device, **p})
         first, second = passes
         if not all(np.allclose(first[k], second[k], equal_nan=True) for k in first):
             raise GradientError("backward changed the cache: twice, it gives two results")
@@ -135,6 +133,13 @@ class Case:
             if np.isnan(first[name]).any():
                 raise GradientError(f"{name}: backward left its gradient (partly) unwritten or NaN")
         return first
+
+    def require_unchanged(self, before: dict, now: dict) -> None:
+        """Raises GradientError unless device arrays are what they were made from."""
+        for name, array in now.items():
+            then = before[name].astype(array.dtype)
+            if not np.array_equal(self.ops.to_host(array), then, equal_nan=True):
+                raise GradientError(f"the layer changed its argument {name}")
 
     def measure(self, name: str, scalar, point, gradient) -> None:
         """Compare a gradient with differences of a scalar (`check_gradient`), and report it."""
@@ -250,7 +255,7 @@ def check_layer(
     """Check a layer against its contract on random points and parameters, in O(D) forward passes.
 
     * shapes and dtypes; no argument is changed;
-    * inverse(forward(x)) = x, by the exact inverse;
+    * inverse(forward(x)) = x, by the exact inverse, and by `inverse` if none is learned;
     * ldj + log_det against slogdet of the Jacobian, by central differences;
     * the gradients of x and of each parameter against central differences along random
       directions, with negative controls (`check_gradient`).
@@ -262,7 +267,8 @@ def check_layer(
         layer: the layer.
         shape: one sample's, with few values.
         scalar: makes the scalar of a rule of your own from the arguments of
-            `stop_gradient_objective`, the default (derivations/28-write-your-own-rule.md).
+            `stop_gradient_objective`, which is that of `SelfNormalizing`
+            (derivations/28-write-your-own-rule.md).
         **settings: see `Settings`.
 
     Returns:
@@ -271,8 +277,12 @@ def check_layer(
     Raises:
         GradientError: a line for each failed check; arrays of a wrong shape or dtype, unwritten or
             changed, are an error by themselves.
+        UsageError: if a rule with an inverse needs a scalar of its own.
     """
     case = Case(layer, shape, **settings)
+    rule: Any = getattr(layer, "rule", None)
+    if layer.learns_inverse and scalar is None and type(rule) is not SelfNormalizing:
+        raise UsageError(f"{type(rule).__name__} has a gradient of its own: give its `scalar`")
     _check_arrays(case)
     x, params, errors, wrong = case.x, case.params, case.report.errors, []
 
@@ -322,10 +332,15 @@ def _check_arrays(case: Case) -> None:
 
 
 def _inverse_error(case: Case) -> float:
-    outputs = case.forward(case.x, case.params)[0]
-    p, z = case.put(case.params, case.dtype), case.put(outputs, case.dtype)
-    back = case.ops.to_host(_returned(case.layer.exact_inverse(case.ops, p, *z), "inverse", "x"))
-    error = float(np.max(np.abs(back - case.x)) / max(1.0, np.max(np.abs(case.x))))
+    layer, ops, error = case.layer, case.ops, 0.0
+    outputs = dict(zip(("z", "latent"), case.forward(case.x, case.params)[0], strict=False))
+    for invert in (layer.exact_inverse, layer.inverse):
+        p, z = case.put(case.params, case.dtype), case.put(outputs, case.dtype)
+        back = ops.to_host(_returned(invert(ops, p, *z.values()), "inverse", "x"))
+        case.require_unchanged({**outputs, **case.params}, {**z, **p})
+        if invert == layer.exact_inverse or not layer.learns_inverse:
+            off = np.max(np.abs(back - case.x)) / max(1.0, np.max(np.abs(case.x)))
+            error = float(np.maximum(error, off))  # NaN if one of them is
     if not error <= case.rtol:
         raise GradientError(f"inverse(forward(x)) differs from x by {error:.2e} > {case.rtol:.0e}")
     return error

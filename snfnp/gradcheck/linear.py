@@ -17,6 +17,7 @@ def check_map(linear_map: Map, shape: tuple[int, ...], **settings: Unpack[Settin
     * apply is linear in x; adjoint: ⟨T(w) x, δ⟩ = ⟨x, T(w)ᵀ δ⟩;
     * weight_grad, written and added: ⟨δ ⋆ x, v⟩ = ⟨δ, T(v) x⟩ for any v;
     * flip: T(flip w) = T(w)ᵀ; multiple: m counts the positions of each element in T (Eq. 24);
+    * fit of a w of the map's own size; identity, of a map that keeps the shape;
     * log_det, log_det_grad and solve, of a map that keeps the shape, against T(w) written out.
 
     Negative controls: T(w) for T(w)ᵀ, w for flip w, 1 for m, else an error of 1 %.
@@ -59,8 +60,10 @@ def check_map(linear_map: Map, shape: tuple[int, ...], **settings: Unpack[Settin
     counts = np.reshape(counts, w.shape).astype(float)
     multiple = np.broadcast_to(linear_map.multiple(shape), w.shape)
     case.compare("multiple", multiple, counts, np.ones(w.shape) if np.any(counts > 1) else None)
+    case.compare("fit", linear_map.fit(w), w)
     if dz.shape != x.shape:
         return case.report
+    case.compare("identity", case.matrix(linear_map, linear_map.identity()), np.eye(len(t)))
     log_det = linear_map.log_det(ops, case.put(w, case.dtype), shape)
     case.compare("log_det", log_det, np.linalg.slogdet(t)[1])
     case.compare("solve", host(linear_map.solve, w, z), x, z)

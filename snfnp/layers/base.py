@@ -33,13 +33,14 @@ class Layer:
     * a matrix R and its gradient, which are kept as Rᵀ, are written through their axes: their
       `reshape` is a copy;
     * results have the dtype of x: constants are Python numbers, which do not widen float32;
-    * `forward` changes no argument, and `backward` neither dz nor the cache (another layer may hold
-      the same array). It writes every element of the arrays in `grads`. Gradients of weights may be
-      computed at the end of the pass (`ops.defer`): they are complete then, not before;
+    * `forward` and inverses change no argument, and `backward` neither dz nor the cache (another
+      layer may hold the same array). It writes every element of the arrays in `grads`. Gradients of
+      weights may be computed at the end of the pass (`ops.defer`): they are complete then, not
+      before;
     * a NaN in a parameter or an input reaches the outputs.
     """
 
-    # Whether R, a learned inverse, is among the parameters: see `snfnp.rules`.
+    # Whether R, a learned inverse, is among the parameters: in a flow, those of a `Linear`.
     learns_inverse: ClassVar[bool] = False
     # Whether `inverse` is exact to rounding and costs about as much as `forward`: the backward
     # pass may then recompute x from z instead of keeping it.

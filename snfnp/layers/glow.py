@@ -179,6 +179,12 @@ class SplitPrior(Layer):
     def init(self, rng, shape) -> dict:
         return self.coupling.init(rng, shape)
 
+    def init_from_data(self, ops, p, x) -> dict:
+        return self.coupling.init_from_data(ops, p, x)
+
+    def log_det(self, ops, p, shape):
+        return self.coupling.log_det(ops, p, shape)
+
     def output_shape(self, shape):
         *pixels, channels = self.coupling.output_shape(shape)
         if channels % 2:
@@ -196,6 +202,9 @@ class SplitPrior(Layer):
 
     def inverse(self, ops, p, z, latent):
         return self.coupling.inverse(ops, p, ops.xp.concatenate([z, latent], axis=-1))
+
+    def exact_inverse(self, ops, p, z, latent):
+        return self.coupling.exact_inverse(ops, p, ops.xp.concatenate([z, latent], axis=-1))
 
     def backward(self, ctx, p, cache, dz, grads, dlatent):
         """Both halves together are the coupling's δ_z."""

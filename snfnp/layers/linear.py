@@ -101,7 +101,9 @@ class Linear(Layer):
         return z, 0, {"x": x, "z0": z0}
 
     def inverse(self, ops, p, z):
-        """x ≈ T(R)(z − b)."""
+        """x ≈ T(R)(z − b), or exact if no R is learned."""
+        if not self.learns_inverse:
+            return self.exact_inverse(ops, p, z)
         return self.maps[1].apply(ops, p["R"], self._without_bias(p, z))
 
     def exact_inverse(self, ops, p, z):

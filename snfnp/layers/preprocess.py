@@ -19,6 +19,10 @@ class _OfImages:
     noun, of_images = "images", True
     levels: int
 
+    def __post_init__(self):
+        if not 2 <= self.levels <= 256:
+            raise UsageError(f"levels is {self.levels}: images have bytes, so 2 to 256")
+
     @property
     def usual_bits(self) -> float:
         """Bits per dimension of uniform data."""
@@ -40,6 +44,7 @@ class Preprocess(_OfImages):
     levels: int = 256
 
     def __post_init__(self):
+        super().__post_init__()
         if not 0 < self.alpha < 0.5:
             raise UsageError(f"alpha of the logit is {self.alpha}: it must be in (0, 0.5)")
 

@@ -68,7 +68,7 @@ class Whiten(Layer):
         features = self.features
         if count <= features and not self.shrink:
             found = f"{count} images have no covariance in {features} dimensions"
-            raise UsageError(f"{found}: give more than {features}, or `coordinates=plain`")
+            raise UsageError(f"{found}: give more, `shrink=True`, or `coordinates=plain`")
         mean, second = total / count, products / count
         covariance = second - np.outer(mean, mean)
         if not np.isfinite(covariance).all():

@@ -37,7 +37,7 @@ class HostDevice:
 
     def asarray(self, host, dtype=None):
         """A host array as a C-contiguous array on the device, cast if `dtype` is given."""
-        return self.xp.ascontiguousarray(host, dtype=dtype)
+        return self.xp.asarray(host, dtype=dtype, order="C")
 
     def to_host(self, array) -> np.ndarray:
         """A device array as a NumPy array on the host."""

@@ -254,8 +254,9 @@ class Monitors:
         needs it. images: their number."""
         self._moments = {
             name: SmallestSecondMoment(self._ops, layer.map, images)
-            for name, (layer, _) in self._layers.items()
+            for name, (layer, shape) in self._layers.items()
             if stable_above(layer.rule) is not None
+            and (len(shape) == 1 or isinstance(layer.map, Conv2d))  # whose rows are known
         }
         return self if self._moments else None
 

@@ -55,7 +55,7 @@ class Gpu:
         return Gpu, (self.tf32,)
 
     def asarray(self, host, dtype=None):
-        return self.xp.asarray(np.ascontiguousarray(host, dtype=dtype))
+        return self.xp.asarray(np.asarray(host, dtype=dtype, order="C"))
 
     def to_host(self, array) -> np.ndarray:
         return self.xp.asnumpy(array)

@@ -54,7 +54,7 @@ class Checkpoint:
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint's file atomically."""
     tensors = {
-        key: np.ascontiguousarray(entry.view(getattr(checkpoint, name)))
+        key: np.asarray(entry.view(getattr(checkpoint, name)), order="C")
         for key, (name, entry) in _places(checkpoint.layout).items()
     }
     tensors |= {_STATE + name: array for name, array in checkpoint.state.items()}
