@@ -369,7 +369,9 @@ def test_names_of_columns_have_to_be_those_of_fit(tmp_path, monkeypatch):
     with mock.patch.dict(sys.modules):
         sys.modules.pop("pandas", None)
         values, index, names = density.set_output(transform="pandas").transform(x)
+        listed, nothing, _ = density.transform(x.tolist())
     assert values.shape == x.shape and index is None and len(names) == 2
+    assert np.array_equal(listed, values) and nothing is None
 
 
 @pytest.mark.filterwarnings("ignore:ties in")

@@ -166,6 +166,14 @@ def test_many_images_are_drawn_in_parts(finished, tmp_path, monkeypatch, capsys)
         assert np.array_equal(np.asarray(picture), grid_of(drawn, 2))
 
 
+@pytest.mark.parametrize("shape", [(8, 8, 2), (1, 8, 1), (8, 1, 4), (1, 1, 5)])
+def test_images_of_any_channels_and_a_height_of_one_are_drawn(shape, tmp_path):
+    shown = np.zeros((1, *shape), np.uint8)
+    plots.save_samples(tmp_path / "a.png", {"a": shown}, "title")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert np.asarray(picture.convert("L")).min() < 50
+
+
 def test_the_default_picture_is_about_square_and_shows_every_pixel(finished, tmp_path, capsys):
     for count in (1, 2, 64, 90_000):
         height, width = plots.grid_size(count, plots.default_columns(count), (28, 28, 1))

@@ -7,7 +7,7 @@ import pytest
 from support.messages import one_line
 
 import snfnp
-from snfnp.cli import sample, score, train
+from snfnp.cli import evaluate, sample, score, train
 from snfnp.data.table import read_table
 from snfnp.data.ties import decimals, find_steps
 from snfnp.errors import UsageError
@@ -15,6 +15,7 @@ from snfnp.flow import Flow
 from snfnp.layers import Linear
 from snfnp.layers.preprocess import Standardise
 from snfnp.maps import Dense
+from snfnp.ops import get_ops
 from snfnp.rules import SelfNormalizing
 from snfnp.training.options import TrainConfig
 
@@ -47,6 +48,11 @@ def read(tmp_path):
         ("b,word,a\n2,x,1\n4.5,y,3\n", "utf-8", {"columns": "a, b"}, ("a", "b")),
         ("1,x,2\n3,y,4.5\n", "utf-8", {"columns": "0,2"}, None),
         ("a,b\n1,2\nNA,3\n,\n3,4.5\n", "utf-8", {"drop_incomplete": True}, ("a", "b")),
+        ("id,2019,2020\n7,1,2\n8,3,4.5\n", "utf-8", {"columns": "1,2"}, ("2019", "2020")),
+        ("1,0;2,0\n3,0;4,5\n", "utf-8", {}, None),  # more commas than semicolons
+        ("\na;b\n1;2\n3;4,5\n", "utf-8", {}, ("a", "b")),
+        ('"a;b",c\n1,2\n3,4.5\n', "utf-8", {}, ("a;b", "c")),
+        ("a,b,\n1,2,\n3,4.5,\n", "utf-8", {"columns": "a,b"}, ("a", "b")),
     ],
 )
 def test_rows_and_names_are_read(text, encoding, how, names, read):
@@ -78,7 +84,18 @@ def test_what_is_no_number_is_named_by_line_and_column(text, problem, read):
         read(text)
 
 
+def test_numbers_in_line_one_are_a_row_unless_text_stands_above_a_number(read):
+    assert read("1,NA\n3,4.5\n1,2\n", drop_incomplete=True)[0] == [[3.0, 4.5], [1.0, 2.0]]
+    rows, names, (line,) = read("0,1\n3,4.5\n")
+    assert len(rows) == 2 and names is None
+    assert "line 1 counts from 0: if these are names of columns, give `header`" in line
+
+
 def test_other_errors_are_a_line(read):
+    with one_line(UsageError, "t.csv, line 1, column '0' has '1 2': separate columns by commas"):
+        read("1 2\n3 4\n", header=False)
+    with one_line(UsageError, "t.csv has no rows of numbers: choose columns with `columns`"):
+        read("a,b,\n1,2,\n", drop_incomplete=True)
     with one_line(UsageError, "t.csv, line 2: it is not UTF-8 text: save it as UTF-8"):
         read("a\n1,é\n", "latin-1")
     with one_line(UsageError, "t.csv has no column 'c': its columns are a, b"):
@@ -95,6 +112,9 @@ def test_a_note_names_a_column_that_counts_the_rows(name, starts, read):
     (line,) = read(f"{name},x,y\n{counting}\n")[2]
     assert "the first column only counts the rows: `columns=x,y` leaves it out" in line
     assert not read(f"age,x,y\n{counting}\n")[2]
+    wide = ",".join(f"column{k}" for k in range(30))
+    (line,) = read(f"{name},{wide}\n" + "".join(f"{k + starts}{30 * ',2'}\n" for k in range(5)))[2]
+    assert line.endswith("rows: `columns` with the names of the others leaves it out")
 
 
 def test_names_go_from_the_file_to_the_run_its_samples_and_scores(tmp_path, undrawn, capsys):
@@ -124,6 +144,14 @@ def test_names_go_from_the_file_to_the_run_its_samples_and_scores(tmp_path, undr
         score.main([str(out), data])
     scores = [(out / f"score-{name}.csv").read_text() for name in ("mine", "turned")]
     assert scores[0] == scores[1]
+    score.main([str(out), turned, "--out", str(tmp_path / "turned.png")])
+    assert (tmp_path / "turned-scores.csv").read_text() == scores[1]
+    assert (tmp_path / "turned.csv").read_text().startswith("b,a")  # it was not written over
+    capsys.readouterr()
+    for data in (mine, turned):
+        evaluate.main([str(out), "--data", data])
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("NLL")]
+    assert len(printed) == 2 and printed[0] == printed[1]
     first, *lines = scores[0].splitlines()
     assert first == "data,place,nats,a,b"
     np.testing.assert_array_equal([line.split(",")[3:] for line in lines[-200:]], rows.astype(str))
@@ -198,6 +226,22 @@ def test_steps_of_columns_with_ties():
     assert origin == 0 and 1e-3 < step < 0.1  # as far as the other values lie apart
     ordered = np.stack([rng.normal(size=25_000), np.arange(25_000) // 12_500], axis=1)
     np.testing.assert_array_equal(find_steps(ordered)[0], [0.0, 1.0])
+
+
+def test_steps_may_be_small_and_spikes_rare_among_the_rows_looked_at():
+    rng = np.random.default_rng(0)
+    lattice = np.r_[5.0, rng.integers(0, 400, 999) * 1e-7]
+    rain = np.where(rng.random(2000) < 0.2, 0.0, rng.exponential(1e-4, 2000)) * 1e-3
+    for values in (lattice, rain):
+        step, origin = find_steps(values[:, np.newaxis])
+        (unit,) = decimals(step, origin)
+        drawn = Standardise((0.0,), (1.0,), tuple(step), tuple(origin), (unit,)).inverse(
+            get_ops("numpy"), values[:, np.newaxis]
+        )
+        assert 0 < step < 2e-7 and np.abs(drawn[:, 0] - values).max() <= 0.51 * step
+    rare = np.zeros((200_000, 1))
+    rare[:5, 0] = np.arange(1, 6)
+    assert find_steps(rare)[0] == 1.0
 
 
 def test_columns_with_steps_are_dequantised_and_samples_lie_on_them():

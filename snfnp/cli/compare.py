@@ -123,7 +123,7 @@ def _table(runs, names, start) -> str:
         best, last = min(run.nll, key=run.nll.__getitem__), run.metrics[-1]
         shown = "-"
         if gap:
-            part = gap[1] / (runs[0].nll[gap[0]] or math.inf)
+            part = gap[1] / (abs(runs[0].nll[gap[0]]) or math.inf)
             shown = f"{_short(gap[1], '+.2f')} nats = {_short(100 * part, '+.3f')}% at {gap[0]}"
         own = (f"`{printable(name)}`", *(_short(run.nll[epoch]) for epoch in epochs))
         test = "not done" if run.test_nll is None else _short(run.test_nll)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from snfnp.cli.shared import check_file, images_of, open_run, run_parser, write_csv
+from snfnp.cli.shared import check_file, images_of, open_run, run_parser, table_options, write_csv
 from snfnp.data import PUBLISHED, load_whole
 from snfnp.errors import UsageError, printable
 from snfnp.images import fault
@@ -20,10 +20,10 @@ _AT_ONCE = 100  # images that go through the flow together
 
 def main(argv: list[str], prog: str | None = None) -> None:
     parser = run_parser(prog, __doc__)
-    about = "a data set's name (its test data are used), or a path (all of its data are used)"
+    about = "a data set's name (its test data are used), or a path (its test data, or all)"
     parser.add_argument("other", help=about)
     parser.number("--count", "use the first N of both (default: all)")
-    out = "picture, with the scores in a .csv beside it (default: RUN/score-<other>.png)"
+    out = "picture; the scores go to PATH-scores.csv (default: RUN/score-<other>.png and .csv)"
     parser.add_argument("--out", type=Path, metavar="PATH", help=out)
     about = "folder with the files of OTHER, if a published data set (default: --data-dir)"
     parser.add_argument("--other-dir", type=Path, metavar="PATH", help=about)
@@ -33,12 +33,11 @@ def main(argv: list[str], prog: str | None = None) -> None:
         raise UsageError(f"{found}: leave it out")
     name = Path(args.other).stem
     out = args.out or args.run / f"score-{name}.png"
+    written = out.with_name(f"{out.stem}{'-scores' if args.out else ''}.csv")
 
     run = open_run(args)
     check_file(out, "out", plots.SUFFIXES)
-    table = {name: getattr(run.config, name) for name in ("header", "drop_incomplete")}
-    columns, where = run.columns or run.config.columns, args.other_dir or args.data_dir
-    other = load_whole(args.other, where, columns=columns, **table)
+    other = load_whole(args.other, args.other_dir or args.data_dir, **table_options(run, args))
     if problem := fault(other, run.image_shape, run.flow.preprocess.levels):
         raise UsageError(f"{args.other}: {problem}")
     images, _ = images_of(run, args, "test")
@@ -54,14 +53,14 @@ def main(argv: list[str], prog: str | None = None) -> None:
         medians.append(f"{np.median(found):.3f} nats of {count} ({printable(of)})")
         scores[f"{of} ({which})"] = found
     above = auroc(*scores.values())
-    write_csv(out.with_suffix(".csv"), ["data", "place", "nats", *(run.columns or ())], table)
+    write_csv(written, ["data", "place", "nats", *(run.columns or ())], table)
     title = f"{run.config.data_name}, {run.config.model_name}: AUROC {above:.4f}"
     plots.save_histograms(out, scores, "exact log-likelihood (nats)", title)
     print(f"median log-likelihood {', '.join(medians)}; AUROC {above:.4f}")
     if above < 0.5:
         says = "the other data are likelier than the test data: a likelihood alone does not show"
         print(f"{says} that data are different (Nalisnick et al. 2019)")
-    print(printable(f"picture: {out}; scores: {out.with_suffix('.csv')}"))
+    print(printable(f"picture: {out}; scores: {written}"))
 
 
 def auroc(scores: np.ndarray, others: np.ndarray) -> float:

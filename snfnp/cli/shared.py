@@ -82,6 +82,8 @@ def run_parser(prog: str | None, description: str | None, data: bool = True) -> 
         parser.add_argument("--data", metavar="DATA", help=about)
         about = "folder with the files of a published data set"
         parser.add_argument("--data-dir", type=Path, metavar="PATH", help=about)
+        about = "leave out rows of a .csv file without all numbers (default: as the run)"
+        parser.add_argument("--drop-incomplete", action="store_true", help=about)
     return parser
 
 
@@ -108,11 +110,23 @@ def images_of(run: LoadedRun, args: argparse.Namespace, split: str) -> tuple[np.
     --data-dir or --data names them, a line says so instead."""
     folder = args.data_dir or run.config.data_dir
     name = args.data or run.folder.data_name(run.record, folder)
-    dataset = load_dataset(name, folder, **run.config.splits_of(name))
+    how = run.config.splits_of(name)
+    if how and args.data:
+        table = name.lower().endswith(".csv")
+        how |= {k: v if table else None for k, v in table_options(run, args).items()}
+    dataset = load_dataset(name, folder, **how)
     given = args.data_dir is not None or args.data is not None
     if line := run.folder.refuse_other_images(run.record, dataset, (split,), given):
         print(line)
     return getattr(dataset, split), dataset.source
+
+
+def table_options(run: LoadedRun, args: argparse.Namespace) -> dict:
+    """How other tables are read: the columns that the run was trained on, by name if they have
+    names."""
+    config = run.config
+    drop, columns = config.drop_incomplete or args.drop_incomplete, run.columns or config.columns
+    return {"header": config.header, "columns": columns, "drop_incomplete": drop}
 
 
 def check_range(name: str, value: float, least: float, most: float = math.inf) -> None:

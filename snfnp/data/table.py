@@ -5,7 +5,7 @@ import io
 import re
 from array import array
 from collections.abc import Callable, Sequence
-from itertools import chain
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,8 @@ def read_table(
         place: the file: UTF-8, or UTF-16 with a byte-order mark; columns separated by commas,
             semicolons or tabs.
         report: gets a line on what is left out, or looks like a mistake.
-        header: whether line 1 has names; None: if no cell of it is a number.
+        header: whether line 1 has names; None: if a cell of it is text above a number, or none is a
+            number.
         columns: the columns to take, in this order: names or numbers from 0, as a sequence or
             separated by commas; None: all.
         drop_incomplete: leave out rows that have a cell without a number.
@@ -45,17 +46,24 @@ def read_table(
             more or fewer cells than line 1.
     """
     content, where = _text(place), printable(str(place))
-    delimiter = max(",;\t", key=content.partition("\n")[0].count)
-    lines = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter)
-    first = next(filter(None, lines), [])
+    delimiter, first, second = _beginning(content)
+    commas = delimiter != "," and _has_decimal_commas(content, delimiter)
+
+    def stripped(cells: list[str]) -> list[str]:
+        return [cell.strip().replace(",", ".") if commas else cell.strip() for cell in cells]
+
     if header is None:
-        header = not any(_NUMBER.fullmatch(cell.strip()) for cell in first)
+        header = _has_names(stripped(first), stripped(second))
+        if not header and first == [str(place) for place in range(max(2, len(first)))]:
+            report(f"{where}: line 1 counts from 0: if these are names of columns, give `header`")
     names = tuple(cell.strip() for cell in first) if header else None
     if names and (twice := [name for name in names if names.count(name) > 1]):
         raise UsageError(f"{where}: several columns are called {twice[0]!r}: rename them")
     labels = names or tuple(map(str, range(len(first))))
     wanted = columns.split(",") if isinstance(columns, str) else columns or labels
+    by_number = {str(place): label for place, label in enumerate(labels)}
     asked = [str(name).strip() for name in wanted]
+    asked = [name if name in labels else by_number.get(name, name) for name in asked]
     if unknown := [name for name in asked if name not in labels]:
         found = f"{where} has no column {unknown[0]!r}: its columns are"
         raise UsageError(f"{found} {', '.join(labels)[:200]}")
@@ -64,15 +72,14 @@ def read_table(
     taken = [labels.index(name) for name in asked]
     if asked != list(labels) and not isinstance(columns, str):  # the order of another file
         report(f"{where}: columns are taken by name, {', '.join(asked)[:200]}")
-    commas = delimiter != "," and _has_decimal_commas(content, delimiter)
     numbers, dropped = array("d"), 0
-    for cells in filter(None, lines if header else chain([first], lines)):
+    lines = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter)
+    for cells in islice(filter(None, lines), int(header), None):
         at = f"{where}, line {lines.line_num}"
         if len(cells) != len(labels):
             found = f"{at}: the number of cells is {len(cells)}, in line 1 it is {len(labels)}"
             raise UsageError(f"{found}: give all rows the same; decimals need a point")
-        row = [cells[each].strip() for each in taken]
-        row = [cell.replace(",", ".") for cell in row] if commas else row
+        row = stripped([cells[each] for each in taken])
         wrong = [place for place, cell in enumerate(row) if not _NUMBER.fullmatch(cell)]
         incomplete = any(row[place].lower() in INCOMPLETE for place in wrong)
         if not wrong:
@@ -83,13 +90,15 @@ def read_table(
             raise UsageError(_problem(f"{at}, column {labels[taken[wrong[0]]]!r}", row[wrong[0]]))
     rows = np.frombuffer(numbers, np.float64).reshape(-1, max(1, len(taken)))
     if not len(rows):
-        raise UsageError(f"{where} has no rows of numbers: check the file")
+        advice = "choose columns with `columns`" if dropped else "check the file"
+        raise UsageError(f"{where} has no rows of numbers: {advice}")
     if dropped:
         report(f"{where}: incomplete rows are left out ({dropped} of {len(rows) + dropped})")
     counts = labels[taken[0]] in ("", "0", "Unnamed: 0", "rownames") and len(rows) > 2
     if counts and rows[0, 0] in (0, 1) and (np.diff(rows[:, 0]) == 1).all():
-        rest = ",".join(labels[each] for each in taken[1:])[:200]
-        report(f"{where}: the first column only counts the rows: `columns={rest}` leaves it out")
+        rest = ",".join(labels[each] for each in taken[1:])
+        how = f"`columns={rest}`" if len(rest) < 200 else "`columns` with the names of the others"
+        report(f"{where}: the first column only counts the rows: {how} leaves it out")
     return rows, names and tuple(asked)
 
 
@@ -103,6 +112,27 @@ def _text(place: Path) -> str:
         line = content.count(b"\n", 0, error.start) + 1
         where = f"{printable(str(place))}, line {line}"
         raise UsageError(f"{where}: it is not UTF-8 text: save it as UTF-8") from None
+
+
+def _beginning(content: str) -> tuple[str, list[str], list[str]]:
+    """The delimiter, which splits the first two rows into as many cells, and these rows."""
+    line = next(filter(str.strip, io.StringIO(content)), "")
+    starts = []
+    for delimiter in [each for each in "\t;," if each in line] or ",":
+        lines = filter(None, csv.reader(io.StringIO(content, newline=""), delimiter=delimiter))
+        starts.append((delimiter, next(lines, []), next(lines, [])))
+    return next((start for start in starts if len(start[1]) == len(start[2]) > 1), starts[-1])
+
+
+def _has_names(first: list[str], second: list[str]) -> bool:
+    """Whether the first row has names: a cell is text above a number, or none is a number."""
+    number = _NUMBER.fullmatch
+
+    def text(cell: str) -> bool:
+        return not number(cell) and cell.lower() not in INCOMPLETE and any(map(str.isalpha, cell))
+
+    above = any(text(a) and number(b) for a, b in zip(first, second, strict=False))
+    return above or not any(map(number, first))
 
 
 def _has_decimal_commas(content: str, delimiter: str) -> bool:
@@ -120,4 +150,6 @@ def _problem(where: str, cell: str) -> str:
     found = f"{where} has {printable(cell)[:40]!r}"
     if _THOUSANDS.fullmatch(cell) or _COMMA.fullmatch(cell):
         return f"{found}: write numbers with a decimal point, without separators of thousands"
+    if " " in cell:
+        return f"{found}: separate columns by commas"
     return f"{found}, which is not a number: choose columns of numbers with `columns`"

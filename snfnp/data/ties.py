@@ -49,7 +49,8 @@ def find_steps(rows: np.ndarray | StoredArray) -> tuple[np.ndarray, np.ndarray]:
     """The step of each column with ties, 0 for others, and a value on its lattice: (D,), (D,)."""
     step, origin = np.zeros((2, rows.shape[1]))
     some = np.random.default_rng(0).permutation(len(rows))[:_LOOKED_AT]  # rows may be sorted
-    for place in np.flatnonzero([_step(column)[0] for column in rows[np.sort(some)].T]):
+    looked_at = rows[np.sort(some)].T  # one value alone may be a spike of the whole column
+    for place in np.flatnonzero([_step(each)[0] or np.ptp(each) == 0 for each in looked_at]):
         column = np.concatenate([part[:, place] for _, part in parts(rows)])
         step[place], origin[place] = _step(column)
     return step, origin
@@ -59,7 +60,8 @@ def decimals(step: np.ndarray, origin: np.ndarray) -> np.ndarray:
     """10^d of each column, d the fewest decimals that its lattice has; 0 if more than 9."""
     powers = 10.0 ** np.arange(_DECIMALS + 1)
     scaled = np.stack([step, origin])[..., np.newaxis] * powers
-    whole = (np.abs(scaled - np.rint(scaled)) < 1e-6).all(axis=0)
+    off = np.abs(scaled - np.rint(scaled))
+    whole = (off <= 1e-6 * np.minimum(1, scaled[0])).all(axis=0)  # a step may be a small number
     return np.where(np.any(whole, axis=1), powers[whole.argmax(axis=1)], 0.0)
 
 
@@ -79,13 +81,15 @@ def _step(column: np.ndarray) -> tuple[float, float]:
 def _common_divisor(values: np.ndarray, gaps: np.ndarray) -> float:
     """The largest number of which all gaps are multiples up to rounding; without one, the smallest
     gap."""
+    least, rounding = float(gaps.min()), 1e-9 * float(np.abs(values).max())
     for digits in range(_DECIMALS + 1):
         scaled = values * 10.0**digits
         whole = np.rint(scaled)
+        if (np.diff(whole)[gaps > rounding] == 0).any():  # a step may be a small number
+            continue
         if np.abs(whole).max() < 2**53 and np.abs(scaled - whole).max() < 1e-6:
             divisor = np.gcd.reduce(np.diff(whole).astype(np.int64))
             return float(divisor) / 10.0**digits
-    least, rounding = float(gaps.min()), 1e-9 * float(np.abs(values).max())
     ratios = gaps / least
     for part in range(1, 13):  # a lattice that was rescaled
         if np.abs(ratios * part - np.rint(ratios * part)).max() * least / part < 100 * rounding:

@@ -141,8 +141,9 @@ class FlowDensity:
         Args:
             X: rows (N, D) of finite numbers, N from 3 and D from 1 on; an array or a DataFrame.
             y: ignored.
-            sample_weight: weights of the rows, (N,): whole numbers are counts of copies of a row;
-                others are importances, by which N rows are drawn.
+            sample_weight: weights of the rows, (N,): whole numbers are counts of copies of a row,
+                which look like ties and may be held out from each other; others are importances, by
+                which N rows are drawn.
 
         Raises:
             ValueError: for other rows, constant columns, ties if `ties` is "raise", and parameters

@@ -120,7 +120,8 @@ def in_container(values: np.ndarray, names, X, kind: str | None) -> Any:
     if kind == "pandas":
         import pandas  # pyright: ignore[reportMissingImports]
 
-        return pandas.DataFrame(values, getattr(X, "index", None), list(names))
+        index = X.index if hasattr(X, "columns") else None  # a list has a method of that name
+        return pandas.DataFrame(values, index, list(names))
     if kind == "polars":
         import polars  # pyright: ignore[reportMissingImports]
 

@@ -172,10 +172,10 @@ def save_samples(path: Path, panels: dict, title: str, columns: int | None = Non
     if next(iter(panels.values())).ndim == 2:
         save_points(path, panels, title)
         return
-    grids = {
-        name: image_grid(images, columns or default_columns(len(images))).squeeze()
-        for name, images in panels.items()
-    }
+    grids = {}
+    for name, images in panels.items():
+        grid = image_grid(images, columns or default_columns(len(images)))
+        grids[name] = grid if grid.shape[-1] in (3, 4) else grid[..., 0]  # the first channel
     height, width = (max(grid.shape[axis] for grid in grids.values()) for axis in (0, 1))
     if len(grids) == 1 and is_large(height, width):
         (grid,) = grids.values()

@@ -162,7 +162,7 @@ _RELATIONS = {
     **dict.fromkeys(
         ("validation", "test"), Relation((_OWN_DATA,), words=f"{HELD_OUT}, or the file's own")
     ),
-    "header": Relation((_CSV,), words="if no cell of line 1 is a number"),
+    "header": Relation((_CSV,), words="if a cell of line 1 is text above a number"),
     "columns": Relation((_CSV,), words="all"),
     "drop_incomplete": Relation((_CSV,)),
     "preprocess": Relation(words="logit for images, standardise for rows"),
