@@ -21,7 +21,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from snfnp.ops.jit import compiled, parallel, serial
-from snfnp.ops.spline.definition import Spline, slope_shift
+from snfnp.ops.spline.definition import Spline
 
 _LANES = 32  # pixels per task: two or more vector registers, and small enough to share evenly
 _SAMPLES = 50  # per task
@@ -30,20 +30,6 @@ _CHAINS = _LANES // _FACTORS
 
 
 class CpuSpline(Spline):
-    def knots(self, widths, heights, slopes, bound, eps):
-        shape, bins = widths.shape[:-1], widths.shape[-1]
-        pixels, dtype = math.prod(shape), widths.dtype.type
-        knots = np.empty((3 * bins + 3, pixels), dtype)
-        factors = np.empty((3 * bins - 1, pixels), dtype)
-        raw = (np.ascontiguousarray(a).reshape(pixels, -1) for a in (widths, heights, slopes))
-        # NumPy's vector instructions are several times faster than scalar functions here: one
-        # kernel leaves their arguments where another finds the results
-        _exponents(*raw, dtype(slope_shift(eps)), knots, factors)
-        np.exp(factors, out=factors)
-        np.log1p(factors[2 * bins :], out=knots[1:bins])
-        _knots(bins, *map(dtype, (bound, eps, 1 - eps * bins)), knots, factors)
-        return knots.reshape(3, bins + 1, *shape), factors.reshape(-1, *shape)
-
     def evaluate(self, x, knots):
         tasks, *arguments = _arguments(x, knots)
         y = np.empty(x.shape, x.dtype)
@@ -270,85 +256,7 @@ def _backward(task, x, knots, bins, dy, dldj, dx, sums):
         _backward_row(x[n, first:last], table, bins, deltas, dldj[n], target, sums[task])
 
 
-# ------------------------------------- knots and raw parameters: the batch's size does not matter
-
-
-@serial
-def _take(raw, poison, values):
-    """values ← raw, a parameter of all pixels; poison: 0, NaN if one of a pixel is not finite."""
-    for i in range(values.size):
-        value = raw[i]
-        values[i] = value
-        poison[i] += value - value
-
-
-@compiled
-def _exponents(widths, heights, slopes, shift, knots, factors):
-    """Raw (P, K), (P, K), (P, K-1), c₀ -> the logarithms of what is to be in factors (3K-1, P), up
-    to their sum or 1 + e, and raw slopes + c₀ where their knots will be. On one thread, like
-    `_knots`: the work does not grow with the batch."""
-    pixels, bins = widths.shape
-    poison = np.zeros(pixels, knots.dtype)
-    for k in range(bins):
-        _take(widths[:, k], poison, factors[k])
-        _take(heights[:, k], poison, factors[bins + k])
-        if k > 0:
-            _take(slopes[:, k - 1], poison, knots[2 * (bins + 1) + k])
-    for axis in range(2):
-        largest = factors[axis * bins].copy()
-        for k in range(1, bins):
-            values = factors[axis * bins + k]
-            for i in range(pixels):
-                largest[i] = max(largest[i], values[i])
-        for k in range(bins):
-            values = factors[axis * bins + k]
-            for i in range(pixels):
-                values[i] += poison[i] - largest[i]
-    for k in range(1, bins):
-        values, exponents = knots[2 * (bins + 1) + k], factors[2 * bins + k - 1]
-        for i in range(pixels):
-            raw = values[i] + poison[i] + shift
-            values[i] = raw
-            exponents[i] = -abs(raw)
-
-
-@compiled
-def _knots(bins, bound, eps, rest, knots, factors):
-    """The arrays of `_exponents`, with factors replaced by their exponentials and log(1 + e) of the
-    slopes in rows 1 to K-1 of knots -> knots (3(K+1), P), factors (3K-1, P)."""
-    pixels = knots.shape[1]
-    one = knots.dtype.type(1)
-    zero = one - one
-    row = 2 * (bins + 1)
-    for i in range(pixels):
-        knots[row, i] = one
-        knots[row + bins, i] = one
-    for k in range(1, bins):
-        values, log_1_e, slopes = knots[row + k], knots[k], factors[2 * bins + k - 1]
-        for i in range(pixels):
-            raw, e = values[i], slopes[i]
-            inverse = one / (one + e)
-            values[i] = eps + max(raw, zero) + log_1_e[i]
-            slopes[i] = _select(raw >= zero, inverse, e * inverse)
-    whole, position = np.empty(pixels, knots.dtype), np.empty(pixels, knots.dtype)
-    for axis in range(2):
-        for i in range(pixels):
-            whole[i] = zero
-        for k in range(bins):
-            values = factors[axis * bins + k]
-            for i in range(pixels):
-                whole[i] += values[i]
-        for i in range(pixels):
-            position[i] = whole[i] - whole[i] - bound  # NaN where the pixel is to be
-        for k in range(bins):
-            shares, edges = factors[axis * bins + k], knots[axis * (bins + 1) + k]
-            for i in range(pixels):
-                shares[i] /= whole[i]
-                edges[i] = position[i]
-                position[i] += (bound + bound) * (eps + rest * shares[i])
-        edges = knots[axis * (bins + 1) + bins]
-        for i in range(pixels):
-            edges[i] = whole[i] - whole[i] + bound
+# ------------------------------------- raw parameters: the batch's size does not matter
 
 
 @compiled
