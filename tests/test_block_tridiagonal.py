@@ -221,14 +221,6 @@ def test_the_gradient_of_images_of_any_height(ops):
     assert 2 * block.converged < len(block.inverses)
 
 
-def near(rng, size, rho):
-    """W and R (size, size) with ‖I − R W‖₂ = rho, singular values from there down to 0."""
-    w = np.eye(size) + 0.2 * rng.standard_normal((size, size))
-    left, right = (np.linalg.qr(rng.standard_normal((size, size)))[0] for _ in range(2))
-    e = left * np.linspace(rho, 0, size) @ right
-    return w, (np.eye(size) - e) @ np.linalg.inv(w), e
-
-
 def convolutions(rng, scale=0.1):
     """(f, g, w, r, shape) of every kind of map, R near the inverse."""
     for f, g, shape in (
@@ -271,7 +263,10 @@ def test_rho_is_the_spectral_norm():
 @pytest.mark.parametrize("rho", [1e-9, 0.5, 1.0, 3.0])
 def test_rho_of_a_large_matrix_is_from_below_and_close(rho):
     """Also where the largest gains lie close to each other: here 200 on a line."""
-    w, r, _ = near(np.random.default_rng(2), 200, rho)
+    rng = np.random.default_rng(2)
+    w = np.eye(200) + 0.2 * rng.standard_normal((200, 200))
+    left, right = (np.linalg.qr(rng.standard_normal((200, 200)))[0] for _ in range(2))
+    r = (np.eye(200) - left * np.linspace(rho, 0, 200) @ right) @ np.linalg.inv(w)
     found = contraction.rho(OPS, Dense(200), Dense(200), w, r, (200,))
     assert (1 - 2e-5) * rho < found < (1 + 1e-5) * rho
 

@@ -227,18 +227,12 @@ class Odd(SmoothLeakyReLU):
     table: object = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Learns(SmoothLeakyReLU):
-    """A layer with an R that no rule would train."""
-
-    learns_inverse = True
-
-
 def flow(*layers, names="ab", shape=(2,)):
     return snfnp.Flow(shape, tuple(zip(names, layers, strict=False)))
 
 
 OWN = Linear(Dense(2))
+LEARNS = type("Learns", (SmoothLeakyReLU,), {"learns_inverse": True})  # and no rule trains its R
 WRONG = {
     "typo": ("glwo", "`model=glwo` is unknown (did you mean glow?): choose one of fc, "),
     "number": (3, "`model` is 3: it must be text"),
@@ -255,7 +249,7 @@ WRONG = {
     "renamed": (renamed, "test_own_flows:local is no name at the top of a module"),
     "array": (flow(Odd(table=np.zeros(2))), "the flow.layers[0][1].table is a ndarray, which con"),
     "class": (flow(OWN, 3), "layer b is no snfnp.Layer; make it an instance of one"),
-    "learned": (flow(Learns()), "layer a learns an inverse; make it a snfnp.layers.Linear"),
+    "learned": (flow(LEARNS()), "layer a learns an inverse; make it a snfnp.layers.Linear"),
     "shape": (flow(Linear(Dense(3)), shape=(3,)), "for data of shape (3,), found (2,); give both"),
     "rule": ("mine:build", "`gradient=exact` is not that of the layers of mine:build: choose self"),
     "choices": (
