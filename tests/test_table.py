@@ -168,6 +168,9 @@ def test_scores_read_a_table_as_its_run_did(tmp_path, undrawn):
     path.write_text("\n".join(map(",".join, rows)))
     train.main([str(path), *SHORT, "--columns", "1,2", "--drop-incomplete", "--out", out])
     score.main([out, str(path)])
+    evaluate.main([out, "--data", str(path)])
+    with one_line(UsageError, "`drop_incomplete` is for .csv files, and moons is none"):
+        evaluate.main([out, "--data", "moons", "--drop-incomplete"])
     scored = (tmp_path / "run/score-t.csv").read_text().splitlines()
     assert len([line for line in scored if line.startswith("other,")]) == 99
 

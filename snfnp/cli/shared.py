@@ -110,10 +110,12 @@ def images_of(run: LoadedRun, args: argparse.Namespace, split: str) -> tuple[np.
     --data-dir or --data names them, a line says so instead."""
     folder = args.data_dir or run.config.data_dir
     name = args.data or run.folder.data_name(run.record, folder)
-    how = run.config.splits_of(name)
-    if how and args.data:
-        table = name.lower().endswith(".csv")
-        how |= {k: v if table else None for k, v in table_options(run, args).items()}
+    how, is_table = run.config.splits_of(name), name.lower().endswith(".csv")
+    if args.drop_incomplete and not is_table and "other" not in args:
+        found = f"`drop_incomplete` is for .csv files, and {name} is none"
+        raise UsageError(f"{found}: leave it out")
+    if how and (args.data or args.drop_incomplete):
+        how |= {k: v if is_table else None for k, v in table_options(run, args).items()}
     dataset = load_dataset(name, folder, **how)
     given = args.data_dir is not None or args.data is not None
     if line := run.folder.refuse_other_images(run.record, dataset, (split,), given):
