@@ -224,7 +224,7 @@ def test_both_inverses_are_checked_and_change_nothing():
 
 
 def test_a_rule_with_a_gradient_of_its_own_needs_its_scalar():
-    with one_line(UsageError, "JacobianPenalty has a gradient of its own: give its `scalar`"):
+    with one_line(UsageError, "has a gradient of its own: give its `scalar`"):
         check_layer(Linear(Dense(D), JacobianPenalty()), (D,))
 
 

@@ -239,7 +239,7 @@ def test_every_command_of_the_readme_can_be_given(monkeypatch):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     commands = re.findall(r"^    python (scripts/train_.*?)(?:  #.*)?$", text, flags=re.M)
     options = re.findall(r"^\| `(--[^`]+)` \|", text, flags=re.M)
-    assert (len(commands), len(options)) == (1, 5)
+    assert (len(commands), len(options)) == (1, 6)
     for command in (*commands, *(f"scripts/train_mnist.py {words}" for words in options)):
         configuration(command, monkeypatch)
 

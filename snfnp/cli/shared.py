@@ -124,7 +124,7 @@ def images_of(run: LoadedRun, args: argparse.Namespace, split: str) -> tuple[np.
 
 
 def table_options(run: LoadedRun, args: argparse.Namespace) -> dict:
-    """How other tables are read: the columns that the run was trained on, by name if they have
+    """The options for other tables: the columns that the run was trained on, by name if they have
     names."""
     config = run.config
     drop, columns = config.drop_incomplete or args.drop_incomplete, run.columns or config.columns

@@ -125,7 +125,7 @@ def _beginning(content: str) -> tuple[str, list[str], list[str]]:
 
 
 def _has_names(first: list[str], second: list[str]) -> bool:
-    """Whether the first row has names: a cell is text above a number, or none is a number."""
+    """True if the first row has names: a cell is text above a number, or none is a number."""
     number = _NUMBER.fullmatch
 
     def text(cell: str) -> bool:

@@ -11,7 +11,7 @@ from snfnp.errors import UsageError
 from snfnp.flow import layer_key
 from snfnp.gradcheck import differences
 from snfnp.gradcheck.differences import GradientError, central_difference, relative
-from snfnp.layers import Layer, Whiten
+from snfnp.layers import Layer, Linear, Whiten
 from snfnp.maps import Map
 from snfnp.ops import Ops, RandomKey, get_ops
 from snfnp.ops.group import rows as flat
@@ -280,9 +280,9 @@ def check_layer(
         UsageError: if a rule with an inverse needs a scalar of its own.
     """
     case = Case(layer, shape, **settings)
-    rule: Any = getattr(layer, "rule", None)
-    if layer.learns_inverse and scalar is None and type(rule) is not SelfNormalizing:
-        raise UsageError(f"{type(rule).__name__} has a gradient of its own: give its `scalar`")
+    usual = isinstance(layer, Linear) and type(layer.rule) is SelfNormalizing
+    if layer.learns_inverse and not (scalar or usual):
+        raise UsageError("the rule of this layer has a gradient of its own: give its `scalar`")
     _check_arrays(case)
     x, params, errors, wrong = case.x, case.params, case.report.errors, []
 
