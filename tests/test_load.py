@@ -240,6 +240,8 @@ def test_the_largest_gap_is_from_the_first_run_and_from_an_epoch_on(runs):
         assert epoch >= start and gap == gaps[epoch - 1]
         assert abs(gap) == max(map(abs, gaps[start - 1 :]))
     assert compare.largest_gap(other, first, 4) is None
+    below_zero = [run._replace(nll={1: nll}) for run, nll in ((first, -4.0), (other, -5.0))]
+    assert "-1.00 nats = -25.000% at 1" in compare._table(below_zero, ["a", "b"], 1)
 
 
 def test_runs_that_differ_in_nothing_are_told_apart_by_their_folders(runs):
