@@ -45,17 +45,18 @@ class ActNorm(Layer):
 
     def forward(self, ops, p, x):
         """z, and ldj (N,) = −H W Σ s for images."""
-        z, ldj = ops.channels.actnorm(x, p["t"], p["s"])
+        z, ldj = ops.channels.shift_scale(x, -1.0, p["t"], -1.0, p["s"])
         return z, ldj, {"z": z}
 
     def inverse(self, ops, p, z):
         """x = z eˢ + t, exact."""
-        return ops.channels.actnorm_inverse(z, p["t"], p["s"])
+        return ops.channels.scale_shift(z, p["s"], p["t"])
 
     def backward(self, ctx, p, cache, dz, grads):
         """δ_x = δ_z e^{−s}; G_t = −Σ δ_x; G_s = −Σ δ_z z − H W Σ ∂𝓛/∂ldj."""
         out = (grads["t"], grads["s"])
-        return ctx.ops.channels.actnorm_backward(dz, cache["z"], p["s"], ctx.dldj, out)
+        given = (dz, cache["z"], -1.0, -1.0, p["s"], ctx.dldj, out)
+        return ctx.ops.channels.shift_scale_backward(*given)
 
 
 @dataclass(frozen=True)

@@ -80,32 +80,45 @@ def call_channels_shift(rng, dtype, size):
 
 
 # A difference or sum, e^s (its argument s is exact) to 2 ulp, a product, and one more sum.
-ACTNORM_ROUNDINGS = 8
+SCALE_ROUNDINGS = 8
 
 
-def call_channels_actnorm(rng, dtype, size):
-    x, _, t, s, _, _, pixels = channel_arrays(rng, dtype, size)
-    eps = eps_of(dtype)
-    bound_ldj = (s.size + 4) * eps * pixels * np.abs(s).sum()
-    bound_z = ACTNORM_ROUNDINGS * eps * np.abs(x - t) * np.exp(-s)
-    return Call((x, t, s), bounds=(bound_z, bound_ldj), strided=(0, 1, 2))
+def shift_and_scale(size, s):
+    """sign, factor and the roundings of a result: of actnorm, and of a coupling's network, where
+    the exponent is rounded."""
+    sign, factor = (-1.0, -1.0) if size[-1] % 2 else (1.0, 3.0)
+    return sign, factor, SCALE_ROUNDINGS + (np.abs(factor * s) if factor > 0 else 0)
 
 
-def call_channels_actnorm_inverse(rng, dtype, size):
+def call_channels_shift_scale(rng, dtype, size):
+    x, out, b, s, _, _, pixels = channel_arrays(rng, dtype, size)
+    sign, factor, roundings = shift_and_scale(size, s)
+    eps, given = eps_of(dtype), factor > 0  # an array to write to
+    bound = roundings * eps * np.abs(x + sign * b) * np.exp(factor * s)
+    bound_ldj = (s.size + 4) * eps * pixels * np.abs(factor * s).sum()
+    args = (x, sign, b, factor, s, np.full_like(out, np.nan) if given else None)
+    bounds = (bound, bound_ldj, bound) if given else (bound, bound_ldj)
+    return Call(args, bounds, mutated=(5,) if given else (), strided=(0, 2, 4))
+
+
+def call_channels_scale_shift(rng, dtype, size):
     z, _, t, s, *_ = channel_arrays(rng, dtype, size)
-    bound = ACTNORM_ROUNDINGS * eps_of(dtype) * (np.abs(z) * np.exp(s) + np.abs(t))
-    return Call((z, t, s), bounds=(bound,), strided=(0, 1, 2))
+    bound = SCALE_ROUNDINGS * eps_of(dtype) * (np.abs(z) * np.exp(s) + np.abs(t))
+    return Call((z, s, t), bounds=(bound,), strided=(0, 1, 2))
 
 
-def call_channels_actnorm_backward(rng, dtype, size):
-    z, dz, _, s, dldj, rows, pixels = channel_arrays(rng, dtype, size)
+def call_channels_shift_scale_backward(rng, dtype, size):
+    y, dy, _, s, dldj, rows, pixels = channel_arrays(rng, dtype, size)
+    sign, factor, roundings = shift_and_scale(size, s)
     eps, out = eps_of(dtype), tuple(np.full(s.shape, np.nan, dtype) for _ in range(2))
-    through = np.abs(dz) * np.exp(-s)
-    volume = pixels * np.abs(dldj).sum()
-    bound_t = (rows + ACTNORM_ROUNDINGS) * eps * over_rows(through)
-    bound_s = (rows + len(z) + 4) * eps * (over_rows(np.abs(dz * z)) + volume)
-    bounds = (ACTNORM_ROUNDINGS * eps * through, bound_t, bound_s)
-    return Call((dz, z, s, dldj, out), bounds=bounds, mutated=(4,), strided=(0, 1, 2, 3))
+    dldj = None if factor > 0 else dldj
+    through = np.abs(dy) * np.exp(factor * s)
+    volume, summed = (0, rows) if dldj is None else (pixels * np.abs(dldj).sum(), rows + len(y))
+    bound_b = (rows + roundings) * eps * over_rows(through)
+    bound_s = (summed + 4) * eps * abs(factor) * (over_rows(np.abs(dy * y)) + volume)
+    args = (dy, y, sign, factor, s, dldj, out)
+    strided = (0, 1, 4) if dldj is None else (0, 1, 4, 5)
+    return Call(args, (roundings * eps * through, bound_b, bound_s), mutated=(6,), strided=strided)
 
 
 def leaky_values(rng, dtype, size):
@@ -197,30 +210,6 @@ def call_coupling_product_relu_backward(rng, dtype, size):
     total = (x.shape[1] + len(x) + 2) * eps_of(dtype) * (products.sum(axis=0) + np.abs(g_b))
     args = (x, w, a, np.full_like(a, np.nan), g_b, add)
     return Call(args, bounds=(bound, total), mutated=(3, 4), strided=(0, 1, 2))
-
-
-LOG_SCALE = 3.0  # k of bias_scale
-
-
-def call_coupling_bias_scale(rng, dtype, size):
-    v, out, b, logs, *_ = channel_arrays(rng, dtype, size)
-    # as for actnorm, but the exponent k logs is rounded
-    roundings = ACTNORM_ROUNDINGS + np.abs(LOG_SCALE * logs)
-    bound = roundings * eps_of(dtype) * np.abs(v + b) * np.exp(LOG_SCALE * logs)
-    args = (v, b, LOG_SCALE, logs, np.full_like(out, np.nan))
-    return Call(args, bounds=(bound, bound), mutated=(4,), strided=(0, 1, 3))
-
-
-def call_coupling_bias_scale_backward(rng, dtype, size):
-    h, dh, _, logs, _, rows, _ = channel_arrays(rng, dtype, size)
-    eps, out = eps_of(dtype), tuple(np.full(logs.shape, np.nan, dtype) for _ in range(2))
-    roundings = ACTNORM_ROUNDINGS + np.abs(LOG_SCALE * logs)
-    through = np.abs(dh) * np.exp(LOG_SCALE * logs)
-    bound_b = (rows + roundings) * eps * over_rows(through)
-    bound_logs = (rows + 4) * eps * LOG_SCALE * over_rows(np.abs(dh * h))
-    bounds = (roundings * eps * through, bound_b, bound_logs)
-    args = (dh, h, LOG_SCALE, logs, out)
-    return Call(args, bounds=bounds, mutated=(4,), strided=(0, 1, 3))
 
 
 def coupling_arrays(rng, dtype, size):

@@ -33,28 +33,30 @@ class Channels(OperationGroup):
         (..., C) or (C,). O(N D)."""
         return x + b
 
-    def actnorm(self, x, t, s):
-        """z = (x − t) e^{−s}: x (N, ..., C), t and s (C,) -> z, ldj (N,) = −H W Σ s. O(N D)."""
+    def shift_scale(self, x, sign, b, factor, s, out=None):
+        """y = (x + sign · b) exp(factor · s): x (N, ..., C), b and s (C,) -> y, and
+        ldj (N,) = factor · H W Σ s. O(N D)."""
         xp = self.xp
-        z = x - per_value(xp, t, x)
-        z *= per_value(xp, xp.exp(-s), x)
-        return z, xp.zeros(len(x), x.dtype) - pixels(x) * s.sum()
+        y = xp.add(x, per_value(xp, sign * b, x), out=out)
+        y *= per_value(xp, xp.exp(factor * s), x)
+        return y, xp.zeros(len(x), x.dtype) + factor * pixels(x) * s.sum()
 
-    def actnorm_inverse(self, z, t, s):
+    def scale_shift(self, z, s, t):
         """x = z eˢ + t, exact. O(N D)."""
         x = z * per_value(self.xp, self.xp.exp(s), z)
         x += per_value(self.xp, t, z)
         return x
 
-    def actnorm_backward(self, dz, z, s, dldj, out):
-        """δ_x = δ_z e^{−s}; G_t = −Σ δ_x; G_s = −Σ δ_z z − H W Σ ∂L/∂ldj.
+    def shift_scale_backward(self, dy, y, sign, factor, s, dldj, out):
+        """δ_x = δ_y exp(factor · s); G_b = sign Σ δ_x; G_s = factor (Σ δ_y y + H W Σ ∂L/∂ldj).
 
-        dz, z (N, ..., C), s (C,), dldj (N,), out = (G_t, G_s), both (C,) -> dx. O(N D).
+        dy, y (N, ..., C), s (C,), dldj (N,) or None, out = (G_b, G_s), both (C,) -> dx. O(N D).
         """
-        g_t, g_s = out
-        dx = dz * per_value(self.xp, self.xp.exp(-s), dz)
-        g_t[...] = -self.sum(dx)
-        g_s[...] = -self.sum(dz * z) - pixels(dz) * dldj.sum()
+        g_b, g_s = out
+        dx = dy * per_value(self.xp, self.xp.exp(factor * s), dy)
+        g_b[...] = sign * self.sum(dx)
+        volume = 0 if dldj is None else pixels(dy) * dldj.sum()
+        g_s[...] = factor * (self.sum(dy * y) + volume)
         return dx
 
     def gaussian_log_density(self, z):

@@ -35,18 +35,29 @@ class GpuChannels(Channels):
         x = self.xp.ascontiguousarray(cells.transpose(0, 1, 4, 2, 5, 3))
         return x.reshape(n, 2 * height, 2 * width, channels // 4)
 
-    def actnorm(self, x, t, s):
-        z, ldj = self.device.empty(x.shape, x.dtype), self.device.empty(len(x), x.dtype)
-        shift_scale(self.device, x, -1.0, t, -1.0, s, None, z, ldj)
-        return z, ldj
+    def shift_scale(self, x, sign, b, factor, s, out=None):
+        ldj = self.device.empty(len(x), x.dtype)
+        return self._shift_scale(x, sign, b, factor, s, None, out, ldj), ldj
 
-    def actnorm_inverse(self, z, t, s):
-        x = self.device.empty(z.shape, z.dtype)
-        shift_scale(self.device, z, 0.0, None, 1.0, s, t, x)
-        return x
+    def scale_shift(self, z, s, t):
+        return self._shift_scale(z, 0.0, None, 1.0, s, t)
 
-    def actnorm_backward(self, dz, z, s, dldj, out):
-        return shift_scale_backward(self.device, dz, z, -1.0, -1.0, s, dldj, out)
+    def _shift_scale(self, x, sign, before, factor, s, after, y=None, ldj=None):
+        y = self.device.empty(x.shape, x.dtype) if y is None else y
+        blocks, _ = channel_blocks(x.size, x.shape[-1], 4)
+        arrays = {"x": x, "before": before, "s": s, "after": after, "y": y, "ldj": ldj}
+        numbers = {"sign": sign, "factor": factor, "samples": len(x)}
+        self.device.launch("shift_scale", x.dtype, blocks, **arrays, **numbers, **_sizes(x))
+        return y
+
+    def shift_scale_backward(self, dy, y, sign, factor, s, dldj, out):
+        device, dx = self.device, self.device.empty(dy.shape, dy.dtype)
+        blocks, partial = _partial_sums(device, dy, 2)
+        arrays = {"dy": dy, "y": y, "s": s, "dldj": dldj, "dx": dx, "g_b": out[0], "g_s": out[1]}
+        numbers = {"sign": sign, "factor": factor, "samples": 0 if dldj is None else len(dy)}
+        own = arrays | numbers | {"partial": partial, "arrived": device.counter} | _sizes(dy)
+        device.launch("shift_scale_backward", dy.dtype, blocks, **own)
+        return dx
 
     def gaussian_log_density(self, z):
         device, dimension = self.device, math.prod(z.shape[1:])
@@ -78,32 +89,6 @@ def _total(device, terms):
     total, size = device.empty(terms[0].shape, terms[0].dtype), terms[0].size
     device.each("sum_terms", total.dtype, size, **named_terms(device, terms), sum=total, n=size)
     return total
-
-
-def shift_scale(device, x, sign, before, factor, s, after, y, ldj=None) -> None:
-    """y ← (x + sign · before) exp(factor · s) + after, per channel; None is zero.
-
-    x, y (N, ..., C), s, before and after (C,). ldj (N,), if given: ← factor · H W · Σ s.
-    """
-    blocks, _ = channel_blocks(x.size, x.shape[-1], 4)
-    arrays = {"x": x, "before": before, "s": s, "after": after, "y": y, "ldj": ldj}
-    numbers = {"sign": sign, "factor": factor, "samples": len(x)}
-    device.launch("shift_scale", x.dtype, blocks, **arrays, **numbers, **_sizes(x))
-
-
-def shift_scale_backward(device, dy, y, sign, factor, s, dldj, out):
-    """For y = (x + sign · b) exp(factor · s) and the ldj that goes with it -> dx.
-
-    out = (G_b, G_s): G_b = sign Σ δ_x and G_s = factor (Σ δ_y y + H W Σ ∂L/∂ldj); dldj (N,)
-    or None.
-    """
-    dx = device.empty(dy.shape, dy.dtype)
-    blocks, partial = _partial_sums(device, dy, 2)
-    arrays = {"dy": dy, "y": y, "s": s, "dldj": dldj, "dx": dx, "g_b": out[0], "g_s": out[1]}
-    numbers = {"sign": sign, "factor": factor, "samples": 0 if dldj is None else len(dy)}
-    own = arrays | numbers | {"partial": partial, "arrived": device.counter} | _sizes(dy)
-    device.launch("shift_scale_backward", dy.dtype, blocks, **own)
-    return dx
 
 
 def _sizes(x) -> dict[str, int]:

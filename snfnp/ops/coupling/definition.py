@@ -13,7 +13,7 @@ The network, with a scale k:
 import math
 from contextlib import contextmanager
 
-from snfnp.ops.channels.definition import Channels, per_value
+from snfnp.ops.channels.definition import Channels
 from snfnp.ops.conv.definition import Conv, flip
 from snfnp.ops.group import OperationGroup
 from snfnp.ops.linalg.definition import LinearAlgebra
@@ -93,24 +93,6 @@ class Coupling(OperationGroup):
         self.linalg.matmul(d, w, out=out)
         self.bias_relu_backward(out, a, g_b, add)
 
-    def bias_scale(self, v, b, k, logs, out):
-        """out = (v + b) exp(k logs): v, out (N, H, W, C), b and logs (C,). O(N H W C)."""
-        xp = self.xp
-        xp.add(v, per_value(xp, b, v), out=out)
-        out *= per_value(xp, xp.exp(k * logs), v)
-        return out
-
-    def bias_scale_backward(self, dh, h, k, logs, out):
-        """δ_v = δ_h exp(k logs); G_b = Σ δ_v; G_logs = k Σ δ_h h.
-
-        dh, h (N, H, W, C), logs (C,), out = (G_b, G_logs), both (C,) -> dv. O(N H W C).
-        """
-        g_b, g_logs = out
-        dv = dh * per_value(self.xp, self.xp.exp(k * logs), dh)
-        self.channels.sum(dv, out=g_b)
-        g_logs[...] = k * self.channels.sum(dh * h)
-        return dv
-
     def network(self, x, p, scale, keep):
         """x (N, H, W, C), of which x₁ is read -> h (N, H, W, C), and what the backward pass needs,
         if asked to `keep` it: {"a2": a₂ (N H W, width)}, and "a1" like it where `keeps_first`.
@@ -135,7 +117,7 @@ class Coupling(OperationGroup):
             self.product_relu(patches[rows], w1, p["b1"], out=a1)
             self.product_relu(a1, p["w2"], p["b2"], out=a2)
             v = self.conv.correlate(a2.reshape(-1, height, columns, width), p["w3"])
-            self.bias_scale(v, p["b3"], scale, p["logs"], out=h[block])
+            self.channels.shift_scale(v, 1.0, p["b3"], scale, p["logs"], out=h[block])
         return h, {name: hidden[name] for name, whole in kept.items() if whole}
 
     def network_backward(self, x, hidden, h, dh, p, scale, out, grads):
@@ -146,7 +128,8 @@ class Coupling(OperationGroup):
         `network`.
         """
         xp, width = self.xp, len(p["b1"])
-        dh = self.bias_scale_backward(dh, h, scale, p["logs"], out=(grads["b3"], grads["logs"]))
+        out_3 = (grads["b3"], grads["logs"])
+        dh = self.channels.shift_scale_backward(dh, h, 1.0, scale, p["logs"], None, out_3)
 
         samples, height, columns, channels = x.shape
         kernel = p["w3"].shape[:2]

@@ -2,7 +2,7 @@
 
 import math
 
-from snfnp.ops.channels.gpu import channel_blocks, shift_scale, shift_scale_backward
+from snfnp.ops.channels.gpu import channel_blocks
 from snfnp.ops.coupling.definition import Coupling
 from snfnp.ops.gpu import source
 
@@ -57,13 +57,6 @@ class GpuCoupling(Coupling):
             g_b += self.channels.sum(rows)
         else:
             self.channels.sum(rows, out=g_b)
-
-    def bias_scale(self, v, b, k, logs, out):
-        shift_scale(self.device, v, 1.0, b, float(k), logs, None, out)
-        return out
-
-    def bias_scale_backward(self, dh, h, k, logs, out):
-        return shift_scale_backward(self.device, dh, h, 1.0, float(k), logs, None, out)
 
     def forward(self, x, h):
         device = self.device
