@@ -74,27 +74,56 @@ class CausalConv2d(Layer):
 
     def forward(self, ops, p, x):
         """ldj is 0: see `log_det`. O(N H W C²)."""
-        return ops.causal.correlate(x, p["W"], p.get("b"), self.reverse), 0, {"x": x}
+        return ops.conv.correlate(x, self._taps(ops, p), self._before, p.get("b")), 0, {"x": x}
 
     def inverse(self, ops, p, z):
         """Exact, by substitution from pixel to pixel. O(N H W C²). Rounding errors grow on the way
-        if other taps are large against W[1, 1]."""
+        if other taps are large against W[1, 1].
+
+        Pixels with equal y + x do not depend on each other: H + W - 1 steps of all samples.
+        """
         self._diagonal(ops, p)
-        return ops.causal.inverse(z - p["b"] if self.bias else z, p["W"], self.reverse)
+        xp, k, (n, height, width, channels) = ops.xp, _masked(ops, p["W"]), z.shape
+        turn = slice(None, None, -1 if self.reverse else 1)
+        z = (z - p["b"] if self.bias else z)[:, turn, turn]
+        inverse = ops.linalg.inverse(k[1, 1])
+        # x with a row of zeros on top and a column of zeros on the left
+        padded = xp.zeros((n, height + 1, width + 1, channels), z.dtype)
+        for diagonal in range(height + width - 1):
+            row = xp.arange(max(0, diagonal - width + 1), min(height, diagonal + 1))
+            column = diagonal - row
+            rest = z[:, row, column] - padded[:, row, column] @ k[0, 0]
+            rest -= padded[:, row, column + 1] @ k[0, 1]
+            rest -= padded[:, row + 1, column] @ k[1, 0]
+            padded[:, row + 1, column + 1] = rest @ inverse
+        return xp.ascontiguousarray(padded[:, 1:, 1:][:, turn, turn])
 
     def backward(self, ctx, p, cache, dz, grads):
         """G_W = mask ⊙ (δ_z ⋆ x) + H W / diagonal, and δ_x = T(W)ᵀ δ_z."""
-        ops, x = ctx.ops, cache["x"]
-        self._diagonal(ops, p, wait=False)
-        volume = ctx.log_det_weight * math.prod(x.shape[1:3])
-        ops.causal.weight_grad(dz, x, p["W"], volume, grads["W"], self.reverse)
+        ops, x, g_w = ctx.ops, cache["x"], grads["W"]
+        diagonal = self._diagonal(ops, p, wait=False)
+        gradient = ops.conv.weight_grad(dz, x, ops.xp.empty_like(g_w), before=self._before)
+        g_w[...] = gradient[::-1, ::-1] if self.reverse else gradient
+        of_log_det = ctx.log_det_weight * math.prod(x.shape[1:3]) / diagonal
+        g_w[1, 1] = ops.xp.triu(g_w[1, 1]) + ops.xp.diag(of_log_det.astype(g_w.dtype))
         if self.bias:
             ops.channels.sum(dz, out=grads["b"])
-        return ops.causal.adjoint(dz, p["W"], self.reverse)
+        after = (1, 1) if self.reverse else (0, 0)
+        return ops.conv.correlate(dz, Conv2d.flip(self._taps(ops, p)), after)
 
     def log_det(self, ops, p, shape) -> float:
         """log|det T(W)| = H W Σ_c log|W[1, 1, c, c]|. O(C)."""
         return shape[0] * shape[1] * float(ops.xp.log(abs(self._diagonal(ops, p))).sum())
+
+    @property
+    def _before(self) -> tuple[int, int]:
+        """The rows of zeros on top, and columns on the left, that the kernel sees."""
+        return (0, 0) if self.reverse else (1, 1)
+
+    def _taps(self, ops, p):
+        """W in the order in which the kernel goes over an image."""
+        k = _masked(ops, p["W"])
+        return k[::-1, ::-1] if self.reverse else k
 
     def _diagonal(self, ops, p, wait: bool = True):
         """The diagonal of W[1, 1] (C,). Raises SingularMatrixError; without `wait` only where the
@@ -104,6 +133,13 @@ class CausalConv2d(Layer):
         if (bool(invertible) if wait else ops.known_on_host(invertible)) is False:
             raise SingularMatrixError("a causal kernel has a zero or NaN on its diagonal")
         return diagonal
+
+
+def _masked(ops, w):
+    """A causal kernel with zeros for the values that are ignored."""
+    k = w.copy()
+    k[1, 1] = ops.xp.triu(k[1, 1])
+    return k
 
 
 def exponential_layers(name: str, channels: int, gain: float = 0.01) -> tuple:

@@ -17,7 +17,6 @@ from typing import Any
 from snfnp import threads
 from snfnp.errors import UsageError
 from snfnp.ops.activation.definition import Activation
-from snfnp.ops.causal.definition import Causal
 from snfnp.ops.channels.definition import Channels
 from snfnp.ops.communication import SINGLE_PROCESS, Communicator, shares, world
 from snfnp.ops.conv.definition import Conv
@@ -44,7 +43,6 @@ class Ops:
     channels: Channels
     spline: Spline
     conv: Conv
-    causal: Causal
     coupling: Coupling
     images: Images
     step: Step

@@ -211,7 +211,7 @@ def assert_within(name, found, expected, bounds):
 # Where a NaN may stay within narrower bounds than the definition's, and why.
 NARROWER = {
     "step.adam": "leaves its buffers as they are where a gradient is not finite",
-    "causal.inverse": "takes no product with what lies outside the image",
+    "conv.correlate": "takes no product with what lies outside the image",
     "conv.weight_grad": "takes no product with what lies outside the image",
 }
 

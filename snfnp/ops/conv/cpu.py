@@ -24,37 +24,38 @@ class CpuConv(Conv):
     """Direct kernels are used up to the I·O at which products of patches overtake them: later for
     the convolution than for its weight gradient."""
 
-    def patches(self, x, kernel):
+    def patches(self, x, kernel, before=None):
         n, height, width, channels = x.shape
         kh, kw = kernel
         if kh == kw == 1:
             return super().patches(x, kernel)
         cols = np.empty((n, height, width, kh, kw * channels), x.dtype)
         x = np.ascontiguousarray(x).reshape(n, height, width * channels)
-        _patches(-(-n // _TASK), x, kw, cols)
+        _patches(-(-n // _TASK), x, kw, before or (kh // 2, kw // 2), cols)
         return cols.reshape(n * height * width, kh * kw * channels)
 
-    def correlate(self, x, k):
+    def correlate(self, x, k, before=None, b=None):
         kh, kw, inputs, outputs = k.shape
-        if kh == kw == inputs == 1:  # NumPy's product of a column and a row takes ten times as long
+        if kh == kw == inputs == 1 and b is None:
+            # NumPy's product of a column and a row takes ten times as long
             return np.ascontiguousarray(x) * k.reshape(outputs)
         kernels = direct(k.shape, x.shape[2])
         if kernels is None:
-            return super().correlate(x, k)
+            return super().correlate(x, k, before, b)
         z = np.empty((*x.shape[:3], outputs), x.dtype)
-        kernels.correlate(x, k, z, (kh // 2, kw // 2))
+        kernels.correlate(x, k, z, before or (kh // 2, kw // 2), b)
         return z
 
-    def weight_grad(self, delta, x, out, add=False):
+    def weight_grad(self, delta, x, out, add=False, before=None):
         kernels = direct(out.shape, x.shape[2], most=16)
         if kernels is None:
-            return super().weight_grad(delta, x, out, add)
-        kernels.weight_grad(delta, x, add, out, (len(out) // 2, out.shape[1] // 2))
+            return super().weight_grad(delta, x, out, add, before)
+        kernels.weight_grad(delta, x, add, out, before or (len(out) // 2, out.shape[1] // 2))
         return out
 
 
 @parallel
-def _patches(task, x, kw, cols):
+def _patches(task, x, kw, before, cols):
     """x (N, H, W·C) -> cols (N, H, W, kH, kW·C), from one padded image at a time."""
     samples, height, width, kh, run = cols.shape
     channels = run // kw
@@ -62,7 +63,7 @@ def _patches(task, x, kw, cols):
     padded = np.zeros((height + kh - 1) * row, x.dtype)
     for n in range(task * _TASK, min(samples, (task + 1) * _TASK)):
         for y in range(height):
-            first = (y + kh // 2) * row + kw // 2 * channels
+            first = (y + before[0]) * row + before[1] * channels
             padded[first : first + width * channels] = x[n, y]
         for y in range(height):
             for column in range(width):

@@ -4,7 +4,8 @@ Images are channels-last (N, H, W, C), kernels (kH, kW, I, O), stride 1 and "sam
 
     z[n, y, x, o] = Σ_{h,w,i} k[h, w, i, o] · x[n, y + h − kH // 2, x + w − kW // 2, i]
 
-Both sizes of a kernel are odd; causal ones are 2×2. See derivations/07-convolutions.md.
+before = (top, left) pads with these numbers of zeros on top and on the left, instead of kH // 2 and
+kW // 2: a causal 2×2 kernel sees pixels on two sides alone. See derivations/07-convolutions.md.
 """
 
 from snfnp.ops.group import OperationGroup
@@ -16,7 +17,7 @@ _MANY = 4  # inputs per output from which adding shifted products is cheaper tha
 class Conv(OperationGroup):
     linalg: LinearAlgebra
 
-    def patches(self, x, kernel):
+    def patches(self, x, kernel, before=None):
         """im2col: row (n, y, x) holds the kH kW C values that the kernel sees from there.
 
         x (N, H, W, C), kernel = (kH, kW) -> (N H W, kH kW C), taps in the order of the stored
@@ -26,7 +27,7 @@ class Conv(OperationGroup):
         kh, kw = kernel
         if kh == kw == 1:
             return x.reshape(n * height * width, channels)
-        xp, top, left = self.xp, kh // 2, kw // 2
+        xp, (top, left) = self.xp, before or (kh // 2, kw // 2)
         padded = xp.zeros((n, height + kh - 1, width + kw - 1, channels), x.dtype)
         padded[:, top : top + height, left : left + width] = x
         # the kW·C values of one kernel row are one contiguous run of the padded image
@@ -35,8 +36,8 @@ class Conv(OperationGroup):
         windows = xp.lib.stride_tricks.as_strided(padded, sizes, steps)
         return windows.reshape(n * height * width, kh * kw * channels)
 
-    def correlate(self, x, k):
-        """Cross-correlation of images x (N, H, W, I) with a kernel k (kH, kW, I, O).
+    def correlate(self, x, k, before=None, b=None):
+        """Cross-correlation of images x (N, H, W, I) with a kernel k (kH, kW, I, O), plus b (O,).
 
         -> (N, H, W, O). O(N H W kH kW I O), as one product: of the patches and the kernel, or,
         if patches of many inputs would be far larger than the result, of all pixels and all
@@ -45,11 +46,15 @@ class Conv(OperationGroup):
         kh, kw, inputs, outputs = k.shape
         if kh * kw > 1:
             k = self.xp.ascontiguousarray(k)  # products with the view of a flip would be slow
-        if kh * kw > 1 and _MANY * outputs <= inputs:
+        if kh * kw > 1 and _MANY * outputs <= inputs and before is None:
             taps = k.transpose(2, 0, 1, 3).reshape(inputs, kh * kw * outputs)
             products = self.linalg.matmul(x.reshape(-1, inputs), taps)
-            return self.shift_and_add(products.reshape(*x.shape[:3], kh, kw, outputs))
-        z = self.linalg.matmul(self.patches(x, (kh, kw)), k.reshape(kh * kw * inputs, outputs))
+            z = self.shift_and_add(products.reshape(*x.shape[:3], kh, kw, outputs))
+        else:
+            rows = self.patches(x, (kh, kw), before)
+            z = self.linalg.matmul(rows, k.reshape(kh * kw * inputs, outputs))
+        if b is not None:
+            z += b
         return z.reshape(*x.shape[:3], outputs)
 
     def shift_and_add(self, products):
@@ -68,24 +73,14 @@ class Conv(OperationGroup):
                 z[:, y : y + height, c : c + width] += products[:, :, :, h, w]
         return xp.ascontiguousarray(z[:, top : top + height, left : left + width])
 
-    def weight_grad(self, delta, x, out, add=False):
+    def weight_grad(self, delta, x, out, add=False, before=None):
         """δ ⋆ x: the gradient of ⟨δ, correlate(x, k)⟩ with respect to k, summed over all pixels.
 
         delta (N, H, W, O), x (N, H, W, I) -> out (kH, kW, I, O), written or (`add`) added to.
-        The patches are those of x, or of δ if it has fewer channels: δ ⋆ x = flip(x ⋆ δ) if both
-        sizes of the kernel are odd.
         """
-        kh, kw, inputs, outputs = out.shape
-        if outputs < inputs and kh % 2 and kw % 2:  # a flipped even kernel pads the other side
-            cols = self.patches(delta, (kh, kw))
-            flipped = self.linalg.matmul(cols.T, x.reshape(-1, inputs))
-            gradient = flip(flipped.reshape(kh, kw, outputs, inputs))
-        else:
-            cols = self.patches(x, (kh, kw))
-            gradient = self.linalg.matmul(cols.T, delta.reshape(-1, outputs)).reshape(out.shape)
-        if add:
-            gradient = gradient + out
-        out[...] = gradient
+        rows, deltas = self.patches(x, out.shape[:2], before), delta.reshape(-1, out.shape[3])
+        gradient = self.linalg.matmul(rows.T, deltas).reshape(out.shape)
+        out[...] = gradient + out if add else gradient
         return out
 
 
