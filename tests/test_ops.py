@@ -173,15 +173,19 @@ def test_scale_into_is_the_product(ops, multiple, transposed):
     np.testing.assert_allclose(out, 0.5 * a * multiple, rtol=1e-15)
 
 
-def test_linear_algebra(ops):
+@pytest.mark.parametrize("size", [7, 150])  # LAPACK is called in two ways
+def test_linear_algebra(ops, size):
     rng = np.random.default_rng(0)
-    w, z = rng.standard_normal((7, 7)) + 3 * np.eye(7), rng.standard_normal((5, 7))
-    np.testing.assert_allclose(ops.linalg.inverse(w) @ w, np.eye(7), atol=1e-13)
+    w, z = rng.standard_normal((size, size)), rng.standard_normal((5, size))
+    w = w / math.sqrt(size) + 3 * np.eye(size)
+    inverse, log_abs_det = ops.linalg.inverse_and_log_abs_det(w)
+    np.testing.assert_array_equal(ops.linalg.inverse(w), inverse)
+    np.testing.assert_allclose(inverse @ w, np.eye(size), atol=1e-13)
     np.testing.assert_allclose(ops.linalg.solve(w, z) @ w.T, z, atol=1e-13)
-    log_abs_det = math.log(abs(np.linalg.det(w)))
-    np.testing.assert_allclose(ops.linalg.log_abs_det(w), log_abs_det, rtol=1e-13)
+    for found in (log_abs_det, ops.linalg.log_abs_det(w)):
+        np.testing.assert_allclose(found, np.linalg.slogdet(w)[1], rtol=1e-13)
     np.testing.assert_array_equal(ops.linalg.matmul(z, w), z @ w)
-    out = np.empty((5, 7))
+    out = np.empty((5, size))
     assert ops.linalg.matmul(z, w, out=out) is out
     np.testing.assert_array_equal(out, z @ w)
 

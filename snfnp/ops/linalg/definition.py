@@ -1,4 +1,7 @@
-"""Products, inverses, determinants and norms; see derivations/07-convolutions.md."""
+"""Products, inverses, determinants and norms: NumPy's, or where it has none BLAS and LAPACK.
+
+See derivations/07-convolutions.md.
+"""
 
 import math
 from contextlib import AbstractContextManager, nullcontext
@@ -6,11 +9,15 @@ from functools import cache
 
 import numpy as np
 import threadpoolctl
+from scipy.linalg import get_blas_funcs, get_lapack_funcs
 
 from snfnp.errors import SingularMatrixError
 from snfnp.ops.group import OperationGroup
 
-_BLOCK = 64  # rows handled at once if a full-size temporary would not fit the memory promise
+_GEMM = {np.dtype(kind): get_blas_funcs("gemm", dtype=kind) for kind in "fd"}
+_LU = {np.dtype(kind): get_lapack_funcs(("getrf", "getri", "getrs"), dtype=kind) for kind in "fd"}
+_SMALL = 128  # up to this size getri is faster than solving for the identity
+_BLOCK = 8192  # squares added in their own precision: one thread of BLAS, which loses little
 _ONE_THREAD = 128  # up to this size of a product one BLAS thread is faster than two
 
 
@@ -21,8 +28,17 @@ class LinearAlgebra(OperationGroup):
 
     def matmul_add(self, a, b, out):
         """out += a b, without an (M, N) temporary. O(M K N)."""
-        for start in range(0, len(out), _BLOCK):
-            out[start : start + _BLOCK] += a[start : start + _BLOCK] @ b
+        if not (a.size and b.size):  # which BLAS refuses
+            return out
+        if out.flags.fnc:
+            return self.matmul_add(b.T, a.T, out.T).T
+        # BLAS itself can add to its output (beta = 1), NumPy's matmul cannot. BLAS is column-major:
+        # outᵀ += bᵀ aᵀ, and a C-contiguous array is the column-major array of its transpose.
+        gemm = _GEMM[out.dtype]
+        (left, transpose_left), (right, transpose_right) = _column_major(b), _column_major(a)
+        result = gemm(1.0, left, right, 1.0, out.T, transpose_left, transpose_right, overwrite_c=1)
+        if not np.shares_memory(result, out, max_work=1):  # BLAS had to copy: out was strided
+            out[...] = result.T
         return out
 
     def axpby(self, a, x, b, out):
@@ -44,9 +60,12 @@ class LinearAlgebra(OperationGroup):
         return out
 
     def sum_squares(self, x) -> float:
-        """Σ x², in double precision."""
-        wide = x.astype(self.xp.float64).reshape(-1)
-        return float(wide @ wide)
+        """Σ x², in double precision; short runs of it in that of x."""
+        x, total = np.ascontiguousarray(x).reshape(-1), 0.0
+        for start in range(0, x.size, _BLOCK):
+            block = x[start : start + _BLOCK]
+            total += float(block.dot(block))
+        return total
 
     def residual(self, out, x):
         """out ← out − x, the error of a batch (N, ...). Returns ‖out‖²/N, in double precision."""
@@ -56,10 +75,7 @@ class LinearAlgebra(OperationGroup):
     def inverse(self, w):
         """w⁻¹ of a square matrix. O(D³). Raises SingularMatrixError; a device that would have to
         wait for that may return NaN instead."""
-        try:
-            return self.xp.linalg.inv(w)
-        except np.linalg.LinAlgError:
-            raise SingularMatrixError("the weight matrix is singular") from None
+        return self.inverse_and_log_abs_det(w)[0]
 
     def log_abs_det(self, w) -> float:
         """log|det w| of a square matrix, by an LU decomposition. O(D³)."""
@@ -80,10 +96,21 @@ class LinearAlgebra(OperationGroup):
     def inverse_and_log_abs_det(self, a):
         """a⁻¹ and log|det a| of a square matrix (n, n). O(n³). Raises SingularMatrixError; a device
         that would have to wait for that may return an inverse that is not finite instead."""
-        try:
-            return self.xp.linalg.inv(a), float(self.xp.linalg.slogdet(a)[1])
-        except np.linalg.LinAlgError:
-            raise SingularMatrixError("the matrix is singular") from None
+        # one factorisation for both: NumPy makes two
+        # A C-contiguous array is the column-major array of its transpose: (aᵀ)⁻¹ = (a⁻¹)ᵀ.
+        getrf, getri, getrs = _LU[a.dtype]
+        lu, pivots, status = getrf(a.T)
+        if status:
+            raise SingularMatrixError("the matrix is singular")
+        log_abs_det = float(np.log(np.abs(lu.diagonal())).sum(dtype=np.float64))
+        if len(a) <= _SMALL:
+            inverse, _ = getri(lu, pivots, overwrite_lu=1)
+        else:
+            # getri is slower without a workspace; with one it makes many small products, whose
+            # threads wait for each other on a busy machine
+            identity = np.eye(len(a), dtype=a.dtype, order="F")
+            inverse, _ = getrs(lu, pivots, identity, overwrite_b=1)
+        return inverse.T, log_abs_det
 
     def norms(self, *matrices) -> list[float]:
         """The Frobenius norms of matrices in double precision, read back together."""
@@ -95,6 +122,11 @@ class LinearAlgebra(OperationGroup):
         if size > _ONE_THREAD:
             return nullcontext()
         return _blas_libraries(self.device.name).limit(limits=1, user_api="blas")
+
+
+def _column_major(matrix):
+    """A matrix as (column-major array, transpose flag) for BLAS, without a copy if possible."""
+    return (matrix.T, 0) if matrix.flags.c_contiguous else (np.asfortranarray(matrix), 1)
 
 
 @cache
