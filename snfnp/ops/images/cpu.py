@@ -25,21 +25,6 @@ class CpuImages(Images):
         return x.reshape(images.shape), ldj.astype(dtype, copy=False)
 
 
-@serial
-def _block(block, key):
-    """Four words of one block, for `RandomKey.words`."""
-    return _rounds((np.uint64(block), key[0], key[1], key[2]), (key[3], key[4]))
-
-
-@serial
-def _word(four, index):
-    """The word that element `index` of an array is made of."""
-    lane = index & 3
-    if lane < 2:
-        return four[0] if lane == 0 else four[1]
-    return four[2] if lane == 2 else four[3]
-
-
 @parallel
 def _preprocess(n, images, key, start, constant, alpha, levels, odds, ldj):
     """images, odds = s/(1-s) (N, D), ldj (N,), in double; noise: the key's words from `start` on.
@@ -48,13 +33,14 @@ def _preprocess(n, images, key, start, constant, alpha, levels, odds, ldj):
     """
     dimension = images.shape[1]
     row = start + n * dimension
-    four = _block(row >> 2, key)
+    four = np.empty(4, np.uint64)  # the words of a block, for `RandomKey.words`
     total, product = 0.0, 1.0
     for d in range(dimension):
         index = row + d
-        if index & 3 == 0:
-            four = _block(index >> 2, key)
-        noisy = images[n, d] + np.float64(_word(four, index)) * 2.0**-32
+        if d == 0 or index & 3 == 0:
+            counter = (np.uint64(index >> 2), key[0], key[1], key[2])
+            four[0], four[1], four[2], four[3] = _rounds(counter, (key[3], key[4]))
+        noisy = images[n, d] + np.float64(four[index & 3]) * 2.0**-32
         s = alpha + (1 - 2 * alpha) * (noisy / levels)
         one_minus_s = alpha + (1 - 2 * alpha) * ((levels - noisy) / levels)
         odds[n, d] = s / one_minus_s
