@@ -166,31 +166,12 @@ def pad(image, top, left, row, padded):
             target[j] = source[j]
 
 
-@serial
-def _convolve(padded, k, size, shape, pixels, lanes, z):
-    """The padded image and the flat kernel k of this size -> flat z; shape: (H, W, I, O). The last
-    tile of a row may overlap the one before: it computes the same values again."""
-    kh, kw = size
-    height, width, inputs, outputs = shape
-    run, row = kw * inputs, (width + kw - 1) * inputs
-    for o in range(0, outputs, len(lanes)):
-        for y in range(height):
-            for left in range(0, width, len(pixels)):
-                first = min(left, width - len(pixels))
-                tile(
-                    *(padded, y * row + first * inputs, (row, 1, inputs)),
-                    *(k, o, (run * outputs, outputs), (kh, run)),
-                    *(z, (y * width + first) * outputs + o, outputs, False),
-                    *(pixels, lanes),
-                )
-
-
 @parallel
 def _correlate_images(task, x, k, size, before, b, pixels, lanes, z):
     """x (N, H, W, I), k flat, b (O,) or without values -> z (N, H, W, O)."""
     samples, height, width, inputs = x.shape
     (kh, kw), outputs = size, z.shape[3]
-    shape, row = (height, width, inputs, outputs), (width + kw - 1) * inputs
+    run, row = kw * inputs, (width + kw - 1) * inputs
     padded = np.zeros((height + kh - 1) * row, x.dtype)
     shift = np.zeros(width * outputs, x.dtype)  # b for a row of pixels
     for j in range(shift.size if b.size else 0):
@@ -198,7 +179,17 @@ def _correlate_images(task, x, k, size, before, b, pixels, lanes, z):
     for n in range(task * _IMAGES, min(samples, (task + 1) * _IMAGES)):
         pad(x[n], before[0], before[1], row, padded)
         flat = z[n].reshape(-1)
-        _convolve(padded, k, size, shape, pixels, lanes, flat)
+        for o in range(0, outputs, len(lanes)):
+            for y in range(height):
+                for left in range(0, width, len(pixels)):
+                    # the last tile of a row may overlap the one before: the same values again
+                    first = min(left, width - len(pixels))
+                    tile(
+                        *(padded, y * row + first * inputs, (row, 1, inputs)),
+                        *(k, o, (run * outputs, outputs), (kh, run)),
+                        *(flat, (y * width + first) * outputs + o, outputs, False),
+                        *(pixels, lanes),
+                    )
         if b.size:
             for y in range(height):
                 target = flat[y * len(shift) : (y + 1) * len(shift)]
