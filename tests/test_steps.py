@@ -48,39 +48,40 @@ def test_scalars_say_what_they_were_set_to(ops):
 
 
 def test_the_log_keeps_the_last_step_and_averages_all(ops):
-    log = StepLog(ops.step)
+    log = StepLog(ops.device)
     assert log.array.size == len(Entry) and not log.failed
     assert log.read().failed == 0 and np.isnan(log.read().averages).all()
     steps = [(np.array([-1.0, -3.0]), 0.5, 9.0), (np.array([-5.0, -5.0]), 0.25, 16.0)]
     for number, (densities, reconstruction, squares) in enumerate(steps, start=1):
-        log.density([densities], number)
-        log.step([reconstruction], squares, 2.0, number)
+        ops.step.log_density([densities], number, log.array)
+        ops.step.log_step([reconstruction], squares, 2.0, number, log.array)
     last = (-5.0 - 2.0 * 0.25, 0.25, 4.0)
     assert log.read() == Reading(last, ((-3.0 - 5.5) / 2, 0.75 / 2, 7.0 / 2), 0, -5.0)
     assert log.array[Entry.COUNT] == 2.0 and log.array[Entry.DENSITY] == -5.0
     log.clear_averages()
     assert log.read().last == last and np.isnan(log.read().averages).all()
-    log.step([1.0], 4.0, 2.0, 3)
+    ops.step.log_step([1.0], 4.0, 2.0, 3, log.array)
     assert log.read().averages == log.read().last == (-7.0, 1.0, 2.0)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("where", ["density", "gradient"])
 def test_the_first_failure_stays_in_the_log(ops, where, value):
-    log = StepLog(ops.step)
+    log = StepLog(ops.device)
     failed = log.failed  # a view: it follows the log
-    log.density([np.array([-1.0])], 1)
-    log.step([0.5], 4.0, 1.0, 1)
+    ops.step.log_density([np.array([-1.0])], 1, log.array)
+    ops.step.log_step([0.5], 4.0, 1.0, 1, log.array)
     before = log.array.copy()
     for number in (2, 3):
         assert bool(failed) == (number == 3)
-        log.density([np.array([value if where == "density" else -1.0])], number)
-        log.step([0.5], abs(value) if where == "gradient" else 4.0, 1.0, number)
+        ops.step.log_density([np.array([value if where == "density" else -1.0])], number, log.array)
+        ops.step.log_step([0.5], abs(value) if where == "gradient" else 4.0, 1.0, number, log.array)
     assert log.read().failed == failed == 2
     assert math.isfinite(log.read().density) == (where == "gradient")
     np.testing.assert_array_equal(log.array[BEFORE_DENSITY], before[BEFORE_DENSITY])
-    log.density([np.array([-9.0])], 4)  # a later step that would be fine changes nothing
-    log.step([0.5], 4.0, 1.0, 4)
+    # a later step that would be fine changes nothing
+    ops.step.log_density([np.array([-9.0])], 4, log.array)
+    ops.step.log_step([0.5], 4.0, 1.0, 4, log.array)
     np.testing.assert_array_equal(log.array[BEFORE_DENSITY], before[BEFORE_DENSITY])
 
 

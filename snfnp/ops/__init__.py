@@ -63,12 +63,6 @@ class Ops:
         """The reference implementation on the CPU, for host arrays."""
         return assemble(HostDevice("numpy") if self.asynchronous else self.device, DEFINITIONS)
 
-    @property
-    def definitions(self):
-        """The reference implementation, on a CPU: for rare computations, whose kernels would take
-        longer to compile than they save. On a GPU this backend itself."""
-        return self if self.asynchronous else self.host
-
     def __reduce__(self):
         """Copies and pickles have the same classes, on the device that unpickling makes."""
         return assemble, (self.device, {name: type(getattr(self, name)) for name in DEFINITIONS})

@@ -78,8 +78,9 @@ _FOLDER = _kernel_folder()
 _SHORT = 1 << 12  # values: some microseconds of work
 
 
-def _kept(kernel, **how):
-    """`njit` with the folder above; a user's own kernels go to Numba's."""
+def compiled(kernel, **how):
+    """A function that is compiled when it is first called, and kept in the folder above: a user's
+    own kernels go to Numba's."""
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(_FOLDER or "")
     try:
         return njit(cache=_FOLDER is not None, error_model="numpy", **how)(kernel)
@@ -87,14 +88,9 @@ def _kept(kernel, **how):
         numba.config.CACHE_DIR = before
 
 
-def compiled(kernel):
-    """A function that is compiled when it is first called."""
-    return _kept(kernel)
-
-
 def serial(kernel):
     """A function that is inlined into the kernels that call it."""
-    return _kept(kernel, inline="always")
+    return compiled(kernel, inline="always")
 
 
 def parallel(kernel):
@@ -113,7 +109,7 @@ def parallel(kernel):
     for task in {over}(tasks):
         kernel(uintp(task), {call})"""
         exec(compile(source, inspect.getfile(kernel), "exec"), scope)
-        return _kept(scope[name], no_cfunc_wrapper=True, parallel=over == "prange")
+        return compiled(scope[name], no_cfunc_wrapper=True, parallel=over == "prange")
 
     # of different names, by which the kernels on disk are found
     shared, alone = loop(kernel.__name__, "prange"), loop(f"{kernel.__name__}_alone", "range")

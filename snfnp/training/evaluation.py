@@ -244,7 +244,9 @@ class Monitors:
     `figures` after it. images_of(step): of all ranks."""
 
     def __init__(self, trainer: Trainer, images_of: Callable):
-        self._trainer, self._images_of, self._ops = trainer, images_of, trainer.ops.definitions
+        self._trainer, self._images_of, ops = trainer, images_of, trainer.ops
+        # compiling kernels for a CPU would take longer than they save
+        self._ops = ops if ops.asynchronous else ops.host
         self._layers = trainer.flow.learned_inverses()
         self._moments: dict[str, SmallestSecondMoment] = {}
         self._warned: set[tuple[str, str]] = set()

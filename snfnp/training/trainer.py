@@ -79,7 +79,7 @@ class Trainer:
         self.gradient, self.m, self.v = (ops.xp.zeros_like(moved) for _ in range(3))
         self.params = layout.views(self.p)
         self.grads = layout.optimised.views(self.gradient)
-        self.log, self.scalars = StepLog(ops.step), ops.step.scalars()
+        self.log, self.scalars = StepLog(ops.device), ops.step.scalars()
 
         self.optimiser = optimiser or Adam()
         self.multipliers = multipliers_of(ops, flow, config)
@@ -135,9 +135,10 @@ class Trainer:
         If the density is not finite the step has failed: the log keeps its number, and nothing is
         updated from then on. A host that knows skips the backward pass.
         """
-        ops, flow, config, log, scalars = self.ops, self.flow, self.config, self.log, self.scalars
+        ops, flow, config, scalars = self.ops, self.flow, self.config, self.scalars
+        log, failed = self.log.array, self.log.failed
         part, weights = self.slice_of(len(images))
-        samples, share, failed = part.total, part.count / part.total, log.failed
+        samples, share = part.total, part.count / part.total
 
         # Encode: dequantisation noise, scale and logit (A.3).
         x, log_jacobian = self.encode(images, scalars.step, part)
@@ -148,7 +149,7 @@ class Trainer:
         latents, ldj, caches = flow.forward(ops, self.params, x, config.recompute, noise)
         terms = flow.log_density(ops, latents), log_jacobian, ldj
         terms = [term for term in terms if not isinstance(term, int)]
-        log.density(terms, scalars.number)
+        ops.step.log_density(terms, scalars.number, log)
 
         # Backward: the gradients of Eq. 3, each layer's error.
         measured = {}
@@ -171,7 +172,7 @@ class Trainer:
             self.sums[_DENSITY] = density.sum(dtype=np.float64) / samples
             self.sums[_RECONSTRUCTION] = (ops.channels.total(errors) if errors else 0.0) * share
             self.communicator.all_reduce(self.gradient, self.sums)
-            log.density([self.sums[:_RECONSTRUCTION]], scalars.number)
+            ops.step.log_density([self.sums[:_RECONSTRUCTION]], scalars.number, log)
             errors = [self.sums[_RECONSTRUCTION, ...]]
 
         # Adam or another optimiser.
@@ -185,7 +186,7 @@ class Trainer:
             figures = state.update(figures, samples, squares, failed)
 
         # Log.
-        log.step(figures[0], squares, figures[1], scalars.number)
+        ops.step.log_step(figures[0], squares, figures[1], scalars.number, log)
 
     def begin(self, batches) -> None:
         """Set the parameters to those of the start."""

@@ -214,18 +214,10 @@ class Reading:
 
 
 class StepLog:
-    """A log of steps on the device of `step`, a group of operations. array: its entries, there."""
+    """A log of steps on a device. array: its entries there, which `Step` writes."""
 
-    def __init__(self, step):
-        self._step, self.array = step, step.device.asarray(np.zeros(len(Entry)))
-
-    def density(self, terms, number) -> None:
-        """Log the mean of the log-densities (N,), sums of `terms`, of step `number` (1, 2, …)."""
-        self._step.log_density(terms, number, self.array)
-
-    def step(self, errors, squares, lam, number) -> None:
-        """Log step `number`: the terms of Σ_k of Eq. 3, Σ g² of its gradient, and its λ."""
-        self._step.log_step(errors, squares, lam, number, self.array)
+    def __init__(self, device):
+        self._device, self.array = device, device.asarray(np.zeros(len(Entry)))
 
     @property
     def failed(self):
@@ -234,7 +226,7 @@ class StepLog:
 
     def read(self) -> Reading:
         """The log after all steps so far. Waits for the device."""
-        log = self._step.device.to_host(self.array)
+        log = self._device.to_host(self.array)
         averages = log[SUMS] / log[Entry.COUNT] if log[Entry.COUNT] else np.full(3, math.nan)
         failed, density = int(log[Entry.FAILED]), float(log[Entry.DENSITY])
         return Reading(tuple(log[LAST].tolist()), tuple(averages.tolist()), failed, density)
@@ -242,11 +234,11 @@ class StepLog:
     @property
     def sums(self) -> tuple[float, ...]:
         """The sums of the averages: three, and the number of steps. Waits."""
-        return tuple(self._step.device.to_host(self.array)[SUMS_AND_COUNT].tolist())
+        return tuple(self._device.to_host(self.array)[SUMS_AND_COUNT].tolist())
 
     def restore(self, sums: tuple[float, ...]) -> None:
         """Continue the averages of another log, from its `sums`."""
-        self.array[SUMS_AND_COUNT] = self._step.device.asarray(np.array(sums, np.float64))
+        self.array[SUMS_AND_COUNT] = self._device.asarray(np.array(sums, np.float64))
 
     def clear_averages(self) -> None:
         """Average over the steps that follow."""
