@@ -49,7 +49,7 @@ def assert_equals_dense(ops, w, shape, rtol=1e-10):
 
 
 def in_blocks(ops, w, shape):
-    return by_blocks.factor(ops, w, shape)[0] is not None
+    return by_blocks.BlockLU.of(ops, w, shape) is not None
 
 
 @pytest.mark.parametrize("gain", [PAPER, LARGER])
@@ -70,21 +70,6 @@ def test_equals_dense_on_odd_shapes(ops, size):
         assert_equals_dense(ops, w, shape)
 
 
-def test_the_smaller_blocks_are_chosen(ops):
-    w, shape = kernel((5, 3), 2, LARGER), (8, 8, 2)
-    across, down = by_blocks.factor(ops, w, shape), by_blocks.factor(ops, w.swapaxes(0, 1), shape)
-    assert (across[1:], down[1:]) == ((1, True), (1, False))
-    assert len(across[0].lower) == len(down[0].lower) == 16
-
-
-def test_independent_rows_and_columns_are_factorised_once(ops):
-    shape = (6, 5, 3)
-    for size, sides in (((1, 1), (1, 1)), ((3, 1), (6, 1)), ((1, 3), (5, 1)), ((3, 3), (5, 6))):
-        block, copies, _ = by_blocks.factor(ops, kernel(size, 3, LARGER), shape)
-        assert sorted(block.shape[:2]) == sorted(sides)
-        assert copies * math.prod(sides) == 30
-
-
 @pytest.mark.parametrize(
     "size, shape, gain",
     [
@@ -97,9 +82,9 @@ def test_independent_rows_and_columns_are_factorised_once(ops):
 )
 def test_stopping_early_changes_nothing(ops, monkeypatch, size, shape, gain):
     w, z = kernel(size, shape[2], gain), images(shape).reshape(3, -1)
-    early, *_ = by_blocks.factor(ops, w, shape)
+    early = by_blocks.BlockLU.of(ops, w, shape)
     monkeypatch.setattr(by_blocks, "STOP", -1.0)
-    full, *_ = by_blocks.factor(ops, w, shape)
+    full = by_blocks.BlockLU.of(ops, w, shape)
     count = len(full.inverses)
     assert full.converged == count
     assert len(early.inverses) == count
@@ -213,7 +198,7 @@ def test_the_gradient_of_images_of_any_height(ops):
         w = Conv2d((3, 3), channels).identity()
         w += 0.01 * np.random.default_rng(3).standard_normal(w.shape)
         for height in heights:
-            block, *_ = by_blocks.factor(ops, w, (height, 2, channels))
+            block = by_blocks.BlockLU.of(ops, w, (height, 2, channels))
             expected = explicit.log_det_grad(ops, w, (height, 2, channels))
             found, atol = block.log_det_grad(), 1e-12 * height
             np.testing.assert_allclose(found, expected, rtol=0, atol=atol)

@@ -25,56 +25,24 @@ STOP = float(np.finfo(np.float64).eps)
 
 def log_det(ops, w, shape) -> float:
     """log|det T(w)|."""
-    block, copies, _ = factor(ops, w, shape)
-    return copies * block.log_det if block else explicit.inverted(ops, w, shape)[2]
+    block = BlockLU.of(ops, w, shape)
+    return block.log_det if block else explicit.inverted(ops, w, shape)[2]
 
 
 def log_det_grad(ops, w, shape):
     """∂ log|det T(w)| / ∂w, like w: T(w)⁻ᵀ summed over each tap's positions (Eq. 13, term 2)."""
-    block, copies, turned = factor(ops, w, shape)
+    block = BlockLU.of(ops, w, shape)
     if not block:
         return explicit.log_det_grad(ops, w, shape)
-    gradient = copies * block.log_det_grad()
-    return (gradient.swapaxes(0, 1) if turned else gradient).astype(w.dtype, order="C")
+    return block.log_det_grad().astype(w.dtype, order="C")
 
 
 def solve(ops, w, z):
     """x (N, H, W, C) with T(w) x = z. O(N H/p (pWC)²) beyond the factorisation."""
-    block, _, turned = factor(ops, w, z.shape[1:])
+    block = BlockLU.of(ops, w, z.shape[1:])
     if not block:
         return explicit.solve(ops, w, z)
-    wide = z.astype(np.float64)
-    if turned:
-        wide = wide.swapaxes(1, 2)
-    samples, height, width, channels = wide.shape
-    h, w, _ = block.shape
-    split = (samples, height // h, h, width // w, w, channels)
-    order = (0, 1, 3, 2, 4, 5)  # independent rows or columns become samples of their own
-    parts = wide.reshape(split).transpose(order)
-    x = block.solve(parts.reshape(-1, h * w * channels)).reshape(parts.shape)
-    x = x.transpose(order).reshape(wide.shape)  # the order is its own inverse
-    return (x.swapaxes(1, 2) if turned else x).astype(z.dtype, order="C")
-
-
-def factor(ops, w, shape) -> tuple:
-    """(the `BlockLU` of one diagonal block of T(w), the number of equal blocks, whether image sides
-    are swapped), along the side of the image that makes the smaller blocks.
-
-    Rows (columns) that a kernel of height (width) 1 leaves independent are factorised once. The
-    first is None where elimination without pivoting is not accurate.
-    """
-    wide = w.astype(np.float64)
-    sides = tuple(1 if k == 1 else n for k, n in zip(wide.shape[:2], shape[:2], strict=True))
-    turned = _group(wide.shape[0]) * sides[1] > _group(wide.shape[1]) * sides[0]
-    if turned:
-        wide, sides = wide.swapaxes(0, 1), sides[::-1]
-    copies = math.prod(shape[:2]) // math.prod(sides)
-    return BlockLU.of(ops, wide, (*sides, shape[2])), copies, turned
-
-
-def _group(kernel_size: int) -> int:
-    """p: how many image rows make a block for a kernel of that height."""
-    return max(1, kernel_size // 2)
+    return block.solve(z.reshape(len(z), -1).astype(np.float64)).reshape(z.shape).astype(z.dtype)
 
 
 @dataclass(frozen=True)
@@ -97,9 +65,10 @@ class BlockLU:
 
     @classmethod
     def of(cls, ops, w, shape):
-        """The factors, or None if elimination without pivoting is not accurate."""
+        """The factors, or None if elimination without pivoting is not accurate. The image rows of a
+        block are p, half the kernel's height."""
         height, width, channels = shape
-        rows = _group(len(w))
+        rows = max(1, len(w) // 2)
         count = -(-height // rows)
         size, last = rows * width * channels, (height - (count - 1) * rows) * width * channels
         strip = explicit.strip(ops, w, rows, 3 * rows, width).reshape(size, 3 * size)
