@@ -158,19 +158,6 @@ def test_nothing_is_said_of_the_same_images(way, photographs, said):
     assert lines and not any("trained on" in line or "SHA-256" in line for line in lines)
 
 
-@pytest.mark.parametrize("way", SEES)
-def test_an_earlier_versions_run_is_said_not_to_be_checked(way, photographs, said):
-    """If the images differ, only their number shows it."""
-    folder, record = RunFolder.open(photographs)
-    del record["data"]["sha256"], record["data"]["name"]
-    folder.write_config(record)
-    with pytest.raises(UsageError, match=r"photographs from .*, found others: \[90, 30, 20\]"):
-        said(way, photographs, FEWER)
-    unknown = "whether these are the same images cannot be checked"
-    line = f"{photographs} has no SHA-256 of its images (an earlier version's): {unknown}"
-    assert said(way, photographs, OTHERS["train"])[0] == line
-
-
 def test_a_fingerprint_is_of_values_order_and_shape_alone(tmp_path, monkeypatch):
     monkeypatch.setattr("snfnp.images._AT_ONCE", 7 * SAME.train[0].size)
     apart = np.zeros((100, 5, 10, 1), np.uint8)

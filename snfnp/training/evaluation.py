@@ -11,9 +11,8 @@ import numpy as np
 import scipy.linalg
 
 from snfnp.data import Dataset
-from snfnp.diagnostics import gradient_angles, gradients, has_inverse_likelihood
+from snfnp.diagnostics import gradient_angles, has_inverse_likelihood
 from snfnp.errors import DivergedError
-from snfnp.flow import Flow
 from snfnp.likelihood import TRAINING_NOISE, Evaluation, Likelihood
 from snfnp.maps import Conv2d, contraction
 from snfnp.ops import RandomKey
@@ -135,18 +134,6 @@ class Evaluator:
         at_once, world = 10 * self._config.batch_size, self._trainer.world
         how = {"at_once": at_once, "watch": watch, "world": world}
         return likelihood.evaluate(images, EVALUATION_SEED, **how)
-
-
-def gradient_ratios(ops, flow: Flow, params, x, lam, key=None) -> dict[str, float]:
-    """{layer: ‖gradient of −λE‖ / ‖gradient of the likelihood‖}, both of W, on inputs x, for layers
-    that learn their inverse. The arguments are those of `gradients`. Two backward passes."""
-    without, whole = gradients(ops, flow, params, x, (None, lam), key)
-    ratios = {}
-    for name in flow.learned_inverses():
-        likelihood, both = without[name]["W"], whole[name]["W"]
-        of_error, of_likelihood = ops.linalg.norms(both - likelihood, likelihood)
-        ratios[name] = of_error / of_likelihood if of_likelihood else math.inf
-    return ratios
 
 
 def stable_above(rule: Rule) -> float | None:
@@ -275,8 +262,6 @@ class Monitors:
         * rho: ‖I − R W‖₂ or less, an estimate from below (`snfnp.maps.contraction.rho`).
         * margin: λσ²_min, plus μ of Eq. 31, which adds to it in every direction; of rules with a
           threshold of stability (`SmallestSecondMoment`).
-        * gradient_ratio: the gradient of −λE to the likelihood's, of W, on the next step's batch
-          (`gradient_ratios`), if λ is not 0.
         * angle, inverse_angle: degrees between the rule's and the exact gradient of W, and of R if
           it has one, on the next `track_angle` batches (`gradient_angles`).
 
@@ -289,7 +274,6 @@ class Monitors:
             name: {k: value.astype(np.float64, copy=False) for k, value in own.items()}
             for name, own in likelihood.params.items()
         }
-        ratios = gradient_ratios(*self._on_batches(1, params, lam)) if any(lam.values()) else {}
         batches = self._trainer.config.track_angle
         angles = gradient_angles(*self._on_batches(batches, params, lam)) if batches else {}
         host, layers = ops.host, {}
@@ -301,8 +285,6 @@ class Monitors:
             smallest = self._moments[name].value if name in self._moments else None
             if smallest is not None:
                 figures["margin"] = lam[name] * smallest + self._trainer.config.jvp_weight
-            if lam[name]:
-                figures["gradient_ratio"] = ratios[name]
             figures |= {k: v for k, v in angles.get(name, {}).items() if "angle" in k}
             for figure, value in figures.items():
                 if not math.isfinite(value):

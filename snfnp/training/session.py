@@ -75,9 +75,9 @@ def opened(
 
             tensorboard.require()
         if resuming:
-            note = world.on_rank_zero(lambda: folder.refuse_other_images(record, dataset))
+            world.on_rank_zero(lambda: folder.refuse_other_images(record, dataset))
             flow = config.build_flow(shape, folder.moments(record))
-            notes = [note, refuse_other_flow(folder.path, record, flow)]
+            refuse_other_flow(folder.path, record, flow)
             if config.threads is None and ops.device.threads:  # for the same rounding
                 config = replace(config, threads=record["config"].get("threads"))
         else:
@@ -91,7 +91,6 @@ def opened(
             _ = flow.layout
             notes *= bool(getattr(flow.preprocess, "step", ()))  # a flow may bring its own
             world.on_rank_zero(claim)
-        notes = list(filter(None, notes))
         yield Session(config, dataset, ops, flow, folder, resuming, notes, world)
 
 

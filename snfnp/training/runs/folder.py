@@ -88,7 +88,7 @@ class RunFolder:
         content = files.read_bytes(run.config_file, UsageError, missing)
         try:
             record = files.parse_json(content)
-            if "sha256" in record and record["sha256"] != _digest(record):
+            if record.get("sha256") != _digest(record):
                 raise ValueError("its checksum differs")
             if not isinstance(record.get("history", []), list):
                 raise ValueError("history is no list")
@@ -144,15 +144,12 @@ class RunFolder:
     ) -> str | None:
         """Raises UsageError if `splits` of a data set are not those of a config.json, by shape and
         SHA-256; if others are `allowed`, for another shape alone. Returns a line to show if they
-        are others, or that is not known (an earlier version's)."""
+        are others."""
         (counts, shape), data = self.data(record), record["data"]
         found = [len(getattr(dataset, split)) for split in SPLITS], dataset.train.shape[1:]
         known, places = data.get("sha256"), [SPLITS.index(split) for split in splits]
         known = known if isinstance(known, dict) else {}
         same = found[1] == shape and all(counts[place] == found[0][place] for place in places)
-        if same and not known:
-            unknown = "whether these are the same images cannot be checked"
-            return f"{self.path} has no SHA-256 of its images (an earlier version's): {unknown}"
         if same and all(known.get(split) == dataset.fingerprint(split) for split in splits):
             return None
         given = record["config"].get("data")

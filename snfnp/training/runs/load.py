@@ -4,7 +4,6 @@ code of its model has changed; a run opened again, for a notebook, an evaluation
 import hashlib
 import math
 import platform
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
@@ -18,7 +17,7 @@ import numpy as np
 import snfnp
 from snfnp import threads
 from snfnp.data import SPLITS
-from snfnp.errors import UsageError, printable
+from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.layers.preprocess import Standardise
 from snfnp.likelihood import Likelihood
@@ -77,14 +76,10 @@ def describe_flow(flow: Flow) -> dict:
     return {**{name: _described(value) for name, value in own.items()}, "layers": layers}
 
 
-def refuse_other_flow(path: Path, record: dict, flow: Flow) -> str | None:
-    """Raises UsageError if the flow that the code builds now is not the one in a config.json.
-    Returns a line to show if that is not known: an earlier version wrote it."""
+def refuse_other_flow(path: Path, record: dict, flow: Flow) -> None:
+    """Raises UsageError if the flow that the code builds now is not the one in a config.json."""
     model: Any = record.get("model")
-    described = model.get("flow") if isinstance(model, dict) else None
-    if described is None:
-        unknown = "whether the code still builds the same flow cannot be checked"
-        return f"{path} has no description of its flow (an earlier version's): {unknown}"
+    described = model.get("flow") if isinstance(model, dict) else {}
     then, now = dict(_leaves(described)), dict(_leaves(describe_flow(flow)))
     for place in dict.fromkeys([*then, *now]):
         before, here = then.get(place, "the default"), now.get(place, "the default")
@@ -92,7 +87,6 @@ def refuse_other_flow(path: Path, record: dict, flow: Flow) -> str | None:
             found = f"{path}: its model has changed since it was trained ({place} was "
             found += f"{str(before)[:60]}, is {str(here)[:60]})"
             raise UsageError(f"{found}: restore the code that builds it, or start a new run")
-    return None
 
 
 def _described(value: Any) -> Any:
@@ -220,8 +214,7 @@ def load_run(
     config = TrainConfig.from_dict(record["config"])
     ops = ops or get_ops(backend or config.backend)
     flow = config.build_flow(folder.data(record)[1], folder.moments(record))
-    if line := refuse_other_flow(folder.path, record, flow):
-        print(printable(line), file=sys.stderr)
+    refuse_other_flow(folder.path, record, flow)
     saved = load_checkpoint(files[checkpoint], flow.layout, record)
     config = config.with_optimiser_of(saved.record["config"])
     return LoadedRun(folder, record, config, ops, flow, flow.layout, saved)
