@@ -133,10 +133,9 @@ def of_types(*dtypes):
     return change
 
 
-HEADERS = [{"step": -1}, {"step": 2**63}, {"step": 1.5}, {"lam": -1.0}, {"lam": np.nan}]
-HEADERS += [{"seed": -1}, {"seed": 2**63}, {"seed": "x"}, {"sums": (1.0, 2.0)}, {"sums": "abcd"}]
+HEADERS = [{"step": -1}, {"step": 2**63}, {"step": 1.5}, {"sums": (1.0, 2.0)}, {"sums": "abcd"}]
 HEADERS += [{"sums": (1.0, 2.0, 3.0, value)} for value in (np.nan, 10**400)]
-HEADERS += [{"lam": np.inf}, {"record": []}, {"record": {"seconds": np.nan}}]
+HEADERS += [{"record": []}, {"record": {"seconds": np.nan}}]
 FORGED = [
     *(spoiled(name, value) for name, value in (("p", np.nan), ("p", np.inf), ("m", -np.inf))),
     *(spoiled("v", value) for value in (np.nan, np.inf, -1.0)),

@@ -219,18 +219,6 @@ def test_the_table_has_the_metrics_of_every_run_at_their_common_epochs(runs, cap
         assert row["test"] == f"{test:.2f}"
 
 
-def test_the_largest_gap_is_from_the_first_run_and_from_an_epoch_on(runs):
-    first, other = compare.open_runs([runs / "a", runs / "b"])
-    gaps = [b - a for a, b in zip(metrics(runs / "a"), metrics(runs / "b"), strict=True)]
-    for start in (1, 2, 3):
-        epoch, gap = compare.largest_gap(other, first, start)
-        assert epoch >= start and gap == gaps[epoch - 1]
-        assert abs(gap) == max(map(abs, gaps[start - 1 :]))
-    assert compare.largest_gap(other, first, 4) is None
-    below_zero = [run._replace(nll={1: nll}) for run, nll in ((first, -4.0), (other, -5.0))]
-    assert "-1.00 nats = -25.000% at 1" in compare._table(below_zero, ["a", "b"], 1)
-
-
 def test_runs_that_differ_in_nothing_are_told_apart_by_their_folders(runs):
     assert compare.labels(compare.open_runs([runs / "a"] * 2)) == [str(runs / "a")] * 2
 
@@ -254,7 +242,6 @@ def test_one_line_says_what_is_wrong(runs, tmp_path):
         ([tmp_path], "is no run folder"),
         ([tmp_path / "new"], "has no evaluation yet"),
         ([runs / "a", "--plot", tmp_path / "a.txt"], "`plot` is"),
-        ([runs / "a", "--from-epoch", "0"], "`from_epoch` is 0: it must be at least 1"),
     ):
         with pytest.raises(UsageError, match=message):
             compare.main([str(argument) for argument in arguments])

@@ -164,7 +164,7 @@ def test_a_resumed_run_may_change_how_it_is_trained(snfnp_train, tmp_path, capsy
     assert changed in capsys.readouterr().out
     snfnp_train("--resume", "--out", run, "--epochs", 3)  # they stay
     loaded = load_run(run, "last")
-    assert (loaded.config.lr, loaded.config.clip_norm, loaded.checkpoint.lam) == (0.002, 5, 3)
+    assert (loaded.config.lr, loaded.config.clip_norm, loaded.lam) == (0.002, 5, 3)
     first, second = loaded.record["history"]
     assert (first["step"], first["rollback"]) == (5, False)
     assert first["changed"] == {
@@ -228,7 +228,7 @@ def test_rollback_goes_back_to_the_best_with_its_settings(spoiled, snfnp_train, 
     assert event == {"step": 5, "rollback": True, "changed": {"lam": [2.0, 1.0]}}
     snfnp_train("--rollback", "--out", again, "--lr", 1e-5, "--lambda", 4)
     loaded = load_run(again, "last")
-    assert (loaded.config.lr, loaded.checkpoint.lam, loaded.checkpoint.step) == (1e-5, 4, 15)
+    assert (loaded.config.lr, loaded.lam, loaded.checkpoint.step) == (1e-5, 4, 15)
     assert [record["lam"] for record in loaded.folder.read_metrics()] == [1, 4, 4]
 
 

@@ -1,6 +1,5 @@
-"""Compare runs: exact validation NLL at common epochs, best and test NLL, time, largest gaps."""
+"""Compare runs: exact validation NLL at common epochs, best and test NLL, and time."""
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -33,10 +32,9 @@ class ComparedRun(NamedTuple):
 
 def main(argv: list[str], prog: str | None = None) -> None:
     parser = Parser(prog=prog, description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", help="run folders; gaps are to the first")
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders")
     about = "draw NLL against epochs and seconds here"
     parser.add_argument("--plot", type=Path, metavar="PATH", help=about)
-    parser.number("--from-epoch", "ignore gaps before this epoch", 1)
     add_trust(parser)
     args = parser.parse_args(argv)
     if args.plot:
@@ -46,7 +44,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
     runs = open_runs(args.runs, args.trust)
     names = labels(runs)
-    print(_table(runs, names, args.from_epoch))
+    print(_table(runs, names))
     if args.plot:
         lines = {
             name: {key: [record[key] for record in run.metrics] for key in plots.COMPARED}
@@ -104,31 +102,17 @@ def common_epochs(runs: Iterable[Iterable[int]], most: int | None = None) -> lis
     return [common[(i + 1) * len(common) // count - 1] for i in range(count)]
 
 
-def largest_gap(run: ComparedRun, first: ComparedRun, start: int) -> tuple[int, float] | None:
-    """(epoch, difference in nats from `first`) of the largest difference in size, over the
-    evaluations of both from epoch `start` on; None: there are none."""
-    later = [epoch for epoch in common_epochs([run.nll, first.nll]) if epoch >= start]
-    gaps = {epoch: run.nll[epoch] - first.nll[epoch] for epoch in later}
-    return max(gaps.items(), key=lambda gap: abs(gap[1]), default=None)
-
-
-def _table(runs, names, start) -> str:
+def _table(runs, names) -> str:
     """A Markdown table, a row for each run."""
     epochs = common_epochs([run.nll for run in runs], _SHOWN)
-    columns = ("largest gap", "best", "test", "s/epoch")
-    head = ("run", *(f"NLL at {epoch}" for epoch in epochs), *columns)
+    head = ("run", *(f"NLL at {epoch}" for epoch in epochs), "best", "test", "s/epoch")
     lines = [head, ("---", *["---:"] * (len(head) - 1))]
     for run, name in zip(runs, names, strict=True):
-        gap = largest_gap(run, runs[0], start) if run is not runs[0] else None
         best, last = min(run.nll, key=run.nll.__getitem__), run.metrics[-1]
-        shown = "-"
-        if gap:
-            part = gap[1] / (abs(runs[0].nll[gap[0]]) or math.inf)
-            shown = f"{_short(gap[1], '+.2f')} nats = {_short(100 * part, '+.3f')}% at {gap[0]}"
         own = (f"`{printable(name)}`", *(_short(run.nll[epoch]) for epoch in epochs))
         test = "not done" if run.test_nll is None else _short(run.test_nll)
         speed = _short(last["seconds"] / last["epoch"], ".1f")
-        lines.append((*own, shown, f"{_short(run.nll[best])} at {best}", test, speed))
+        lines.append((*own, f"{_short(run.nll[best])} at {best}", test, speed))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

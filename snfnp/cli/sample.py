@@ -1,4 +1,4 @@
-"""Draw samples from a run and write them as a picture, or as a table of rows, .npy or .csv."""
+"""Draw samples from a run and write them as a picture, as an array or as a table."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ from snfnp.training.runs.load import LoadedRun
 
 _TABLES = ".npy", ".csv"
 _AT_ONCE = 256  # samples that go through the flow together
-_LARGEST, _LONGEST = 2**27, 2**16  # pixels of a picture, and of a side, that viewers can show
+_LONGEST = 2**12  # pixels of a picture's side
 
 
 def main(argv: list[str], prog: str | None = None) -> None:
     parser = run_parser(prog, __doc__, data=False)
-    out = "picture; of rows a table, .npy or .csv (default: RUN/sample-<inverse>.png, or .npy)"
+    out = "picture, or .npy; of rows also .csv (default: RUN/sample-<inverse>.png, of rows .npy)"
     parser.add_argument("--out", type=Path, metavar="PATH", help=out)
     through = "one pass through the learned inverses, or exact solves (default: learned)"
     inverses = ("learned", "exact")
@@ -54,23 +54,15 @@ def main(argv: list[str], prog: str | None = None) -> None:
 def _destination(run: LoadedRun, out: Path | None, inverse: str, count: int, columns: int) -> Path:
     """The file for `count` samples, which is checked: a picture of images, in columns, or of 2-D
     data, or a table of rows."""
-    rows = len(run.image_shape) == 1
-    suffixes = plots.SUFFIXES
-    if rows:
-        suffixes = (*_TABLES, *(suffixes if run.image_shape == (2,) else ()))
+    rows, pictures = len(run.image_shape) == 1, plots.SUFFIXES
+    suffixes = (*_TABLES, *(pictures if run.image_shape == (2,) else ()))
+    if not rows:
+        suffixes = (_TABLES[0], *pictures)
     out = out or run.folder.path / f"sample-{inverse}{_TABLES[0] if rows else '.png'}"
     check_file(out, "out", suffixes)
-    if not rows:
-        _check_size(count, columns, run.image_shape, out)
+    if not rows and out.suffix.lower() != _TABLES[0]:
+        height, width = plots.grid_size(count, columns, run.image_shape)
+        if max(height, width) > _LONGEST:
+            found = f"{count} images would be a picture of {width:,} x {height:,} pixels"
+            raise UsageError(f"{found}: ask for fewer, for other `columns`, or for `out=PATH.npy`")
     return out
-
-
-def _check_size(count: int, columns: int, shape: tuple[int, ...], out: Path) -> None:
-    """Refuse a picture that is too large for its format or for viewers."""
-    height, width = plots.grid_size(count, columns, shape)
-    size = f"a picture of {width:,} x {height:,} pixels"
-    if height * width > _LARGEST or max(height, width) > _LONGEST:
-        advice = "ask for fewer, for other `columns`, or for more with another `seed`"
-        raise UsageError(f"{count} images would be {size}: {advice}")
-    if plots.is_large(height, width) and out.suffix.lower() != plots.LARGE_SUFFIX:
-        raise UsageError(f"`out` is {out}: for {size} its name must end in {plots.LARGE_SUFFIX}")

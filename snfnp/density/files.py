@@ -45,7 +45,7 @@ def save(density: Any, path: Path) -> None:
     }
     none = np.zeros(0)
     how = (layout, layout.pack(arrays, np.float64), none, none)
-    save_checkpoint(path, Checkpoint(*how, best.step, config.lam, config.seed, record))
+    save_checkpoint(path, Checkpoint(*how, best.step, record))
 
 
 def load(cls: type, path: Path) -> Any:

@@ -23,10 +23,8 @@ from snfnp.likelihood import Likelihood
 from snfnp.training.progress import Record
 
 SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
-LARGE_SUFFIX = ".png"  # of a picture of a grid that `is_large`
 _DPI = 110
 _PANEL = 440  # pixels of a panel's side in a figure that has not grown
-_LARGEST_PANEL = 2000
 _INK, _DOTS = "0.55", {"s": 4, "linewidths": 0}  # the data's colour; points
 _SIDE = 128  # places of a density along each axis
 _LINES, _REACH, _SHOWN = 11, 2.5, 600  # of the grid: lines each way, and their ends; points shown
@@ -147,11 +145,6 @@ def grid_size(count: int, columns: int, shape: tuple[int, ...]) -> tuple[int, in
     return -(-count // columns) * (shape[0] + 1) - 1, columns * (shape[1] + 1) - 1
 
 
-def is_large(height: int, width: int) -> bool:
-    """Say whether a grid gets a picture of its own, pixel by pixel, and no place in a figure."""
-    return max(height, width) > _LARGEST_PANEL
-
-
 def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
     """Images (N, H, W, C) as one picture, row by row, with a line of white between them."""
     count, height, width, channels = images.shape
@@ -167,7 +160,7 @@ def save_samples(path: Path, panels: dict, title: str, columns: int | None = Non
     {name: 2-D points (N, 2)}.
 
     columns: images in a row (default: `default_columns`). No pixel of an image is lost: a figure
-    grows with its panels, and a single panel that `is_large` is written alone, without its name.
+    grows with its panels.
     """
     if next(iter(panels.values())).ndim == 2:
         save_points(path, panels, title)
@@ -177,11 +170,6 @@ def save_samples(path: Path, panels: dict, title: str, columns: int | None = Non
         grid = image_grid(images, columns or default_columns(len(images)))
         grids[name] = grid if grid.shape[-1] in (3, 4) else grid[..., 0]  # the first channel
     height, width = (max(grid.shape[axis] for grid in grids.values()) for axis in (0, 1))
-    if len(grids) == 1 and is_large(height, width):
-        (grid,) = grids.values()
-        picture = Image.fromarray(grid)
-        write_by(path, lambda file: picture.save(file, "PNG"))
-        return
     grow = max(1.0, height / _PANEL, width / _PANEL)
     high = 0.6 + 4.6 * min(1, height / width)
     size = (4.6 * len(panels) * grow, high * grow)

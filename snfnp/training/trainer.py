@@ -299,7 +299,7 @@ class Trainer:
         """The state of the training, on the host."""
         p, m, v = map(self.ops.to_host, (self.p, self.m, self.v))
         state = {key: self.ops.to_host(values) for key, values in self.state.items()}
-        rest = (self.step, self.lam, self.config.seed, record, self.log.sums, state)
+        rest = (self.step, record, self.log.sums, state)
         return Checkpoint(self.layout, p, m, v, *rest)
 
     def restore(self, checkpoint: Checkpoint) -> None:

@@ -55,7 +55,7 @@ def state(path, name="last"):
 
 def assert_same_run(first, second):
     a, b = state(first), state(second)
-    assert (a.step, a.lam, a.seed) == (b.step, b.lam, b.seed)
+    assert a.step == b.step
     np.testing.assert_equal(arrays(a), arrays(b))
     records = [without_time(RunFolder(path).read_metrics()) for path in (first, second)]
     assert records[0] == records[1] and records[0]

@@ -1,8 +1,8 @@
 """Checkpoint files: everything that a run needs to go on, in one safetensors file.
 
-The file holds parameters, Adam's moments and the training states by name. Its header has the step,
-λ, the seed (random numbers are a function of seed and step), the sums of the log, the run's record,
-and a SHA-256 of the whole file, in which its own place counts as zeros.
+The file holds parameters, Adam's moments and the training states by name. Its header has the step
+(random numbers are a function of it and the seed), the sums of the log, the run's record, and a
+SHA-256 of the whole file, in which its own place counts as zeros.
 """
 
 import hashlib
@@ -39,15 +39,13 @@ class Checkpoint:
     m: np.ndarray = field(repr=False)
     v: np.ndarray = field(repr=False)
     step: int
-    lam: float
-    seed: int
     record: dict = field(default_factory=dict, repr=False)
     sums: tuple[float, ...] = _NO_SUMS
     state: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def is_finite(self) -> bool:
         """False for a NaN, an infinity or a negative v: it is then neither saved nor loaded."""
-        numbers = (self.p, self.m, self.v, *self.state.values(), self.lam, self.sums)
+        numbers = (self.p, self.m, self.v, *self.state.values(), self.sums)
         return all(np.isfinite(each).all() for each in numbers) and not (self.v < 0).any()
 
 
@@ -62,8 +60,6 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "format": FORMAT,
         "sha256": _BLANK,
         "step": str(checkpoint.step),
-        "lam": repr(float(checkpoint.lam)),
-        "seed": str(checkpoint.seed),
         "sums": json.dumps(checkpoint.sums),
         "record": json.dumps(checkpoint.record),
     }
@@ -114,7 +110,7 @@ def _compare(path: Path, checkpoint: Checkpoint, run: dict) -> None:
     try:
         saved = TrainConfig.from_dict(record["config"])
         best = record["best"]
-        plausible = 0 <= record["seconds"] < LARGEST and checkpoint.lam == saved.lam
+        plausible = saved.lam is not None and 0 <= record["seconds"] < LARGEST
         if best is not None:
             plausible = plausible and is_evaluation(best) and best["step"] <= checkpoint.step
             plausible = plausible and abs(best.get("validation_bits_per_dimension", 0.0)) < LARGEST
@@ -124,7 +120,6 @@ def _compare(path: Path, checkpoint: Checkpoint, run: dict) -> None:
         raise _damaged(path, "the run's record in its header")
     differing = saved.incompatible_options(config)
     differing += ["run"] * (record.get("run") != run.get("run"))
-    differing += ["seed"] * (checkpoint.seed != config.seed)
     differing += ["dtype"] * (checkpoint.p.dtype != config.dtype)
     if differing:
         found = f"another run than the config.json beside it (another {differing[0]})"
@@ -154,13 +149,11 @@ def read_file(path: Path, most: int = LONGEST) -> tuple[dict, dict[str, np.ndarr
         tensors = load(content)
         if header.get("sha256") != _digest(content):
             raise ValueError("its checksum differs")
-        values = {"step": int(header["step"]), "lam": float(header["lam"])}
-        values |= {"seed": int(header["seed"]), "record": parse_json(header["record"].encode())}
-        values["sums"] = tuple(map(float, json.loads(header["sums"])))
-        in_range = values["lam"] >= 0 and all(0 <= values[key] < 2**63 for key in ("step", "seed"))
-        if not in_range or len(values["sums"]) != len(_NO_SUMS):
-            raise ValueError("step, λ, seed or sums in its header")
-    return values, tensors
+        step, record = int(header["step"]), parse_json(header["record"].encode())
+        sums = tuple(map(float, json.loads(header["sums"])))
+        if not 0 <= step < 2**63 or len(sums) != len(_NO_SUMS):
+            raise ValueError("step or sums in its header")
+    return {"step": step, "record": record, "sums": sums}, tensors
 
 
 def _damaged(path: Path, why: str) -> CheckpointError:

@@ -163,7 +163,7 @@ class LoadedRun:
         """λ of Eq. 3 at the checkpoint; {layer: λ} if it was controlled."""
         if self.config.controller:
             return controlled_lambda(self.checkpoint, self.flow)
-        return self.checkpoint.lam
+        return self.config.lam
 
     @property
     def image_shape(self) -> tuple[int, ...]:
