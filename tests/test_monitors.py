@@ -21,7 +21,6 @@ from snfnp.maps import Conv2d, Dense, contraction
 from snfnp.models import PRESETS, Choices
 from snfnp.ops import get_ops
 from snfnp.rules import Exact, Relative, SelfNormalizing
-from snfnp.training import evaluation
 from snfnp.training.evaluation import Monitors, SmallestSecondMoment, stable_above
 from snfnp.training.runs.load import load_run
 
@@ -150,9 +149,10 @@ def test_figures_are_in_double_precision_if_evaluations_are_not(model, monkeypat
         return gradients(ops, flow, params, x, *rest)
 
     types = set()
-    monkeypatch.setattr(evaluation, "gradients", noting)
+    monkeypatch.setattr(diagnostics, "gradients", noting)
     single, double = (
-        inspected(make_trainer(OPS, model, eval_dtype=dtype)) for dtype in ("float32", "float64")
+        inspected(make_trainer(OPS, model, eval_dtype=dtype, track_angle=1))
+        for dtype in ("float32", "float64")
     )
     found, expected = single[1](), double[1]()
     assert types == {np.dtype("float64")}

@@ -24,7 +24,7 @@ from snfnp.layers.preprocess import Standardise
 from snfnp.maps import Dense
 from snfnp.models import PRESETS
 from snfnp.rules import Exact
-from snfnp.training import progress, session
+from snfnp.training import progress
 from snfnp.training.options.user_models import preset_of, text_of
 from snfnp.training.runs.folder import RunFolder
 
@@ -305,10 +305,9 @@ FITTED = {
 def test_fit_takes_data_in_one_line_and_leaves_no_folder(case, tmp_path, monkeypatch, capfd):
     data, held_out, counts = FITTED[case]
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(session, "_EVALUATIONS", 3)
     run = snfnp.fit(data, **held_out, report=None, backend="numpy", epochs=12, seed=3)
-    assert run.record["data"]["images"] == counts and len(run.folder.read_metrics()) == 3
-    assert capfd.readouterr() == ("", "") and run.config.eval_every == 4
+    assert run.record["data"]["images"] == counts and len(run.folder.read_metrics()) == 12
+    assert capfd.readouterr() == ("", "")
     assert run.config.batch_size == (48 if case == "images" else 16)  # an eighth of few rows
     assert run.likelihood.sample(3).shape[1:] == run.image_shape
     if case == "rows":  # split as in a file

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 import numpy as np
 
@@ -37,8 +37,19 @@ class Case:
     """A layer at random points x and parameters, with random covectors c of its outputs (z, and the
     latent if one splits off) and a of ldj, in double precision on the host.
 
-    `backward` must return the gradient of the scalar ⟨c, outputs⟩ + ⟨a, ldj + log_det⟩. Arguments:
-    those of `check_layer`; noise: the scale of what is added to the initial parameters.
+    `backward` must return the gradient of the scalar ⟨c, outputs⟩ + ⟨a, ldj + log_det⟩.
+
+    Args:
+        layer, shape: those of `check_layer`.
+        ops: the backend; default: NumPy.
+        batch: the number of samples.
+        seed: of the random numbers.
+        dtype: in which gradients are computed, as differences never are.
+        rtol: the largest relative error; default 1e-8, or 2e-5 in float32.
+        x: the points (N, *shape), on the host, away from kinks; default: standard normal.
+        params: {name: host array}; default: those of `init` with noise of this scale, since a
+            special point may hide an error.
+        lam: λ of a layer that learns its inverse.
     """
 
     def __init__(
@@ -220,37 +231,12 @@ def stop_gradient_objective(
     return scalar
 
 
-class Settings(TypedDict, total=False):
-    """Optional keywords of all checks.
-
-    Attributes:
-        ops: the backend; default: NumPy.
-        batch: the number of samples; default 3.
-        seed: of the random numbers; default 0.
-        dtype: in which gradients are computed; default float64, as differences always are.
-        rtol: the largest relative error; default 1e-8, or 2e-5 in float32.
-        x: the points (N, *shape), on the host, away from kinks; default: standard normal.
-        params: {name: host array}; default: those of `init` with noise, since a special point may
-            hide an error.
-        lam: λ of a layer that learns its inverse; default 0.7.
-    """
-
-    ops: Ops | None
-    batch: int
-    seed: int
-    dtype: Any
-    rtol: float | None
-    x: np.ndarray | None
-    params: dict[str, np.ndarray] | None
-    lam: float
-
-
 def check_layer(
     layer: Layer,
     shape: tuple[int, ...],
     *,
     scalar: Callable | None = None,
-    **settings: Unpack[Settings],
+    **settings,
 ) -> Report:
     """Check a layer against its contract on random points and parameters, in O(D) forward passes.
 
@@ -269,7 +255,7 @@ def check_layer(
         scalar: makes the scalar of a rule of your own from the arguments of
             `stop_gradient_objective`, which is that of `SelfNormalizing`
             (derivations/28-write-your-own-rule.md).
-        **settings: see `Settings`.
+        **settings: keywords of `snfnp.gradcheck.layers.Case`.
 
     Returns:
         The relative error of each check, and the smallest error of its negative controls.

@@ -1,17 +1,15 @@
 """Checking maps T(w) and rules against T(w) written out (derivations/28-write-your-own-rule.md)."""
 
-from typing import Unpack
-
 import numpy as np
 
-from snfnp.gradcheck.layers import Case, Report, Settings, as_matrix
+from snfnp.gradcheck.layers import Case, Report, as_matrix
 from snfnp.layers import Linear
 from snfnp.maps import Map
 from snfnp.ops.group import rows as flat
 from snfnp.rules import Exact, Relative, Rule, SelfNormalizing
 
 
-def check_map(linear_map: Map, shape: tuple[int, ...], **settings: Unpack[Settings]) -> Report:
+def check_map(linear_map: Map, shape: tuple[int, ...], **settings) -> Report:
     """Check every member of a map at a random weight, in O(D³).
 
     * apply is linear in x; adjoint: ⟨T(w) x, δ⟩ = ⟨x, T(w)ᵀ δ⟩;
@@ -25,7 +23,7 @@ def check_map(linear_map: Map, shape: tuple[int, ...], **settings: Unpack[Settin
     Args:
         linear_map: the map.
         shape: one sample's.
-        **settings: see `snfnp.gradcheck.layers.Settings`.
+        **settings: keywords of `snfnp.gradcheck.layers.Case`.
 
     Raises:
         GradientError: at the first member that is wrong.
@@ -73,9 +71,7 @@ def check_map(linear_map: Map, shape: tuple[int, ...], **settings: Unpack[Settin
     return case.report
 
 
-def check_rule(
-    rule: Rule, linear_map: Map, shape: tuple[int, ...], **settings: Unpack[Settings]
-) -> Report:
+def check_rule(rule: Rule, linear_map: Map, shape: tuple[int, ...], **settings) -> Report:
     """Check a rule where it must agree with the likelihood, differentiated numerically, in O(D³).
 
     A rule that learns an inverse is checked at R = W⁻¹, where Eqs. 10 and 11 become Eqs. 8 and 9
@@ -87,7 +83,7 @@ def check_rule(
         linear_map: the map of W; for a rule that learns an inverse, one with
             `inverse_is_same_map`: dense, or a 1×1 convolution.
         shape: one sample's.
-        **settings: see `snfnp.gradcheck.layers.Settings`.
+        **settings: keywords of `snfnp.gradcheck.layers.Case`.
 
     Raises:
         GradientError: at the first gradient that is wrong.

@@ -24,8 +24,6 @@ from snfnp.training.progress import Callbacks
 from snfnp.training.runs.folder import RunFolder, path_of
 from snfnp.training.runs.load import LoadedRun, load_run, refuse_other_flow
 
-_EVALUATIONS = 50  # in a run of `fit`, about
-
 
 @contextmanager
 def opened(
@@ -225,7 +223,7 @@ def fit(
         out: the run's folder; None: a temporary one, removed with the run's `folder`, but kept if
             training was interrupted or failed.
         report, callbacks, optimiser: as for `snfnp.train`.
-        options: those of `TrainConfig`; `eval_every` makes about 50 evaluations if not given.
+        options: those of `TrainConfig`.
 
     Returns:
         The run at its best evaluation: `likelihood`, `flow`, `params`, `folder`.
@@ -241,12 +239,9 @@ def fit(
         data = own_data(data, validation, test, TrainConfig(**options).seed)
     elif validation is not None or test is not None:
         raise UsageError(f"{data.name} has its splits already: leave validation and test out")
-    config = TrainConfig(data=data.name, **options).resolve(len(data.train), data.train.shape[1:])
-    if "eval_every" not in options:
-        config = replace(config, eval_every=max(1, config.epochs // _EVALUATIONS))
     run, path = None, Path(out or tempfile.mkdtemp(prefix="snfnp-"))
     try:
-        with opened(replace(config, out=path), data) as session:
+        with opened(TrainConfig(data=data.name, **options, out=path), data) as session:
             train_session(session, report, optimiser, callbacks)
             run = load_run(path, ops=session.ops)
         if not out:
