@@ -8,7 +8,8 @@ import math
 import os
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,9 +54,9 @@ class Communicator:
         """
 
     def any(self, flags: int) -> int:
-        """The bitwise or of all ranks' flags, an int64. The host waits for the other ranks, never
-        for a device."""
-        return flags
+        """The bitwise or of all ranks' flags. The host waits for the other ranks, never for a
+        device."""
+        return reduce(or_, self.gather(flags))
 
     def gather(self, value) -> list:
         """The values of all ranks, in their order. value: anything that can be pickled."""
@@ -63,7 +64,7 @@ class Communicator:
 
     def broadcast(self, value) -> Any:
         """The value of rank 0. value: anything that can be pickled."""
-        return value
+        return self.gather(value if self.rank == 0 else None)[0]
 
     def exchange_exit_status(self, status: int, seconds: float = math.inf) -> list[int] | None:
         """The exit statuses of all ranks, or None if one has not called this within the timeout.
@@ -140,18 +141,9 @@ class Mpi(Communicator):
             every.sum(axis=0, out=flat[share.start : share.stop])
             self._comm.Allgatherv(self._mpi.IN_PLACE, [flat, parts])
 
-    def any(self, flags: int) -> int:
-        both = np.array([flags], np.int64)
-        _wait(self._comm.Iallreduce(self._mpi.IN_PLACE, both, self._mpi.BOR))
-        return int(both[0])
-
     def gather(self, value) -> list:
         _wait(self._comm.Ibarrier())
         return self._comm.allgather(value)
-
-    def broadcast(self, value):
-        _wait(self._comm.Ibarrier())
-        return self._comm.bcast(value)
 
     def exchange_exit_status(self, status: int, seconds: float = math.inf) -> list[int] | None:
         every = np.empty(self.size, np.int64)

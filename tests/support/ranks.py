@@ -32,17 +32,8 @@ class ThreadRank(Communicator):
             found = self._meeting.exchange(self.rank, array.copy())
             array[...] = np.sum(found, axis=0)
 
-    def any(self, flags):
-        found = 0
-        for theirs in self._meeting.exchange(self.rank, int(flags)):
-            found |= theirs
-        return found
-
     def gather(self, value):
         return self._meeting.exchange(self.rank, value)
-
-    def broadcast(self, value):
-        return self._meeting.exchange(self.rank, value)[0]
 
 
 def on_ranks(size, function):
