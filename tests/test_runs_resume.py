@@ -181,9 +181,9 @@ def test_a_changed_option_applies_from_the_next_step(tmp_path, monkeypatch):
     def change(trainer):
         trainer.lam, trainer.config = 3.0, small_config(**changes)
 
-    with monkeypatch.context() as patched, pytest.raises(CheckpointError, match="is damaged"):
+    with monkeypatch.context() as patched:
         at_step(patched, 5, change)
-        run_training(tmp_path / "by hand")  # its checkpoints do not agree with its configuration
+        run_training(tmp_path / "by hand")
     run_training(tmp_path / "run", epochs=1)
     run_training(tmp_path / "run", resume=True, **changes)
     found = state(tmp_path / "run")
