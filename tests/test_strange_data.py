@@ -289,7 +289,7 @@ def test_images_in_hidden_folders_are_left_out_and_said(tmp_path):
     picture(tmp_path / ".b.png", GREY[0, :2, :2])
     said = []
     found = snfnp.load_dataset(str(tmp_path), report=said.append)
-    assert said == [f"{tmp_path}: images in hidden folders are left out (1)"]
+    assert said == [f"{tmp_path}: folders that are hidden, links or on other disks are left out"]
     assert len(found.train) + len(found.validation) + len(found.test) == 9
 
 
@@ -299,7 +299,7 @@ def test_linked_folders_are_left_out_and_said(tmp_path):
     (tmp_path / "train" / "again").symlink_to(tmp_path / "train")
     said = []
     assert len(snfnp.load_dataset(str(tmp_path), report=said.append).train) == 7
-    assert said == [f"{tmp_path}: folders that are links or on other disks are left out (1)"]
+    assert said == [f"{tmp_path}: folders that are hidden, links or on other disks are left out"]
 
 
 def test_other_data_that_do_not_exist_are_no_advice_about_the_runs_own(tmp_path):

@@ -46,24 +46,19 @@ def read_folder(folder: Path, report: Callable[[str], None]) -> dict[str, np.nda
 
 def _files(folder: Path, report: Callable[[str], None]) -> Iterator[Path]:
     """The images in a folder and below it, on the same disk, in the order of their names."""
-    seen, hidden, elsewhere = 0, 0, 0
+    seen, left_out = 0, False
     for place, folders, names in os.walk(folder):
         seen += len(names) + len(folders)
         if seen > _MOST:
             raise UsageError(f"{folder} has more than {_MOST:,} entries: give a folder of images")
-        images = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
-        if any(part.startswith(".") for part in Path(place).relative_to(folder).parts):
-            hidden += len(images)
-            continue
-        paths = {name: os.path.join(place, name) for name in folders}
+        paths = {name: os.path.join(place, name) for name in folders if name[0] != "."}
         here = [k for k, at in paths.items() if not (os.path.islink(at) or os.path.ismount(at))]
-        elsewhere += len(folders) - len(here)
+        left_out |= len(here) < len(folders)
         folders[:] = sorted(here)
-        yield from (Path(place, name) for name in sorted(images) if name[0] != ".")
-    if elsewhere:
-        report(f"{folder}: folders that are links or on other disks are left out ({elsewhere:,})")
-    if hidden:
-        report(f"{folder}: images in hidden folders are left out ({hidden:,})")
+        images = [name for name in sorted(names) if Path(name).suffix.lower() in SUFFIXES]
+        yield from (Path(place, name) for name in images if name[0] != ".")
+    if left_out:
+        report(f"{folder}: folders that are hidden, links or on other disks are left out")
 
 
 def _read(folder: Path, files: list[Path]) -> np.ndarray:
