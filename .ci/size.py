@@ -8,8 +8,7 @@ import sys
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-# The aim is 16,500, 3,600 and 20,500. Until it is reached these may only fall.
-BUDGET = {"snfnp": 16_835, "scripts": 3_600, "tests": 20_500}
+BUDGET = {"snfnp": 16_500, "scripts": 3_600, "tests": 20_500}
 
 
 def lines_by_room(checkout: Path) -> Counter:
