@@ -62,7 +62,7 @@ def test_tf32_reaches_the_device(monkeypatch, options, asked):
 def resumed(folder, given, **started):
     """What --resume makes of a run that was started with some settings."""
     config = TrainConfig(**{"backend": "cupy", **started})
-    (folder / "config.json").write_text(json.dumps({"config": config.filled().as_dict()}))
+    RunFolder(folder).write_config({"config": config.filled().as_dict()})
     return RunFolder(folder).resumed_config(given)
 
 
