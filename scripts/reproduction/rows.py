@@ -136,9 +136,9 @@ _WHITE = {
     "conv-exact": {"conv-white-exact": 60},
     "emerging": {"emerging-white": 100},
     "conv-exponential": {"conv-exponential-white": 100},
-    "glow-1x1-exact": {"glow-1x1-white-exact": 100},
-    "glow-1x1-geco": {"glow-1x1-white": 100},
-    "glow-5x5-geco": {"glow-5x5-white": 100},
+    "glow-1x1-exact": {"glow-1x1-white-exact-40": 40, "glow-1x1-white-exact": 100},
+    "glow-1x1-geco": {"glow-1x1-white-40": 40, "glow-1x1-white": 100},
+    "glow-5x5-geco": {"glow-5x5-white-40": 40, "glow-5x5-white": 100},
 }
 _OF_MODELS = ("model", "gradient", "kernel", "init")  # options that are not the recipe's
 
