@@ -83,7 +83,7 @@ def test_a_resumed_run_may_change_what_says_so(name):
     others |= {Path: Path("elsewhere"), str: min(choices, default="7")}
     given = {name: others[OPTIONS[name].kind]}
     may_change = {"epochs", "eval_every", "data_dir", "backend", "graph", "recompute", "out"}
-    may_change |= {"lr", "lam", "clip_norm", "checkpoint_every", "track_angle", "tensorboard"}
+    may_change |= {"lr", "lam", "clip_norm", "checkpoint_every", "track_angle"}
     may_change |= {"lr_schedule", "final_lr_fraction", "validation", "test", "patience"}
     may_change |= {"eval_dtype", "threads"}
     if name in may_change:

@@ -1,7 +1,6 @@
 """Pictures and curves: whole or not there, in their format, refused before the work; events."""
 
 import math
-import struct
 import sys
 
 import numpy as np
@@ -9,17 +8,12 @@ import pytest
 from PIL import Image
 from support.messages import one_line
 from support.processes import python
-from support.runs import Killed, kill
-from support.trainers import run_training, small_dataset
 
-from snfnp.beyond import tensorboard
 from snfnp.cli import sample
-from snfnp.errors import SnfnpError, UsageError
+from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.training import plots
-from snfnp.training.options import TrainConfig
 from snfnp.training.plots import rows, save_curves
-from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 
 MAGIC = {".png": b"\x89PNG", ".PNG": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
@@ -28,7 +22,6 @@ MAGIC |= dict.fromkeys((".tif", ".tiff"), b"II*\0")
 SIDE = 5  # of the images of the run `finished`
 ODD_NAMES = ["a$_$", "$x^$", "\udcff", "_hidden", "\u65e5\u672c", "a\x1b[31m\nb", "", "{x}_\\alpha"]
 RECORD = {"epoch": 1, "seconds": 2.0, "validation_nll_nats": 5.0, "reconstruction": 0.5, "lam": 1.0}
-ON = {"tensorboard": True}
 
 
 def images(count, side=SIDE):
@@ -137,7 +130,7 @@ def grid_of(images, columns):
     return grid[:-1, :-1]
 
 
-def test_many_images_are_drawn_in_parts(finished, tmp_path, monkeypatch, capsys):
+def test_many_images_are_drawn_in_parts(finished, tmp_path, monkeypatch):
     """At most 256 at once; the array has every pixel of the samples as the likelihood draws."""
     likelihood = load_run(finished).likelihood
     drawn, counts, inverse = likelihood.sample(1000, 3), [], Flow.inverse
@@ -154,6 +147,8 @@ def test_many_images_are_drawn_in_parts(finished, tmp_path, monkeypatch, capsys)
     assert len(np.unique(drawn.reshape(1000, -1), axis=0)) == 1000
     assert np.array_equal(np.load(out), drawn)
     assert np.array_equal(plots.image_grid(drawn, 2)[..., 0], grid_of(drawn, 2))
+    with one_line(UsageError, "`columns` is for pictures of images"):
+        sample.main([str(finished), *options, "--columns", "2"])
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 2), (1, 8, 1), (8, 1, 3), (1, 1, 5)])
@@ -164,7 +159,7 @@ def test_images_of_any_channels_and_a_height_of_one_are_drawn(shape, tmp_path):
         assert np.asarray(picture.convert("L")).min() < 50
 
 
-def test_the_default_picture_is_about_square_and_shows_every_pixel(finished, tmp_path, capsys):
+def test_the_default_picture_is_about_square_and_shows_every_pixel(tmp_path):
     for count in (1, 2, 64, 90_000):
         height, width = plots.grid_size(count, plots.default_columns(count), (28, 28, 1))
         assert height <= width <= height + 29 and (count != 64 or width == 8 * 29 - 1)
@@ -232,91 +227,3 @@ def test_the_picture_has_all_rows_and_whole_epochs(tmp_path, monkeypatch):
     assert [list(axis.lines[0].get_xdata()) for axis in drawn[-2:]] == [[1, 2], [2.0, 3.0]]
     epochs, seconds = (axis.get_xticks() for axis in drawn[-2:])
     assert (epochs % 1 == 0).all() and not (seconds % 1 == 0).all()
-
-
-def events(run):
-    """[(step, wall time, tag, value)] of all files in a run's folder, as TensorBoard reads them:
-    records of a length, its checksum, an event and its checksum."""
-    from tensorboardX.proto import event_pb2
-
-    found = []
-    for path in sorted(run.event_files.glob("*")):
-        content, at = path.read_bytes(), 0
-        while at < len(content):
-            (length,) = struct.unpack_from("<Q", content, at)
-            event = event_pb2.Event.FromString(content[at + 12 : at + 12 + length])
-            for value in event.summary.value:
-                found.append((event.step, event.wall_time, value.tag, value.simple_value))
-            at += 16 + length
-    return found
-
-
-def expected(run):
-    """Events as metrics.jsonl has them; TensorBoard's files hold single precision."""
-    return [
-        (record["step"], record["seconds"], name, pytest.approx(value, rel=1e-7))
-        for record in run.read_metrics()
-        for name, value in tensorboard.scalars(record).items()
-    ]
-
-
-@pytest.mark.parametrize("model", ["fc", "glow-2l-4k"])
-def test_the_curves_are_the_metrics(tmp_path, model):
-    size = {} if model == "fc" else {"levels": 1, "depth": 1, "width": 4}
-    changes = {"model": model, "tensorboard": True} | size
-    dataset = None if model == "fc" else small_dataset(side=4)
-    run, _ = run_training(tmp_path / "run", dataset, **changes)
-    found = events(run)
-    assert found == expected(run) and {step for step, *_ in found} == {5, 10, 15}
-    tags = {tag for _, _, tag, _ in found}
-    assert {"validation_nll_nats", "reconstruction", "gradient_norm"} <= tags
-    assert any(tag.startswith("rho/") for tag in tags)
-    assert not tags & {"step", "epoch", "seconds"}
-
-
-def test_without_the_option_there_is_nothing_and_training_is_the_same(tmp_path):
-    run, without = run_training(tmp_path / "off")
-    _, found = run_training(tmp_path / "on", **ON)
-    assert not run.event_files.exists()
-    assert without["validation_nll_nats"] == found["validation_nll_nats"]
-
-
-@pytest.mark.parametrize("before", [ON, ON | {"tensorboard": False}])
-def test_a_resumed_run_has_its_whole_curves_and_no_point_twice(tmp_path, before):
-    run_training(tmp_path / "run", epochs=2, **before)
-    run, _ = run_training(tmp_path / "run", resume=True, epochs=4, **ON)
-    found = events(run)
-    assert found == expected(run) and {step for step, *_ in found} == {5, 10, 15, 20}
-    assert len(list(run.event_files.iterdir())) == 1
-
-
-def test_a_killed_run_has_the_curves_up_to_there(tmp_path, monkeypatch):
-    original = tensorboard._write
-
-    def once(writer, record):
-        original(writer, record)
-        if record["epoch"] == 2:
-            kill()
-
-    monkeypatch.setattr(tensorboard, "_write", once)
-    with pytest.raises(Killed):
-        run_training(tmp_path / "run", **ON)
-    run = RunFolder(tmp_path / "run")
-    run.last.unlink()  # of the epoch before: readers of the metrics would go no further
-    assert events(run) == expected(run) and {step for step, *_ in events(run)} == {5, 10}
-
-
-def test_a_missing_package_is_one_line_and_leaves_no_folder(tmp_path, monkeypatch, snfnp_train):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    place, said = tmp_path / "run", "`tensorboard` needs tensorboardX .*pip install"
-    with one_line(UsageError, match=said):
-        snfnp_train("--tensorboard", "--out", place, "--backend", "numpy", "--batch-size", 20)
-    assert not place.exists()
-
-
-def test_a_file_in_its_place_is_one_line(tmp_path):
-    run_training(tmp_path / "run", epochs=1, **ON | {"tensorboard": False})
-    (tmp_path / "run/tensorboard").write_text("")
-    with one_line(SnfnpError, match="cannot write .*tensorboard .*remove it"):
-        run_training(tmp_path / "run", resume=True, epochs=2, **ON)
-    assert TrainConfig().resolve(100).resumed({"tensorboard": True}, "run").tensorboard

@@ -184,16 +184,6 @@ def test_nothing_is_written_through_a_link(copy, tmp_path, name):
     assert victim.read_bytes() == before
 
 
-def test_a_linked_folder_of_events_is_left_alone(copy, tmp_path):
-    events = tmp_path / "other" / "events.out.tfevents.1"
-    events.parent.mkdir()
-    events.write_text("precious")
-    (copy / "tensorboard").symlink_to(events.parent)
-    with one_line(SnfnpError, match="tensorboard .it is a symbolic link"):
-        run_training(copy, resume=True, epochs=4, tensorboard=True)
-    assert [file.read_text() for file in events.parent.iterdir()] == ["precious"]
-
-
 def test_a_lock_does_not_need_room_for_its_holders_name(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     first, second = RunFolder(tmp_path).lock, RunFolder(tmp_path).lock

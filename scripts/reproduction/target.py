@@ -11,7 +11,7 @@ from snfnp.training.runs.folder import RunFolder
 
 # Options that do not change what a run computes, or that a run's entry has itself.
 _OF_A_RUN = {"seed", "epochs", "eval_every", "checkpoint_every", "track_angle", "out", "data_dir"}
-_OF_A_RUN |= {"backend", "threads", "graph", "recompute", "eval_dtype", "tensorboard"}
+_OF_A_RUN |= {"backend", "threads", "graph", "recompute", "eval_dtype"}
 
 
 class Target:

@@ -13,7 +13,7 @@ from snfnp.training.runs.folder import RunFolder
 _SHOWN = 8  # epochs in the table at most
 # Options of a run's length and of what computes it, omitted from labels.
 _UNNAMED = ("epochs", "eval_every", "checkpoint_every", "backend", "threads", "graph")
-_UNNAMED += ("data_dir", "out", "tensorboard")
+_UNNAMED += ("data_dir", "out")
 
 
 class ComparedRun(NamedTuple):

@@ -3,8 +3,8 @@
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, nullcontext, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -52,7 +52,7 @@ class RunLoop:
     """The loop of a run in a folder, on all ranks: steps, and evaluations between them.
 
     best: the record of the best evaluation, or None; seconds: spent on steps; report: gets every
-    line; append: the figures of each evaluation, for metrics.jsonl.
+    line.
     """
 
     def __init__(self, session: Session, signals: Signals, report, optimiser, callbacks):
@@ -67,7 +67,6 @@ class RunLoop:
         self.best: Record | None = None
         self.dataset, self.signals, self.report = dataset, signals, report
         self.evaluator, self.checkpoints = Evaluator(self), Checkpointer(self)
-        self.append: Callable[[dict], None] = silent
         self._requests, self.latest = 0, None
         self._spaced = config.eval_every is not None
 
@@ -153,7 +152,8 @@ class RunLoop:
         record: Any = Record.of(self.evaluator.validate(self.dataset), self.steps)
         if self.best is None or record.nll < self.best.nll:
             record = self.best = replace(record, best=True)
-        self.append(record.figures)
+        if self.trainer.world.rank == 0:
+            self.folder.append_metrics(record.figures)
         self.latest = record
         self.checkpoints.save(self.folder.last, *([self.folder.best] if record.best else []))
         for line in (self.evaluator.describe(record), *self.evaluator.warnings(record.figures)):
@@ -248,7 +248,7 @@ def train_session(
     session: Session, report=print, optimiser=None, callbacks: Callbacks = ()
 ) -> dict:
     """Train a run to its end; see `snfnp.train`."""
-    config, dataset, ops, flow, run, resume, notes, world = session
+    config, dataset, ops, flow, _, resume, notes, world = session
     callbacks = () if callbacks is None else callbacks
     if not (isinstance(callbacks, Iterable) and all(map(callable, callbacks := tuple(callbacks)))):
         raise UsageError(f"callbacks is {callbacks!r}: give a list of functions")
@@ -278,13 +278,7 @@ def train_session(
                 known = replace(config, threads=ops.device.threads)
                 loop.checkpoints.start(describe_run(known, flow, dataset, ops, world.size))
         try:
-            metrics = nullcontext(run.append_metrics if first else silent)
-            if first and config.tensorboard:
-                from snfnp.beyond import tensorboard
-
-                metrics = tensorboard.recording(run)
-            with metrics as loop.append:
-                loop.run()
+            loop.run()
             return loop.summarise()
         except DivergedError as error:
             step = error.step or loop.trainer.step

@@ -68,10 +68,6 @@ def opened(
         config = config.resolve(len(dataset.train), shape)
         config.check_processes(world.size)
         # What else could fail comes before a folder is made.
-        if config.tensorboard:
-            from snfnp.beyond import tensorboard
-
-            tensorboard.require()
         if resuming:
             world.on_rank_zero(lambda: folder.refuse_other_images(record, dataset))
             flow = config.build_flow(shape, folder.moments(record))
@@ -223,7 +219,8 @@ def fit(
         out: the run's folder; None: a temporary one, removed with the run's `folder`, but kept if
             training was interrupted or failed.
         report, callbacks, optimiser: as for `snfnp.train`.
-        options: those of `TrainConfig`.
+        options: those of `TrainConfig`. As in `train`, rows are evaluated some 40 times in all, and
+            images after every epoch, unless `eval_every` says otherwise.
 
     Returns:
         The run at its best evaluation: `likelihood`, `flow`, `params`, `folder`.

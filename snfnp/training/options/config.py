@@ -23,6 +23,8 @@ from snfnp.training.options.groups import Option, options_in
 from snfnp.training.options.relations import RELATIONS, Need, conflicts
 from snfnp.training.options.user_models import preset_of, require_trusted, text_of, title_of
 
+_WITHOUT_EFFECT = ("tensorboard",)  # options of earlier versions that changed no run
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(
@@ -271,6 +273,7 @@ class TrainConfig(
         `require_trusted`. Raises UsageError for unknown options or bad values."""
         if not isinstance(values, dict):
             raise UsageError("the configuration is no JSON object")
+        values = {k: value for k, value in values.items() if k not in _WITHOUT_EFFECT}
         if unknown := sorted(set(values) - set(OPTIONS)):
             raise UsageError(f"the configuration has unknown entries: {', '.join(unknown)}")
         require_trusted(values.get("model"), trust)

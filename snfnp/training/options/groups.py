@@ -301,7 +301,6 @@ class RunOptions:
     patience: int | None = changeable(
         None, "stop after this many evaluations in a row without a new best", AT_LEAST_1
     )
-    tensorboard: bool = changeable(False, "also write metrics for TensorBoard (tensorboardX)")
     out: Path | Auto = changeable(None, "folder of the run: new or empty, unless resumed")
 
 

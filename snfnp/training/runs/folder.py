@@ -7,7 +7,6 @@ last.safetensors         the checkpoint from which `--resume` continues
 best.safetensors         the best validation epoch, which `load_run` opens
 summary.json             the best epoch and its test likelihood, once the run is done
 samples.png, curves.png, and of data with two columns training.gif
-tensorboard              the same metrics for TensorBoard, with --tensorboard
 run.lock                 the process that trains in the folder, while one does
 """
 
@@ -48,7 +47,6 @@ class RunFolder:
     samples = property(lambda self: self.path / "samples.png")
     curves = property(lambda self: self.path / "curves.png")
     animation = property(lambda self: self.path / "training.gif")
-    event_files = property(lambda self: self.path / "tensorboard")
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
