@@ -155,17 +155,20 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def read_bytes(path: Path, kind: type[SnfnpError], missing: str, most: int = LONGEST) -> bytes:
-    """A file's content of at most so many bytes. Raises `kind` with the line `missing` if there is
-    no such file, SnfnpError if it is unreadable."""
+def read_bytes(
+    path: Path, kind: type[SnfnpError], missing: str, most: int = LONGEST, whole: bool = True
+) -> bytes:
+    """A file's content of at most so many bytes; if not `whole`, the first ones of a longer file.
+    Raises `kind` with the line `missing` if there is no such file, SnfnpError if it is unreadable.
+    """
     with explained(f"read {path}", "restore it"):
         try:
             with open(open_regular(path, os.O_RDONLY, follow=True), "rb") as file:
                 size = os.fstat(file.fileno()).st_size
-                if size > most:  # a hole of any size takes no room on a disk
+                if whole and size > most:  # a hole of any size takes no room on a disk
                     found = f"it has {size:,} bytes, and one of a run's at most {most:,}"
                     raise OSError(errno.EFBIG, found)
-                return file.read(size)
+                return file.read(min(size, most))
         except (FileNotFoundError, NotADirectoryError):
             raise kind(missing) from None
 

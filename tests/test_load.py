@@ -158,6 +158,12 @@ def test_nothing_is_said_of_the_same_images(way, photographs, said):
     assert lines and not any("trained on" in line or "SHA-256" in line for line in lines)
 
 
+@pytest.mark.parametrize("way", SEES)
+def test_fewer_images_are_refused(way, photographs, said):
+    with pytest.raises(UsageError, match=r"photographs from .*, found others: \[90, 30, 20\]"):
+        said(way, photographs, FEWER)
+
+
 def test_a_fingerprint_is_of_values_order_and_shape_alone(tmp_path, monkeypatch):
     monkeypatch.setattr("snfnp.images._AT_ONCE", 7 * SAME.train[0].size)
     apart = np.zeros((100, 5, 10, 1), np.uint8)

@@ -188,6 +188,15 @@ def test_linear_algebra(ops, size):
     out = np.empty((5, size))
     assert ops.linalg.matmul(z, w, out=out) is out
     np.testing.assert_array_equal(out, z @ w)
+    for sums in (out, np.asfortranarray(out), np.zeros((10, size))[::2] + out):
+        assert ops.linalg.matmul_add(z, w, sums) is sums
+        np.testing.assert_allclose(sums, 2 * (z @ w), rtol=1e-12, atol=1e-13 * size)
+
+
+def test_a_sum_of_squares_is_in_double_precision_over_many_blocks(ops):
+    x = np.random.default_rng(0).standard_normal((3, 7, 4001)).astype(np.float32)
+    wide = math.fsum((x.astype(np.float64) ** 2).ravel())
+    assert ops.linalg.sum_squares(x) == pytest.approx(wide, rel=1e-6)
 
 
 def test_a_residual_is_a_difference_and_its_mean_square(ops):

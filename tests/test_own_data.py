@@ -307,7 +307,7 @@ def test_a_run_of_rows_has_an_exact_likelihood_in_their_own_units(run, capsys):
     for suffix in (".npy", ".png"):
         sample.main([str(out), "--count", "5", "--out", str(out / f"s{suffix}")])
     np.testing.assert_array_equal(np.load(out / "s.npy"), likelihood.sample(5, seed=0))
-    with pytest.raises(UsageError, match="`columns` is for images"):
+    with pytest.raises(UsageError, match="`columns` is for pictures of images"):
         sample.main([str(out), "--columns", "2"])
 
 

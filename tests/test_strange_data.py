@@ -282,6 +282,9 @@ def test_images_beside_splits_are_an_error(place, tmp_path):
         snfnp.load_dataset(str(tmp_path))
 
 
+LEFT_OUT = "hidden folders, links to folders, and folders on other disks"
+
+
 def test_images_in_hidden_folders_are_left_out_and_said(tmp_path):
     for place in range(9):
         picture(tmp_path / f"{place}.png", GREY[place])
@@ -289,7 +292,7 @@ def test_images_in_hidden_folders_are_left_out_and_said(tmp_path):
     picture(tmp_path / ".b.png", GREY[0, :2, :2])
     said = []
     found = snfnp.load_dataset(str(tmp_path), report=said.append)
-    assert said == [f"{tmp_path}: folders that are hidden, links or on other disks are left out"]
+    assert said == [f"{tmp_path}: {LEFT_OUT} are left out"]
     assert len(found.train) + len(found.validation) + len(found.test) == 9
 
 
@@ -299,7 +302,7 @@ def test_linked_folders_are_left_out_and_said(tmp_path):
     (tmp_path / "train" / "again").symlink_to(tmp_path / "train")
     said = []
     assert len(snfnp.load_dataset(str(tmp_path), report=said.append).train) == 7
-    assert said == [f"{tmp_path}: folders that are hidden, links or on other disks are left out"]
+    assert said == [f"{tmp_path}: {LEFT_OUT} are left out"]
 
 
 def test_other_data_that_do_not_exist_are_no_advice_about_the_runs_own(tmp_path):

@@ -214,6 +214,11 @@ def test_a_builder_that_changed_is_noticed_when_its_run_is_opened(
     monkeypatch.setattr(module, "Own", renamed)
     with one_line(UsageError, "(layers.a.class was Own, is Other)"):
         snfnp.load_run(path)
+    record = json.loads((path / "config.json").read_text())
+    del record["model"]["flow"]
+    forge(path, record=record)
+    with one_line(UsageError, path, "has no description of its flow", "train it again"):
+        snfnp.load_run(path)
 
 
 GONE = "gone"  # no value: the entry is removed

@@ -12,7 +12,6 @@ from snfnp.training.runs.load import LoadedRun
 
 _TABLES = ".npy", ".csv"
 _AT_ONCE = 256  # samples that go through the flow together
-_LONGEST = 2**12  # pixels of a picture's side
 
 
 def main(argv: list[str], prog: str | None = None) -> None:
@@ -34,8 +33,8 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
     run = open_run(args)
     out = _destination(run, args.out, args.inverse, args.count, in_rows)
-    if args.columns and len(run.image_shape) == 1:
-        raise UsageError("`columns` is for images, and this run has rows of numbers: leave it out")
+    if args.columns and (len(run.image_shape) == 1 or out.suffix.lower() in _TABLES):
+        raise UsageError("`columns` is for pictures of images: leave it out")
     how = {"exact": args.inverse == "exact", "temperature": args.temperature}
     with busy(run.ops, "count", args.count):
         images = run.likelihood.sample(args.count, args.seed, **how, at_once=_AT_ONCE)
@@ -52,8 +51,8 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
 
 def _destination(run: LoadedRun, out: Path | None, inverse: str, count: int, columns: int) -> Path:
-    """The file for `count` samples, which is checked: a picture of images, in columns, or of 2-D
-    data, or a table of rows."""
+    """The file for `count` samples, which is checked: a picture, of images in columns, or of 2-D
+    data, or a table or an array."""
     rows, pictures = len(run.image_shape) == 1, plots.SUFFIXES
     suffixes = (*_TABLES, *(pictures if run.image_shape == (2,) else ()))
     if not rows:
@@ -62,7 +61,7 @@ def _destination(run: LoadedRun, out: Path | None, inverse: str, count: int, col
     check_file(out, "out", suffixes)
     if not rows and out.suffix.lower() != _TABLES[0]:
         height, width = plots.grid_size(count, columns, run.image_shape)
-        if max(height, width) > _LONGEST:
+        if max(height, width) > plots.LONGEST:
             found = f"{count} images would be a picture of {width:,} x {height:,} pixels"
             raise UsageError(f"{found}: ask for fewer, for other `columns`, or for `out=PATH.npy`")
     return out

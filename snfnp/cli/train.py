@@ -20,7 +20,7 @@ AUTO = "auto"  # a value of --resume
 # What --help begins with.
 EVERYDAY = ("model", "gradient", "recipe", "epochs", "lr", "batch_size", "data", "data_dir", "out")
 EVERYDAY += ("seed", "backend")
-_SAMPLES = 64  # images in samples.png
+_SAMPLES = 64  # images in samples.png, fewer if they are large
 
 
 def main(argv: list[str], prog: str | None = None, **defaults) -> None:
@@ -131,7 +131,8 @@ def _draw(folder: RunFolder, config: TrainConfig, ops, animation: Any) -> None:
     elif run.flow.preprocess.of_images:
         names = {"learned": "learned inverse (one pass)", "exact": "exact inverse"}
         drawing, seed = run.likelihood.sample, config.seed
-        panels = {names[n]: drawing(_SAMPLES, seed, exact=n == "exact") for n in inverses}
+        count = min(_SAMPLES, max(1, plots.LONGEST // max(run.image_shape[:2])) ** 2)
+        panels = {names[n]: drawing(count, seed, exact=n == "exact") for n in inverses}
         plots.save_samples(folder.samples, panels, f"Samples, the same latents: {title}")
         drawn.append(folder.samples)
     if animation and animation.frames:  # none if the run was finished before

@@ -58,7 +58,8 @@ def _files(folder: Path, report: Callable[[str], None]) -> Iterator[Path]:
         images = [name for name in sorted(names) if Path(name).suffix.lower() in SUFFIXES]
         yield from (Path(place, name) for name in images if name[0] != ".")
     if left_out:
-        report(f"{folder}: folders that are hidden, links or on other disks are left out")
+        found = "hidden folders, links to folders, and folders on other disks"
+        report(f"{folder}: {found} are left out")
 
 
 def _read(folder: Path, files: list[Path]) -> np.ndarray:

@@ -13,7 +13,7 @@ from snfnp.errors import CheckpointError, UsageError
 from snfnp.files import readable
 from snfnp.parameters import Layout
 from snfnp.training.options import TrainConfig
-from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint, read_file, save_checkpoint
+from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint, record_of, save_checkpoint
 
 
 def save(density: Any, path: Path) -> None:
@@ -50,7 +50,7 @@ def save(density: Any, path: Path) -> None:
 
 def load(cls: type, path: Path) -> Any:
     """The estimator. Raises CheckpointError for any other file."""
-    record = read_file(path)[0]["record"]
+    record = record_of(path)
     if record.get("class") != cls.__name__:
         raise CheckpointError(f"{path} holds no {cls.__name__}: give a file that it saved")
     with readable(path, "use another file", CheckpointError, "is damaged"):

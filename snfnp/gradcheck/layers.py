@@ -44,12 +44,13 @@ class Case:
         ops: the backend; default: NumPy.
         batch: the number of samples.
         seed: of the random numbers.
-        dtype: in which gradients are computed, as differences never are.
+        dtype: of the gradients; differences are always in double precision.
         rtol: the largest relative error; default 1e-8, or 2e-5 in float32.
         x: the points (N, *shape), on the host, away from kinks; default: standard normal.
-        params: {name: host array}; default: those of `init` with noise of this scale, since a
-            special point may hide an error.
+        params: {name: host array}; default: those of `init` with noise, since a special point may
+            hide an error.
         lam: λ of a layer that learns its inverse.
+        noise: the standard deviation of that noise.
     """
 
     def __init__(

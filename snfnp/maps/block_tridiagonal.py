@@ -1,8 +1,9 @@
 """Exact log|det T(w)|, its gradient and T(w)⁻¹ for a zero-padded convolution, by image rows.
 
 T(w) (HWC × HWC) is block-tridiagonal with constant blocks, so elimination by blocks takes
-O(H/p (pWC)³) operations for kernels of height 2p + 1 instead of O((HWC)³). Where it breaks down,
-T(w) is written out. Arguments and precision are those of `snfnp.maps.explicit`.
+O(H/p (pWC)³) operations for kernels of height 2p + 1 instead of O((HWC)³); W should not be much
+larger than H. Where it breaks down, T(w) is written out. Arguments and precision are those of
+`snfnp.maps.explicit`.
 Derivation: derivations/10-block-tridiagonal.md.
 """
 
@@ -14,6 +15,7 @@ import numpy as np
 from snfnp.errors import SingularMatrixError
 from snfnp.maps import explicit
 from snfnp.ops import Array, Ops
+from snfnp.ops.group import rows as flat
 
 # The largest max(‖D_i‖, ‖(L B U)‖) ‖D_i⁻¹‖ (Frobenius) the recursion accepts: results are exact for
 # a matrix within about 2e-10 of T. Beyond it elimination with pivoting decides.
@@ -42,7 +44,7 @@ def solve(ops, w, z):
     block = BlockLU.of(ops, w, z.shape[1:])
     if not block:
         return explicit.solve(ops, w, z)
-    return block.solve(z.reshape(len(z), -1).astype(np.float64)).reshape(z.shape).astype(z.dtype)
+    return block.solve(flat(z).astype(np.float64)).reshape(z.shape).astype(z.dtype)
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,9 @@ class BlockLU:
 
     @classmethod
     def of(cls, ops, w, shape):
-        """The factors, or None if elimination without pivoting is not accurate. The image rows of a
-        block are p, half the kernel's height."""
+        """The factors, or None if elimination without pivoting is not accurate."""
         height, width, channels = shape
-        rows = max(1, len(w) // 2)
+        rows = max(1, len(w) // 2)  # p: the image rows of a block
         count = -(-height // rows)
         size, last = rows * width * channels, (height - (count - 1) * rows) * width * channels
         strip = explicit.strip(ops, w, rows, 3 * rows, width).reshape(size, 3 * size)
@@ -137,9 +138,9 @@ class BlockLU:
         rows = size // math.prod(self.shape[1:])
         return explicit.gather(self.ops, strip, self.kernel, self.shape[1], rows)
 
-    def solve(self, rows):
+    def solve(self, z):
         """Forward and back substitution for the rows z (N, HWC), block by block."""
-        x, size, count = self.ops.xp.array(rows), len(self.lower), len(self.inverses)
+        x, size, count = self.ops.xp.array(z), len(self.lower), len(self.inverses)
         blocks = [x[:, i * size : (i + 1) * size] for i in range(count)]  # views
         with self.ops.linalg.chain_of_products(max(size, len(x))):
             for i, block in enumerate(blocks):

@@ -10,6 +10,7 @@ from functools import cache
 import numpy as np
 
 from snfnp.errors import SingularMatrixError
+from snfnp.ops.group import rows as flat
 
 
 def log_det(ops, w, shape) -> float:
@@ -26,8 +27,7 @@ def log_det_grad(ops, w, shape):
 def solve(ops, w, z):
     """x (N, H, W, C) with T(w) x = z."""
     t, *_ = inverted(ops, w, z.shape[1:])
-    rows = z.reshape(len(z), -1).astype(np.float64)
-    return ops.linalg.solve(t, rows).reshape(z.shape).astype(z.dtype)
+    return ops.linalg.solve(t, flat(z).astype(np.float64)).reshape(z.shape).astype(z.dtype)
 
 
 def inverted(ops, w, shape):

@@ -1,9 +1,9 @@
 """Numbers on a device: the only place that tells NumPy, Numba and CuPy apart.
 
 Every group of operations has a folder. `definition.py` is the reference implementation in array
-terms, which NumPy runs and CuPy can run. `cpu.py` (Numba) and `gpu.py` (CuPy, with `kernels.cu`)
-override the operations that take most of the time, and a test compares every override with the
-reference. So `ops.spline.evaluate` is in `spline/definition.py`.
+terms: NumPy runs it, and CuPy what `gpu.py` does not override. `cpu.py` (Numba) and `gpu.py` (CuPy,
+with `kernels.cu`) override the operations that take most of the time, and a test compares every
+override with the reference. So `ops.spline.evaluate` is in `spline/definition.py`.
 
 An ops object is passed explicitly to everything that computes; there is no current backend.
 """

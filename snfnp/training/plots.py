@@ -23,6 +23,7 @@ from snfnp.likelihood import Likelihood
 from snfnp.training.progress import Record
 
 SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
+LONGEST = 2**12  # pixels of the side of a grid of images
 _DPI = 110
 _PANEL = 440  # pixels of a panel's side in a figure that has not grown
 _INK, _DOTS = "0.55", {"s": 4, "linewidths": 0}  # the data's colour; points

@@ -73,7 +73,7 @@ TWO_SIZES = [(5, 37), (3, 5, 7, 2)]  # where it is not the size that matters
 # For the convolutions, in the order of SIZES: images (N, H, W, I), kernel (kH, kW), outputs O.
 # Few and many channels, an odd number of outputs, a kernel larger than the image.
 CONVOLUTIONS = [((1, 1, 1, 1), (3, 3), 1), ((1, 5, 3, 2), (5, 3), 3), ((11, 4, 7, 3), (3, 3), 5)]
-CONVOLUTIONS += [((17, 2, 2, 4), (3, 3), 9), ((6, 28, 28, 1), (3, 3), 6), ((3, 5, 7, 2), (1, 1), 4)]
+CONVOLUTIONS += [((17, 2, 2, 4), (2, 2), 9), ((6, 28, 28, 1), (3, 3), 6), ((3, 5, 7, 2), (1, 1), 4)]
 CONVOLUTIONS += [((13, 5, 4, 72), (3, 3), 2), ((16, 8, 8, 16), (3, 3), 16)]
 
 
@@ -84,8 +84,6 @@ def convolution_shapes(rng, size):
     height, width = map(int, rng.integers(1, 9, 2))
     kernel = tuple(map(int, rng.choice([1, 2, 3, 5], 2)))
     inputs, outputs = map(int, rng.choice([1, 2, 3, 4, 5, 9, 20], 2))
-    if any(size % 2 == 0 for size in kernel):  # of causal convolutions
-        outputs = inputs
     return (min(size[0], 40), height, width, inputs), kernel, outputs
 
 
@@ -208,12 +206,10 @@ def assert_within(name, found, expected, bounds):
         )
 
 
-# Where a NaN may stay within narrower bounds than the definition's, and why.
-NARROWER = {
-    "step.adam": "leaves its buffers as they are where a gradient is not finite",
-    "conv.correlate": "takes no product with what lies outside the image",
-    "conv.weight_grad": "takes no product with what lies outside the image",
-}
+# Where a NaN may stay within narrower bounds than the definition's, and from which arguments ("":
+# all). Adam leaves its buffers as they are where a gradient is not finite; the GPU's convolutions
+# take no product with what lies outside the image.
+NARROWER = {"step.adam": "", "conv.correlate": "argument 1", "conv.weight_grad": ""}
 
 
 def assert_nan_spreads_as_defined(ops, name, call, put=copied, wider=()):
@@ -226,7 +222,8 @@ def assert_nan_spreads_as_defined(ops, name, call, put=copied, wider=()):
             found, expected = np.isnan(found), np.isnan(expected)
             further = found.any() != expected.any() if name in wider else np.any(found > expected)
             assert not further, what
-            assert name in NARROWER or np.all(found >= expected), what
+            narrower = name in NARROWER and where.endswith(NARROWER[name])
+            assert narrower or np.all(found >= expected), what
 
 
 def _spoilt(call):

@@ -10,7 +10,7 @@ import pytest
 from snfnp.cli import train as command
 from snfnp.parameters import Layout
 from snfnp.training import plots, session
-from snfnp.training.runs.checkpoint import load_checkpoint, read_file
+from snfnp.training.runs.checkpoint import load_checkpoint, record_of
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 from support.trainers import run_training, small_dataset, without_time
@@ -40,7 +40,7 @@ def forge(path, record=None, **options):
 
 def estimator_checkpoint(path):
     """The checkpoint that `FlowDensity.save` wrote."""
-    shapes = read_file(path)[0]["record"]["shapes"].items()
+    shapes = record_of(path)["shapes"].items()
     shapes = {layer: {name: tuple(s) for name, s in own.items()} for layer, own in shapes}
     return load_checkpoint(path, Layout.of(shapes, fixed=tuple(shapes)))
 

@@ -1,4 +1,4 @@
-"""Sums over channels, actnorm, squeezes and log-densities in array terms.
+"""Sums over channels, shifts and scales, squeezes and log-densities in array terms.
 
 See derivations/13-actnorm-and-1x1.md and derivations/01-notation.md.
 """

@@ -1,4 +1,4 @@
-"""Channel sums, actnorm and log-densities on the GPU; see derivations/13-actnorm-and-1x1.md."""
+"""Channel sums, shifts, scales and log-densities on the GPU (derivations/13-actnorm-and-1x1.md)."""
 
 import math
 

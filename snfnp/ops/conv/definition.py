@@ -5,7 +5,8 @@ Images are channels-last (N, H, W, C), kernels (kH, kW, I, O), stride 1 and "sam
     z[n, y, x, o] = Σ_{h,w,i} k[h, w, i, o] · x[n, y + h − kH // 2, x + w − kW // 2, i]
 
 before = (top, left) pads with these numbers of zeros on top and on the left, instead of kH // 2 and
-kW // 2: a causal 2×2 kernel sees pixels on two sides alone. See derivations/07-convolutions.md.
+kW // 2: a causal 2×2 kernel sees pixels on two sides only (derivations/11-emerging.md). See
+derivations/07-convolutions.md.
 """
 
 from snfnp.ops.group import OperationGroup
@@ -40,8 +41,8 @@ class Conv(OperationGroup):
         """Cross-correlation of images x (N, H, W, I) with a kernel k (kH, kW, I, O), plus b (O,).
 
         -> (N, H, W, O). O(N H W kH kW I O), as one product: of the patches and the kernel, or,
-        if patches of many inputs would be far larger than the result, of all pixels and all
-        taps, shifted and added.
+        if patches of many inputs would be far larger than the result, and without `before`, of
+        all pixels and all taps, shifted and added.
         """
         kh, kw, inputs, outputs = k.shape
         if kh * kw > 1:

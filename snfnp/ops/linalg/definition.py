@@ -1,4 +1,4 @@
-"""Products, inverses, determinants and norms: NumPy's, or where it has none BLAS and LAPACK.
+"""Products, inverses, determinants and norms: NumPy's, or BLAS and LAPACK where they need less.
 
 See derivations/07-convolutions.md.
 """
@@ -28,7 +28,7 @@ class LinearAlgebra(OperationGroup):
 
     def matmul_add(self, a, b, out):
         """out += a b, without an (M, N) temporary. O(M K N)."""
-        if not (a.size and b.size):  # which BLAS refuses
+        if not (a.size and b.size):  # SciPy's BLAS refuses empty arrays
             return out
         if out.flags.fnc:
             return self.matmul_add(b.T, a.T, out.T).T
@@ -60,7 +60,7 @@ class LinearAlgebra(OperationGroup):
         return out
 
     def sum_squares(self, x) -> float:
-        """Σ x², in double precision; short runs of it in that of x."""
+        """Σ x²: runs of 8,192 in the precision of x, and their sum in double precision."""
         x, total = np.ascontiguousarray(x).reshape(-1), 0.0
         for start in range(0, x.size, _BLOCK):
             block = x[start : start + _BLOCK]

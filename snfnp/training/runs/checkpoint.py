@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from snfnp.errors import CheckpointError, UsageError
-from snfnp.files import LONGEST, parse_json, read_bytes, readable, write_atomically
+from snfnp.files import parse_json, read_bytes, readable, write_atomically
 from snfnp.parameters import Entry, Layout
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.groups import LARGEST
@@ -72,7 +72,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 def load_checkpoint(path: Path, layout: Layout, run: dict | None = None) -> Checkpoint:
     """A checkpoint of a model with this layout, and of the run with this config.json. Raises
     CheckpointError if the file is missing, damaged, or of another model or run."""
-    values, tensors = read_file(path, _LONGEST_HEADER + _LARGEST_NUMBER * layout.size)
+    values, tensors = _read(path, _LONGEST_HEADER + _LARGEST_NUMBER * layout.size)
     places = _places(layout)
     names = [key for key in tensors if key.startswith(_STATE)]
     states = {key.removeprefix(_STATE): tensors.pop(key) for key in names}
@@ -137,16 +137,28 @@ def is_evaluation(record: dict) -> bool:
     )
 
 
-def read_file(path: Path, most: int = LONGEST) -> tuple[dict, dict[str, np.ndarray]]:
+def record_of(path: Path) -> dict:
+    """The record in a file's header, without the rest of the file. Raises CheckpointError."""
+    missing = f"there is no file {path}: check the path"
+    content = read_bytes(path, CheckpointError, missing, _LONGEST_HEADER, whole=False)
+    with readable(path, _ADVICE, CheckpointError, "is damaged"):
+        return parse_json(_header(path, content)["record"].encode())
+
+
+def _header(path: Path, content: bytes) -> dict:
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+    if header.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is no {FORMAT}: it was not written by this version")
+    return header
+
+
+def _read(path: Path, most: int) -> tuple[dict, dict[str, np.ndarray]]:
     """The values of a file's header, and its arrays by name. most: bytes that it may have."""
     missing = f"there is no checkpoint {path}: restore it, or train first (without `resume`)"
     content = read_bytes(path, CheckpointError, missing, most)
     with readable(path, _ADVICE, CheckpointError, "is damaged"):
-        size = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + size]).get("__metadata__", {})
-        if header.get("format") != FORMAT:
-            raise CheckpointError(f"{path} is no {FORMAT}: it was not written by this version")
-        tensors = load(content)
+        header, tensors = _header(path, content), load(content)
         if header.get("sha256") != _digest(content):
             raise ValueError("its checksum differs")
         step, record = int(header["step"]), parse_json(header["record"].encode())

@@ -79,7 +79,10 @@ def describe_flow(flow: Flow) -> dict:
 def refuse_other_flow(path: Path, record: dict, flow: Flow) -> None:
     """Raises UsageError if the flow that the code builds now is not the one in a config.json."""
     model: Any = record.get("model")
-    described = model.get("flow") if isinstance(model, dict) else {}
+    described = model.get("flow") if isinstance(model, dict) else None
+    if not isinstance(described, dict):
+        found = f"{path} has no description of its flow, as those of earlier versions"
+        raise UsageError(f"{found}: train it again")
     then, now = dict(_leaves(described)), dict(_leaves(describe_flow(flow)))
     for place in dict.fromkeys([*then, *now]):
         before, here = then.get(place, "the default"), now.get(place, "the default")
