@@ -5,8 +5,7 @@ Images are channels-last (N, H, W, C), kernels (kH, kW, I, O), stride 1 and "sam
     z[n, y, x, o] = Σ_{h,w,i} k[h, w, i, o] · x[n, y + h − kH // 2, x + w − kW // 2, i]
 
 before = (top, left) pads with these numbers of zeros on top and on the left, instead of kH // 2 and
-kW // 2: a causal 2×2 kernel sees pixels on two sides only (derivations/11-emerging.md). See
-derivations/07-convolutions.md.
+kW // 2: a causal 2×2 kernel sees pixels on two sides only. See derivations/07-convolutions.md.
 """
 
 from snfnp.ops.group import OperationGroup
