@@ -53,12 +53,11 @@ def main(argv: list[str], prog: str | None = None) -> None:
 def _destination(run: LoadedRun, out: Path | None, inverse: str, count: int, columns: int) -> Path:
     """The file for `count` samples, which is checked: a picture, of images in columns, or of 2-D
     data, or a table or an array."""
-    rows, pictures = len(run.image_shape) == 1, plots.SUFFIXES
-    suffixes = (*_TABLES, *(pictures if run.image_shape == (2,) else ()))
-    if not rows:
-        suffixes = (_TABLES[0], *pictures)
+    rows = len(run.image_shape) == 1
+    arrays = _TABLES if rows else _TABLES[:1]
+    pictures = plots.SUFFIXES if not rows or run.image_shape == (2,) else ()
     out = out or run.folder.path / f"sample-{inverse}{_TABLES[0] if rows else '.png'}"
-    check_file(out, "out", suffixes)
+    check_file(out, "out", (*arrays, *pictures))
     if not rows and out.suffix.lower() != _TABLES[0]:
         height, width = plots.grid_size(count, columns, run.image_shape)
         if max(height, width) > plots.LONGEST:
