@@ -5,7 +5,7 @@
 import numpy as np
 
 from snfnp.ops.conv import cpu_planes, cpu_tiles
-from snfnp.ops.conv.definition import Conv
+from snfnp.ops.conv.definition import Conv, zeros_before
 from snfnp.ops.jit import parallel
 
 _TASK = 10  # images per task: their buffer is allocated once
@@ -31,7 +31,7 @@ class CpuConv(Conv):
             return super().patches(x, kernel)
         cols = np.empty((n, height, width, kh, kw * channels), x.dtype)
         x = np.ascontiguousarray(x).reshape(n, height, width * channels)
-        _patches(-(-n // _TASK), x, kw, before or (kh // 2, kw // 2), cols)
+        _patches(-(-n // _TASK), x, kw, zeros_before(kernel, before), cols)
         return cols.reshape(n * height * width, kh * kw * channels)
 
     def correlate(self, x, k, before=None, b=None):
@@ -43,14 +43,14 @@ class CpuConv(Conv):
         if kernels is None:
             return super().correlate(x, k, before, b)
         z = np.empty((*x.shape[:3], outputs), x.dtype)
-        kernels.correlate(x, k, z, before or (kh // 2, kw // 2), b)
+        kernels.correlate(x, k, z, zeros_before(k.shape, before), b)
         return z
 
     def weight_grad(self, delta, x, out, add=False, before=None):
         kernels = direct(out.shape, x.shape[2], most=16)
         if kernels is None:
             return super().weight_grad(delta, x, out, add, before)
-        kernels.weight_grad(delta, x, add, out, before or (len(out) // 2, out.shape[1] // 2))
+        kernels.weight_grad(delta, x, add, out, zeros_before(out.shape, before))
         return out
 
 

@@ -27,7 +27,7 @@ class Conv(OperationGroup):
         kh, kw = kernel
         if kh == kw == 1:
             return x.reshape(n * height * width, channels)
-        xp, (top, left) = self.xp, before or (kh // 2, kw // 2)
+        xp, (top, left) = self.xp, zeros_before(kernel, before)
         padded = xp.zeros((n, height + kh - 1, width + kw - 1, channels), x.dtype)
         padded[:, top : top + height, left : left + width] = x
         # the kW·C values of one kernel row are one contiguous run of the padded image
@@ -65,7 +65,8 @@ class Conv(OperationGroup):
         n, height, width, kh, kw, outputs = products.shape
         # `patches` pads kH // 2 rows above and the rest below; its mirror image, here, the other
         # way round (columns alike): for kernels of even size the two differ
-        xp, top, left = self.xp, kh - 1 - kh // 2, kw - 1 - kw // 2
+        (above, beside), xp = zeros_before((kh, kw)), self.xp
+        top, left = kh - 1 - above, kw - 1 - beside
         z = xp.zeros((n, height + kh - 1, width + kw - 1, outputs), products.dtype)
         for h in range(kh):
             for w in range(kw):
@@ -88,3 +89,8 @@ def flip(k):
     """The kernel of the transposed convolution (a view): height and width mirrored, channels
     swapped (Eq. 26)."""
     return k[::-1, ::-1].swapaxes(2, 3)
+
+
+def zeros_before(kernel, before=None) -> tuple[int, int]:
+    """The rows of zeros on top of an image and the columns on its left; kernel: (kH, kW, …)."""
+    return before or (kernel[0] // 2, kernel[1] // 2)

@@ -6,7 +6,7 @@ two, and no patches in memory. See derivations/07-convolutions.md.
 
 import math
 
-from snfnp.ops.conv.definition import Conv
+from snfnp.ops.conv.definition import Conv, zeros_before
 from snfnp.ops.gpu import source
 
 _CONV_ITEMS = 64  # per block: 100 images of 14 × 14 pixels make 300 blocks, more than there are SMs
@@ -86,7 +86,7 @@ def _sizes(images, kernel) -> dict[str, int]:
 
 def _padded(images, kernel, before) -> dict[str, int]:
     """These sizes, and the zeros before an image."""
-    above, beside = before or (kernel[0] // 2, kernel[1] // 2)
+    above, beside = zeros_before(kernel, before)
     return _sizes(images, kernel) | {"above": above, "beside": beside}
 
 
