@@ -178,6 +178,14 @@ def test_a_singular_convolution_is_an_error(ops, w, shape):
             call()
 
 
+def test_a_sample_that_is_not_finite_is_no_singular_convolution(ops):
+    z = images((4, 4, 2))
+    w, z[1, 0, 0, 0] = kernel((3, 3), 2, PAPER), np.nan
+    x = explicit.solve(ops, w, z)
+    assert np.isnan(x[1]).any()
+    np.testing.assert_allclose(explicit.solve(ops, w, z[::2]), x[::2], rtol=1e-12)
+
+
 def test_a_chain_of_small_products_gives_the_threads_back(ops):
     def threads():
         pools = threadpoolctl.threadpool_info()

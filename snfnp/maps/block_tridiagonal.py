@@ -28,7 +28,7 @@ STOP = float(np.finfo(np.float64).eps)
 def log_det(ops, w, shape) -> float:
     """log|det T(w)|."""
     block = BlockLU.of(ops, w, shape)
-    return block.log_det if block else explicit.inverted(ops, w, shape)[2]
+    return block.log_det if block else explicit.inverted(ops, w, shape)[1]
 
 
 def log_det_grad(ops, w, shape):

@@ -20,25 +20,30 @@ def log_det(ops, w, shape) -> float:
 
 def log_det_grad(ops, w, shape):
     """∂ log|det T(w)| / ∂w."""
-    _, inverse, _ = inverted(ops, w, shape)
+    inverse, _ = inverted(ops, w, shape)
     return gather(ops, inverse.T, w.shape, shape[1], shape[0]).astype(w.dtype, order="C")
 
 
 def solve(ops, w, z):
-    """x (N, H, W, C) with T(w) x = z."""
-    t, *_ = inverted(ops, w, z.shape[1:])
-    return ops.linalg.solve(t, flat(z).astype(np.float64)).reshape(z.shape).astype(z.dtype)
+    """x (N, H, W, C) with T(w) x = z. Raises SingularMatrixError where x is so large that rounding
+    T(w) in double precision changes T(w) x by as much as z."""
+    t, rows = matrix(ops, w, z.shape[1:]), flat(z).astype(np.float64)
+    x = ops.linalg.solve(t, rows)
+    norm, size, given = ops.linalg.norms(t, x, rows)
+    if np.finfo(np.float64).eps * norm * size > given or not np.isfinite(norm):
+        raise SingularMatrixError("the convolution is singular or not finite")
+    return x.reshape(z.shape).astype(z.dtype)
 
 
 def inverted(ops, w, shape):
-    """T(w), its inverse, and log|det T(w)|. Raises SingularMatrixError if T(w) is not finite, or
+    """T(w)⁻¹ and log|det T(w)|. Raises SingularMatrixError if T(w) is not finite, or
     singular to double precision."""
     t = matrix(ops, w, shape)
     inverse, log_det = ops.linalg.inverse_and_log_abs_det(t)
     norm, inverse_norm = ops.linalg.norms(t, inverse)
     if not np.finfo(np.float64).eps * norm * inverse_norm < 1:  # also if it is NaN
         raise SingularMatrixError("the convolution is singular or not finite")
-    return t, inverse, log_det
+    return inverse, log_det
 
 
 def matrix(ops, w, shape):
