@@ -123,8 +123,8 @@ class Spline(OperationGroup):
         edges = knots[axis]
         index = (values >= edges[1:-1, None]).sum(axis=0)  # a NaN compares false: bin 0
         outside = (values <= edges[0]) | (values >= edges[-1])
-        x0, y0, d0 = (xp.take_along_axis(k, index, axis=0) for k in knots)
-        x1, y1, d1 = (xp.take_along_axis(k, index + 1, axis=0) for k in knots)
+        x0, y0, d0 = [xp.take_along_axis(k, index, axis=0) for k in knots]
+        x1, y1, d1 = [xp.take_along_axis(k, index + 1, axis=0) for k in knots]
         return _Bin(index, outside, x0, y0, x1 - x0, y1 - y0, d0, d1)
 
     def _terms(self, x, b: _Bin):
