@@ -186,6 +186,14 @@ def test_a_sample_that_is_not_finite_is_no_singular_convolution(ops):
     np.testing.assert_allclose(explicit.solve(ops, w, z[::2]), x[::2], rtol=1e-12)
 
 
+def test_a_sample_that_is_not_finite_hides_no_singular_convolution(ops):
+    """T's eigenvalues are 2 cos(π/31) + 2 cos(kπ/31), k ≤ 30: rounding alone makes T regular."""
+    w, z = three_taps(1, 2 * np.cos(np.pi / 31), 1), images((30, 1, 1))
+    z[0, 0] = np.nan
+    with pytest.raises(SingularMatrixError, match="singular"):
+        explicit.solve(ops, w, z)
+
+
 def test_a_chain_of_small_products_gives_the_threads_back(ops):
     def threads():
         pools = threadpoolctl.threadpool_info()

@@ -25,12 +25,13 @@ def log_det_grad(ops, w, shape):
 
 
 def solve(ops, w, z):
-    """x (N, H, W, C) with T(w) x = z. Raises SingularMatrixError where x is so large that rounding
-    T(w) in double precision changes T(w) x by as much as z."""
+    """x (N, H, W, C) with T(w) x = z. Raises SingularMatrixError where a sample's x is so large
+    that rounding T(w) in double precision changes T(w) x by as much as z."""
     t, rows = matrix(ops, w, z.shape[1:]), flat(z).astype(np.float64)
     x = ops.linalg.solve(t, rows)
-    norm, size, given = ops.linalg.norms(t, x, rows)
-    if np.finfo(np.float64).eps * norm * size > given or not np.isfinite(norm):
+    (norm,), lengths = ops.linalg.norms(t), ops.xp.linalg.norm(x, axis=1)
+    too_large = np.finfo(np.float64).eps * norm * lengths > ops.xp.linalg.norm(rows, axis=1)
+    if too_large.any() or not np.isfinite(norm):
         raise SingularMatrixError("the convolution is singular or not finite")
     return x.reshape(z.shape).astype(z.dtype)
 
