@@ -132,7 +132,7 @@ def _table_5() -> Iterator[Row]:
 _WHITE = {
     "fc-snf": {"fc-white-20": 20, "fc-white-120": 120, "fc-white": 300},
     "fc-exact": {"fc-white-exact": 20},
-    "conv-snf": {"conv-white-10": 10, "conv-white": 150},
+    "conv-snf": {"conv-white-10": 10, "conv-white-60": 60, "conv-white": 150},
     "conv-exact": {"conv-white-exact": 60},
     "emerging": {"emerging-white": 100},
     "conv-exponential": {"conv-exponential-white": 100},
