@@ -231,6 +231,16 @@ def test_steps_of_columns_with_ties():
     np.testing.assert_array_equal(find_steps(ordered)[0], [0.0, 1.0])
 
 
+@pytest.mark.parametrize("step, most", [(0.1, 20_000), (0.01, 1000), (0.001, 5000)])
+def test_numbers_of_single_precision_have_the_steps_that_were_written(step, most):
+    """Larger numbers, whose eight digits single precision holds, stay as they are."""
+    counts = np.random.default_rng(0).integers(0, most, 20_000)
+    table = np.stack([counts * step, 1_234_567.25 + counts % 7 / 4], axis=1).astype(np.float32)
+    found, origin = find_steps(table)
+    assert list(found) == [step, 0.25] and origin[0] == round(origin[0], 3)
+    assert list(decimals(found, origin)) == [round(1 / step), 100.0]
+
+
 def test_steps_may_be_small_and_spikes_rare_among_the_rows_looked_at():
     rng = np.random.default_rng(0)
     lattice = np.r_[5.0, rng.integers(0, 400, 999) * 1e-7]

@@ -71,11 +71,23 @@ def _step(column: np.ndarray) -> tuple[float, float]:
     repeated, most = 1 - len(values) / len(column), counts.max()
     if len(values) < 2 or (repeated < _REPEATED and most < max(_FEWEST, _SPIKE * len(column))):
         return 0.0, 0.0
+    values = _as_written(values.astype(np.float64))
     gaps, commonest = np.diff(values), values[counts.argmax()]
     typical, step = float(np.median(gaps)), _common_divisor(values, gaps)
     if step * _FINER < typical:  # a spike among values that do not repeat: zeros, say
         step = typical
     return step, float(commonest)
+
+
+def _as_written(values: np.ndarray) -> np.ndarray:
+    """Numbers of at most 7 digits that were rounded to single precision, as they were before;
+    unchanged if any number is another."""
+    with np.errstate(over="ignore"):
+        single = values.astype(np.float32)
+    if (single != values).any():
+        return values
+    written = np.array([float(f"{value:.7g}") for value in values])
+    return written if (written.astype(np.float32) == single).all() else values
 
 
 def _common_divisor(values: np.ndarray, gaps: np.ndarray) -> float:
