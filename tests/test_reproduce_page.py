@@ -218,6 +218,7 @@ def test_seeds_come_together_and_the_new_one_of_two_counts():
     found = merge(known, new)  # a run that diverged takes the place of none that did not
     assert found["runs"] == [RUN | {"value": 5.0}, RUN | {"seed": 1}, last]
     assert found["made_with"] == [origin, *new["made_with"]]
+    assert merge(own | {"runs": [RUN]}, new)["made_with"] == new["made_with"]  # RUN was replaced
     assert merge(own | {"runs": [DIVERGED]}, own | {"runs": [last]})["runs"] == [last]
 
 

@@ -68,5 +68,6 @@ def _joined(known: dict, new: dict) -> dict:
     the known one did not."""
     ordered = sorted((*known["runs"], *new["runs"]), key=lambda run: "value" in run)
     runs = {run["seed"]: run for run in ordered}
-    made_with = distinct([*known["made_with"], *new["made_with"]])
+    kept = [row for row in (known, new) if any(run in row["runs"] for run in runs.values())]
+    made_with = distinct([own for row in kept for own in row["made_with"]])
     return new | {"runs": [runs[seed] for seed in sorted(runs)], "made_with": made_with}
