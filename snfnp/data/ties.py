@@ -80,8 +80,8 @@ def _step(column: np.ndarray) -> tuple[float, float]:
 
 
 def _as_written(values: np.ndarray) -> np.ndarray:
-    """Numbers of at most 7 digits that were rounded to single precision, as they were before;
-    unchanged if any number is another."""
+    """The numbers of at most 7 digits whose roundings to single precision these are; these
+    themselves if any of them is no such rounding."""
     with np.errstate(over="ignore"):
         single = values.astype(np.float32)
     if (single != values).any():
