@@ -80,8 +80,8 @@ def _step(column: np.ndarray) -> tuple[float, float]:
 
 
 def _as_written(values: np.ndarray) -> np.ndarray:
-    """The numbers of at most 7 digits whose roundings to single precision these are; these
-    themselves if any of them is no such rounding."""
+    """Undo the rounding of decimal numbers of at most 7 digits to single precision. Returns the
+    values themselves if some of them cannot have come from such numbers."""
     with np.errstate(over="ignore"):
         single = values.astype(np.float32)
     if (single != values).any():
