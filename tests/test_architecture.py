@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections import Counter
 from graphlib import CycleError, TopologicalSorter
 from itertools import chain
 from pathlib import Path
@@ -327,19 +326,39 @@ def test_pre_commit_runs_the_ruff_that_is_pinned():
     assert f"ruff=={pinned}" in declared()["optional-dependencies"]["dev"]
 
 
-def test_the_size_budget_counts_lines_by_room_and_refuses_one_too_many(tmp_path):
+SOURCE = '''"""A docstring."""
+
+a, b = 1, 2  # a comment
+c = a
+
+
+def f():
+    """Another."""
+    return "a string"
+'''
+
+
+def test_the_size_budget_counts_tokens_by_room_and_refuses_one_too_many(tmp_path):
     size = of_ci("size")
-    for name, lines in (("snfnp/a.py", 3), ("snfnp/ops/b/c.py", 5), ("tests/d.py", 7)):
+    for name in ("snfnp/a.py", "snfnp/ops/b/c.py", "snfnp/ops/d.py", "tests/e.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("pass\n" * lines)
+        (tmp_path / name).write_text(SOURCE)
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
-    assert not size.lines_by_room(tmp_path)  # only what is tracked counts
+    assert not size.size_by_room(tmp_path)  # only what is tracked counts
     subprocess.run(["git", "-C", tmp_path, "add", "."], check=True)
-    assert size.lines_by_room(tmp_path) == {"snfnp": 3, "snfnp/ops": 5, "tests": 7}
+    rooms = size.size_by_room(tmp_path)
+    assert {room: each.tokens for room, each in rooms.items()} == {
+        "snfnp": 17,
+        "snfnp/ops": 34,
+        "tests": 17,
+    }
+    assert rooms["tests"] == size.Size(lines=9, code=4, tokens=17, assignments=2, tuples=1)
+    rooms["snfnp"].tokens += size.BUDGET["snfnp"] - 51
+    assert size.excess(rooms) == []
+    rooms["snfnp/ops"].tokens += 1
     most = size.BUDGET["snfnp"]
-    assert size.excess(Counter({"snfnp": 1, "snfnp/ops": most - 1})) == []
-    (found,) = size.excess(Counter({"snfnp": 2, "snfnp/ops": most - 1}))
-    assert found == f"snfnp has {most + 1:,} lines of Python: its budget is {most:,}"
+    (message,) = size.excess(rooms)
+    assert message == f"snfnp has {most + 1:,} tokens of Python: its budget is {most:,}"
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
