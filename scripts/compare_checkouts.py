@@ -215,9 +215,11 @@ def _read(folder: Path) -> dict[str, dict[str, np.ndarray]]:
             for name in file.keys():  # noqa: SIM118
                 column = _ROLES[name.partition(".")[0]]
                 found[column][f"{checkpoint} {name}"] = file.get_tensor(name)
-            for name in ("step", "lam", "seed"):
-                value = np.array(float(file.metadata()[name]))
-                found["metrics"][f"{checkpoint} {name}"] = value
+            config = json.loads(file.metadata()["record"])["config"]
+            numbers = {"step": file.metadata()["step"], "lam": config["lam"]}
+            numbers["seed"] = config["seed"]
+            for name, value in numbers.items():
+                found["metrics"][f"{checkpoint} {name}"] = np.array(float(value))
     names = ("metrics.jsonl", "summary.json")
     lines, last = ((folder / "run" / name).read_text(encoding="utf-8") for name in names)
     for index, text in enumerate([*lines.splitlines(), last]):

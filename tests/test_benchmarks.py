@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,8 @@ from compare_checkouts import COLUMNS, CONFIGURATIONS, compare_runs
 from gpu.standin import run_alone
 from PIL import Image
 from reproduction.rows import TABLES
-from safetensors.numpy import save_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from support.operation_cases import OVERRIDES
 
 import snfnp.cli.train
@@ -124,67 +126,88 @@ def test_the_benchmark_prints_and_writes_its_figures(tmp_path, monkeypatch, caps
     assert all(row["min / floor"] > 0 for row in results["fc"]["steps"]) and "Adam ms" in out
 
 
-def result(folder, **changed):
-    """A result of a run as the script leaves it; `changed` replaces what is written."""
-    parts = {
-        "arrays": {f"{role}.dense.W": np.eye(3) for role in ("parameter", "adam_m", "adam_v")},
-        "header": {"step": "4", "lam": "1.0", "seed": "0"},
-        "metrics": [{"epoch": 1, "surrogate": -3.5, "seconds": 0.25}],
-        "summary": {"test_nll_nats": 200.125, "training_seconds": 0.3},
-        "evaluate": "mean log-likelihood    nats\nlog p(x)  -1,200.125\n",
-        "picture": np.full((8, 8), 200, np.uint8),
-    } | changed
-    run = folder / "run"
-    run.mkdir(parents=True)
-    for name in ("best", "last"):
-        save_file(parts["arrays"], run / f"{name}.safetensors", parts["header"])
-    lines = "".join(json.dumps(record) + "\n" for record in parts["metrics"])
-    (run / "metrics.jsonl").write_text(lines)
-    (run / "summary.json").write_text(json.dumps(parts["summary"]))
-    (folder / "evaluate.txt").write_text(parts["evaluate"])
-    Image.fromarray(parts["picture"]).save(run / "samples.png")
-    return folder
+@pytest.fixture
+def results(finished, tmp_path):
+    """Two results of the comparison, both of one run: the run, a report on it and a picture."""
+    for folder in (tmp_path / "this", tmp_path / "other"):
+        shutil.copytree(finished, folder / "run")
+        (folder / "evaluate.txt").write_text("mean log-likelihood    nats\nlog p(x)  -1,200.125\n")
+        Image.fromarray(np.full((8, 8), 200, np.uint8)).save(folder / "run/samples.png")
+    return tmp_path / "this", tmp_path / "other"
 
 
-def worst(tmp_path, **changed):
-    """{column: largest difference} of a changed result, of the columns that differ at all."""
-    this, other = result(tmp_path / "this", **changed), result(tmp_path / "other")
-    found = compare_runs(this, other)
-    assert tuple(found) == COLUMNS and all(found.values())  # something is compared in each
-    return {name: max(values.values()) for name, values in found.items() if any(values.values())}
+def text(name, pattern, replacement):
+    """A change of one place in a text file."""
+
+    def change(folder):
+        before = (folder / name).read_text()
+        after = re.sub(pattern, replacement, before, count=1)
+        assert after != before
+        (folder / name).write_text(after)
+
+    return change
 
 
-def arrays(role, array, name="dense.W"):
-    identity = {f"{each}.dense.W": np.eye(3) for each in ("parameter", "adam_m", "adam_v")}
-    return identity | {f"{role}.{name}": array}
+def checkpoint(name, of):
+    """A change of an array of the last checkpoint, a new array, or an entry of the header."""
+
+    def change(folder):
+        path = folder / "run/last.safetensors"
+        with safe_open(path, framework="numpy") as file:
+            arrays, header = load_file(path), file.metadata()
+        values = header if name in header else arrays
+        values[name] = of(values.get(name))
+        save_file(arrays, path, header)
+
+    return change
 
 
-def test_equal_results_are_equal_at_any_speed(tmp_path):
-    assert worst(tmp_path / "same") == {}
-    slower = [{"epoch": 1, "surrogate": -3.5, "seconds": 9.5}]
-    assert worst(tmp_path, metrics=slower, summary={"test_nll_nats": 200.125}) == {}
+def picture(*shape):
+    array = np.full(shape, 201, np.uint8)
+    return lambda folder: Image.fromarray(array).save(folder / "run/samples.png")
+
+
+def worst(results):
+    """{column: largest difference} of two results, of the columns that differ at all."""
+    differences = compare_runs(*results)
+    assert tuple(differences) == COLUMNS and all(differences.values())  # each compares something
+    return {name: max(of.values()) for name, of in differences.items() if any(of.values())}
+
+
+def test_equal_results_are_equal_at_any_speed(results):
+    assert worst(results) == {}
+    text("run/metrics.jsonl", r'"seconds": [^,]+', '"seconds": 9.5')(results[0])
+    text("run/summary.json", r'"training_seconds": [^,]+', '"training_seconds": 9.5')(results[0])
+    assert worst(results) == {}
+
+
+def test_equal_is_equal_bit_for_bit():
+    one = np.ones(3, np.float32)
+    assert compare_checkouts.difference(np.nextafter(one, np.float32(2)), one) == 2**-23
+    assert compare_checkouts.difference(np.zeros(3), -np.zeros(3)) == math.ulp(0.0)
 
 
 @pytest.mark.parametrize(
-    "changed,column,expected",
+    "change,column,expected",
     [
-        ({"arrays": arrays("parameter", np.eye(3) * (1 + 2**-52))}, "parameters", 2**-52),
-        ({"arrays": arrays("adam_m", np.eye(3) + 0.25)}, "Adam m", 0.25),
-        ({"arrays": arrays("state", np.ones(2), "control.rows")}, "parameters", math.inf),
-        ({"arrays": arrays("adam_v", np.eye(3, dtype=np.float32))}, "Adam v", math.inf),
-        ({"arrays": arrays("adam_v", np.eye(2))}, "Adam v", math.inf),
-        ({"header": {"step": "5", "lam": "1.0", "seed": "0"}}, "metrics", 0.25),
-        ({"metrics": [{"epoch": 1, "surrogate": -7.0}]}, "metrics", 1.0),
-        ({"metrics": []}, "metrics", math.inf),
-        ({"summary": {"test_nll_nats": math.nan}}, "metrics", math.inf),
-        ({"evaluate": "mean log-likelihood    nats\nlog p(x)  -1,200.126\n"}, "reports", 8.3e-7),
-        ({"evaluate": "log p(x)  -1,200.125\nand 2.5 more\n"}, "reports", math.inf),
-        ({"picture": np.full((8, 8), 201, np.uint8)}, "samples", 1 / 200),
-        ({"picture": np.full((8, 9), 200, np.uint8)}, "samples", math.inf),
+        (checkpoint("parameter.dense1.W", lambda W: W * 1.5), "parameters", 0.5),
+        (checkpoint("state.control.rows", lambda _: np.ones(2)), "parameters", math.inf),
+        (checkpoint("adam_m.dense2.R", lambda m: m * 1.25), "Adam m", 0.25),
+        (checkpoint("adam_v.dense1.b", lambda v: v.astype(np.float64)), "Adam v", math.inf),
+        (checkpoint("step", lambda _: "18"), "metrics", 0.2),
+        (checkpoint("record", lambda r: r.replace('"seed": 0', '"seed": 1')), "metrics", math.inf),
+        (text("run/metrics.jsonl", '"lam": 1.0', '"lam": 1.5'), "metrics", 0.5),
+        (text("run/metrics.jsonl", "{.*\n$", ""), "metrics", math.inf),
+        (text("run/summary.json", '(test_nll_nats": )[^,]+', r"\1NaN"), "metrics", math.inf),
+        (text("evaluate.txt", "-1,200.125", "-1,200.126"), "reports", 8.3e-7),
+        (text("evaluate.txt", "$", "and 2.5 more"), "reports", math.inf),
+        (picture(8, 8), "samples", 1 / 200),
+        (picture(8, 9), "samples", math.inf),
     ],
 )
-def test_each_difference_is_found_in_its_column(tmp_path, changed, column, expected):
-    assert worst(tmp_path, **changed) == {column: pytest.approx(expected, rel=0.01)}
+def test_each_difference_is_found_in_its_column(results, change, column, expected):
+    change(results[0])
+    assert worst(results) == {column: pytest.approx(expected, rel=0.01)}
 
 
 def test_every_preset_and_gradient_can_be_chosen():
@@ -205,24 +228,26 @@ def test_every_preset_and_gradient_can_be_chosen():
         TrainConfig(**given).resolve(6000, (2,) if given["model"] == "vector" else (28, 28, 1))
 
 
-def test_a_row_is_printed_and_a_difference_named(monkeypatch, capsys):
-    """The comparison of one configuration, with runs that are made up."""
+def test_a_row_is_printed_and_a_difference_named(results, monkeypatch, capsys):
+    """The comparison of one configuration, whose trainings are copies of runs."""
 
     def train(checkout, name, backend, folder, begun=None):
-        result(folder, arrays=arrays("parameter", np.eye(3) + (0.5 if checkout == "this" else 0)))
+        shutil.copytree(checkout, folder)
 
+    this, other = results
+    checkpoint("parameter.dense1.W", lambda W: W * 1.5)(this)
     monkeypatch.setattr(compare_checkouts, "_train", train)
     compare = compare_checkouts._compare
-    assert compare("fc", "numpy", ("other", "other"))
-    assert not compare("fc", "numpy", ("this", "other"))
+    assert compare("fc", "numpy", (other, other))
+    assert not compare("fc", "numpy", (this, other))
     out = capsys.readouterr().out
-    assert "parameters: 5.0e-01 in best.safetensors parameter.dense.W" in out
+    assert "parameters: 5.0e-01 in last.safetensors parameter.dense1.W" in out
 
     def fails(*arguments):
         raise compare_checkouts.FailedError("error: no such option")
 
     monkeypatch.setattr(compare_checkouts, "_train", fails)
-    assert not compare("fc", "numpy", ("this", "other"))
+    assert not compare("fc", "numpy", results)
     assert "failed: error: no such option" in capsys.readouterr().out
 
 
