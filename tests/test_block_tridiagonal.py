@@ -257,7 +257,7 @@ def test_rho_is_the_spectral_norm():
     for f, g, w, r, shape in convolutions(np.random.default_rng(1), 0.2):
         exact = np.linalg.norm(written_out(f, g, w, r, shape), 2)
         found = contraction.rho(OPS, f, g, w, r, shape)
-        assert 0.99 * exact < found < (1 + 1e-12) * exact
+        assert 0.99 * exact < found <= (1 + 1e-12) * exact
         assert contraction.rho(OPS, f, g, w, r, shape) == found
 
 
@@ -269,7 +269,94 @@ def test_rho_of_a_large_matrix_is_from_below_and_close(rho):
     left, right = (np.linalg.qr(rng.standard_normal((200, 200)))[0] for _ in range(2))
     r = (np.eye(200) - left * np.linspace(rho, 0, 200) @ right) @ np.linalg.inv(w)
     found = contraction.rho(OPS, Dense(200), Dense(200), w, r, (200,))
-    assert (1 - 2e-5) * rho < found < (1 + 1e-5) * rho
+    # rounding, which is subtracted: 402 units of |R| |W| |x|
+    least = (1 - 2e-5) * rho - 402 * EPS / 2 * np.linalg.norm(abs(r) @ abs(w), 2)
+    assert least < found <= (1 + 1e-12) * exact_rho(Dense(200), Dense(200), w, r, (200,))
+
+
+def exact_rho(f, g, w, r, shape):
+    """‖I − T(R) T(W)‖₂ of the matrix in extended precision, which is rounded once."""
+    w, r = (as_matrix(*each, shape).astype(np.longdouble) for each in ((f, OPS, w), (g, OPS, r)))
+    return np.linalg.norm((np.eye(len(w)) - r @ w).astype(np.float64), 2)
+
+
+def dense_pair(kind, rng, size):
+    """W and R (size, size), usual or hostile."""
+
+    def rotation():
+        return np.linalg.qr(rng.standard_normal((size, size)))[0]
+
+    eye = np.eye(size)
+    w = eye + 0.03 * rng.standard_normal((size, size))
+    inverse = np.linalg.inv(w)
+    if kind == "usual":
+        noise = 10 ** rng.uniform(-6, 0) / math.sqrt(size)
+        return w, inverse + noise * rng.standard_normal((size, size))
+    if kind == "a multiple":  # one gain: the space has no more than 8 dimensions
+        return w, rng.uniform(0, 2) * inverse
+    if kind == "multiples of I":
+        return rng.uniform(0.1, 3) * eye, float(rng.integers(0, 3)) * eye
+    if kind == "one wrong entry":
+        r = eye.copy()
+        r[tuple(rng.integers(0, size, 2))] = rng.uniform(-1, 1)
+        return eye, r
+    if kind == "three gains":
+        w = rotation()
+        return w, rotation() * rng.choice([0.2, 0.5, 0.9], size) @ w.T
+    if kind == "single precision":
+        w = w.astype(np.float32)
+        return w.astype(np.float64), np.linalg.inv(w).astype(np.float64)
+    if kind == "ill-conditioned":
+        w = rotation() * np.geomspace(1, 10 ** -rng.uniform(2, 15), size) @ rotation()
+        return w, np.linalg.inv(w) * (1 + 1e-9 * rng.standard_normal((size, size)))
+    left, right, gains = rotation(), rotation(), np.linspace(1, 2, size)  # of deficient rank
+    gains[rng.integers(size) :] = 0
+    deficient = left * gains @ right
+    return (deficient, inverse) if rng.integers(2) else (inverse, deficient)
+
+
+HOSTILE = ["usual", "a multiple", "multiples of I", "one wrong entry", "three gains"]
+HOSTILE += ["single precision", "ill-conditioned", "deficient"]
+
+
+@pytest.mark.parametrize("kind", [*HOSTILE, "multiples of kernels", "kernels"])
+def test_rho_is_never_above_the_true_one(monkeypatch, kind):
+    """20 of each kind; 40 dimensions of some 60, as 88 of more."""
+    monkeypatch.setattr(contraction, "_STEPS", 4)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        size, shape = int(rng.integers(20, 80)), (5, 6, 2)
+        f, g = Conv2d((3, 3), 2), Conv2d((3, 3) if seed % 2 else (5, 5), 2)
+        if kind == "multiples of kernels":
+            w, r = f.identity(), rng.uniform(-1, 2) * g.identity()
+        elif kind == "kernels":
+            w = f.identity() + 0.1 * rng.standard_normal(f.weight_shape)
+            r = g.fit(f.flip(w)) + 0.05 * rng.standard_normal(g.weight_shape)
+        else:
+            f, g, shape = Dense(size), Dense(size), (size,)
+            w, r = dense_pair(kind, rng, size)
+        exact = exact_rho(f, g, w, r, shape)
+        found = contraction.rho(OPS, f, g, w, r, shape)
+        units = 2 + w.size // w.shape[-1] + r.size // r.shape[-1]
+        absolute = as_matrix(g, OPS, abs(r), shape) @ as_matrix(f, OPS, abs(w), shape)
+        rounding = 2 * units * EPS * np.linalg.norm(absolute)
+        assert 0.95 * exact - rounding <= found <= exact * (1 + 1e-12), seed
+
+
+@pytest.mark.parametrize(
+    "f, g, shape, expected",
+    [
+        (Dense(150), Dense(150), (150,), 2.836509523937042),
+        (Conv2d((3, 3), 2), Conv2d((5, 5), 2), (8, 8, 2), 0.5720062005222454),
+        (Conv2d((1, 1), 12), Conv2d((1, 1), 12), (3, 4, 12), 0.4370308951982408),
+    ],
+)
+def test_rho_of_usual_weights_is_frozen(f, g, shape, expected):
+    """Of more than 88 dimensions; what is subtracted for rounding is far below these digits."""
+    rng = np.random.default_rng(4)
+    w = f.identity() + 0.05 * rng.standard_normal(f.weight_shape)
+    r = g.fit(f.flip(w)) + 0.02 * rng.standard_normal(g.weight_shape)
+    assert contraction.rho(OPS, f, g, w, r, shape) == pytest.approx(expected, rel=1e-10)
 
 
 @pytest.mark.parametrize("largest, others", [(1.05, 0.95), (1.02, 0.98)])

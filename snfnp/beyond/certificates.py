@@ -13,7 +13,7 @@ from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.maps import Conv2d, contraction
 
-_UNIT = 2.0**-53  # the largest relative error of one rounding
+_UNIT = contraction.UNIT
 _SURE = 1 + 1e-12  # for the few roundings of scalars
 
 
@@ -125,12 +125,9 @@ def _written_out(ops, f, g, w, r, shape):
 
 
 def _rounding(ops, f, g, w, r, shape) -> float:
-    """A bound on the error of E as it is computed, in the Frobenius norm: entry by entry it is at
-    most (n_W + n_R + 2) units of I + |T(R)| |T(W)|, sums of n products having n units each; the
-    sums of that matrix's rows, one pass of absolute weights, have at least its norm."""
-    terms = 2 + sum(math.prod(weight.shape[:-1]) for weight in (w, r))
-    rows = g.apply(ops, abs(r), f.apply(ops, abs(w), ops.xp.ones((1, *shape))))
-    return 1.01 * terms * _UNIT * ops.linalg.norms(1 + rows)[0]
+    """A bound on the error of E as it is computed, in the Frobenius norm: that of E 1, as the sums
+    of the rows of a matrix of absolute values have at least its norm."""
+    return contraction.rounding(ops, f, g, w, r, ops.xp.ones((1, *shape)))
 
 
 def _largest_gain(ops, e) -> tuple[float, float]:

@@ -8,7 +8,9 @@ import math
 
 import numpy as np
 
+UNIT = 2.0**-53  # the largest relative error of one rounding
 _BLOCK, _STEPS = 8, 10  # vectors that E is applied to at once, and how often EᵀE is
+_EXHAUSTED = 1e-10  # of EᵀE's part outside of the space so far: rounding leaves some 1e-15
 
 
 def error(ops, f, g, w, r, x):
@@ -21,33 +23,61 @@ def error_adjoint(ops, f, g, w, r, x):
     return x - f.adjoint(ops, w, g.adjoint(ops, r, x))
 
 
-def rho(ops, f, g, w, r, shape) -> float:
-    """ρ = ‖I − T(r) T(w)‖₂, from below: the largest gain of E on a Krylov space of EᵀE.
+def rounding(ops, f, g, w, r, x) -> float:
+    """A bound on the rounding errors in double precision of `error` for a single x, in the
+    Euclidean norm: in each value at most (n_W + n_R + 2) units of |x| + |T(r)| |T(w)| |x|, as a sum
+    of n products has n units."""
+    terms = 2 + sum(math.prod(weight.shape[:-1]) for weight in (w, r))
+    x = abs(x)
+    absolute = g.apply(ops, abs(r), f.apply(ops, abs(w), x))
+    return 1.01 * terms * UNIT * ops.linalg.norms(x + absolute)[0]
 
-    f, g: the maps of w and r; shape: one sample's. The space is that of 8 fixed random directions
-    after 10 steps of block Lanczos: 88 dimensions, or all. NaN if E is not finite. 42 products with
-    8 vectors.
+
+def rho(ops, f, g, w, r, shape) -> float:
+    """A lower bound for ρ = ‖I − T(r) T(w)‖₂, rounding included: the gain of E on one direction,
+    the best of a Krylov space of EᵀE. NaN if E is not finite.
+
+    f, g: the maps of w and r, in double precision; shape: one sample's. The space is that of 8
+    fixed random directions after 10 steps of block Lanczos: 88 dimensions, or all. At most 42
+    products with 8 vectors, and 4 with one.
     """
-    size, most = math.prod(shape), _BLOCK * (_STEPS + 1)
-    if size <= most:
-        new = np.eye(size)
+    size = math.prod(shape)
+
+    def batch(columns):
+        return ops.asarray(np.ascontiguousarray(columns.T).reshape(-1, *shape), w.dtype)
+
+    if size <= _BLOCK * (_STEPS + 1):
+        new, steps = np.eye(size), 0
     else:
-        new = np.linalg.qr(np.random.default_rng(0).standard_normal((size, _BLOCK)))[0]
+        new, steps = np.random.default_rng(0).standard_normal((size, _BLOCK)), _STEPS
+        new = np.linalg.qr(new)[0]
     basis, images = new, np.empty((size, 0))
-    while True:
-        rows = np.ascontiguousarray(new.T).reshape(-1, *shape)
-        image = error(ops, f, g, w, r, ops.asarray(rows, w.dtype))
+    for step in range(steps + 1):
+        image = error(ops, f, g, w, r, batch(new))
         images = np.hstack([images, _columns(ops, image)])
         if not np.isfinite(images).all():
             return math.nan
-        if basis.shape[1] >= min(most, size):
-            return float(np.linalg.norm(images, 2))
+        if step == steps:
+            break
         new = _columns(ops, error_adjoint(ops, f, g, w, r, image))
         if not np.isfinite(new).all():
             return math.nan
-        for _ in range(2):  # a small remainder is re-orthogonalised
-            new, _ = np.linalg.qr(new - basis @ (basis.T @ new))
+        new = _remainder(basis, new)
+        if not new.size:  # EᵀE maps the space into itself: it has a direction of the largest gain
+            break
         basis = np.hstack([basis, new])
+    best = batch(basis @ np.linalg.svd(images, full_matrices=False)[2][:1].T)
+    gained, length = ops.linalg.norms(error(ops, f, g, w, r, best), best)
+    return max(0.0, gained - rounding(ops, f, g, w, r, best)) / length
+
+
+def _remainder(basis, new):
+    """An orthonormal basis (D, k) of what columns (D, 8) add to an orthonormal one. Directions that
+    rounding decides are left out: k may be 0."""
+    least = _EXHAUSTED * np.linalg.norm(new)
+    u, s, _ = np.linalg.svd(new - basis @ (basis.T @ new), full_matrices=False)
+    new = u[:, s > least]
+    return np.linalg.qr(new - basis @ (basis.T @ new))[0]  # a small remainder was not orthogonal
 
 
 def _columns(ops, batch):

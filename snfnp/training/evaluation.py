@@ -259,7 +259,7 @@ class Monitors:
     def figures(self, likelihood: Likelihood) -> dict:
         """{"layers": {layer: its figures}} for a line of metrics; {} if no layer learns an inverse.
 
-        * rho: ‖I − R W‖₂ or less, an estimate from below (`snfnp.maps.contraction.rho`).
+        * rho: a lower bound for ‖I − R W‖₂ (`snfnp.maps.contraction.rho`).
         * margin: λσ²_min, plus μ of Eq. 31, which adds to it in every direction; of rules with a
           threshold of stability (`SmallestSecondMoment`).
         * angle, inverse_angle: degrees between the rule's and the exact gradient of W, and of R if
