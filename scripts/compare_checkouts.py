@@ -1,7 +1,8 @@
 """Train a few steps in two checkouts with the same seed and compare every number they write.
 
 Every preset, gradient rule and option that enters the arithmetic runs in this checkout and in
-another one, by their own command lines only, and these are compared:
+another one, by their own command lines only, on some images of the sample of MNIST that ships (the
+model vector: on toy data), and these are compared:
 
 parameters, Adam m, Adam v   of the best and the last checkpoint; the moments contain the gradients
 metrics                      metrics.jsonl, summary.json and the checkpoints' step, λ and seed
@@ -14,6 +15,7 @@ status is 1.
 """
 
 import argparse
+import gzip
 import json
 import math
 import os
@@ -38,12 +40,32 @@ _ROLES = {"parameter": "parameters", "state": "parameters", "adam_m": "Adam m", 
 _TIMED = {"seconds", "samples_per_second", "training_seconds", "milliseconds_per_step"}
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 
-_SHORT = "--epochs 1 --warmup-epochs 1 --batch-size 1667"
+# Prints what each command of a list prints, run one after another in this process: most of a
+# command's time is that of its imports.
+_ONE_AFTER_ANOTHER = """
+import contextlib, io, json, runpy, sys
+
+outputs = []
+for path, *arguments in json.loads(sys.argv[1]):
+    sys.argv = [path, *arguments]
+    run = runpy.run_path if path.endswith(".py") else runpy.run_module
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            run(path, run_name="__main__")
+        except SystemExit as end:
+            if end.code:
+                raise
+    outputs.append(out.getvalue())
+print(json.dumps(outputs))
+"""
+# {split: every n-th image of the sample is taken}: 625 images to train on, 100 and 100.
+_EVERY = {"train": 8, "validation": 10, "test": 10}
+_SHORT = "--epochs 1 --warmup-epochs 1 --batch-size 209"
 # (model, options of all its runs, and the runs between bars: a name, or = for the model's own, and
 # options). "resume": both checkouts resume the other one's run of one epoch up to two epochs, which
 # proves that old run folders open.
 _RUNS = (
-    ("fc", "--batch-size 1000 --epochs 2 --warmup-epochs 1",
+    ("fc", "--batch-size 125 --epochs 2 --warmup-epochs 1",
      """= | forward --objective forward | variational --objective variational
         | jvp --jvp-weight 0.2 | control --lambda-control geco | exact --gradient exact
         | relative --gradient relative
@@ -75,6 +97,7 @@ CONFIGURATIONS = {
     for name, *own in map(str.split, runs.split("|"))
 }
 _ANGLES = ("fc", "conv", "conv-inverse-kernel", "glow")  # `snfnp angle` reports
+_IMAGES = "images.npz"
 
 
 class FailedError(Exception):
@@ -96,7 +119,7 @@ def main(argv: list[str]) -> int:
     for checkout in checkouts:  # each has to run its own code
         code = "import pathlib, snfnp; print(pathlib.Path(snfnp.__file__).resolve().parents[1])"
         try:
-            found = _run(checkout, "-c", code).strip()
+            found = _python(checkout, code).strip()
         except (FailedError, OSError) as error:
             parser.error(f"{checkout} is no checkout of snfnp ({error})")
         if found != str(checkout):
@@ -122,6 +145,7 @@ def _compare(name: str, backend: str, checkouts) -> bool:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
         this, other = Path(temporary, "this"), Path(temporary, "other")
+        _write_images(Path(temporary, _IMAGES))
         try:
             _train(checkouts[1], name, backend, other)
             _train(checkouts[0], name, backend, this, other / "begun")
@@ -147,34 +171,56 @@ def _train(checkout: Path, name: str, backend: str, folder: Path, begun: Path | 
     """Train, and write the reports, into `folder`: run/ and *.txt. A run to be resumed is trained
     for one epoch into `folder`/begun, unless `begun` is given, the other checkout's."""
     folder.mkdir(parents=True)
-    run, train = folder / "run", ("scripts/train_mnist.py", "--backend", backend)
+    run, train = str(folder / "run"), ("scripts/train_mnist.py", "--backend", backend)
     options = CONFIGURATIONS[name].split()
+    if not name.startswith("vector"):
+        options += ["--data", str(folder.parent / _IMAGES)]
     if name.endswith("-resume"):
         if begun is None:
             begun = folder / "begun"
-            _run(checkout, *train, *options, "--epochs", "1", "--out", str(begun))
+            _run(checkout, (*train, *options, "--epochs", "1", "--out", str(begun)))
         shutil.copytree(begun, run)
         options = ["--resume", "--epochs", "2"]
-    _run(checkout, *train, *options, "--out", str(run))
-    reports = {"evaluate": ("--split", "validation", "--seed", "1")}
+    commands = {
+        "train": (*train, *options, "--out", run),
+        "evaluate": ("snfnp", "evaluate", run, "--split", "validation", "--seed", "1"),
+    }
     if name in _ANGLES:
-        reports["angle"] = ("--images", "500")
-    for command, how in reports.items():
-        text = _run(checkout, "-m", "snfnp", command, str(run), *how)
-        (folder / f"{command}.txt").write_text(text, encoding="utf-8")
+        commands["angle"] = ("snfnp", "angle", run, "--images", "100")
+    outputs = dict(zip(commands, _run(checkout, *commands.values()), strict=True))
+    del outputs["train"]  # it has the time that was taken
+    for command, output in outputs.items():
+        (folder / f"{command}.txt").write_text(output, encoding="utf-8")
 
 
-def _run(checkout: Path, *arguments: str) -> str:
-    """Standard output of Python in a checkout, offline: MNIST is the sample that ships."""
-    kept = {name: value for name, value in os.environ.items() if name != "SNFNP_DATA_DIR"}
-    with tempfile.TemporaryDirectory() as empty:
-        own = {"PYTHONPATH": str(checkout), "SNFNP_OFFLINE": "1", "XDG_CACHE_HOME": empty}
-        how = {"cwd": checkout, "env": kept | own, "capture_output": True, "text": True}
-        done = subprocess.run([sys.executable, *arguments], **how)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+def _run(checkout: Path, *commands: tuple[str, ...]) -> list[str]:
+    """Standard output of each command (a script or module, and arguments) of a checkout."""
+    return json.loads(_python(checkout, _ONE_AFTER_ANOTHER, json.dumps(commands)))
+
+
+def _python(checkout: Path, code: str, *arguments: str) -> str:
+    """Standard output of code in a checkout."""
+    process = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=checkout,
+        env=os.environ | {"PYTHONPATH": str(checkout)},
+        capture_output=True,
+        text=True,
+    )
+    if process.returncode:
+        lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
         raise FailedError(f"{checkout}: {lines[-1]}")
-    return done.stdout
+    return process.stdout
+
+
+def _write_images(path: Path) -> None:
+    """A file of some images of the sample, in its splits."""
+    splits = {}
+    for split, every in _EVERY.items():
+        with gzip.open(ROOT / f"snfnp/data/sample/{split}-images.idx3-ubyte.gz") as file:
+            images = np.frombuffer(file.read(), np.uint8, offset=16)
+        splits[split] = images.reshape(-1, 28, 28)[::every]
+    np.savez(path, **splits)
 
 
 def compare_runs(this: Path, other: Path) -> dict[str, dict[str, float]]:

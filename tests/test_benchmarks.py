@@ -34,7 +34,8 @@ from snfnp import threads
 from snfnp.errors import UsageError
 from snfnp.ops import get_ops
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ROOT / "scripts"
 SHAPE, COUNT, BATCH = (8, 8, 1), 24, 6
 SMALL_GLOW = {"levels": 2, "depth": 1, "width": 8}
 
@@ -251,7 +252,11 @@ def test_a_row_is_printed_and_a_difference_named(results, monkeypatch, capsys):
     assert "failed: error: no such option" in capsys.readouterr().out
 
 
-ROOT = Path(__file__).resolve().parents[1]
+def test_a_checkout_is_equal_to_itself(capsys):
+    assert compare_checkouts.main([str(ROOT), "--only", "emerging", "--backend", "numpy"]) == 0
+    assert capsys.readouterr().out.endswith("1 of 1 bit-equal\n")
+
+
 SCRIPT = ROOT / "scripts/gpu_hour.sh"
 TEXT = SCRIPT.read_text(encoding="utf-8")
 STEPS = re.findall(r"^    (\w+) ([\w-]+) (.*)$", TEXT[TEXT.index("\nsteps() {") :], re.M)
