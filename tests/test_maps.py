@@ -6,6 +6,7 @@ map's own code.
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,9 +15,13 @@ import pytest
 from support.explicit import convolution_matrix
 
 import snfnp.maps
+from snfnp.diagnostics import gradients
 from snfnp.errors import SingularMatrixError
+from snfnp.flow import Flow
 from snfnp.gradcheck import as_matrix, check_map
+from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense
+from snfnp.rules import Exact
 
 BATCH = 4
 RTOL = 1e-11  # float64, at most a few dozen roundings, condition numbers below 1e3
@@ -135,6 +140,49 @@ def test_a_singular_weight_is_an_error(case, ops):
     for name, last in (("log_det", case.shape), ("log_det_grad", case.shape), ("solve", z)):
         with pytest.raises(SingularMatrixError, match="singular"):
             getattr(f, name)(ops, w, last)
+
+
+def matrices(size, smallest):
+    """Matrices with singular values from 1 to 2, but for the smallest one."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        left, right = (np.linalg.qr(rng.standard_normal((size, size)))[0] for _ in range(2))
+        yield left * np.r_[np.linspace(2, 1, size - 1), smallest] @ right
+
+
+def exact_results(ops, w):
+    """Functions of all that is exact about a dense layer: log-determinant, gradient, and 64 samples
+    through its inverse."""
+    flow = Flow((len(w),), (("dense", Linear(Dense(len(w)), Exact(), bias=False)),))
+    params = {"dense": {"W": w}}
+    x = np.random.default_rng(0).standard_normal((64, len(w)))
+    return (
+        lambda: flow.log_dets(ops, params)["dense"],
+        lambda: gradients(ops, flow, params, x)[0]["dense"]["W"],
+        lambda: flow.inverse(ops, params, (x,), exact=True),
+    )
+
+
+@pytest.mark.parametrize("size", [2, 6, 20, 100])
+def test_a_matrix_that_is_singular_up_to_rounding_is_refused(ops, size):
+    """Of rank D − 1 before its elements were rounded, so that most have a finite log-determinant
+    of their own. As a 1×1 convolution likewise."""
+    for w in matrices(size, 0.0):
+        for result in exact_results(ops, w):
+            with pytest.raises(SingularMatrixError, match="^layer dense: .* singular"):
+                result()
+        with pytest.raises(SingularMatrixError, match="singular"):
+            Conv2d((1, 1), size).log_det(ops, w[None, None], (3, 3, size))
+
+
+@pytest.mark.parametrize("size", [2, 6, 20, 100])
+def test_an_ill_conditioned_matrix_is_not(ops, size):
+    """Of condition 2e12: what is exact has the digits that this leaves."""
+    for w in matrices(size, 1e-12):
+        log_det, gradient, samples = (result() for result in exact_results(ops, w))
+        of_log_det = math.log(1e-12) + np.log(np.linspace(2, 1, size - 1)).sum()
+        assert log_det == pytest.approx(of_log_det, abs=size * 2e12 * np.finfo(float).eps)
+        assert np.isfinite(gradient).all() and np.isfinite(samples).all()
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy's own, beside the error

@@ -18,6 +18,8 @@ _GEMM = {np.dtype(kind): get_blas_funcs("gemm", dtype=kind) for kind in "fd"}
 _LU = {np.dtype(kind): get_lapack_funcs(("getrf", "getri", "getrs"), dtype=kind) for kind in "fd"}
 _SMALL = 128  # up to this size getri is faster than solving for the identity
 _BLOCK = 8192  # squares added in their own precision: one thread of BLAS, which loses little
+_EPS = float(np.finfo(np.float64).eps)
+_SINGULAR = "the matrix is singular or not finite"
 _ONE_THREAD = 128  # up to this size of a product one BLAS thread is faster than two
 
 
@@ -75,21 +77,43 @@ class LinearAlgebra(OperationGroup):
     def inverse(self, w):
         """w⁻¹ of a square matrix. O(D³). Raises SingularMatrixError; a device that would have to
         wait for that may return NaN instead."""
-        return self.inverse_and_log_abs_det(w)[0]
+        return self.regular_inverse(w)[0]
 
     def log_abs_det(self, w) -> float:
-        """log|det w| of a square matrix, by an LU decomposition. O(D³)."""
-        log_abs_det = float(self.xp.linalg.slogdet(w)[1])
-        if not math.isfinite(log_abs_det):
-            raise SingularMatrixError("the weight matrix is singular or not finite")
-        return log_abs_det
+        """log|det w| of a square matrix. O(D³). Raises SingularMatrixError."""
+        return self.regular_inverse(w)[1]
+
+    def regular_inverse(self, w):
+        """w⁻¹ and log|det w| of a square matrix. O(D³). Raises SingularMatrixError if w is not
+        finite, or singular to double precision: ε ‖w‖ ‖w⁻¹‖ ≥ 1 in Frobenius norms.
+
+        Rounding a singular matrix S to doubles moves it by ‖ΔS‖ ≤ ε/2 ‖w‖, so the result has a
+        singular value of at most that, and ε ‖w‖ ‖w⁻¹‖ ≥ 2. Below the limit, log|det w| is off by
+        less than a nat if each element of w is off by one rounding.
+        """
+        inverse, log_abs_det = self.inverse_and_log_abs_det(w)
+        norm, inverse_norm = self.norms(w, inverse)
+        if not _EPS * norm * inverse_norm < 1:  # also if it is NaN
+            raise SingularMatrixError(_SINGULAR)
+        return inverse, log_abs_det
 
     def solve(self, w, z):
-        """The rows x with w x = z for the rows z (N, D). O(D³ + N D²)."""
+        """The rows x with w x = z for the rows z (N, D). O(D³ + N D²). Raises SingularMatrixError
+        if w is not finite, or where an x is so large that rounding w in double precision changes
+        w x by as much as z: a singular matrix is then as near as rounding."""
         try:
-            return self.xp.ascontiguousarray(self.xp.linalg.solve(w, z.T).T)
+            x = self.xp.ascontiguousarray(self.xp.linalg.solve(w, z.T).T)
         except np.linalg.LinAlgError:
-            raise SingularMatrixError("the weight matrix is singular") from None
+            raise SingularMatrixError(_SINGULAR) from None
+        return self.require_solution(w, x, z)
+
+    def require_solution(self, w, x, z):
+        """x, if `solve` may return it."""
+        (norm,), lengths = self.norms(w), self.xp.linalg.norm(x, axis=1)
+        too_large = _EPS * norm * lengths > self.xp.linalg.norm(z, axis=1)
+        if too_large.any() or not math.isfinite(norm):
+            raise SingularMatrixError(_SINGULAR)
+        return x
 
     # ------------------------------------------ for `snfnp.maps.block_tridiagonal`'s recursion
 
@@ -101,7 +125,7 @@ class LinearAlgebra(OperationGroup):
         getrf, getri, getrs = _LU[a.dtype]
         lu, pivots, status = getrf(a.T)
         if status:
-            raise SingularMatrixError("the matrix is singular")
+            raise SingularMatrixError(_SINGULAR)
         log_abs_det = float(np.log(np.abs(lu.diagonal())).sum(dtype=np.float64))
         if len(a) <= _SMALL:
             inverse, _ = getri(lu, pivots, overwrite_lu=1)

@@ -1,7 +1,7 @@
 """Linear algebra on the GPU: cuBLAS, cuSOLVER, and one launch for what is elementwise.
 
 cuSOLVER does not report that a matrix is singular. Its pivots show it, and they give the
-log-determinant too: inverses, solves and norms wait for the device, once each. Only exact
+log-determinant too: inverses, solves and norms wait for the device. Only exact
 evaluation and exact gradients use them. The inverse of a few channels does not wait: of a singular
 matrix it is NaN, and the step that uses it fails as others do. See derivations/07-convolutions.md.
 """
@@ -86,7 +86,7 @@ class GpuLinearAlgebra(LinearAlgebra):
 
     def inverse(self, w):
         if not 0 < len(w) <= source.constant("linalg", "MOST_ROWS"):
-            return self.inverse_and_log_abs_det(w)[0]
+            return super().inverse(w)
         inverse = self.device.empty(w.shape, w.dtype)
         self.device.launch("small_inverse", w.dtype, 1, a=w, inverse=inverse, size=len(w))
         return inverse
@@ -94,7 +94,7 @@ class GpuLinearAlgebra(LinearAlgebra):
     def solve(self, w, z):
         x, pivots = self._solve(w, z)
         self._log_abs_det(pivots)
-        return x
+        return self.require_solution(w, x, z)
 
     def inverse_and_log_abs_det(self, a):
         # the rows x with aᵀ x = e_i are those of a⁻¹; and to a column-major library a C-contiguous
