@@ -15,7 +15,7 @@ from support.processes import python
 import snfnp
 from snfnp import threads
 from snfnp.density import estimator, files
-from snfnp.density.rows import copies
+from snfnp.density.rows import drawn
 from snfnp.density.training import flow_candidate, mixture_candidates
 from snfnp.errors import CheckpointError, DivergedError, SnfnpError, UsageError
 from snfnp.ops import get_ops, jit
@@ -370,6 +370,10 @@ def test_names_of_columns_have_to_be_those_of_fit(tmp_path, monkeypatch):
         sys.modules.pop("pandas", None)
         values, index, names = density.set_output(transform="pandas").transform(x)
         listed, nothing, _ = density.transform(x.tolist())
+        density.fit(Frame(x, ["a", "b"]))
+        sampled, _, columns = density.sample(3)
+        assert isinstance(density.set_output(transform="default").sample(3), np.ndarray)
+    assert sampled.shape == (3, 2) and columns == ["a", "b"]
     assert values.shape == x.shape and index is None and len(names) == 2
     assert np.array_equal(listed, values) and nothing is None
 
@@ -381,28 +385,35 @@ def test_whole_weights_are_copies_and_others_are_drawn():
     one = snfnp.FlowDensity(**how).fit(x, sample_weight=weights)
     other = snfnp.FlowDensity(**how).fit(np.repeat(x, weights, axis=0)[::-1])
     np.testing.assert_array_equal(one.score_samples(x), other.score_samples(x))
-    order, weights = np.arange(40)[::-1], np.linspace(0.5, 3.3, 40)
-    drawn, groups = copies(order, weights, np.random.default_rng(0))
-    counts = np.bincount(drawn, minlength=40)
-    assert len(drawn) == 40 and len(np.unique(groups)) == np.count_nonzero(counts)
+    numbers, weights = np.arange(40.0)[::-1, np.newaxis], np.linspace(0.5, 3.3, 40)
+    table, groups = drawn(numbers, weights, np.random.default_rng(0))
+    counts = np.bincount(table[:, 0].astype(int), minlength=40)[::-1]
+    assert len(table) == 40 and groups[-1] + 1 == np.count_nonzero(counts)
     assert np.abs(counts - 40 * weights / weights.sum()).max() < 1
-    many = copies(np.arange(40), np.full(40, 1e300), np.random.default_rng(0))
-    np.testing.assert_array_equal(many, [np.arange(40)] * 2)  # too many to be counts
+    many = drawn(numbers, np.full(40, 1e300), np.random.default_rng(0))
+    np.testing.assert_array_equal(many[0][:, 0], np.arange(40))  # too many to be counts
+    np.testing.assert_array_equal(many[1], np.arange(40))
     for wrong in ([1.0] * 59, [-1.0] + [1.0] * 59, [np.nan] * 60, [0.0] * 60):
         with one_line(ValueError, "sample_weight"):
             snfnp.FlowDensity(**how).fit(x, sample_weight=wrong)
 
 
+def noted_folds(monkeypatch):
+    """A list that every candidate of flows adds its rows and folds to."""
+    seen, original = [], estimator.flow_candidate
+
+    def noted(config, moments, table, folds, *rest):
+        seen.append((table, folds))
+        return original(config, moments, table, folds, *rest)
+
+    monkeypatch.setattr(estimator, "flow_candidate", noted)
+    return seen
+
+
 @pytest.mark.parametrize("members", [1, 3])
 def test_copies_that_weights_draw_are_no_ties_and_share_a_fold(members, monkeypatch):
     """Else what is held out would be trained on, and the choice of a candidate would overfit."""
-    seen, original = [], estimator.flow_candidate
-
-    def noted(config, moments, table, folds, advance):
-        seen.append((table, folds))
-        return original(config, moments, table, folds, advance)
-
-    monkeypatch.setattr(estimator, "flow_candidate", noted)
+    seen = noted_folds(monkeypatch)
     x, weights = moons(60), np.linspace(0.0, 3.3, 60)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -416,6 +427,84 @@ def test_copies_that_weights_draw_are_no_ties_and_share_a_fold(members, monkeypa
     turned = snfnp.FlowDensity(random_state=0, **FAST | {"members": members})
     turned.fit(x[::-1], sample_weight=weights[::-1])
     np.testing.assert_array_equal(turned.score_samples(x), density.score_samples(x))
+
+
+@pytest.mark.filterwarnings("ignore:ties in")
+@pytest.mark.parametrize("lattice", [False, True])
+def test_a_bootstrap_has_no_ties_but_those_of_distinct_rows(lattice, monkeypatch):
+    """Copies share a fold, unless every column has steps: there, rows are equal by chance."""
+    seen, rng = noted_folds(monkeypatch), np.random.default_rng(0)
+    x = rng.integers(0, 9, (60, 2)) if lattice else np.c_[moons(60), rng.integers(0, 9, 60)]
+    resampled = x[rng.integers(0, 60, 60)]
+    density = snfnp.FlowDensity(random_state=0, **FAST | {"members": 3}).fit(resampled)
+    np.testing.assert_array_equal(density.step_, [1, 1] if lattice else [0, 0, 1])
+    table, folds = seen[0]
+    apart = 0
+    for fold in folds:
+        rest = {tuple(row) for row in np.delete(table, fold, axis=0)}
+        apart += len(rest & {tuple(row) for row in table[fold]})
+    assert (apart > 0) == lattice and len(table) == 60
+    once = snfnp.FlowDensity(random_state=0, **FAST | {"members": 3})
+    distinct, counts = np.unique(resampled, axis=0, return_counts=True)
+    once.fit(distinct, sample_weight=counts)
+    np.testing.assert_array_equal(once.score_samples(x), density.score_samples(x))
+    alone = snfnp.FlowDensity(random_state=0, ties="keep", **FAST).fit(resampled[:, -1:])
+    assert not alone.step_.any()
+    with one_line(ValueError, "X has 2 different rows: a density needs at least 3"):
+        snfnp.FlowDensity(ties="keep").fit([[0.1, 1.7], [0.2, 2.9]] * 3)
+
+
+@pytest.mark.filterwarnings("ignore:ties in")
+def test_samples_have_the_values_of_columns_with_ties():
+    """Between the least and the greatest that occur; rows beyond them are drawn again, so no value
+    at an end is too frequent."""
+    rng = np.random.default_rng(0)
+    x = np.stack([rng.integers(0, 3, 400), rng.exponential(20, 400).round(), rng.normal(size=400)])
+    x = x.T
+    density = snfnp.FlowDensity(random_state=0, members=2, epochs=5, layers=1).fit(x)
+    drawn_rows = density.sample(4000, random_state=1)
+    assert set(drawn_rows[:, 0]) == {0, 1, 2}
+    assert set(drawn_rows[:, 1]) <= set(np.arange(x[:, 1].min(), x[:, 1].max() + 1))
+    shares = [(each[:, 0] == 0).mean() for each in (drawn_rows, x)]
+    assert abs(shares[0] - shares[1]) < 0.1
+    assert not np.array_equal(drawn_rows[:, 2], drawn_rows[:, 2].round())
+    far = density.inverse_transform(np.full((1, 3), 50.0))
+    assert 0 <= far[0, 0] <= 2 and x[:, 1].min() <= far[0, 1] <= x[:, 1].max()
+
+
+def test_scores_compare_on_rows_with_noise(monkeypatch):
+    """One warning for all fits of a search says so."""
+    monkeypatch.setattr(estimator, "_TOLD", set())
+    rng = np.random.default_rng(0)
+    x = np.stack([rng.integers(0, 5, 200) / 4, rng.normal(size=200)], axis=1)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        search = GridSearchCV(snfnp.FlowDensity(random_state=0, **FAST), {"noise": [0.0, 0.1]})
+        density = search.fit(x).best_estimator_
+    (message,) = [str(each.message) for each in told if "ties in" in str(each.message)]
+    said = "Scores are of cells of `step_`: compare with other estimators by `dequantise(X)`"
+    assert message.endswith(said)
+    noisy, again, other = (density.dequantise(x, seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(noisy, again)
+    noise = noisy - x
+    assert (noise[:, 1] == 0).all() and (noisy != other).any()
+    assert 0.11 < np.abs(noise[:, 0]).max() <= 0.125 and abs(noise[:, 0].mean()) < 0.02
+    # a cell's score is the mean density of rows with noise, by 16 points
+    row = np.array([[0.5, 0.1]])
+    apart = density._ensemble.members[0].log_prob(density.dequantise(np.repeat(row, 20_000, 0), 0))
+    mass = np.log(np.exp(apart).mean())
+    assert abs(mass - density.score_samples(row)[0]) < 0.05
+
+
+def test_a_column_of_text_is_named():
+    x = [[1.0, "red"], [2.0, "blue"], [3.0, "red"]]
+    advice = "has text: leave it out, or give a column of 0 and 1 for each category"
+    with one_line(
+        ValueError, f"could not convert string to float: 'red': column 1 (from 0) {advice}"
+    ):
+        snfnp.FlowDensity().fit(np.array(x, object))
+    with one_line(ValueError, f"column 'colour' {advice}"):
+        snfnp.FlowDensity().fit(Frame(np.array(x, object), ["size", "colour"]))
 
 
 def test_rows_beyond_all_numbers_have_no_density(recwarn):

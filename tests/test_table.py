@@ -222,10 +222,14 @@ def test_steps_of_columns_with_ties():
         "six digits": (rng.normal(size=400).round(6), 0.0),
         "continuous": (rng.normal(size=400), 0.0),
     }
-    step, origin = find_steps(np.stack([values for values, _ in columns.values()], axis=1))
+    step, origin, *ends = find_steps(np.stack([each for each, _ in columns.values()], axis=1))
     np.testing.assert_allclose(step, [expected for _, expected in columns.values()], rtol=1e-6)
     assert list(decimals(step, origin)[:3]) == [1.0, 10.0, 1.0]
-    (step,), (origin,) = find_steps(zeros[:, np.newaxis])
+    least, greatest = origin + np.multiply(ends, step)
+    for place, (values, _) in enumerate(list(columns.values())[:4]):
+        found = least[place], greatest[place]
+        np.testing.assert_allclose(found, [values.min(), values.max()], rtol=1e-6)
+    (step,), (origin,), *_ = find_steps(zeros[:, np.newaxis])
     assert origin == 0 and 1e-3 < step < 0.1  # as far as the other values lie apart
     ordered = np.stack([rng.normal(size=25_000), np.arange(25_000) // 12_500], axis=1)
     np.testing.assert_array_equal(find_steps(ordered)[0], [0.0, 1.0])
@@ -236,9 +240,29 @@ def test_numbers_of_single_precision_have_the_steps_that_were_written(step, most
     """Larger numbers, whose eight digits single precision holds, stay as they are."""
     counts = np.random.default_rng(0).integers(0, most, 20_000)
     table = np.stack([counts * step, 1_234_567.25 + counts % 7 / 4], axis=1).astype(np.float32)
-    found, origin = find_steps(table)
+    found, origin, *_ = find_steps(table)
     assert list(found) == [step, 0.25] and origin[0] == round(origin[0], 3)
     assert list(decimals(found, origin)) == [round(1 / step), 100.0]
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("step, most", [(1 / 60, 4320), (1 / 3, 20_000), (np.pi, 1000), (2.54, 20)])
+def test_a_lattice_fits_all_values_of_a_step_without_decimals(step, most, kind):
+    """Single precision rounds the smallest gap: by it alone, far values lie beside the lattice."""
+    counts = np.random.default_rng(0).integers(0, most, 20_000)
+    values = (counts * step + 1.7).astype(kind)
+    (found,), (origin,), (least,), (greatest,) = find_steps(values[:, np.newaxis])
+    steps = (values - origin) / found
+    assert np.abs(steps - np.rint(steps)).max() < 0.01
+    assert found == pytest.approx(step, rel=1e-5) and greatest - least == np.ptp(counts)
+
+
+def test_a_few_badly_written_numbers_do_not_hide_the_decimals_of_a_column():
+    values = np.random.default_rng(0).integers(100, 1400, 400) / 100
+    values[7] = 9.899999  # as in scikit-learn's table of wines
+    assert find_steps(values[:, np.newaxis])[0] == 0.01
+    values[:40] += 0.005
+    assert find_steps(values[:, np.newaxis])[0] != 0.01
 
 
 def test_steps_may_be_small_and_spikes_rare_among_the_rows_looked_at():
@@ -246,7 +270,7 @@ def test_steps_may_be_small_and_spikes_rare_among_the_rows_looked_at():
     lattice = np.r_[5.0, rng.integers(0, 400, 999) * 1e-7]
     rain = np.where(rng.random(2000) < 0.2, 0.0, rng.exponential(1e-4, 2000)) * 1e-3
     for values in (lattice, rain):
-        step, origin = find_steps(values[:, np.newaxis])
+        step, origin, *_ = find_steps(values[:, np.newaxis])
         (unit,) = decimals(step, origin)
         drawn = Standardise((0.0,), (1.0,), tuple(step), tuple(origin), (unit,)).inverse(
             get_ops("numpy"), values[:, np.newaxis]
@@ -255,6 +279,14 @@ def test_steps_may_be_small_and_spikes_rare_among_the_rows_looked_at():
     rare = np.zeros((200_000, 1))
     rare[:5, 0] = np.arange(1, 6)
     assert find_steps(rare)[0] == 1.0
+    few = np.where(
+        rng.random(4000) < 0.05, 0.0, rng.normal(size=4000)
+    )  # a spike of 5 % of the rows
+    assert find_steps(few[:, np.newaxis])[0] > 0
+    few[3:] = np.where(few[3:] == 0, rng.normal(size=3997), few[3:])  # of three rows at most
+    assert find_steps(few[:200, np.newaxis])[0] == 0
+    large = 1e15 + rng.integers(0, 100, (300, 1)) * 2.0  # times 10⁹ no whole numbers of 53 bits
+    assert find_steps(large)[0] == 2.0
 
 
 def test_columns_with_steps_are_dequantised_and_samples_lie_on_them():

@@ -22,6 +22,8 @@ _SPIKE = 0.01  # or the share of a single value, which at least _FEWEST rows hav
 _FEWEST = 4
 _DECIMALS = 9  # digits behind the point at which steps are looked for
 _FINER = 20  # times finer than the values lie apart: a step that explains no ties
+_WRITTEN = 0.98  # the share of values that have so many decimals; others may be off by
+_OFF = 0.01  # of a step
 
 
 def with_ties(
@@ -33,7 +35,8 @@ def with_ties(
 ) -> tuple:
     """The arguments of `Standardise`: `moments`, and what columns with ties need if `ties` is
     "dequantise", with a line on them. Raises UsageError for such columns if it is "raise"."""
-    step, origin = find_steps(rows) if ties != "keep" else (np.zeros(1), np.zeros(1))
+    lattice = find_steps(rows) if ties != "keep" else np.zeros((4, 1))
+    step, origin, *bounds = lattice
     if not step.any():
         return moments
     found = [f"{labels[place]} (step {step[place]:.6g})" for place in np.flatnonzero(step)]
@@ -42,18 +45,31 @@ def with_ties(
     if ties == "raise":
         raise UsageError(f"{described}: choose `ties=dequantise`, or leave them out")
     report(f"{described}: noise of one step is part of the model, samples are rounded")
-    return *moments, step, origin, decimals(step, origin)
+    return *moments, step, origin, decimals(step, origin), *bounds
 
 
-def find_steps(rows: np.ndarray | StoredArray) -> tuple[np.ndarray, np.ndarray]:
-    """The step of each column with ties, 0 for others, and a value on its lattice: (D,), (D,)."""
-    step, origin = np.zeros((2, rows.shape[1]))
+def find_steps(rows: np.ndarray | StoredArray) -> np.ndarray:
+    """The step of each column with ties, 0 for others; a value on its lattice, and the numbers of
+    steps from there to the least and to the greatest value: (4, D).
+
+    Values that repeat in copies of a row alone are ties only if they fill a lattice. In a table of
+    one column, all that repeat are ties.
+    """
+    found = np.zeros((4, rows.shape[1]))
     some = np.random.default_rng(0).permutation(len(rows))[:_LOOKED_AT]  # rows may be sorted
-    looked_at = rows[np.sort(some)].T  # one value alone may be a spike of the whole column
-    for place in np.flatnonzero([_step(each)[0] or np.ptp(each) == 0 for each in looked_at]):
+    looked_at = rows[np.sort(some)]
+    distinct = np.unique(looked_at, axis=0) if rows.shape[1] > 1 else looked_at
+    for place, (column, apart) in enumerate(zip(looked_at.T, distinct.T, strict=True)):
+        step, _, fills = _step(column)
+        alike = np.ptp(column) == 0  # it may be a spike of the whole column
+        if not (alike or (step and (fills or _step(apart)[0]))):
+            continue
         column = np.concatenate([part[:, place] for _, part in parts(rows)])
-        step[place], origin[place] = _step(column)
-    return step, origin
+        step, origin, _ = _step(column)
+        if step:
+            ends = (np.array([column.min(), column.max()]) - origin) / step
+            found[:, place] = step, origin, *np.trunc(ends + np.sign(ends) * 2 * _OFF)
+    return found
 
 
 def decimals(step: np.ndarray, origin: np.ndarray) -> np.ndarray:
@@ -65,18 +81,18 @@ def decimals(step: np.ndarray, origin: np.ndarray) -> np.ndarray:
     return np.where(np.any(whole, axis=1), powers[whole.argmax(axis=1)], 0.0)
 
 
-def _step(column: np.ndarray) -> tuple[float, float]:
-    """(step, a value of the lattice) of one column; (0, 0) without ties."""
+def _step(column: np.ndarray) -> tuple[float, float, bool]:
+    """(step, a value of the lattice, whether values fill it) of one column; zeros without ties."""
     values, counts = np.unique(column, return_counts=True)
     repeated, most = 1 - len(values) / len(column), counts.max()
     if len(values) < 2 or (repeated < _REPEATED and most < max(_FEWEST, _SPIKE * len(column))):
-        return 0.0, 0.0
+        return 0.0, 0.0, False
     values = _as_written(values.astype(np.float64))
     gaps, commonest = np.diff(values), values[counts.argmax()]
-    typical, step = float(np.median(gaps)), _common_divisor(values, gaps)
+    typical, (step, fills) = float(np.median(gaps)), _common_divisor(values, gaps)
     if step * _FINER < typical:  # a spike among values that do not repeat: zeros, say
-        step = typical
-    return step, float(commonest)
+        step, fills = typical, False
+    return step, float(commonest), fills
 
 
 def _as_written(values: np.ndarray) -> np.ndarray:
@@ -90,23 +106,39 @@ def _as_written(values: np.ndarray) -> np.ndarray:
     return written if (written.astype(np.float32) == single).all() else values
 
 
-def _common_divisor(values: np.ndarray, gaps: np.ndarray) -> float:
-    """The largest number of which all gaps are multiples up to rounding; without one, the smallest
-    gap."""
+def _common_divisor(values: np.ndarray, gaps: np.ndarray) -> tuple[float, bool]:
+    """The largest number of which all gaps are multiples up to rounding, and True; without one, the
+    smallest gap, and False."""
     least, rounding = float(gaps.min()), 1e-9 * float(np.abs(values).max())
     for digits in range(_DECIMALS + 1):
         scaled = values * 10.0**digits
         whole = np.rint(scaled)
         if (np.diff(whole)[gaps > rounding] == 0).any():  # a step may be a small number
             continue
-        if np.abs(whole).max() < 2**53 and np.abs(scaled - whole).max() < 1e-6:
-            divisor = np.gcd.reduce(np.diff(whole).astype(np.int64))
-            return float(divisor) / 10.0**digits
-    ratios = gaps / least
+        off = np.abs(scaled - whole)
+        if np.abs(whole).max() < 2**53 and (off < 1e-6).mean() >= _WRITTEN:
+            divisor = float(np.gcd.reduce(np.diff(whole).astype(np.int64)))
+            if off.max() <= max(1e-6, _OFF * divisor):
+                return divisor / 10.0**digits, True
     for part in range(1, 13):  # a lattice that was rescaled
-        if np.abs(ratios * part - np.rint(ratios * part)).max() * least / part < 100 * rounding:
-            return least / part
-    return least
+        step, off = _least_squares(values, gaps, least / part)
+        if off <= _OFF:
+            return step, True
+    return least, False
+
+
+def _least_squares(values: np.ndarray, gaps: np.ndarray, step: float) -> tuple[float, float]:
+    """The step near `step` of the lattice that is nearest to values, and how far from it the
+    furthest of them lies, in steps. Small gaps come first: of a large one a step that is rounded
+    does not tell the number of steps."""
+    for reach in (1.5, 30, 1000, np.inf):
+        near = gaps[gaps <= reach * step]
+        step = near.sum() / max(1.0, np.rint(near / step).sum()) if len(near) else step
+    index = np.r_[0.0, np.rint(gaps / step).cumsum()]
+    centred = index - index.mean()
+    step = float(centred @ values / (centred @ centred))
+    off = values - values.mean() - step * centred
+    return step, float(np.abs(off).max()) / step
 
 
 def offsets(step: np.ndarray, count: int = 16) -> np.ndarray:

@@ -21,6 +21,7 @@ from snfnp.ops import get_ops
 
 _LEAST = 0.01  # the weight of a candidate that is kept
 _ITERATIONS = 1000  # of EM for weights
+_ATTEMPTS = 20  # to draw a row within the values of its columns
 _AT_ONCE = 20_000  # rows that go through all densities together
 
 
@@ -71,7 +72,7 @@ class FlowMember:
         return self.without_noise.log_prob(rows)
 
     def sample(self, count: int, rng: np.random.Generator, exact: bool) -> np.ndarray:
-        return self.likelihood.sample(count, int(rng.integers(2**31)), exact=exact)
+        return self.without_noise.sample(count, int(rng.integers(2**31)), exact=exact)
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ class MixtureMember:
         return self.mixture.log_prob((rows - mean) / spread) - np.log(spread).sum()
 
     def sample(self, count: int, rng: np.random.Generator, exact: bool) -> np.ndarray:
-        return self.preprocess.inverse(get_ops("numpy"), self.mixture.sample(count, rng))
+        mean, spread = np.array(self.preprocess.mean), np.array(self.preprocess.spread)
+        return mean + spread * self.mixture.sample(count, rng)
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,20 @@ class Ensemble:
         return np.concatenate(found)
 
     def sample(self, count: int, rng: np.random.Generator, exact: bool) -> np.ndarray:
+        """Rows (count, D), with the values of columns that have a step: a row beyond their least or
+        greatest value is drawn again, and after some attempts takes that value."""
+        ops = get_ops("numpy")
+        drawn = self._drawn(count, rng, exact)
+        rows, within = self.preprocess.rounded(ops, drawn)
+        for _ in range(_ATTEMPTS):
+            if within.all():
+                break
+            again = self._drawn(int((~within).sum()), rng, exact)
+            beyond = np.flatnonzero(~within)
+            rows[beyond], within[beyond] = self.preprocess.rounded(ops, again)
+        return rows
+
+    def _drawn(self, count: int, rng: np.random.Generator, exact: bool) -> np.ndarray:
         """Rows (count, D): of each member as many as a draw from w says, in random order."""
         counts = rng.multinomial(count, self.weights)
         drawn = [

@@ -59,7 +59,7 @@ def load(cls: type, path: Path) -> Any:
         views = layout.views(load_checkpoint(path, layout).p)
         density = cls(**record["params"])
         config, moments = TrainConfig.from_dict(record["config"]), np.array(record["moments"])
-        sound = config.model == "vector" and len(moments) in (2, 5)
+        sound = config.model == "vector" and len(moments) in (2, 5, 7)
         if not (sound and np.isfinite(moments).all() and (moments[1] > 0).all()):
             raise ValueError("its model or moments")
         size = config.build_flow(moments.shape[1:], moments).layout.size

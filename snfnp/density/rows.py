@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from snfnp.data.dataset import labels_of
+
 
 def checked(X) -> np.ndarray:
     """X as rows (N, D) of finite float64 numbers. Raises ValueError or TypeError, in the words that
@@ -21,7 +23,13 @@ def checked(X) -> np.ndarray:
         raise ValueError("Complex data not supported: give real numbers")
     if array.dtype.kind in "mM" or _has_dates(array):
         raise TypeError("X has dates or durations: turn them into numbers, of days for example")
-    rows = np.ascontiguousarray(array, np.float64)
+    try:
+        rows = np.ascontiguousarray(array, np.float64)
+    except ValueError as error:
+        if place := _text_in(array, X):
+            advice = "leave it out, or give a column of 0 and 1 for each category"
+            raise ValueError(f"{error}: {place} has text: {advice}") from None
+        raise
     if rows.ndim != 2:
         found = f"Expected 2D array, got {rows.ndim}D array instead of shape {rows.shape}"
         raise ValueError(f"{found}. Reshape your data: rows are samples, columns are features")
@@ -39,6 +47,17 @@ def checked(X) -> np.ndarray:
 def _has_dates(array: np.ndarray) -> bool:
     first = array[:1].ravel() if array.dtype.kind == "O" else ()
     return any(hasattr(value, "isoformat") or isinstance(value, np.datetime64) for value in first)
+
+
+def _text_in(array: np.ndarray, X) -> str:
+    """The first column of rows that has text, in words; empty without one."""
+    labels = labels_of(names_of(X), array.shape[-1])
+    for label, column in zip(labels, array.T, strict=True):
+        try:
+            column.astype(np.float64)
+        except ValueError:
+            return label
+    return ""
 
 
 def names_of(X) -> np.ndarray | None:
@@ -75,16 +94,16 @@ def check_names(X, expected: np.ndarray | None) -> None:
     raise ValueError(text)
 
 
-def copies(order: np.ndarray, sample_weight, rng) -> tuple[np.ndarray, np.ndarray]:
-    """The places of rows, in this order and as often as their weights say, and each one's group.
+def drawn(rows: np.ndarray, sample_weight, rng) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (N, D) in an order of their own, as often as their weights say, and each one's group:
+    equal rows are one.
 
-    Whole weights, up to 2²⁴ in all, are counts, and each copy is a group of its own. Others become
-    counts that differ from N w_i / Σ w by less than 1 (systematic sampling), N in all, and a row's
-    copies are a group.
+    Whole weights, up to 2²⁴ in all, are counts. Others become counts that differ from N w_i / Σ w
+    by less than 1 (systematic sampling), N in all.
 
     Raises ValueError for weights that are no finite numbers ≥ 0, one for each row.
     """
-    count = len(order)
+    count = len(rows)
     weights = np.asarray(1 if sample_weight is None else sample_weight, np.float64)
     weights = np.full(count, float(weights)) if weights.ndim == 0 else weights
     if weights.shape != (count,):
@@ -94,15 +113,14 @@ def copies(order: np.ndarray, sample_weight, rng) -> tuple[np.ndarray, np.ndarra
         raise ValueError("sample_weight has negative or infinite numbers, or NaN: give others")
     if not weights.any():
         raise ValueError("sample_weight is zero for every row: give at least one row some")
-    weights = weights[order]
-    if weights.sum() <= 2**24 and (weights == np.rint(weights)).all():
-        places = np.repeat(order, weights.astype(np.int64))
-        return places, np.arange(len(places))
-    weights = weights / weights.max()  # whose sum is finite
-    ends = np.cumsum(weights) / weights.sum() * count
-    counts = np.diff(np.floor(ends + rng.random()), prepend=0.0).astype(np.int64)
-    drawn = np.flatnonzero(counts)
-    return np.repeat(order, counts), np.repeat(np.arange(len(drawn)), counts[drawn])
+    order = np.lexsort(rows.T)
+    counts = weights[order]
+    if counts.sum() > 2**24 or (counts != np.rint(counts)).any():
+        weights = counts / counts.max()  # whose sum is finite
+        ends = np.cumsum(weights) / weights.sum() * count
+        counts = np.diff(np.floor(ends + rng.random()), prepend=0.0)
+    table = rows[np.repeat(order, counts.astype(np.int64))]
+    return table, np.r_[0, (table[1:] != table[:-1]).any(axis=1).cumsum()]
 
 
 def generator(random_state) -> np.random.Generator:

@@ -89,7 +89,8 @@ class Standardise:
 
     mean, spread: (D,). step: the spacing of columns whose values lie on a lattice; 0 for columns of
     real numbers, which get no noise; () if there are only these. origin: a value of each lattice;
-    unit: 10^d if the values of a lattice have d decimals, else 0.
+    unit: 10^d if the values of a lattice have d decimals, else 0; least, greatest: the numbers of
+    steps from the origin to the ends of each lattice, () if it has none.
     """
 
     mean: tuple[float, ...] = field(repr=False)
@@ -97,12 +98,15 @@ class Standardise:
     step: tuple[float, ...] = ()
     origin: tuple[float, ...] = field(default=(), repr=False)
     unit: tuple[float, ...] = field(default=(), repr=False)
+    least: tuple[float, ...] = field(default=(), repr=False)
+    greatest: tuple[float, ...] = field(default=(), repr=False)
     noun, of_images, levels = "rows", False, None
 
     @property
     def moments(self) -> tuple[tuple[float, ...], ...]:
         """The arguments that it was made with."""
-        return (self.mean, self.spread, self.step, self.origin, self.unit)[: 5 if self.step else 2]
+        fields = self.mean, self.spread, self.step, self.origin, self.unit
+        return (*fields, self.least, self.greatest)[: 7 if self.least else 5 if self.step else 2]
 
     @property
     def usual_bits(self) -> float:
@@ -118,15 +122,26 @@ class Standardise:
         return ((rows - mean) / spread).astype(dtype), ops.xp.full(len(rows), ldj, dtype)
 
     def inverse(self, ops, x):
-        """Rows (N, D), float64; in columns with a step, the nearest value of the lattice."""
+        """Rows (N, D), float64; in columns with a step, the nearest value of the lattice between
+        its ends."""
         mean, spread = self._constants(ops, self.mean, self.spread)
-        rows = x.astype(ops.xp.float64) * spread + mean
+        return self.rounded(ops, x.astype(ops.xp.float64) * spread + mean)[0]
+
+    def rounded(self, ops, rows):
+        """Rows (N, D) as `inverse` has them, and whether each was within the lattices' ends, with
+        half a step beyond them: (N,)."""
+        xp, within = ops.xp, ops.xp.ones(len(rows), bool)
         if not self.step:
-            return rows
+            return rows, within
         step, origin, unit = self._constants(ops, self.step, self.origin, self.unit)
-        nearest = origin + step * ops.xp.rint((rows - origin) / ops.xp.where(step > 0, step, 1))
-        decimal = ops.xp.rint(nearest * unit) / ops.xp.where(unit > 0, unit, 1)  # 5.1, not 5.1…01
-        return ops.xp.where(step > 0, ops.xp.where(unit > 0, decimal, nearest), rows)
+        steps = xp.rint((rows - origin) / xp.where(step > 0, step, 1))
+        if self.least:
+            ends = self._constants(ops, self.least, self.greatest)
+            within = ((steps == xp.clip(steps, *ends)) | (step == 0)).all(axis=1)
+            steps = xp.clip(steps, *ends)
+        nearest = origin + step * steps
+        decimal = xp.rint(nearest * unit) / xp.where(unit > 0, unit, 1)  # 5.1, not 5.1…01
+        return xp.where(step > 0, xp.where(unit > 0, decimal, nearest), rows), within
 
     def terms(self, ldj, dimension: int) -> dict:
         return {**({"dequantisation": 0.0} if self.step else {}), "scale": ldj}

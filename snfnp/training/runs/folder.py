@@ -116,14 +116,15 @@ class RunFolder:
         return images, tuple(shape)
 
     def moments(self, record: dict) -> np.ndarray | None:
-        """The arguments of `Standardise` by a config.json, (2, D) or with ties (5, D); None: it has
-        images."""
+        """The arguments of `Standardise` by a config.json, (2, D), or with ties (7, D), which are
+        (5, D) from older versions; None: it has images."""
         _, (columns, *images) = self.data(record)
         if images:
             return None
         with suppress(ValueError, TypeError, OverflowError):
             found = np.array(record["data"].get("moments"), np.float64)
-            fits = found.shape in ((2, columns), (5, columns)) and np.isfinite(found).all()
+            fits = found.shape in ((2, columns), (5, columns), (7, columns))
+            fits = fits and np.isfinite(found).all()
             if fits and (found[1] > 0).all():
                 return found
         raise SnfnpError(f"{self.config_file} is damaged (its data): restore it")
