@@ -120,6 +120,9 @@ def _exact_of_r(ops, flow: Flow, params, x) -> dict | None:
 
 
 def _angle(a: np.ndarray, b: np.ndarray) -> float:
-    """Degrees between two arrays."""
-    cosine = float(np.vdot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b)))
+    """Degrees between two arrays; NaN if one of them is 0 or not finite."""
+    norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+    if not all(0 < norm < math.inf for norm in norms):
+        return math.nan
+    cosine = float(np.vdot(a / norms[0], b / norms[1]))
     return math.degrees(math.acos(min(1.0, max(-1.0, cosine))))

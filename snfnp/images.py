@@ -95,6 +95,14 @@ def selected(samples, places: np.ndarray):
     return samples.select(places) if isinstance(samples, StoredArray) else samples[places]
 
 
+def evenly_spread(samples, count: int):
+    """`count` samples, or all if there are fewer, at even distances: the first samples of a file
+    that is sorted are no sample of it."""
+    if count >= len(samples):
+        return samples
+    return selected(samples, np.arange(count) * len(samples) // count)
+
+
 def with_channels(images, shape: tuple[int, ...] | None = None):
     """Images (N, H, W) as (N, H, W, 1), anything else unchanged. shape: (H, W, 1), a model's."""
     if getattr(images, "ndim", 0) != 3:

@@ -77,7 +77,7 @@ class Likelihood:
         """log p(x) of each image in nats (Eq. 1), (N,) on the host; the arguments of `evaluate`."""
         # Eq. 7: what depends on x, and the expensive terms, which are the same for every x
         expensive, found = sum(self.log_dets.values()), []
-        for encoded in self._parts(images, seed, at_once):
+        for _, encoded in self._parts(images, seed, at_once):
             terms = self._terms(*encoded())
             found.append(self.ops.to_host(sum(terms.values()) + expensive))
         return np.concatenate(found)
@@ -98,9 +98,10 @@ class Likelihood:
             seed: of the dequantisation noise.
             at_once: images, at most 1000, that go through the flow together: it bounds the memory,
                 and changes no result.
-            watch: watch(layer name, x) gets every input of every layer.
-            world: the processes, which all call this, share the images and get one result. Rank 0
-                shows the first images to `watch` as long as it is `watch.wants_more()`.
+            watch: watch(layer name, x, first) gets every input of every layer, and the place of
+                its first image among all.
+            world: the processes, which all call this, share the images and get one result. Each
+                shows its own images to its `watch`.
 
         Raises:
             UsageError: for other images or numbers, before any reach a device.
@@ -108,14 +109,10 @@ class Likelihood:
         parts = self._parts(images, seed, at_once)
         mine = shares(len(parts), world.size)[world.rank]
         totals: dict[str, float] = {}
-        for place, encoded in enumerate(parts):
-            watching = watch
-            if world.size > 1 and (world.rank or not watch or not watch.wants_more()):
-                watching = None
-            if place not in mine and not watching:
-                continue
+        for first, encoded in parts[mine.start : mine.stop]:
+            watching = watch and partial(watch, first=first)
             for term, values in self._terms(*encoded(), watch=watching).items():
-                total = float(values.sum(dtype=np.float64)) if place in mine else 0.0
+                total = float(values.sum(dtype=np.float64))
                 totals[term] = totals.get(term, 0.0) + total
         every = world.gather(totals)
         terms = {term for of_rank in every for term in of_rank}
@@ -123,7 +120,8 @@ class Likelihood:
         return Evaluation(self._in_order(means), self.flow.dimension)
 
     def _parts(self, images, seed, at_once) -> list:
-        """Functions, in order, that preprocess the images of each pass through the flow."""
+        """For each pass through the flow, in order, the place of its first image and a function
+        that preprocesses its images."""
         images = with_channels(images, self._shape)
         self.flow.require_images(images)
         _require_whole(0, seed=seed)
@@ -134,7 +132,7 @@ class Likelihood:
             for first in range(start, stop, at_once):
                 key = RandomKey(seed, EVALUATION_NOISE, index, first - start)
                 which = slice(first, min(first + at_once, stop))
-                parts.append(partial(self._encode, images, which, key))
+                parts.append((first, partial(self._encode, images, which, key)))
         return parts
 
     def _encode(self, images, which: slice, key: RandomKey) -> tuple:
@@ -175,7 +173,7 @@ class Likelihood:
         """All latents of images, device arrays (N, ...) as `sample` takes them; the arguments of
         `evaluate`."""
         found = []
-        for encoded in self._parts(images, seed, at_once):
+        for _, encoded in self._parts(images, seed, at_once):
             x, _ = encoded()
             # recompute: caches are not needed here
             found.append(self.flow.forward(self.ops, self.params, x, recompute=True)[0])

@@ -8,6 +8,7 @@ import pytest
 from support.messages import one_line
 from support.trainers import BATCH, batches_of, gradient_of, images_of, make_trainer, take_steps
 
+import snfnp
 from snfnp.context import BackwardContext
 from snfnp.errors import DivergedError, UsageError
 from snfnp.flow import Flow
@@ -215,6 +216,18 @@ def test_the_root_its_inverse_and_its_determinant_have_their_closed_forms():
     np.testing.assert_allclose(layer.inverse(OPS, p, np.eye(D) + p["b"]), root.T, atol=1e-11)
     np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-11)
     np.testing.assert_allclose(np.cov(z.T, bias=True), np.eye(D), atol=1e-10)
+
+
+@pytest.mark.parametrize("mean", [1e6, 1e8])
+def test_a_large_mean_hides_no_covariance(mean):
+    """The rounding of the rows remains: 1e-8 of their spread. (All are outside of the splines.)"""
+    how = {"preprocess": "none", "epochs": 1, "dtype": "float64", "backend": "numpy"}
+    near, far = (
+        snfnp.fit(correlated() + shift, report=None, **how).params["whiten"] for shift in (99, mean)
+    )
+    np.testing.assert_allclose(far["U"], near["U"], rtol=0, atol=1e-6 * np.abs(near["U"]).max())
+    assert not np.array_equal(far["U"], near["U"])
+    np.testing.assert_allclose(far["b"], near["b"] - near["U"] @ np.full(D, mean - 99), rtol=1e-5)
 
 
 def test_a_direction_without_variance_gets_the_smallest_variance_allowed():

@@ -12,7 +12,7 @@ from support.trainers import make_trainer, run_training, small_dataset
 
 from snfnp import diagnostics
 from snfnp.context import Slice
-from snfnp.diagnostics import gradient_angles, gradients
+from snfnp.diagnostics import _angle, gradient_angles, gradients
 from snfnp.errors import DivergedError, UsageError
 from snfnp.flow import Flow
 from snfnp.gradcheck import GradientError, as_matrix, check_gradient
@@ -38,7 +38,7 @@ def smallest(x, f=None, step=None):
     """σ²_min of the inputs x of a map, which come `step` at a time."""
     found = SmallestSecondMoment(OPS, f or Dense(x.shape[1]), len(x))
     for start in range(0, len(x), step or len(x)):
-        found.add(x[start : start + (step or len(x))])
+        found.add(x[start : start + (step or len(x))], start)
     return found.value
 
 
@@ -61,6 +61,16 @@ def test_the_parts_in_which_images_come_do_not_matter():
     values = [smallest(x, f, step) for step in (30, 7, 1)]
     np.testing.assert_allclose(values, values[0], rtol=1e-12)
     assert values[0] < 0.6  # receptive fields: a corner tap meets (1 − 1/4)(1 − 1/5) of the pixels
+
+
+def test_the_order_of_the_images_does_not_matter_much():
+    """Of two classes one after the other, each without variance in a direction of the other: the
+    first images alone would have σ²_min = 0."""
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((2000, 6))
+    x[:1000, 0] = x[1000:, 1] = 0.0
+    values = smallest(x), smallest(rng.permutation(x))
+    assert values == pytest.approx((0.5, 0.5), rel=0.2)
 
 
 def test_too_few_images_have_none_and_nan_is_not_hidden():
@@ -246,6 +256,14 @@ def test_no_angle_where_the_inverses_are_exact():
         assert found["reconstruction"] < 1e-9 < found["likelihood"]
     params["dense1"]["R"] *= 1.5
     assert gradient_angles(ops, flow, params, x, lam=1.0)["dense1"]["inverse_angle"] > 0.1
+
+
+@pytest.mark.parametrize("bad", [0.0, math.nan, math.inf])
+def test_what_has_no_direction_has_no_angle(bad):
+    a, b = np.array([[1.0, 2.0]]), np.array([[-2.0, -4.0]])
+    assert _angle(a, b) == pytest.approx(180.0)
+    for pair in ((a * bad, b), (b, np.full_like(a, bad))):
+        assert math.isnan(_angle(*pair))
 
 
 def test_the_angle_by_its_definition():

@@ -28,6 +28,7 @@ from snfnp.ops import SINGLE_PROCESS, get_ops
 from snfnp.ops.communication import launched, world
 from snfnp.processes import terminal
 from snfnp.training.batches import Batches, cut
+from snfnp.training.evaluation import Monitors
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.session import train
 
@@ -217,23 +218,38 @@ def test_ranks_share_an_evaluation(ranks):
     seen = []
 
     def take(world):
-        inputs = []
+        def watch(layer, x, first):
+            seen.append((layer, first, len(x)))
 
-        def watch(layer, x):
-            inputs.append((layer, len(x)))
-
-        watch.wants_more = lambda: len(inputs) < 9
         found = likelihood.evaluate(images, 3, 5, watch=watch, world=world)
-        seen.append((world.rank, inputs))
         return found
 
     for found in on_ranks(ranks, take):
         expected = likelihood.evaluate(images, 3, 5)
         assert found.terms == pytest.approx(expected.terms, rel=1e-13)
-    # 10 parts of three layers: alone, all are watched; else rank 0 watches as many as are wanted
-    for rank, inputs in seen:
-        wanted = 3 * 10 if ranks == 1 else 9
-        assert len(inputs) == (wanted if rank == 0 else 0)
+    # 10 parts of three layers, each of which one rank watches
+    layers = [name for name, _ in trainer.flow.layers]
+    parts = [(first, min(5, len(images) - first)) for first in range(0, len(images), 5)]
+    assert sorted(seen) == sorted((name, *part) for name in layers for part in parts)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_share_a_monitor(ranks):
+    trainer = trainer_of("fc")
+    likelihood = Likelihood(OPS, trainer.flow, trainer.p)
+    images = np.concatenate([images_of(trainer, step, BATCH) for step in range(24)])
+
+    def margins(world):
+        monitors = Monitors(trainer, lambda step: images_of(trainer, step, BATCH))
+        likelihood.evaluate(images, 3, 5, watch=monitors.watch(len(images)), world=world)
+        monitors.share(world)
+        figures = monitors.figures(likelihood)["layers"]
+        return [own["margin"] for own in figures.values()]
+
+    (alone,) = on_ranks(1, margins)
+    assert len(alone) == 2
+    for found in on_ranks(ranks, margins):
+        assert found == pytest.approx(alone, rel=1e-12)
 
 
 def test_batches_of_ranks_are_slices_of_the_whole(tmp_path):

@@ -1,13 +1,15 @@
 """Tables: numbers and names in .csv files, from there to samples and scores; columns with ties."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from support.messages import one_line
 
 import snfnp
-from snfnp.cli import evaluate, sample, score, train
+from snfnp.cli import angle, evaluate, sample, score, train
+from snfnp.data import own_data
 from snfnp.data.table import read_table
 from snfnp.data.ties import decimals, find_steps
 from snfnp.errors import UsageError
@@ -15,7 +17,7 @@ from snfnp.flow import Flow
 from snfnp.layers import Linear
 from snfnp.layers.preprocess import Standardise
 from snfnp.maps import Dense
-from snfnp.ops import get_ops
+from snfnp.ops import RandomKey, get_ops
 from snfnp.rules import SelfNormalizing
 from snfnp.training.options import TrainConfig
 
@@ -311,3 +313,30 @@ def test_columns_with_steps_are_dequantised_and_samples_lie_on_them():
         snfnp.FlowDensity(ties="raise").fit(x)
     kept = snfnp.FlowDensity(2, members=1, epochs=2, ties="keep", random_state=0).fit(x)
     assert not kept.step_.any() and "dequantisation" not in kept.likelihood_.evaluate(x).terms
+
+
+def test_figures_of_some_rows_are_of_rows_from_the_whole_file(tmp_path, monkeypatch, capsys):
+    """Of a table sorted by class: what is said of as many training rows as there are for validation
+    is theirs from all classes, and so are the rows of `angle` and `score`."""
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([rng.normal(scale=s, size=(100, 2)) for s in (0.1, 1, 9)])
+    run = snfnp.fit(rows, out=tmp_path / "run", epochs=4, backend="numpy", report=None)
+    record, folder = run.folder.read_metrics()[-1], str(run.folder.path)
+    train_rows, count = own_data(rows).train, 30
+    places = np.arange(count) * len(train_rows) // count
+    last = snfnp.load_run(folder, "last").likelihood
+    evenly, first = (last.evaluate(train_rows[p]).nll for p in (places, slice(count)))
+    assert record["training_nll_nats"] == pytest.approx(evenly, rel=1e-12)
+    assert abs(evenly - first) > 0.1
+
+    seen = []
+    monkeypatch.setattr(angle, "gradient_angles", lambda *given: seen.append(given[3]) or {})
+    np.save(tmp_path / "rows.npy", rows)
+    more = ["--data", str(tmp_path / "rows.npy")]
+    angle.main([folder, "--images", str(count), *more])
+    expected, _ = run.flow.encode(run.ops, train_rows[places], RandomKey(0, 1), np.float64)
+    np.testing.assert_array_equal(seen[0], expected)
+    score.main([folder, str(tmp_path / "rows.npy"), "--count", "3", *more])
+    lines = Path(folder, "score-rows.csv").read_text().splitlines()
+    assert [line.split(",")[1] for line in lines[4:]] == ["0", "100", "200"]
+    assert lines[5].split(",")[2] == repr(float(run.likelihood.log_prob(rows[100:101])[0]))

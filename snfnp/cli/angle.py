@@ -4,18 +4,19 @@ import numpy as np
 
 from snfnp.cli.shared import busy, images_of, open_run, run_parser
 from snfnp.diagnostics import gradient_angles
+from snfnp.images import evenly_spread
 from snfnp.likelihood import EVALUATION_NOISE
 from snfnp.ops import RandomKey
 
 
 def main(argv: list[str], prog: str | None = None) -> None:
     parser = run_parser(prog, __doc__)
-    parser.number("--images", "training samples to use", 1000)
+    parser.number("--images", "training samples to use, evenly spread over all", 1000)
     args = parser.parse_args(argv)
 
     run = open_run(args)
     images, source = images_of(run, args, "train")
-    images, ops, lam = images[: args.images], run.ops, run.lam
+    images, ops, lam = evenly_spread(images, args.images)[:], run.ops, run.lam
     with busy(ops, "images", len(images)):
         x, _ = run.flow.encode(ops, ops.asarray(images), RandomKey(0, EVALUATION_NOISE), np.float64)
         layers = gradient_angles(ops, run.flow, run.params, x, lam)

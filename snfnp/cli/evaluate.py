@@ -6,6 +6,7 @@ import numpy as np
 
 from snfnp.cli.shared import busy, images_of, open_run, run_parser
 from snfnp.errors import printable
+from snfnp.images import evenly_spread
 from snfnp.likelihood import EVALUATION_NOISE
 from snfnp.ops import RandomKey
 
@@ -35,7 +36,8 @@ def main(argv: list[str], prog: str | None = None) -> None:
         result = likelihood.evaluate(images, args.seed, at_once=at_once)
         apart = None
         if proved and all(certificate.holds for certificate in proved):
-            few, key = run.ops.asarray(images[:at_once]), RandomKey(args.seed, EVALUATION_NOISE)
+            few = run.ops.asarray(evenly_spread(images, at_once)[:])
+            key = RandomKey(args.seed, EVALUATION_NOISE)
             x, _ = run.flow.encode(run.ops, few, key, np.float64)
             apart = run.ops.to_host(activations_part(*how, x))
 

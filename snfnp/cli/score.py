@@ -12,7 +12,7 @@ import numpy as np
 from snfnp.cli.shared import check_file, images_of, open_run, run_parser, table_options, write_csv
 from snfnp.data import PUBLISHED, load_whole
 from snfnp.errors import UsageError, printable
-from snfnp.images import fault
+from snfnp.images import evenly_spread, fault, selected
 from snfnp.training import plots
 
 _AT_ONCE = 100  # images that go through the flow together
@@ -22,7 +22,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
     parser = run_parser(prog, __doc__)
     about = "a data set's name (its test data are used), or a path (its test data, or all)"
     parser.add_argument("other", help=about)
-    parser.number("--count", "use the first N of both (default: all)")
+    parser.number("--count", "use N of each, evenly spread (default: all)")
     out = "picture; the scores go to PATH-scores.csv (default: RUN/score-<other>.png and .csv)"
     parser.add_argument("--out", type=Path, metavar="PATH", help=out)
     about = "folder with the files of OTHER, if a published data set (default: --data-dir)"
@@ -43,11 +43,12 @@ def main(argv: list[str], prog: str | None = None) -> None:
     images, _ = images_of(run, args, "test")
     scores, medians, table = {}, [], []
     for which, of, data in (("test", run.config.data_name, images), ("other", name, other)):
-        some = data if args.count is None else data[: args.count]
+        places = evenly_spread(np.arange(len(data)), args.count or len(data))
+        some = selected(data, places)
         found = run.likelihood.log_prob(some, at_once=_AT_ONCE)
         found = np.where(np.isnan(found), -np.inf, found)  # as far away as numbers go
         values = some[:].tolist() if run.columns else [()] * len(found)
-        for place, (nats, row) in enumerate(zip(found.tolist(), values, strict=True)):
+        for place, nats, row in zip(places.tolist(), found.tolist(), values, strict=True):
             table.append([which, place, nats, *row])
         count = f"{len(found):,} {which} samples"
         medians.append(f"{np.median(found):.3f} nats of {count} ({printable(of)})")

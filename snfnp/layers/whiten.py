@@ -57,13 +57,20 @@ class Whiten(Layer):
         """δ_x = Uᵀ δ_z."""
         return ctx.ops.linalg.matmul(dz, p["U"])
 
-    def from_sums(self, count: int, total, products) -> dict[str, np.ndarray]:
-        """U and b for `count` rows x with the sums Σ x (D,) and Σ x xᵀ, in float64 on the host.
-        O(D³).
+    def need_shift(self, count: int, total, products) -> bool:
+        """True if the difference of the mean squares in these sums and the squared means has too
+        few digits: take the sums of x − Σ x / count. (For logits of noisy images the mean squares
+        are at most some hundred times the variance.)"""
+        squares, mean = np.diagonal(products) / count, total / count
+        variance = (squares - mean**2).mean()
+        return bool(np.finfo(float).eps * squares.max() > 1e-2 * _FLOOR * variance)
 
-        The sums need no shift: for logits of noisy images, the mean square is at most some hundred
-        times the variance. Raises UsageError if `count` leaves directions without variance or x
-        does not vary, DivergedError if it is not finite.
+    def from_sums(self, count: int, total, products, shift=0.0) -> dict[str, np.ndarray]:
+        """U and b for `count` rows x with the sums Σ y (D,) and Σ y yᵀ of y = x − shift, in float64
+        on the host. O(D³).
+
+        Raises UsageError if `count` leaves directions without variance or x does not vary,
+        DivergedError if it is not finite.
         """
         features = self.features
         if count <= features and not self.shrink:
@@ -79,7 +86,7 @@ class Whiten(Layer):
         if variance <= features**2 * np.finfo(float).eps * np.abs(second).max():
             raise UsageError("all samples are alike: there is nothing to whiten")
         u = inverse_root(covariance, _FLOOR * variance)
-        return {"U": (u + u.T) / 2, "b": -u @ mean}
+        return {"U": (u + u.T) / 2, "b": -u @ (shift + mean)}
 
 
 def _shrunk(covariance: np.ndarray, count: int) -> np.ndarray:

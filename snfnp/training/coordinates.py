@@ -9,6 +9,7 @@ Derivation: derivations/29-natural-coordinates.md.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -61,6 +62,19 @@ def statistics(trainer, params, batches, place: int) -> dict:
 def _estimate(trainer, params, batches, place: int, steps) -> dict[str, np.ndarray]:
     """The statistics of the place-th layer, a `Whiten`, for its input in these steps: on the host,
     float64, rounded to the run's precision."""
+    layer, dtype = trainer.flow.layers[place][1], trainer.p.dtype
+    sums, shift = _sums(trainer, params, batches, place, steps), 0.0
+    if layer.need_shift(*sums):
+        count, total, _ = sums
+        shift = total / count
+        sums = _sums(trainer, params, batches, place, steps, trainer.ops.asarray(shift))
+    values = layer.from_sums(*sums, shift)
+    return {k: value.astype(dtype).astype(np.float64) for k, value in values.items()}
+
+
+def _sums(trainer, params, batches, place: int, steps, shift: Any = 0.0) -> tuple:
+    """The number of inputs x of the place-th layer in these steps, and on the host Σ (x − shift)
+    and Σ (x − shift)(x − shift)ᵀ."""
     ops, flow, dtype = trainer.ops, trainer.flow, trainer.p.dtype
     layer, count = flow.layers[place][1], 0
     total, products = (ops.xp.zeros(layer.parameter_shapes(())[name]) for name in "bU")
@@ -71,14 +85,13 @@ def _estimate(trainer, params, batches, place: int, steps) -> dict[str, np.ndarr
         x = flow.preprocessed(ops, images, key, dtype if place else np.float64)[0]
         for name, before in flow.layers[:place]:
             x = before.forward(ops, params[name], x)[0]
-        x = x.astype(np.float64)
+        x = x.astype(np.float64) - shift
         count += part.total
         total += x.sum(axis=0)
         ops.linalg.matmul_add(x.T, x, products)
     if trainer.world.size > 1:
         trainer.communicator.all_reduce(total, products)
-    found = layer.from_sums(count, ops.to_host(total), ops.to_host(products))
-    return {k: value.astype(dtype).astype(np.float64) for k, value in found.items()}
+    return count, ops.to_host(total), ops.to_host(products)
 
 
 class Whitening(TrainingState):

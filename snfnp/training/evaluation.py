@@ -13,9 +13,10 @@ import scipy.linalg
 from snfnp.data import Dataset
 from snfnp.diagnostics import gradient_angles, has_inverse_likelihood
 from snfnp.errors import DivergedError
+from snfnp.images import evenly_spread
 from snfnp.likelihood import TRAINING_NOISE, Evaluation, Likelihood
 from snfnp.maps import Conv2d, contraction
-from snfnp.ops import RandomKey
+from snfnp.ops import Communicator, RandomKey
 from snfnp.rules import Rule
 from snfnp.training.progress import Record
 from snfnp.training.trainer import Trainer
@@ -50,7 +51,7 @@ class Evaluator:
         rows also the likelihood of as many training rows, since the two together show overfitting.
         Raises DivergedError if any is not finite, or the likelihood has exploded.
 
-        The ranks share the images; rank 0 alone looks at the layers.
+        The ranks share the images; rank 0 alone looks at the layers' weights.
         """
         trainer, world = self._trainer, self._trainer.world
         likelihood, images = trainer.likelihood(), dataset.validation
@@ -71,10 +72,11 @@ class Evaluator:
             if not math.isfinite(value):
                 figure = name.removesuffix("_nats").replace("_", " ").replace("nll", "likelihood")
                 raise DivergedError(f"the exact {figure} after epoch {epoch} is not finite")
+        self._monitors.share(world)
         if world.rank == 0:
             figures |= self._monitors.figures(likelihood)
         if not self._of_images:
-            seen = self._evaluate(likelihood, dataset.train[: len(images)]).nll
+            seen = self._evaluate(likelihood, evenly_spread(dataset.train, len(images))).nll
             figures |= {"training_nll_nats": seen} if math.isfinite(seen) else {}
         figures = world.broadcast(figures)
         self._refuse_explosion(evaluation, epoch, images)
@@ -149,69 +151,63 @@ class SmallestSecondMoment:
     found on one part of the images and measured on others: up to the sampling error of an 8 × 8
     matrix the result is not below σ²_min, and above it if the directions are not the best.
 
-    images: their expected count. The first n find the directions, O(n D²) and once O(D³): 5 rows
-    per unknown, as long as 200 or half of the images are left to measure them on, at O(n D).
+    images: their count. Each part has 5 rows per unknown, as long as 200 or half of the images are
+    left to measure on; both are evenly spread over all images, which may be sorted. O(n D²) and
+    once O(D³).
     """
 
     def __init__(self, ops, f, images: int):
         self._ops, self._map, self._images = ops, f, images
-        self._left: list[int] = []  # images to find the directions, and to measure them
-        self._sums: list[tuple] = [(0.0, 0), (0.0, 0)]  # of each: Σ r rᵀ on the host, rows
-        self._directions = None
+        # of each part, the images that find the directions and those that measure them: their
+        # count, Σ r rᵀ on the host, and the number of rows
+        self._counts: tuple[int, int] | None = None
+        self.sums: list[tuple] = [(0.0, 0), (0.0, 0)]
 
-    def add(self, x) -> None:
-        """More inputs (N, ...) of the layer, on the device, in double precision."""
-        if not self._left:
+    def add(self, x, first: int = 0) -> None:
+        """Inputs (N, ...) of the layer, on the device, in double precision; first: the place of
+        the first one among all images."""
+        if self._counts is None:
             unknowns, per_image = self._rows(x[:1]).shape[::-1]
             enough = max(_FEWEST, math.ceil(_ENOUGH * unknowns / per_image))
             held_out = min(_FEWEST, self._images - self._images // 2)
-            first = min(enough, self._images - held_out)
-            self._left = [first, min(enough, self._images - first) if first else 0]
-        for place, left in enumerate(self._left):
-            part, x = x[:left], x[left:]
-            if len(part):
-                self._left[place] -= len(part)
-                self._add(place, self._rows(part))
-
-    @property
-    def wants_more(self) -> bool:
-        """True if more inputs would be used."""
-        return not self._left or any(self._left)
+            finding = min(enough, self._images - held_out)
+            self._counts = finding, min(enough, self._images - finding) if finding else 0
+        finding, measuring = self._counts
+        order, chosen = _spread(first + np.arange(len(x)), finding + measuring, self._images)
+        _, finds = _spread(order, finding, max(1, finding + measuring))
+        for part, which in enumerate((chosen & finds, chosen & ~finds)):
+            if which.any():
+                self._add(part, self._rows(x[self._ops.asarray(np.flatnonzero(which))]))
 
     @property
     def value(self) -> float | None:
         """σ²_min; NaN if inputs are not finite, None if there were no more rows than unknowns."""
-        (found, rows), (measured, count) = self._sums
+        (found, rows), (measured, count) = self.sums
         if not count or rows <= len(found):
             return None
-        moments = measured / count
-        if not np.isfinite(moments).all():
+        if not (np.isfinite(found).all() and np.isfinite(measured).all()):
             return math.nan
+        least = [0, min(_DIRECTIONS, len(found)) - 1]
+        _, directions = scipy.linalg.eigh(found / rows, subset_by_index=least)
+        moments = directions.T @ (measured / count) @ directions
         return max(0.0, float(np.linalg.eigvalsh(moments)[0]))
 
-    def _add(self, place: int, rows) -> None:
-        ops, (moments, count) = self._ops, self._sums[place]
-        if place:
-            if self._directions is None:
-                self._directions = self._smallest()
-            rows = ops.linalg.matmul(rows, self._directions)
+    def _add(self, part: int, rows) -> None:
+        ops, (moments, count) = self._ops, self.sums[part]
         moments = moments + ops.to_host(ops.linalg.matmul(rows.T, rows))
-        self._sums[place] = moments, count + len(rows)
+        self.sums[part] = moments, count + len(rows)
 
     def _rows(self, x):
         """x (N, ...) as the rows that the weights of one output see."""
         f = self._map
         return self._ops.conv.patches(x, f.kernel) if isinstance(f, Conv2d) else x
 
-    def _smallest(self):
-        moments, rows = self._sums[0]
-        moments = moments / rows
-        count = min(_DIRECTIONS, len(moments))
-        if np.isfinite(moments).all():
-            _, found = scipy.linalg.eigh(moments, subset_by_index=[0, count - 1])
-        else:
-            found = np.full((len(moments), count), math.nan)
-        return self._ops.asarray(np.ascontiguousarray(found))
+
+def _spread(places, count: int, total: int) -> tuple[np.ndarray, np.ndarray]:
+    """How many of `count` items, evenly spread over `total` places, stand before each of `places`,
+    and whether one stands there."""
+    before = places * count // total
+    return before, (places + 1) * count // total > before
 
 
 # What may be wrong: (a layer's figure, whether it shows that, words, the page that explains it).
@@ -228,7 +224,7 @@ _CAUSES = (
 
 class Monitors:
     """The monitors of a run's linear layers that learn their inverse: `watch` before an evaluation,
-    `figures` after it. images_of(step): of all ranks."""
+    `share` and `figures` after it. images_of(step): of all ranks."""
 
     def __init__(self, trainer: Trainer, images_of: Callable):
         self._trainer, self._images_of, ops = trainer, images_of, trainer.ops
@@ -249,12 +245,17 @@ class Monitors:
         }
         return self if self._moments else None
 
-    def __call__(self, name: str, x) -> None:
+    def __call__(self, name: str, x, first: int) -> None:
         if name in self._moments:
-            self._moments[name].add(x)
+            self._moments[name].add(x, first)
 
-    def wants_more(self) -> bool:
-        return any(each.wants_more for each in self._moments.values())
+    def share(self, world: Communicator) -> None:
+        """Add the sums of all ranks, each of which has watched its images."""
+        if world.size == 1:
+            return
+        for moments in self._moments.values():
+            of_ranks = zip(*world.gather(moments.sums), strict=True)
+            moments.sums = [tuple(map(sum, zip(*part, strict=True))) for part in of_ranks]
 
     def figures(self, likelihood: Likelihood) -> dict:
         """{"layers": {layer: its figures}} for a line of metrics; {} if no layer learns an inverse.
