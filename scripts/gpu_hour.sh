@@ -65,7 +65,6 @@ steps() {
     train plain 60 --epochs 2
     train no-graph 90 --epochs 2 --no-graph
     step same 10 ".*" "$python" -c "$same" "$out"/runs/{plain,no-graph}
-    tests side-by-side 120 tests/gpu/test_side_by_side.py
     tests graphs 120 tests/gpu/test_graph.py
     train white 120 --model conv --recipe white --epochs 3
     train float32 60 --model conv --epochs 1 --eval-dtype float32

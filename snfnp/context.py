@@ -63,7 +63,7 @@ class Measured:
 
     Attributes:
         error: E = ‖g(f(h)) − h‖², averaged over the batch, in double precision (the bracket of
-            Eq. 3 without its λ); None until what was deferred has been called.
+            Eq. 3 without its λ).
         input: h, (N, ...).
         jacobian_error: ‖J_g J_f ν − ν‖² (Eq. 31), averaged over the probes; None if the rule does
             not compute it in this slice.

@@ -70,7 +70,7 @@ def test_step_scalars_and_images(ops):
 # ---------------------------------------------------------------- these tests can fail
 
 # Where a kernel stores what it computes, and one store too many.
-STORE, TOO_MANY = (f"i {less} n; i += block.item_stride())\n    out" for less in ("<", "<="))
+STORE, TOO_MANY = (f"i {less} n; i += item_stride())\n    out" for less in ("<", "<="))
 BEFORE_LOOP = "const T a_ = T(value(a_at, a))"
 FEW, MANY = (5, 37), (3, 16_411)  # values for one block, and for several
 

@@ -72,8 +72,8 @@ class JacobianPenalty(SelfNormalizing):
         jacobian_error = ops.linalg.residual(e, probes)
         e *= -2 * self.weight / self.probes
         delta = g.adjoint(ops, r, e)
-        ops.defer(grads, f.weight_grad, ops, delta, probes, out=grads["W"], add=True)
-        ops.defer(grads, g.weight_grad, ops, e, moved, out=grads["R"], add=True)
+        f.weight_grad(ops, delta, probes, out=grads["W"], add=True)
+        g.weight_grad(ops, e, moved, out=grads["R"], add=True)
         measured.jacobian_error = jacobian_error
         return dx, measured
 
@@ -174,12 +174,12 @@ class Variational(Rule):
         shares = ops.constant(_shares(len(dz), self.vectors, self.sigma, first).T, dz.dtype)
         taken = ops.linalg.matmul(shares, dz.reshape(len(dz), -1)).reshape(moved.shape)
         if not ctx.owns_shared_terms:  # Sᵀ δ_z is of this slice's samples, E of none
-            ops.defer(grads, f.weight_grad, ops, taken, nu, out=grads["W"], add=True)
+            f.weight_grad(ops, taken, nu, out=grads["W"], add=True)
             return result
         error = g.apply(ops, r, moved)
         delta = ops.linalg.axpby(1.0, taken, each, g.adjoint(ops, r, error))
-        ops.defer(grads, f.weight_grad, ops, delta, nu, out=grads["W"], add=True)
-        ops.defer(grads, g.weight_grad, ops, each * error, moved, out=grads["R"], add=True)
+        f.weight_grad(ops, delta, nu, out=grads["W"], add=True)
+        g.weight_grad(ops, each * error, moved, out=grads["R"], add=True)
         return result
 
 

@@ -34,9 +34,7 @@ class Layer:
       `reshape` is a copy;
     * results have the dtype of x: constants are Python numbers, which do not widen float32;
     * `forward` and inverses change no argument, and `backward` neither dz nor the cache (another
-      layer may hold the same array). It writes every element of the arrays in `grads`. Gradients of
-      weights may be computed at the end of the pass (`ops.defer`): they are complete then, not
-      before;
+      layer may hold the same array). It writes every element of the arrays in `grads`;
     * a NaN in a parameter or an input reaches the outputs.
     """
 

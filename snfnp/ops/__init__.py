@@ -55,8 +55,6 @@ class Ops:
     constant = property(attrgetter("device.constant"))
     to_host = property(attrgetter("device.to_host"))
     known_on_host = property(attrgetter("device.known_on_host"))
-    defer = property(attrgetter("device.defer"))
-    deferred = property(attrgetter("device.deferred"))
 
     @property
     def host(self):

@@ -81,18 +81,6 @@ class HostDevice:
         """The number of threads on which results depend; None: they depend on none."""
         return threads.most()
 
-    def defer(self, owner, function, *arguments, **named) -> None:
-        """Call `function(*arguments, **named)`, now or at the end of `with ops.deferred():`.
-
-        Until then nothing may write its inputs or touch its outputs. Calls of one owner keep their
-        order; those of several owners need nothing of each other.
-        """
-        function(*arguments, **named)
-
-    def deferred(self):
-        """A context at whose end everything that `defer` was given in it has been called."""
-        return nullcontext()
-
     def describe(self) -> dict:
         """The device and its libraries, for a run's record; {} if `threads` describes it."""
         return {}

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from snfnp.context import Measured
 from snfnp.errors import UsageError
-from snfnp.rules.base import Rule
+from snfnp.rules.base import Rule, bias_gradient
 
 
 @dataclass(frozen=True)
@@ -35,31 +35,26 @@ class SelfNormalizing(Rule):
         c_f, c_g = (0.5, 0.5) if self.objective == "mixture" else (1.0, 0.0)
 
         # δ_x = T(W)ᵀ δ_z, also the input's gradient
-        dx, measured = f.adjoint(ops, w, dz), Measured(None, x)
+        dx = f.adjoint(ops, w, dz)
+        # E = T(R) z − x of Eq. 3, with z = T(W) x: g(z) = R (z − b) inverts f(x) = W x + b
+        e = g.apply(ops, r, z)
+        error = linalg.residual(e, x)
+        # Δ_W = c δ_z + a T(R)ᵀ E
+        delta_w = linalg.axpby(c_f, dz, a, g.adjoint(ops, r, e))
+        # Δ_R = −c' δ_x + a E
+        delta_r = linalg.axpby(-c_g, dx, a, e)
         # r at w's size and w at r's, if their kernels differ (Eq. 30)
         r_fit, w_fit = (r, w) if f is g else (f.fit(r, ops.xp), g.fit(w, ops.xp))
-
-        def weight_gradients():  # which no other layer waits for
-            # E = T(R) z − x of Eq. 3, with z = T(W) x: g(z) = R (z − b) inverts f(x) = W x + b
-            e = g.apply(ops, r, z)
-            measured.error = linalg.residual(e, x)
-            # Δ_W = c δ_z + a T(R)ᵀ E
-            delta_w = linalg.axpby(c_f, dz, a, g.adjoint(ops, r, e))
-            # Δ_R = −c' δ_x + a E
-            delta_r = linalg.axpby(-c_g, dx, a, e)
-            # G_W = Δ_W xᵀ + c v Rᵀ: Eq. 10 and Eq. 17, with R in place of W⁻¹ (Eq. 4).
-            # Convolutions: Δ_W ⋆ x + c v flip(r) ⊙ m, Eq. 15 (flip(r) ⊙ m is T(r)ᵀ of Eq. 14 and
-            # Eq. 21 summed over each weight's positions; of r's centre if r is larger, Eq. 28).
-            linalg.scale_into(grads["W"], c_f * v, f.flip(r_fit), f.multiple(shape))
-            f.weight_grad(ops, delta_w, x, out=grads["W"], add=True)
-            # G_R = Δ_R zᵀ − c' v Wᵀ: Eq. 11 and Eq. 20, with W in place of R⁻¹ (Eq. 5).
-            # Convolutions: Δ_R ⋆ z − c' v flip(w) ⊙ m, Eq. 16 (without m Eq. 22; w padded with
-            # zeros if r is larger, Eq. 29).
-            linalg.scale_into(grads["R"], -c_g * v, g.flip(w_fit), g.multiple(shape))
-            g.weight_grad(ops, delta_r, z, out=grads["R"], add=True)
-            # G_b = Σ δ_z: both densities contain b, and ½ + ½ = 1
-            if "b" in grads:
-                ops.channels.sum(dz, out=grads["b"])
-
-        ops.defer(grads, weight_gradients)
-        return dx, measured
+        # G_W = Δ_W xᵀ + c v Rᵀ: Eq. 10 and Eq. 17, with R in place of W⁻¹ (Eq. 4).
+        # Convolutions: Δ_W ⋆ x + c v flip(r) ⊙ m, Eq. 15 (flip(r) ⊙ m is T(r)ᵀ of Eq. 14 and
+        # Eq. 21 summed over each weight's positions; of r's centre if r is larger, Eq. 28).
+        linalg.scale_into(grads["W"], c_f * v, f.flip(r_fit), f.multiple(shape))
+        f.weight_grad(ops, delta_w, x, out=grads["W"], add=True)
+        # G_R = Δ_R zᵀ − c' v Wᵀ: Eq. 11 and Eq. 20, with W in place of R⁻¹ (Eq. 5).
+        # Convolutions: Δ_R ⋆ z − c' v flip(w) ⊙ m, Eq. 16 (without m Eq. 22; w padded with
+        # zeros if r is larger, Eq. 29).
+        linalg.scale_into(grads["R"], -c_g * v, g.flip(w_fit), g.multiple(shape))
+        g.weight_grad(ops, delta_r, z, out=grads["R"], add=True)
+        # G_b = Σ δ_z: both densities contain b, and ½ + ½ = 1
+        bias_gradient(ops, dz, grads)
+        return dx, Measured(error, x)

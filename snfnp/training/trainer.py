@@ -159,9 +159,8 @@ class Trainer:
             ctx = BackwardContext(ops, weights, volume, factor, key, part)
             factors = self.multipliers.error_factors(samples)
             deltas = flow.latent_gradients(latents, samples)
-            with ops.deferred():
-                given = (self.params, caches, deltas, self.grads, factors, flow.first_trainable)
-                _, measured = flow.backward(ctx, *given)
+            given = (self.params, caches, deltas, self.grads, factors, flow.first_trainable)
+            _, measured = flow.backward(ctx, *given)
         errors = [result.error for result in measured.values() if result.error is not None]
         for state in self.states:
             state.collect(measured, share)

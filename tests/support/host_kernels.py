@@ -21,7 +21,6 @@ from scipy.linalg import get_lapack_funcs
 from snfnp.ops import Ops, RandomKey, assemble, get_ops, overrides
 from snfnp.ops.gpu import launch, source
 from snfnp.ops.gpu.device import Gpu
-from snfnp.ops.gpu.side_by_side import SideBySide
 from snfnp.ops.linalg.gpu import GpuLinearAlgebra
 from support.operation_calls import FLOATS, SIZES, assert_as_defined, in_order
 from support.operation_cases import OVERRIDES
@@ -50,7 +49,7 @@ class Launcher(launch.Launcher):
 
     def __init__(self, folder, backwards=False, text_of=source.source, flags=()):
         self._folder, self.backwards, self._text_of = folder, backwards, text_of
-        self._flags, self.side_by_side = flags, SideBySide(None, None)
+        self._flags = flags
         self._libraries: dict[str, ctypes.CDLL] = {}
         self.launched: set[str] = set()
 
@@ -159,7 +158,7 @@ class HostGpu(Gpu):
         self.xp = np
         self.tf32 = False
         self.launch = launcher
-        self.cublas, self._deferred = _Cublas(), None
+        self.cublas = _Cublas()
         self._guard, self._blocks = guard, []
         self.counter = np.zeros(1, np.uint32)
 

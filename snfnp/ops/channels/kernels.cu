@@ -18,7 +18,7 @@ __device__ void sum_of_rows(T (&sums)[S], Place& at, T* partial, unsigned int* a
     if (at.leads()) store(at.channel, sums);
     return;
   }
-  if (!last_block(at.block, arrived)) return;
+  if (!last_block(arrived)) return;
   for (long long tile = 0; tile < at.tiles; ++tile) {
     at.to_tile(tile);
     for (int k = 0; k < S; ++k) {
@@ -34,10 +34,9 @@ __device__ void sum_of_rows(T (&sums)[S], Place& at, T* partial, unsigned int* a
 
 // x (size / channels, channels) -> out (channels,)
 template <typename T>
-__device__ void channel_sum_task(const Block block, const T* __restrict__ x, T* __restrict__ out,
-                                 T* partial, unsigned int* arrived, long long size,
-                                 long long channels) {
-  Place at(channels, block);
+__global__ void channel_sum(const T* __restrict__ x, T* __restrict__ out, T* partial,
+                            unsigned int* arrived, long long size, long long channels) {
+  Place at(channels);
   T sums[1] = {T(0)};
   if (at.takes_part()) {
 #pragma unroll 4

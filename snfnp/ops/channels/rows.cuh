@@ -6,22 +6,20 @@
 const int TILE = 32;
 
 struct Place {
-  Block block;
   int width, lanes;            // channels of a tile, rows that a block reads at once
   int column, lane;            // this thread's channel and row among them
   long long tiles, group, groups, channels, channel;
   long long first, step;       // of the thread's values in the flat array
 
-  __device__ Place(long long channels_, Block block_ = this_block())
-      : block(block_), channels(channels_) {
+  __device__ Place(long long channels_) : channels(channels_) {
     tiles = (channels + TILE - 1) / TILE;
     width = int((channels + tiles - 1) / tiles);
     lanes = blockDim.x / width;
     column = threadIdx.x % width;
     lane = threadIdx.x / width;
-    group = block.index / tiles;
-    groups = block.count / tiles;
-    to_tile(block.index % tiles);
+    group = blockIdx.x / tiles;
+    groups = gridDim.x / tiles;
+    to_tile(blockIdx.x % tiles);
     first = (group * lanes + lane) * channels + channel;
     step = groups * lanes * channels;
   }

@@ -75,12 +75,11 @@ __device__ void add_products(Four<T>& sums, T v, const Four<T> weights) {
 // sixteen weights are five, where channels allow that); `splits` threads share the rows of the
 // kernel, so that more threads hide the latency of loads.
 template <typename T>
-__device__ void conv_task(const Block block, const T* __restrict__ x, const T* __restrict__ k,
-                          long long k_stride_0, long long k_stride_1, long long k_stride_2,
-                          long long k_stride_3, T* __restrict__ z, long long samples,
-                          long long height, long long width, long long kh, long long kw,
-                          long long above, long long beside, long long inputs, long long outputs,
-                          long long splits) {
+__global__ void conv(const T* __restrict__ x, const T* __restrict__ k, long long k_stride_0,
+                     long long k_stride_1, long long k_stride_2, long long k_stride_3,
+                     T* __restrict__ z, long long samples, long long height, long long width,
+                     long long kh, long long kw, long long above, long long beside,
+                     long long inputs, long long outputs, long long splits) {
   __shared__ Four<T> taps[MOST_TAPS];  // (kH, kW, I, groups of four outputs)
   __shared__ Four<T> sums[256];
   const int rows = (int)height, columns = (int)width, down = (int)kh, across = (int)kw;
@@ -98,8 +97,8 @@ __device__ void conv_task(const Block block, const T* __restrict__ x, const T* _
   const int pixels = rows * columns, parts = (int)splits, lanes = blockDim.x / parts;
   const int part = threadIdx.x / lanes, lane = threadIdx.x % lanes;
   const long long sample = (long long)pixels * groups, count = samples * sample;
-  for (long long start = block.index * (long long)lanes; start < count;
-       start += block.count * (long long)lanes) {
+  for (long long start = blockIdx.x * (long long)lanes; start < count;
+       start += gridDim.x * (long long)lanes) {
     const long long t = start + lane, image = t / sample;
     const int at = (int)(t - image * sample), group = at % groups, pixel = at / groups;
     const int top = pixel / columns - (int)above, left = pixel % columns - (int)beside;
@@ -159,22 +158,21 @@ __device__ T value_in_row(const T* row, int column, int columns, int stride) {
 // which it keeps in registers as it goes along, for one input and one output: an item. A block
 // takes `items_each` items, threads of its several slices every slices-th row of its chunk.
 template <typename T>
-__device__ void conv_weight_grad_task(const Block block, const T* __restrict__ delta,
-                                      const T* __restrict__ x, T* __restrict__ parts,
-                                      long long samples, long long chunk, long long items_each,
-                                      long long slices, long long height, long long width,
-                                      long long kh, long long kw, long long above,
-                                      long long beside, long long inputs, long long outputs) {
+__global__ void conv_weight_grad(const T* __restrict__ delta, const T* __restrict__ x,
+                                 T* __restrict__ parts, long long samples, long long chunk,
+                                 long long items_each, long long slices, long long height,
+                                 long long width, long long kh, long long kw, long long above,
+                                 long long beside, long long inputs, long long outputs) {
   __shared__ Four<T> sums[256];
   const int rows = (int)height, columns = (int)width, across = (int)kw;
   const int i_count = (int)inputs, o_count = (int)outputs, quads = (across + 3) / 4;
   const int items = (int)kh * quads * i_count * o_count, each = (int)items_each;
   const int item_blocks = (items + each - 1) / each, size = (int)kh * across * i_count * o_count;
-  const long long part = block.index / item_blocks;
+  const long long part = blockIdx.x / item_blocks;
   const long long image_rows = samples * height;
   const long long stop = (part + 1) * chunk < image_rows ? (part + 1) * chunk : image_rows;
   const int slice = threadIdx.x / each;
-  const int item = block.index % item_blocks * each + threadIdx.x % each;
+  const int item = blockIdx.x % item_blocks * each + threadIdx.x % each;
   const int o = item % o_count, i = item / o_count % i_count;
   const int w = item / (o_count * i_count) % quads * 4, h = item / (o_count * i_count * quads);
   const int down = h - (int)above, left = w - (int)beside;
@@ -226,11 +224,11 @@ __device__ void conv_weight_grad_task(const Block block, const T* __restrict__ d
 // out (size,) ← the sum over the `count` rows of parts (or `add`: out plus it). A block takes 32
 // columns, each of its warps every so-many-th row.
 template <typename T>
-__device__ void conv_weight_grad_sum_task(const Block block, const T* __restrict__ parts,
-                                          long long count, T* out, long long size, long long add) {
+__global__ void conv_weight_grad_sum(const T* __restrict__ parts, long long count, T* out,
+                                     long long size, long long add) {
   __shared__ double sums[256];
   const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  const long long column = block.index * 32LL + threadIdx.x % 32;
+  const long long column = blockIdx.x * 32LL + threadIdx.x % 32;
   T own = T(0);  // of few rows: double precision is slow on many cards
   if (column < size) {
 #pragma unroll 4

@@ -6,21 +6,6 @@ __device__ inline long long first_item() {
 }
 __device__ inline long long item_stride() { return gridDim.x * (long long)blockDim.x; }
 
-// A block among those of its task, the task-th of a launch. See source.py.
-struct Block {
-  unsigned int index, count, task;
-  __device__ long long first_item() const { return index * (long long)blockDim.x + threadIdx.x; }
-  __device__ long long item_stride() const { return count * (long long)blockDim.x; }
-};
-__device__ inline Block this_block() { return Block{blockIdx.x, gridDim.x, 0}; }
-
-// What the tasks of a launch are given, by value: at most 4 kB.
-constexpr int MOST_TASKS = 24;
-template <typename Arguments>
-struct Tasks {
-  Arguments of[MOST_TASKS];
-};
-
 // A number that lives on the device (`at`), or one that the host knew at launch.
 __device__ inline double value(const double* at, double fixed) { return at ? *at : fixed; }
 __device__ inline unsigned long long value(const unsigned long long* at, long long fixed) {
@@ -77,15 +62,14 @@ __device__ T block_sum(T v) {
   return sum;
 }
 
-// Whether this block is its task's last to come here: it then sees what all others stored before.
-// arrived (MOST_TASKS,) is 0 before the launch and 0 again after it. All threads must come here.
-__device__ inline bool last_block(const Block block, unsigned int* arrived) {
+// Whether this block is the last to come here: it then sees what all others stored before.
+// *arrived is 0 before the launch and 0 again after it. All threads must come here.
+__device__ inline bool last_block(unsigned int* arrived) {
   __shared__ bool last;
   __syncthreads();
   if (threadIdx.x == 0) {  // for the whole block
     __threadfence();       // what the block stored is seen before its arrival
-    arrived += block.task;
-    last = atomicAdd(arrived, 1u) == block.count - 1;
+    last = atomicAdd(arrived, 1u) == gridDim.x - 1;
     if (last) {
       *arrived = 0u;
       __threadfence();  // what the others stored is read after this
@@ -95,15 +79,14 @@ __device__ inline bool last_block(const Block block, unsigned int* arrived) {
   return last;
 }
 
-// Adds `sum` up over a task's blocks: true in the threads of the last of them, where `sum` is then
-// the total. partial: one number per block. All threads must come here.
-__device__ inline bool sum_of_all(const Block block, double& sum, double* partial,
-                                  unsigned int* arrived) {
+// Adds `sum` up over the blocks: true in the threads of the last of them, where `sum` is then the
+// total. partial: one number per block. All threads must come here.
+__device__ inline bool sum_of_all(double& sum, double* partial, unsigned int* arrived) {
   sum = block_sum(sum);
-  if (threadIdx.x == 0) partial[block.index] = sum;
-  if (!last_block(block, arrived)) return false;
+  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+  if (!last_block(arrived)) return false;
   sum = 0.0;
-  for (long long i = threadIdx.x; i < block.count; i += blockDim.x) sum += partial[i];
+  for (long long i = threadIdx.x; i < gridDim.x; i += blockDim.x) sum += partial[i];
   sum = block_sum(sum);
   return true;
 }

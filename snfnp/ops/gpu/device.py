@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import numpy as np
 
@@ -45,10 +44,9 @@ class Gpu:
                 raise
             found = f"the GPU's memory is full ({shortfall})"
             raise BackendError(f"{found}: see with nvidia-smi what holds it") from None
-        self.counter = self.xp.zeros(source.constant("linalg", "MOST_TASKS"), np.uint32)
+        self.counter = self.xp.zeros(1, np.uint32)
         self.xp.cuda.get_current_stream().synchronize()  # it is 0, whatever stream uses it first
         self._constants: dict = {}
-        self._deferred: list | None = None
 
     def __reduce__(self):
         """A recipe for pickles: a device like this one, where they are opened, for one process."""
@@ -83,23 +81,6 @@ class Gpu:
 
     def capture(self, function, report=print, world: Communicator = SINGLE_PROCESS) -> Graph:
         return Graph(self.xp, function, report, world)
-
-    def defer(self, owner, function, *arguments, **named) -> None:
-        if self._deferred is None:
-            function(*arguments, **named)
-        else:
-            self._deferred.append((owner, partial(function, *arguments, **named)))
-
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        self._deferred, owned = [], {}
-        try:
-            yield
-        finally:
-            deferred, self._deferred = self._deferred, None
-        for owner, call in deferred:
-            owned.setdefault(id(owner), []).append(call)
-        self.launch.side_by_side.run(list(owned.values()))
 
     def communicator(self, world: Communicator) -> Communicator | Nccl:
         world.require_same({"backend": self.name})

@@ -8,7 +8,6 @@ import numpy as np
 
 from snfnp.errors import BackendError
 from snfnp.ops.gpu import source
-from snfnp.ops.gpu.side_by_side import SideBySide
 
 _NULL = np.uint64(0)
 
@@ -36,7 +35,6 @@ class Launcher:
     def __init__(self, cupy):
         self._cupy, self._guard = cupy, DeviceGuard(cupy)
         self._functions = {}
-        self.side_by_side = SideBySide(cupy, self._start_all)
         self.begins: Callable[[], None] | None = None  # see `Gpu.compilations`
         self.ends: Callable[[int], None] | None = None
 
@@ -59,38 +57,18 @@ class Launcher:
         if blocks:
             dtype = np.dtype(dtype)
             values = tuple(convert(arguments[name], dtype) for name, convert in converters)
-            launch = kernel, dtype, blocks, threads, values
-            if not (source.takes_tasks(kernel) and self.side_by_side.wait(launch)):
-                self._start(*launch)
+            self._start(kernel, dtype, blocks, threads, values)
 
     def _start(self, kernel, dtype, blocks, threads, values) -> None:
         """Launch with the values of all parameters, in the kernel's order."""
         self._guard.require()
         self._function(kernel, dtype)((blocks,), (threads,), values)
 
-    def _start_all(self, launches) -> None:
-        alike: dict = {}
-        for kernel, dtype, *launch in launches:
-            alike.setdefault((kernel, dtype), []).append(launch)
-        most = source.constant("linalg", "MOST_TASKS")
-        for (kernel, dtype), tasks in alike.items():
-            for first in range(0, len(tasks), most):
-                blocks, threads, values = zip(*tasks[first : first + most], strict=True)
-                if len(blocks) == 1:
-                    self._start(kernel, dtype, blocks[0], threads[0], values[0])
-                    continue
-                table = np.zeros((most, len(values[0]) + 1), np.uint64)
-                for row, count, own in zip(table, blocks, values, strict=False):
-                    words = (v.view(np.uint64) if _is_known(v) else v.data.ptr for v in own)
-                    row[:] = [*words, count]
-                given = (np.void(table.tobytes()),)  # by value
-                self._start(f"{kernel}_tasks", dtype, sum(blocks), max(threads), given)
-
     def _function(self, kernel: str, dtype: np.dtype):
         key = dtype.char  # `str(dtype)` would take longer than the launch
         if (kernel, key) not in self._functions:
             # per group and type: training in one precision does not wait for the other's compiler
-            group = source.kernels()[kernel.removesuffix("_tasks")]
+            group = source.kernels()[kernel]
             names = source.names(group)
             expressions = [source.expression(name, str(dtype)) for name in names]
             if self.begins:

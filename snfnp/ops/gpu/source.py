@@ -6,9 +6,6 @@ kernels:
 * `template <typename T> __global__ void name(...)`, instantiated for float and double.
 * Integer parameters are `long long`, real ones `double`, whatever T is: offsets into large arrays
   do not overflow, and a launch cannot choose a wrong width.
-* A kernel that several layers launch at the same time is a function `name_task` of a `Block` and
-  the parameters. `source` adds the kernel `name`, and `name_tasks`, which takes up to MOST_TASKS
-  sets of arguments, each for some of the blocks.
 * Launches name the parameters (`launch.py`), and two kinds of names belong together. A number `a`
   that may be known on the device alone is the pair `a_at, a`: a pointer, or null and a value.
   An array `k` that need not be contiguous is followed by its strides `k_stride_0, k_stride_1, …`,
@@ -36,25 +33,6 @@ OPTIONS = ("-std=c++17",)  # no fast-math: infinities and NaN must be seen
 _FOLDER, _FILE = resources.files("snfnp.ops"), "kernels.cu"
 _INCLUDE = re.compile(r'^#include "\.\./(\w+/\w+\.cuh)"\n', re.MULTILINE)
 _KERNEL = re.compile(r"template\s*<typename T>\s*__global__\s+void\s+(\w+)\s*\(([^)]*)\)")
-_TASK = re.compile(r"__device__ void (\w+)_task\(const Block block, ([^)]*)\)")
-_OF_A_TASK = """
-template <typename T>
-__global__ void {name}({parameters}) {{
-  {name}_task<T>(this_block(), {names});
-}}
-template <typename T>
-struct {name}_arguments {{
-  {fields};
-  long long blocks;
-}};
-template <typename T>
-__global__ void {name}_tasks(const Tasks<{name}_arguments<T>> tasks) {{
-  unsigned int task = 0, block = blockIdx.x;
-  while (block >= tasks.of[task].blocks) block -= tasks.of[task++].blocks;
-  const {name}_arguments<T>& own = tasks.of[task];
-  {name}_task<T>(Block{{block, (unsigned int)own.blocks, task}}, {values});
-}}
-"""
 
 
 class Parameter(NamedTuple):
@@ -76,31 +54,19 @@ def groups() -> tuple[str, ...]:
 def source(group: str) -> str:
     """The text of a group's kernels with the text of the headers in place of their includes."""
     text = (_FOLDER / group / _FILE).read_text(encoding="utf-8")
-    text = _INCLUDE.sub(lambda include: (_FOLDER / include[1]).read_text(encoding="utf-8"), text)
-    for name, parameters in _TASK.findall(text):
-        plain = parameters.replace("__restrict__ ", "").split(",")
-        names = [declaration.split()[-1] for declaration in plain]
-        own = {"fields": ";".join(plain), "values": ", ".join(f"own.{each}" for each in names)}
-        own |= {"name": name, "parameters": parameters, "names": ", ".join(names)}
-        text += _OF_A_TASK.format(**own)
-    return text
+    return _INCLUDE.sub(lambda include: (_FOLDER / include[1]).read_text(encoding="utf-8"), text)
 
 
 @cache
 def kernels() -> dict[str, str]:
     """Every kernel's name and the group that it is in."""
-    found = {name: group for group in groups() for name, _ in _KERNEL.findall(source(group))}
-    return {name: group for name, group in found.items() if not name.endswith("_tasks")}
+    return {name: group for group in groups() for name, _ in _KERNEL.findall(source(group))}
 
 
 @cache
 def names(group: str) -> tuple[str, ...]:
-    """The names of a group's kernels, those for several tasks included."""
+    """The names of a group's kernels."""
     return tuple(name for name, _ in _KERNEL.findall(source(group)))
-
-
-def takes_tasks(kernel: str) -> bool:
-    return f"{kernel}_tasks" in names(kernels()[kernel])
 
 
 @cache

@@ -4,22 +4,21 @@
 
 // out = a x + b out
 template <typename T>
-__device__ void axpby_task(const Block block, const double* a_at, double a, const T* __restrict__ x,
-                           const double* b_at, double b, T* __restrict__ out, long long n) {
+__global__ void axpby(const double* a_at, double a, const T* __restrict__ x, const double* b_at,
+                      double b, T* __restrict__ out, long long n) {
   const T a_ = T(value(a_at, a)), b_ = T(value(b_at, b));
-  for (long long i = block.first_item(); i < n; i += block.item_stride())
+  for (long long i = first_item(); i < n; i += item_stride())
     out[i] = b_ * out[i] + a_ * x[i];
 }
 
 // out (H, W, I, O) = scale · a ⊙ m, a with any strides (in elements), m (H, W).
 template <typename T>
-__device__ void scaled_kernel_task(const Block block, T* __restrict__ out, const double* scale_at,
-                                   double scale, const T* a, long long a_stride_0,
-                                   long long a_stride_1, long long a_stride_2, long long a_stride_3,
-                                   const double* __restrict__ multiple, long long width,
-                                   long long inputs, long long outputs, long long n) {
+__global__ void scaled_kernel(T* __restrict__ out, const double* scale_at, double scale, const T* a,
+                              long long a_stride_0, long long a_stride_1, long long a_stride_2,
+                              long long a_stride_3, const double* __restrict__ multiple,
+                              long long width, long long inputs, long long outputs, long long n) {
   const double factor = value(scale_at, scale);
-  for (long long index = block.first_item(); index < n; index += block.item_stride()) {
+  for (long long index = first_item(); index < n; index += item_stride()) {
     const long long o = index % outputs, i = index / outputs % inputs;
     const long long tap = index / outputs / inputs, h = tap / width, w = tap % width;
     const T m = T(factor * (multiple ? multiple[tap] : 1.0));
@@ -100,21 +99,21 @@ __global__ void sum_squares(const T* __restrict__ g, double* partial, double* __
 #pragma unroll 4
   for (long long i = first_item(); i < n; i += item_stride()) squares.add(g[i] * g[i]);
   double sum = squares.total();
-  if (sum_of_all(this_block(), sum, partial, arrived) && threadIdx.x == 0) *total = sum;
+  if (sum_of_all(sum, partial, arrived) && threadIdx.x == 0) *total = sum;
 }
 
 // error = error - x, and total = Σ error² / samples.
 template <typename T>
-__device__ void residual_task(const Block block, T* __restrict__ error, const T* __restrict__ x,
-                              double* partial, double* __restrict__ total, unsigned int* arrived,
-                              long long samples, long long n) {
+__global__ void residual(T* __restrict__ error, const T* __restrict__ x, double* partial,
+                         double* __restrict__ total, unsigned int* arrived, long long samples,
+                         long long n) {
   Sum<T> squares;
 #pragma unroll 4
-  for (long long i = block.first_item(); i < n; i += block.item_stride()) {
+  for (long long i = first_item(); i < n; i += item_stride()) {
     const T difference = error[i] - x[i];
     error[i] = difference;
     squares.add(difference * difference);
   }
   double sum = squares.total();
-  if (sum_of_all(block, sum, partial, arrived) && threadIdx.x == 0) *total = sum / double(samples);
+  if (sum_of_all(sum, partial, arrived) && threadIdx.x == 0) *total = sum / double(samples);
 }

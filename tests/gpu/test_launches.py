@@ -1,0 +1,67 @@
+"""Launches of a step: enough blocks to fill a large GPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from support.trainers import make_trainer
+
+from snfnp.ops.gpu.launch import Launcher
+from snfnp.training.batches import Repeated
+
+SIDE, IMAGES = 28, 100  # MNIST, and the paper's batch
+MULTIPROCESSORS = 132  # of an H100
+# Blocks at least: two for every multiprocessor where a kernel goes over pixels and samples, one for
+# each sample where it sums over a sample, and as many as there are warps of pixels for the knots.
+LEAST = {
+    "adam": 2 * MULTIPROCESSORS,
+    "conv": 2 * MULTIPROCESSORS,
+    "conv_weight_grad": 2 * MULTIPROCESSORS,
+    "spline": IMAGES,
+    "spline_backward": MULTIPROCESSORS,
+    "spline_knots": 3 * SIDE * SIDE // 32,
+    "gaussian_log_density": IMAGES,
+    "preprocess": IMAGES,
+    "sum_squares": MULTIPROCESSORS // 2,
+    "axpby": 2 * MULTIPROCESSORS,
+    "residual": MULTIPROCESSORS // 2,
+    "channel_sum": MULTIPROCESSORS // 2,
+}
+# What one block does in no time, or what adds up the parts of others.
+FEW = {"set_scalars", "log_density", "log_step", "sum_terms", "conv_weight_grad_sum"}
+FEW |= {"scaled_kernel"}
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The launches so far: [(kernel, blocks, threads), …]."""
+    found, start = [], Launcher._start
+
+    def noted(self, kernel, dtype, blocks, threads, values):
+        found.append((kernel, blocks, threads))
+        start(self, kernel, dtype, blocks, threads, values)
+
+    monkeypatch.setattr(Launcher, "_start", noted)
+    return found
+
+
+def test_a_step_fills_a_large_gpu(ops, monkeypatch):
+    """With fewer blocks, one of these kernels would leave it idle, at every image size. Nothing is
+    computed: launches are noted."""
+    trainer = make_trainer(ops, "conv", side=SIDE, batch_size=IMAGES, graph=False)
+    images, launched = ops.xp.zeros((IMAGES, SIDE, SIDE, 1), np.uint8), []
+    trainer.slice_of(IMAGES)
+    note = lambda self, name, dtype, blocks, **_: launched.append((name, blocks))  # noqa: E731
+    monkeypatch.setattr(Launcher, "__call__", note)
+    trainer.training_step(Repeated(images))
+    assert {name for name, _ in launched} == LEAST.keys() | FEW
+    for name, blocks in launched:
+        assert name in FEW or blocks >= LEAST[name], (name, blocks)
+
+
+def test_a_sum_over_all_pixels_of_one_channel_has_many_blocks(ops, started):
+    array, out = ops.xp.ones((IMAGES, SIDE, SIDE, 1), np.float32), ops.xp.empty(1, np.float32)
+    ops.channels.sum(array, out=out)
+    ((name, blocks, _),) = started
+    assert float(out[0]) == array.size
+    assert name == "channel_sum" and blocks >= MULTIPROCESSORS // 2
