@@ -136,7 +136,9 @@ def of_types(*dtypes):
 HEADERS = [{"step": -1}, {"step": 2**63}, {"step": 1.5}, {"sums": (1.0, 2.0)}, {"sums": "abcd"}]
 HEADERS += [{"sums": (1.0, 2.0, 3.0, value)} for value in (np.nan, 10**400)]
 HEADERS += [{"record": []}, {"record": {"seconds": np.nan}}]
+STATES = [np.array([1.0, value]) for value in (np.nan, np.inf)] + [np.ones(2, np.float32)]
 FORGED = [
+    *(lambda checkpoint, of=of: checkpoint.state.update(control=of) for of in STATES),
     *(spoiled(name, value) for name, value in (("p", np.nan), ("p", np.inf), ("m", -np.inf))),
     *(spoiled("v", value) for value in (np.nan, np.inf, -1.0)),
     *(of_types(*types) for types in ("iii", "eee", "fdf", "FFF")),
@@ -170,12 +172,20 @@ def test_files_of_another_run_are_refused(copy, tmp_path, differs):
         (copy / name).write_bytes(own)
 
 
+def test_arrays_of_another_precision_than_the_runs_are_refused(copy):
+    saved = load_run(copy, "last").checkpoint
+    of_types(*"ddd")(saved)
+    save_checkpoint(copy / "last.safetensors", saved)
+    with one_line(CheckpointError, match="belongs to another run .*another dtype"):
+        load_run(copy, "last")
+
+
 RECORDS = [{"config": None}, {"config": {"lr": "fast"}}, {"seconds": -1.0}, {"seconds": "long"}]
 RECORDS += [{"best": []}, {"best": {"epoch": 1}}, {"seconds": 10**400}]
 RECORDS += [{"best": {"epoch": 9, "step": 99, "seconds": 1, "validation_nll_nats": 1.0}}]
 BEST = {"step": 10**400, "epoch": 10**400, "validation_nll_nats": [1]}
 BEST |= {"validation_bits_per_dimension": -(10**400), "reconstruction": None}
-RECORDS += [{name: value} for name, value in BEST.items()]
+RECORDS += [{name: value} for name, value in BEST.items()] + [{"step": 16}]  # later than its own
 
 
 @pytest.mark.parametrize("change", RECORDS, ids=range(len(RECORDS)))

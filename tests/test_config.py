@@ -93,6 +93,26 @@ def test_a_resumed_run_may_change_what_says_so(name):
             started.resumed(given, Path("run"))
 
 
+def test_the_forward_objective_has_the_lambda_of_its_preset():
+    objectives = ("mixture", "forward")
+    of = {"fc": (1, 0.1), "conv": (1, 1), "glow": (100, 100), "glow-2l-4k": (100, 10)}
+    for model, expected in of.items():
+        configs = [TrainConfig(model=model, objective=each).resolve(1000) for each in objectives]
+        assert tuple(config.lam for config in configs) == expected
+
+
+@pytest.mark.parametrize("model", PRESETS)
+def test_a_rate_that_falls_rises_in_half_of_a_short_run_at_most(model):
+    def warmup(epochs, **options):
+        return TrainConfig(model=model, epochs=epochs, **options).resolve(1000).warmup_epochs
+
+    recipe = {"recipe": "white"}
+    assert (warmup(1, **recipe), warmup(100, **recipe)) == (0.5, 1)
+    preset = PRESETS[model]
+    assert warmup(1) == (0.5 if model == "vector" else preset.warmup_epochs)
+    assert warmup(1, **recipe, warmup_epochs=0.75) == 0.75
+
+
 def test_a_clip_norm_that_was_asked_for_is_kept():
     """The preset's is for the self-normalizing gradient alone; a person may want it elsewhere."""
     glow = {"model": "glow-3l-32k", "gradient": "exact"}

@@ -358,6 +358,38 @@ def test_a_renewal_leaves_the_function_as_it_is(monkeypatch, forgotten):
         assert error > 1e-5 if forgotten in by else error < 1e-12
 
 
+def test_a_renewal_estimates_from_the_images_of_the_next_steps():
+    trainer, steps = take_steps(make_trainer(OPS, **WHITE), range(2)), []
+    trainer.step = 100
+    trainer.renew(lambda step: steps.append(step) or images_of(trainer, step))
+    assert steps == list(range(100, 100 + math.ceil(5 * 64 / BATCH)))
+
+
+def test_in_single_precision_a_renewal_is_to_the_statistics_that_are_stored():
+    """W, b and R change from the old to the new ones as they are rounded, in double precision."""
+    trainer = take_steps(make_trainer(OPS, **WHITE | {"dtype": "float32"}), range(5))
+
+    def wide(name):
+        return {k: a.astype(np.float64) for k, a in trainer.params[name].items()}
+
+    white, dense = wide("whiten2"), wide("dense2")
+    trainer.step = 20
+    trainer.renew(lambda step: images_of(trainer, step))
+    expected = change_coordinates(OPS, wide("whiten2"), white, dense, dense, dense)[0]
+    for name, values in trainer.params["dense2"].items():
+        assert values.dtype == np.float32
+        np.testing.assert_array_equal(values, expected[name].astype(np.float32))
+
+
+def test_statistics_of_the_first_layer_are_found_in_double_precision():
+    single, double = (
+        started(make_trainer(OPS, **WHITE | {"dtype": dtype})).params["whiten1"]
+        for dtype in ("float32", "float64")
+    )
+    for name, values in double.items():
+        np.testing.assert_array_equal(single[name], values.astype(np.float32))
+
+
 def test_moments_follow_the_chain_rule(monkeypatch):
     """Of the exact gradient before a renewal, m is the exact gradient after it; and v of a gradient
     with one entry is its square."""

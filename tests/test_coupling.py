@@ -12,6 +12,7 @@ from support.gradients import layer_backward, mean_log_density, moved, peak, ran
 from snfnp.context import BackwardContext
 from snfnp.errors import SingularMatrixError
 from snfnp.flow import Flow
+from snfnp.gradcheck import check_layer
 from snfnp.layers import AffineCoupling, Preprocess
 from snfnp.layers.baselines import CausalConv2d, emerging_layers
 from snfnp.likelihood import EVALUATION_NOISE, SAMPLE_LATENTS, Likelihood
@@ -270,6 +271,14 @@ def test_the_opposite_direction_is_the_layer_between_two_turns(ops, shape):
     np.testing.assert_allclose(found, z[:, ::-1, ::-1], rtol=0, atol=atol)
     back = opposite.inverse(ops, p, z[:, ::-1, ::-1].copy())
     np.testing.assert_array_equal(back, layer.inverse(ops, p, z)[:, ::-1, ::-1])
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_diagonal_may_be_negative(ops, reverse):
+    layer, p, _ = causal_case((3, 2, 3), reverse=reverse)
+    kernel = np.nan_to_num(p["W"])
+    kernel[1, 1, [0, 2], [0, 2]] *= -1
+    check_layer(layer, (3, 2, 3), ops=ops, params=p | {"W": kernel})
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan])

@@ -249,6 +249,21 @@ def test_samples_are_the_inverse_of_latents(ops):
     np.testing.assert_array_equal(found, pixels)
 
 
+def test_latents_of_several_scales_are_drawn_independently(ops, monkeypatch):
+    trainer, drawn, inverse = make_trainer(ops, "glow"), [], Flow.inverse
+
+    def noting(flow, ops, params, latents, **options):
+        drawn.extend(ops.to_host(each).reshape(len(each), -1) for each in latents)
+        return inverse(flow, ops, params, latents, **options)
+
+    monkeypatch.setattr(Flow, "inverse", noting)
+    trainer.likelihood().sample(200, seed=3, exact=True)
+    first, second = drawn
+    assert first.shape == second.shape == (200, 32)
+    correlation = np.corrcoef(first.ravel(), second.ravel())[0, 1]
+    assert abs(correlation) < 5 / math.sqrt(first.size)
+
+
 def test_latents_are_cast_to_the_precision_of_the_likelihood(ops):
     flow = Flow((2,), (("bend", SmoothLeakyReLU(0.3)), ("spline", RationalQuadraticSpline(4))))
     flow = replace(flow, preprocess=Standardise((0.0, 0.0), (1.0, 1.0)))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.messages import one_line
 from support.trainers import (
     BATCH,
     batches_of,
@@ -22,7 +23,7 @@ from support.trainers import (
 
 import snfnp
 from snfnp.context import BackwardContext, Slice
-from snfnp.errors import UsageError
+from snfnp.errors import CheckpointError, UsageError
 from snfnp.likelihood import AUGMENTATION
 from snfnp.ops import RandomKey, get_ops
 from snfnp.ops.gpu import source
@@ -416,6 +417,15 @@ def test_a_resumed_runs_lambda_is_the_controllers(tmp_path):
     with pytest.raises(UsageError, match="lambda_control = geco: it cannot be resumed with fixed"):
         config.resumed({"lambda_control": "fixed"}, tmp_path)
     assert small_config().resumed({"lam": 3.0}, tmp_path).lam == 3.0
+
+
+@pytest.mark.parametrize("change", [{}, {"other": np.ones((6, 2))}, {"control.rows": np.ones(2)}])
+def test_states_of_other_names_or_shapes_are_refused(change):
+    trainer = make_trainer(get_ops("numpy"), lambda_control="geco")
+    checkpoint = trainer.checkpoint({})
+    checkpoint.state = change
+    with one_line(CheckpointError, "of another version or other options"):
+        trainer.restore(checkpoint)
 
 
 def test_defaults_follow_where_lambda_starts():

@@ -177,6 +177,24 @@ def test_scores_read_a_table_as_its_run_did(tmp_path, undrawn):
     assert len([line for line in scored if line.startswith("other,")]) == 99
 
 
+def test_a_score_that_is_no_number_is_the_lowest_there_is(tmp_path, undrawn, monkeypatch, capsys):
+    path, out, rows = tmp_path / "t.csv", tmp_path / "run", np.zeros((60, 2))
+    rows[:, :] = np.random.default_rng(0).normal(size=(60, 2))
+    np.savetxt(path, rows, delimiter=",")
+    train.main([str(path), *SHORT, "--out", str(out)])
+    log_prob = snfnp.Likelihood.log_prob
+
+    def overflowing(likelihood, data, **options):
+        return np.where(np.arange(len(data)) % 2, np.nan, log_prob(likelihood, data, **options))
+
+    monkeypatch.setattr(snfnp.Likelihood, "log_prob", overflowing)
+    capsys.readouterr()
+    score.main([str(out), str(path)])
+    assert "nan" not in capsys.readouterr().out
+    scored = [line.split(",") for line in (out / "score-t.csv").read_text().splitlines()[1:]]
+    assert [nats == "-inf" for _, place, nats, *_ in scored] == [int(p) % 2 for _, p, *_ in scored]
+
+
 @pytest.mark.parametrize("way", ["standardise", "none"])
 def test_columns_with_ties_are_dequantised_by_every_preprocessing(way, tmp_path, undrawn, capsys):
     rows, path, out = np.random.default_rng(0).normal(size=(100, 2)), tmp_path / "t.csv", "run"
@@ -289,6 +307,26 @@ def test_steps_may_be_small_and_spikes_rare_among_the_rows_looked_at():
     assert find_steps(few[:200, np.newaxis])[0] == 0
     large = 1e15 + rng.integers(0, 100, (300, 1)) * 2.0  # times 10⁹ no whole numbers of 53 bits
     assert find_steps(large)[0] == 2.0
+
+
+def test_samples_lie_on_the_lattice_of_their_column_wherever_it_begins(ops):
+    rows = np.random.default_rng(0).integers(0, 9, (50, 1)) + 0.5
+    preprocess = Standardise((4.0,), (2.0,), (1.0,), (0.5,), (10.0,))
+    x = (rows + np.linspace(-0.4, 0.4, 50)[:, np.newaxis] - 4) / 2
+    np.testing.assert_array_equal(ops.to_host(preprocess.inverse(ops, ops.asarray(x))), rows)
+
+
+@pytest.mark.parametrize("rows, alike, tied", [(400, 20, True), (400, 3, False), (40, 3, False)])
+def test_a_value_of_one_row_in_a_hundred_and_of_four_rows_is_a_spike(rows, alike, tied):
+    column = np.random.default_rng(0).exponential(size=(rows, 1))
+    column[:alike] = 0
+    assert bool(find_steps(column)[0]) == tied
+
+
+def test_steps_of_numbers_beyond_whole_ones_that_double_precision_tells_apart():
+    """Beyond the integers of 64 bits, too; most of these are two steps apart."""
+    column = np.random.default_rng(0).choice([0, 2, 4, 6, 7], (200, 1)) * 2.0**70
+    assert find_steps(column)[0] == pytest.approx(2.0**70, rel=1e-12)
 
 
 def test_columns_with_steps_are_dequantised_and_samples_lie_on_them():

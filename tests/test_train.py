@@ -15,7 +15,14 @@ import tqdm.auto
 from support.messages import one_line
 from support.own_layer import RULES, own
 from support.runs import Killed, assert_same_run, kill, state
-from support.trainers import SMALL_GLOW, at_step, run_training, small_dataset
+from support.trainers import (
+    SMALL_GLOW,
+    at_step,
+    images_of,
+    make_trainer,
+    run_training,
+    small_dataset,
+)
 
 from snfnp.cli import evaluate, shared
 from snfnp.data import Dataset
@@ -170,6 +177,21 @@ def test_every_step_has_noise_of_its_own_and_every_evaluation_the_same(encodings
     v = 1e-6 + (1 - 2e-6) * (100 + u) / 256
     # the same for every seed of a run, so that runs compare
     np.testing.assert_allclose(evaluation[0], np.log(v / (1 - v)), rtol=1e-12)
+
+
+def test_every_step_has_smoothing_noise_of_its_own_of_the_deviation_asked_for():
+    """Correlations and deviations of n numbers are estimated to 1/√n and 1/√(2n)."""
+    deviation, drawn = 0.5, []
+    plain, noisy = (make_trainer(OPS, noise=noise) for noise in (0.0, deviation))
+    images, (part, _) = images_of(plain, 0, 300), plain.slice_of(300)
+    for step in (0, 1):
+        x, smoothed = (each.encode(images, step, part)[0] for each in (plain, noisy))
+        drawn.append((smoothed - x).ravel())
+    count = drawn[0].size
+    for noise in drawn:
+        assert abs(noise.std() / deviation - 1) < 5 / math.sqrt(2 * count)
+        assert abs(noise.mean()) < 5 * deviation / math.sqrt(count)
+    assert abs(np.corrcoef(*drawn)[0, 1]) < 5 / math.sqrt(count)
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
