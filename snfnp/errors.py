@@ -8,6 +8,8 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from numbers import Integral, Real
+from typing import Any
 
 
 class SnfnpError(Exception):
@@ -63,6 +65,54 @@ def within_memory(ops, parameter: str, count: int, also: str = "") -> Iterator[N
             raise
         advice = f"choose a smaller `{parameter}` than {count}"
         raise SnfnpError(f"out of memory: {shortfall}: {advice}{also}") from None
+
+
+def require_whole(least: int, owner: object = None, **values: Any) -> None:
+    """Raises UsageError for anything but whole numbers of at least `least`; owner: what has them as
+    settings, as a layer."""
+    for name, value in values.items():
+        if not (_is_number(value) and least <= value < 2**63):
+            advice = f"give a whole number from {least} to 2**63 - 1"
+            raise _refusal(name, owner, value, advice)
+
+
+def require_real(
+    owner: object, low: float, high: float, or_zero: bool = False, **values: Any
+) -> None:
+    """Raises UsageError for anything but numbers between low and high, or, if so told, 0."""
+    for name, value in values.items():
+        if not (_is_number(value, Real) and (low < value < high or (or_zero and value == 0))):
+            advice = f"it must be in ({low:g}, {high:g}){' or 0' if or_zero else ''}"
+            raise _refusal(name, owner, value, advice)
+
+
+def require_sizes(owner: object, count: int | None = None, least: int = 1, **values: Any) -> None:
+    """Raises UsageError for anything but tuples of whole numbers of at least `least`; count: how
+    many, or None for any number."""
+    for name, value in values.items():
+        is_tuple = isinstance(value, tuple) and count in (None, len(value))
+        if not (is_tuple and all(_is_number(size) and least <= size for size in value)):
+            many = "" if count is None else f"{count} "
+            advice = f"give a tuple of {many}whole numbers of at least {least}"
+            raise _refusal(name, owner, value, advice)
+
+
+def require_instance(owner: object, *kinds: type, **values: Any) -> None:
+    """Raises UsageError for anything but instances of these classes: also for a class itself."""
+    for name, value in values.items():
+        if not isinstance(value, kinds):
+            advice = f"give an instance of {' or '.join(kind.__name__ for kind in kinds)}"
+            raise _refusal(name, owner, value, advice)
+
+
+def _is_number(value: object, kind: type = Integral) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _refusal(name: str, owner: object, value: object, advice: str) -> UsageError:
+    whose = "" if owner is None else f" of {type(owner).__name__}"
+    shown = f"the class {value.__name__}" if isinstance(value, type) else repr(value)[:60]
+    return UsageError(f"{name}{whose} is {shown}: {advice}")
 
 
 def printable(text: object) -> str:

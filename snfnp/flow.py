@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from snfnp.context import BackwardContext, Measured
-from snfnp.errors import SnfnpError, UsageError
+from snfnp.errors import SnfnpError, UsageError, require_instance, require_sizes
 from snfnp.images import fault
 from snfnp.layers import Layer, Linear, Preprocess, Whiten
 from snfnp.layers.preprocess import Scale, Standardise
@@ -42,9 +42,37 @@ def context_at(ctx: BackwardContext, place: int, error_factor) -> BackwardContex
 
 
 def _require_shape(array, shape) -> None:
-    """Raises ValueError for another shape: kernels trust theirs, so arrays are checked on entry."""
+    """Raises UsageError for another shape: kernels trust theirs, so arrays are checked on entry."""
     if array.shape[1:] != shape:
-        raise ValueError(f"expected (N, {', '.join(map(str, shape))}), found {array.shape}")
+        wanted = f"(N, {', '.join(map(str, shape))})"
+        raise UsageError(f"found an array of shape {array.shape}: give {wanted}")
+
+
+def _output_shape(layer: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a layer's output for samples of this shape, as it declares it. Raises UsageError
+    if it does not take them, or cannot be invertible."""
+    if layer.learns_inverse and not isinstance(layer, Linear):
+        raise UsageError("it learns an inverse: make it a snfnp.layers.Linear with a rule")
+    try:
+        output = layer.output_shape(shape)
+        latent = layer.latent_shape(shape)
+        parameters = layer.parameter_shapes(shape).items()
+        sizes: dict[str, Any] = {f"shape of {name}": tuple(size) for name, size in parameters}
+    except SnfnpError:
+        raise
+    except Exception as error:  # of a layer of one's own
+        found = f"its shapes for samples of {shape} fail ({type(error).__name__}: {error})"
+        raise UsageError(f"{found}: give it samples that it takes, or mend it") from error
+    require_sizes(layer, output_shape=output)
+    require_sizes(layer, least=0, **sizes)
+    size = math.prod(output)
+    if latent is not None:
+        require_sizes(layer, latent_shape=latent)
+        size += math.prod(latent)
+    if size != math.prod(shape):
+        found = f"it makes {size} values, latents included, of {math.prod(shape)}"
+        raise UsageError(f"{found}: let it keep their number, or it is not invertible")
+    return output
 
 
 @dataclass(frozen=True)
@@ -72,7 +100,9 @@ class Flow:
         image_shape: an image's, if it is not `shape`.
 
     Raises:
-        UsageError: if a layer has the name of another, or of another term of the likelihood.
+        UsageError: if a layer does not fit its input, which the message names; if `shape` and
+            `image_shape` or `preprocess` do not fit each other; if a layer has the name of another,
+            or of another term of the likelihood.
     """
 
     shape: tuple[int, ...]
@@ -81,10 +111,41 @@ class Flow:
     image_shape: tuple[int, ...] | None = None
 
     def __post_init__(self):
+        self._require_ends()
+        if not (isinstance(self.layers, (tuple, list)) and self.layers):
+            found = f"layers is of type {type(self.layers).__name__}, or empty"
+            raise UsageError(f"{found}: give a tuple of (name, layer) pairs")
+        for pair in self.layers:
+            if not (
+                isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str)
+            ):
+                raise UsageError(f"{pair!r:.60} is among the layers: give a (name, layer) pair")
         names = [name for name, _ in self.layers]
         if taken := [name for name in names if names.count(name) > 1 or name in _TERMS]:
             found = f"a layer is called {taken[0]!r}, as another or a term of the likelihood is"
             raise UsageError(f"{found}: rename it")
+        shape = self.shape
+        for name, layer in self.layers:
+            require_instance(None, Layer, **{f"layer {name}": layer})
+            try:
+                shape = _output_shape(layer, shape)
+            except SnfnpError as error:
+                raise type(error)(f"layer {name}: {error}") from error
+
+    def _require_ends(self) -> None:
+        """Raises UsageError unless the shapes and the preprocessing fit each other."""
+        require_sizes(None, shape=self.shape)
+        if self.image_shape is not None:
+            require_sizes(None, image_shape=self.image_shape)
+            if (size := math.prod(self.image_shape)) != self.dimension:
+                found = f"image_shape {self.image_shape} has {size} values, but shape {self.shape}"
+                raise UsageError(f"{found} has {self.dimension}: give shapes of the same samples")
+        require_instance(None, Preprocess, Scale, Standardise, preprocess=self.preprocess)
+        if isinstance(self.preprocess, Standardise):
+            columns = {len(moments) for moments in self.preprocess.moments}
+            if columns != {self.dimension}:
+                found = f"preprocess is for {' and '.join(map(str, sorted(columns)))} columns"
+                raise UsageError(f"{found}, but shape is {self.shape}: give it moments of each")
 
     @property
     def dimension(self) -> int:
@@ -123,7 +184,7 @@ class Flow:
         """{layer name: {parameter name: shape}}."""
         return {name: layer.parameter_shapes(shape) for name, layer, shape in self.with_shapes()}
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         """The place of each parameter in a flat buffer."""
         fixed = tuple(name for name, layer in self.layers if isinstance(layer, Whiten))
@@ -243,7 +304,8 @@ class Flow:
             raise UsageError("this flow learned no inverse: use `exact=True`")
         shapes = self.latent_shapes
         if len(latents) != len(shapes):
-            raise ValueError(f"expected {len(shapes)} latents, found {len(latents)}")
+            found = f"found {len(latents)} latents"
+            raise UsageError(f"{found}: give {len(shapes)}, for {', '.join(shapes)}")
         for latent, shape in zip(latents, shapes.values(), strict=True):
             _require_shape(latent, shape)
         *split_off, z = latents
@@ -319,15 +381,15 @@ class Flow:
         return log_dets
 
     def first_nonfinite(self, ops, params, x) -> str | None:
-        """The first layer in a forward pass whose output or ldj is not finite."""
+        """The first of a forward pass that is not finite: the input, or a layer's output or ldj."""
         if not ops.channels.is_finite(x):
-            return "input"
+            return "the input"
         for name, layer in self.layers:
             x, ldj, cache = layer.forward(ops, params[name], x)
             results = [x, cache["latent"]] if name in self.latent_shapes else [x]
             results += [] if isinstance(ldj, int) else [ldj]
             if not all(map(ops.channels.is_finite, results)):
-                return name
+                return f"the output of layer {name}"
         return None
 
     def first_nonfinite_gradient(self, ops, grads) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from snfnp.errors import DivergedError, UsageError
+from snfnp.errors import DivergedError, UsageError, require_whole
 from snfnp.flow import Flow
 from snfnp.images import with_channels
 from snfnp.ops import SINGLE_PROCESS, Array, Communicator, Ops, RandomKey, shares
@@ -124,8 +124,8 @@ class Likelihood:
         that preprocesses its images."""
         images = with_channels(images, self._shape)
         self.flow.require_images(images)
-        _require_whole(0, seed=seed)
-        _require_whole(1, at_once=at_once)
+        require_whole(0, seed=seed)
+        require_whole(1, at_once=at_once)
         parts = []
         for index, start in enumerate(range(0, len(images), _BATCH)):
             stop = min(start + _BATCH, len(images))
@@ -206,16 +206,22 @@ class Likelihood:
             DivergedError: if a sample is not finite.
             UsageError: for other numbers, or if the flow learned no inverse and `exact` is False.
         """
-        _require_whole(0, seed=seed)
-        _require_whole(1, count=count, at_once=at_once)
+        require_whole(0, seed=seed)
+        require_whole(1, count=count, at_once=at_once)
         if not 0 <= temperature < math.inf:
             raise UsageError(f"temperature is {temperature}: it must be 0 or more, and finite")
         ops, flow, samples = self.ops, self.flow, np.empty(0)
         shapes = tuple(flow.latent_shapes.values())
         given = (None,) * len(shapes) if latents is None else latents
-        for latent, shape in zip(given, shapes, strict=True):
-            if latent is not None and len(latent) != count:
-                raise ValueError(f"expected {count} latents of shape {shape}, found {len(latent)}")
+        number = len(given) if isinstance(given, (tuple, list)) else type(given).__name__
+        if number != len(shapes):
+            advice = f"give a tuple of {len(shapes)}, for {', '.join(flow.latent_shapes)}"
+            raise UsageError(f"found {number} as latents: {advice}, or None for each to be drawn")
+        for latent, (name, shape) in zip(given, flow.latent_shapes.items(), strict=True):
+            found = getattr(latent, "shape", None)
+            if latent is not None and found != (count, *shape):
+                found = f"latent {name} has shape {found}"
+                raise UsageError(f"{found}: give an array of shape {(count, *shape)}")
         for first in range(0, count, at_once):
             some, filled = slice(first, min(first + at_once, count)), []
             for index, (latent, shape) in enumerate(zip(given, shapes, strict=True)):
@@ -234,14 +240,6 @@ class Likelihood:
                 samples = np.empty((count, *drawn.shape[1:]), drawn.dtype)
             samples[some] = drawn
         return samples
-
-
-def _require_whole(least: int, **given) -> None:
-    """Raises UsageError for anything but whole numbers of at least `least`."""
-    for name, value in given.items():
-        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        if not (whole and least <= value < 2**63):
-            raise UsageError(f"{name} is {value!r}: give a whole number from {least} to 2**63 - 1")
 
 
 def _density_row(latent: str) -> str:

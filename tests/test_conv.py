@@ -13,8 +13,10 @@ from numba.core.errors import TypingError
 from scipy.linalg import expm
 from support.explicit import convolve, convolve_weight_grad, units
 from support.gradients import layer_backward
+from support.messages import one_line
 from support.operation_calls import CONVOLUTIONS
 
+from snfnp.errors import UsageError
 from snfnp.gradcheck import GradientError, as_matrix, check_layer
 from snfnp.layers import Linear
 from snfnp.layers.baselines import ConvExponential
@@ -256,7 +258,7 @@ def test_dirac_and_fans():
 
 @pytest.mark.parametrize("shape", [(4, 4), (4, 4, 3), (16,)])
 def test_images_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match="2 channels cannot take"):
+    with one_line(UsageError, match="2 channels cannot take"):
         Conv2d((3, 3), 2).output_shape(shape)
 
 

@@ -8,9 +8,10 @@ import pytest
 from scipy.stats import norm
 from support.explicit import convolve
 from support.gradients import layer_backward, mean_log_density, moved, peak, random_parameters
+from support.messages import one_line
 
 from snfnp.context import BackwardContext
-from snfnp.errors import SingularMatrixError
+from snfnp.errors import SingularMatrixError, UsageError
 from snfnp.flow import Flow
 from snfnp.gradcheck import check_layer
 from snfnp.layers import AffineCoupling, Preprocess
@@ -128,7 +129,7 @@ def test_a_coupling_keeps_one_hidden_activation():
 
 
 def test_other_images_are_refused():
-    with pytest.raises(ValueError, match=r"4 channels cannot take \(2, 2, 6\)"):
+    with one_line(UsageError, match=r"4 channels cannot take \(2, 2, 6\)"):
         AffineCoupling(4).output_shape((2, 2, 6))
     assert AffineCoupling(4).output_shape((2, 3, 4)) == (2, 3, 4)
 
@@ -149,11 +150,11 @@ def test_latents_that_do_not_fit_are_refused(ops):
     layout, flat = random_parameters(flow)
     first, second, last = (np.zeros((N, *shape)) for shape in flow.latent_shapes.values())
     for latents, message in (
-        ((last,), "expected 3 latents, found 1"),
-        ((first, last), "expected 3 latents, found 2"),
-        ((second, first, last), r"expected \(N, 4, 4, 2\), found \(3, 2, 2, 4\)"),
+        ((last,), "found 1 latents: give 3, for split1, split2, z"),
+        ((first, last), "found 2 latents: give 3"),
+        ((second, first, last), r"of shape \(3, 2, 2, 4\): give \(N, 4, 4, 2\)"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with one_line(UsageError, match=message):
             flow.inverse(ops, layout.views(flat), latents)
 
 
@@ -222,14 +223,27 @@ def test_latents_are_given_or_drawn_one_by_one(ops, images):
     assert results[0] == likelihood.sample(N, 5, 0.7, exact=True).tobytes()
 
 
-def test_latents_of_the_wrong_number_are_refused(ops, images):
+FIRST = np.zeros((2, 4, 4, 2))
+
+
+@pytest.mark.parametrize(
+    "count, latents, message",
+    [
+        (2, (None,), "found 1 as latents: give a tuple of 3, for split1, split2, z, or None"),
+        (2, (None,) * 4, "found 4 as latents: give a tuple of 3"),
+        (3, np.zeros((3, 2)), "found ndarray as latents: give a tuple of 3"),
+        (2, 3, "found int as latents: give a tuple of 3"),
+        (5, (FIRST, None, None), r"latent split1 has shape \(2, 4, 4, 2\): .* \(5, 4, 4, 2\)"),
+        (1, (FIRST, None, None), r"latent split1 has shape \(2, 4, 4, 2\): .* \(1, 4, 4, 2\)"),
+        (2, (None, FIRST, None), r"latent split2 has shape \(2, 4, 4, 2\): .* \(2, 2, 2, 4\)"),
+        (2, (None, None, [1, 2]), "latent z has shape None: give an array of shape"),
+    ],
+)
+def test_latents_of_another_number_or_shape_are_refused(ops, count, latents, message):
     flow = glow()
     likelihood = Likelihood(ops, flow, random_parameters(flow)[1])
-    with pytest.raises(ValueError, match="argument 2 is longer"):
-        likelihood.sample(2, seed=0, latents=(None,))
-    first = np.zeros((2, 4, 4, 2))
-    with pytest.raises(ValueError, match=r"expected 5 latents of shape \(4, 4, 2\), found 2"):
-        likelihood.sample(5, seed=0, latents=(first, None, None))
+    with one_line(UsageError, match=message):
+        likelihood.sample(count, latents=latents)
 
 
 def kernel(channels, rng):

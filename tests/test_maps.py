@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from support.explicit import convolution_matrix
+from support.messages import one_line
 
 import snfnp.maps
 from snfnp.diagnostics import gradients
-from snfnp.errors import SingularMatrixError
+from snfnp.errors import SingularMatrixError, UsageError
 from snfnp.flow import Flow
 from snfnp.gradcheck import as_matrix, check_map
 from snfnp.layers import Linear
@@ -196,5 +197,5 @@ def test_log_det_of_a_weight_that_is_not_finite_is_an_error(point, ops, bad):
 
 
 def test_dense_refuses_rows_of_another_length():
-    with pytest.raises(ValueError, match=r"Dense\(5\).*\(4,\)"):
+    with one_line(UsageError, match=r"5 features cannot take \(4,\)"):
         Dense(5).output_shape((4,))

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import importlib
+import inspect
 import sys
 import tempfile
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.messages import one_line
+from support.processes import python
 from support.runs import assert_same_run, state
 from support.trainers import at_step, spoil, without_time
 from test_likelihood import Stretch
@@ -231,8 +233,6 @@ def flow(*layers, names="ab", shape=(2,)):
     return snfnp.Flow(shape, tuple(zip(names, layers, strict=False)))
 
 
-OWN = Linear(Dense(2))
-LEARNS = type("Learns", (SmoothLeakyReLU,), {"learns_inverse": True})  # and no rule trains its R
 WRONG = {
     "typo": ("glwo", "`model=glwo` is unknown (did you mean glow?): choose one of fc, "),
     "number": (3, "`model` is 3: it must be text"),
@@ -248,8 +248,6 @@ WRONG = {
     "local": (local(), "local.<locals>.<lambda> is no name at the top of a module"),
     "renamed": (renamed, "test_own_flows:local is no name at the top of a module"),
     "array": (flow(Odd(table=np.zeros(2))), "the flow.layers[0][1].table is a ndarray, which con"),
-    "class": (flow(OWN, 3), "layer b is no snfnp.Layer; make it an instance of one"),
-    "learned": (flow(LEARNS()), "layer a learns an inverse; make it a snfnp.layers.Linear"),
     "shape": (flow(Linear(Dense(3)), shape=(3,)), "for data of shape (3,), found (2,); give both"),
     "rule": ("mine:build", "`gradient=exact` is not that of the layers of mine:build: choose self"),
     "choices": (
@@ -292,6 +290,55 @@ def test_a_registration_that_is_none_is_one_line(name, build, settings, problem)
 
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (60, 4, 4)).astype(np.uint8)
+MISFIT = "layer a: a dense map of 3 features cannot take (2,): give it rows of 3 numbers"
+
+
+def misfit(shape):
+    return snfnp.Flow(shape, (("a", Linear(Dense(3))),))
+
+
+def of_half_an_image(shape):
+    return snfnp.Flow((8,), (("a", Linear(Dense(8))),), image_shape=shape)
+
+
+@pytest.mark.parametrize("registered", [False, True])
+@pytest.mark.parametrize(
+    "build, data, problem",
+    [
+        (misfit, ROWS, MISFIT),
+        (of_half_an_image, IMAGES, "image_shape (4, 4, 1) has 16 values, but shape (8,) has 8: gi"),
+    ],
+)
+def test_a_builder_whose_flow_does_not_fit_is_one_line_and_leaves_nothing(
+    registered, build, data, problem, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setitem(PRESETS, "registered", None)
+    if registered:
+        snfnp.register("registered", build)
+    with one_line(UsageError, problem):
+        snfnp.fit(data, flow="registered" if registered else build, **QUICK)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_of_a_flow_that_does_not_fit_is_one_line():
+    text = text_of(flow(Linear(Dense(2)))).replace('"features": 2', '"features": 3')
+    with one_line(UsageError, MISFIT):
+        preset_of(text).build(None, (2,))
+
+
+def test_a_flow_that_does_not_fit_is_one_line_of_the_command(tmp_path):
+    lines = "import snfnp\nfrom snfnp.layers import Linear\nfrom snfnp.maps import Dense\n"
+    code = lines + inspect.getsource(misfit)
+    (tmp_path / "misfits.py").write_text(code, encoding="utf-8")
+    np.save(tmp_path / "rows.npy", ROWS)
+    command = ["train", "rows.npy", "--model", "misfits:misfit", "--backend", "numpy"]
+    script = "from snfnp.cli import run_script; run_script()"
+    done = python(script, *command, "--out", "run", cwd=tmp_path, timeout=120)
+    assert done.returncode == UsageError.exit_status and done.stderr.count("\n") == 1
+    assert MISFIT in done.stderr and not (tmp_path / "run").exists()
+
+
 FITTED = {
     "rows": (ROWS, {}, [112, 14, 14]),
     "a list": (ROWS.tolist(), {"validation": 0.25, "test": "0.25"}, [70, 35, 35]),

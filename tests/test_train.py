@@ -316,6 +316,12 @@ def test_a_nan_stops_the_run_and_names_layer_and_step(tmp_path, monkeypatch, lay
     assert checkpoint.step == 5 and np.isfinite(checkpoint.p).all()
 
 
+def test_latents_whose_squares_overflow_are_the_base_density_and_no_layer(tmp_path, monkeypatch):
+    poison(monkeypatch, 4, "dense2", "b", 1e30)  # finite in single precision, unlike its square
+    with pytest.raises(DivergedError, match="at step 5: the base density is not finite;"):
+        run_training(tmp_path / "run", dtype="float32")
+
+
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_a_nan_in_a_gradient_names_the_parameter(tmp_path, monkeypatch, clip_norm):
     poison(monkeypatch, 3, "dense1", "R", np.inf)  # R is not in the forward pass

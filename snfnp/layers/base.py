@@ -57,7 +57,8 @@ class Layer:
         return {}
 
     def output_shape(self, shape: Shape) -> Shape:
-        """The shape of z for one sample."""
+        """The shape of z for one sample: it has as many values as `shape`, less those of a latent.
+        Raises UsageError for a shape that the layer does not take."""
         return shape
 
     def latent_shape(self, shape: Shape) -> Shape | None:

@@ -15,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
-from snfnp.errors import SingularMatrixError, UsageError
+from snfnp.errors import SingularMatrixError, require_real, require_sizes, require_whole
 from snfnp.layers.base import Layer
 from snfnp.layers.linear import Linear, xavier
 from snfnp.maps import Conv2d
@@ -58,6 +58,10 @@ class CausalConv2d(Layer):
     bias: bool = True
     gain: float = 0.01
     reverse: bool = False
+
+    def __post_init__(self):
+        require_whole(1, self, channels=self.channels)
+        require_real(self, 0, math.inf, or_zero=True, gain=self.gain)
 
     def parameter_shapes(self, shape) -> dict:
         c = self.channels
@@ -198,12 +202,11 @@ class ConvExponential(Layer):
     gain: float = 0.01
 
     def __post_init__(self):
-        _ = self.map  # refuses kernels of even size
-        if not self.norm > 0:
-            raise UsageError(f"norm of an exponential is {self.norm}: it must be positive")
-        if self.iterations < 1 or min(self.terms) < 1:
-            found = f"an exponential of {self.terms} terms and {self.iterations} iterations"
-            raise UsageError(f"{found}: it needs at least one of each")
+        _ = self.map  # refuses kernels of even size, and no channels
+        require_whole(1, self, iterations=self.iterations)
+        require_sizes(self, 2, terms=self.terms)
+        require_real(self, 0, math.inf, norm=self.norm)
+        require_real(self, 0, math.inf, or_zero=True, gain=self.gain)
 
     @cached_property
     def map(self) -> Conv2d:

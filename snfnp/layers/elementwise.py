@@ -5,7 +5,7 @@
 import math
 from dataclasses import dataclass
 
-from snfnp.errors import UsageError
+from snfnp.errors import require_real, require_whole
 from snfnp.layers.base import Layer
 
 
@@ -20,8 +20,7 @@ class SmoothLeakyReLU(Layer):
     alpha: float = 0.3
 
     def __post_init__(self):
-        if not 0 < self.alpha < 1:
-            raise UsageError(f"alpha of a smooth leaky ReLU is {self.alpha}: it must be in (0, 1)")
+        require_real(self, 0, 1, alpha=self.alpha)
 
     def forward(self, ops, p, x):
         """f(x), and ldj (N,) = Σ log f'(x): the Σ_k(x) terms of Eq. 7."""
@@ -60,13 +59,10 @@ class RationalQuadraticSpline(Layer):
     cheap_exact_inverse = True
 
     def __post_init__(self):
-        if self.bins < 2:
-            raise UsageError(f"a spline of {self.bins} bins: it needs at least 2")
-        if not 0 < self.bound < math.inf:
-            raise UsageError(f"bound of a spline is {self.bound}: it must be positive")
-        if not 0 < self.eps * self.bins < 1:
-            limits = f"(0, 1/bins) = (0, {1 / self.bins:g})"
-            raise UsageError(f"eps of a spline is {self.eps}: it must be in {limits}")
+        require_whole(2, self, bins=self.bins)
+        require_real(self, 0, math.inf, bound=self.bound)
+        require_real(self, 0, 1 / self.bins, eps=self.eps)
+        require_real(self, 0, math.inf, or_zero=True, gain=self.gain)
 
     def parameter_shapes(self, shape) -> dict:
         sizes = {"widths": self.bins, "heights": self.bins, "slopes": self.bins - 1}

@@ -6,7 +6,7 @@ Derivation: derivations/13-actnorm-and-1x1.md, 14-coupling.md, 15-split-prior-an
 
 from dataclasses import dataclass
 
-from snfnp.errors import UsageError
+from snfnp.errors import UsageError, require_instance, require_whole
 from snfnp.layers.base import Layer
 
 _FLOOR = 1e-8  # added to a standard deviation before its logarithm: e^{−s} is at most 1e8
@@ -86,11 +86,11 @@ class AffineCoupling(Layer):
     cheap_exact_inverse = True
 
     def __post_init__(self):
-        if self.channels < 2 or self.channels % 2:
+        require_whole(1, self, width=self.width)
+        require_whole(2, self, channels=self.channels)
+        if self.channels % 2:
             found = f"an affine coupling of {self.channels} channels"
             raise UsageError(f"{found}: they cannot split into halves")
-        if self.width < 1:
-            raise UsageError(f"width of a coupling's network is {self.width}: it must be positive")
 
     def parameter_shapes(self, shape) -> dict:
         channels, width = self.channels, self.width
@@ -106,7 +106,8 @@ class AffineCoupling(Layer):
 
     def output_shape(self, shape):
         if len(shape) != 3 or shape[2] != self.channels:
-            raise ValueError(f"a coupling of {self.channels} channels cannot take {shape}")
+            found = f"a coupling of {self.channels} channels cannot take {shape}"
+            raise UsageError(f"{found}: give it images (H, W, {self.channels})")
         return shape
 
     def forward(self, ops, p, x):
@@ -136,6 +137,8 @@ class Squeeze(Layer):
     cheap_exact_inverse = True
 
     def output_shape(self, shape):
+        if len(shape) != 3:
+            raise UsageError(f"a squeeze cannot take {shape}: give it images (H, W, C)")
         height, width, channels = shape
         if height % 2 or width % 2:
             raise UsageError(f"a squeeze needs an even height and width, found {height} × {width}")
@@ -167,6 +170,7 @@ class SplitPrior(Layer):
     coupling: Layer
 
     def __post_init__(self):
+        require_instance(self, Layer, coupling=self.coupling)
         if self.coupling.learns_inverse:
             raise UsageError("a split prior's coupling learns its inverse: put it before the split")
 

@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from snfnp.errors import UsageError
+from snfnp.errors import UsageError, require_instance, require_real
 from snfnp.layers.base import Layer
 from snfnp.maps import Map
 from snfnp.rules import Rule, SelfNormalizing
@@ -39,6 +39,9 @@ class Linear(Layer):
     bias_init: str = "zero"
 
     def __post_init__(self):
+        require_instance(self, Map, map=self.map)
+        require_instance(self, Rule, rule=self.rule)
+        require_real(self, 0, math.inf, or_zero=True, gain=self.gain)
         if self.init_kind not in ("paper", "identity", "orthogonal"):
             found = f"init_kind is {self.init_kind!r}"
             raise UsageError(f"{found}: choose paper, identity or orthogonal")
@@ -46,8 +49,10 @@ class Linear(Layer):
             raise UsageError(f"bias_init is {self.bias_init!r}: choose zero or data")
         if self.bias_init == "data" and not self.bias:
             raise UsageError("bias_init is 'data', but the layer has no bias: leave it out")
-        if self.inverse_map is not None and not self.learns_inverse:
-            raise UsageError("an inverse_map needs a rule that learns an inverse")
+        if self.inverse_map is not None:
+            require_instance(self, Map, inverse_map=self.inverse_map)
+            if not self.learns_inverse:
+                raise UsageError("an inverse_map needs a rule that learns an inverse")
         self.rule.check_maps(*self.maps)
 
     @property
@@ -92,7 +97,13 @@ class Linear(Layer):
         return {"b": (-rows.mean(axis=0)).astype(p["b"].dtype)}
 
     def output_shape(self, shape):
-        return self.map.output_shape(shape)
+        f, g = self.maps
+        output = f.output_shape(shape)
+        back = g.output_shape(output) if self.inverse_map else shape
+        if back != shape:
+            found = f"inverse_map leads from {output} to {back}"
+            raise UsageError(f"{found}: let it lead back to {shape}")
+        return output
 
     def forward(self, ops, p, x):
         """ldj is 0: see `log_det`."""

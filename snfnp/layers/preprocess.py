@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from snfnp.errors import UsageError
+from snfnp.errors import UsageError, require_real, require_whole
 
 
 class _OfImages:
@@ -20,6 +20,7 @@ class _OfImages:
     levels: int
 
     def __post_init__(self):
+        require_whole(1, self, levels=self.levels)
         if not 2 <= self.levels <= 256:
             raise UsageError(f"levels is {self.levels}: images have bytes, so 2 to 256")
 
@@ -45,8 +46,7 @@ class Preprocess(_OfImages):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 < self.alpha < 0.5:
-            raise UsageError(f"alpha of the logit is {self.alpha}: it must be in (0, 0.5)")
+        require_real(self, 0, 0.5, alpha=self.alpha)
 
     def forward(self, ops, images, key, dtype):
         """images (N, ...) -> x (N, ...) of `dtype`, ldj (N,)."""

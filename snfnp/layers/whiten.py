@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from snfnp.errors import DivergedError, UsageError
+from snfnp.errors import DivergedError, UsageError, require_whole
 from snfnp.layers.base import Layer
+from snfnp.maps import Dense
 
 _FLOOR = 1e-6  # times the mean variance: U's condition number of 1e3 is safe in float32
 
@@ -34,6 +35,12 @@ class Whiten(Layer):
     features: int
     shrink: bool = False
     renewed: bool = False
+
+    def __post_init__(self):
+        require_whole(1, self, features=self.features)
+
+    def output_shape(self, shape):
+        return Dense(self.features).output_shape(shape)
 
     def parameter_shapes(self, shape) -> dict:
         return {"U": (self.features,) * 2, "b": (self.features,)}

@@ -26,7 +26,7 @@ class Map:
         raise NotImplementedError
 
     def output_shape(self, shape: Shape) -> Shape:
-        """The shape of T(w) x for one sample."""
+        """The shape of T(w) x for one sample. Raises UsageError for other shapes of x."""
         raise NotImplementedError
 
     def identity(self) -> np.ndarray:

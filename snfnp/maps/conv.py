@@ -11,7 +11,7 @@ from functools import cache
 
 import numpy as np
 
-from snfnp.errors import UsageError
+from snfnp.errors import UsageError, require_sizes, require_whole
 from snfnp.maps import block_tridiagonal, explicit
 from snfnp.maps.base import Map
 from snfnp.ops.conv.definition import flip
@@ -36,8 +36,12 @@ class Conv2d(Map):
     exact: str = "block"
 
     def __post_init__(self):
+        require_sizes(self, 2, 0, kernel=self.kernel)
+        require_whole(1, self, channels=self.channels)
+        if self.out_channels is not None:
+            require_whole(1, self, out_channels=self.out_channels)
         kh, kw = self.kernel
-        if kh < 1 or kw < 1 or kh % 2 == 0 or kw % 2 == 0:
+        if kh % 2 == 0 or kw % 2 == 0:
             raise UsageError(f"kernel is {kh}x{kw}: height and width must be odd")
         if self.exact not in ("block", "dense"):
             raise UsageError(f"exact is {self.exact!r}: choose block or dense")
@@ -49,7 +53,8 @@ class Conv2d(Map):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         if len(shape) != 3 or shape[2] != self.channels:
-            raise ValueError(f"a convolution of {self.channels} channels cannot take {shape}")
+            found = f"a convolution of {self.channels} channels cannot take {shape}"
+            raise UsageError(f"{found}: give it images (H, W, {self.channels})")
         return (*shape[:2], self.weight_shape[3])
 
     def identity(self) -> np.ndarray:

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from snfnp.errors import UsageError, require_whole
 from snfnp.maps.base import Map
 
 
@@ -19,13 +20,17 @@ class Dense(Map):
     features: int
     inverse_is_same_map: ClassVar[bool] = True
 
+    def __post_init__(self):
+        require_whole(1, self, features=self.features)
+
     @property
     def weight_shape(self) -> tuple[int, int]:
         return (self.features, self.features)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if shape != (self.features,):
-            raise ValueError(f"Dense({self.features}) takes rows of that length, found {shape}")
+            found = f"a dense map of {self.features} features cannot take {shape}"
+            raise UsageError(f"{found}: give it rows of {self.features} numbers")
         return shape
 
     def identity(self) -> np.ndarray:

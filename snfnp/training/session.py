@@ -82,7 +82,6 @@ def opened(
                 config = replace(config, out=world.broadcast(path_of(config)))
                 folder = RunFolder(config.out)
             flow = config.build_flow(shape, moments)
-            _ = flow.layout
             notes *= bool(getattr(flow.preprocess, "step", ()))  # a flow may bring its own
             world.on_rank_zero(claim)
         yield Session(config, dataset, ops, flow, folder, resuming, notes, world)

@@ -269,9 +269,9 @@ class Trainer:
         else:
             images = batches(failed)
             x, _ = self.encode(images, failed, self.slice_of(len(images))[0])
-            layer = self.flow.first_nonfinite(self.ops, self.params, x)
-            layer = next(filter(None, self.world.gather(layer)), None)  # perhaps in another slice
-            what = f"the output of layer {layer or 'base density'}"
+            found = self.flow.first_nonfinite(self.ops, self.params, x)
+            # perhaps in another slice; if nowhere, squares of the latents overflow
+            what = next(filter(None, self.world.gather(found)), "the base density")
         message = f"training diverged at step {failed + 1}: {what} is not finite"
         raise DivergedError(message, failed + 1)
 

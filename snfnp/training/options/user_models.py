@@ -22,7 +22,7 @@ import numpy as np
 
 from snfnp.errors import UsageError, suggestion
 from snfnp.flow import Flow
-from snfnp.layers import Layer, Linear
+from snfnp.layers import Layer
 from snfnp.layers.preprocess import Preprocess, Scale, Standardise
 from snfnp.maps import Map
 from snfnp.models import PRESETS, WHITE, Choices, Preset
@@ -141,13 +141,9 @@ def _preset(name: str, build: Any, **settings) -> Preset:
 
 def _require_flow(flow: Any, shape: tuple[int, ...], name: str) -> Flow:
     """A flow for data of that shape, as it is. Raises UsageError for anything else."""
-    layers, problem = flow.layers if isinstance(flow, Flow) else (), ""
-    if not layers:
+    problem = ""
+    if not isinstance(flow, Flow):
         problem = f"the function returned a {type(flow).__name__}; let it return a snfnp.Flow"
-    elif wrong := [layer for layer, each in layers if not isinstance(each, Layer)]:
-        problem = f"layer {wrong[0]} is no snfnp.Layer; make it an instance of one"
-    elif wrong := [n for n, each in layers if each.learns_inverse and not isinstance(each, Linear)]:
-        problem = f"layer {wrong[0]} learns an inverse; make it a snfnp.layers.Linear with a rule"
     elif (own := flow.image_shape or flow.shape) != shape:
         problem = f"it is for data of shape {own}, found {shape}; give both the same (image_shape=)"
     if problem:
