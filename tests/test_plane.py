@@ -153,12 +153,28 @@ def test_scores_are_log_likelihoods_of_both(run, folder, tmp_path, capsys):
     first, *lines = (folder / "score-far.csv").read_text().splitlines()
     names, places, nats = zip(*(line.split(",") for line in lines), strict=True)
     assert first == "data,place,nats" and names == ("test",) * 900 + ("other",) * 21
-    assert places[899:901] == ("899", "0") and nats[-1] == "-inf"
-    expected = run.likelihood.log_prob(np.concatenate([data[:900], far[:-1]]))
+    some = np.arange(900) * len(data) // 900
+    assert places[:901] == (*map(str, some), "0") and nats[-1] == "-inf"
+    expected = run.likelihood.log_prob(np.concatenate([data[some], far[:-1]]))
     np.testing.assert_allclose(np.array(nats[:-1], float), expected, rtol=1e-12)
     said, median = capsys.readouterr().out, np.median(expected[:900])
     assert f"median log-likelihood {median:.3f} nats of 900 test samples (moons)" in said
     assert "AUROC 1.0000" in said and "Nalisnick" not in said
+
+
+def test_scores_of_another_file_of_the_same_name_are_kept(folder, tmp_path, capsys):
+    """Test files are called test.csv everywhere. The same scores once more are no other file."""
+    said = []
+    for number, place in enumerate(("a", "b", "a")):
+        (tmp_path / place).mkdir(exist_ok=True)
+        np.save(tmp_path / place / "test.npy", np.full((3, 2), number % 2 + 0.5))
+        score.main([str(folder), str(tmp_path / place / "test.npy"), "--count", "3"])
+        said.append(capsys.readouterr().out)
+    names = ["score-test", "score-test-2", "score-test"]
+    for line, name in zip(said, names, strict=True):
+        assert f"picture: {folder / name}.png; scores: {folder / name}.csv" in line
+    assert (folder / "score-test.csv").read_bytes() != (folder / "score-test-2.csv").read_bytes()
+    assert not (folder / "score-test-3.csv").exists()
 
 
 def test_a_note_says_that_other_data_are_likelier(folder, tmp_path, capsys):

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from snfnp.cli.shared import check_file, images_of, open_run, run_parser, table_options, write_csv
+from snfnp.cli.shared import check_file, csv_bytes, images_of, open_run, run_parser, table_options
 from snfnp.data import PUBLISHED, load_whole
 from snfnp.errors import UsageError, printable
+from snfnp.files import write_atomically
 from snfnp.images import evenly_spread, fault, selected
 from snfnp.training import plots
 
@@ -23,7 +24,8 @@ def main(argv: list[str], prog: str | None = None) -> None:
     about = "a data set's name (its test data are used), or a path (its test data, or all)"
     parser.add_argument("other", help=about)
     parser.number("--count", "use N of each, evenly spread (default: all)")
-    out = "picture; the scores go to PATH-scores.csv (default: RUN/score-<other>.png and .csv)"
+    out = "picture; the scores go to PATH-scores.csv (default: RUN/score-<other>.png and .csv, or "
+    out += "score-<other>-2, … if these are of other data)"
     parser.add_argument("--out", type=Path, metavar="PATH", help=out)
     about = "folder with the files of OTHER, if a published data set (default: --data-dir)"
     parser.add_argument("--other-dir", type=Path, metavar="PATH", help=about)
@@ -33,7 +35,6 @@ def main(argv: list[str], prog: str | None = None) -> None:
         raise UsageError(f"{found}: leave it out")
     name = Path(args.other).stem
     out = args.out or args.run / f"score-{name}.png"
-    written = out.with_name(f"{out.stem}{'-scores' if args.out else ''}.csv")
 
     run = open_run(args)
     check_file(out, "out", plots.SUFFIXES)
@@ -54,7 +55,11 @@ def main(argv: list[str], prog: str | None = None) -> None:
         medians.append(f"{np.median(found):.3f} nats of {count} ({printable(of)})")
         scores[f"{of} ({which})"] = found
     above = auroc(*scores.values())
-    write_csv(written, ["data", "place", "nats", *(run.columns or ())], table)
+    content = csv_bytes(["data", "place", "nats", *(run.columns or ())], table)
+    written = out.with_name(f"{out.stem}-scores.csv")
+    if not args.out:
+        out, written = _destination(args.run, name, content)
+    write_atomically(written, content)
     title = f"{run.config.data_name}, {run.config.model_name}: AUROC {above:.4f}"
     plots.save_histograms(out, scores, "exact log-likelihood (nats)", title)
     print(f"median log-likelihood {', '.join(medians)}; AUROC {above:.4f}")
@@ -62,6 +67,20 @@ def main(argv: list[str], prog: str | None = None) -> None:
         says = "the other data are likelier than the test data: a likelihood alone does not show"
         print(f"{says} that data are different (Nalisnick et al. 2019)")
     print(printable(f"picture: {out}; scores: {written}"))
+
+
+def _destination(folder: Path, name: str, content: bytes) -> tuple[Path, Path]:
+    """The picture and the .csv file for scores of other data of this name: the first pair that does
+    not exist, or has this content. Files in other folders have the same name."""
+    number = 1
+    while True:
+        stem = f"score-{name}-{number}" if number > 1 else f"score-{name}"
+        picture, written = folder / f"{stem}.png", folder / f"{stem}.csv"
+        if not (picture.exists() or written.exists()):
+            return picture, written
+        if written.is_file() and written.read_bytes() == content:
+            return picture, written
+        number += 1
 
 
 def auroc(scores: np.ndarray, others: np.ndarray) -> float:

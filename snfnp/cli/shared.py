@@ -155,8 +155,13 @@ def check_file(path: Path, name: str, suffixes: tuple[str, ...] = ()) -> None:
 
 def write_csv(path: Path, columns: Iterable, rows: Iterable) -> None:
     """Write a table atomically, under the names of its columns if it has any."""
+    write_atomically(path, csv_bytes(columns, rows))
+
+
+def csv_bytes(columns: Iterable, rows: Iterable) -> bytes:
+    """The content of a .csv file: a table under the names of its columns if it has any."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([columns] if columns else [])
     writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
+    return text.getvalue().encode()
