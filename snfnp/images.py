@@ -95,7 +95,7 @@ def selected(samples, places: np.ndarray):
     return samples.select(places) if isinstance(samples, StoredArray) else samples[places]
 
 
-def evenly_spread(samples, count: int):
+def evenly_spread(samples: Any, count: int) -> Any:
     """`count` samples, or all if there are fewer, at even distances: the first samples of a file
     that is sorted are no sample of it."""
     if count >= len(samples):

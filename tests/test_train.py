@@ -6,6 +6,7 @@ import math
 import os
 import re
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -28,14 +29,16 @@ from snfnp.cli import evaluate, shared
 from snfnp.data import Dataset
 from snfnp.errors import DivergedError, UsageError
 from snfnp.layers import Preprocess
-from snfnp.likelihood import EVALUATION_NOISE
+from snfnp.likelihood import EVALUATION_NOISE, Likelihood
 from snfnp.ops import get_ops
 from snfnp.ops.random import definition as philox
 from snfnp.training import progress
-from snfnp.training.evaluation import Monitors
-from snfnp.training.loop import RunLoop
+from snfnp.training.evaluation import Evaluator, Monitors
+from snfnp.training.loop import RunLoop, train_session
+from snfnp.training.options.relations import RELATIONS, Relation
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
+from snfnp.training.session import resumed
 from snfnp.training.trainer import Trainer
 
 OPS = get_ops("numpy")
@@ -353,3 +356,65 @@ def test_nothing_is_saved_that_loading_refuses(tmp_path, monkeypatch):
     with one_line(DivergedError, "`rollback`", match="diverged by step 10: .* moment of Adam's"):
         run_training(tmp_path / "run")
     assert state(tmp_path / "run").step == state(tmp_path / "run", "best").step == 5
+
+
+@pytest.mark.parametrize("step", [2, 7, 12])
+def test_a_spacing_that_a_clock_chose_is_kept(tmp_path, monkeypatch, step):
+    """As on a GPU, whose default is none: a run that is stopped before or after its choice and goes
+    on with another clock, and one that is repeated by its config.json, are evaluated alike."""
+    now, tick, said = itertools.count(), 0.25, []
+
+    def clock():  # a step is between two readings
+        return tick * next(now)
+
+    own = SimpleNamespace(perf_counter=clock, get_clock_info=time.get_clock_info)
+    monkeypatch.setattr("snfnp.training.loop.time", own)
+    monkeypatch.setattr(Evaluator, "seconds", lambda *_: 0.1)
+    monkeypatch.setitem(RELATIONS, "eval_every", Relation())
+    how = {"eval_every": None, "epochs": 5}
+
+    def epochs_of(run):
+        return [line["epoch"] for line in run.read_metrics()]
+
+    run, _ = run_training(tmp_path / "run", report=said.append, **how)
+    assert epochs_of(run) == [2, 4, 5]
+    line = "exact evaluations every 2 epochs, as an evaluation takes about 0.1 s, an epoch 1.5 s"
+    assert len([each for each in said if line in each]) == 1
+    kept = run.config().eval_every
+    assert kept == 2 and load_run(run.path).checkpoint.record["config"]["eval_every"] == 2
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        at_step(patched, step, kill)
+        run_training(tmp_path / "part", checkpoint_every="4", **how)
+    if step > 5:
+        tick = 10.0
+    with resumed(tmp_path / "part", {}, dataset=small_dataset()) as session:
+        train_session(session, None)
+    assert epochs_of(session.folder) == [2, 4, 5]
+
+    tick = 10.0
+    again, _ = run_training(tmp_path / "again", **how | {"eval_every": kept})
+    assert epochs_of(again) == [2, 4, 5]
+    slower, _ = run_training(tmp_path / "slower", **how)
+    assert epochs_of(slower) == [1, 2, 3, 4, 5]
+    tick = 0.25
+    monkeypatch.setattr(Evaluator, "seconds", lambda *_: 0.5)
+    rare, _ = run_training(tmp_path / "rare", **how)
+    assert epochs_of(rare) == [4, 5]
+
+
+def test_an_evaluation_is_timed(monkeypatch):
+    """Of as many images as are looked at, for all of them."""
+    trainer = make_trainer(OPS, "fc")
+    loop = SimpleNamespace(trainer=trainer, batches=SimpleNamespace(whole=None))
+    images, seen = np.zeros((2500, 8, 8, 1), np.uint8), []
+    now = itertools.count()
+    evaluate = Likelihood.evaluate
+
+    def counted(likelihood, some, *rest, **more):
+        seen.append(len(some))
+        return evaluate(likelihood, some, *rest, **more)
+
+    monkeypatch.setattr(Likelihood, "evaluate", counted)
+    monkeypatch.setattr("snfnp.training.evaluation.time.perf_counter", lambda: float(next(now)))
+    assert Evaluator(loop).seconds(images) == 1.0 + 2.5 and seen == [1000]

@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from snfnp.errors import CheckpointError, DivergedError, SnfnpError, UsageError
@@ -60,6 +61,14 @@ class Checkpointer:
             own = {"optimiser": self._optimiser, "run": self.identity}
             self.folder.write_config({**description, **own})
         self.save(self.folder.last)
+
+    def keep(self, name: str, value) -> None:
+        """Record an option that the run chose by itself."""
+        self.config = replace(self.config, **{name: value})
+        if self.trainer.world.rank == 0:
+            _, record = self.folder.open(self.folder.path)
+            record["config"][name] = value
+            self.folder.write_config(record)
 
     def resume(self, rollback: bool, report: Callable[[str], None]) -> None:
         """Set the run back to its last checkpoint, or to its best one, and remove later metrics. If

@@ -5,6 +5,7 @@ Derivation: derivations/23-monitors-and-certificates.md and 24-stability.md.
 """
 
 import math
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -29,6 +30,7 @@ THRESHOLD = 1 / 8  # of λσ²_min, above which the update is stable near its op
 _ENOUGH = 5  # rows per unknown
 _FEWEST = 200  # images: pixels of one image are correlated
 _DIRECTIONS = 8
+_TIMED = 1000  # images, to find out how long an evaluation takes
 _RHO_WARNING = 0.5  # ρ from which on a margin that is crossed is reported
 
 
@@ -110,6 +112,19 @@ class Evaluator:
             self._evaluate(likelihood, images, self._monitors.watch(len(images)))
             if trainer.ops.asynchronous and trainer.world.rank == 0:
                 self._monitors.figures(likelihood)
+
+    def seconds(self, images) -> float:
+        """About what an evaluation takes, once everything is compiled: of some images with the
+        parameters as drawn."""
+        trainer, clock = self._trainer, time.perf_counter
+        start, drawn = clock(), trainer.drawn()
+        likelihood = trainer.likelihood(drawn)
+        if trainer.world.rank == 0:
+            self._monitors.figures(likelihood)
+        once, few = clock() - start, evenly_spread(images, _TIMED)
+        start = clock()
+        self._evaluate(likelihood, few, self._monitors.watch(len(few)))
+        return once + (clock() - start) * len(images) / len(few)
 
     def describe(self, record: Record) -> str:
         """A record in a line; the best one has a star."""

@@ -28,7 +28,8 @@ from snfnp.training.runs.load import describe_run
 from snfnp.training.trainer import Trainer, take_steps
 
 _STOP, _CHECKPOINT, _SAVE, _SHOW = 1, 2, 4, 8  # bits: what ranks request after a step
-_BETWEEN = 2.0  # seconds of steps between evaluations on a GPU
+# On a GPU steps between evaluations take so many seconds, and so many times an evaluation.
+_BETWEEN, _EVALUATIONS = 2.0, 10
 
 
 class Session(NamedTuple):
@@ -68,7 +69,7 @@ class RunLoop:
         self.dataset, self.signals, self.report = dataset, signals, report
         self.evaluator, self.checkpoints = Evaluator(self), Checkpointer(self)
         self._requests, self.latest = 0, None
-        self._spaced = config.eval_every is not None
+        self._spaced, self._evaluation = config.eval_every is not None, 0.0
 
     def warm_up(self) -> None:
         """Let everything be compiled and recorded before a clock runs: a step and an evaluation
@@ -77,6 +78,8 @@ class RunLoop:
             with suppress(SnfnpError):  # training will raise it again
                 self.trainer.warm_up(self.batches, self.trainer.ops.device.prepare)
                 self.evaluator.warm_up(self.dataset.validation)
+                if not self._spaced:
+                    self._evaluation = self.evaluator.seconds(self.dataset.validation)
 
     def run(self) -> None:
         """Take the remaining steps, and report why if they are not all of them."""
@@ -97,6 +100,8 @@ class RunLoop:
         trainings = [(trainer, self.batches)]
         for step in take_steps(trainings, self.steps, self.is_patient, self._timed):
             ends = self.after_step() or ends
+            if not self._spaced and step % trainer.steps_per_epoch == 0:
+                self._space()
             due = step % self.every == 0 or step == self.steps
             if due := due or ends and step % trainer.steps_per_epoch == 0:
                 self.synchronise()
@@ -158,20 +163,23 @@ class RunLoop:
         self.checkpoints.save(self.folder.last, *([self.folder.best] if record.best else []))
         for line in (self.evaluator.describe(record), *self.evaluator.warnings(record.figures)):
             self.report(line)
-        if not self._spaced:
-            self._space(record.figures["samples_per_second"])
         return self.tell(record)
 
-    def _space(self, speed: float) -> None:
-        """Evaluate from here on once in some seconds of steps, at this speed in samples a second:
-        on a GPU, an evaluation may take longer than an epoch."""
-        config, self._spaced = self.trainer.config, True
-        epoch = self.trainer.steps_per_epoch
-        epochs = math.ceil(_BETWEEN * speed / (config.batch_size * epoch))
-        if epochs > 1:
-            self.every = epochs * epoch
-            every = f"from here on every {epochs} epochs, about {_BETWEEN:g} s of steps"
-            self.report(f"exact evaluations {every} (`eval_every`)")
+    def _space(self) -> None:
+        """Choose how many epochs apart evaluations are, from what the steps so far and an
+        evaluation took: on a GPU an evaluation may take longer than an epoch. The choice is kept in
+        config.json, so that the run evaluates at the same epochs when it is resumed or repeated."""
+        self.synchronise()
+        epoch, world = self.trainer.steps_per_epoch, self.trainer.world
+        seconds = max(_BETWEEN, _EVALUATIONS * self._evaluation)
+        epochs = math.ceil(seconds * self.steps_per_second / epoch)
+        epochs = world.broadcast(min(epochs, self.trainer.config.epochs))
+        self._spaced, self.every = True, epochs * epoch
+        self.checkpoints.keep("eval_every", epochs)
+        took = f"an evaluation takes about {self._evaluation:.2g} s"
+        took += f", an epoch {epoch / self.steps_per_second:.2g} s"
+        every = "after every epoch" if epochs == 1 else f"every {epochs} epochs"
+        self.report(f"exact evaluations {every}, as {took} (`eval_every`)")
 
     def tell(self, record: Record | None) -> bool:
         """Give a record to the callbacks, on rank 0. True on all ranks if one returned True.
