@@ -1,9 +1,13 @@
-"""Fixtures that several test files share, what tests need, and which of them are slow."""
+"""Fixtures that several test files share, and what tests need.
+
+Slow tests, which the quick tier leaves out (`-m "not slow"`), train in processes of their own, go
+through many states of a file, measure memory, compile kernels, or need a device; they are marked
+where they stand.
+"""
 
 import gc
 import importlib.util
 import os
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -15,20 +19,6 @@ from support.runs import advance, copy, finished, snfnp_train, undrawn  # noqa: 
 
 from snfnp import threads
 from snfnp.ops import get_ops
-
-# Tests (by the starts of their names) outside the quick tier: they train in processes of their own,
-# go through many states of a file, measure memory, compile kernels, or need a device.
-SLOW = (
-    *("gpu/", "test_benchmarks", "test_kernels_"),
-    *("test_pictures", "test_processes", "test_reproduce"),
-    *("test_runs_", "test_scripts", "test_site", "test_terminal", "test_threads"),
-    *("test_ops.py::test_override", "test_ops.py::test_nan_spreads"),
-    *("test_conv.py::test_the_size_of_a_tile", "test_coupling.py::test_a_coupling_keeps"),
-    *("test_method.py::test_a_figure_is_drawn", "test_method.py::test_a_notebook"),
-    *("test_flow.py::test_a_convolutional_step", "test_whole_step.py::test_depth_costs"),
-    *("test_cupy_device.py::test_gpu_code", "test_own_data.py::test_a_large_file"),
-    "test_architecture.py::test_missing_tools",
-)
 
 # Files that compile most kernels. They come first: one of several processes has them all.
 FIRST = "benchmarks block_tridiagonal certificates conv coupling density flow gradcheck_linear "
@@ -89,14 +79,9 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what is slow: the tests above, several processes, and what runs on Numba's kernels."""
+    """Put the files first that compile most kernels."""
     here = Path(__file__).parent
     items.sort(key=lambda item: os.path.relpath(item.path, here) not in COMPILING)
-    for item in items:
-        file = os.path.relpath(item.path, here).replace(os.sep, "/")
-        listed = f"{file}::{item.name}".startswith(SLOW) or item.get_closest_marker("mpi")
-        if listed or re.search("numba|threads", item.name):
-            item.add_marker("slow")
 
 
 def pytest_collection_finish():
@@ -112,9 +97,9 @@ def pytest_runtest_setup(item):
             pytest.skip(f"needs {name}: {why}")
 
 
-@pytest.fixture(params=["numpy", "numba"])
+@pytest.fixture(params=["numpy", pytest.param("numba", marks=pytest.mark.slow)])
 def ops(request):
-    """Each backend that runs on a CPU."""
+    """Each backend that runs on a CPU; Numba's kernels take long to compile."""
     return get_ops(request.param)
 
 

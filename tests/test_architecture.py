@@ -15,7 +15,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import SLOW
 from support.processes import python
 
 from snfnp.cli import train
@@ -396,6 +395,7 @@ def session(require: str, *arguments: str):
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_missing_tools_skip_tests_and_fail_where_they_are_required():
     status, said = session("", "-k", "refus or spill")
     assert status == pytest.ExitCode.OK and f"needs nvrtc: {MISSING}" in said
@@ -426,12 +426,3 @@ def test_as_many_processes_as_cores_up_to_eight(
     monkeypatch.setenv("SNFNP_DEVICE", device)
     config = SimpleNamespace(args=arguments)
     assert request.config.hook.pytest_xdist_auto_num_workers(config=config) == processes
-
-
-def test_every_slow_test_is_there():
-    here = Path(__file__).parent
-    files = {path.relative_to(here).as_posix(): path for path in here.rglob("*.py")}
-    for start in SLOW:
-        file, _, test = start.partition("::")
-        found = [path for name, path in files.items() if name.startswith(file)]
-        assert any(f"def {test}" in path.read_text() for path in found), start

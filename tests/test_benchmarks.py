@@ -34,6 +34,8 @@ from snfnp import threads
 from snfnp.errors import UsageError
 from snfnp.ops import get_ops
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"
 SHAPE, COUNT, BATCH = (8, 8, 1), 24, 6

@@ -74,6 +74,7 @@ def test_all_ways_of_the_cpu_backend_are_tested(most):
     assert {direct(*shape) for shape in shapes} == {cpu_tiles, cpu_planes, None}
 
 
+@pytest.mark.slow
 def test_the_size_of_a_tile_does_not_change_a_bit(monkeypatch):
     """Processors differ in how many sums fit into registers, not in the order of a sum's terms."""
     ops = get_ops("numba")

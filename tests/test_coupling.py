@@ -106,6 +106,7 @@ def test_nan_is_never_zeroed(ops, dtype):
     np.testing.assert_array_equal(sums, [1, np.nan, 10])
 
 
+@pytest.mark.slow
 def test_a_coupling_keeps_one_hidden_activation():
     """At (14, 14, 4) and width 512, where one activation (N H W, width) is 16 MB.
 

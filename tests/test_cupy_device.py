@@ -212,6 +212,7 @@ raise SystemExit(pytest.main([sys.argv[1], "--collect-only", "-q", "-p", "no:cac
 """
 
 
+@pytest.mark.slow
 def test_gpu_code_imports_without_the_download_packages():
     """The package, the benchmark and the tests of the device are imported without them."""
     tests = Path(__file__).parent

@@ -563,6 +563,7 @@ def test_a_forged_file_is_one_line(change, tmp_path):
         snfnp.FlowDensity.load(tmp_path / "forged")
 
 
+@pytest.mark.slow
 def test_short_kernels_give_the_same_bits_without_threads(monkeypatch):
     """All serial against all parallel: steps of a flow of rows, bit for bit."""
     found, activation = [], "smooth-leaky-relu"

@@ -657,6 +657,7 @@ print(memory("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_a_convolutional_step_stays_under_300_megabytes():
     done = python(_PEAK)

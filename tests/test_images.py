@@ -230,7 +230,7 @@ def test_a_run_and_what_it_holds_are_shown_in_a_line(finished):
         assert len(repr(getattr(loaded, name))) < 200, name
 
 
-@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("backend", ["numpy", pytest.param("numba", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
 def test_a_run_can_be_copied_and_pickled(finished, again, backend):
     loaded, images = snfnp.load_run(finished, backend=backend), small_dataset().test

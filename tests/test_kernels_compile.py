@@ -13,6 +13,8 @@ from support import nvrtc
 
 from snfnp.ops.gpu import source
 
+pytestmark = pytest.mark.slow
+
 # Registers that a kernel for float may use on the oldest cards, an H100 and the newest ones; for
 # double it is twice as many. Of 64, 1024 threads share a multiprocessor's 65,536; the oldest run no
 # more at once, and of 72 three blocks of 256.

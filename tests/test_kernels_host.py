@@ -20,7 +20,7 @@ from support.operation_cases import NEVER_EMPTY, OVERRIDES
 from snfnp.ops import overrides
 from snfnp.ops.gpu import source
 
-pytestmark = pytest.mark.hostcuda
+pytestmark = [pytest.mark.hostcuda, pytest.mark.slow]
 
 NAMES = [name for name in OVERRIDES if name in calls.overridden(overrides("gpu"))]
 ORDERS = {"forwards": False, "backwards": True}

@@ -147,6 +147,7 @@ def cells(page, kind):
     return ["".join(cell["source"]) for cell in found if cell["cell_type"] == kind]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", NOTEBOOKS, ids=lambda page: page.stem)
 def test_a_notebook_runs(page, monkeypatch, tmp_path):
     if page.stem == "3-table":
@@ -161,6 +162,7 @@ def test_a_notebook_runs(page, monkeypatch, tmp_path):
     assert len(shown) == figures and holds(names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", NOTEBOOKS, ids=lambda page: page.stem)
 def test_a_notebook_opens_in_colab_and_installs_there(page, monkeypatch):
     there = f"https://colab.research.google.com/github/{REPOSITORY}/blob/main/notebooks/"
@@ -203,6 +205,7 @@ def test_a_figure_has_a_text_in_its_place_and_a_caption(page):
             assert lines[index + 2].startswith("*"), f"{target}: no caption"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_is_drawn_and_has_no_background(name, tmp_path):
     path = save(FIGURES[name](), tmp_path / f"{name}.svg")

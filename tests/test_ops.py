@@ -111,6 +111,7 @@ def test_an_override_without_a_case_would_be_found(groups, monkeypatch):
     assert "linalg.log_abs_det" in calls.overridden(groups) - set(OVERRIDES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", calls.FLOATS)
 @pytest.mark.parametrize("name", OVERRIDES)
 def test_override_matches_its_definition(name, dtype):
@@ -118,6 +119,7 @@ def test_override_matches_its_definition(name, dtype):
         calls.assert_as_defined(NUMBA, name, OVERRIDES[name](np.random.default_rng(0), dtype, size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OF_NUMBA)
 def test_the_number_of_threads_does_not_change_a_bit(name, monkeypatch):
     """On two threads, which even short kernels take here, the bits are those on one."""
@@ -135,6 +137,7 @@ def test_the_number_of_threads_does_not_change_a_bit(name, monkeypatch):
         np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("name", OF_NUMBA)
 def test_nan_spreads_as_defined(name):
@@ -143,6 +146,7 @@ def test_nan_spreads_as_defined(name):
         calls.assert_nan_spreads_as_defined(NUMBA, name, call, wider=WIDER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [calls.every_second, calls.transposed])
 @pytest.mark.parametrize("name", sorted(OVERRIDES.keys() - CONTIGUOUS))
 def test_override_takes_strided_and_transposed_arguments(name, layout):

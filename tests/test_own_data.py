@@ -311,7 +311,7 @@ def test_a_run_of_rows_has_an_exact_likelihood_in_their_own_units(run, capsys):
         sample.main([str(out), "--columns", "2"])
 
 
-@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("backend", ["numpy", pytest.param("numba", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("data, way", [(ROWS, "none"), (ROWS, None), (COLOUR, "scale")])
 def test_arrays_in_code_are_trained_on_and_kept_by_name(data, way, backend, tmp_path):
     data = (data - data.mean(0)) / data.std(0) if way == "none" else data
@@ -347,6 +347,7 @@ def test_other_units_are_the_same_run_and_another_density(tmp_path):
     assert found[0]["reconstruction"] == found[1]["reconstruction"]
 
 
+@pytest.mark.slow
 def test_a_large_file_is_never_in_memory_whole(tmp_path, undrawn, monkeypatch):
     monkeypatch.setattr("snfnp.images._SMALL", 1 << 20)
     path, size = tmp_path / "large.npy", (80_000, 100)

@@ -16,6 +16,8 @@ from snfnp.training import plots
 from snfnp.training.plots import rows, save_curves
 from snfnp.training.runs.load import load_run
 
+pytestmark = pytest.mark.slow
+
 MAGIC = {".png": b"\x89PNG", ".PNG": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
 MAGIC |= dict.fromkeys((".jpg", ".jpeg"), b"\xff\xd8\xff") | {".webp": b"RIFF"}
 MAGIC |= dict.fromkeys((".tif", ".tiff"), b"II*\0")

@@ -19,6 +19,8 @@ from snfnp.ops import SINGLE_PROCESS
 from snfnp.processes import launching as starting
 from snfnp.training import session
 
+pytestmark = pytest.mark.slow
+
 # The training script on 96 random images of 8 by 8; rank RANK does ACTION right before step STEP.
 COMMAND = """
 import os, signal, sys, time

@@ -23,6 +23,8 @@ from snfnp.training.options import TrainConfig
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 
+pytestmark = pytest.mark.slow
+
 SEED = ("--seeds", "0", "--epochs", "1")
 
 

@@ -20,6 +20,8 @@ from snfnp.errors import UsageError
 from snfnp.ops import get_ops
 from snfnp.training.options import TrainConfig
 
+pytestmark = pytest.mark.slow
+
 RUN = {"seed": 0, "epochs": 30, "value": 1.0}
 DIVERGED = {"seed": 2, "epochs": 5, "asked": 30, "diverged_at": 7}
 ROWS = [row for name, table in TABLES.items() if name != "white" for row in table.rows]

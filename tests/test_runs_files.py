@@ -23,6 +23,8 @@ from snfnp.ops import get_ops
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.session import train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def holder(tmp_path):

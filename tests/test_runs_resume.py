@@ -26,6 +26,8 @@ from snfnp.training.runs.load import load_run
 from snfnp.training.trainer import Trainer
 from snfnp.training.update import learning_rate
 
+pytestmark = pytest.mark.slow
+
 NO_START = [
     (("--epochs", 0), "`epochs` is 0"),
     (("--model", "glow"), "."),  # 5×5 images cannot be squeezed

@@ -24,6 +24,8 @@ from snfnp.errors import UsageError
 from snfnp.models import PRESETS
 from snfnp.training.options import TrainConfig
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):

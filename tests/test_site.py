@@ -10,6 +10,8 @@ import sources
 from check_site import formula_problems, link_problems
 from pages import CODE, ROOT, equation_pages, formulas, lines_of, reading_order, source_of
 
+pytestmark = pytest.mark.slow
+
 SITE = ROOT / "derivations" / "site"
 RULE = "snfnp/rules/self_normalizing.py"
 

@@ -360,6 +360,7 @@ print(f"{w.rank} {w.exchange_exit_status(10 + w.rank)}")
 
 
 @pytest.mark.mpi
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3])
 def test_sums_flags_and_values(size):
     """Sums are the same bits on every rank and each time, in both precisions."""
@@ -395,6 +396,7 @@ except UsageError as error:
 
 
 @pytest.mark.mpi
+@pytest.mark.slow
 def test_an_error_of_rank_0_and_a_difference_are_raised_by_all():
     differences = ["`seed` is 0 for rank 0 and 1", "`seed` is not given for rank 0 and 1"]
     differences.append("`backend` is numpy for rank 0 and numba")
@@ -413,6 +415,7 @@ w.abort(7)
 
 
 @pytest.mark.mpi
+@pytest.mark.slow
 def test_abort_ends_ranks_that_wait():
     status, output, errors = processes.finish(processes.start(2, ["-c", ABSENT]))
     assert (status, output, errors) == (7, "", "")

@@ -248,6 +248,7 @@ def test_slopes_that_overflow_give_no_finite_log_determinant(ops):
     assert not np.isfinite(ldj).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_a_pixel_on_numba_does_not_depend_on_its_neighbours(dtype):
     """Its block and its lane in a register do not change a bit."""

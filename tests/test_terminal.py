@@ -27,6 +27,8 @@ from snfnp.training.runs.folder import RunFolder
 from snfnp.training.session import train
 from snfnp.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 HELP = ("-m", "snfnp", "evaluate", "--help")
 LISTING = ("-m", "snfnp")

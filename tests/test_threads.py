@@ -19,6 +19,8 @@ from snfnp.data import own_data
 from snfnp.errors import UsageError
 from snfnp.ops.host import ranks_on_shared_cores
 
+pytestmark = pytest.mark.slow
+
 _PRINT = """
 {before}
 import snfnp

@@ -8,6 +8,7 @@ import re
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -216,11 +217,12 @@ def test_likelihood_terms_are_in_nats_and_in_bits_per_dimension(
 
 
 CONTROLLED = {"tolerance": 1e-5, "lambda_rate": 20.0}
+compiled = partial(pytest.param, marks=pytest.mark.slow)
 RESUMED = [
     {},
-    {"clip_norm": 5.0, "backend": "numba"},
+    compiled({"clip_norm": 5.0, "backend": "numba"}),
     {"gradient": "exact"},
-    {"model": "conv", "bias_init": "data", "backend": "numba"},
+    compiled({"model": "conv", "bias_init": "data", "backend": "numba"}),
     {"bias_init": "data"},
     {"lambda_control": "geco", **CONTROLLED},
     {"lambda_control": "geco", "jvp_weight": 0.2, **CONTROLLED},

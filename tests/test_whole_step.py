@@ -412,6 +412,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("kind", LAYERS)
 def test_depth_costs_no_activation_memory(ops, kind):

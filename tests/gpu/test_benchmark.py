@@ -12,6 +12,8 @@ from benchmarks.device import SINGLE, TF32, Case, Plan
 from snfnp.errors import DivergedError
 from snfnp.ops import get_ops
 
+pytestmark = pytest.mark.slow
+
 SHAPE, COUNT, BATCH = (8, 8, 1), 24, 6
 SMALL_GLOW = {"levels": 1, "depth": 1, "width": 8}
 

@@ -13,6 +13,8 @@ from snfnp.ops import SINGLE_PROCESS, get_ops
 from snfnp.ops.communication import Communicator
 from snfnp.ops.gpu import nccl
 
+pytestmark = pytest.mark.slow
+
 
 class OneOfTwo(Communicator):
     """Rank 0, whose partner has the same everything but is on another machine. elsewhere: what it

@@ -17,6 +17,8 @@ from snfnp.ops.communication import Communicator
 from snfnp.ops.gpu.cublas import Cublas
 from snfnp.ops.gpu.graph import _Recording
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_graph_runs_in_order_with_what_its_callers_start(ops):
     """On two streams, which unlike the default one wait for no other by themselves: plain calls and

@@ -9,6 +9,8 @@ from support.trainers import make_trainer
 from snfnp.ops.gpu.launch import Launcher
 from snfnp.training.batches import Repeated
 
+pytestmark = pytest.mark.slow
+
 SIDE, IMAGES = 28, 100  # MNIST, and the paper's batch
 MULTIPROCESSORS = 132  # of an H100
 # Blocks at least: two for every multiprocessor where a kernel goes over pixels and samples, one for

@@ -11,6 +11,8 @@ from snfnp.context import BackwardContext
 from snfnp.ops import RandomKey, get_ops
 from snfnp.training.evaluation import Monitors
 
+pytestmark = pytest.mark.slow
+
 GECO = {"lambda_control": "geco", "tolerance": 1e-5, "lambda_rate": 20.0}
 PENALTY = {"jvp_weight": 0.3, "jvp_probes": 2}
 NOISE = {"objective": "variational", "sigma": 0.4}

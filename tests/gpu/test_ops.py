@@ -11,6 +11,8 @@ from gpu.standin import run_alone
 from snfnp.errors import SingularMatrixError
 from snfnp.ops import overrides
 
+pytestmark = pytest.mark.slow
+
 NAMES = [*OVERRIDES]  # those of the CPU alone too: the device then runs the definition
 FACTORISING = [f"linalg.{name}" for name in ("inverse", "solve", "inverse_and_log_abs_det")]
 KERNELS = sorted((calls.overridden(overrides("gpu")) & OVERRIDES.keys()) - {*FACTORISING})

@@ -17,6 +17,8 @@ from snfnp.training import progress
 from snfnp.training.loop import RunLoop
 from snfnp.training.runs.load import load_run
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_kill_in_mid_epoch_changes_no_number(ops, tmp_path, monkeypatch):
     """Checkpoints between evaluations, the averages since the last one, the step as a graph."""

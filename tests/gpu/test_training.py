@@ -23,6 +23,8 @@ from snfnp.ops.images import gpu as gpu_images
 from snfnp.training.batches import Batches, Repeated
 from snfnp.training.options import TrainConfig
 
+pytestmark = pytest.mark.slow
+
 MODELS = [(model, gradient) for model, preset in PRESETS.items() for gradient in preset.gradients]
 SELF_NORMALIZING = [(model, "self-normalizing") for model in ("fc", "conv", "glow-2l-4k")]
 
