@@ -273,9 +273,9 @@ def test_the_installed_command_finds_a_model_in_the_current_folder(tmp_path):
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     for words, said in (
         ([*train, "my_flows:build"], "my_flows:build: "),
-        (["evaluate", "run", "--trust"], "NLL"),
-        (["evaluate", "run"], "give --trust"),
+        (["evaluate", "run", "--model", "my_flows:build"], "NLL"),
+        (["evaluate", "run"], "give it with --model"),
     ):
         done = python(CONSOLE, *words, cwd=tmp_path, PYTHONPATH=path)
         assert said in done.stdout + done.stderr, done.stderr
-        assert done.returncode == (2 if said == "give --trust" else 0)
+        assert done.returncode == (2 if "give" in said else 0)

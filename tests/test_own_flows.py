@@ -6,7 +6,6 @@ import importlib
 import inspect
 import sys
 import tempfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ from snfnp.maps import Dense
 from snfnp.models import PRESETS
 from snfnp.rules import Exact
 from snfnp.training import progress
-from snfnp.training.options.user_models import preset_of, text_of
+from snfnp.training.options.user_models import imported, preset_of, text_of
 from snfnp.training.runs.folder import RunFolder
 
 ROWS = np.random.default_rng(0).normal((5.0, -30.0), (1.0, 4.0), (140, 2))
@@ -99,16 +98,16 @@ def test_an_own_map_of_images_and_a_parameter_of_no_axis_train(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (60, 2, 2, 1)).astype(np.uint8)
     run = snfnp.fit(images, flow=flow(*own, shape=(2, 2, 1)), out=tmp_path / "run", **QUICK)
     assert run.params["b"]["s"].shape == () and run.params["b"]["s"] != 0
-    again = snfnp.load_run(tmp_path / "run", trust=True)
+    again = snfnp.load_run(tmp_path / "run", flow=run.flow)
     assert again.params["b"]["s"] == run.params["b"]["s"]
 
 
 KINDS = {
     "registered": lambda mine: snfnp.register("registered", mine.build) or "registered",
     "a function": lambda mine: mine.build,
-    "its name": lambda mine: "mine:build",
+    "no name": lambda mine: lambda shape: mine.build(shape),
     "a flow": lambda mine: mine.build((2,)),
-    "a preset": lambda mine: "mine:Inside.PRESET",
+    "a preset": lambda mine: mine.Inside.PRESET,
 }
 
 
@@ -134,16 +133,19 @@ def test_everything_that_is_done_with_a_run_is_done_with_one_of_an_own_flow(
     data = tmp_path / "data.npz"
     np.savez(data, train=DATA.train, validation=DATA.validation, test=DATA.test)
     trained(whole, model)
+    given, typed = {"flow": model}, ["--model", "mine:build"]
+    if kind == "registered":
+        given, typed = {}, []
     run = snfnp.fit(DATA, flow=model, out=part, report=None, eval_every=1, **QUICK | {"epochs": 1})
     assert run.flow.layers == mine.build((2,)).layers and "{" not in repr(run)
-    resume(part, epochs=3)
-    assert_same_run(whole, part)
+    resume(part, epochs=3, **given)
+    assert_same_run(whole, part, **given)
     for command in (evaluate, angle):
-        command.main([str(part), "--data", str(data)])
+        command.main([str(part), "--data", str(data), *typed])
         assert "\na " in capsys.readouterr().out
-    sample.main([str(part), "--count", "4", "--out", str(tmp_path / "s.npy")])
+    sample.main([str(part), "--count", "4", "--out", str(tmp_path / "s.npy"), *typed])
     assert np.load(tmp_path / "s.npy").shape == (4, 2)
-    resume(part, rollback=True, epochs=4)
+    resume(part, rollback=True, epochs=4, **given)
     assert RunFolder.open(part)[1]["history"][-1]["rollback"]
 
 
@@ -154,7 +156,8 @@ def test_a_builder_gets_the_choices_and_a_preset_has_settings(mine, tmp_path):
     for gradient, learns in (("exact", False), ("self-normalizing", True)):
         flow = dataclasses.replace(config, gradient=gradient).build_flow((2,), np.ones((2, 2)))
         assert bool(flow.learned_inverses()) == learns
-    assert snfnp.TrainConfig(model="mine:Inside.PRESET").resolve(100).lr == 0.25
+    assert snfnp.TrainConfig(model=mine.Inside.PRESET).resolve(100).lr == 0.25
+    assert snfnp.TrainConfig(model=imported("mine:Inside.PRESET")).resolve(100).lr == 0.25
     own = Standardise((1.0, 2.0), (1.0, 4.0))
     exact = snfnp.Flow((2,), (("a", Linear(Dense(2), Exact())),), own)
     folder, _ = trained(tmp_path / "run", exact)
@@ -173,53 +176,32 @@ def test_any_flow_is_described_by_classes_and_fields(name):
 
 LOST = {
     "registered": (
-        lambda mine: PRESETS.pop("registered"),
         "`model=registered` is unknown: choose one of fc, ",
-        "or first import what registers it (snfnp.register), or give module:function",
+        "or first import what registers it (snfnp.register), or give module:function (in Python",
     ),
     "a function": (
-        lambda mine: delattr(mine, "build"),
-        "`model` needs mine:build, which cannot be imported (AttributeError: module 'mine' has no",
+        "the model mine:build is code of your own, which a name or a file cannot import",
     ),
-    "its name": (
-        lambda mine: (Path(mine.__file__).unlink(), sys.modules.pop("mine")),
-        "its model mine:build needs mine, which is not found: set PYTHONPATH, and if you",
-    ),
-    "a preset": (
-        lambda mine: (Path(mine.__file__).write_text("1 / 0"), sys.modules.pop("mine")),
-        "its model mine:Inside.PRESET would import mine from /",
-        "code/mine.py, whose code is not trusted: if you trust it, give `trust",
-    ),
-    "a flow": (
-        lambda mine: delattr(mine, "Own"),
-        "the flow needs mine:Own, which cannot be imported (AttributeError: module 'mine' has",
-    ),
+    "no name": ("the model test_own_flows:<lambda>.<locals>.<lambda> is code of your own",),
+    "a preset": ("the model mine:Inside.<lambda> is code of your own", "give it with `model` (in"),
+    "a flow": ("the flow has mine:Own, which is no class of this package: give the code that",),
 }
 
 
 @pytest.mark.parametrize("kind", LOST)
 def test_what_is_missing_is_named_in_a_line_and_nothing_is_lost(kind, mine, tmp_path):
-    lose, *parts = LOST[kind]
     path = tmp_path / "run"
     trained(path, KINDS[kind](mine), epochs=1)
+    PRESETS.pop("registered", None)
     before = {file.name: file.read_bytes() for file in path.iterdir()}
-    lose(mine)
-    importlib.invalidate_caches()
     for act in (snfnp.load_run, resume, lambda path: evaluate.main([str(path)])):
-        with one_line(UsageError, *parts):
+        with one_line(UsageError, *LOST[kind]):
             act(path)
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
 
 
 def local():
     return lambda shape: None
-
-
-def renamed(shape):
-    return None
-
-
-renamed.__qualname__ = "local"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,31 +211,40 @@ class Odd(SmoothLeakyReLU):
     table: object = None
 
 
+def test_a_flow_may_hold_what_json_cannot(tmp_path):
+    """It is then described by a digest, and the flow is given to open its run."""
+    own, other = (flow(Linear(Dense(2)), Odd(table=np.full(2, each))) for each in (0.0, 1.0))
+    path = trained(tmp_path / "run", own)[0].path
+    assert snfnp.load_run(path, flow=own).flow is not own
+    with one_line(UsageError, "(layers.b.table was float64 (2,), SHA-256 ", ", is float64 (2,), "):
+        snfnp.load_run(path, flow=other)
+
+
 def flow(*layers, names="ab", shape=(2,)):
     return snfnp.Flow(shape, tuple(zip(names, layers, strict=False)))
 
 
+BUILD = lambda shape: flow(Linear(Dense(2)))  # noqa: E731
 WRONG = {
     "typo": ("glwo", "`model=glwo` is unknown (did you mean glow?): choose one of fc, "),
     "number": (3, "`model` is 3: it must be text"),
-    "no builder": ("mine:number", "mine:number is of type int: let it be build(shape) or build("),
-    "nothing": ("mine:nothing", "mine:nothing: the function returned a NoneType; let it return"),
-    "dots": (".mine:build", "`model=.mine:build` is unknown"),
-    "main": ("__main__:gone", "needs __main__:gone, which cannot be imported (AttributeError: "),
-    "no class": (
-        '{"class": "os:system"}',
-        "the flow needs os:system, which is no layer, map or rule: re",
+    "a name": ("mine:build", "the model mine:build is code of your own, which a name or a file"),
+    "nothing": (
+        local(),
+        "local.<locals>.<lambda>: the function returned a NoneType; let it return",
     ),
-    "fields": ('{"class": "mine:Own", "x": 1}', "the flow needs mine:Own with x: restore it"),
-    "local": (local(), "local.<locals>.<lambda> is no name at the top of a module"),
-    "renamed": (renamed, "test_own_flows:local is no name at the top of a module"),
-    "array": (flow(Odd(table=np.zeros(2))), "the flow.layers[0][1].table is a ndarray, which con"),
+    "no class": ('{"class": "os:system"}', "the flow has os:system, which is no class of this"),
+    "own class": ('{"class": "mine:Own", "x": 1}', "the flow has mine:Own, which is no class of"),
+    "fields": (
+        '{"class": "snfnp.maps:Dense", "x": 1}',
+        "cannot be built (ValueError: Dense has",
+    ),
     "shape": (flow(Linear(Dense(3)), shape=(3,)), "for data of shape (3,), found (2,); give both"),
-    "rule": ("mine:build", "`gradient=exact` is not that of the layers of mine:build: choose self"),
-    "choices": (
-        "mine:build",
-        "`objective=forward` has no effect on mine:build, which takes no choices",
+    "rule": (
+        BUILD,
+        "`gradient=exact` is not that of the layers of test_own_flows:<lambda>: ",
     ),
+    "choices": (BUILD, "`objective=forward` has no effect on test_own_flows:<lambda>, which takes"),
 }
 OPTIONS = {"rule": {"gradient": "exact"}, "choices": {"objective": "forward"}}
 

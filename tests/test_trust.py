@@ -5,6 +5,9 @@ import importlib
 import json
 import shutil
 import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -33,7 +36,9 @@ class Own(Linear):
     pass
 
 def build(shape):
-    return snfnp.Flow(shape, (("a", Own(Dense(shape[0]))), ("b", SmoothLeakyReLU(SLOPE))))
+    dense = Dense(shape[0])
+    layers = (("a", Own(dense)), ("b", SmoothLeakyReLU(SLOPE)), ("c", Linear(dense)))
+    return snfnp.Flow(shape, layers)
 """
 
 
@@ -69,44 +74,80 @@ def run(trained, tmp_path):
 
 
 COMMANDS = {
-    "evaluate": lambda run, *trust: evaluate.main([run, *trust]),
-    "angle": lambda run, *trust: angle.main([run, *trust]),
-    "sample": lambda run, *trust: sample.main([run, "--count", "4", *trust]),
-    "score": lambda run, *trust: score.main([run, f"{run}/../rows.npy", *trust]),
-    "compare": lambda run, *trust: compare.main([run, run, *trust]),
-    "train": lambda run, *trust: train.main(["--resume", "--out", run, "--epochs", "3", *trust]),
-    "rollback": lambda run, *trust: train.main(["--rollback", "--out", run, *trust]),
-    "load_run": lambda run, *trust: snfnp.load_run(run, trust=bool(trust)),
-    "resume": lambda run, *trust: snfnp.resume(run, report=None, trust=bool(trust)),
+    "evaluate": lambda run, *given: evaluate.main([run, *given]),
+    "angle": lambda run, *given: angle.main([run, *given]),
+    "sample": lambda run, *given: sample.main([run, "--count", "4", *given]),
+    "score": lambda run, *given: score.main([run, f"{run}/../rows.npy", *given]),
+    "compare": lambda run, *_: compare.main([run, run]),
+    "train": lambda run, *given: train.main(["--resume", "--out", run, "--epochs", "3", *given]),
+    "rollback": lambda run, *given: train.main(["--rollback", "--out", run, *given]),
 }
+PYTHON = {"load_run": snfnp.load_run, "resume": partial(snfnp.resume, report=None)}
+GIVEN = ("--model", "strange:build")
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+def undone(strange):
+    """The module is as if it had not been imported."""
+    strange.unlink(missing_ok=True)
+    sys.modules.pop("strange", None)
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, *PYTHON])
 @pytest.mark.parametrize("model", ["strange:build", '{"class": "strange:Own", "of": [1, {}]}'])
 def test_opening_a_folder_runs_no_code(name, model, run, strange):
-    model = model.replace("{}", '{"class": "snfnp.maps.dense:Dense", "dimension": 2}')
+    """Not even of a module that is imported; `compare` needs no flow."""
+    model = model.replace("{}", '{"class": "snfnp.maps.dense:Dense", "features": 2}')
+    said = "strange:build is code of your own" if model == "strange:build" else "has strange:Own"
     forge(run, model=model)
-    said = "cannot be opened: its model strange:"
-    with one_line(UsageError, run, said, f"would import strange from {strange.parent}/strange.py"):
-        COMMANDS[name](str(run))
-    assert not strange.exists() and "strange" not in sys.modules
+    for imported in (False, True):
+        module = importlib.import_module("strange") if imported else None
+        strange.unlink(missing_ok=True)
+        if imported:
+            module.build = module.Own = lambda *_: pytest.fail("it was called")
+        with nullcontext() if name == "compare" else one_line(UsageError, said, "flow="):
+            (COMMANDS | PYTHON)[name](str(run))
+        assert not strange.exists() and ("strange" in sys.modules) == imported
 
 
-@pytest.mark.parametrize("name", ["evaluate", "train", "load_run", "resume"])
-def test_what_is_trusted_or_imported_or_typed_is_opened(name, run, strange, tmp_path, undrawn):
+@pytest.fixture
+def own(run, strange, tmp_path, undrawn):
+    """A run of a model of one's own, which was typed."""
     short = ["--epochs", "1", "--warmup-epochs", "0.5", "--backend", "numpy"]
-    out = ["--model", "strange:build", "--out", str(tmp_path / "own")]
-    train.main([f"{run}/../rows.npy", *out, *short])
+    train.main([f"{run}/../rows.npy", *GIVEN, "--out", str(tmp_path / "own"), *short])
     assert strange.exists(), "the user typed it"
-    COMMANDS[name](str(tmp_path / "own"))  # it is imported
-    strange.unlink()
-    del sys.modules["strange"]
-    with one_line(UsageError, "would import strange"):
-        COMMANDS[name](str(tmp_path / "own"))
-    COMMANDS[name](str(tmp_path / "own"), "--trust")
-    assert strange.exists()
-    del sys.modules["strange"]
-    train.main(["--resume", "auto", *out])
+    undone(strange)
+    return tmp_path / "own"
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, *PYTHON])
+def test_code_that_is_given_opens_a_run(name, own, strange):
+    if name in COMMANDS:
+        COMMANDS[name](str(own), *GIVEN)
+        assert strange.exists() == (name != "compare")
+        return
+    if name == "resume":  # the command that was submitted again
+        train.main(["--resume", "auto", *GIVEN, "--out", str(own)])
+    build = importlib.import_module("strange").build
+    for flow in (build, build((2,)), lambda shape: build(shape)):
+        PYTHON[name](own, flow=flow)
+
+
+def test_a_module_that_was_renamed_is_given_anew(own, strange, monkeypatch):
+    before = snfnp.load_run(own, flow=importlib.import_module("strange").build)
+    strange.with_name("strange.py").rename(strange.with_name("renamed.py"))
+    undone(strange)
+    importlib.invalidate_caches()
+    given = ("--model", "renamed:build")
+    for name in ("evaluate", "train", "rollback", "evaluate"):
+        COMMANDS[name](str(own), *given)
+    history = RunFolder.open(own)[1]["history"]
+    assert history[0]["changed"]["model"] == ["strange:build", "renamed:build"]
+    again = snfnp.load_run(own, flow=sys.modules["renamed"].build)
+    assert again.flow.layers[0][1].__class__.__module__ == "renamed"
+    assert before.checkpoint.step < snfnp.load_run(own, "last", flow=again.flow).checkpoint.step
+    monkeypatch.setattr(sys.modules["renamed"], "Own", snfnp.layers.Linear)
+    with one_line(UsageError, "(layers.a.class was strange:Own, is snfnp.layers.linear:Linear)"):
+        COMMANDS["evaluate"](str(own), *given)
 
 
 HARMFUL = [
@@ -146,28 +187,29 @@ def test_a_flow_whose_parts_do_not_fit_is_one_line(model, run):
         snfnp.load_run(run)
 
 
-def test_a_trusted_module_that_is_not_found_is_said_so(run, tmp_path, monkeypatch):
-    """Not that the folder is damaged. Without trust, the line names the file to be imported."""
-    forge(run, model="elsewhere_flows:build")
-    with one_line(UsageError, "cannot be opened: the run needs elsewhere_flows:build"):
-        snfnp.load_run(run, trust=True)
+def test_code_that_cannot_be_imported_is_one_line(run, tmp_path, monkeypatch):
     (tmp_path / "elsewhere_flows.py").write_text("1 / 0")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
-    with one_line(UsageError, f"would import elsewhere_flows from {tmp_path}/elsewhere_flows.py"):
-        snfnp.load_run(run)
+    for name, why in (
+        ("elsewhere_flows:build", "cannot be imported (ZeroDivisionError"),
+        ("missing_flows:build", "cannot be imported (ModuleNotFoundError"),
+        ("code:nothing", "cannot be imported (AttributeError"),
+        ("os:sep", "os:sep is of type str: let it be build(shape)"),
+        ("os:system", "system takes command: let it be build(shape)"),
+    ):
+        with one_line(UsageError, why):
+            evaluate.main([str(run), "--model", name])
 
 
-@pytest.mark.parametrize("trust", [False, True])
 @pytest.mark.parametrize("model", HARMFUL, ids=lambda model: model[:40])
-def test_no_other_callable_is_called(model, trust, run, monkeypatch):
-    """Not even of a module that is imported, or that the user trusts."""
+def test_no_other_callable_is_called(model, run, monkeypatch):
     for name in ("os.system", "subprocess.Popen", "builtins.input", "code.interact"):
         monkeypatch.setattr(name, lambda *given, **more: pytest.fail(f"called with {given}"))
     forge(run, model=model)
     monkeypatch.setattr(sys, "stdout", None)  # "import this" prints
     with one_line(SnfnpError):
-        snfnp.load_run(run, trust=trust)
+        snfnp.load_run(run)
 
 
 def test_opening_a_header_or_an_estimators_file_runs_no_code(run, strange, tmp_path):
@@ -176,16 +218,15 @@ def test_opening_a_header_or_an_estimators_file_runs_no_code(run, strange, tmp_p
     saved = load_checkpoint(run / "best.safetensors", layout)
     saved.record["config"]["model"] = "strange:build"
     save_checkpoint(run / "best.safetensors", saved)
-    with one_line(SnfnpError, "best.safetensors"):
-        snfnp.load_run(run)
+    assert snfnp.load_run(run).config.model == "fc"
     path, quick = tmp_path / "density", {"layers": 1, "members": 1, "epochs": 1, "noise": 0.0}
     snfnp.FlowDensity(**quick, activation="smooth-leaky-relu", random_state=0).fit(ROWS).save(path)
     saved = estimator_checkpoint(path)
     saved.record["config"]["model"] = "strange:build"
     save_checkpoint(path, saved)
-    with one_line(SnfnpError, "would import strange from"):
+    with one_line(SnfnpError, "is damaged (its model or moments)"):
         snfnp.FlowDensity.load(path)
-    assert not strange.exists()
+    assert not strange.exists() and "strange" not in sys.modules
 
 
 def fitted(path, flow):
@@ -193,32 +234,100 @@ def fitted(path, flow):
 
 
 @pytest.mark.parametrize("registered", [False, True])
-def test_a_builder_that_changed_is_noticed_when_its_run_is_opened(
+def test_code_that_changed_is_noticed_when_its_run_is_opened(
     registered, tmp_path, strange, monkeypatch
 ):
     module, path = importlib.import_module("strange"), tmp_path / "run"
     if registered:
         monkeypatch.setitem(snfnp.PRESETS, "changing", None)
         del snfnp.PRESETS["changing"]
-        snfnp.register("changing", module.build)
+        snfnp.register("changing", lambda shape: module.build(shape))
     fitted(path, "changing" if registered else module.build)
+
+    def refused(difference):
+        given = {} if registered else {"flow": module.build}
+        changed = f"its model has changed since it was trained ({difference})"
+        for act in (snfnp.load_run, partial(snfnp.resume, dataset=DATA, report=None)):
+            with one_line(UsageError, path, changed, "restore the code"):
+                act(path, **given)
+
     module.SLOPE = 0.9
-    changed = "its model has changed since it was trained (layers.b.alpha was 0.5, is 0.9)"
-    for act in (snfnp.load_run, lambda path: snfnp.resume(path, dataset=DATA, report=None)):
-        with one_line(UsageError, path, changed, "restore the code"):
-            act(path)
+    refused("layers.b.alpha was 0.5, is 0.9")
     module.SLOPE = 0.5
-    assert snfnp.load_run(path).flow.layers[1][1].alpha == 0.5
-    monkeypatch.setattr(module, "Linear", module.Own)
-    renamed = type("Other", (module.Own,), {})
-    monkeypatch.setattr(module, "Own", renamed)
-    with one_line(UsageError, "(layers.a.class was Own, is Other)"):
-        snfnp.load_run(path)
+    whole = module.build((2,))
+    a, b, c = whole.layers
+    swapped = "layers.a.class was strange:Own, is snfnp.layers.linear:Linear"
+    for layers, difference in (
+        ((c, b, a), "layer[0] was a, is c"),
+        ((("a", c[1]), b, ("c", a[1])), swapped),
+        ((a, b), "layer[2] was c, is absent"),
+        ((a, b, c, ("d", b[1])), "layer[3] was absent, is d"),
+    ):
+        monkeypatch.setattr(module, "build", lambda shape: replace(whole, layers=layers))  # noqa: B023
+        refused(difference)
+    monkeypatch.setattr(module, "build", lambda shape: whole)
+    assert fitted(tmp_path / "again", module.build).flow.layers[1][1].alpha == 0.5
     record = json.loads((path / "config.json").read_text())
     del record["model"]["flow"]
     forge(path, record=record)
     with one_line(UsageError, path, "has no description of its flow", "train it again"):
-        snfnp.load_run(path)
+        snfnp.load_run(path, flow=module.build)
+
+
+def test_a_default_of_this_package_that_changed_is_noticed(run):
+    """A field that the description lacks was added since: its default is what was trained."""
+    record = json.loads((run / "config.json").read_text())
+    first = record["model"]["flow"]["layers"][0][1]
+    assert first["class"] == "snfnp.layers.linear:Linear"
+    first["gain"] = 0.02  # as if this had been the default
+    forge(run, record)
+    with one_line(UsageError, "(layers.dense1.gain was 0.02, is 0.01): restore the code"):
+        snfnp.load_run(run)
+    del first["gain"]
+    forge(run, record)
+    snfnp.load_run(run)
+    del first["init_kind"]  # trained with another value than its default, which is "paper"
+    first["gain"], first["map"]["class"] = 0.01, "snfnp.maps.conv:Dense"
+    forge(run, record)
+    with one_line(UsageError, "(layers.dense1.map.class was snfnp.maps.conv:Dense, is snfnp.maps"):
+        snfnp.load_run(run)
+
+
+# As written before the layers had an order: classes without modules, no defaults of this package.
+OLDER = """{"shape": [2], "image_shape": null,
+"preprocess": {"class": "Standardise", "mean": [%s, %s], "spread": [%s, %s]},
+"layers": {"a": {"class": "Own", "map": {"class": "Dense", "features": 2},
+"rule": {"class": "SelfNormalizing"}, "bias": true, "init_kind": "paper", "gain": 0.01,
+"inverse_map": null, "bias_init": "zero"}, "b": {"class": "SmoothLeakyReLU", "alpha": 0.5},
+"c": {"class": "Linear", "map": {"class": "Dense", "features": 2}}}}"""
+
+
+def test_an_older_description_is_compared_as_well(tmp_path, strange):
+    module, path = importlib.import_module("strange"), tmp_path / "run"
+    expected = fitted(path, module.build).likelihood.log_prob(DATA.test)
+    record = json.loads((path / "config.json").read_text())
+    moments = sum(record["data"]["moments"], [])
+    then = json.loads(OLDER % tuple(map(json.dumps, moments)))
+    layers = then["layers"]
+    for changed, difference in (
+        ({}, None),
+        ({"b": {"class": "SmoothLeakyReLU"}}, "layers.b.alpha was 0.3, is 0.5"),
+        ({"b": {"class": "Squeeze", "alpha": 0.5}}, "layers.b.class was Squeeze, is snfnp.layers"),
+        ({"c": {**layers["c"], "gain": 0.1}}, "layers.c.gain was 0.1, is 0.01"),
+        ({"d": {"class": "Squeeze"}}, "layer[3] was d, is absent"),
+    ):
+        record["model"]["flow"] = {**then, "layers": {**layers, **changed}}
+        forge(path, record)
+        if difference:
+            with one_line(UsageError, f"({difference}"):
+                snfnp.load_run(path, flow=module.build)
+        else:
+            run = snfnp.load_run(path, flow=module.build)
+            np.testing.assert_array_equal(run.likelihood.log_prob(DATA.test), expected)
+    record["model"]["flow"] = {**then, "layers": dict(reversed(layers.items()))}
+    forge(path, record)
+    with one_line(UsageError, "(layer[0] was c, is a)"):
+        snfnp.load_run(path, flow=module.build)
 
 
 GONE = "gone"  # no value: the entry is removed

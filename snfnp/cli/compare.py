@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from snfnp.cli.shared import Parser, add_trust, check_file
+from snfnp.cli.shared import Parser, check_file
 from snfnp.errors import UsageError, in_flags, printable
 from snfnp.files import read_json
 from snfnp.training.options import OPTIONS, TrainConfig
@@ -35,14 +35,13 @@ def main(argv: list[str], prog: str | None = None) -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="run folders")
     about = "draw NLL against epochs and seconds here"
     parser.add_argument("--plot", type=Path, metavar="PATH", help=about)
-    add_trust(parser)
     args = parser.parse_args(argv)
     if args.plot:
         from snfnp.training import plots  # Matplotlib takes a second to import
 
         check_file(args.plot, "plot", plots.SUFFIXES)
 
-    runs = open_runs(args.runs, args.trust)
+    runs = open_runs(args.runs)
     names = labels(runs)
     print(_table(runs, names))
     if args.plot:
@@ -54,12 +53,12 @@ def main(argv: list[str], prog: str | None = None) -> None:
         print(printable(f"picture: {args.plot}"))
 
 
-def open_runs(paths: list[Path], trust: bool = False) -> list[ComparedRun]:
+def open_runs(paths: list[Path]) -> list[ComparedRun]:
     """The runs in these folders. Raises UsageError if one is no run or has no evaluation yet, or if
     they are not of the same data."""
     runs, kinds = [], []  # what runs must have in common for their likelihoods to be compared
     for path in paths:
-        folder, record = RunFolder.open(path, trust)
+        folder, record = RunFolder.open(path)
         metrics = folder.read_metrics()
         if not metrics:
             raise UsageError(f"{path} has no evaluation yet: let it train for an epoch")

@@ -6,7 +6,6 @@ import io
 import math
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Iterable
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ from snfnp.data import load_dataset
 from snfnp.errors import UsageError, suggestion, within_memory
 from snfnp.files import explained, write_atomically
 from snfnp.ops import BACKENDS
+from snfnp.training.options.user_models import imported
 from snfnp.training.progress import compilations_shown
 from snfnp.training.runs.load import LoadedRun, load_run
 
@@ -26,15 +26,6 @@ VALUES = {int: "N", float: "NUMBER", Path: "PATH"}  # what help calls the values
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are `UsageError`, and whose help fails if it cannot be written."""
-
-    def parse_args(self, args=None, namespace=None):
-        """The options. If a model of the user's own is named or trusted, modules of the current
-        folder can be imported, as by `python -m`: the installed command lacks it in its path."""
-        parsed = super().parse_args(args, namespace)
-        given = vars(parsed)
-        if given.get("trust") or ":" in str(given.get("model")):
-            sys.path.append(os.getcwd())
-        return parsed
 
     def number(self, flag: str, help: str, default=None, least=1, most=math.inf, kind: type = int):
         """Add an option of a number from `least` to `most`."""
@@ -76,7 +67,8 @@ def run_parser(prog: str | None, description: str | None, data: bool = True) -> 
     which = "the best validation epoch, or the last step (default: best)"
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help=which)
     parser.add_argument("--backend", choices=BACKENDS, help="default: the run's")
-    add_trust(parser)
+    about = "module:function that builds the run's model, if it is code of your own"
+    parser.add_argument("--model", metavar="VALUE", help=about)
     if data:
         about = "name or path of the data (default: the run's)"
         parser.add_argument("--data", metavar="DATA", help=about)
@@ -87,15 +79,10 @@ def run_parser(prog: str | None, description: str | None, data: bool = True) -> 
     return parser
 
 
-def add_trust(parser: argparse._ActionsContainer) -> None:
-    """Add --trust, without which no code of a run's own model is imported."""
-    about = "import the module of the run's own model, which runs its code"
-    parser.add_argument("--trust", action="store_true", help=about)
-
-
 def open_run(args: argparse.Namespace) -> LoadedRun:
     """The run that the options of `run_parser` name."""
-    return load_run(args.run, args.checkpoint, args.backend, trust=args.trust)
+    model = imported(args.model)
+    return load_run(args.run, args.checkpoint, args.backend, flow=model)
 
 
 @contextmanager

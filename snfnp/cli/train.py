@@ -4,14 +4,14 @@ import argparse
 from typing import Any
 
 from snfnp import threads
-from snfnp.cli.shared import VALUES, Parser, add_trust
+from snfnp.cli.shared import VALUES, Parser
 from snfnp.errors import UsageError, flag_of, in_flags, printable
 from snfnp.processes import launching
 from snfnp.training import session as training
 from snfnp.training.loop import train_session
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.config import OPTIONS, help_of
-from snfnp.training.options.user_models import require_trusted
+from snfnp.training.options.user_models import imported
 from snfnp.training.progress import compilations_shown
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
@@ -38,24 +38,24 @@ def main(argv: list[str], prog: str | None = None, **defaults) -> None:
             raise UsageError(f"{found}: choose {most} or fewer")
         world.require_same(given)
         resume, rollback = given.pop("resume", None), given.pop("rollback", False)
-        trust = given.pop("trust", False)
         if resume == AUTO and rollback:
             raise UsageError("`rollback` with `resume=auto` would go back each time: choose one")
         if (resume or rollback) and "out" not in given:
             raise UsageError("`resume` and `rollback` need `out`: name the run's folder")
         if resume == AUTO and not world.on_rank_zero(RunFolder(given["out"]).has_checkpoint):
             resume = None
+        if "model" in given:
+            given["model"] = imported(given["model"])
         config = shared = TrainConfig(**{**defaults, **given})
         if resuming := resume or rollback:
-            require_trusted(config.model, trust=True)  # which the user names, and no file
-            shared = world.on_rank_zero(lambda: RunFolder(given["out"]).config(trust))
+            shared = world.on_rank_zero(lambda: RunFolder(given["out"]).config())
             if resume == AUTO and "epochs" in given:  # the same command never shortens a run
                 given["epochs"] = max(given["epochs"], shared.epochs or 0)
         shared.check_processes(max(processes, world.size))  # before any of them is started
         launching.start(processes, world)
         if resuming:
             out = given.pop("out")
-            run = training.resumed(out, given, rollback, world=world, trust=trust)
+            run = training.resumed(out, given, rollback, world=world)
         else:
             run = training.opened(config, world=world)
         with run as session:
@@ -108,7 +108,6 @@ def _parser(prog: str | None, defaults: dict) -> Parser:
     about = "resume the run in --out from its best checkpoint, with the settings recorded there or "
     about += "others given now, such as a smaller --lr"
     start.add_argument("--rollback", action="store_true", help=about)
-    add_trust(start)
     return parser
 
 
@@ -122,7 +121,7 @@ def _draw(folder: RunFolder, config: TrainConfig, ops, animation: Any) -> None:
     if records:  # none if the file was deleted; first, as sampling fails if the inverse does
         plots.save_curves(folder.curves, records, title)
         drawn.append(folder.curves)
-    run = load_run(folder.path, ops=ops)
+    run = load_run(folder.path, ops=ops, flow=config.model)
     inverses = ["learned"] * run.flow.has_learned_inverse + ["exact"]
     if animation:
         view = plots.View.of(run.likelihood, animation.data, inverses, config.seed)

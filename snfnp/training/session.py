@@ -19,7 +19,7 @@ from snfnp.errors import SnfnpError, UsageError
 from snfnp.ops import SINGLE_PROCESS, Communicator, Ops, get_ops
 from snfnp.training.loop import Session, train_session
 from snfnp.training.options import TrainConfig
-from snfnp.training.options.user_models import require_trusted
+from snfnp.training.options.user_models import text_of
 from snfnp.training.progress import Callbacks
 from snfnp.training.runs.folder import RunFolder, path_of
 from snfnp.training.runs.load import LoadedRun, load_run, refuse_other_flow
@@ -35,12 +35,14 @@ def opened(
     folder: Any = None,
     resuming: bool | str = False,
     same_data: bool = False,
+    model: Any = None,
 ) -> Iterator[Session]:
     """A run with this configuration, in a locked folder; see `Session`.
 
     config: a `TrainConfig`, or to resume a run a function that returns one, called once the folder
     is locked; dataset: by default the configuration's is loaded, or with `same_data` that of the
-    run's record; folder: a `RunFolder`, by default `config.out`, or one named after its options.
+    run's record; folder: a `RunFolder`, by default `config.out`, or one named after its options;
+    model: the resumed run's, if it is given: code is not sent between ranks.
     """
     with ExitStack() as held:
 
@@ -53,11 +55,14 @@ def opened(
         def reopen() -> tuple[Any, dict]:
             held.enter_context(folder.lock)
             folder.remove_partial()
-            return config() if callable(config) else config, folder.open(folder.path)[1]
+            resumed: Any = config() if callable(config) else config
+            return replace(resumed, model=text_of(resumed.model)), folder.open(folder.path)[1]
 
         if resuming:
             folder = folder or RunFolder(path_of(config.filled()))
+            model = model if callable(config) else config.model
             config, record = world.on_rank_zero(reopen)
+            config = config.with_model(model)
         ops = ops or get_ops(config.backend, tf32=config.tf32, world=world)
         if dataset is None:
             config = config.located()
@@ -93,13 +98,12 @@ def resumed(
     rollback: bool = False,
     dataset: Dataset | None = None,
     world: Communicator = SINGLE_PROCESS,
-    trust: bool = False,
 ):
     """The run in a folder, resumed; see `resume`."""
-    require_trusted(changes.get("model"), trust=True)  # which the user names, and no file
     folder = RunFolder(path)
-    world.on_rank_zero(lambda: folder.open(path, trust))  # nothing of another kind is locked
+    world.on_rank_zero(lambda: folder.open(path))  # nothing of another kind is locked
     how = {"folder": folder, "resuming": "best" if rollback else True}
+    how["model"] = changes.get("model")
     own = partial(folder.resumed_config, {**changes, "out": path}, rollback)
     return opened(own, dataset, world, same_data="data" not in changes, **how)
 
@@ -147,8 +151,7 @@ def train(
         UsageError: another program trains in the folder, or the run is resumed with other data.
         DivergedError: numbers are not finite, or the likelihood explodes; with options to go on.
     """
-    if flow is not None:
-        config = replace(config, model=flow)
+    config = config.with_model(flow)
     require_dataset(dataset)
     if dataset.name != config.data_name and not resume:  # given by the caller, not by its name
         config = replace(config, data=dataset.name)
@@ -164,7 +167,7 @@ def resume(
     report: Callable[[str], None] | None = print,
     optimiser=None,
     callbacks: Callbacks = (),
-    trust: bool = False,
+    flow: Any = None,
     **changes: Any,
 ) -> dict:
     """Resume the run in a folder.
@@ -177,7 +180,7 @@ def resume(
         dataset: the data, if the run was trained on others than `load_dataset` finds.
         report, callbacks: as for `snfnp.train`.
         optimiser: the run's own, if it was started with one.
-        trust: as for `snfnp.load_run`.
+        flow: as for `snfnp.load_run`.
         changes: options of `TrainConfig` with new values from here on.
 
     Returns:
@@ -189,7 +192,9 @@ def resume(
     """
     if not isinstance(changes.get("data", ""), (str, Path)):
         raise UsageError("data is where they are: give a Dataset as dataset=")
-    with resumed(Path(path), changes, rollback, dataset, trust=trust) as session:
+    if flow is not None:
+        changes["model"] = flow
+    with resumed(Path(path), changes, rollback, dataset) as session:
         return train_session(session, report, optimiser, callbacks)
 
 
@@ -239,7 +244,7 @@ def fit(
     try:
         with opened(TrainConfig(data=data.name, **options, out=path), data) as session:
             train_session(session, report, optimiser, callbacks)
-            run = load_run(path, ops=session.ops)
+            run = load_run(path, ops=session.ops, flow=session.config.model)
         if not out:
             weakref.finalize(run.folder, shutil.rmtree, path, ignore_errors=True)
         return run

@@ -49,12 +49,12 @@ def arrays(checkpoint):
     return {name: getattr(checkpoint, name) for name in "pmv"} | checkpoint.state
 
 
-def state(path, name="last"):
-    return load_run(path, name).checkpoint
+def state(path, name="last", flow=None):
+    return load_run(path, name, flow=flow).checkpoint
 
 
-def assert_same_run(first, second):
-    a, b = state(first), state(second)
+def assert_same_run(first, second, flow=None):
+    a, b = state(first, flow=flow), state(second, flow=flow)
     assert a.step == b.step
     np.testing.assert_equal(arrays(a), arrays(b))
     records = [without_time(RunFolder(path).read_metrics()) for path in (first, second)]

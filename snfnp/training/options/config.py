@@ -21,7 +21,13 @@ from snfnp.rules import Rule
 from snfnp.training.options import groups
 from snfnp.training.options.groups import Option, options_in
 from snfnp.training.options.relations import RELATIONS, Need, conflicts
-from snfnp.training.options.user_models import preset_of, require_trusted, text_of, title_of
+from snfnp.training.options.user_models import (
+    check_known,
+    is_code,
+    preset_of,
+    text_of,
+    title_of,
+)
 
 _WITHOUT_EFFECT = ("tensorboard",)  # options of earlier versions that changed no run
 
@@ -42,20 +48,21 @@ class TrainConfig(
     None is filled in by `resolve`.
 
     Args:
-        model: the name of a preset (`snfnp.register` adds one), "module:function", a function
-            build(shape) -> Flow, of which "module:function" is kept, or a `Flow`.
+        model: the name of a preset (`snfnp.register` adds one), a function build(shape) -> Flow, or
+            a `Flow`; config.json keeps text of it, from which no code is imported.
 
     Raises:
         UsageError: an option has a value that it cannot have.
     """
 
     def __post_init__(self):
-        own: Any = self.model
-        object.__setattr__(self, "model", text_of(own))
-        if isinstance(own, Flow) and not own.learned_inverses() and self.gradient is None:
+        model: Any = self.model
+        if isinstance(model, Flow) and self.gradient is None and not model.learned_inverses():
             object.__setattr__(self, "gradient", "exact")
         for name, option in OPTIONS.items():
             value = getattr(self, name)
+            if name == "model" and is_code(value):
+                continue
             if isinstance(value, np.generic):  # of a sweep over an array
                 value = value.item()
             if problem := option.problem(value):
@@ -171,6 +178,7 @@ class TrainConfig(
         """
         if self.model is None and len(shape) == 1:
             return replace(self, model="vector").resolve(training_images, shape)
+        check_known(self.model)
         config = self.filled()
         if self.levels is None and config.levels and len(shape) == 3:
             side, halves = math.gcd(*shape[:2]), 1
@@ -228,6 +236,7 @@ class TrainConfig(
             before = getattr(self, name)
             value = given.get(name, before)
             moved = name != "data" or not {before, value} & set(DATA_SETS)  # the user's data may be
+            moved = is_code(value) if name == "model" else moved  # its flow is compared later
             if value != before and not (option.changeable and moved):
                 found = f"{run} was started with {name} = {before}: it cannot be resumed"
                 raise UsageError(f"{found} with {value}; leave it out, or start a new run")
@@ -256,6 +265,10 @@ class TrainConfig(
         decisive = [name for name, option in OPTIONS.items() if option.kind is not Path]
         return {name: [then[name], now[name]] for name in decisive if now[name] != then[name]}
 
+    def with_model(self, model: Any) -> TrainConfig:
+        """The configuration with a model that is given, if one is."""
+        return self if model is None else replace(self, model=model)
+
     def with_optimiser_of(self, saved: dict) -> TrainConfig:
         """The configuration with λ and the optimiser's options of a saved one."""
         then = TrainConfig.from_dict(saved)
@@ -264,19 +277,18 @@ class TrainConfig(
 
     def as_dict(self) -> dict:
         """{option: value}, flat, ready for JSON."""
-        values = {name: getattr(self, name) for name in OPTIONS}
+        values = {name: getattr(self, name) for name in OPTIONS} | {"model": text_of(self.model)}
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
     @classmethod
-    def from_dict(cls, values: Any, trust: bool = False) -> TrainConfig:
-        """The configuration from `as_dict`; absent options have their defaults. trust: see
-        `require_trusted`. Raises UsageError for unknown options or bad values."""
+    def from_dict(cls, values: Any) -> TrainConfig:
+        """The configuration from `as_dict`; absent options have their defaults. Raises UsageError
+        for unknown options or bad values."""
         if not isinstance(values, dict):
             raise UsageError("the configuration is no JSON object")
         values = {k: value for k, value in values.items() if k not in _WITHOUT_EFFECT}
         if unknown := sorted(set(values) - set(OPTIONS)):
             raise UsageError(f"the configuration has unknown entries: {', '.join(unknown)}")
-        require_trusted(values.get("model"), trust)
         return cls(**values)
 
 

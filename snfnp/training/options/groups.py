@@ -139,7 +139,7 @@ _HELD_OUT = "data for `data=PATH`: another path, or a fraction of the data, draw
 class ModelOptions:
     """The flow and its initial weights."""
 
-    model: str | Auto = option(
+    model: str | Auto = changeable(  # to another that builds the same flow
         None, f"{_MODELS}; or module:function, a function of yours that builds the flow", _GIVEN
     )
     levels: int | None = option(None, "L of Glow: blocks between squeezes", _UP_TO_1000)

@@ -28,7 +28,7 @@ from snfnp.data import PUBLISHED, SPLITS, Dataset
 from snfnp.data.sets import SAMPLE
 from snfnp.errors import SnfnpError, UsageError, printable
 from snfnp.training.options import TrainConfig
-from snfnp.training.options.user_models import ModuleError, title_of
+from snfnp.training.options.user_models import title_of
 from snfnp.training.runs.checkpoint import is_evaluation, load_checkpoint
 
 
@@ -77,8 +77,8 @@ class RunFolder:
                 files.remove(partial)
 
     @classmethod
-    def open(cls, path: Path, trust: bool = False) -> tuple[RunFolder, dict]:
-        """An existing run and the contents of its config.json. trust: see `require_trusted`."""
+    def open(cls, path: Path) -> tuple[RunFolder, dict]:
+        """An existing run and the contents of its config.json."""
         run = cls(path)
         inside = os.path.isfile(path) and cls(run.path.parent).config_file.exists()
         advice = f"give its folder, {run.path.parent}" if inside else "check the path"
@@ -90,19 +90,17 @@ class RunFolder:
                 raise ValueError("its checksum differs")
             if not isinstance(record.get("history", []), list):
                 raise ValueError("history is no list")
-            if TrainConfig.from_dict(record.get("config"), trust).model is None:
+            if TrainConfig.from_dict(record.get("config")).model is None:
                 raise ValueError("the configuration has no model")
-        except ModuleError as error:
-            raise UsageError(f"{path} cannot be opened: {error}") from None
         except (ValueError, UsageError) as error:
             found = f"{run.config_file} is damaged, or of another version ({str(error)[:100]})"
             advice = "restore it (options are changed by resuming, not in the file)"
             raise SnfnpError(f"{found}: {advice}") from None
         return run, record
 
-    def config(self, trust: bool = False) -> TrainConfig:
+    def config(self) -> TrainConfig:
         """The options that a config.json records."""
-        return TrainConfig.from_dict(self.open(self.path, trust)[1]["config"])
+        return TrainConfig.from_dict(self.open(self.path)[1]["config"])
 
     def data(self, record: dict) -> tuple[list[int], tuple[int, ...]]:
         """The data by a config.json: samples per split, and their shape, (H, W, C) or (D,)."""
@@ -169,8 +167,9 @@ class RunFolder:
         _, record = self.open(self.path)
         config = TrainConfig.from_dict(record["config"])
         if rollback and self.best.exists():
-            layout = config.build_flow(self.data(record)[1], self.moments(record)).layout
-            best = load_checkpoint(self.best, layout, record)
+            given = config.with_model(changes.get("model"))
+            flow = given.build_flow(self.data(record)[1], self.moments(record))
+            best = load_checkpoint(self.best, flow.layout, record)
             config = config.with_optimiser_of(best.record["config"])
         return config.resumed(changes, self.path)
 

@@ -1,12 +1,9 @@
 """The description of a run in config.json: all that is needed to repeat it, and to notice that the
 code of its model has changed; a run opened again, for a notebook, an evaluation or a picture."""
 
-import hashlib
-import math
 import platform
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -24,11 +21,11 @@ from snfnp.likelihood import Likelihood
 from snfnp.ops import Ops, get_ops
 from snfnp.parameters import Layout
 from snfnp.training.options import TrainConfig
+from snfnp.training.options.descriptions import LISTED, describe, first_difference
 from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.update import controlled_lambda
 
-_LISTED = 16  # values of a tuple that are listed one by one
 _PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "safetensors")
 
 
@@ -48,7 +45,7 @@ def describe_run(config: TrainConfig, flow, dataset, ops, processes: int = 1) ->
             **({"moments": np.array(moments).tolist()} if moments else {}),
             "sha256": {split: dataset.fingerprint(split) for split in SPLITS},
         },
-        "model": {"parameters": flow.layout.count, "flow": describe_flow(flow)},
+        "model": {"parameters": flow.layout.count, "flow": describe(flow, LISTED)},
         "processes": processes,
         **environment(ops),
     }
@@ -69,61 +66,16 @@ def environment(ops) -> dict:
     }
 
 
-def describe_flow(flow: Flow) -> dict:
-    """A flow as JSON: its fields, and each layer by its name."""
-    layers = {name: _described(layer) for name, layer in flow.layers}
-    own = {"shape": flow.shape, "image_shape": flow.image_shape, "preprocess": flow.preprocess}
-    return {**{name: _described(value) for name, value in own.items()}, "layers": layers}
-
-
 def refuse_other_flow(path: Path, record: dict, flow: Flow) -> None:
-    """Raises UsageError if the flow that the code builds now is not the one in a config.json."""
+    """Raises UsageError if a flow is not the one that a config.json describes."""
     model: Any = record.get("model")
     described = model.get("flow") if isinstance(model, dict) else None
     if not isinstance(described, dict):
         found = f"{path} has no description of its flow, as those of earlier versions"
         raise UsageError(f"{found}: train it again")
-    then, now = dict(_leaves(described)), dict(_leaves(describe_flow(flow)))
-    for place in dict.fromkeys([*then, *now]):
-        before, here = then.get(place, "the default"), now.get(place, "the default")
-        if before != here:
-            found = f"{path}: its model has changed since it was trained ({place} was "
-            found += f"{str(before)[:60]}, is {str(here)[:60]})"
-            raise UsageError(f"{found}: restore the code that builds it, or start a new run")
-
-
-def _described(value: Any) -> Any:
-    """A part of a flow as JSON: classes by name and their fields, long values by a digest. Fields
-    of this package's classes at their default are left out, so that a new one changes nothing."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if is_dataclass(value) and not isinstance(value, type):
-        ours = type(value).__module__.startswith("snfnp.")
-        usual = {each.name: _described(each.default) for each in fields(value) if ours}
-        own = {each.name: _described(getattr(value, each.name)) for each in fields(value)}
-        own = {name: each for name, each in own.items() if name not in usual or each != usual[name]}
-        return {"class": type(value).__qualname__, **own}
-    if isinstance(value, dict):
-        return {str(name): _described(each) for name, each in value.items()}
-    if isinstance(value, (tuple, list)) and len(value) <= _LISTED:
-        return [_described(each) for each in value]
-    if isinstance(value, (tuple, list, np.ndarray)):
-        array = np.asarray(value)
-        return f"{array.dtype} {array.shape}, SHA-256 {hashlib.sha256(array.tobytes()).hexdigest()}"
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return getattr(value, "__qualname__", type(value).__qualname__)
-
-
-def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """(place, value) of everything in JSON that is neither an object nor a list."""
-    if not isinstance(value, (dict, list)):
-        yield place, value
-        return
-    for name, each in value.items() if isinstance(value, dict) else enumerate(value):
-        yield from _leaves(each, f"{place}.{name}" if place else str(name))
+    if difference := first_difference(described, describe(flow, LISTED)):
+        found = f"{path}: its model has changed since it was trained ({difference})"
+        raise UsageError(f"{found}: restore the code that builds it, or start a new run")
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +138,7 @@ def load_run(
     checkpoint: str = "best",
     backend: str | None = None,
     ops: Ops | None = None,
-    trust: bool = False,
+    flow: Any = None,
 ) -> LoadedRun:
     """Open the run in a folder at one of its checkpoints.
 
@@ -198,23 +150,23 @@ def load_run(
         checkpoint: "best", the best validation epoch, or "last".
         backend: what computes: "numpy", "numba" or "cupy" (default: the run's, without its tf32).
         ops: the operations themselves, instead of a backend's name.
-        trust: import the module of the run's own model, which runs its code. Without it a module
-            that is neither imported already nor this package's is refused.
+        flow: the `Flow` or what builds one, if the run's model is code of the user's own, which no
+            folder imports. It must be the one that was trained.
 
     Returns:
         The run: its configuration, flow, parameters and exact likelihood.
 
     Raises:
-        UsageError: `path` is no run's folder, its model's module is not trusted, or its code builds
-            another flow than the one that was trained.
+        UsageError: `path` is no run's folder, its model needs `flow`, or that is another flow than
+            the one that was trained.
         CheckpointError: the checkpoint is missing, damaged or another run's.
         SnfnpError: config.json is damaged.
     """
-    folder, record = RunFolder.open(Path(path), trust)
+    folder, record = RunFolder.open(Path(path))
     files = {"best": folder.best, "last": folder.last}
     if checkpoint not in files:
         raise UsageError(f"checkpoint is {checkpoint!r}: choose one of {', '.join(files)}")
-    config = TrainConfig.from_dict(record["config"])
+    config = TrainConfig.from_dict(record["config"]).with_model(flow)
     ops = ops or get_ops(backend or config.backend)
     flow = config.build_flow(folder.data(record)[1], folder.moments(record))
     refuse_other_flow(folder.path, record, flow)

@@ -1,0 +1,171 @@
+"""A flow as JSON: its layers in order, and of each part its class, with the module, and all fields.
+
+A description is compared with another, and one of this package's classes alone is built again. No
+description imports anything else.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import MISSING, fields, is_dataclass
+from importlib import import_module
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+
+from snfnp.errors import UsageError
+from snfnp.flow import Flow
+from snfnp.layers import Layer
+from snfnp.layers.preprocess import Preprocess, Scale, Standardise
+from snfnp.maps import Map
+from snfnp.rules import Rule
+
+LISTED = 16  # numbers of a tuple that a run's description lists one by one
+_MOST_PARTS = 20_000  # so that a forged flow is refused at once; glow-3l-48k has about 1,000
+_PARTS = (Flow, Layer, Map, Rule, Preprocess, Scale, Standardise)
+_PACKAGE = re.compile(r"(snfnp\.(?:flow|layers|maps|rules|beyond)(?:\.[a-z]\w*)?):(\w+)")
+_ABSENT = "absent"
+
+
+def class_name(thing: Any) -> str:
+    """ "module:name" of a class or a function, or else of the class of a thing."""
+    named = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def describe(value: Any, listed: float = math.inf) -> Any:
+    """A flow, or a part of one, as JSON; listed: of more numbers than this, a digest is given."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {each.name: describe(getattr(value, each.name), listed) for each in fields(value)}
+        return {"class": class_name(value), **parts}
+    if isinstance(value, dict):
+        return {str(name): describe(each, listed) for name, each in value.items()}
+    if isinstance(value, (tuple, list)) and len(value) > listed and _are_numbers(value):
+        value = np.asarray(value)
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return f"{value.dtype} {value.shape}, SHA-256 {hashlib.sha256(value.tobytes()).hexdigest()}"
+    if isinstance(value, (tuple, list, np.ndarray)):
+        return [describe(each, listed) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return {"class": class_name(value)}
+
+
+def build(text: str) -> Flow:
+    """The flow that a description in JSON stands for. Raises UsageError if it is damaged, if its
+    parts do not fit together, or if they are not this package's."""
+    count = 0
+
+    def part(values: dict) -> Any:
+        nonlocal count
+        count += 1
+        if count > _MOST_PARTS:
+            raise ValueError(f"more than {_MOST_PARTS:,} layers, maps and rules")
+        kind = _class_of(values.pop("class", None))
+        if unknown := sorted(values.keys() - {each.name for each in fields(kind)}):
+            raise ValueError(f"{kind.__name__} has no {unknown[0]}")
+        return kind(**{name: _as_tuple(value) for name, value in values.items()})
+
+    try:
+        flow = json.loads(text, object_hook=part)
+        if not isinstance(flow, Flow):
+            raise ValueError(f"a {type(flow).__name__}")
+        return flow
+    except UsageError:
+        raise
+    except Exception as error:  # of the JSON, or of a class that is given other fields
+        found = f"the flow cannot be built ({type(error).__name__}: {str(error)[:80]})"
+        raise UsageError(f"{found}: let its layers fit together, or restore config.json") from error
+
+
+def first_difference(then: dict, now: dict) -> str | None:
+    """The first difference between the description in a file, which may be of an earlier version,
+    and that of a flow, in words; None: they are the same."""
+    for place, before, here in _differences(_by_name(then), _by_name(now), "", {}):
+        return f"{place} was {_shown(before)}, is {_shown(here)}"
+    return None
+
+
+def _are_numbers(values) -> bool:
+    return all(isinstance(each, (int, float, np.number)) for each in values)
+
+
+def _class_of(name: Any) -> Any:
+    """This package's class of that name. Raises UsageError for a class of another package."""
+    match = _PACKAGE.fullmatch(str(name))
+    if not match:
+        found = f"the flow has {str(name)[:80]}, which is no class of this package"
+        raise UsageError(f"{found}: give the code that builds it with `model` (flow= in Python)")
+    kind: Any = getattr(import_module(match[1]), match[2], None)
+    if not (isinstance(kind, type) and issubclass(kind, _PARTS) and is_dataclass(kind)):
+        raise ValueError(f"{name} is no layer, map or rule")
+    return kind
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
+
+
+def _by_name(flow: dict) -> dict:
+    """A flow's description with its layers by name, beside their order. Earlier versions wrote so,
+    with neither the order nor the flow's class."""
+    layers: Any = flow.get("layers")
+    if not isinstance(layers, dict):
+        with suppress(TypeError, ValueError):  # a forged file may have anything there
+            layers = {str(name): layer for name, layer in layers}
+    order = list(layers) if isinstance(layers, dict) else None
+    return {"class": class_name(Flow), "layer": order, **flow, "layers": layers}
+
+
+def _differences(then: Any, now: Any, place: str, modules: dict) -> Iterator[tuple[str, Any, Any]]:
+    """(place, then, now) of what differs. modules: {then: now} of a user's modules, which may have
+    been renamed; this package's may not."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        for name in dict.fromkeys([*now, *then]):
+            before = then[name] if name in then else _default(now, name)
+            here, inside = now.get(name, _ABSENT), f"{place}.{name}" if place else name
+            if name == "class" and _same_class(before, here, modules):
+                continue
+            yield from _differences(before, here, inside, modules)
+    elif isinstance(then, list) and isinstance(now, list):
+        for index, (before, here) in enumerate(zip_longest(then, now, fillvalue=_ABSENT)):
+            yield from _differences(before, here, f"{place}[{index}]", modules)
+    elif isinstance(now, dict) and now.keys() == {"class"} and now["class"].endswith(f":{then}"):
+        pass  # as earlier versions wrote an object without fields
+    elif then != now:
+        yield place, then, now
+
+
+def _same_class(then: Any, now: Any, modules: dict) -> bool:
+    """Say whether two names are of one class; earlier versions wrote them without modules."""
+    (before, _, name), (here, _, name_now) = str(then).rpartition(":"), str(now).rpartition(":")
+    if name != name_now:
+        return False
+    if not before or before == here:
+        return True
+    packages = before.partition(".")[0], here.partition(".")[0]
+    return "snfnp" not in packages and modules.setdefault(before, here) == here
+
+
+def _default(part: dict, name: str) -> Any:
+    """The default of a field that a description lacks: this package added it later, or the version
+    that wrote it left defaults out."""
+    if _PACKAGE.fullmatch(str(part.get("class"))):
+        for each in fields(_class_of(part["class"])):
+            if each.name == name and each.default is not MISSING:
+                return describe(each.default, LISTED)
+    return _ABSENT
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        value = value.get("class", "{…}")
+    return "[…]" if isinstance(value, list) else str(value)[:60]
