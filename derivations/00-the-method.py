@@ -1,5 +1,6 @@
 """Self normalizing flows in one file: `python derivations/00-the-method.py` (00-the-method.md)."""
 
+import argparse
 import gzip
 import os
 import sys
@@ -26,6 +27,9 @@ class Dense:
     def inverse(self, z):
         return (z - self.b) @ self.R.T
 
+    def log_det(self):
+        return np.linalg.slogdet(self.W)[1]  # to see what is climbed: training never asks for it
+
     def backward(self, delta, lam):
         e, pull = self.Wx @ self.R.T - self.x, 2 * lam / len(delta)  # R W x − x; a mean over rows
         self.delta, delta_x = delta, delta @ self.W
@@ -48,6 +52,9 @@ class Bend:
             x = x - (self.forward(x) - y) / self.slope
         return x
 
+    def log_det(self):
+        return np.log(self.slope).sum(axis=1)
+
     def backward(self, delta, lam):
         stretch = (self.slope - 0.3) * (1 - self.slope) / 0.7 / self.slope  # d log(slope) / dx
         return delta * self.slope + stretch / len(delta)
@@ -57,7 +64,7 @@ def train(flow, draw, steps, rate, rng, lam=1.0, say=lambda line: None):
     """draw(rng): a batch of data. Returns what `watch` saw of the Dense layers, 50 times."""
     dense, state, seen = flow[::2], {}, []
     for step in range(1, steps + 1):
-        z = draw(rng)
+        z = x = draw(rng)
         for layer in flow:
             z = layer.forward(z)
         delta = -z / len(z)  # the gradient of the mean of log N(z; 0, I)
@@ -66,9 +73,19 @@ def train(flow, draw, steps, rate, rng, lam=1.0, say=lambda line: None):
         if step % (steps // 50) == 0:
             seen.append([watch(layer) for layer in dense])  # training does not use it
         if step % (steps // 5) == 0:
-            say(f"step {step} of {steps}: ‖R W − I‖ is {seen[-1][0][0]:.3f} in the first layer")
+            gap, climbed = seen[-1][0][0], log_p(flow, x)
+            say(f"step {step} of {steps}: log p(x) {climbed:.2f}, ‖R W − I‖ {gap:.3f} in layer 1")
         adam(dense, state, step, rate * (1 - step / steps))
     return np.array(seen)
+
+
+def log_p(flow, x):
+    """The mean of log p(x) over the rows, exactly."""
+    stretch, size = 0, x.shape[1]
+    for layer in flow:
+        x = layer.forward(x)
+        stretch = stretch + layer.log_det()
+    return np.mean(stretch - np.sum(x**2, axis=1) / 2) - size / 2 * np.log(2 * np.pi)
 
 
 def adam(layers, state, step, rate):
@@ -95,6 +112,13 @@ def cloud(rng, count=1000):
     return np.stack([2 * radius * np.sin(angle), 2.5 * radius * np.cos(angle) - 1.7], axis=1)
 
 
+def small_digits():
+    top = Path(globals().get("__file__", "derivations/00")).resolve().parents[1]
+    packed = (top / "snfnp/data/sample/train-images.idx3-ubyte.gz").read_bytes()
+    pixels = np.frombuffer(gzip.decompress(packed), np.uint8, offset=16)
+    return pixels.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4)).reshape(-1, 196) / 25.5
+
+
 def digits(rng, images):
     return rng.uniform(-1, 1, (100, 196)) + images[rng.integers(5000, size=100)] - images.mean(0)
 
@@ -110,23 +134,26 @@ def show(name, flow, seen, z, data):
         left.plot(*data.T, ".", color="0.6", label="data")
         left.plot(*z.T, ".", label="samples")
         left.legend()
-    middle.semilogy(seen[:, :, 0], label=["first layer", "second layer"])
+    trained = np.linspace(0.02, 1, len(seen))
+    middle.semilogy(trained, seen[:, :, 0], label=["first layer", "second layer"])
+    middle.set(title="‖R W − I‖", xlabel="share of the training")
+    right.semilogy(trained, seen[:, :, 1])
+    right.set(title="degrees from the exact gradient", xlabel="share of the training")
+    left.set_title("samples")
     middle.legend()
-    right.semilogy(seen[:, :, 1])
-    figure.suptitle("samples; ‖R W − I‖ of both layers; degrees from the exact gradient")
     figure.savefig(f"method-{name}.png")
     print(f"wrote method-{name}.png")
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Train two self normalizing flows.")
+    parser.add_argument("--lam", type=float, default=1.0, help="weight of the reconstruction error")
+    lam = parser.parse_known_args()[0].lam  # a notebook has arguments of its own
     rng = np.random.default_rng(0)
     flow = [Dense(2, rng, 0.4), Bend(), Dense(2, rng, 0.4)]
-    seen = train(flow, cloud, 2000, 0.02, rng, say=print)
+    seen = train(flow, cloud, 2000, 0.02, rng, lam, say=print)
     show("plane", flow, seen, rng.standard_normal((500, 2)), cloud(rng, 500))
-    top = Path(globals().get("__file__", "derivations/00")).resolve().parents[1]
-    packed = (top / "snfnp/data/sample/train-images.idx3-ubyte.gz").read_bytes()
-    pixels = np.frombuffer(gzip.decompress(packed), np.uint8, offset=16)
-    images = pixels.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4)).reshape(-1, 196) / 25.5
+    images = small_digits()
     flow = [Dense(196, rng, 0.02), Bend(), Dense(196, rng, 0.02)]
-    seen = train(flow, lambda rng: digits(rng, images), 1000, 3e-3, rng, say=print)
+    seen = train(flow, lambda rng: digits(rng, images), 1000, 3e-3, rng, lam, say=print)
     show("digits", flow, seen, rng.standard_normal((36, 196)), images)

@@ -122,20 +122,20 @@ def processes():
     return laid_out(figure, axis)
 
 
-def method_plane():
-    """The program's flow, trained as the program does: data and samples, ‖RW − I‖, the angle."""
-    program = runpy.run_path(str(_PAGES / "00-the-method.py"))
+def _program():
+    return runpy.run_path(str(_PAGES / "00-the-method.py"))
+
+
+def _trained(program, draw, size: int, steps: int, rate: float, noise: float, samples: int):
+    """Page 00's flow after its training: samples, and a picture whose left panel is still empty."""
     rng = np.random.default_rng(0)
-    flow = [program["Dense"](2, rng, 0.4), program["Bend"](), program["Dense"](2, rng, 0.4)]
-    steps = 2000
-    seen = program["train"](flow, program["cloud"], steps, 0.02, rng)
-    z = rng.standard_normal((250, 2))
+    flow = [program["Dense"](size, rng, noise), program["Bend"]()]
+    flow.append(program["Dense"](size, rng, noise))
+    seen = program["train"](flow, draw, steps, rate, rng)
+    z = rng.standard_normal((samples, size))
     for layer in reversed(flow):
         z = layer.inverse(z)
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9.6, 3.2))
-    left.plot(*program["cloud"](rng, 250).T, ".", color=INK, markersize=3, alpha=0.6, label="data")
-    left.plot(*z.T, ".", color=BLUE, markersize=3, label="samples")
-    left.set(title="data, and samples through $R$", xticks=[], yticks=[])
     at = np.arange(1, len(seen) + 1) * steps / len(seen)
     for axis, column, title in (
         (middle, 0, r"$\Vert R W - I\Vert$"),
@@ -145,6 +145,32 @@ def method_plane():
             axis.semilogy(at, seen[:, layer, column], color=color, label=label, linewidth=1.4)
         axis.set(title=title, xlabel="step")
         axis.grid()
-    for axis in (left, middle):
-        axis.legend(fontsize=8)
+    middle.legend(fontsize=8)
+    return z, figure, left
+
+
+def method_plane():
+    """Page 00's flow of the plane: data and samples, ‖RW − I‖, the angle."""
+    program = _program()
+    z, figure, left = _trained(program, program["cloud"], 2, 2000, 0.02, 0.4, 250)
+    points = program["cloud"](np.random.default_rng(1), 250)
+    left.plot(*points.T, ".", color=INK, markersize=3, alpha=0.6, label="data")
+    left.plot(*z.T, ".", color=BLUE, markersize=3, label="samples")
+    left.set(title="data, and samples through $R$", xticks=[], yticks=[])
+    left.legend(fontsize=8)
+    return laid_out(figure)
+
+
+def method_digits():
+    """Page 00's flow of digits: samples, ‖RW − I‖, the angle."""
+    program = _program()
+    images = program["small_digits"]()
+
+    def draw(rng):
+        return program["digits"](rng, images)
+
+    z, figure, left = _trained(program, draw, 196, 1000, 3e-3, 0.02, 36)
+    z = (z + images.mean(0)).reshape(6, 6, 14, 14).swapaxes(1, 2).reshape(84, 84)
+    left.imshow(z, cmap="gray", vmin=0, vmax=10)
+    left.set(title="samples through $R$", xticks=[], yticks=[])
     return laid_out(figure)
