@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import re
 import secrets
 import socket
 import stat
@@ -26,7 +27,15 @@ from typing import Any
 from snfnp.errors import SnfnpError, UsageError
 
 _LONGEST_REASON = 120  # characters of what a library says
+_NO_NUMBERS = "it is no array of numbers, and Python objects are never loaded"
+_OTHER_WORDS = {  # for what NumPy says, which advises to unpickle
+    "Header info length": "its header is too long for an array of numbers",
+    "pickle": _NO_NUMBERS,
+    "Python objects": _NO_NUMBERS,
+}
 LONGEST = 1 << 30  # bytes: more than the metrics of any run
+ADVICE = "free some space or choose another folder (`out`)"
+_ABANDONED = 3600  # seconds without a write
 PARTIAL = ".partial"  # the end of the name of a file that a crash may leave half written
 
 
@@ -106,25 +115,26 @@ def readable(
             raise  # the size of a user's file is what its header claims, that of a run's is right
         found = getattr(error, "strerror", None) or " ".join(str(error).split())
         found = found or type(error).__name__
-        if "pickle" in found or "Python objects" in found:
-            found = "it is no array of numbers, and Python objects are never loaded"
+        found = next((words for part, words in _OTHER_WORDS.items() if part in found), found)
         if len(found) > _LONGEST_REASON:
             found = f"{found[:_LONGEST_REASON]}…"
         raise kind(f"{path} {problem} ({found}): {advice}") from None
 
 
-def write_atomically(path: Path, content: bytes | bytearray) -> None:
+def write_atomically(path: Path, content: bytes | bytearray, advice: str = ADVICE) -> None:
     """Write a temporary file in the same folder, make it durable, and rename it. Its name is
-    unique; a crash may leave it behind."""
+    unique; a crash may leave it behind, and the next write of that path after an hour removes it.
+    advice: where it cannot be written."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
     try:
-        with explained(f"write {path}", "free some space or choose another folder (`out`)"):
+        with explained(f"write {path}", advice):
             if path.exists() and not path.is_file():
                 raise OSError(errno.EINVAL, "it is no regular file")  # such as a device
             with open(temporary, "xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+            _remove_left_behind(path, temporary.stat().st_mtime - _ABANDONED)
             os.replace(temporary, path)
     except BaseException:
         remove(temporary)
@@ -135,6 +145,15 @@ def write_atomically(path: Path, content: bytes | bytearray) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _remove_left_behind(path: Path, before: float) -> None:
+    """Remove temporary files of a path that were last written before this time."""
+    names = re.compile(rf"{re.escape(path.name)}\.\d+-[0-9a-f]{{8}}{re.escape(PARTIAL)}")
+    for entry in os.scandir(path.parent):
+        with suppress(OSError):  # another process may remove it, too
+            if names.fullmatch(entry.name) and entry.stat().st_mtime < before:
+                os.remove(entry)
 
 
 def write_by(path: Path, write: Callable[[io.BytesIO], Any]) -> None:
@@ -239,8 +258,10 @@ def _locked(path: Path) -> Any:
             print(f"{found}: see that no second program trains in it", file=sys.stderr)
         # A holder before may have removed the file since it was opened here.
         with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
-                return file
+            if os.path.samestat(status := os.fstat(descriptor), os.lstat(path)):
+                if status.st_nlink == 1:
+                    return file
+                os.remove(path)  # a snapshot by hard links has it, too, which nobody holds
         file.close()
 
 

@@ -80,11 +80,14 @@ class StoredArray:
 def open_array(path: str | Path) -> np.ndarray | StoredArray:
     """The array in a .npy file: in memory if it is small, or in Fortran's order; else in the file.
 
-    Raises ValueError or OSError for a file that is no such array, or shorter than its header says.
+    Raises ValueError or OSError for a file that is no such array, or shorter or longer than its
+    header says.
     """
     os.close(open_regular(path, follow=True))
     with np.errstate(over="ignore"):  # of the sizes in a damaged header
         header = np.lib.format.open_memmap(path, mode="r")  # its values are not read
+    if more := os.path.getsize(path) - header.offset - header.nbytes:
+        raise ValueError(f"{more:,} bytes follow the array that its header describes")
     if header.nbytes <= _SMALL or not header.ndim or not header.flags.c_contiguous:
         return np.load(path, allow_pickle=False)
     return StoredArray(path, header)
@@ -175,12 +178,13 @@ def fault(
     lows, highs = zip(*((part.min(), part.max()) for _, part in parts(images)), strict=True)
     low, high = reduce(np.minimum, lows), reduce(np.maximum, highs)
     cast = "" if shape is not None and kind.kind in "ui" else " and cast to uint8"
+    extent = f"from {low:.4g} to {high:.4g}" if kind.kind == "f" else f"from {low} to {high}"
     if not (low >= 0 and high < levels):
-        return f"values from {low} to {high}; bring them to 0 to {levels - 1}{cast}"
+        return f"values {extent}; bring them to 0 to {levels - 1}{cast}"
     if not cast:
         return None
     remedy = f"multiply by {levels - 1}" if kind.kind in "bf" and high <= 1 else "round"
-    return f"{kind} from {low} to {high}; {remedy}{cast}"
+    return f"{kind} {extent}; {remedy}{cast}"
 
 
 def _fault_of_rows(rows: Any, shape: tuple[int, ...] | None) -> str | None:

@@ -23,6 +23,7 @@ from snfnp.ops import SINGLE_PROCESS, Array, Communicator, Ops, RandomKey, share
 TRAINING_NOISE, EVALUATION_NOISE, SAMPLE_LATENTS, AUGMENTATION, WHITENING_NOISE = range(5)
 SMOOTHING = 5
 _BATCH = 1000  # images whose noise is drawn together
+_quiet = np.errstate(all="ignore")  # on every backend alike, whatever state the caller has
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Likelihood:
         SingularMatrixError: if a layer is singular; the message names it.
     """
 
+    @_quiet
     def __init__(self, ops: Ops, flow: Flow, flat: Array, dtype: Any = "float64"):
         self.ops, self.flow, self._dtype = ops, flow, np.dtype(dtype)
         self.params = flow.layout.views(flat.astype(self._dtype))  # not to be changed
@@ -73,6 +75,7 @@ class Likelihood:
         # log|det| of each data-independent layer, in nats
         self.log_dets = flow.log_dets(ops, flow.layout.views(flat.astype(np.float64)))
 
+    @_quiet
     def log_prob(self, images, seed: int = 0, at_once: int = _BATCH) -> np.ndarray:
         """log p(x) of each image in nats (Eq. 1), (N,) on the host; the arguments of `evaluate`."""
         # Eq. 7: what depends on x, and the expensive terms, which are the same for every x
@@ -82,6 +85,7 @@ class Likelihood:
             found.append(self.ops.to_host(sum(terms.values()) + expensive))
         return np.concatenate(found)
 
+    @_quiet
     def evaluate(
         self,
         images,
@@ -169,6 +173,7 @@ class Likelihood:
             terms[name] = means[name] + self.log_dets.get(name, 0.0)
         return terms
 
+    @_quiet
     def latents(self, images, seed: int = 0, at_once: int = _BATCH) -> tuple:
         """All latents of images, device arrays (N, ...) as `sample` takes them; the arguments of
         `evaluate`."""
@@ -179,6 +184,7 @@ class Likelihood:
             found.append(self.flow.forward(self.ops, self.params, x, recompute=True)[0])
         return tuple(map(self.ops.xp.concatenate, zip(*found, strict=True)))
 
+    @_quiet
     def sample(
         self,
         count: int,

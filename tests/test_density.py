@@ -5,6 +5,7 @@ import pickle
 import sys
 import warnings
 from datetime import date
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -16,7 +17,7 @@ import snfnp
 from snfnp import threads
 from snfnp.density import estimator, files
 from snfnp.density.rows import drawn
-from snfnp.density.training import flow_candidate, mixture_candidates
+from snfnp.density.training import Candidate, flow_candidate, mixture_candidates
 from snfnp.errors import CheckpointError, DivergedError, SnfnpError, UsageError
 from snfnp.ops import get_ops, jit
 from snfnp.training.options import TrainConfig
@@ -210,19 +211,31 @@ def test_any_number_of_columns_and_rows(columns, rows, activation):
         (np.array([[1.0, 2.0], [np.nan, 1.0]]), "X contains NaN or infinity, first in row 1"),
         (np.array([["a", "b"], ["c", "d"]]), "could not convert string to float"),
         (np.arange(4.0), "Expected 2D array, got 1D array .* Reshape your data"),
+        (None, "Expected 2D array, got scalar array instead, of type NoneType. Reshape"),
+        (iter([[1.0], [2.0]]), "got scalar array instead, of type list_iterator. Reshape"),
+        ({"a": [1.0, 2.0]}, "got scalar array instead, of type dict. Reshape your data"),
+        (Path("x.csv"), "got scalar array instead, of type PosixPath. Reshape your data"),
+        ([{"a": 1.0}, {"a": 2.0}], "Expected 2D array, got 1D array instead of shape .2,.. Resh"),
     ],
 )
-def test_rows_without_a_density_are_refused(rows, problem):
+def test_rows_without_a_density_are_refused(rows, problem, fitted):
     with one_line((ValueError, TypeError), match=problem):
         snfnp.FlowDensity().fit(rows)
+    if problem.startswith(("Expected", "got")):
+        with one_line(ValueError, match=problem):
+            fitted.score_samples(rows)
 
 
 @pytest.mark.parametrize(
     "given, problem",
     [
         ({"layers": 0}, "`layers` is 0: it must be from 1 to 1000"),
-        ({"lr": "high"}, "`lr` is high: it must be a finite number"),
+        ({"layers": "3"}, "`layers` is '3': it must be a whole number"),
+        ({"lr": "high"}, "`lr` is 'high': it must be a finite number"),
         ({"validation_fraction": 1.0}, "validation_fraction is 1.0: it must be between 0 and 1"),
+        ({"validation_fraction": "a"}, "validation_fraction is 'a': it must be between 0 and 1"),
+        ({"random_state": "a"}, "random_state is 'a': give None, a whole number from 0 on, or a"),
+        ({"random_state": -1}, "random_state is -1: give None, a whole number from 0 on, or a"),
         ({"activation": "tanh"}, "`activation` is tanh: it must be one of"),
     ],
 )
@@ -243,6 +256,47 @@ def test_a_fit_that_diverges_keeps_its_best_step(monkeypatch):
     monkeypatch.undo()  # to a W that overflows, and has no determinant
     density = snfnp.FlowDensity(random_state=0, members=2, epochs=1, lr=1e38).fit(moons(100))
     assert np.isfinite(density.score(moons(100)))
+
+
+def test_a_number_of_samples_beyond_all_machines_is_refused(fitted):
+    for count in (0, 2**63, 1.5):
+        with one_line(ValueError, f"n_samples is {count}: give a whole number from 1 to 2**63 - 1"):
+            fitted.sample(count)
+
+
+@pytest.mark.parametrize("late", [Candidate.refitted, estimator.Ensemble])
+def test_an_interrupted_fit_keeps_the_former_one(late, monkeypatch):
+    x, how = moons(60), {"layers": 2, "epochs": 2, "members": 2, "random_state": 0}
+    density = snfnp.FlowDensity(**how).fit(Frame(x, ["a", "b"]))
+    before, weights = density.score_samples(Frame(x, ["a", "b"])), density.weights_
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Candidate, "refitted", interrupted)
+    if late is not Candidate.refitted:
+        monkeypatch.undo()
+        monkeypatch.setattr(estimator, "Ensemble", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        density.fit(2 * x[:50])
+    monkeypatch.undo()
+    np.testing.assert_array_equal(density.score_samples(Frame(x, ["a", "b"])), before)
+    assert density.weights_ == weights and list(density.feature_names_in_) == ["a", "b"]
+
+
+@pytest.mark.parametrize("state", [{"all": "raise"}, {"all": "call", "call": pytest.fail}])
+def test_a_strict_numpy_changes_nothing(state, fitted, tmp_path):
+    x, how = moons(60), {"layers": 2, "epochs": 2, "members": 2, "random_state": 0}
+    usual = snfnp.FlowDensity(**how).fit(x)
+    with np.errstate(**state):
+        strict = snfnp.FlowDensity(**how).fit(x)
+        for density in (strict, fitted):
+            assert np.isneginf(density.score_samples([[1e308, -1e308]])).all()
+            density.inverse_transform(density.transform(x))
+        strict.save(tmp_path / "density")
+        again = snfnp.FlowDensity.load(tmp_path / "density")
+        np.testing.assert_array_equal(again.score_samples(x), usual.score_samples(x))
+        np.testing.assert_array_equal(again.sample(50, 0), usual.sample(50, 0))
 
 
 # ---------------------------------------------------------------- an average of densities
@@ -529,6 +583,11 @@ def test_numbers_of_numpy_survive_a_file_and_devices_are_refused(tmp_path):
     assert same.get_params() == density.get_params() and same.weights_ == density.weights_
     with one_line(SnfnpError, "no regular file"):
         density.save("/dev/null")
+    advice = "(No such file or directory): free some space, or give another path"
+    with one_line(SnfnpError, tmp_path / "no" / "place", advice):
+        density.save(tmp_path / "no" / "place")
+    with one_line(CheckpointError, "is damaged", "use another file"):
+        snfnp.FlowDensity.load(__file__)
 
 
 @pytest.mark.parametrize(
@@ -537,6 +596,9 @@ def test_numbers_of_numpy_survive_a_file_and_devices_are_refused(tmp_path):
         lambda record: record.pop("moments"),
         lambda record: record["moments"][1].__setitem__(0, -1.0),
         lambda record: record["moments"][1].__setitem__(0, 0.0),
+        lambda record: record["moments"][1].__setitem__(0, 1e308),
+        lambda record: record["moments"][1].__setitem__(0, 1e-320),
+        lambda record: record["moments"][0].__setitem__(0, 1e308),
         lambda record: record["params"].update(depth=3),
         lambda record: record.update(params=[]),
         lambda record: record["config"].update(epochs="many"),
@@ -555,7 +617,7 @@ def test_a_forged_file_is_one_line(change, tmp_path):
     density = snfnp.FlowDensity(random_state=0, **FAST).fit(moons(50))
     written = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "save_checkpoint", lambda path, checkpoint: written.append(checkpoint))
+        patch.setattr(files, "save_checkpoint", lambda path, saved, _: written.append(saved))
         density.save(tmp_path / "forged")
     change(written[0].record)
     save_checkpoint(tmp_path / "forged", written[0])

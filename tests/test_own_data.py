@@ -11,7 +11,7 @@ from support.trainers import small_config
 import snfnp
 from snfnp.cli import angle, evaluate, sample, train
 from snfnp.data import own_data
-from snfnp.errors import SnfnpError, UsageError
+from snfnp.errors import DivergedError, SnfnpError, UsageError
 from snfnp.gradcheck import central_difference
 from snfnp.images import StoredArray
 from snfnp.layers.preprocess import Scale, preprocess_by_name
@@ -121,20 +121,15 @@ def with_nan(value=np.nan):
 PICKLED = "cannot be read (it is no array of numbers, and Python objects are never loaded)"
 WRONG = {
     "a.npy": (write, with_nan(), "nan in row 7, column 1 (from 0); leave"),
-    "b.csv": (write, with_nan(-np.inf), "has '-inf', which is not a number: choose columns"),
+    "b.csv": (write, with_nan(-np.inf), "has '-inf': fill it in, or leave such rows out with"),
     "c.npy": (write, ROWS[:1], "of the samples of "),
     "d.npy": (write, ROWS * (1, 0), "column 1 (from 0) has the standard deviation 0: leave such"),
     "y.npy": (write, ROWS * 1e300, "column 0 (from 0) has the standard deviation inf, and 1 more"),
     "e.npy": (write, ROWS.astype(object), PICKLED),
     "f.npz": (write, ROWS.astype(object), PICKLED),
     "g.npy": (write, ROWS.astype(str), "instead of numbers; give a NumPy array of uint8, (N"),
-    "h.npy": (
-        write,
-        ROWS.astype(int),
-        "int64 of shape (200, 2) is not (N, H, W, C); give images of",
-    ),
     "i.npy": (write, ROWS[:, 0], "float64 of shape (200,) is not (N, H, W, C); give"),
-    "j.npy": (write, GREY / 255, "float64 from 0.0 to 1.0; multiply by 255 and cast to uint8"),
+    "j.npy": (write, GREY / 255, "float64 from 0 to 1; multiply by 255 and cast to uint8"),
     "k.npy": (write, GREY.astype(int) - 9, "bring them to 0 to 255 and cast to uint8"),
     "l.npy": (cut_short, ROWS, "cannot be read ("),
     "m.npz": (cut_short, ROWS, "cannot be read ("),
@@ -150,7 +145,8 @@ WRONG = {
     ),
     "t.csv": (text, "a,b\n", "t.csv has no rows of numbers: check the file"),
     "u.csv": (text, "", "u.csv has no rows of numbers: check the file"),
-    "v.txt": (text, "1 2", "give a .npy, .npz or .csv file, or a folder of images"),
+    "v.xls": (text, "1 2", "give a .npy, .npz, .csv, .tsv or .txt file, or a folder of images"),
+    "bad.csv.gz": (text, "a,b\n1,2\n", "cannot be read (Not a gzipped file"),
     "w.npy": (text, "", "cannot be read ("),
     "z.npz": (none, None, "has the arrays none: name them train, validation and test, or give"),
     "x.npz": (text, "not a zip file at all", "cannot be read (File is not a zip file)"),
@@ -164,6 +160,19 @@ def test_what_fits_nothing_is_one_line_and_leaves_nothing(name, tmp_path):
     with one_line(UsageError, name.partition(".")[0], problem):
         train.main([str(tmp_path / name), *SHORT, "--out", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("state", [{"all": "raise"}, {"all": "call", "call": pytest.fail}])
+def test_a_strict_numpy_changes_no_run(state):
+    how = {"backend": "numpy", "activation": "smooth-leaky-relu", "epochs": 2, "report": None}
+    usual = snfnp.fit(ROWS, **how)
+    with np.errstate(**state):
+        run = snfnp.fit(ROWS, **how)
+        found = run.likelihood.log_prob(ROWS * [[1.0, 1e9]])
+        run.likelihood.sample(20, exact=True)
+        with pytest.raises(DivergedError):
+            snfnp.fit(ROWS, **how | {"lr": 1e4, "epochs": 40})
+    np.testing.assert_array_equal(found, usual.likelihood.log_prob(ROWS * [[1.0, 1e9]]))
 
 
 @pytest.mark.parametrize(

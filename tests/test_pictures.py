@@ -2,6 +2,7 @@
 
 import math
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.slow
 MAGIC = {".png": b"\x89PNG", ".PNG": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
 MAGIC |= dict.fromkeys((".jpg", ".jpeg"), b"\xff\xd8\xff") | {".webp": b"RIFF"}
 MAGIC |= dict.fromkeys((".tif", ".tiff"), b"II*\0")
+ROOT = Path(__file__).resolve().parents[1]
 SIDE = 5  # of the images of the run `finished`
 ODD_NAMES = ["a$_$", "$x^$", "\udcff", "_hidden", "\u65e5\u672c", "a\x1b[31m\nb", "", "{x}_\\alpha"]
 RECORD = {"epoch": 1, "seconds": 2.0, "validation_nll_nats": 5.0, "reconstruction": 0.5, "lam": 1.0}
@@ -183,6 +185,28 @@ def test_drawing_leaves_the_users_backend_alone(tmp_path):
     code += "import matplotlib.pyplot as p; print(m.get_backend(), p.get_fignums())"
     done = python(code, tmp_path / "a.png")
     assert (done.stdout.strip(), (tmp_path / "a.png").exists()) == ("svg []", True), done.stderr
+
+
+def test_settings_of_the_users_own_change_no_picture(tmp_path, finished):
+    """Such as LaTeX for all text, which few machines have."""
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfigure.dpi: 30\naxes.grid: True\n")
+    code = "import sys; from snfnp.cli import main; import matplotlib as m; own = dict(m.rcParams);"
+    code += "[main(words.split()) for words in sys.argv[1:]]; assert dict(m.rcParams) == own"
+    train = "train moons --depth 1 --bins 4 --backend numpy --epochs 2 --out run"
+    words = (
+        train,
+        "sample run --out s.png",
+        "compare run --plot c.png",
+        "score run moons --out o.png",
+    )
+    names, drawn = ("run/training.gif", "run/samples.png", "s.png", "o.png"), []
+    for folder in (tmp_path, tmp_path / "none"):
+        (here := folder / "here").mkdir(parents=True)
+        how = {"MPLCONFIGDIR": str(folder), "SNFNP_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+        done = python(code, *words, cwd=here, **how)
+        assert done.returncode == 0, done.stderr
+        drawn.append([(here / name).read_bytes() for name in names])
+    assert drawn[0] == drawn[1]
 
 
 def test_any_name_is_drawn_as_it_is_and_without_a_warning(tmp_path, recwarn):

@@ -137,6 +137,17 @@ def test_two_writers_of_a_file_never_share_a_temporary_one(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_a_killed_write_left_is_removed_by_a_later_one(tmp_path):
+    path, now = tmp_path / "a.png", os.path.getmtime(tmp_path)
+    ages = {"a.png.7-0123abcd.partial": 7200, "a.png.8-0123abcd.partial": 60}
+    ages |= {"b.png.7-0123abcd.partial": 7200, "a.png.old.partial": 7200}
+    for name, age in ages.items():
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (now - age, now - age))
+    files.write_atomically(path, b"new")
+    assert {each.name for each in tmp_path.iterdir()} == {"a.png", *list(ages)[1:]}
+
+
 def test_no_pipe_or_device_is_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with one_line(SnfnpError, "cannot write", "pipe (it is no regular file)"):
@@ -184,6 +195,24 @@ def test_nothing_is_written_through_a_link(copy, tmp_path, name):
         with pytest.raises(UsageError, match="it is a symbolic link"):  # nor by a new run
             run_training(tmp_path / "run", epochs=1)
     assert victim.read_bytes() == before
+
+
+def test_a_snapshot_by_hard_links_stays_as_it_is(copy, tmp_path):
+    (copy / "run.lock").write_text("process 7 on a machine that stopped\n")
+    shutil.copytree(copy, tmp_path / "other", copy_function=os.link)
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    run_training(tmp_path / "other", resume=True, epochs=4)
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+    lines = [len(RunFolder(path).read_metrics()) for path in (copy, tmp_path / "other")]
+    assert lines[1] > lines[0]
+
+
+def test_a_hard_link_to_a_lock_lets_nobody_in(holder, tmp_path):
+    path = tmp_path / "run"
+    os.link(path / "run.lock", tmp_path / "link")
+    with one_line(UsageError, path, "is in use by process", holder.pid), RunFolder(path).lock:
+        pass
+    assert os.path.samefile(path / "run.lock", tmp_path / "link")
 
 
 def test_a_lock_does_not_need_room_for_its_holders_name(tmp_path):

@@ -23,6 +23,7 @@ RNG = np.random.default_rng(0)
 LARGE = pytest.mark.usefixtures("large")
 ROWS = RNG.normal((5.0, -3e4), (0.1, 4e3), (200, 2))
 GREY = RNG.integers(0, 256, (60, 4, 6)).astype(np.uint8)
+COLOUR = np.stack([GREY[0], GREY[1], GREY[2]], axis=-1)
 
 
 @pytest.fixture
@@ -192,6 +193,12 @@ DAMAGED = {
     "odd header.npy": lambda path: path.write_bytes(
         flipped(content_of(ROWS), 20) + b"\0"  # in the header's text
     ),
+    "two arrays.npy": lambda path: path.write_bytes(2 * content_of(ROWS)),
+    "a byte more.npy": lambda path: path.write_bytes(content_of(ROWS) + b"\n"),
+    "fewer rows.npy": lambda path: path.write_bytes(header((4, 1))),
+    "many fields.npy": lambda path: np.save(
+        path, np.zeros(3, [(f"x{k}", "f8") for k in range(999)])
+    ),
     "binary.csv": lambda path: path.write_bytes(bytes(range(256))),
     "images.csv": lambda path: Image.fromarray(GREY[0]).save(path, "PNG"),
     "gif/a.png": lambda path: Image.fromarray(GREY[0]).save(path, "GIF"),
@@ -235,6 +242,29 @@ def test_a_flipped_byte_is_one_line_or_harmless(seed, tmp_path):
         (tmp_path / name).write_bytes(contents[name])
 
 
+@pytest.mark.parametrize(
+    "name, problem",
+    [
+        ("two arrays.npy", "(3,328 bytes follow the array that its header describes)"),
+        ("fewer rows.npy", "(32 bytes follow the array that its header describes)"),
+        ("many fields.npy", "(its header is too long for an array of numbers)"),
+    ],
+)
+def test_what_is_no_single_array_is_said(name, problem, tmp_path):
+    DAMAGED[name](tmp_path / name)
+    with one_line(UsageError, name, problem):
+        snfnp.load_dataset(str(tmp_path / name))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_arrays_of_one_name_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        for name in ("train.npy", "train.npy", "test.npy"):
+            file.writestr(name, content_of(ROWS))
+    with one_line(UsageError, "a.npz has several arrays of one name: name each split once"):
+        snfnp.load_dataset(str(tmp_path / "a.npz"))
+
+
 def test_names_and_sizes_in_an_archive_are_checked_before_it_is_read(tmp_path, monkeypatch):
     path = tmp_path / "a.npz"
     np.savez(path, train=ROWS, other=ROWS)
@@ -262,8 +292,12 @@ def picture(path, array=GREY[0], **how):
     Image.fromarray(array).save(path, **how)
 
 
-def test_splits_are_found_in_capitals_and_by_their_short_names(tmp_path):
-    for count, name in enumerate(("Train", "VAL", "test"), start=2):
+NAMES = [("Train", "VAL", "test"), ("training", "valid", "testing"), ("train", "dev", "Test")]
+
+
+@pytest.mark.parametrize("names", NAMES)
+def test_splits_are_found_in_capitals_and_by_their_other_names(names, tmp_path):
+    for count, name in enumerate(names, start=2):
         for place in range(count):
             picture(tmp_path / name / f"{place}.png", GREY[10 * count + place])
     found = snfnp.load_dataset(str(tmp_path))
@@ -303,6 +337,30 @@ def test_linked_folders_are_left_out_and_said(tmp_path):
     said = []
     assert len(snfnp.load_dataset(str(tmp_path), report=said.append).train) == 7
     assert said == [f"{tmp_path}: {LEFT_OUT} are left out"]
+
+
+def test_what_is_left_out_of_a_folder_is_counted(tmp_path):
+    for place in range(9):
+        picture(tmp_path / f"{place}.png", GREY[place])
+    for name in ("a.webp", "b.WEBP", "a.gif", "a.bmp", "a.tiff", "a.ppm", ".a.gif", "README"):
+        picture(tmp_path / name, format="PPM")
+    said = []
+    assert len(snfnp.load_dataset(str(tmp_path), report=said.append).train) == 7
+    kinds = "2 .webp, 1 without a suffix, 1 .bmp, 1 .gif, 1 .ppm, 1 .tiff"
+    assert said == [f"{tmp_path}: other files are left out ({kinds})"]
+
+
+def test_frames_and_profiles_that_are_left_out_are_said(tmp_path):
+    frames = [Image.fromarray(image) for image in GREY[:3]]
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
+    Image.fromarray(COLOUR).convert("CMYK").save(tmp_path / "b.jpg")
+    said = []
+    found = pictures.read_folder(tmp_path, said.append)["train"]
+    np.testing.assert_array_equal(found[0, ..., 0], GREY[0])
+    assert [line.partition(": ")[2] for line in said] == [
+        "of animations the first frame is taken (1)",
+        "CMYK images become RGB without their colour profiles (1)",
+    ]
 
 
 def test_other_data_that_do_not_exist_are_no_advice_about_the_runs_own(tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from snfnp.data import load_dataset
+from snfnp.data.table import is_table
 from snfnp.errors import UsageError, suggestion, within_memory
 from snfnp.files import explained, write_atomically
 from snfnp.ops import BACKENDS
@@ -74,7 +75,7 @@ def run_parser(prog: str | None, description: str | None, data: bool = True) -> 
         parser.add_argument("--data", metavar="DATA", help=about)
         about = "folder with the files of a published data set"
         parser.add_argument("--data-dir", type=Path, metavar="PATH", help=about)
-        about = "leave out rows of a .csv file without all numbers (default: as the run)"
+        about = "leave out rows of a table without all numbers (default: as the run)"
         parser.add_argument("--drop-incomplete", action="store_true", help=about)
     return parser
 
@@ -97,12 +98,12 @@ def images_of(run: LoadedRun, args: argparse.Namespace, split: str) -> tuple[np.
     --data-dir or --data names them, a line says so instead."""
     folder = args.data_dir or run.config.data_dir
     name = args.data or run.folder.data_name(run.record, folder)
-    how, is_table = run.config.splits_of(name), name.lower().endswith(".csv")
-    if args.drop_incomplete and not is_table and "other" not in args:
-        found = f"`drop_incomplete` is for .csv files, and {name} is none"
+    how, tabular = run.config.splits_of(name), is_table(name)
+    if args.drop_incomplete and not tabular and "other" not in args:
+        found = f"`drop_incomplete` is for tables, and {name} is none"
         raise UsageError(f"{found}: leave it out")
     if how and (args.data or args.drop_incomplete):
-        how |= {k: v if is_table else None for k, v in table_options(run, args).items()}
+        how |= {k: v if tabular else None for k, v in table_options(run, args).items()}
     dataset = load_dataset(name, folder, **how)
     given = args.data_dir is not None or args.data is not None
     if line := run.folder.refuse_other_images(run.record, dataset, (split,), given):

@@ -1,7 +1,7 @@
 """Data sets: MNIST, Fashion-MNIST, CIFAR-10, ImageNet32, 2-D toy densities, the user's own.
 
-The user's own data are .npy, .npz and .csv files, folders of images, and arrays. Nothing is ever
-unpickled.
+The user's own data are .npy and .npz files, tables (.csv, .tsv, .txt, also with .gz), folders of
+images, and arrays. Nothing is ever unpickled.
 """
 
 import mmap
@@ -17,7 +17,7 @@ from numpy.lib.npyio import NpzFile
 
 from snfnp.data import pictures, sets, toy
 from snfnp.data.dataset import SPLITS, Dataset, require_dataset
-from snfnp.data.table import read_table
+from snfnp.data.table import is_table, read_table
 from snfnp.errors import UsageError, printable, suggestion
 from snfnp.files import open_regular, readable
 from snfnp.images import StoredArray, fault, open_array, selected, with_channels
@@ -64,13 +64,14 @@ def load_dataset(
     sample that the package ships takes its place.
 
     Args:
-        name: one of DATA_SETS, or the path of a .npy, .npz or .csv file or a folder of images.
+        name: one of DATA_SETS, or the path of a .npy or .npz file, of a table (.csv, .tsv
+            or .txt, also with .gz), or of a folder of images.
         data_dir: the folder with a published set's files.
         report: gets a line if the sample replaces the full data, or if samples are left out.
         validation, test: for a path without such splits, other paths or the fractions that are held
             out (a tenth each).
         seed: of the random choice of the samples that are held out.
-        table: options for a .csv file: header, columns, drop_incomplete (`snfnp.data.table`).
+        table: options for a table: header, columns, drop_incomplete (`snfnp.data.table`).
 
     Returns:
         The data in three splits.
@@ -146,8 +147,7 @@ def load_whole(name: str, data_dir=None, **table) -> Samples:
 
 def _chosen(path, split: str, columns, report: Report, table: dict) -> Samples:
     """A split at a path, or everything there; of a table, the columns with these names."""
-    is_table = str(path).lower().endswith(".csv")
-    how = {**table, "columns": columns or table.get("columns")} if is_table else {}
+    how = {**table, "columns": columns or table.get("columns")} if is_table(path) else {}
     splits, _ = _read(path, report, how)
     return splits.get(split, splits["train"])
 
@@ -171,13 +171,14 @@ def _read(source, report: Report, table: dict) -> tuple[dict[str, Any], tuple | 
             splits = {"train": open_array(source)}
         elif suffix == ".npz":
             splits = _archive(source)
-        elif suffix == ".csv":
+        elif is_table(place):
             rows, columns = read_table(place, report, **table)
             splits = {"train": rows}
         else:
-            raise UsageError(f"{source}: give a .npy, .npz or .csv file, or a folder of images")
-    if suffix != ".csv" and (given := [name for name, value in table.items() if value]):
-        raise UsageError(f"`{given[0]}` is for .csv files, and {source} is none: leave it out")
+            known = "a .npy, .npz, .csv, .tsv or .txt file"
+            raise UsageError(f"{source}: give {known}, or a folder of images")
+    if not is_table(place) and (given := [name for name, value in table.items() if value]):
+        raise UsageError(f"`{given[0]}` is for tables, and {source} is none: leave it out")
     return {k: _required(array, f"{source} ({k})") for k, array in splits.items()}, columns
 
 
@@ -188,6 +189,8 @@ def _archive(path: str) -> dict[str, Samples]:
         if len(names) != 1 and ("train" not in names or not set(names) <= set(SPLITS)):
             found = f"{path} has the arrays {', '.join(names)[:80] or 'none'}"
             raise UsageError(f"{found}: name them train, validation and test, or give a single one")
+        if len(set(names)) < len(names):
+            raise UsageError(f"{path} has several arrays of one name: name each split once")
         content: Any = archive.zip
         size, most = sum(each.file_size for each in content.infolist()), _memory()
         if size > most:
@@ -213,8 +216,11 @@ def _unmapped(array: np.ndarray) -> Samples:
 
 
 def _required(array: Samples, where: str) -> Samples:
-    """Images (N, H, W, C) or rows of floats (N, D). Raises UsageError for anything else."""
+    """Images (N, H, W, C) or rows of floats (N, D), of whole numbers too. Raises UsageError for
+    anything else."""
     array = with_channels(array)
+    if isinstance(array, np.ndarray) and array.ndim == 2 and array.dtype.kind in "bui":
+        array = array.astype(np.float64)
     # before splits are drawn: the row numbers in messages are those of the file
     if problem := fault(array):
         raise UsageError(f"{where}: {problem}")

@@ -89,6 +89,7 @@ class Dataset:
         return digest.hexdigest()
 
 
+@np.errstate(all="ignore")
 def moments_of(rows, name: str, labels: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each column of rows (N, D), both (D,) in float64.
 
@@ -99,12 +100,11 @@ def moments_of(rows, name: str, labels: list[str]) -> tuple[np.ndarray, np.ndarr
     mean = squares = np.zeros(rows.shape[1])
     for _, part in parts(rows):
         constant = constant & (part == rows[:1]).all(axis=0)
-        with np.errstate(over="ignore", invalid="ignore"):
-            part = part.astype(np.float64)
-            own, total = part.mean(axis=0), count + len(part)
-            squares = squares + ((part - own) ** 2).sum(axis=0)
-            squares = squares + (own - mean) * (count * len(part) / total) * (own - mean)
-            mean, count = mean + (own - mean) * (len(part) / total), total
+        part = part.astype(np.float64)
+        own, total = part.mean(axis=0), count + len(part)
+        squares = squares + ((part - own) ** 2).sum(axis=0)
+        squares = squares + (own - mean) * (count * len(part) / total) * (own - mean)
+        mean, count = mean + (own - mean) * (len(part) / total), total
     spread = np.where(constant, 0.0, np.sqrt(squares / count))
     if count == 1:
         raise UsageError(f"{name}: there is only one; give more")

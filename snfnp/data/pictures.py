@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,14 +14,19 @@ from snfnp.errors import UsageError
 from snfnp.files import open_regular, readable
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
-_SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev"),
+    "test": ("test", "testing"),
+}
+_SPLITS = {name: split for split, names in _NAMES.items() for name in names}
 _MOST = 10_000_000  # entries of a folder, which may be endless
 
 
 def read_folder(folder: Path, report: Callable[[str], None]) -> dict[str, np.ndarray]:
-    """{split: images} of a folder, from its folders train, validation (or val) and test, in any
-    letter case; without these, all images are "train". `report` gets a line about images that are
-    left out. Raises UsageError for damaged images, and for images beside such folders."""
+    """{split: images} of a folder, from its folders train, validation and test, or as others call
+    these, in any letter case; without them, all images are "train". `report` gets a line about what
+    is left out. Raises UsageError for damaged images, and for images beside such folders."""
     named = {}  # {folder: split}
     for name in sorted(name for name in os.listdir(folder) if os.path.isdir(folder / name)):
         if split := _SPLITS.get(name.lower()):
@@ -31,7 +37,7 @@ def read_folder(folder: Path, report: Callable[[str], None]) -> dict[str, np.nda
             named[name] = split
     files = list(_files(folder, report))
     if not named:
-        return {"train": _read(folder, files)}
+        return {"train": _read(folder, files, report)}
     if "train" not in named.values():
         raise UsageError(f"{folder} has no folder train beside {', '.join(named)}: add one")
     parts = {name: [] for name in named}
@@ -41,12 +47,12 @@ def read_folder(folder: Path, report: Callable[[str], None]) -> dict[str, np.nda
             found = f"{folder} has images beside its {', '.join(named)}, such as {file}"
             raise UsageError(f"{found}: move them into one of these, or out of it")
         parts[name].append(file)
-    return {split: _read(folder / name, parts[name]) for name, split in named.items()}
+    return {split: _read(folder / name, parts[name], report) for name, split in named.items()}
 
 
 def _files(folder: Path, report: Callable[[str], None]) -> Iterator[Path]:
     """The images in a folder and below it, on the same disk, in the order of their names."""
-    seen, left_out = 0, False
+    seen, left_out, others = 0, False, Counter()
     for place, folders, names in os.walk(folder):
         seen += len(names) + len(folders)
         if seen > _MOST:
@@ -55,23 +61,32 @@ def _files(folder: Path, report: Callable[[str], None]) -> Iterator[Path]:
         here = [k for k, at in paths.items() if not (os.path.islink(at) or os.path.ismount(at))]
         left_out |= len(here) < len(folders)
         folders[:] = sorted(here)
-        images = [name for name in sorted(names) if Path(name).suffix.lower() in SUFFIXES]
-        yield from (Path(place, name) for name in images if name[0] != ".")
+        for name in sorted(name for name in names if name[0] != "."):
+            suffix = Path(name).suffix.lower()
+            if suffix in SUFFIXES:
+                yield Path(place, name)
+            else:
+                others[suffix or "without a suffix"] += 1
     if left_out:
         found = "hidden folders, links to folders, and folders on other disks"
         report(f"{folder}: {found} are left out")
+    if others:
+        found = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(6))
+        report(f"{folder}: other files are left out ({found})")
 
 
-def _read(folder: Path, files: list[Path]) -> np.ndarray:
+def _read(folder: Path, files: list[Path], report: Callable[[str], None]) -> np.ndarray:
     """Images (N, H, W, C) of one size: grey if all are, else with three channels, without
     transparency, and turned as their EXIF data say."""
     if not files:
         raise UsageError(f"{folder} has no images ({', '.join(SUFFIXES)}): check the path")
     images: np.ndarray = np.empty(0, np.uint8)
-    grey = True
+    grey, animated, printed = True, 0, 0
     for place, file in enumerate(files):
         with readable(file), _opened(file) as image:
             grey &= image.mode in ("1", "L", "LA")
+            animated += image.format == "PNG" and getattr(image, "is_animated", False)
+            printed += image.mode == "CMYK"
             pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
         if place == 0:
             images = np.empty((len(files), *pixels.shape), np.uint8)
@@ -80,6 +95,10 @@ def _read(folder: Path, files: list[Path]) -> np.ndarray:
             found = f"{file} is {wide} x {high}, and {files[0]} {first_wide} x {first_high}"
             raise UsageError(f"{found}: bring the images to one size")
         images[place] = pixels
+    if animated:
+        report(f"{folder}: of animations the first frame is taken ({animated})")
+    if printed:
+        report(f"{folder}: CMYK images become RGB without their colour profiles ({printed})")
     return images[..., :1].copy() if grey else images
 
 

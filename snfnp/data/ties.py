@@ -48,6 +48,7 @@ def with_ties(
     return *moments, step, origin, decimals(step, origin), *bounds
 
 
+@np.errstate(all="ignore")
 def find_steps(rows: np.ndarray | StoredArray) -> np.ndarray:
     """The step of each column with ties, 0 for others; a value on its lattice, and the numbers of
     steps from there to the least and to the greatest value: (4, D).

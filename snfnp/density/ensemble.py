@@ -107,7 +107,7 @@ class Ensemble:
         """log p(x) of rows (N, D), in nats: (N,); -inf where it is too small to be computed."""
         step = self.preprocess.step
         points = offsets(np.array(step)) if step else np.zeros((1, rows.shape[1]))
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        with np.errstate(all="ignore"):
             found = []
             for part in np.array_split(rows, math.ceil(len(rows) / _AT_ONCE)):
                 terms = [

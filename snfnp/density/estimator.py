@@ -10,12 +10,13 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from tqdm.auto import tqdm  # a notebook's own bar, too
+from tqdm.auto import tqdm
 
 from snfnp import threads
 from snfnp.data.dataset import labels_of, moments_of
@@ -27,7 +28,7 @@ from snfnp.errors import UsageError
 from snfnp.layers.preprocess import Standardise
 from snfnp.ops import RandomKey, get_ops
 from snfnp.training.options import TrainConfig
-from snfnp.training.progress import compilations_shown, silent
+from snfnp.training.progress import compilations_shown, progress_bar, silent
 
 _NOISE = {0.0: 2**63, 0.1: 1000, 0.2: 500}  # candidates: rows up to which they are tried
 _TOLD = set()  # columns with ties, and their steps, of which this process has warned
@@ -143,6 +144,7 @@ class FlowDensity:
         own["transformer_tags"] = known.TransformerTags()
         return known.Tags(estimator_type="density_estimator", **own)
 
+    @np.errstate(all="ignore")  # whatever state the caller has
     def fit(self, X, y=None, sample_weight=None) -> FlowDensity:
         """Fit the density of rows.
 
@@ -178,10 +180,6 @@ class FlowDensity:
             found, config = self._candidates(table[shuffled], groups[shuffled], moments, seed)
         except UsageError as error:
             raise ValueError(str(error).replace("`depth`", "`layers`")) from None
-        for attribute in ("feature_names_in_", "likelihood_"):
-            vars(self).pop(attribute, None)
-        if names is not None:
-            self.feature_names_in_ = names
         best = max((each for each in found if each.step is not None), key=lambda each: each.mean)
         if self.members == 1:  # nothing is averaged
             found = [best]
@@ -189,12 +187,17 @@ class FlowDensity:
         with threads.limited(1):  # of small products
             pairs = zip(found, weights.tolist(), strict=True)
             kept = [(each.refitted(seed), weight) for each, weight in pairs if weight > 0]
-        self._keep(config, moments, kept, best)
+        fitted = copy(self)
+        vars(fitted).pop("feature_names_in_", None)
+        if names is not None:
+            vars(fitted)["feature_names_in_"] = names
+        fitted._keep(config, moments, kept, best)
+        self.__dict__ = vars(fitted)  # at once: an interruption keeps the former fit
         return self
 
     def _check(self) -> None:
         fraction, members = self.validation_fraction, self.members
-        if not 0 < fraction < 1:
+        if not isinstance(fraction, (int, float, np.number)) or not 0 < fraction < 1:
             raise UsageError(f"validation_fraction is {fraction!r}: it must be between 0 and 1")
         if isinstance(members, bool) or not isinstance(members, (int, np.integer)) or members < 1:
             raise UsageError(f"members is {members!r}: it must be a whole number from 1 on")
@@ -204,11 +207,13 @@ class FlowDensity:
     def _moments(self, table: np.ndarray, labels: list[str]) -> tuple:
         """The arguments of `Standardise`: mean, spread, and what ties need."""
         moments = moments_of(table, "X", labels)
-        for place in range(1, table.shape[1]):
-            if (same := np.flatnonzero((table[:, place] == table[:, :place].T).all(axis=1))).size:
-                text = f"{labels[same[0]]} and {labels[place]} of X are equal"
+        known: dict[bytes, str] = {}
+        for label, column in zip(labels, table.T, strict=True):
+            same = known.setdefault((column + 0.0).tobytes(), label)  # -0.0 as 0.0
+            if same is not label:
+                text = f"{same} and {label} of X are equal"
                 advice = "leave one of them out, as no density is finite there"
-                warnings.warn(f"{text}: {advice}", stacklevel=3)
+                warnings.warn(f"{text}: {advice}", stacklevel=4)
         lines = []
         moments = with_ties(moments, table, self.ties, labels, lines.append)
         if lines:
@@ -219,7 +224,7 @@ class FlowDensity:
                 _TOLD.add(tied)
                 advice = "compare with other estimators by `dequantise(X)`"
                 text = f"{lines[0]}. Scores are of cells of `step_`: {advice}"
-                warnings.warn(text, stacklevel=3)
+                warnings.warn(text, stacklevel=4)
         return moments
 
     def _candidates(self, table, groups, moments, seed: int) -> tuple[list[Candidate], TrainConfig]:
@@ -286,6 +291,7 @@ class FlowDensity:
         _ = self._fitted
         return np.array([f"flowdensity{k}" for k in range(self.n_features_in_)], dtype=object)
 
+    @np.errstate(all="ignore")
     def score_samples(self, X) -> np.ndarray:
         """The exact log-density of rows.
 
@@ -300,6 +306,7 @@ class FlowDensity:
         """
         return self._fitted.log_prob(self._checked(X))
 
+    @np.errstate(all="ignore")
     def dequantise(self, X, random_state: Any = None) -> np.ndarray:
         """Rows with uniform noise of one `step_` in columns with ties, which other estimators can
         be fitted to and scored on if scores are to be compared with this one's.
@@ -318,6 +325,7 @@ class FlowDensity:
         """The mean of `score_samples`; y is ignored."""
         return float(self.score_samples(X).mean())
 
+    @np.errstate(all="ignore")
     def sample(self, n_samples: int = 1, random_state: Any = None, exact: bool = True) -> Any:
         """Draw rows from the density. Columns with ties have values between the least and the
         greatest that were fitted: other rows are drawn again.
@@ -332,8 +340,9 @@ class FlowDensity:
         """
         rng = rows.generator(random_state)
         whole = isinstance(n_samples, (int, np.integer)) and not isinstance(n_samples, bool)
-        if not whole or n_samples < 1:
-            raise ValueError(f"n_samples is {n_samples!r}: give a whole number from 1 on")
+        if not whole or not 1 <= n_samples < 2**63:
+            found = f"n_samples is {n_samples!r}"
+            raise ValueError(f"{found}: give a whole number from 1 to 2**63 - 1")
         values = self._fitted.sample(int(n_samples), rng, exact)
         kind = getattr(self, "_sklearn_output_config", {}).get("transform")
         names = getattr(self, "feature_names_in_", None)
@@ -343,6 +352,7 @@ class FlowDensity:
             else rows.in_container(values, names, None, kind)
         )
 
+    @np.errstate(all="ignore")
     def transform(self, X) -> Any:
         """The latents (N, D) of rows (N, D) under the best flow: standard normal if X follows that
         flow's density."""
@@ -355,6 +365,7 @@ class FlowDensity:
         """`fit`, and then `transform` of the same rows."""
         return self.fit(X, sample_weight=sample_weight).transform(X)
 
+    @np.errstate(all="ignore")
     def inverse_transform(self, X, exact: bool = True) -> np.ndarray:
         """The rows of latents, under the best flow.
 
@@ -403,8 +414,8 @@ class FlowDensity:
 def _progress(verbose: bool | None, ops, steps: int) -> Iterator[tuple[Callable, Callable]]:
     """A context with a bar over `steps`, as `verbose` of `FlowDensity` says: (a function that takes
     the number of more steps, one that takes a line)."""
-    report = tqdm.write if verbose else silent
+    report = tqdm.write if verbose and sys.stdout else silent
     hidden = None if verbose is None else not verbose
-    bar = tqdm(total=steps, unit="step", disable=hidden, leave=False, dynamic_ncols=True)
+    bar = progress_bar(total=steps, unit="step", disable=hidden, leave=False)
     with bar, compilations_shown(ops, report if hidden is not None else lambda line: None):
         yield bar.update, report

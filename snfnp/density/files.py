@@ -15,6 +15,8 @@ from snfnp.parameters import Layout
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint, record_of, save_checkpoint
 
+_LARGEST = 2.0**80  # of a mean in units of its spread, and of a mixture's numbers: beyond any fit's
+
 
 def save(density: Any, path: Path) -> None:
     """Write atomically. Raises SnfnpError for a path that cannot be written."""
@@ -45,9 +47,11 @@ def save(density: Any, path: Path) -> None:
     }
     none = np.zeros(0)
     how = (layout, layout.pack(arrays, np.float64), none, none)
-    save_checkpoint(path, Checkpoint(*how, best.step, record))
+    advice = "free some space, or give another path"
+    save_checkpoint(path, Checkpoint(*how, best.step, record), advice)
 
 
+@np.errstate(all="ignore")
 def load(cls: type, path: Path) -> Any:
     """The estimator. Raises CheckpointError for any other file."""
     record = record_of(path)
@@ -60,7 +64,10 @@ def load(cls: type, path: Path) -> Any:
         density = cls(**record["params"])
         config, moments = TrainConfig.from_dict(record["config"]), np.array(record["moments"])
         sound = config.model == "vector" and len(moments) in (2, 5, 7)
-        if not (sound and np.isfinite(moments).all() and (moments[1] > 0).all()):
+        sound = sound and np.isfinite(moments).all()
+        mean, spread = moments[:2]
+        usual = (spread > 0) & (spread**2 > 0) & (spread**2 < np.inf)
+        if not (sound and (usual & (np.abs(mean) < _LARGEST * spread)).all()):
             raise ValueError("its model or moments")
         size = config.build_flow(moments.shape[1:], moments).layout.size
         kept = []
@@ -87,6 +94,8 @@ def _member(arrays: dict[str, np.ndarray], size: int, columns: int) -> Any:
     weights, means, roots = vars(mixture).values()
     fits = means.shape == (len(weights), columns) and roots.shape == (*means.shape, columns)
     sound = (weights > 0).all() and abs(weights.sum() - 1) < 1e-9
-    if not (fits and sound and (np.diagonal(roots, 0, 1, 2) > 0).all()):
+    largest = max(np.abs(means).max(), np.abs(roots).max())
+    sound = sound and largest < _LARGEST
+    if not (fits and sound and (np.diagonal(roots, 0, 1, 2) > 1 / _LARGEST).all()):
         raise ValueError("a mixture in it")
     return mixture

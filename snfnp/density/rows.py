@@ -19,6 +19,11 @@ def checked(X) -> np.ndarray:
     if isinstance(X, np.ma.MaskedArray):
         raise TypeError("X is a masked array: leave masked rows out, or fill them in")
     array = np.asarray(X)
+    if array.ndim != 2:
+        found = f"Expected 2D array, got {array.ndim}D array instead of shape {array.shape}"
+        if array.ndim == 0:
+            found = f"Expected 2D array, got scalar array instead, of type {type(X).__name__}"
+        raise ValueError(f"{found}. Reshape your data: rows are samples, columns are features")
     if np.iscomplexobj(array):
         raise ValueError("Complex data not supported: give real numbers")
     if array.dtype.kind in "mM" or _has_dates(array):
@@ -30,9 +35,6 @@ def checked(X) -> np.ndarray:
             advice = "leave it out, or give a column of 0 and 1 for each category"
             raise ValueError(f"{error}: {place} has text: {advice}") from None
         raise
-    if rows.ndim != 2:
-        found = f"Expected 2D array, got {rows.ndim}D array instead of shape {rows.shape}"
-        raise ValueError(f"{found}. Reshape your data: rows are samples, columns are features")
     for axis, what in enumerate(("sample", "feature")):
         if rows.shape[axis] == 0:
             found = f"Found array with 0 {what}(s) (shape={rows.shape})"
@@ -78,7 +80,7 @@ def check_names(X, expected: np.ndarray | None) -> None:
     if (found is None) != (expected is None):
         has, was = ("has", "without") if expected is None else ("does not have valid", "with")
         text = f"X {has} feature names, but FlowDensity was fitted {was} feature names"
-        warnings.warn(text, stacklevel=4)
+        warnings.warn(text, stacklevel=5)
     if found is None or expected is None or list(found) == list(expected):
         return
     text = "The feature names should match those that were passed during fit.\n"
@@ -127,7 +129,11 @@ def generator(random_state) -> np.random.Generator:
     """The generator that a `random_state` stands for: None, a number, or a generator of NumPy's."""
     if isinstance(random_state, np.random.RandomState):
         return np.random.default_rng(random_state.randint(2**31))
-    return np.random.default_rng(random_state)
+    try:
+        return np.random.default_rng(random_state)
+    except (TypeError, ValueError):
+        advice = "give None, a whole number from 0 on, or a generator of NumPy's"
+        raise ValueError(f"random_state is {random_state!r}: {advice}") from None
 
 
 def in_container(values: np.ndarray, names, X, kind: str | None) -> Any:

@@ -83,7 +83,7 @@ def flow_candidate(
     """
     ops, flow = get_ops(config.backend), config.build_flow(rows.shape[1:], moments)
     trainings, best = [], Candidate(f"flow, noise {config.noise:g}")
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         for number, fold in enumerate(folds):
             own = replace(config, seed=(config.seed + number) % 2**31)
             batches = Batches(ops, np.delete(rows, fold, axis=0), own, flow.shape)

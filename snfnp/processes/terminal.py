@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from snfnp.errors import SnfnpError, in_flags
 
@@ -69,7 +69,8 @@ def handled(handler: Callable | signal.Handlers, *names: str):
 def robust_output() -> Iterator[None]:
     """Escape characters that an output's encoding lacks, and write every line at once: a log file
     is read during a run, and after one that was killed."""
-    streams = [own for own in (sys.stdout, sys.stderr) if isinstance(own, io.TextIOWrapper)]
+    usual = [own for own in (sys.stdout, sys.stderr) if isinstance(own, io.TextIOWrapper)]
+    streams = [own for own in usual if not own.closed]
     before = [(stream, stream.errors, stream.line_buffering) for stream in streams]
     for stream in streams:
         stream.reconfigure(errors="backslashreplace", line_buffering=True)
@@ -81,6 +82,20 @@ def robust_output() -> Iterator[None]:
                 stream.reconfigure(errors=errors, line_buffering=by_line)
 
 
+@contextmanager
+def _all_streams() -> Iterator[None]:
+    """A context in which closed standard streams are open to nowhere: what prints works, and no
+    file of the command's gets their numbers, to which libraries write."""
+    with ExitStack() as held:
+        for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+            if getattr(sys, name) is None:
+                nowhere = held.enter_context(open(os.devnull, mode))
+                held.callback(setattr, sys, name, None)
+                setattr(sys, name, nowhere)
+        yield
+
+
+@_all_streams()
 @robust_output()
 def run(work: Callable[[], None]) -> int:
     """Do a command's work, and return its exit status: 0; 2 after wrong usage and 1 after any other
@@ -121,6 +136,8 @@ def report_error(error: BaseException, who: str = "") -> int | None:
     elif isinstance(error, OSError) and _output_fails():
         _abandon_output()
         line = f"the output cannot be written ({error.strerror}): send it elsewhere"
+    elif isinstance(error, FileNotFoundError) and _folder_is_gone():
+        line = "the current folder is gone: change to another one"
     else:
         return None
     try:
@@ -158,6 +175,15 @@ def _output_fails() -> bool:
         print(flush=True)
         return False
     except OSError:
+        return True
+
+
+def _folder_is_gone() -> bool:
+    """True if the current folder was removed."""
+    try:
+        os.getcwd()
+        return False
+    except FileNotFoundError:
         return True
 
 

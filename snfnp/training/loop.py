@@ -263,7 +263,7 @@ def train_session(
     first, signals = world.rank == 0, Signals(world.rank, world.size)
     report = report if report and first else silent
     # What overflows is found at every step and told in one line, with no warning before it.
-    quiet = np.errstate(over="ignore", divide="ignore", invalid="ignore")
+    quiet = np.errstate(all="ignore")
     also = " in a new run" if resume else ""
     if config.preset.has_recomputable_layers and not config.recompute:
         also += ", or `recompute`"

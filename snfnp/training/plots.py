@@ -114,9 +114,18 @@ class Animation:
 
 
 @contextmanager
+def _defaults() -> Iterator[None]:
+    """Matplotlib's own settings: a user's may ask for LaTeX, which is not everywhere."""
+    with warnings.catch_warnings(action="ignore"):  # as of signs in a name that no font has
+        settings: Any = {k: v for k, v in matplotlib.rcParamsDefault.items() if k != "backend"}
+        with matplotlib.rc_context({**settings, "svg.hashsalt": "snfnp"}):
+            yield
+
+
+@contextmanager
 def _picture(path: Path, title: str, size, layout: Any = "constrained", **how) -> Iterator[Figure]:
     """A figure under its title, which is saved at the end. how: of `Figure.savefig`."""
-    with warnings.catch_warnings(action="ignore"):  # as of signs in a name that no font has
+    with _defaults():
         yield (figure := Figure(figsize=size, layout=layout))
         if title:
             figure.suptitle(_plain(title))
@@ -125,8 +134,7 @@ def _picture(path: Path, title: str, size, layout: Any = "constrained", **how) -
         kind = path.suffix[1:].lower()
         undated = {"Date": None} if kind == "svg" else None  # the same bytes for the same figure
         how |= {"format": kind, "dpi": _DPI, "metadata": undated}
-        with matplotlib.rc_context({"svg.hashsalt": "snfnp"}):
-            write_by(path, lambda file: figure.savefig(file, **how))
+        write_by(path, lambda file: figure.savefig(file, **how))
 
 
 def _plain(name: str) -> str:
@@ -202,6 +210,7 @@ def save_view(path: Path, view: View, title: str, columns=None) -> None:
                 axis.set(xlabel=_plain(columns[0]), ylabel=_plain(columns[1]))
 
 
+@_defaults()
 def save_animation(path: Path, frames: list[tuple[str, View]], seconds: float = 6) -> None:
     """Views under their titles as a looping GIF of so many seconds, which rests on the last."""
     pictures = []

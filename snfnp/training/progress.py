@@ -1,6 +1,7 @@
 """The progress of a training: records for callbacks, compilations, a progress bar."""
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -58,6 +59,13 @@ def silent(what) -> None:
     """Report nothing."""
 
 
+def progress_bar(disable: bool | None, **options) -> tqdm:
+    """A progress bar on standard error, as wide as the terminal; none if that is closed, as without
+    a console. options: of `tqdm`."""
+    closed = sys.stderr is None or getattr(sys.stderr, "closed", False)
+    return tqdm(disable=closed or disable, dynamic_ncols=True, **options)
+
+
 @contextmanager
 def compilations_shown(ops, report: Callable[[str], None] = lambda line: None) -> Iterator[None]:
     """A context that reports the kernels compiled in it: a line before and one after, and in a
@@ -75,7 +83,7 @@ def compilations_shown(ops, report: Callable[[str], None] = lambda line: None) -
         if line is None and seconds > _REPORTED_FROM:
             report("compiling kernels, which later runs find ready; Ctrl-C loses nothing")
             hidden = report is silent or None
-            line = tqdm(bar_format="{desc}", disable=hidden, dynamic_ncols=True, leave=False)
+            line = progress_bar(bar_format="{desc}", disable=hidden, leave=False)
         if line is not None:
             line.set_description_str(f"{kernels} kernels, {seconds:.0f} s")
 
@@ -92,13 +100,12 @@ class ProgressLine:
 
     def __init__(self, loop, report: Callable[[str], None]):
         self._loop, self._report, trainer = loop, report, loop.trainer
-        self.bar = tqdm(
+        self.bar = progress_bar(
             total=loop.steps * trainer.config.batch_size,
             initial=trainer.step * trainer.config.batch_size,
             unit="img" if trainer.flow.preprocess.of_images else "row",
             unit_scale=True,
             disable=report is silent or None,  # None: no bar if the output is not a terminal
-            dynamic_ncols=True,
         )
         self._shown = math.inf if trainer.world.rank else time.perf_counter()
 

@@ -66,7 +66,9 @@ class TrainConfig(
             if isinstance(value, np.generic):  # of a sweep over an array
                 value = value.item()
             if problem := option.problem(value):
-                raise UsageError(f"`{name}` is {str(value)[:40]}: it must be {problem}")
+                quoted = isinstance(value, str) and option.kind in (bool, int, float)
+                shown = repr(value) if quoted else str(value)
+                raise UsageError(f"`{name}` is {shown[:40]}: it must be {problem}")
             if option.kind is Path and isinstance(value, str):
                 value = Path(value)
             object.__setattr__(self, name, value)

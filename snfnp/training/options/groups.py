@@ -259,14 +259,15 @@ class RunOptions:
 
     data: str = changeable(
         "mnist",
-        f"{', '.join(DATA_SETS)}, or the path of a .npy, .npz or .csv file or a folder of images",
+        f"{', '.join(DATA_SETS)}, or the path of a .npy, .npz, .csv, .tsv or .txt file or a folder "
+        "of images",
         _GIVEN,
     )
     validation: str | None = changeable(None, f"validation {_HELD_OUT}", _GIVEN)
     test: str | None = changeable(None, f"test {_HELD_OUT}", _GIVEN)
-    header: bool | None = option(None, "whether line 1 of a .csv file has names of columns")
-    columns: str | None = option(None, "columns of a .csv file to use: names, or numbers from 0")
-    drop_incomplete: bool = option(False, "leave out rows of a .csv file without all numbers")
+    header: bool | None = option(None, "whether line 1 of a table has names of columns")
+    columns: str | None = option(None, "columns of a table to use: names, or numbers from 0")
+    drop_incomplete: bool = option(False, "leave out rows of a table without all numbers")
     preprocess: str | None = option(
         None,
         "how data become the flow's inputs: images by dequantisation and a logit, or scaled "

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from snfnp.data import DATA_SETS, HELD_OUT
+from snfnp.data.table import is_table
 from snfnp.models import PRESETS
 from snfnp.ops import BACKENDS
 from snfnp.training.options.groups import by_preset, presets_with, shown
@@ -49,7 +50,7 @@ LEARNS = Need(lambda c: c.rule.learns_inverse, "`gradient=self-normalizing`")
 FREE_LAMBDA = (LEARNS, _is("objective", "mixture", "forward"))  # else σ decides λ
 _VARIATIONAL = _is("objective", "variational")
 _GECO = _is("lambda_control", "geco")
-_CSV = Need(lambda c: str(c.data).lower().endswith(".csv"), "`data=PATH` of a .csv file")
+_TABLE = Need(lambda c: is_table(c.data), "`data=PATH` of a table (.csv)")
 _OWN_DATA = Need(lambda c: c.data not in DATA_SETS, "`data=PATH`")
 _ON_GPU = [name for name, device in BACKENDS.items() if device == "GPU"]
 _GPU, _CPU = _is("backend", *_ON_GPU), _is("backend", *(b for b in BACKENDS if b not in _ON_GPU))
@@ -162,9 +163,9 @@ _RELATIONS = {
     **dict.fromkeys(
         ("validation", "test"), Relation((_OWN_DATA,), words=f"{HELD_OUT}, or the file's own")
     ),
-    "header": Relation((_CSV,), words="if a cell of line 1 is text above a number"),
-    "columns": Relation((_CSV,), words="all"),
-    "drop_incomplete": Relation((_CSV,)),
+    "header": Relation((_TABLE,), words="if a cell of line 1 is text above a number"),
+    "columns": Relation((_TABLE,), words="all"),
+    "drop_incomplete": Relation((_TABLE,)),
     "preprocess": Relation(words="logit for images, standardise for rows"),
     "data_dir": Relation(words=_DATA),
     "augment": Relation((), lambda c: c.data == _AUGMENTED, f"on for {_AUGMENTED} only"),

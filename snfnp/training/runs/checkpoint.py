@@ -14,13 +14,13 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from snfnp.errors import CheckpointError, UsageError
-from snfnp.files import parse_json, read_bytes, readable, write_atomically
+from snfnp.files import ADVICE, parse_json, read_bytes, readable, write_atomically
 from snfnp.parameters import Entry, Layout
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.groups import LARGEST
 
 FORMAT = "snfnp checkpoint 2"
-_STATE, _ADVICE = "state.", "use another checkpoint"
+_STATE, _ADVICE = "state.", "use another file"
 _LONGEST_HEADER = 1 << 26  # bytes
 _LARGEST_NUMBER = 64  # bytes in a file for each parameter, with moments and training states
 _BLANK = "0" * hashlib.sha256().digest_size * 2
@@ -49,8 +49,8 @@ class Checkpoint:
         return all(np.isfinite(each).all() for each in numbers) and not (self.v < 0).any()
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint's file atomically."""
+def save_checkpoint(path: Path, checkpoint: Checkpoint, advice: str = ADVICE) -> None:
+    """Write a checkpoint's file atomically; advice: where it cannot be written."""
     tensors = {
         key: np.asarray(entry.view(getattr(checkpoint, name)), order="C")
         for key, (name, entry) in _places(checkpoint.layout).items()
@@ -66,7 +66,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     content = bytearray(save(tensors, metadata=header))
     start, stop = _place_of_checksum(content)
     content[start:stop] = _digest(content).encode()
-    write_atomically(path, content)
+    write_atomically(path, content, advice)
 
 
 def load_checkpoint(path: Path, layout: Layout, run: dict | None = None) -> Checkpoint:

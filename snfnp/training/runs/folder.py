@@ -182,7 +182,10 @@ class RunFolder:
             self.summary_file.unlink(missing_ok=True)
 
     def append_metrics(self, record: dict) -> None:
-        """Add a line; flushed, so that a crash keeps it."""
+        """Add a line; flushed, so that a crash keeps it. The file of a snapshot by hard links stays
+        as it is."""
+        if self.metrics_file.is_file() and self.metrics_file.lstat().st_nlink > 1:
+            files.write_atomically(self.metrics_file, self.metrics_file.read_bytes())
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
         with (
             files.explained(f"write {self.metrics_file}", "let it be a file, with room to grow"),
