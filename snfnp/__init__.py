@@ -18,6 +18,19 @@ the name is first used. Import ``snfnp`` before NumPy if you can: the package se
 threads wait (see ``snfnp.threads``), and OpenBLAS reads that only once, when it is loaded.
 """
 
+import os
+import sys
+
+# `python -m snfnp` puts the current folder first on the path, and it may be a stranger's: it is
+# taken off before anything but os and sys, which Python loads before, is imported. argv[0] is "-m"
+# while Python looks for a program.
+if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)] in ("snfnp", "-msnfnp"):
+    try:  # contextlib would be another import
+        if sys.path[0] == os.getcwd() and not sys.flags.safe_path:
+            del sys.path[0]
+    except FileNotFoundError:  # without a current folder there is none on the path
+        pass
+
 import re
 from importlib import import_module
 from pathlib import Path

@@ -264,18 +264,70 @@ def build(shape):
 """
 
 
-def test_the_installed_command_finds_a_model_in_the_current_folder(tmp_path):
-    """It has no current folder on its path, unlike `python -m`."""
+COMMAND = {"installed": ["-c", CONSOLE], "python -m": ["-m", "snfnp"]}
+
+
+def program(*words, cwd, timeout=120):
+    """Python with these words; the package is on its path, and the current folder is not."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    how = {"cwd": cwd, "env": os.environ | {"PYTHONPATH": path}, "timeout": timeout}
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, **how)
+
+
+@pytest.mark.parametrize("way", COMMAND)
+def test_a_command_finds_a_model_in_the_current_folder(way, tmp_path):
     (tmp_path / "my_flows.py").write_text(OWN_MODEL)
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(60, 3)))
     short = ["--epochs", "1", "--batch-size", "16", "--backend", "numpy"]
     train = ["train", "rows.npy", *short, "--out", "run", "--model"]
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     for words, said in (
         ([*train, "my_flows:build"], "my_flows:build: "),
         (["evaluate", "run", "--model", "my_flows:build"], "NLL"),
         (["evaluate", "run"], "give it with --model"),
     ):
-        done = python(CONSOLE, *words, cwd=tmp_path, PYTHONPATH=path)
+        done = program(*COMMAND[way], *words, cwd=tmp_path)
         assert said in done.stdout + done.stderr, done.stderr
         assert done.returncode == (2 if "give" in said else 0)
+
+
+OTHERS = """numpy scipy numba llvmlite tqdm safetensors threadpoolctl PIL matplotlib pooch cupy
+mpi4py sklearn joblib yaml cffi pandas polars torch IPython ipywidgets packaging colorama"""
+
+
+@pytest.mark.parametrize("way", [*COMMAND, "script"])
+def test_a_command_in_a_strangers_folder_runs_none_of_its_files(way, tmp_path, undrawn):
+    """One for each module that Python has, and others."""
+    rows, run, here = (tmp_path / name for name in ("rows.npy", "run", "here"))
+    np.save(rows, np.random.default_rng(0).normal(size=(60, 3)))
+    here.mkdir()
+    ran = tmp_path / "ran"
+    names = {*sys.stdlib_module_names, *OTHERS.split()} - {"__main__"}
+    for name in names:
+        code = f"open({str(ran)!r}, 'a').write(__name__ + '\\n'); 1 / 0"
+        (here / f"{name}.py").write_text(code)
+    assert program("-c", "import plistlib", cwd=here).returncode and ran.exists(), "a control"
+    ran.unlink()
+    quick = ["--epochs", "1", "--batch-size", "16", "--backend", "numpy", "--out", str(run)]
+    if way == "script":
+        words = [str(ROOT / "scripts" / "train_mnist.py"), str(rows), "--model", "fc", *quick]
+    else:
+        train.main([str(rows), *quick])
+        words = [*COMMAND[way], "evaluate", str(run)]
+    done = program(*words, cwd=here)
+    assert not ran.exists(), ran.read_text().split()
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_a_current_folder_a_command_says_what_it_needs(tmp_path, undrawn):
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(60, 3)))
+    run, gone = str(tmp_path / "run"), tmp_path / "gone"
+    train.main([str(tmp_path / "rows.npy"), "--epochs", "1", "--backend", "numpy", "--out", run])
+    code = "import os, sys; folder = sys.argv.pop(); os.mkdir(folder); os.chdir(folder);"
+    code += "os.rmdir(folder); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    for words, said in (
+        ([], "NLL"),
+        (["--model", "my_flows:build"], "--model needs my_flows:build, which cannot be imported"),
+    ):
+        whole = ["-m", "snfnp", "evaluate", run, *words]
+        done = program("-c", code, *whole, str(gone), cwd=tmp_path)
+        assert said in done.stdout + done.stderr and "Traceback" not in done.stderr
