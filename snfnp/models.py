@@ -143,7 +143,7 @@ def _fitting_vector(shape: tuple[int, ...], rows: int) -> dict:
         "bins": 5 if few else 8,
         "lr": 0.01 * min(1.0, root),
         "batch_size": min(rows, max(16, min(500, rows // 8))),
-        "steps": max(800, min(2000, rows)),
+        "steps": max(800, min(2000, rows), min(8000, rows // 8)),
     }
 
 

@@ -1,5 +1,6 @@
 """FlowDensity: scikit-learn's checks, exactness, little data, bad input, names, weights, files."""
 
+import math
 import os
 import pickle
 import sys
@@ -15,7 +16,7 @@ from support.processes import python
 
 import snfnp
 from snfnp import threads
-from snfnp.density import estimator, files
+from snfnp.density import estimator, files, training
 from snfnp.density.rows import drawn
 from snfnp.density.training import Candidate, flow_candidate, mixture_candidates
 from snfnp.errors import CheckpointError, DivergedError, SnfnpError, UsageError
@@ -349,7 +350,8 @@ def test_patience_counts_from_the_best_evaluation_of_all_folds(monkeypatch):
     config = TrainConfig(model="vector", backend="numpy", **size).resolve(40, (2,))
     taken = []
     moments = x.mean(axis=0), x.std(axis=0)
-    found = flow_candidate(config, moments, x, folds, taken.append)
+    progress = training.Progress(advance=taken.append)
+    found = flow_candidate(config, moments, x, folds, progress)
     assert found.step == 6 and taken == [2] * 10
     for member, params in zip(found.members, kept[6:8], strict=True):
         flow = config.build_flow((2,), moments)
@@ -357,6 +359,78 @@ def test_patience_counts_from_the_best_evaluation_of_all_folds(monkeypatch):
             for name, values in named.items():
                 np.testing.assert_array_equal(values, params[layer][name])
     assert set(found.scores[folds[0]]) == {1.0} and set(found.scores[folds[1]]) == {3.0}
+
+
+@pytest.mark.parametrize("rows, levels", [(500, [0, 0.1, 0.2]), (600, [0, 0.1]), (1001, [0])])
+def test_the_fewer_rows_the_more_noise_is_tried(rows, levels, monkeypatch):
+    seen = noted_folds(monkeypatch)
+    how = {"layers": 1, "epochs": 1, "members": 2, "mixtures": False, "random_state": 0}
+    snfnp.FlowDensity(activation="smooth-leaky-relu", **how).fit(moons(rows))
+    assert [config.noise for *_, config in seen] == levels
+
+
+def test_every_member_has_a_seed_of_its_own_and_other_rows_than_judge_it(monkeypatch):
+    """Also where training goes on with twice as many steps."""
+    seen, original = [], training.Batches
+
+    def noted(ops, rows, config, shape):
+        seen.append((rows, config))
+        return original(ops, rows, config, shape)
+
+    monkeypatch.setattr(training, "Batches", noted)
+    monkeypatch.setattr(training, "_WORTH", -math.inf)
+    x, folds, steps = moons(80), [np.arange(0, 80, 4), np.arange(1, 80, 4)], []
+    size = {"depth": 1, "activation": "smooth-leaky-relu", "batch_size": 20, "epochs": 2}
+    config = TrainConfig(model="vector", backend="numpy", **size).resolve(60, (2,))
+    progress = training.Progress(advance=steps.append)
+    found = flow_candidate(config, (x.mean(axis=0), x.std(axis=0)), x, folds, progress, 12)
+    assert len(steps) == 6 + 12 and 0 <= found.step <= 18
+    assert len({config.seed for _, config in seen}) == len(seen) == 4
+    for number, (rows, _) in enumerate(seen):
+        assert not {tuple(row) for row in rows} & {tuple(row) for row in x[folds[number % 2]]}
+
+
+def test_training_goes_on_as_long_as_it_is_worth_it(monkeypatch):
+    """By a script of scores: from the best flows, and no further after too small a gain."""
+    begun, scores = [], iter([-3.0, -2.0, -1.995])
+
+    def trained(config, moments, rows, folds, progress, best, done):
+        begun.append((config.epochs, best.members, done))
+        return training.Candidate("flow", np.full(4, next(scores)), [len(begun)], done), 100
+
+    monkeypatch.setattr(training, "_trained", trained)
+    config = TrainConfig(model="vector", epochs=5)
+    found = flow_candidate(config, (), moons(4), [], None, 10_000)
+    assert begun == [(5, [], 0), (10, [1], 100), (20, [2], 200)] and found.mean == -1.995
+
+
+def test_a_limit_of_time_stops_what_is_tried(monkeypatch):
+    lines, x = [], moons(300)
+    how = {"random_state": 0, "layers": 1, "members": 2, "activation": "smooth-leaky-relu"}
+    monkeypatch.setattr(estimator, "tqdm", mock.MagicMock(write=lines.append))
+    density = snfnp.FlowDensity(time_limit=0.0, verbose=True, **how).fit(x)
+    assert np.isfinite(density.score(x)) and density.n_iter_ <= 20
+    assert sum(line.startswith("mixture") for line in lines) == 1
+    with one_line(ValueError, "time_limit is -1: give seconds, or None"):
+        snfnp.FlowDensity(time_limit=-1).fit(x)
+
+
+@pytest.mark.parametrize("rows", [60, 200])
+def test_rows_of_many_judge_in_part(rows, monkeypatch):
+    """Beyond a number of rows, most are trained on by all members; mixtures have other sizes."""
+    seen = noted_folds(monkeypatch)
+    for name, value in (("_JUDGED", 10), ("FEW", 100), ("_FIRST", 20), ("_LONGEST", 40)):
+        monkeypatch.setattr(estimator, name, value)
+    monkeypatch.setattr(training, "FEW", 100)
+    how = {"random_state": 0, "layers": 1, "members": 3, "activation": "smooth-leaky-relu"}
+    density = snfnp.FlowDensity(noise=0.0, **how).fit(moons(rows))
+    table, folds, _ = seen[0]
+    assert len(table) == rows and [len(fold) for fold in folds] == [10] * 3
+    assert len(set(np.concatenate(folds))) == 30
+    for name in density.weights_:
+        of_many = name.endswith("full, prior 0.3") and "of 16" in name or "of 32" in name
+        assert name.startswith("flow") or of_many == (rows == 200)
+    assert density.n_iter_ <= (60 if rows == 200 else 800)
 
 
 def test_noise_has_the_units_of_its_column():
@@ -457,7 +531,7 @@ def noted_folds(monkeypatch):
     seen, original = [], estimator.flow_candidate
 
     def noted(config, moments, table, folds, *rest):
-        seen.append((table, folds))
+        seen.append((table, folds, config))
         return original(config, moments, table, folds, *rest)
 
     monkeypatch.setattr(estimator, "flow_candidate", noted)
@@ -473,7 +547,7 @@ def test_copies_that_weights_draw_are_no_ties_and_share_a_fold(members, monkeypa
         warnings.simplefilter("error")
         density = snfnp.FlowDensity(random_state=0, **FAST | {"members": members})
         density.fit(x, sample_weight=weights)
-    for table, folds in seen:
+    for table, folds, _ in seen:
         assert len(table) == 60 and len(np.unique(table, axis=0)) < 50
         for fold in folds:
             rest = {tuple(row) for row in np.delete(table, fold, axis=0)}
@@ -492,7 +566,7 @@ def test_a_bootstrap_has_no_ties_but_those_of_distinct_rows(lattice, monkeypatch
     resampled = x[rng.integers(0, 60, 60)]
     density = snfnp.FlowDensity(random_state=0, **FAST | {"members": 3}).fit(resampled)
     np.testing.assert_array_equal(density.step_, [1, 1] if lattice else [0, 0, 1])
-    table, folds = seen[0]
+    table, folds, _ = seen[0]
     apart = 0
     for fold in folds:
         rest = {tuple(row) for row in np.delete(table, fold, axis=0)}
@@ -514,16 +588,16 @@ def test_samples_have_the_values_of_columns_with_ties():
     at an end is too frequent."""
     rng = np.random.default_rng(0)
     x = np.stack([rng.integers(0, 3, 400), rng.exponential(20, 400).round(), rng.normal(size=400)])
-    x = x.T
+    x = x.T + [0.5, 0.0, 0.0]
     density = snfnp.FlowDensity(random_state=0, members=2, epochs=5, layers=1).fit(x)
     drawn_rows = density.sample(4000, random_state=1)
-    assert set(drawn_rows[:, 0]) == {0, 1, 2}
+    assert set(drawn_rows[:, 0]) == {0.5, 1.5, 2.5}
     assert set(drawn_rows[:, 1]) <= set(np.arange(x[:, 1].min(), x[:, 1].max() + 1))
-    shares = [(each[:, 0] == 0).mean() for each in (drawn_rows, x)]
+    shares = [(each[:, 0] == 0.5).mean() for each in (drawn_rows, x)]
     assert abs(shares[0] - shares[1]) < 0.1
     assert not np.array_equal(drawn_rows[:, 2], drawn_rows[:, 2].round())
     far = density.inverse_transform(np.full((1, 3), 50.0))
-    assert 0 <= far[0, 0] <= 2 and x[:, 1].min() <= far[0, 1] <= x[:, 1].max()
+    assert 0.5 <= far[0, 0] <= 2.5 and x[:, 1].min() <= far[0, 1] <= x[:, 1].max()
 
 
 def test_scores_compare_on_rows_with_noise(monkeypatch):

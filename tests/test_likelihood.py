@@ -13,6 +13,7 @@ from support.gradients import random_parameters
 from support.trainers import images_of, make_trainer
 
 from snfnp.data import load_dataset
+from snfnp.density import mixture
 from snfnp.density.ensemble import Ensemble, MixtureMember, stacked_weights
 from snfnp.density.mixture import Mixture
 from snfnp.density.training import mixture_candidates
@@ -362,6 +363,125 @@ def test_em_finds_the_mixture_that_rows_come_from(kind):
     assert np.exp(found.log_prob(grid)).sum() * (side[1] - side[0]) ** 2 == pytest.approx(1)
     alike = Mixture.fit(np.ones((5, 2)) + rng.normal(size=(5, 1)), 3, kind, 0.3, 0)
     assert np.isfinite(alike.log_prob(x)).all()  # of columns that are equal
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal", "tied"])
+def test_a_step_of_em_is_the_formula_with_its_prior(kind):
+    """π = (n + 1) / (N + K), μ and Σ = (S + ν C) / (n + ν), from the shares of the step before."""
+    rng = np.random.default_rng(0)
+    rows, prior, usual = rng.normal(size=(50, 3)), 0.7, np.diag([1.0, 2.0, 0.5])
+    before = Mixture(np.array([0.3, 0.7]), rng.normal(size=(2, 3)), np.stack([np.eye(3)] * 2))
+    apart = rows - before.means[:, np.newaxis]
+    joint = np.log([[0.3], [0.7]]) + norm.logpdf(apart).sum(axis=2)
+    shares = np.exp(joint - np.logaddexp.reduce(joint))
+    mean, sums = before._expected(rows)
+    assert mean == pytest.approx(np.logaddexp.reduce(joint).mean(), rel=1e-12)
+    np.testing.assert_allclose(before.log_prob(rows), np.logaddexp.reduce(joint), rtol=1e-12)
+    found = Mixture._maximised(sums, usual, kind, prior)
+    counts = shares.sum(axis=1)
+    np.testing.assert_allclose(found.weights, (counts + 1) / 52, rtol=1e-12)
+    scatters = []
+    for share, count, mean in zip(shares, counts, found.means, strict=True):
+        np.testing.assert_allclose(mean, share @ rows / count, rtol=1e-10)
+        scatters.append((rows - mean).T @ ((rows - mean) * share[:, np.newaxis]))
+    if kind == "tied":
+        scatters, counts = [sum(scatters)] * 2, [counts.sum()] * 2
+    for root, scatter, count in zip(found.roots, scatters, counts, strict=True):
+        expected = (scatter + prior * usual) / (count + prior)
+        expected *= np.eye(3) if kind == "diagonal" else 1
+        np.testing.assert_allclose(root @ root.T, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_the_prior_of_many_components_is_as_much_smaller(monkeypatch):
+    """C K^(−2/D), and a millionth of its mean on the diagonal."""
+    seen, original = [], Mixture._maximised.__func__
+
+    def noted(cls, sums, usual, kind, prior):
+        seen.append(usual)
+        return original(cls, sums, usual, kind, prior)
+
+    monkeypatch.setattr(Mixture, "_maximised", classmethod(noted))
+    rows = np.random.default_rng(0).normal(size=(200, 3)) * [1, 2, 3]
+    Mixture.fit(rows, 8, "full", 0.3, 0)
+    expected = np.cov(rows.T, bias=True) / 4
+    expected += 1e-6 * np.trace(expected) / 3 * np.eye(3)
+    np.testing.assert_allclose(seen[0], expected, rtol=1e-12)
+
+
+def test_a_start_has_a_row_of_each_of_groups_far_apart():
+    rng = np.random.default_rng(0)
+    groups = np.repeat([[0.0, 0.0], [100.0, 0.0], [0.0, 100.0]], 50, axis=0)
+    rows = groups + rng.normal(size=(150, 2))
+    for seed in range(20):
+        labels = mixture._start(rows, 3, np.random.default_rng(seed))
+        assert all(len(set(labels[first : first + 50])) == 1 for first in (0, 50, 100))
+        assert len(set(labels)) == 3
+    assert set(mixture._start(rows[:1].repeat(9, axis=0), 3, rng)) == {0}  # no other row is left
+
+
+def test_samples_of_a_mixture_have_its_covariances():
+    roots = np.array([[[1.0, 0.0], [1.5, 0.5]], [[0.2, 0.0], [-1.0, 0.1]]])
+    drawn = Mixture(np.array([1.0, 0.0]), np.zeros((2, 2)), roots).sample(
+        20_000, np.random.default_rng(0)
+    )
+    np.testing.assert_allclose(np.cov(drawn.T), roots[0] @ roots[0].T, atol=0.06)
+
+
+def test_many_rows_go_through_a_mixture_in_parts(monkeypatch):
+    """A fit to a part of the rows comes first: the rest has the same rows twice, to 1e-9."""
+    rows = np.random.default_rng(0).normal(size=(300, 2))
+    whole = Mixture.fit(rows, 3, "full", 0.3, 0)
+    monkeypatch.setattr(mixture, "_NUMBERS", 64)
+    parts = Mixture.fit(rows, 3, "full", 0.3, 0)
+    np.testing.assert_allclose(parts.means, whole.means, atol=1e-9)
+    np.testing.assert_allclose(parts.log_prob(rows), whole.log_prob(rows), atol=1e-9)
+    monkeypatch.setattr(mixture, "_FIRST", 150)
+    seen, original = [], Mixture._expected
+
+    def noted(fitted, some):
+        seen.append(len(some))
+        return original(fitted, some)
+
+    monkeypatch.setattr(Mixture, "_expected", noted)
+    Mixture.fit(rows, 3, "full", 0.3, 0)
+    assert set(seen) == {150, 300} and 0 < seen.count(300) <= mixture._ON_ALL
+
+
+def test_scores_of_mixtures_have_the_units_of_the_data_and_come_from_other_rows(monkeypatch):
+    rng, fitted = np.random.default_rng(0), []
+    rows, ldj, folds = rng.normal(size=(60, 2)), rng.normal(size=60), np.split(np.arange(60), 3)
+    original = Mixture.fit.__func__
+
+    def noted(cls, rows, *settings):
+        fitted.append(rows)
+        return original(cls, rows, *settings)
+
+    monkeypatch.setattr(Mixture, "fit", classmethod(noted))
+    for candidate in mixture_candidates(rows, folds, 0, ldj):
+        for fold, member in zip(folds, candidate.members, strict=True):
+            expected = member.log_prob(rows[fold]) + ldj[fold]
+            np.testing.assert_array_equal(candidate.scores[fold], expected)
+    for number, own in enumerate(fitted):
+        rest = np.delete(rows, folds[number % 3], axis=0)
+        np.testing.assert_array_equal(np.sort(own, axis=0), np.sort(rest, axis=0))
+
+
+def test_components_are_as_many_as_rows_and_columns_allow():
+    def most(rows, columns):
+        x = np.random.default_rng(0).normal(size=(rows, columns))
+        names = [each.name for each in mixture_candidates(x, [np.arange(5)], 0, np.zeros(rows))]
+        return max(int(name.split()[2].rstrip(",")) for name in names)
+
+    assert most(60, 2) == 8 and most(60, 12) == 4
+
+
+def test_small_weights_of_an_average_are_left_out():
+    """The best weight of a density that alone explains 5 of 1000 rows is 0.005, of 50: 0.05."""
+    for rows, expected in ((5, 0.0), (50, 0.05)):
+        scores = np.zeros((2, 1000))
+        scores[1] = -50.0
+        scores[:, :rows] = [[-50.0], [0.0]]
+        np.testing.assert_allclose(stacked_weights(scores), [1 - expected, expected], atol=1e-3)
 
 
 def test_mixtures_close_in_on_values_that_many_rows_share():

@@ -6,9 +6,12 @@ Derivation: derivations/02-change-of-variables.md and 31-an-average-of-densities
 from __future__ import annotations
 
 import inspect
+import math
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import KW_ONLY, dataclass, replace
@@ -23,7 +26,7 @@ from snfnp.data.dataset import labels_of, moments_of
 from snfnp.data.ties import TIES, with_ties
 from snfnp.density import files, rows
 from snfnp.density.ensemble import Ensemble, FlowMember, MixtureMember, stacked_weights
-from snfnp.density.training import Candidate, flow_candidate, mixture_candidates
+from snfnp.density.training import FEW, Candidate, Progress, flow_candidate, mixture_candidates
 from snfnp.errors import UsageError
 from snfnp.layers.preprocess import Standardise
 from snfnp.ops import RandomKey, get_ops
@@ -32,7 +35,8 @@ from snfnp.training.progress import compilations_shown, progress_bar, silent
 
 _NOISE = {0.0: 2**63, 0.1: 1000, 0.2: 500}  # candidates: rows up to which they are tried
 _TOLD = set()  # columns with ties, and their steps, of which this process has warned
-_MIXTURES = 5000  # rows up to which mixtures are tried
+_FIRST, _LONGEST = 2000, 8000  # steps of a flow on many rows: the first training, the longest
+_JUDGED = 4000  # rows of a fold, at most: the others are trained on by all members
 _SMALL = 4096  # numbers in a batch for which a smooth leaky ReLU is fastest in plain NumPy
 
 
@@ -77,6 +81,8 @@ class FlowDensity:
             no ties, except in a table of one column.
         validation_fraction: of the rows, held out to choose the best evaluation of a single flow.
         patience: stop after this many evaluations, of some 40, without a better one; None: never.
+        time_limit: seconds after which nothing more is tried, whatever is best by then; a result
+            then depends on the machine. None: no limit.
         verbose: True: lines on what is fitted, and a progress bar; False: nothing; None: the bar
             alone, in terminals and notebooks.
         random_state: None, a whole number, or a generator of NumPy's.
@@ -105,6 +111,7 @@ class FlowDensity:
     ties: str = "dequantise"
     validation_fraction: float = 0.1
     patience: int | None = None
+    time_limit: float | None = None
     verbose: bool | None = None
     random_state: int | np.random.Generator | np.random.RandomState | None = None
 
@@ -201,6 +208,9 @@ class FlowDensity:
             raise UsageError(f"validation_fraction is {fraction!r}: it must be between 0 and 1")
         if isinstance(members, bool) or not isinstance(members, (int, np.integer)) or members < 1:
             raise UsageError(f"members is {members!r}: it must be a whole number from 1 on")
+        limit = self.time_limit
+        if limit is not None and not (isinstance(limit, (int, float, np.number)) and limit >= 0):
+            raise UsageError(f"time_limit is {limit!r}: give seconds, or None")
         if self.ties not in TIES:
             raise UsageError(f"ties is {self.ties!r}: it must be one of {', '.join(TIES)}")
 
@@ -235,25 +245,30 @@ class FlowDensity:
             held_out = min(max(1, round(self.validation_fraction * number)), number - 1)
             folds = [np.flatnonzero(groups < held_out)]
         else:
-            folds = [np.flatnonzero(groups % members == k) for k in range(members)]
+            held_out = groups < members * _JUDGED
+            folds = [np.flatnonzero(held_out & (groups % members == k)) for k in range(members)]
         rows = count - max(map(len, folds))
         config = self._config(rows, columns, seed)
         levels = [each for each, most in _NOISE.items() if count <= most]
         levels = levels if self.noise is None else [self.noise]
-        steps = config.epochs * config.steps_per_epoch(rows) * len(levels) * len(folds)
+        longest = _LONGEST if self.epochs is None and count > FEW else 0
+        if longest:
+            config = replace(config, epochs=max(1, _FIRST // config.steps_per_epoch(rows)))
         found = []
-        show = _progress(self.verbose, get_ops(config.backend), steps)
+        workers = threads.most() if count > FEW else 1
+        show = _progress(self.verbose, get_ops(config.backend), self.time_limit, workers)
         small = config.batch_size * columns <= _SMALL  # more threads would wait for each other
-        with threads.limited(1 if small else None), show as (advance, report):
+        with threads.limited(1 if small else None), show as (progress, report):
             for level in levels:
-                how = (replace(config, noise=level), moments, table, folds, advance)
+                how = (replace(config, noise=level), moments, table, folds, progress, longest)
                 found.append(flow_candidate(*how))
                 report(found[-1].line)
-            if members > 1 and self.mixtures and count <= _MIXTURES:
+            if members > 1 and self.mixtures:
                 z, ldj = Standardise(*map(tuple, moments)).forward(
                     get_ops("numpy"), table, RandomKey(seed, 0, 0), np.float64
                 )
-                mixtures = mixture_candidates(z, folds, seed, ldj)
+                with threads.limited(1):  # of which some fit mixtures side by side
+                    mixtures = mixture_candidates(z, folds, seed, ldj, progress)
                 for each in mixtures:
                     report(each.line)
                 found += mixtures
@@ -411,11 +426,30 @@ class FlowDensity:
 
 
 @contextmanager
-def _progress(verbose: bool | None, ops, steps: int) -> Iterator[tuple[Callable, Callable]]:
-    """A context with a bar over `steps`, as `verbose` of `FlowDensity` says: (a function that takes
-    the number of more steps, one that takes a line)."""
+def _progress(
+    verbose: bool | None, ops, time_limit: float | None, workers: int
+) -> Iterator[tuple[Progress, Callable]]:
+    """A context with a bar over the steps of flows, as `verbose` of `FlowDensity` says: (what a fit
+    calls on its way, a function that takes a line)."""
     report = tqdm.write if verbose and sys.stdout else silent
     hidden = None if verbose is None else not verbose
-    bar = progress_bar(total=steps, unit="step", disable=hidden, leave=False)
+    bar = progress_bar(total=0, unit="step", disable=hidden, leave=False)
+    start, limit = time.monotonic(), math.inf if time_limit is None else time_limit
+
+    def begin(name: str, steps: int) -> None:
+        bar.total += steps
+        bar.set_description(name)
+
+    def late() -> bool:
+        return time.monotonic() - start > limit
+
+    def in_threads(function, *given) -> list:
+        pool = ThreadPoolExecutor(workers)
+        try:
+            return list(pool.map(function, *given))
+        finally:
+            pool.shutdown(cancel_futures=True)  # if it was interrupted
+
     with bar, compilations_shown(ops, report if hidden is not None else lambda line: None):
-        yield bar.update, report
+        progress = Progress(begin, bar.update, late)
+        yield replace(progress, map=in_threads) if workers > 1 else progress, report

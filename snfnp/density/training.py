@@ -22,10 +22,15 @@ from snfnp.training.batches import Batches
 from snfnp.training.options import TrainConfig
 from snfnp.training.trainer import Trainer, take_steps
 
+FEW = 5000  # rows up to which every mixture is tried, and flows are trained once
 _EVALUATIONS = 40  # of a whole training, about
+_WORTH = 0.01  # nats by which the last training has to be better for one that is twice as long
 _COMPONENTS = 1, 2, 3, 4, 6, 8, 12, 20, 32, 48, 64, 96
+_OF_MANY = 16, 32, 64, 128, 256, 512, 1024
 _ROWS_PER_COMPONENT = 6
-_PRIORS = ("full", 0.003), ("full", 0.3), ("full", 3.0), ("diagonal", 1e-4)
+_WORK = 2**25  # components times rows to which a mixture is fitted, at most
+_PRIORS = ("full", 0.003), ("full", 0.3), ("full", 3.0), ("diagonal", 1e-4), ("tied", 0.003)
+_PRIORS_OF_MANY = (("full", 0.3),)
 _MANY, _WORSE = 20, 0.1  # components from which on more are not tried if worse by so many nats
 
 
@@ -62,49 +67,85 @@ class Candidate:
         return replace(self, members=self.members + more, refit=None)
 
 
+@dataclass
+class Progress:
+    """What a fit calls on its way.
+
+    begin: gets what is tried next, in words, and its steps; advance: the steps that were done;
+    late: whether the time is over; map: a list of what a function returns, side by side.
+    """
+
+    begin: Callable[[str, int], None] = lambda name, steps: None
+    advance: Callable[[int], None] = lambda steps: None
+    late: Callable[[], bool] = lambda: False
+    map: Callable[..., list] = lambda function, *given: list(map(function, *given))
+
+
 def flow_candidate(
     config: TrainConfig,
     moments: tuple,
     rows: np.ndarray,
     folds: list[np.ndarray],
-    advance: Callable[[int], None] = lambda steps: None,
+    progress: Progress | None = None,
+    longest: int = 0,
 ) -> Candidate:
     """Train a flow for every fold on all other rows, side by side.
 
     Of all evaluations, the start's included, the one is kept at which all held-out rows together
-    are most likely.
+    are most likely. From there the flows go on, each time with twice as many steps and the whole
+    learning rate again, while that makes held-out rows more likely by 0.01 nats.
 
     Args:
         config: resolved for the rows of a fold's complement; flow k gets the seed plus k.
         moments: the arguments of `Standardise`.
         rows: (N, D).
         folds: the places of the rows that are held out, for each flow.
-        advance: gets the number of steps after each step of all flows.
+        progress: what is called on the way.
+        longest: steps of the last training, at most; the first one has those of `config`.
     """
+    progress = progress or Progress()
+    best = Candidate(f"flow, noise {config.noise:g}")
+    done, before = 0, -math.inf
+    while True:
+        best, steps = _trained(config, moments, rows, folds, progress, best, done)
+        done += steps
+        if 2 * steps > longest or best.mean < before + _WORTH or progress.late():
+            return best
+        before, config = best.mean, replace(config, epochs=2 * config.epochs)
+
+
+def _trained(config, moments, rows, folds, progress: Progress, best: Candidate, done: int):
+    """The best of a training that begins with the flows of `best`, if it has some, and its steps.
+    done: the steps before."""
     ops, flow = get_ops(config.backend), config.build_flow(rows.shape[1:], moments)
-    trainings, best = [], Candidate(f"flow, noise {config.noise:g}")
+    trainings = []
     with np.errstate(all="ignore"):
         for number, fold in enumerate(folds):
-            own = replace(config, seed=(config.seed + number) % 2**31)
+            own = replace(config, seed=(config.seed + done + number) % 2**31)
             batches = Batches(ops, np.delete(rows, fold, axis=0), own, flow.shape)
             trainer = Trainer(ops, flow, own, batches.steps_per_epoch)
             trainer.begin(batches)
+            if best.members:
+                trainer.p[...] = best.members[number]
             trainings.append((trainer, batches))
         steps = config.epochs * min(batches.steps_per_epoch for _, batches in trainings)
         every = max(1, steps // _EVALUATIONS)
         most = math.inf if config.patience is None else config.patience * every
+        progress.begin(best.name, steps * len(folds))
         with suppress(DivergedError, SingularMatrixError):  # the best before is kept
-            best = _judged(trainings, rows, folds, best)
+            best = _judged(trainings, rows, folds, best, done)
             for step in take_steps(trainings, steps):
-                advance(len(folds))
+                progress.advance(len(folds))
                 if step % every == 0 or step == steps:
-                    best = _judged(trainings, rows, folds, best)
-                if step - (best.step or 0) >= most:
+                    best = _judged(trainings, rows, folds, best, done)
+                    if progress.late():
+                        break
+                if done + step - (best.step or 0) >= most:
                     break
-    return best
+    return best, steps
 
 
-def _judged(trainings, rows, folds, best: Candidate) -> Candidate:
+def _judged(trainings, rows, folds, best: Candidate, done: int) -> Candidate:
     """The flows as they are, or `best` if the held-out rows are at least as likely by that."""
     scores, judged = np.empty(len(rows)), np.sort(np.concatenate(folds))
     for (trainer, _), fold in zip(trainings, folds, strict=True):
@@ -112,33 +153,54 @@ def _judged(trainings, rows, folds, best: Candidate) -> Candidate:
     now = np.where(np.isnan(scores), -np.inf, scores)[judged]
     if best.members and not now.mean() > best.mean:
         return best
-    return Candidate(best.name, now, [trainer.p.copy() for trainer, _ in trainings], trainer.step)
+    members = [trainer.p.copy() for trainer, _ in trainings]
+    return Candidate(best.name, now, members, done + trainer.step)
 
 
 def mixture_candidates(
-    rows: np.ndarray, folds: list[np.ndarray], seed: int, ldj: np.ndarray
+    rows: np.ndarray,
+    folds: list[np.ndarray],
+    seed: int,
+    ldj: np.ndarray,
+    progress: Progress | None = None,
 ) -> list[Candidate]:
     """Mixtures of standardised rows (N, D), each for every fold; `Candidate.refit` takes all rows.
 
     For each prior of the covariances there are 1 to 96 components, as far as the rows allow and,
-    from 20 on, until more of them are worse. ldj: log|det| of the standardisation, (N,), for scores
-    in units of the data.
+    from 20 on, until more of them are worse. On more than 5000 rows there is one prior, and 16 to
+    1024 components until more of them are no better, fitted to as many rows as time allows: up to
+    2²⁵ / components. ldj: log|det| of the standardisation, (N,), for scores in units of the data.
     """
-    found = []
+    found, progress = [], progress or Progress()
     count, columns = rows.shape
+    few = count <= FEW
     most = max(1, min(count // _ROWS_PER_COMPONENT, count // columns))
-    for kind, prior in _PRIORS:
+    judged = np.sort(np.concatenate(folds))
+    for kind, prior in _PRIORS if few else _PRIORS_OF_MANY:
         best = -np.inf
-        for components in (each for each in _COMPONENTS if each <= most):
+        for components in (each for each in (_COMPONENTS if few else _OF_MANY) if each <= most):
+            if found and progress.late():
+                break
             name = f"mixture of {components}, {kind}, prior {prior:g}"
-            how = components, kind, prior
-            candidate = Candidate(name, np.empty(count), refit=partial(Mixture.fit, rows, *how))
-            for number, fold in enumerate(folds):
-                mixture = Mixture.fit(np.delete(rows, fold, axis=0), *how, (seed, number))
+            progress.begin(name, 0)
+            fit = partial(_fitted, rows, components, kind, prior)
+            candidate = Candidate(name, np.empty(count), refit=fit if few else None)
+            seeds = [(seed, number) for number in range(len(folds))]
+            candidate.members = progress.map(fit, seeds, folds)
+            for mixture, fold in zip(candidate.members, folds, strict=True):
                 candidate.scores[fold] = mixture.log_prob(rows[fold]) + ldj[fold]
-                candidate.members.append(mixture)
+            candidate.scores = candidate.scores[judged]
             found.append(candidate)
+            worse = candidate.mean < (best - _WORSE if few else best + _WORTH)
             best = max(best, candidate.mean)
-            if components >= _MANY and candidate.mean < best - _WORSE:
+            if components >= _MANY and worse:
                 break
     return found
+
+
+def _fitted(rows, components: int, kind: str, prior: float, seed, fold=()) -> Mixture:
+    """A mixture of rows but those of a fold; if there are too many, of a part of them."""
+    rest = np.delete(np.arange(len(rows)), fold)
+    if len(rest) > _WORK // components:
+        rest = np.random.default_rng(seed).permutation(rest)[: _WORK // components]
+    return Mixture.fit(rows[rest], components, kind, prior, seed)
