@@ -48,9 +48,10 @@ class FlowDensity:
         density.score_samples(X), density.sample(100), density.transform(X)
 
     Each flow is trained at maximum likelihood on four fifths of the rows and judged by the last
-    fifth. Up to 5000 rows, mixtures of Gaussians are candidates beside the flows. The density is
-    Σ w p of all of them, with the weights at which the rows held out are most likely; it is exact,
-    and so are samples. The flow is the preset `vector`: see `snfnp.models.vector`.
+    fifth. Mixtures of Gaussians are candidates beside the flows; they are fitted in the same way,
+    on more than 5000 rows until more components are no better. The density is Σ w p of all of them,
+    with the weights at which the rows held out are most likely; it is exact, and so are samples.
+    The flow is the preset `vector`: see `snfnp.models.vector`.
 
     Columns with ties, such as whole numbers, are modelled with noise of one step. Scores are then
     of cells of one step, and another estimator's scores of the same rows are not: a mixture that
@@ -68,7 +69,8 @@ class FlowDensity:
         mixtures: whether mixtures are candidates.
         activation: "spline" or "smooth-leaky-relu".
         gradient: of log|det W|, by the learned inverse ("self-normalizing"), "exact" or "relative".
-        epochs: passes over the rows, at most (None: as many steps as rows, from 800 to 2000).
+        epochs: passes over the rows, at most (None: as many steps as rows, from 800 to 2000; on
+            more than 5000 rows, 2000 steps, and 4000 and 8000 more while they are of use).
         batch_size: rows of a step (None: an eighth of them, from 16 to 500).
         lr: Adam's learning rate, which falls to 0 along a cosine (None: 0.01, less for more than 16
             columns).

@@ -69,14 +69,14 @@ class Candidate:
 
 @dataclass
 class Progress:
-    """What a fit calls on its way.
+    """Functions that a fit calls on its way.
 
     begin: gets what is tried next, in words, and its steps; advance: the steps that were done;
     late: whether the time is over; map: a list of what a function returns, side by side.
     """
 
     begin: Callable[[str, int], None] = lambda name, steps: None
-    advance: Callable[[int], None] = lambda steps: None
+    advance: Callable[[int], object] = lambda steps: None
     late: Callable[[], bool] = lambda: False
     map: Callable[..., list] = lambda function, *given: list(map(function, *given))
 
