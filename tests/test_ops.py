@@ -119,6 +119,14 @@ def test_override_matches_its_definition(name, dtype):
         calls.assert_as_defined(NUMBA, name, OVERRIDES[name](np.random.default_rng(0), dtype, size))
 
 
+@pytest.mark.parametrize("name", OF_NUMBA)
+def test_a_kernel_without_its_parallel_loop_matches_its_definition(name, alone):
+    """In the quick tier: each kernel once, in the precision in which bounds are tightest. The
+    convolutions of these sizes take planes, patches and tiles."""
+    for size in [(5, 37), (300, 3), (96, 8)]:
+        calls.assert_as_defined(NUMBA, name, OVERRIDES[name](np.random.default_rng(0), float, size))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OF_NUMBA)
 def test_the_number_of_threads_does_not_change_a_bit(name, monkeypatch):
