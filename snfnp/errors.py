@@ -11,17 +11,22 @@ from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
+_LONGEST = 2000  # characters of a message
+
 
 class SnfnpError(Exception):
     """A failure that a person can act on: one line that says what was found and what to do.
 
-    Characters that a terminal would act on, as in a file's name, are spelled out.
+    Characters that a terminal would act on, as in a file's name, are spelled out. A line that
+    quotes what is in a file ends somewhere.
     """
 
     exit_status = 1
 
     def __init__(self, message: str = ""):
-        super().__init__(printable(message))
+        super().__init__(
+            printable(message if len(message) <= _LONGEST else message[:_LONGEST] + "…")
+        )
 
 
 class UsageError(SnfnpError):

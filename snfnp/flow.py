@@ -4,6 +4,7 @@ Derivation: derivations/02-change-of-variables.md and 15-split-prior-and-recompu
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -120,8 +121,8 @@ class Flow:
                 isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str)
             ):
                 raise UsageError(f"{pair!r:.60} is among the layers: give a (name, layer) pair")
-        names = [name for name, _ in self.layers]
-        if taken := [name for name in names if names.count(name) > 1 or name in _TERMS]:
+        counts = Counter(name for name, _ in self.layers)
+        if taken := [name for name in counts if counts[name] > 1 or name in _TERMS]:
             found = f"a layer is called {taken[0]!r}, as another or a term of the likelihood is"
             raise UsageError(f"{found}: rename it")
         shape = self.shape

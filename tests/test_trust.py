@@ -5,6 +5,7 @@ import importlib
 import json
 import shutil
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -185,6 +186,63 @@ def test_a_flow_whose_parts_do_not_fit_is_one_line(model, run):
     forge(run, model=model)
     with one_line(UsageError):
         snfnp.load_run(run)
+
+
+LAYER = '{"class": "snfnp.layers:SmoothLeakyReLU", "alpha": 0.3}'
+MANY = ", ".join(f'["{number}", {LAYER}]' for number in range(50_000))
+KEYS = {str(number): number for number in range(10**5)}
+
+
+def without_data(record):
+    del record["config"]["data"]
+
+
+LARGE = {
+    "no data": (without_data, "is damaged, or of another version (the configuration has no"),
+    "layers": (
+        lambda record: record["config"].update(model=FLOW % f"[{MANY}]"),
+        "the flow cannot be built (ValueError: more than 10,000 layers, maps and rules)",
+    ),
+    "described layers": (
+        lambda record: record["model"]["flow"].update(layers=json.loads(f"[{MANY}]")),
+        "its model has changed since it was trained (layer[0] was 0, is dense1)",
+    ),
+    "axes": (
+        lambda record: record["config"].update(
+            model=FLOW.replace("[2]", str([1] * 10**5)) % f'[["a", {LAYER}]]'
+        ),
+        "the flow",
+    ),
+    "options": (
+        lambda record: record["config"].update(KEYS),
+        "(the configuration has unknown entries: 0, 1, 10, 100, ",
+    ),
+    "fields": (
+        lambda record: record["model"]["flow"].update(KEYS),
+        "its model has changed since it was trained (0 was 0, is absent)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_a_forged_config_of_any_size_is_one_line_in_seconds(case, run):
+    """What is quadratic in the number of layers would take a minute."""
+    change, said = LARGE[case]
+    record = json.loads((run / "config.json").read_text())
+    change(record)
+    forge(run, record)
+    start = time.process_time()
+    for act in (snfnp.load_run, partial(snfnp.resume, report=None)):
+        with one_line(SnfnpError, said) as caught:
+            act(run)
+        assert len(str(caught.value)) < 2100
+    assert time.process_time() - start < 15
+
+
+@pytest.mark.parametrize("model", ["[" * 50_000, '{"class":' * 50_000, '{"class": "a:b"}'])
+def test_a_model_that_is_typed_may_be_damaged(model, run):
+    with one_line(UsageError, "flow"):
+        evaluate.main([str(run), "--model", model])
 
 
 def test_code_that_cannot_be_imported_is_one_line(run, tmp_path, monkeypatch):

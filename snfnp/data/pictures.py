@@ -21,6 +21,7 @@ _NAMES = {
 }
 _SPLITS = {name: split for split, names in _NAMES.items() for name in names}
 _MOST = 10_000_000  # entries of a folder, which may be endless
+_MOST_OTHERS = 200_000  # before the first image: a stranger's run may name a whole disk as its data
 
 
 def read_folder(folder: Path, report: Callable[[str], None]) -> dict[str, np.ndarray]:
@@ -35,11 +36,11 @@ def read_folder(folder: Path, report: Callable[[str], None]) -> dict[str, np.nda
                     f"{folder} has two folders of {split} images: leave one of them out"
                 )
             named[name] = split
+    if named and "train" not in named.values():
+        raise UsageError(f"{folder} has no folder train beside {', '.join(named)}: add one")
     files = list(_files(folder, report))
     if not named:
         return {"train": _read(folder, files, report)}
-    if "train" not in named.values():
-        raise UsageError(f"{folder} has no folder train beside {', '.join(named)}: add one")
     parts = {name: [] for name in named}
     for file in files:
         name = file.relative_to(folder).parts[0]
@@ -52,11 +53,16 @@ def read_folder(folder: Path, report: Callable[[str], None]) -> dict[str, np.nda
 
 def _files(folder: Path, report: Callable[[str], None]) -> Iterator[Path]:
     """The images in a folder and below it, on the same disk, in the order of their names."""
-    seen, left_out, others = 0, False, Counter()
+    seen, images, left_out, others = 0, 0, False, Counter()
     for place, folders, names in os.walk(folder):
         seen += len(names) + len(folders)
         if seen > _MOST:
             raise UsageError(f"{folder} has more than {_MOST:,} entries: give a folder of images")
+        if not images and seen > _MOST_OTHERS:
+            found = (
+                f"{folder} has no images ({', '.join(SUFFIXES)}) among its first {seen:,} entries"
+            )
+            raise UsageError(f"{found}: give a folder of images")
         paths = {name: os.path.join(place, name) for name in folders if name[0] != "."}
         here = [k for k, at in paths.items() if not (os.path.islink(at) or os.path.ismount(at))]
         left_out |= len(here) < len(folders)
@@ -64,6 +70,7 @@ def _files(folder: Path, report: Callable[[str], None]) -> Iterator[Path]:
         for name in sorted(name for name in names if name[0] != "."):
             suffix = Path(name).suffix.lower()
             if suffix in SUFFIXES:
+                images += 1
                 yield Path(place, name)
             else:
                 others[suffix or "without a suffix"] += 1
@@ -71,7 +78,7 @@ def _files(folder: Path, report: Callable[[str], None]) -> Iterator[Path]:
         found = "hidden folders, links to folders, and folders on other disks"
         report(f"{folder}: {found} are left out")
     if others:
-        found = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(6))
+        found = ", ".join(f"{number} {suffix}" for suffix, number in others.most_common(6))
         report(f"{folder}: other files are left out ({found})")
 
 

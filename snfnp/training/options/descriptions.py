@@ -25,7 +25,7 @@ from snfnp.maps import Map
 from snfnp.rules import Rule
 
 LISTED = 16  # numbers of a tuple that a run's description lists one by one
-_MOST_PARTS = 20_000  # so that a forged flow is refused at once; glow-3l-48k has about 1,000
+_MOST_PARTS = 10_000  # so that a forged flow is refused at once; glow-3l-48k has 729
 _PARTS = (Flow, Layer, Map, Rule, Preprocess, Scale, Standardise)
 _PACKAGE = re.compile(r"(snfnp\.(?:flow|layers|maps|rules|beyond)(?:\.[a-z]\w*)?):(\w+)")
 _ABSENT = "absent"

@@ -90,8 +90,9 @@ class RunFolder:
                 raise ValueError("its checksum differs")
             if not isinstance(record.get("history", []), list):
                 raise ValueError("history is no list")
-            if TrainConfig.from_dict(record.get("config")).model is None:
-                raise ValueError("the configuration has no model")
+            config = TrainConfig.from_dict(record.get("config"))
+            if config.model is None or "data" not in record["config"]:
+                raise ValueError("the configuration has no model or no data")
         except (ValueError, UsageError) as error:
             found = f"{run.config_file} is damaged, or of another version ({str(error)[:100]})"
             advice = "restore it (options are changed by resuming, not in the file)"
