@@ -56,7 +56,7 @@ def truth(name, x):
         rings = [np.log(k / 6) - 50 * (radius - k) ** 2 for k in (1, 2, 3)]
         return np.logaddexp.reduce(rings) - np.log(2 * np.pi * radius * 0.1 * np.sqrt(2 * np.pi))
     # pinwheel: a (before the bend) solves Re(z e^{-i angle(a)}) = a, found between points of a grid
-    z, grid, total = (x[:, 0] + 1j * x[:, 1]) / 2, np.linspace(-1, 3.5, 3001), -np.inf
+    z, grid = (x[:, 0] + 1j * x[:, 1]) / 2, np.linspace(-1, 3.5, 3001)
     total = np.full(len(x), -np.inf)
     for arm in range(5):
 

@@ -126,9 +126,26 @@ def printable(text: object) -> str:
     return "".join(shown)
 
 
+# words of other libraries for options: no resemblance leads to these
+_SYNONYMS = {
+    "batch": "batch_size",
+    "device": "backend",
+    "learning_rate": "lr",
+    "max_epochs": "epochs",
+    "num_epochs": "epochs",
+    "output": "out",
+    "output_dir": "out",
+    "precision": "dtype",
+    "random_state": "seed",
+}
+
+
 def suggestion(word: str, names: Iterable[str]) -> str:
-    """ " (did you mean NAME?)" with the name that a misspelt word resembles, or ""."""
-    close = difflib.get_close_matches(word, names, 1)
+    """ " (did you mean NAME?)" with the name that a word stands for or, misspelt, resembles, or "".
+    The names may be flags."""
+    meant = _SYNONYMS.get(word.removeprefix("--").replace("-", "_"), word)
+    same = [name for name in names if name in (meant, flag_of(meant))]
+    close = same or difflib.get_close_matches(word, names, 1)
     return f" (did you mean {close[0]}?)" if close else ""
 
 

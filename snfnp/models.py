@@ -74,6 +74,7 @@ class Preset:
     has_recomputable_layers: bool = True  # recompute saves memory
     has_inverse_kernel: bool = False  # R may have a larger kernel (Eqs. 28-30)
     has_bias_init: bool = False  # biases may start from data
+    has_coordinates: bool = True  # white coordinates change its training
     takes_rows: bool = False
     takes_choices: bool = True  # build uses them
     white: dict = field(default_factory=WHITE.copy)  # settings of recipe="white"
@@ -237,7 +238,9 @@ PRESETS = {
         lr_schedule="cosine",
         steps=2000,
         size={"depth": 6, "bins": 8},
+        has_coordinates=False,  # its dense layers are behind a layer that whitens
         takes_rows=True,
+        white={name: value for name, value in WHITE.items() if name != "coordinates"},
         fits=_fitting_vector,
     ),
     "conv": Preset(

@@ -16,11 +16,14 @@ import pytest
 from support.messages import assert_one_line, one_line
 from support.trainers import small_config, small_dataset, without_time
 
+import snfnp
 from snfnp import threads
 from snfnp.cli import train as command
+from snfnp.data import load_dataset
 from snfnp.errors import SnfnpError, UsageError, flag_of, in_flags
 from snfnp.models import PRESETS
 from snfnp.ops import get_ops
+from snfnp.training.batches import Batches
 from snfnp.training.checkpointer import Checkpointer
 from snfnp.training.options import OPTIONS, TrainConfig
 from snfnp.training.options.config import help_of
@@ -28,7 +31,8 @@ from snfnp.training.options.groups import interval
 from snfnp.training.options.relations import RELATIONS
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
-from snfnp.training.session import train
+from snfnp.training.session import opened, train
+from snfnp.training.trainer import Trainer
 
 CASES = [(model, gradient) for model, preset in PRESETS.items() for gradient in preset.gradients]
 SHAPE = (8, 8, 1)
@@ -161,6 +165,23 @@ def test_a_value_that_a_run_cannot_have_is_refused_before_its_first_step_and_in_
             TrainConfig(**{name: value}).resolve(1000)
 
 
+def test_paths_are_taken_wherever_text_is(tmp_path):
+    rows, parts = np.random.default_rng(0).normal(size=(60, 2)), {}
+    for name in ("data", "validation", "test"):
+        parts[name] = tmp_path / f"{name}.npy"
+        np.save(parts[name], rows)
+    texts = {name: str(path) for name, path in parts.items()}
+    assert TrainConfig(**parts) == TrainConfig(**texts)
+    held_out = {name: parts[name] for name in ("validation", "test")}
+    assert load_dataset(parts["data"], **held_out).validation.shape == (60, 2)
+    how = {"epochs": 1, "backend": "numpy", "report": None}
+    run = snfnp.fit(rows, **held_out, out=tmp_path / "run", **how)
+    np.save(tmp_path / "moved.npy", rows)
+    how = {"validation": parts["validation"], "test": parts["test"], "report": None}
+    snfnp.resume(run.folder.path, data=tmp_path / "moved.npy", epochs=2, **how)
+    assert run.folder.config().data == str(tmp_path / "moved.npy")
+
+
 def test_numbers_of_numpy_are_plain_ones():
     """As in a sweep over an array; np.float64 is a float, but its repr differs."""
     kinds = {"epochs": np.int64, "lr": np.float32, "lam": np.float64, "model": np.str_}
@@ -190,8 +211,36 @@ def test_a_configuration_is_a_flat_dataclass():
     assert list(inspect.signature(TrainConfig).parameters) == list(OPTIONS)
     assert pickle.loads(pickle.dumps(config)) == config
     assert set(RELATIONS) <= set(OPTIONS)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
+    with one_line(
+        UsageError, "there is no option colour (did you mean columns?): see snfnp.TrainConfig"
+    ):
         TrainConfig(colour=3)
+
+
+SYNONYMS = {
+    "learning_rate": "lr",
+    "num_epochs": "epochs",
+    "batch": "batch_size",
+    "device": "backend",
+    "output": "out",
+    "epocs": "epochs",
+}
+
+
+@pytest.mark.parametrize("word, meant", SYNONYMS.items())
+def test_words_of_other_libraries_lead_to_options(tmp_path, word, meant):
+    hint = f"there is no option {word} (did you mean {meant}?)"
+    calls = (
+        lambda: TrainConfig(**{word: 3}),
+        lambda: snfnp.fit(np.zeros((9, 2)), **{word: 3}),
+        lambda: TrainConfig().resumed({word: 3}, tmp_path),
+    )
+    for call in calls:
+        with one_line(UsageError, hint):
+            call()
+    flag, of_option = "--" + word.replace("_", "-"), flag_of(meant)
+    with one_line(UsageError, f"unrecognized arguments: {flag}", f"(did you mean {of_option}?)"):
+        command.main([flag, "3"])
 
 
 def test_the_command_line_has_flags_for_the_parameters_in_messages():
@@ -282,6 +331,15 @@ REFUSED = [
     ({"final_lr_fraction": 0.1}, "`final_lr_fraction` only has an effect with `lr_schedule="),
     ({"coordinates": "white", **RELATIVE}, "`coordinates` only has an effect with a `gradient`"),
     ({"recipe": "white", **RELATIVE}, "`recipe` only has an effect with a `gradient` other"),
+    ({"model": "vector", "coordinates": "white"}, "`coordinates` only has … `model=fc, conv"),
+    (
+        {"model": "vector", "gradient": "exact", "recipe": "white"},
+        "`recipe` only has an effect with … or `gradient=self-normalizing`",
+    ),
+    (
+        {"model": "vector", "activation": "smooth-leaky-relu", "bins": 3},
+        "`bins` only has an effect with `activation=spline`",
+    ),
     ({**NOISY, "sigma": 0.0}, "`sigma` is 0.0: it must be positive"),
     ({**NOISY, "sigma": 1e-9}, "`sigma` is 1e-09: it must be positive, from 1e-06 to 1e"),
     ({**NOISY, "noise_vectors": 0}, "`noise_vectors` is 0: it must be at least 1"),
@@ -306,6 +364,27 @@ REFUSED = [
 def test_settings_without_effect_are_refused_in_one_line(changes, message):
     with one_line(UsageError, *message.split(" … ")):
         TrainConfig(**changes).resolve(100)
+
+
+@pytest.mark.parametrize("changes, message", REFUSED, ids=str)
+def test_they_are_refused_before_data_are_read(tmp_path, changes, message):
+    """But for what depends on them."""
+    if changes.keys() & {"batch_size", "epochs", "data"}:
+        return
+    missing = {"model": "fc"} | changes | {"data": str(tmp_path / "no.npy")}
+    with one_line(UsageError, *message.split(" … ")), opened(TrainConfig(**missing)):
+        pass
+    with one_line(UsageError, *message.split(" … ")):
+        snfnp.fit(np.array("no data"), **{"model": "fc"} | changes)
+
+
+def test_without_a_model_an_option_of_either_kind_of_data_waits_for_them(tmp_path):
+    """Splines are for rows; a kernel's size is for neither default model."""
+    with one_line(UsageError, "no such file"), opened(TrainConfig(bins=3, data="no/such.npy")):
+        pass
+    given = TrainConfig(kernel=3, data="no/such.npy")
+    with one_line(UsageError, "`kernel` only has an effect with"), opened(given):
+        pass
 
 
 # ---------------------------------------------------------------- every option has an effect
@@ -414,7 +493,7 @@ def result(tmp_path_factory):
             return str(error)
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         metrics = without_time(lines)
-        files = sorted(path.name.partition("tfevents")[1] or path.name for path in out.iterdir())
+        files = sorted(path.name for path in out.iterdir())
         parameters = load_run(out, "last").checkpoint.p.tobytes()
         return str((metrics, files)), parameters, tuple(saves)
 
@@ -447,3 +526,61 @@ def test_every_option_changes_a_run(name, result):
     more, value = change(name)
     one, other = result(given(**more)), result(given(**more | {name: value}))
     assert one != other and not (isinstance(one, str) and isinstance(other, str))
+
+
+# ------------------------------------------------- no preset has an option without effect
+
+# What these change no step shows: data, files, evaluations, and what every step needs. The runs
+# above show it, whatever the model is.
+OF_RUNS = {"model", "gradient", "data", "validation", "test", "header", "columns", "ties"}
+OF_RUNS |= {"drop_incomplete", "data_dir", "epochs", "eval_every", "checkpoint_every", "patience"}
+OF_RUNS |= {"track_angle", "out", "backend", "threads", "eval_dtype", "graph", "tf32", "recompute"}
+OF_STEPS = [name for name in OPTIONS if name not in OF_RUNS]
+SIZES = {"levels": 1, "depth": 1, "width": 4}
+TINY = (4, 4, 1)
+# So few steps do not lift λ off its lower bound, or far.
+FREE = {"lambda_min": 1e-3}
+AT_ONCE = {"lambda_max": 1 + 1e-9, "lambda_min": 0.5}
+USUAL = {("preprocess", "logit"), ("preprocess", "standardise")}  # what None stands for
+
+
+@functools.cache
+def after_four_steps(options):
+    """The parameters after two epochs of two steps, and their figures; or the line with which the
+    options are refused."""
+    options, ops, rng = dict(options), get_ops("numpy"), np.random.default_rng(0)
+    rows = options["model"] == "vector"
+    data = rng.normal(size=(24, 3)) if rows else rng.integers(0, 256, (24, *TINY), np.uint8)
+    try:
+        config = TrainConfig(**options).resolve(len(data), data.shape[1:])
+        moments = (data.mean(axis=0), data.std(axis=0)) if rows else None
+        flow = config.build_flow(data.shape[1:], moments)
+        batches = Batches(ops, data, config, flow.shape)
+        trainer = Trainer(ops, flow, config, batches.steps_per_epoch)
+    except UsageError as error:
+        assert_one_line(error)
+        return str(error)
+    trainer.begin(batches)
+    for _ in range(4):
+        trainer.training_step(batches)
+    return trainer.p.tobytes(), trainer.averages(), str(trainer.figures())
+
+
+@pytest.mark.slow  # 40 s of a processor
+@pytest.mark.parametrize("model, gradient", CASES)
+def test_an_option_changes_the_steps_of_a_model_or_is_refused(model, gradient):
+    usual = START | {name: SIZES[name] for name in SIZES if name in PRESETS[model].size}
+    usual |= {"model": model, "gradient": gradient}
+    for name in OF_STEPS:
+        needed, changed = change(name)
+        needed = {key: given for key, given in needed.items() if key not in usual}
+        if "lambda_control" in needed and name not in AT_ONCE:
+            needed |= FREE
+        for value in {AT_ONCE.get(name, changed), *OPTIONS[name].choices}:
+            for more in ({}, needed) if needed else ({},):
+                one, other = (usual | more, usual | more | {name: value})
+                before, after = (after_four_steps(tuple(each.items())) for each in (one, other))
+                filled = [TrainConfig(**each).filled() for each in (one, other)]
+                default = value == getattr(filled[0], name) and filled[0] == filled[1]
+                known = isinstance(before, str) or default or (name, value) in USUAL
+                assert known or after != before, f"{name}={value} with {more} changes nothing"

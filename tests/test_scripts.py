@@ -19,7 +19,6 @@ from pages import DERIVATIONS, ROOT
 from support.processes import python
 
 from snfnp.cli import COMMANDS, train
-from snfnp.cli import train as learn
 from snfnp.errors import UsageError
 from snfnp.models import PRESETS
 from snfnp.training.options import TrainConfig
@@ -153,19 +152,19 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_resume(environment, tmp_path
 
 
 def test_bad_input_is_one_line_and_a_status(environment, finished, tmp_path):
-    folder, broken, train = finished[0], tmp_path / "broken", "train_mnist.py"
+    folder, broken, script = finished[0], tmp_path / "broken", "train_mnist.py"
     exact, data = str(tmp_path / "exact"), str(tmp_path / "rows.npy")
     np.save(data, np.random.default_rng(0).normal(size=(60, 3)))
     few_steps = ("--epochs", "1", "--batch-size", "20", "--gradient", "exact")
-    learn.main([data, *few_steps, "--backend", "numpy", "--out", exact])
+    train.main([data, *few_steps, "--backend", "numpy", "--out", exact])
     broken.mkdir()
     for name in ("train", "t10k"):
         (broken / f"{name}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + bytes(30))
     cases = [
-        (train, ["--out", str(folder)], 2, "exists"),
-        (train, ["--data-dir", str(tmp_path / "no")], 2, str(tmp_path / "no")),
-        (train, ["--data-dir", str(broken)], 2, str(broken)),
-        (train, ["--epochs", "two"], 2, "invalid int value: 'two'"),
+        (script, ["--out", str(folder)], 2, "exists"),
+        (script, ["--data-dir", str(tmp_path / "no")], 2, str(tmp_path / "no")),
+        (script, ["--data-dir", str(broken)], 2, str(broken)),
+        (script, ["--epochs", "two"], 2, "invalid int value: 'two'"),
         ("snfnp", ["evaluate", str(tmp_path)], 2, "is no run folder"),
         ("snfnp", ["sample", exact], 2, "learned no inverse: use --inverse exact"),
         ("snfnp", ["angle", exact], 2, "without learned inverses"),

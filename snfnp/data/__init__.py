@@ -107,6 +107,7 @@ def own_data(
     validation, test: if the data do not name their splits, paths of these, or the fractions of the
     data that are held out at random, by `seed`. Raises UsageError for anything else.
     """
+    source, validation, test = map(_as_text, (source, validation, test))
     splits, columns = _read(source, report, table)
     name, where = "array", "arrays in memory"
     if isinstance(source, str):
@@ -135,6 +136,11 @@ def own_data(
         for split, places in zip((*fractions, "train"), parts, strict=True):
             splits[split] = selected(train, np.sort(places))
     return Dataset(name, **splits, source=where, columns=columns)
+
+
+def _as_text(path):
+    """A path object as text, anything else as it is."""
+    return os.fspath(path) if isinstance(path, os.PathLike) else path
 
 
 def load_whole(name: str, data_dir=None, **table) -> Samples:

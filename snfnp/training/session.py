@@ -1,6 +1,7 @@
 """A run from its options: `train` and `fit` start one, `resume` continues the one in a folder."""
 
 import io
+import os
 import shutil
 import tempfile
 import weakref
@@ -63,6 +64,7 @@ def opened(
             model = model if callable(config) else config.model
             config, record = world.on_rank_zero(reopen)
             config = config.with_model(model)
+        config.check()
         ops = ops or get_ops(config.backend, tf32=config.tf32, world=world)
         if dataset is None:
             config = config.located()
@@ -190,7 +192,7 @@ def resume(
         UsageError: `path` is no run's folder, another program trains in it, or with these options
             or data it would not be the same run.
     """
-    if not isinstance(changes.get("data", ""), (str, Path)):
+    if not isinstance(changes.get("data", ""), (str, os.PathLike)):
         raise UsageError("data is where they are: give a Dataset as dataset=")
     if flow is not None:
         changes["model"] = flow
@@ -234,10 +236,11 @@ def fit(
     """
     if flow is not None:
         options["model"] = flow
-    if isinstance(data, (str, Path)):
+    if isinstance(data, (str, os.PathLike)):
         raise UsageError(f"fit takes data themselves: give it snfnp.load_dataset({str(data)!r})")
     if not isinstance(data, Dataset):
-        data = own_data(data, validation, test, TrainConfig(**options).seed)
+        (config := TrainConfig(**options)).check()
+        data = own_data(data, validation, test, config.seed)
     elif validation is not None or test is not None:
         raise UsageError(f"{data.name} has its splits already: leave validation and test out")
     run, path = None, Path(out or tempfile.mkdtemp(prefix="snfnp-"))

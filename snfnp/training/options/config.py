@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from snfnp.data import DATA_SETS
-from snfnp.errors import UsageError
+from snfnp.errors import UsageError, suggestion
 from snfnp.flow import Flow
 from snfnp.layers.preprocess import Preprocess, preprocess_by_name
 from snfnp.models import Choices, Preset, make_rule
@@ -28,8 +29,6 @@ from snfnp.training.options.user_models import (
     text_of,
     title_of,
 )
-
-_WITHOUT_EFFECT = ("tensorboard",)  # options of earlier versions that changed no run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +64,8 @@ class TrainConfig(
                 continue
             if isinstance(value, np.generic):  # of a sweep over an array
                 value = value.item()
+            if isinstance(value, os.PathLike) and option.kind is str:
+                value = os.fspath(value)
             if problem := option.problem(value):
                 quoted = isinstance(value, str) and option.kind in (bool, int, float)
                 shown = repr(value) if quoted else str(value)
@@ -192,13 +193,10 @@ class TrainConfig(
         fitting = config.preset.fits(shape, training_images) if shape else {}
         steps = fitting.pop("steps", config.preset.steps)
         for name, value in fitting.items():
-            if getattr(self, name) is None and config.effective(name) is not None:
+            has_effect = all(need.holds(config) for need in RELATIONS[name].needs)
+            if getattr(self, name) is None and config.effective(name) is not None and has_effect:
                 config = replace(config, **{name: value})
-        for option, need in config._without_effect():
-            given = f"`{option.name}=False`" if option.default is True else f"`{option.name}`"
-            raise UsageError(f"{given} only has an effect with {need.words}: leave it out")
-        for conflict in conflicts(config):
-            raise UsageError(conflict)
+        config._require_effects()
         if self.batch_size is None:
             config = replace(config, batch_size=min(config.batch_size, training_images))
         if config.batch_size > training_images:
@@ -215,6 +213,28 @@ class TrainConfig(
             found += f" ({config.warmup_epochs:g}), and `epochs` is {config.epochs}"
             raise UsageError(f"{found}: give more epochs, or fewer of warm-up")
         return config
+
+    def check(self) -> None:
+        """Raises UsageError for what `resolve` would refuse with any data."""
+        check_known(self.model)
+        models = [self.model] if self.model else ["fc", "vector"]  # of images and rows
+        problems = []
+        for model in models:
+            try:
+                replace(self, model=model).filled()._require_effects()
+            except UsageError as error:
+                problems.append(error)
+        if len(problems) == len(models):
+            raise problems[0]
+
+    def _require_effects(self) -> None:
+        """Raises UsageError if an option of a configuration that is filled in has no effect, or
+        contradicts another."""
+        for option, need in self._without_effect():
+            given = f"`{option.name}=False`" if option.default is True else f"`{option.name}`"
+            raise UsageError(f"{given} only has an effect with {need.words}: leave it out")
+        for conflict in conflicts(self):
+            raise UsageError(conflict)
 
     def check_processes(self, processes: int) -> None:
         """Raises UsageError if so many processes cannot share a batch."""
@@ -288,13 +308,28 @@ class TrainConfig(
         for unknown options or bad values."""
         if not isinstance(values, dict):
             raise UsageError("the configuration is no JSON object")
-        values = {k: value for k, value in values.items() if k not in _WITHOUT_EFFECT}
         if unknown := sorted(set(values) - set(OPTIONS)):
             raise UsageError(f"the configuration has unknown entries: {', '.join(unknown)}")
         return cls(**values)
 
 
 OPTIONS = options_in(TrainConfig)
+
+
+def _naming_unknown_options(init):
+    """`TrainConfig.__init__` with a UsageError for options that there are not."""
+
+    @functools.wraps(init)
+    def checked(self, **options):
+        for name in options.keys() - OPTIONS.keys():
+            found = f"there is no option {name}{suggestion(name, OPTIONS)}"
+            raise UsageError(f"{found}: see snfnp.TrainConfig")
+        init(self, **options)
+
+    return checked
+
+
+TrainConfig.__init__ = _naming_unknown_options(TrainConfig.__init__)
 
 
 def help_of(option: Option, default=None) -> str:

@@ -55,9 +55,15 @@ _OWN_DATA = Need(lambda c: c.data not in DATA_SETS, "`data=PATH`")
 _ON_GPU = [name for name, device in BACKENDS.items() if device == "GPU"]
 _GPU, _CPU = _is("backend", *_ON_GPU), _is("backend", *(b for b in BACKENDS if b not in _ON_GPU))
 _VECTOR = _preset_needs(lambda preset: "bins" in preset.size)
+_COORDINATES = _preset_needs(lambda preset: preset.has_coordinates)
 _BIAS_INIT = _preset_needs(lambda preset: preset.has_bias_init)
 # the relative gradient has the same direction in all coordinates
 _NOT_RELATIVE = Need(lambda c: c.gradient != "relative", "a `gradient` other than relative")
+# without coordinates and a learned inverse nothing of it is left but what the preset has anyway
+_RECIPE = Need(
+    lambda c: c.preset.has_coordinates or c.rule.learns_inverse,
+    f"{_COORDINATES.words} or `gradient=self-normalizing`",
+)
 _LARGE_INVERSE = _preset_needs(lambda preset: preset.has_inverse_kernel)
 
 
@@ -129,7 +135,8 @@ _EXACT = presets_with(lambda preset: preset.gradients[0] == "exact").replace(" o
 _DATA = "$SNFNP_DATA_DIR, else the user's cache, else a download, else a small sample"
 
 _RELATIONS = {
-    **{name: _size(name) for name in ("levels", "depth", "width", "kernel", "bins")},
+    **{name: _size(name) for name in ("levels", "depth", "width", "kernel")},
+    "bins": Relation((*_size("bins").needs, _is("activation", "spline")), _size("bins").fill),
     "activation": _only(_VECTOR, "spline"),
     "inverse_kernel": Relation((_LARGE_INVERSE, LEARNS), words="the forward kernel's, 3"),
     "model": Relation((), lambda c: "fc", "fc; vector for rows of numbers"),
@@ -143,7 +150,7 @@ _RELATIONS = {
     ),
     "noise_vectors": _only(_VARIATIONAL, 8),
     "relative_bias": Relation((_is("gradient", "relative"),)),
-    "recipe": Relation((_NOT_RELATIVE,)),
+    "recipe": Relation((_NOT_RELATIVE, _RECIPE)),
     "jvp_weight": Relation(FREE_LAMBDA),
     "jvp_probes": Relation((Need(lambda c: c.jvp_weight > 0, "a positive `jvp_weight`"),)),
     "lam": Relation(FREE_LAMBDA, _lam, _LAM),
@@ -157,7 +164,7 @@ _RELATIONS = {
     "lambda_max": _only(_GECO, 1e4),
     **{name: _preset(name) for name in ("lr", "lr_schedule", "batch_size")},
     "warmup_epochs": _WARMUP._replace(fill=_warmup),
-    "coordinates": _preset("coordinates", "plain", (_NOT_RELATIVE,)),
+    "coordinates": _preset("coordinates", "plain", (_NOT_RELATIVE, _COORDINATES)),
     "final_lr_fraction": _only(_is("lr_schedule", *SCHEDULES[1:]), 0.0),
     "clip_norm": _CLIP._replace(fill=_clip),
     **dict.fromkeys(
