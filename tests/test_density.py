@@ -1,5 +1,6 @@
 """FlowDensity: scikit-learn's checks, exactness, little data, bad input, names, weights, files."""
 
+import copy
 import math
 import os
 import pickle
@@ -700,6 +701,16 @@ def test_a_forged_file_is_one_line(change, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name, factor", [("means", 1e30), ("roots", 1e30), ("roots", 1e-30)])
+def test_a_mixture_that_no_fit_leaves_is_damage(name, factor, fitted, tmp_path):
+    forged = copy.deepcopy(fitted)
+    mixtures = [each.members[0] for each, _ in forged._fit[1] if each.name.startswith("mixture")]
+    getattr(mixtures[0], name)[...] *= factor
+    forged.save(tmp_path / "forged")
+    with one_line(CheckpointError, "forged is damaged (a mixture in it): use another file"):
+        snfnp.FlowDensity.load(tmp_path / "forged")
+
+
 def test_short_kernels_give_the_same_bits_without_threads(monkeypatch):
     """All serial against all parallel: steps of a flow of rows, bit for bit."""
     found, activation = [], "smooth-leaky-relu"

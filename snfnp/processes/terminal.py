@@ -89,7 +89,7 @@ def _all_streams() -> Iterator[None]:
     with ExitStack() as held:
         for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
             if getattr(sys, name) is None:
-                nowhere = held.enter_context(open(os.devnull, mode))
+                nowhere = held.enter_context(open(os.devnull, mode, encoding="utf-8"))
                 held.callback(setattr, sys, name, None)
                 setattr(sys, name, nowhere)
         yield
