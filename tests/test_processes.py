@@ -12,7 +12,7 @@ import pytest
 from support import processes
 from support.messages import one_line
 from support.runs import assert_same_run, state
-from support.trainers import SMALL_GLOW, small_dataset
+from support.trainers import OWN, SMALL_GLOW, small_dataset
 
 from snfnp.errors import UsageError
 from snfnp.ops import SINGLE_PROCESS
@@ -204,6 +204,15 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on(tmp_path):
     print(f"{kills} kills: the other process ended within {longest:.2f} s")
     trained(2, part, "--epochs", "4", "--resume", "auto")
     assert_same_run(whole, part)
+
+
+@pytest.mark.mpi
+def test_ranks_resume_a_model_of_the_users_own_without_sending_its_code(tmp_path):
+    whole, part, own = tmp_path / "whole", tmp_path / "part", ["--model", "support.trainers:OWN"]
+    trained(2, whole, *own, "--epochs", "2")
+    trained(2, part, *own, "--epochs", "1")
+    trained(2, part, *own, "--epochs", "2", "--resume")
+    assert_same_run(whole, part, flow=OWN)
 
 
 FULL = "out of memory: 4 GiB: choose a smaller"

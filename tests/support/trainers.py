@@ -6,6 +6,7 @@ import numpy as np
 
 from snfnp.context import Slice
 from snfnp.data import Dataset
+from snfnp.models import Preset, fully_connected
 from snfnp.ops import BACKENDS, SINGLE_PROCESS, get_ops
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.folder import RunFolder
@@ -14,6 +15,8 @@ from snfnp.training.trainer import Trainer
 
 SIDE, BATCH = 8, 6
 SMALL_GLOW = {"levels": 2, "depth": 1, "width": 8}
+# A model of a user's own, which cannot be pickled.
+OWN = Preset(lambda choices, shape: fully_connected(choices, shape), "", ("self-normalizing",))
 
 
 class Given:
