@@ -15,11 +15,14 @@ from snfnp.gradcheck import (
     central_difference,
     check_gradient,
     check_layer,
+    check_map,
+    check_rule,
     relative_error,
     slopes,
 )
 from snfnp.layers import ActNorm, Layer, Linear, SplitPrior
 from snfnp.maps import Conv2d, Dense
+from snfnp.rules import Exact
 
 D = 4
 NUMBERS = r"{}, direction \d: analytic -?[\d.e+-]+, numeric -?[\d.e+-]+, relative error .* > 1e-08"
@@ -314,6 +317,88 @@ def test_the_control_is_what_a_wrong_gradient_is_off_by():
     assert 1e-3 < measured.control <= 0.01
     still = check_gradient(lambda v: 2.0, x, np.zeros((3, 4)), rng=rng)
     assert still.error == 0 and math.isnan(still.control)  # a zero times 1.01 is right too
+
+
+class PlainLayer:
+    """As one writes a layer in NumPy alone."""
+
+    def forward(self, x):
+        return np.sinh(x)
+
+
+class WithoutInverse(Layer):
+    def forward(self, ops, p, x):
+        return x, 0, {}
+
+    def backward(self, ctx, p, cache, dz, grads):
+        return dz
+
+
+class OtherSignature(WithoutInverse):
+    def inverse(self, z):
+        return z
+
+
+class OtherMap(Dense):
+    def solve(self, w, z):
+        return z
+
+
+RNG = np.random.default_rng(0)
+MISUSES = {
+    "layer": (
+        lambda: check_layer(PlainLayer(), (D,)),
+        "give an instance of a snfnp Layer (check_gr",
+    ),
+    "no inverse": (
+        lambda: check_layer(WithoutInverse(), (D,)),
+        "WithoutInverse has no inverse: write it, as snfnp's Layer describes",
+    ),
+    "signature": (
+        lambda: check_layer(OtherSignature(), (D,)),
+        "OtherSignature.inverse takes (z): let it take (ops, p, z, *latent)",
+    ),
+    "rule": (
+        lambda: check_rule("exact", Dense(D), (D,)),
+        "exact is no rule: give an instance of a",
+    ),
+    "rule's map": (lambda: check_rule(Exact(), Exact(), (D,)), "Exact() is no map: give an instan"),
+    "map": (
+        lambda: check_map(Linear(Dense(D)), (D,)),
+        "is no map: give an instance of a snfnp Map",
+    ),
+    "map's signature": (
+        lambda: check_map(OtherMap(D), (D,)),
+        "OtherMap.solve takes (w, z): let it take (ops, w, z)",
+    ),
+    "kernel": (lambda: check_map(Conv2d(3, 2), (3, 3, 2)), "kernel"),
+    "vector": (
+        lambda: check_gradient(np.sinh, X, np.cosh(X), rng=RNG),
+        "f returned an array of shape (3, 4): let it return a number, as the sum",
+    ),
+    "no function": (lambda: check_gradient(X, X, X, rng=RNG), "is no function: give f, and then x"),
+}
+
+
+@pytest.mark.parametrize("misuse", MISUSES)
+def test_a_misuse_is_one_line(misuse):
+    call, message = MISUSES[misuse]
+    with one_line(UsageError, message):
+        call()
+
+
+def test_lists_are_arrays_and_results_are_plain_numbers():
+    found = check_gradient(cubic, [1, 2, 3], [3.0, 12.0, 27.0], rng=RNG)
+    assert "np." not in repr(found) and found.error < 1e-8
+    assert all(type(value) is float for value in (found.error, found.control, *found.slopes))
+    report = check_layer(SinhLayer(), (D,))
+    assert "np." not in repr(report)
+
+
+def test_single_precision_is_named_where_a_check_fails_by_it():
+    x = X.astype(np.float32)
+    with one_line(GradientError, "the arrays are float32, in which differences lose their digits"):
+        check_gradient(cubic, x, 3 * x**2, rng=RNG)
 
 
 @pytest.mark.parametrize("kink, passes", [(2e-3, True), (1e-5, False)])

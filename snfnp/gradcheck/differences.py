@@ -1,9 +1,12 @@
 """Central differences of a scalar function, to check a gradient: derivations/01-notation.md."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from snfnp.errors import UsageError
 
 # Weights of f(x + k h u) - f(x - k h u), k = 1, 2, 3, over h: error O(h⁶).
 _STENCIL = (3 / 4, -3 / 20, 1 / 60)
@@ -81,9 +84,9 @@ def check_gradient(
     of such a product.
 
     Args:
-        f: a function of an array like x.
-        x: a point, float64 on the host.
-        gradient: the gradient of f at x that is checked.
+        f: a function of an array like x, which returns a number.
+        x: a point, float64 on the host, or a list of numbers.
+        gradient: the gradient of f at x that is checked, likewise.
         rng: draws the directions.
         rtol: the largest relative difference that passes.
         directions: their number.
@@ -91,7 +94,12 @@ def check_gradient(
 
     Raises:
         GradientError: beyond `rtol`, or if a wrong gradient (times 1.01; zero) would have passed.
+        UsageError: f is no function that returns a number.
     """
+    single = any(getattr(array, "dtype", None) == np.float32 for array in (x, gradient))
+    x, gradient = (np.asarray(array) for array in (x, gradient))
+    x = x if x.dtype.kind == "f" else x.astype(np.float64)
+    _require_scalar(f, x, name)
     if gradient.shape != x.shape:
         raise GradientError(f"{name}: the gradient has shape {gradient.shape}, not {x.shape}")
     typical = np.linalg.norm(gradient) / np.sqrt(gradient.size)
@@ -109,17 +117,29 @@ def check_gradient(
         else:
             found = f"{name}, direction {index}: analytic {analytic:.12g}, numeric {numeric:.12g}"
             off = f"relative error {error:.2e} > {rtol:.0e} (f = {f(x):.6g}; {', '.join(at)})"
-            raise GradientError(f"{found}, {off}{_where(f, x, gradient, name)}")
+            why = "; the arrays are float32, in which differences lose their digits: give float64"
+            where = why if single else _where(f, x, gradient, name)
+            raise GradientError(f"{found}, {off}{where}")
         worst = max(worst, error)
         for factor in controls:
             error = relative(numeric, factor * analytic, typical)
             controls[factor] = max(controls[factor], error)
     if typical == 0:
-        return Comparison(worst, float("nan"), (numeric, analytic))
+        return Comparison(float(worst), math.nan, (float(numeric), analytic))
     for factor, error in controls.items():
         if error <= rtol:
             raise GradientError(f"{name}: the negative control (times {factor}) was not caught")
-    return Comparison(worst, min(controls.values()), (numeric, analytic))
+    return Comparison(float(worst), float(min(controls.values())), (float(numeric), analytic))
+
+
+def _require_scalar(f: Any, x: np.ndarray, name: str) -> None:
+    if not callable(f):
+        raise UsageError(f"{str(f)[:60]} is no function: give f, and then {name} and its gradient")
+    if np.ndim(value := f(x)):
+        found = f"f returned an array of shape {np.shape(value)}"
+        raise UsageError(
+            f"{found}: let it return a number, as the sum of that times random numbers"
+        )
 
 
 def _where(f: Callable, x, gradient, name: str) -> str:

@@ -11,6 +11,7 @@ from snfnp.errors import UsageError
 from snfnp.flow import layer_key
 from snfnp.gradcheck import differences
 from snfnp.gradcheck.differences import GradientError, central_difference, relative
+from snfnp.gradcheck.members import require
 from snfnp.layers import Layer, Linear, Whiten
 from snfnp.maps import Map
 from snfnp.ops import Ops, RandomKey, get_ops
@@ -68,8 +69,7 @@ class Case:
         lam=0.7,
         noise=0.1,
     ):
-        if not isinstance(layer, Layer):
-            raise UsageError(f"{str(layer)[:60]} is no layer: give an instance of a snfnp.Layer")
+        require(layer, Layer, " (check_gradient compares the gradients of any function)")
         if not isinstance(shape, (tuple, list)):
             raise UsageError(f"shape is {shape!r}: give one sample's, as (6,) or (8, 8, 3)")
         self.layer, self.shape, self.ops = layer, tuple(shape), ops or get_ops("numpy")

@@ -3,6 +3,7 @@
 import numpy as np
 
 from snfnp.gradcheck.layers import Case, Report, as_matrix
+from snfnp.gradcheck.members import require
 from snfnp.layers import Linear
 from snfnp.maps import Map
 from snfnp.ops.group import rows as flat
@@ -28,6 +29,7 @@ def check_map(linear_map: Map, shape: tuple[int, ...], **settings) -> Report:
     Raises:
         GradientError: at the first member that is wrong.
     """
+    require(linear_map, Map)
     layer = Linear(linear_map, Exact(), bias=False, init_kind="identity")
     case = Case(layer, shape, noise=0.15, **settings)
     ops, shape, w, x, (dz,) = case.ops, case.shape, case.params["W"], case.x, case.c
@@ -88,6 +90,8 @@ def check_rule(rule: Rule, linear_map: Map, shape: tuple[int, ...], **settings) 
     Raises:
         GradientError: at the first gradient that is wrong.
     """
+    require(rule, Rule)
+    require(linear_map, Map)
     case = Case(Linear(linear_map, rule, init_kind="identity"), shape, noise=0.3, **settings)
     params, volume, w = case.params, case.a.sum(), case.params["W"]
     mixture = isinstance(rule, SelfNormalizing) and rule.objective == "mixture"
