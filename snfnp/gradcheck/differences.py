@@ -135,7 +135,8 @@ def check_gradient(
 def _require_scalar(f: Any, x: np.ndarray, name: str) -> None:
     if not callable(f):
         raise UsageError(f"{str(f)[:60]} is no function: give f, and then {name} and its gradient")
-    if np.ndim(value := f(x)):
+    value: Any = f(x)
+    if np.ndim(value):
         found = f"f returned an array of shape {np.shape(value)}"
         raise UsageError(
             f"{found}: let it return a number, as the sum of that times random numbers"

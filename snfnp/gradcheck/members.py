@@ -41,9 +41,9 @@ def _fits(method: Any, declared: Any) -> bool:
     for each in _arguments(declared):
         if each.kind is each.VAR_POSITIONAL:
             more.append([None])
-        elif each.kind is each.KEYWORD_ONLY or each.default is not each.empty:
+        elif each.kind is each.KEYWORD_ONLY:
             named[each.name] = None
-        else:
+        elif each.default is each.empty:
             positional.append(None)
     for last in more:
         try:

@@ -219,8 +219,8 @@ class SmallestSecondMoment:
 
 
 def _spread(places, count: int, total: int) -> tuple[np.ndarray, np.ndarray]:
-    """How many of `count` items, evenly spread over `total` places, stand before each of `places`,
-    and whether one stands there."""
+    """The number of `count` items, evenly spread over `total` places, that stand before each of
+    `places`, and whether one stands there."""
     before = places * count // total
     return before, (places + 1) * count // total > before
 
