@@ -275,6 +275,7 @@ def program(*words, cwd, also=ROOT, timeout=120):
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, **how)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", COMMAND)
 def test_a_command_finds_a_model_in_the_current_folder(way, tmp_path):
     (tmp_path / "my_flows.py").write_text(OWN_MODEL)
@@ -304,7 +305,7 @@ sys.path[:] = path
 """
 
 
-@pytest.mark.parametrize("way", [*COMMAND, "script"])
+@pytest.mark.parametrize("way", [*COMMAND, pytest.param("script", marks=pytest.mark.slow)])
 def test_a_command_in_a_strangers_folder_runs_none_of_its_files(way, tmp_path, undrawn):
     """One for each module that Python has, and others; but what Python imports for any program."""
     rows, run, here, ran = (tmp_path / name for name in ("rows.npy", "run", "here", "ran"))

@@ -152,26 +152,17 @@ def test_a_module_that_was_renamed_is_given_anew(own, strange, monkeypatch):
 
 
 HARMFUL = [
-    *("code:interact", "builtins:input", "builtins:exec", "os:system", "subprocess:run"),
-    *("subprocess:Popen", "snfnp.layers:np.load", "snfnp.flow:Flow.__init__", "venv.__main__:x"),
-    *(
-        "snfnp.flow:Flow.__class__.__base__",
-        "snfnp.models:import_module",
-        "this:d",
-        "antigravity:x",
-    ),
-    *("snfnp.training.session:shutil.rmtree", "snfnp.flow:Flow.init", "snfnp.flow:np", "x" * 999),
+    *("builtins:input", "os:system", "subprocess:Popen", "this:d", "snfnp.models:import_module"),
+    *("snfnp.layers:np.load", "snfnp.flow:Flow.__init__", "x" * 999),
     '{"class": "subprocess:Popen", "args": "id"}',
     '{"class": "snfnp.flow:Flow.init"}',
     '{"class": "snfnp.training.runs.folder:RunFolder", "path": "x"}',
+    '{"class": "snfnp.layers.elementwise:dataclass"}',
     '{"class": ["a"]}',
     "{}",
-    "{",
     "[" * 99_999,
     '{"class":' * 9_999,
 ]
-
-
 LINEAR = '{"class": "snfnp.layers:Linear", "map": {"class": "snfnp.maps:Dense", "features": %s}}'
 FLOW = '{"class": "snfnp.flow:Flow", "shape": [2], "layers": %s}'
 MISFITS = [
@@ -262,7 +253,7 @@ def test_code_that_cannot_be_imported_is_one_line(run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("model", HARMFUL, ids=lambda model: model[:40])
 def test_no_other_callable_is_called(model, run, monkeypatch):
-    for name in ("os.system", "subprocess.Popen", "builtins.input", "code.interact"):
+    for name in ("os.system", "subprocess.Popen", "builtins.input"):
         monkeypatch.setattr(name, lambda *given, **more: pytest.fail(f"called with {given}"))
     forge(run, model=model)
     monkeypatch.setattr(sys, "stdout", None)  # "import this" prints
