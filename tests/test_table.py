@@ -115,16 +115,14 @@ def test_a_cell_without_a_number_is_incomplete(cell, read):
 
 
 @pytest.mark.parametrize("columns", [None, "g7,g3"])
-def test_the_columns_of_a_wide_table_are_read_in_linear_time(columns, read):
-    """As fast a column as in a table of a tenth; half as fast again would be for other work."""
-    seconds = []
-    for width in (6_000, 60_000):
-        text = ",".join(f"g{k}" for k in range(width)) + 2 * ("\n" + ",".join(["0.5"] * width))
-        start = time.process_time()
-        rows, names, _ = read(text, columns=columns)
-        seconds.append(time.process_time() - start)
-        assert len(rows[0]) == len(names) == (2 if columns else width)
-    assert seconds[1] < 10 * 4 * seconds[0] and seconds[1] < 5, seconds
+def test_a_wide_table_is_read_in_linear_time(columns, read):
+    """In a second; a minute or more if each name is looked for among all."""
+    width = 60_000
+    text = ",".join(f"g{k}" for k in range(width)) + 2 * ("\n" + ",".join(["0.5"] * width))
+    start = time.process_time()
+    rows, names, _ = read(text, columns=columns)
+    assert time.process_time() - start < 8
+    assert len(rows[0]) == len(names) == (2 if columns else width)
 
 
 def test_a_compressed_table_is_read_up_to_a_limit(read, monkeypatch):
