@@ -148,13 +148,12 @@ class Likelihood:
 
     def _terms(self, x, ldj, watch=None) -> dict:
         """The data-dependent terms of Eq. 7 per image, preprocessing to base density."""
-        ops, flow = self.ops, self.flow
+        ops, flow = self.ops.forward_only, self.flow
         terms, latents = {"preprocess": ldj}, []
         for name, layer in flow.layers:
             if watch is not None:
                 watch(name, x)
-            with ops.coupling.forgetting():
-                x, layer_ldj, cache = layer.forward(ops, self.params[name], x)
+            x, layer_ldj, cache = layer.forward(ops, self.params[name], x)
             if name in flow.latent_shapes:
                 latents.append(cache["latent"])
             del cache  # frees it before the next layer makes its own

@@ -11,7 +11,8 @@ rounding of BLAS depends on the number of threads. Derivation: derivations/25-ma
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,19 @@ _OMP_WAIT, _GOMP_SPIN = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 _SPINS = "5000"  # iterations, a few tenths of a millisecond at most
 _NUMBERS = ("NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 _in_force = {"blas_timeout_in_time": True}
+_lock = threading.Lock()  # of what follows, and of the numbers of BLAS's threads
+_limits: list[float] = []  # those in force, of all threads
+_unlimited: dict[str, tuple[Any, int]] = {}  # path: a BLAS library, and its threads without limits
+
+
+def at_fork(lock) -> None:
+    """Let no thread hold a lock when another one forks: the child would wait for it for ever."""
+    if hasattr(os, "register_at_fork"):  # Windows has no forks
+        release = lock.release
+        os.register_at_fork(before=lock.acquire, after_in_parent=release, after_in_child=release)
+
+
+at_fork(_lock)
 
 
 def configure_blas() -> None:
@@ -93,39 +107,85 @@ def share_cores(processes: int = 1) -> None:
 
 
 def limit(count: int) -> None:
-    """Give BLAS, and Numba if it is loaded, at most `count` threads."""
-    for get, put in _pools():
-        put(min(count, get()))
+    """Give BLAS, and Numba if it is loaded, at most `count` threads. (Numba's number is that of the
+    thread that calls this, BLAS's that of the process.)"""
+    with _lock:
+        for pool in blas_libraries():
+            pool.set_num_threads(min(count, pool.get_num_threads()))
+        for path, (pool, threads) in _unlimited.items():
+            _unlimited[path] = pool, min(count, threads)
+    if numba := _numba():
+        numba.set_num_threads(min(count, numba.get_num_threads()))
 
 
 @contextmanager
 def limited(count: int | None = None) -> Iterator[None]:
     """A context in which BLAS and Numba have at most `count` threads (None: as many as before). At
     its end every pool has as many as before."""
-    before = [(put, get()) for get, put in _pools()]
+    numba = _numba()
+    before = numba.get_num_threads() if numba else 1
+    with blas_limited(count):
+        try:
+            if numba and count is not None:
+                numba.set_num_threads(min(count, before))
+            yield
+        finally:
+            if numba:
+                numba.set_num_threads(before)
+
+
+@contextmanager
+def blas_limited(count: int | None, libraries: list | None = None) -> Iterator[None]:
+    """A context in which BLAS has at most `count` threads (None: as many as before).
+
+    The number is the process's: the smallest `count` of all threads that are in such a context
+    holds for all, and the last to leave restores the number that the first found.
+
+    Args:
+        libraries: the controllers of threadpoolctl; default: those of all BLAS libraries.
+    """
+    own = math.inf if count is None else count
+    with _lock:
+        for pool in blas_libraries() if libraries is None else libraries:
+            _unlimited.setdefault(pool.filepath, (pool, pool.get_num_threads()))
+        _limits.append(own)
+        _apply_limits()
     try:
-        if count is not None:
-            limit(count)
         yield
     finally:
-        for put, threads in before:
-            put(threads)
+        with _lock:
+            _limits.remove(own)
+            _apply_limits()
+            if not _limits:
+                _unlimited.clear()
+
+
+def _apply_limits() -> None:
+    for pool, threads in _unlimited.values():
+        pool.set_num_threads(int(min(threads, *_limits, math.inf)))
 
 
 def most() -> int:
     """The threads of the larger pool."""
-    return max([1, *(get() for get, _ in _pools())])
+    numba = _numba()
+    blas = (pool.get_num_threads() for pool in blas_libraries())
+    return max([1, *blas, numba.get_num_threads() if numba else 1])
 
 
-def _pools() -> list[tuple[Callable[[], int], Callable[[int], object]]]:
-    """The functions that get and set the number of threads of each pool that is loaded."""
+def blas_libraries() -> list:
+    """The controllers of all BLAS libraries that are loaded."""
     import threadpoolctl
 
-    blas = threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers
-    pools = [(pool.get_num_threads, pool.set_num_threads) for pool in blas]
-    if numba := sys.modules.get("numba"):
-        pools.append((numba.get_num_threads, numba.set_num_threads))
-    return pools
+    return threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers
+
+
+def _numba() -> Any:
+    """The module, if it is loaded."""
+    if "numba" not in sys.modules:
+        return None
+    import numba  # waits until a thread that is importing it has done so
+
+    return numba
 
 
 def describe() -> dict:

@@ -165,6 +165,23 @@ def test_override_takes_strided_and_transposed_arguments(name, layout):
             calls.assert_as_defined(ops, name, call, layout=layout)
 
 
+# Arrays of other shapes than TWO_SIZES choose other kernels for them.
+KERNELS = {
+    "conv.correlate": [(1, 13), (3, 16_411), (96, 8)],
+    "conv.weight_grad": [(96, 8), (17, 2)],
+}
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("name", OF_NUMBA)
+def test_override_takes_arguments_that_disagree_as_its_definition_does(name, alone):
+    """Rows, channels, axes and precisions that do not belong together: kernels do not look."""
+    for size in calls.TWO_SIZES + KERNELS.get(name, []):
+        call = OVERRIDES[name](np.random.default_rng(3), np.float64, size)
+        for what, other in calls.disagreeing(call):
+            calls.assert_disagreement_as_defined(NUMBA, name, f"{what}, {size}", other)
+
+
 def test_matmul_add_leaves_the_rest_of_the_flat_buffer_alone(ops):
     a, b, start = call_linalg_matmul_add(np.random.default_rng(2), np.float64, (5, 9)).args
     flat = np.full(start.size + 32, 7.0)

@@ -191,10 +191,11 @@ def test_a_containers_share_of_the_cores_is_counted(tmp_path, groups, files, cor
 
 def test_a_run_gives_its_threads_back_and_goes_on_with_as_many(monkeypatch, tmp_path):
     """The number is in config.json, since the rounding of BLAS depends on it."""
-    pool, counts = SimpleNamespace(count=4), []
-    monkeypatch.setattr(
-        threads, "_pools", lambda: [(lambda: pool.count, partial(setattr, pool, "count"))]
-    )
+    pool, counts = SimpleNamespace(count=4, filepath="blas"), []
+    pool.get_num_threads = lambda: pool.count
+    pool.set_num_threads = partial(setattr, pool, "count")
+    monkeypatch.setattr(threads, "blas_libraries", lambda: [pool])
+    monkeypatch.setattr(threads, "_numba", lambda: None)
     monkeypatch.setattr(threads, "cores", lambda: frozenset(range(4)))
     data = own_data(np.random.default_rng(0).normal(size=(40, 2)))
     options = {"model": "fc", "backend": "numpy", "batch_size": 10, "epochs": 1}

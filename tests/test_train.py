@@ -329,9 +329,15 @@ def test_latents_whose_squares_overflow_are_the_base_density_and_no_layer(tmp_pa
 
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_a_nan_in_a_gradient_names_the_parameter(tmp_path, monkeypatch, clip_norm):
+    """And the buffers that it would have moved are as they were before that step."""
+    trainers = []
+    at_step(monkeypatch, 2, trainers.append)
     poison(monkeypatch, 3, "dense1", "R", np.inf)  # R is not in the forward pass
     with pytest.raises(DivergedError, match=r"step 4: the gradient of dense1\.[WR] is not finite"):
         run_training(tmp_path / "run", clip_norm=clip_norm)
+    (trainer,) = trainers
+    assert np.isfinite(trainer.m).all() and np.isfinite(trainer.v).all()
+    assert np.count_nonzero(~np.isfinite(trainer.p)) == 1
 
 
 @pytest.mark.parametrize("name", ["last.safetensors", "best.safetensors", "thesis.tex"])

@@ -8,7 +8,8 @@ override with the reference. So `ops.spline.evaluate` is in `spline/definition.p
 An ops object is passed explicitly to everything that computes; there is no current backend.
 """
 
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from operator import attrgetter
@@ -60,6 +61,14 @@ class Ops:
     def host(self):
         """The reference implementation on the CPU, for host arrays."""
         return assemble(HostDevice("numpy") if self.asynchronous else self.device, DEFINITIONS)
+
+    @property
+    def forward_only(self) -> "Ops":
+        """These operations for passes that no backward pass follows: they keep nothing for one. An
+        object of its own, since another thread may train with this one."""
+        coupling = copy(self.coupling)
+        coupling.keeps = False
+        return replace(self, coupling=coupling)
 
     def __reduce__(self):
         """Copies and pickles have the same classes, on the device that unpickling makes."""
@@ -118,5 +127,10 @@ def get_ops(backend="numba", tf32=False, world: Communicator = SINGLE_PROCESS) -
     raise UsageError(f"backend is {backend!r}: choose one of {', '.join(BACKENDS)}")
 
 
+def cpu_backends() -> list[Ops]:
+    """The operations of every backend of CPUs that is installed, the reference's first."""
+    return [get_ops("numpy"), *([get_ops("numba")] if find_spec("numba") else [])]
+
+
 __all__ = ["SINGLE_PROCESS", "BACKENDS", "Array", "Communicator", "Ops"]
-__all__ += ["RandomKey", "get_ops", "shares", "world"]
+__all__ += ["RandomKey", "cpu_backends", "get_ops", "shares", "world"]

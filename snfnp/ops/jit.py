@@ -7,6 +7,10 @@ finds in its cache what it computed of the same samples in the kernel before.
 Numba analyses the body of a parallel loop many times over. To keep compilation short, the loop of
 every kernel has one call in it (`parallel`), and what comes before or after is NumPy's.
 
+Numba's threads work for one thread of the process at a time: if two start a loop, its work queue
+ends the process. A thread that finds them busy goes through its loop alone, and so does every child
+of a fork, where those of GNU OpenMP are gone. Neither waits, and the bits are the same.
+
 Compiled kernels are kept in a folder of their own for each state of the sources below `snfnp/ops`:
 Numba itself looks at the date of a kernel's file alone, and would go on with the old code of a
 function that is inlined from another file.
@@ -17,6 +21,7 @@ import inspect
 import os
 import shutil
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +29,7 @@ import numba
 import numpy as np
 from numba import njit, prange
 from numba.core import event
+from numba.core.compiler_lock import global_compiler_lock
 
 from snfnp import files, threads
 
@@ -76,6 +82,11 @@ def _is_usable(folder: Path) -> bool:
 
 _FOLDER = _kernel_folder()
 _SHORT = 1 << 12  # values: some microseconds of work
+_PRECISIONS = {np.dtype(np.float32), np.dtype(np.float64)}
+_POOL = threading.Lock()  # held while Numba's threads work
+threads.at_fork(global_compiler_lock)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _POOL.acquire(blocking=False))
 
 
 def compiled(kernel, **how):
@@ -95,7 +106,8 @@ def serial(kernel):
 
 def parallel(kernel):
     """kernel(task, …) as a function of (tasks, …), which calls it for every task in parallel; one
-    after another if its first array is so short that waking threads takes longer.
+    after another if its first array is so short that waking threads takes longer, or if Numba's
+    threads are not to be had.
 
     The loops are made as source text: a parallel loop takes tuples, but no nested ones.
     """
@@ -119,9 +131,22 @@ def parallel(kernel):
         nonlocal place
         if place is None:
             place = next(i for i, each in enumerate(given) if isinstance(each, np.ndarray))
-        (shared if given[place].size > _SHORT else alone)(tasks, *given)
+        if given[place].size > _SHORT and _POOL.acquire(blocking=False):
+            try:
+                shared(tasks, *given)
+            finally:
+                _POOL.release()
+        else:
+            alone(tasks, *given)
 
     return run
+
+
+def alike(*arrays) -> bool:
+    """True if the arrays are all in single, or all in double precision: what kernels are made for.
+    (A byte order of another machine is neither.)"""
+    dtype = arrays[0].dtype
+    return dtype in _PRECISIONS and all(each.dtype == dtype for each in arrays)
 
 
 class _Compilations(event.Listener):

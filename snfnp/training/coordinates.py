@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
+from snfnp import threads
 from snfnp.errors import UsageError
 from snfnp.layers import AffineCoupling, Linear, SplitPrior, Whiten
 from snfnp.layers.baselines import CausalConv2d, ConvExponential
@@ -193,7 +193,7 @@ class Coordinates(TrainingState):
 
     def renew(self, trainer, batches) -> None:
         """Estimate U from the images of the next step: one forward pass."""
-        with threadpool_limits(1, "blas"):  # more threads slow such small matrices
+        with threads.blas_limited(1):  # more threads slow such small matrices
             found = self._find(trainer, batches(trainer.step))
         found = trainer.world.broadcast(found)  # the same bits on all ranks
         self.values[...] = self._ops.asarray(_flat(found))

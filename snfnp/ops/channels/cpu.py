@@ -4,11 +4,13 @@ import numpy as np
 
 from snfnp.ops.channels.definition import Channels, per_value
 from snfnp.ops.group import rows
-from snfnp.ops.jit import parallel
+from snfnp.ops.jit import alike, parallel
 
 
 class CpuChannels(Channels):
     def shift(self, x, b):  # in parallel: each core then has the samples of its next kernel
+        if x.ndim < 2 or b.shape not in (x.shape[1:], x.shape[-1:]) or not alike(x, b):
+            return super().shift(x, b)
         z = np.empty(x.shape, x.dtype)
         _shift(len(x), rows(x), per_value(np, b, x).reshape(-1), rows(z))
         return z

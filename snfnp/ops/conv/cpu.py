@@ -6,7 +6,7 @@ import numpy as np
 
 from snfnp.ops.conv import cpu_planes, cpu_tiles
 from snfnp.ops.conv.definition import Conv, zeros_before
-from snfnp.ops.jit import parallel
+from snfnp.ops.jit import alike, parallel
 
 _TASK = 10  # images per task: their buffer is allocated once
 
@@ -20,6 +20,12 @@ def direct(kernel, width: int, most: int = 64):
     return cpu_planes if kh * kw > 1 and outputs <= 8 and inputs * outputs <= most else None
 
 
+def _inside(kernel, before) -> bool:
+    """True if the zeros of `zeros_before` are at most those of a "same" convolution."""
+    pairs = zip(zeros_before(kernel, before), kernel, strict=False)
+    return all(0 <= count < size for count, size in pairs)
+
+
 class CpuConv(Conv):
     """Direct kernels are used up to the I·O at which products of patches overtake them: later for
     the convolution than for its weight gradient."""
@@ -27,8 +33,8 @@ class CpuConv(Conv):
     def patches(self, x, kernel, before=None):
         n, height, width, channels = x.shape
         kh, kw = kernel
-        if kh == kw == 1:
-            return super().patches(x, kernel)
+        if kh == kw == 1 or not (alike(x) and _inside(kernel, before)):
+            return super().patches(x, kernel, before)
         cols = np.empty((n, height, width, kh, kw * channels), x.dtype)
         x = np.ascontiguousarray(x).reshape(n, height, width * channels)
         _patches(-(-n // _TASK), x, kw, zeros_before(kernel, before), cols)
@@ -36,6 +42,11 @@ class CpuConv(Conv):
 
     def correlate(self, x, k, before=None, b=None):
         kh, kw, inputs, outputs = k.shape
+        agree = x.ndim == 4 and x.shape[3] == inputs and alike(x, k) and _inside(k.shape, before)
+        if b is not None:
+            agree = agree and b.shape == (outputs,) and alike(x, b)
+        if not agree:
+            return super().correlate(x, k, before, b)
         if kh == kw == inputs == 1 and b is None:
             # NumPy's product of a column and a row takes ten times as long
             return np.ascontiguousarray(x) * k.reshape(outputs)
@@ -47,7 +58,9 @@ class CpuConv(Conv):
         return z
 
     def weight_grad(self, delta, x, out, add=False, before=None):
-        kernels = direct(out.shape, x.shape[2], most=16)
+        agree = x.ndim == out.ndim == 4 and x.shape[3] == out.shape[2] and alike(x, delta, out)
+        agree = agree and delta.shape == (*x.shape[:3], out.shape[3]) and _inside(out.shape, before)
+        kernels = direct(out.shape, x.shape[2], most=16) if agree else None
         if kernels is None:
             return super().weight_grad(delta, x, out, add, before)
         kernels.weight_grad(delta, x, add, out, zeros_before(out.shape, before))

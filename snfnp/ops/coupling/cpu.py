@@ -5,22 +5,32 @@ import math
 import numpy as np
 
 from snfnp.ops.coupling.definition import Coupling
-from snfnp.ops.jit import parallel
+from snfnp.ops.jit import alike, parallel
 
 _TASK = 64  # rows per task: the task's rows and its sums stay in the second cache
 
 
 class CpuCoupling(Coupling):
     def bias_relu(self, out, b):
+        if out.ndim != 2 or b.shape != out.shape[1:] or not alike(out, b):
+            return super().bias_relu(out, b)
         _bias_relu(-(-len(out) // _TASK), out, np.ascontiguousarray(b))
         return out
 
     def bias_relu_backward(self, out, a, g_b, add=False):
+        if out.ndim != 2 or a.shape != out.shape or not alike(out, a):
+            super().bias_relu_backward(out, a, g_b, add)
+            return
         sums = np.zeros((-(-len(out) // _TASK), out.shape[1]), out.dtype)
         _bias_relu_backward(len(sums), out, a, sums)
         self._add_up(sums, g_b, add)
 
     def backward(self, x, s, dz, dldj):
+        *pixels, channels = x.shape
+        sizes = x.shape, (*pixels, channels // 2), x.shape[:1]
+        agree = (dz.shape, s.shape, dldj.shape) == sizes and channels % 2 == 0
+        if x.ndim != 4 or not agree or not alike(x, s, dz, dldj):
+            return super().backward(x, s, dz, dldj)
         dx, dh = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
         arrays = (_pixels(array) for array in (x, s, dz))
         _backward(len(x), *arrays, np.ascontiguousarray(dldj), _pixels(dx), _pixels(dh))

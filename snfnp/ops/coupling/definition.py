@@ -11,7 +11,6 @@ The network, with a scale k:
 """
 
 import math
-from contextlib import contextmanager
 
 from snfnp.ops.channels.definition import Channels
 from snfnp.ops.conv.definition import Conv, flip
@@ -28,16 +27,7 @@ class Coupling(OperationGroup):
     # Whether the backward pass is given a₁: on a CPU to compute it again takes about as long as to
     # write and read it.
     keeps_first = False
-    _forgets = False
-
-    @contextmanager
-    def forgetting(self):
-        """A context in which `network` keeps nothing: no backward pass follows."""
-        self._forgets = True
-        try:
-            yield
-        finally:
-            self._forgets = False
+    keeps = True  # False: `network` keeps nothing (`Ops.forward_only`)
 
     def forward(self, x, h):
         """x, h (N, H, W, C) -> z (N, H, W, C), ldj (N,) = Σ s, s (N, H, W, C/2). O(N H W C)."""
@@ -105,7 +95,7 @@ class Coupling(OperationGroup):
         h = xp.empty(x.shape, x.dtype)
         blocks, most = self._blocks(samples, height * columns, width)
         patches, w1 = self._patches(x, p), p["w1"].reshape(-1, width)
-        keep = keep and not self._forgets
+        keep = keep and self.keeps
         kept = {"a1": keep and self.keeps_first, "a2": keep}
         hidden = {
             name: xp.empty((samples * height * columns if whole else most, width), x.dtype)

@@ -15,6 +15,8 @@ _GROUP = 8  # factors multiplied before one logarithm is taken: each is about α
 
 class CpuImages(Images):
     def preprocess(self, images, key: RandomKey, alpha, levels, dtype):
+        if images.ndim < 2 or images.dtype != np.uint8:
+            return super().preprocess(images, key, alpha, levels, dtype)
         # what is read-only, as data are, would be compiled once more
         pixels, start = np.require(rows(images), requirements="CW"), key.start(images.shape)
         odds, ldj = np.empty(pixels.shape), np.empty(len(pixels))

@@ -46,9 +46,10 @@ class Images(OperationGroup):
         """Dequantise, scale, logit: images (N, ...) in [0, levels) -> x (N, ...), ldj (N,).
 
         v = (image + u) / levels with u ~ U[0, 1);  s = α + (1-2α)v;  x = log s - log(1-s).
-        ldj = Σ [log(1-2α) - log levels - log s - log(1-s)]. All of it in double precision, since
-        255 + u rounds to 256 in single precision for about 7 draws in a million. With key.first
-        the images are samples first, first + 1, … of a batch, and get the noise they have there.
+        ldj = Σ [log(1-2α) - log levels - log s - log(1-s)]. On a CPU all of it is in double
+        precision, since 255 + u rounds to 256 in single precision for about 7 draws in a million; a
+        GPU keeps image + u as a whole number of 2⁻³², and computes s in `dtype`. With key.first the
+        images are samples first, first + 1, … of a batch, and get the noise they have there.
         """
         xp = self.xp
         noisy = images + uniform(xp, key, images.shape)

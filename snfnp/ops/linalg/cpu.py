@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from snfnp.ops.jit import parallel
+from snfnp.ops.jit import alike, parallel
 from snfnp.ops.linalg.definition import LinearAlgebra
 
 _BLOCK = 4096  # values per task of an array as large as a batch's: many even shares
@@ -10,7 +10,7 @@ _BLOCK = 4096  # values per task of an array as large as a batch's: many even sh
 
 class CpuLinearAlgebra(LinearAlgebra):
     def axpby(self, a, x, b, out):
-        if not out.flags.c_contiguous:
+        if not out.flags.c_contiguous or x.shape != out.shape or not alike(x, out):
             return super().axpby(a, x, b, out)
         cast = out.dtype.type
         x, blocks = np.ascontiguousarray(x).reshape(-1), -(-out.size // _BLOCK)
@@ -18,8 +18,8 @@ class CpuLinearAlgebra(LinearAlgebra):
         return out
 
     def scale_into(self, out, scale, a, multiple):
-        alike = out.flags.forc and a.strides == out.strides and a.dtype == out.dtype
-        if not (alike and isinstance(multiple, int)):
+        agree = a.shape == out.shape and a.strides == out.strides and alike(a, out)
+        if not (agree and out.flags.forc and isinstance(multiple, int)):
             return super().scale_into(out, scale, a, multiple)
         factor, blocks = out.dtype.type(scale * multiple), -(-out.size // _BLOCK)
         _scaled(blocks, a.ravel("K"), factor, out.ravel("K"))  # views

@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
 import numpy as np
-import threadpoolctl
 from scipy.linalg import get_blas_funcs, get_lapack_funcs
 
+from snfnp import threads
 from snfnp.errors import SingularMatrixError
 from snfnp.ops.group import OperationGroup
 
@@ -44,7 +44,8 @@ class LinearAlgebra(OperationGroup):
         return out
 
     def axpby(self, a, x, b, out):
-        """out ← a x + b out, elementwise. a and b are numbers, or arrays of shape ()."""
+        """out ← a x + b out, elementwise. a and b are numbers, or arrays of shape (); kernels round
+        them to out's precision first, as NumPy does with Python's numbers."""
         out *= b
         out += a * x
         return out
@@ -145,7 +146,7 @@ class LinearAlgebra(OperationGroup):
         ones get one thread: a second gains little, and on a busy machine the two wait."""
         if size > _ONE_THREAD:
             return nullcontext()
-        return _blas_libraries(self.device.name).limit(limits=1, user_api="blas")
+        return threads.blas_limited(1, _blas_libraries(self.device.name))
 
 
 def _column_major(matrix):
@@ -154,6 +155,6 @@ def _column_major(matrix):
 
 
 @cache
-def _blas_libraries(backend: str) -> threadpoolctl.ThreadpoolController:
+def _blas_libraries(backend: str) -> list:
     """The BLAS libraries that a backend has loaded. Looking for them is slow, hence the cache."""
-    return threadpoolctl.ThreadpoolController()
+    return threads.blas_libraries()

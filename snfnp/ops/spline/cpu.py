@@ -20,7 +20,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from snfnp.ops.jit import compiled, parallel, serial
+from snfnp.ops.jit import alike, compiled, parallel, serial
 from snfnp.ops.spline.definition import Spline
 
 _LANES = 32  # pixels per task: two or more vector registers, and small enough to share evenly
@@ -31,6 +31,8 @@ _CHAINS = _LANES // _FACTORS
 
 class CpuSpline(Spline):
     def evaluate(self, x, knots):
+        if not _agree(x, knots):
+            return super().evaluate(x, knots)
         tasks, *arguments = _arguments(x, knots)
         y = np.empty(x.shape, x.dtype)
         partial = np.empty((tasks[1], len(x)))
@@ -38,12 +40,18 @@ class CpuSpline(Spline):
         return y, partial.sum(axis=0).astype(x.dtype, copy=False)
 
     def inverse(self, y, knots):
+        if not _agree(y, knots):
+            return super().inverse(y, knots)
         tasks, *arguments = _arguments(y, knots)
         x = np.empty(y.shape, y.dtype)
         _inverse(tasks[0] * tasks[1], *arguments, x.reshape(len(y), -1))
         return x
 
     def backward(self, x, knots, factors, bound, eps, dy, dldj, out):
+        arrays = (factors, dy, dldj, *out)
+        shapes = [array.shape for array in arrays]
+        if not (_agree(x, knots) and alike(x, *arrays) and shapes == _shapes(x, knots)):
+            return super().backward(x, knots, factors, bound, eps, dy, dldj, out)
         tasks, rows, table, bins = _arguments(x, knots)
         dx = np.empty_like(rows)
         dy = np.ascontiguousarray(dy).reshape(rows.shape)
@@ -54,6 +62,19 @@ class CpuSpline(Spline):
         grads = (g.reshape(rows.shape[1], -1) for g in out)
         _raw_gradients(sums, bins, factors.reshape(len(factors), -1), scale, *grads)
         return dx.reshape(x.shape)
+
+
+def _agree(x, knots) -> bool:
+    """True if there are knots, of a precision, for every value of a sample."""
+    known = knots.ndim > 2 and knots.shape[0] == 3 and knots.shape[1] > 1
+    return known and knots.shape[2:] == x.shape[1:] and alike(x, knots)
+
+
+def _shapes(x, knots) -> list[tuple[int, ...]]:
+    """The shapes of the factors, dy, dldj and the three arrays of raw gradients."""
+    (count, *shape), bins = x.shape, knots.shape[1] - 1
+    raw = [(*shape, size) for size in (bins, bins, bins - 1)]
+    return [(3 * bins - 1, *shape), x.shape, (count,), *raw]
 
 
 def _arguments(x, knots):
@@ -224,7 +245,7 @@ def _begin(task, knots, samples):
 def _forward(task, x, knots, bins, y, ldj):
     """x, y (N, P), ldj (blocks, N). With ε = 1e-3 and d the larger of 1000 and a pixel's slopes,
     dy/dx is between 1e-9/d² and 4d, so a product of _FACTORS stays in the range of double precision
-    up to d = 1e4; beyond, should it leave it, ldj is infinite."""
+    up to d = 1e4; beyond, a product may underflow or overflow, and ldj is then infinite."""
     start, end, first, last, table = _begin(task, knots, len(x))
     slopes = np.ones(_LANES, x.dtype)
     for n in range(start, end):

@@ -1,8 +1,13 @@
-"""Adam on the CPU: one pass over the flat buffers; see derivations/06-adam.md."""
+"""Adam on the CPU: a pass over the gradient, then one over all flat buffers.
+
+See derivations/06-adam.md.
+"""
+
+import math
 
 import numpy as np
 
-from snfnp.ops.jit import parallel, serial
+from snfnp.ops.jit import alike, parallel, serial
 from snfnp.ops.step.definition import Step
 
 _BLOCK = 16384  # elements of a flat buffer that one task takes: 64 KB, inside the second cache
@@ -14,20 +19,30 @@ class CpuStep(Step):
         if failed:
             return self.linalg.sum_squares(g)
         p, m, v = out
+        if not (p.ndim == 1 and p.shape == g.shape == m.shape == v.shape and alike(g, *out)):
+            return super().adam(g, lr, beta1, beta2, eps, step, scale, failed, out)
         cast = p.dtype.type
         step_size, second = lr / (1 - beta1**step), 1 / (1 - beta2**step)
         numbers = (step_size, beta1, 1 - beta1, beta2, 1 - beta2, eps, second, scale)
-        squares = np.empty(-(-p.size // _BLOCK))
-        _adam(len(squares), g, p, m, v, *map(cast, numbers), squares)
-        return float(squares.sum())
+        sums = np.empty(-(-p.size // _BLOCK))
+        _squares(len(sums), g, sums)
+        squares = float(sums.sum())
+        if math.isfinite(squares):
+            _adam(len(sums), g, p, m, v, *map(cast, numbers))
+        return squares
 
 
 @parallel
-def _adam(task, g, p, m, v, step_size, beta1, rest1, beta2, rest2, eps, correction, scale, squares):
-    """One pass over the flat buffers; squares: of g, summed over each task's part. rest1, rest2:
-    1 - β1, 1 - β2, since rounding 0.999 to single precision first would put an error of 1e-5 into
-    the difference. (An index that could be negative keeps the compiler from vector instructions,
-    hence the slices.)"""
+def _squares(task, g, sums):
+    """Σ g² of each task's part, in double precision."""
+    sums[task] = _sum_squares(g[task * _BLOCK : min(g.size, (task + 1) * _BLOCK)])
+
+
+@parallel
+def _adam(task, g, p, m, v, step_size, beta1, rest1, beta2, rest2, eps, correction, scale):
+    """One pass over the flat buffers. rest1, rest2: 1 - β1, 1 - β2, since rounding 0.999 to single
+    precision first would put an error of 1e-5 into the difference. (An index that could be negative
+    keeps the compiler from vector instructions, hence the slices.)"""
     first, last = task * _BLOCK, min(p.size, (task + 1) * _BLOCK)
     pb, gb, mb, vb = p[first:last], g[first:last], m[first:last], v[first:last]
     for i in range(pb.size):
@@ -37,7 +52,6 @@ def _adam(task, g, p, m, v, step_size, beta1, rest1, beta2, rest2, eps, correcti
         mb[i] = mi
         vb[i] = vi
         pb[i] += step_size * mi / (np.sqrt(vi * correction) + eps)
-    squares[task] = _sum_squares(gb)
 
 
 @serial

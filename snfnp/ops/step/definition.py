@@ -132,14 +132,13 @@ class Step(OperationGroup):
 
         g ← scale·g;  m ← β1 m + (1-β1) g;  v ← β2 v + (1-β2) g²;
         p ← p + lr · m̂ / (√v̂ + ε) with m̂ = m/(1-β1^step), v̂ = v/(1-β2^step), step = 1, 2, …
-        Returns Σ g² of the unscaled gradient, which the pass computes anyway. If `failed` is
-        not 0 the buffers do not change; on an asynchronous device they do not either if Σ g² is not
-        finite, so that the step can be examined later. On a CPU a NaN makes them NaN.
+        Returns Σ g² of the unscaled gradient. If that is not finite, or `failed` is not 0, the
+        buffers do not change, so that the step can be examined later.
         """
         xp = self.xp
         p, m, v = out
         squares = self.linalg.sum_squares(g)
-        if failed:
+        if failed or not math.isfinite(squares):
             return squares
         g = g * p.dtype.type(scale)
         m *= beta1

@@ -1,0 +1,288 @@
+"""Threads and forks: each case in a child process, since a fault ends or blocks the process.
+
+A child prints the name of a case before it begins, and then what it computed: what aborted, or
+hung, is the last name.
+"""
+
+import os
+import sys
+import threading
+from contextlib import ExitStack
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from support.processes import python
+from support.trainers import make_trainer
+
+from snfnp import threads
+from snfnp.training.batches import Repeated
+
+# Kernels of more values than `jit._SHORT`, in both precisions, and a product with threads of BLAS.
+_START = """
+import asyncio, hashlib, os, sys, tempfile, threading, time, warnings
+{before}
+import numpy as np
+import snfnp
+from snfnp import FlowDensity
+
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 advises against forks
+X = np.random.default_rng(0).standard_normal((2000, 16))
+
+
+def digest(values):
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
+
+
+def density():
+    own = dict(members=1, mixtures=False, epochs=1, layers=2, noise=0.0, batch_size=500)
+    return FlowDensity(random_state=0, verbose=False, **own)
+
+
+def run():
+    with tempfile.TemporaryDirectory() as folder:
+        own = dict(out=folder + "/run", model="vector", depth=2, epochs=1, batch_size=500)
+        found = snfnp.fit(X.astype("f4"), report=None, **own)
+        return digest(found.likelihood.log_prob(X))
+
+
+def scores():
+    return digest(model.score_samples(X))
+
+
+def fitted():
+    return digest(density().fit(X).score_samples(X))
+
+
+def pair(function):
+    results = [None, None]
+
+    def call(index):
+        try:
+            results[index] = function()
+        except BaseException as error:
+            results[index] = repr(error)
+
+    both = [threading.Thread(target=call, args=(index,)) for index in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    return results
+
+
+def case(name, expected, function):
+    print(name, flush=True)
+    results = function()
+    print("ok" if set(results) == {{expected}} else f"{{results}}, not {{expected}}", flush=True)
+"""
+
+_THREADS = (
+    _START
+    + """
+model = density().fit(X)
+alone, trained = scores(), run()
+case("the same again", alone, lambda: [fitted()])
+case("score", alone, lambda: pair(lambda: [scores() for _ in range(10)][-1]))
+case("fit", alone, lambda: pair(fitted))
+case("snfnp.fit", trained, lambda: pair(run))
+
+
+async def side_by_side():
+    return await asyncio.gather(asyncio.to_thread(scores), asyncio.to_thread(fitted))
+
+
+case("asyncio", alone, lambda: asyncio.run(side_by_side()))
+from joblib import Parallel, delayed
+
+case("joblib", alone, lambda: Parallel(2, "threading")(delayed(scores)() for _ in range(4)))
+import joblib
+from sklearn.model_selection import cross_val_score
+
+case("score, scikit-learn loaded", alone, lambda: pair(scores))
+split = lambda: [digest(cross_val_score(density(), X, cv=2))]
+one = split()[0]
+with joblib.parallel_config("threading", n_jobs=2):
+    case("cross_val_score", one, split)
+"""
+)
+
+_FORKS = (
+    _START
+    + """
+import multiprocessing
+import joblib
+from joblib import Parallel, delayed
+
+
+def forked():
+    reading, writing = os.pipe()
+    if pid := os.fork():
+        os.close(writing)
+        with open(reading) as pipe:
+            text = pipe.read()
+        status = os.waitpid(pid, 0)[1]
+        return text or f"status {{status}}"
+    try:
+        os.write(writing, scores().encode())
+    finally:
+        os._exit(0)
+
+
+def pool(kind):
+    with multiprocessing.get_context(kind).Pool(2) as workers:
+        return [digest(each) for each in workers.map(model.score_samples, [X, X])]
+
+
+def while_threads_work(function):
+    end = threading.Event()
+
+    def work():
+        while not end.is_set():
+            model.score_samples(X)
+
+    others = [threading.Thread(target=work, daemon=True) for _ in range(2)]
+    for thread in others:
+        thread.start()
+    try:
+        return [function() for _ in range(8)]
+    finally:
+        end.set()
+        for thread in others:
+            thread.join()
+
+
+model = density().fit(X)
+alone = scores()
+case("fork", alone, lambda: [forked(), scores()])
+case("a child's child", alone, lambda: [forked() for _ in range(2)])
+case("Pool", alone, lambda: pool("fork"))
+case("joblib", alone, lambda: Parallel(2, "multiprocessing")(delayed(scores)() for _ in range(4)))
+case("while threads score", alone, lambda: while_threads_work(forked))
+two_fits = lambda: Parallel(2, "multiprocessing")(delayed(fitted)() for _ in "ab")
+case("fits of children", alone, two_fits)
+case("spawn", alone, lambda: pool("spawn"))
+case("threads after a fork", alone, lambda: pair(scores))
+from sklearn.model_selection import GridSearchCV
+
+grid = lambda jobs: [digest(GridSearchCV(density(), {{"layers": [1, 2]}}, cv=2, n_jobs=jobs).fit(X).
+                            cv_results_["mean_test_score"])]
+one = grid(1)[0]
+case("GridSearchCV", one, lambda: grid(2))
+case("loky", alone, lambda: [digest(each) for each in
+                             Parallel(2)(delayed(model.score_samples)(X) for _ in "ab")])
+"""
+)
+
+_EARLY_FORK = (
+    _START
+    + """
+from snfnp.ops import get_ops
+get_ops("numba")
+if not os.fork():
+    model = density().fit(X)
+    print(scores(), flush=True)
+    os._exit(0)
+print(os.wait()[1], flush=True)
+model = density().fit(X)
+print(scores(), flush=True)
+"""
+)
+
+FIRST = {"alone": "", "scikit-learn first": "import sklearn.model_selection, sklearn.cluster"}
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no forks")
+
+
+def child(script, before="", seconds=400):
+    """The lines of a child process."""
+    done = python(
+        script.format(before=before), timeout=seconds, PYTHONPATH=os.pathsep.join(sys.path)
+    )
+    assert done.returncode == 0, f"{done.returncode}: {done.stdout}{done.stderr[-2000:]}"
+    return done.stdout.splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", FIRST.values(), ids=FIRST)
+def test_threads_compute_what_one_computes(before):
+    """Numba's work queue, which is taken if another OpenMP is loaded, ends the process if two
+    threads use it."""
+    pytest.importorskip("sklearn")
+    lines = child(_THREADS, before)
+    assert len(lines) == 2 * 8 and set(lines[1::2]) == {"ok"}, lines
+
+
+@needs_fork
+@pytest.mark.slow
+@pytest.mark.parametrize("before", FIRST.values(), ids=FIRST)
+def test_children_compute_what_their_parent_computes(before):
+    """GNU OpenMP ends the child of a process in which it has run."""
+    pytest.importorskip("sklearn")
+    lines = child(_FORKS, before)
+    assert len(lines) == 2 * 10 and set(lines[1::2]) == {"ok"}, lines
+
+
+@needs_fork
+@pytest.mark.slow
+def test_a_fork_before_the_first_kernel_leaves_both_whole():
+    in_child, status, in_parent = child(_EARLY_FORK)
+    assert (status, in_child) == ("0", in_parent)
+
+
+def test_a_glow_trains_while_another_thread_scores(ops, alone):
+    """With the same operations, to the bits of each alone."""
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1)).astype(np.uint8)
+    batches = Repeated(images)
+
+    def trained():
+        trainer = make_trainer(ops, "glow")
+        trainer.begin(batches)
+        for _ in range(15):
+            trainer.training_step(batches)
+        return trainer.p.copy()
+
+    trainer = make_trainer(ops, "glow")
+    trainer.begin(batches)
+    likelihood, expected = trainer.likelihood(), trained()
+    scores, end, found = likelihood.log_prob(images), threading.Event(), []
+
+    def score():
+        while not end.is_set():
+            found.append(likelihood.log_prob(images))
+
+    thread = threading.Thread(target=score)
+    thread.start()
+    try:
+        np.testing.assert_array_equal(trained(), expected)
+    finally:
+        end.set()
+        thread.join()
+    assert found
+    for each in found:
+        np.testing.assert_array_equal(each, scores)
+
+
+def test_limits_of_several_threads_end_in_any_order(monkeypatch):
+    """The number of BLAS's threads is the process's: the least that is asked for holds, and at the
+    end it is what it was before the first."""
+    pool = SimpleNamespace(filepath="blas", count=8)
+    pool.get_num_threads = lambda: pool.count
+    pool.set_num_threads = lambda count: setattr(pool, "count", count)
+    monkeypatch.setattr(threads, "blas_libraries", lambda: [pool])
+    with ExitStack() as first, ExitStack() as second, ExitStack() as third:
+        first.enter_context(threads.limited(1))
+        second.enter_context(threads.limited())
+        third.enter_context(threads.blas_limited(3, [pool]))
+        assert pool.count == 1
+        first.close()
+        assert pool.count == 3
+        threads.limit(6)
+        third.close()
+        assert pool.count == 6
+        third.enter_context(threads.blas_limited(2))
+        second.close()
+        assert pool.count == 2
+    assert pool.count == 6
+    with pytest.raises(KeyError), threads.limited(1):
+        raise KeyError
+    assert pool.count == 6
