@@ -22,6 +22,7 @@ from snfnp.gradcheck import (
 )
 from snfnp.layers import ActNorm, Layer, Linear, SplitPrior
 from snfnp.maps import Conv2d, Dense
+from snfnp.ops import cpu_backends, get_ops
 from snfnp.rules import Exact
 
 D = 4
@@ -122,6 +123,36 @@ def test_a_correct_layer_passes():
 def test_a_wrong_layer_fails(place, line, message):
     with pytest.raises(GradientError, match=message):
         check_layer(SinhLayer(place, line), (D,))
+
+
+@dataclass(frozen=True)
+class Shifted(Layer):
+    """z = x + b, by an operation that is given a row for rows; wrong: a backend that gets 2 z."""
+
+    wrong: str = ""
+
+    def parameter_shapes(self, shape):
+        return {"b": shape}
+
+    def forward(self, ops, p, x):
+        z = ops.linalg.axpby(1.0, p["b"], 1.0, x.copy())
+        return z * (1 + (ops.name == self.wrong)), 0, {}
+
+    def inverse(self, ops, p, z):
+        return z - p["b"]
+
+    def backward(self, ctx, p, cache, dz, grads):
+        ctx.ops.channels.sum(dz, out=grads["b"])
+        return dz
+
+
+def test_layers_are_checked_on_every_backend_of_the_cpu(alone):
+    assert [ops.name for ops in cpu_backends()] == ["numpy", "numba"]
+    check_layer(Shifted(), (D,))
+    check_layer(Shifted("numba"), (D,), ops=get_ops("numpy"))
+    where = "on the backend numba, and not on numpy: 4 of 4 checks failed"
+    with pytest.raises(GradientError, match=where):
+        check_layer(Shifted("numba"), (D,))
 
 
 def failures(place, line):

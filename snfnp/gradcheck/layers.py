@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec
 
 import numpy as np
 
@@ -14,11 +15,12 @@ from snfnp.gradcheck.differences import GradientError, central_difference, relat
 from snfnp.gradcheck.members import require
 from snfnp.layers import Layer, Linear, Whiten
 from snfnp.maps import Map
-from snfnp.ops import Ops, RandomKey, get_ops
+from snfnp.ops import Ops, RandomKey, cpu_backends, get_ops
 from snfnp.ops.group import rows as flat
 from snfnp.parameters import order_of
 from snfnp.rules import SelfNormalizing
 
+_P = ParamSpec("_P")
 KEY = RandomKey(0, 0)  # of the random numbers in the checks' backward passes
 
 
@@ -34,6 +36,33 @@ class Report:
         return "\n".join(f"{name:<{width}}  {error:.1e}" for name, error in self.errors.items())
 
 
+def on_cpu_backends(check: Callable[_P, Report]) -> Callable[_P, Report]:
+    """`check` on every backend of CPUs, or on `ops` alone if that is given. The report has the
+    largest of each error, and the smallest of each control."""
+
+    @wraps(check)
+    def check_all(*arguments: _P.args, **settings: _P.kwargs) -> Report:
+        run: Any = check
+        if settings.get("ops"):
+            return run(*arguments, **settings)
+        reference, *others = cpu_backends()
+        report = run(*arguments, **settings | {"ops": reference})
+        for ops in others:
+            try:
+                other = run(*arguments, **settings | {"ops": ops})
+            except GradientError as error:
+                where = f"on the backend {ops.name}, and not on {reference.name}"
+                raise GradientError(f"{where}: {error}") from None
+            for name, error in other.errors.items():
+                report.errors[name] = max(error, report.errors[name])
+                if name in other.controls:
+                    control = min(other.controls[name], report.controls[name])
+                    report.controls[name] = control
+        return report
+
+    return check_all
+
+
 class Case:
     """A layer at random points x and parameters, with random covectors c of its outputs (z, and the
     latent if one splits off) and a of ldj, in double precision on the host.
@@ -42,7 +71,8 @@ class Case:
 
     Args:
         layer, shape: those of `check_layer`.
-        ops: the backend; default: NumPy.
+        ops: the backend; default: NumPy. (`check_layer`, `check_map` and `check_rule` then check on
+            every backend of CPUs.)
         batch: the number of samples.
         seed: of the random numbers.
         dtype: of the gradients; differences are always in double precision.
@@ -232,6 +262,7 @@ def stop_gradient_objective(
     return scalar
 
 
+@on_cpu_backends
 def check_layer(
     layer: Layer,
     shape: tuple[int, ...],

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from snfnp.gradcheck.layers import Case, Report, as_matrix
+from snfnp.gradcheck.layers import Case, Report, as_matrix, on_cpu_backends
 from snfnp.gradcheck.members import require
 from snfnp.layers import Linear
 from snfnp.maps import Map
@@ -10,6 +10,7 @@ from snfnp.ops.group import rows as flat
 from snfnp.rules import Exact, Relative, Rule, SelfNormalizing
 
 
+@on_cpu_backends
 def check_map(linear_map: Map, shape: tuple[int, ...], **settings) -> Report:
     """Check every member of a map at a random weight, in O(D³).
 
@@ -73,6 +74,7 @@ def check_map(linear_map: Map, shape: tuple[int, ...], **settings) -> Report:
     return case.report
 
 
+@on_cpu_backends
 def check_rule(rule: Rule, linear_map: Map, shape: tuple[int, ...], **settings) -> Report:
     """Check a rule where it must agree with the likelihood, differentiated numerically, in O(D³).
 
