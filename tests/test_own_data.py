@@ -378,7 +378,10 @@ def test_the_preset_fits_the_columns_and_the_rows():
         assert (config.depth, config.bins, config.batch_size) == size
         steps = config.epochs * config.steps_per_epoch(rows)
         assert 0 <= steps - min(max(rows, 800), 2000) < rows / config.batch_size
+    for rows, steps in ((50_000, 6250), (200_000, 8000)):  # many rows have more to tell
+        config = TrainConfig(model="vector").resolve(rows, (2,))
+        assert 0 <= config.epochs * config.steps_per_epoch(rows) - steps < rows / 500
     assert TrainConfig(model="vector", depth=3, lr=1.0).resolve(3000, (2,)).depth == 3
-    for model, images, shape in (("vector", 10**6, (2,)), ("glow", 50_000, (28, 28, 1))):
+    for model, images, shape in (("vector", 10**7, (2,)), ("glow", 50_000, (28, 28, 1))):
         config = TrainConfig(model=model, recipe="white").resolve(images, shape)
         assert (config.epochs, config.warmup_epochs) == (1, 0.5)
