@@ -13,7 +13,7 @@ from support.gradients import random_parameters
 from support.trainers import images_of, make_trainer
 
 from snfnp.data import load_dataset
-from snfnp.density import mixture
+from snfnp.density import mixture, training
 from snfnp.density.ensemble import Ensemble, MixtureMember, stacked_weights
 from snfnp.density.mixture import Mixture
 from snfnp.density.training import mixture_candidates
@@ -464,6 +464,30 @@ def test_scores_of_mixtures_have_the_units_of_the_data_and_come_from_other_rows(
     for number, own in enumerate(fitted):
         rest = np.delete(rows, folds[number % 3], axis=0)
         np.testing.assert_array_equal(np.sort(own, axis=0), np.sort(rest, axis=0))
+
+
+def test_mixtures_of_many_rows_take_more_components_while_they_are_better(monkeypatch):
+    """Fitted to a part of the rows; a second prior begins where the first was best."""
+    monkeypatch.setattr(training, "FEW", 100)
+    monkeypatch.setattr(training, "_WORK", 2000)
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 3, (300, 2)) + 0.05 * rng.normal(size=(300, 2))
+    folds, fitted, original = np.split(np.arange(60), 3), [], Mixture.fit.__func__
+
+    def noted(cls, rows, *settings):
+        fitted.append(len(rows))
+        return original(cls, rows, *settings)
+
+    monkeypatch.setattr(Mixture, "fit", classmethod(noted))
+    found = mixture_candidates(rows, folds, 0, np.zeros(300))
+    sizes = [int(each.name.split()[2].rstrip(",")) for each in found]
+    assert sizes[:4] == [1, 4, 16, 32] and all(each.refit is None for each in found)
+    best = sizes[int(np.argmax([each.mean for each in found[:4]]))]
+    assert best > 1 and sizes[4:] == [each for each in sizes[:4] if each >= best]
+    assert fitted[::3] == [min(280, 2000 // each) for each in sizes]
+    assert all(len(each.scores) == 60 for each in found)
+    monkeypatch.setattr(training, "_SMOOTHED", 200)
+    assert len(mixture_candidates(rows, folds, 0, np.zeros(300))) == 4
 
 
 def test_components_are_as_many_as_rows_and_columns_allow():

@@ -35,7 +35,7 @@ from snfnp.training.progress import compilations_shown, progress_bar, silent
 
 _NOISE = {0.0: 2**63, 0.1: 1000, 0.2: 500}  # candidates: rows up to which they are tried
 _TOLD = set()  # columns with ties, and their steps, of which this process has warned
-_FIRST, _LONGEST = 2000, 8000  # steps of a flow on many rows: the first training, the longest
+_FIRST, _LONGEST = 2000, 4000  # steps of a flow on many rows: the first training, the longest
 _JUDGED = 4000  # rows of a fold, at most: the others are trained on by all members
 _SMALL = 4096  # numbers in a batch for which a smooth leaky ReLU is fastest in plain NumPy
 
@@ -70,7 +70,7 @@ class FlowDensity:
         activation: "spline" or "smooth-leaky-relu".
         gradient: of log|det W|, by the learned inverse ("self-normalizing"), "exact" or "relative".
         epochs: passes over the rows, at most (None: as many steps as rows, from 800 to 2000; on
-            more than 5000 rows, 2000 steps, and 4000 and 8000 more while they are of use).
+            more than 5000 rows 2000 steps, and 4000 more if they are of use).
         batch_size: rows of a step (None: an eighth of them, from 16 to 500).
         lr: Adam's learning rate, which falls to 0 along a cosine (None: 0.01, less for more than 16
             columns).

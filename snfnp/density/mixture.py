@@ -47,7 +47,8 @@ class Mixture:
         usual += 1e-6 * np.trace(usual) / columns * np.eye(columns)
         first = rows[:_FIRST]
         labels = _start(first, components, np.random.default_rng(seed))
-        parts = zip(_parts(labels, components), _parts(first, components), strict=True)
+        width = _width(components, columns)
+        parts = zip(_parts(labels, width), _parts(first, width), strict=True)
         sums = sum(np.eye(components)[own].T @ _features(part) for own, part in parts)
         gain = _GAIN if len(rows) < _MANY else 10 * _GAIN
         for some in (first, rows) if len(rows) > len(first) else (rows,):
@@ -96,7 +97,7 @@ class Mixture:
         quadratic = precision[:, upper, lower] * np.where(upper == lower, -0.5, -1.0)
         coefficients = np.concatenate([constant[:, np.newaxis], linear, quadratic], axis=1)
         total, sums = 0.0, np.zeros_like(coefficients)
-        for part in _parts(rows, components):
+        for part in _parts(rows, _width(components, columns)):
             features = _features(part)
             shares = coefficients @ features.T
             highest = shares.max(axis=0)
@@ -132,6 +133,11 @@ class Mixture:
         of = rng.choice(len(self.weights), count, p=self.weights)
         noise = rng.standard_normal((count, self.means.shape[1]))
         return self.means[of] + np.einsum("nij,nj->ni", self.roots[of], noise)
+
+
+def _width(components: int, columns: int) -> int:
+    """Shares and features of a row."""
+    return components + 1 + columns + columns * (columns + 1) // 2
 
 
 def _parts(rows: np.ndarray, width: int) -> Iterator[np.ndarray]:

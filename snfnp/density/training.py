@@ -26,11 +26,12 @@ FEW = 5000  # rows up to which every mixture is tried, and flows are trained onc
 _EVALUATIONS = 40  # of a whole training, about
 _WORTH = 0.01  # nats by which the last training has to be better for one that is twice as long
 _COMPONENTS = 1, 2, 3, 4, 6, 8, 12, 20, 32, 48, 64, 96
-_OF_MANY = 16, 32, 64, 128, 256, 512, 1024
+_OF_MANY = 1, 4, 16, 32, 64, 128, 256, 512
+_SMOOTHED = 20_000  # rows up to which their second prior is tried
 _ROWS_PER_COMPONENT = 6
-_WORK = 2**25  # components times rows to which a mixture is fitted, at most
+_WORK = 2**24  # components times rows to which a mixture is fitted, at most
 _PRIORS = ("full", 0.003), ("full", 0.3), ("full", 3.0), ("diagonal", 1e-4), ("tied", 0.003)
-_PRIORS_OF_MANY = (("full", 0.3),)
+_PRIORS_OF_MANY = ("full", 0.3), ("full", 3.0)
 _MANY, _WORSE = 20, 0.1  # components from which on more are not tried if worse by so many nats
 
 
@@ -167,18 +168,24 @@ def mixture_candidates(
     """Mixtures of standardised rows (N, D), each for every fold; `Candidate.refit` takes all rows.
 
     For each prior of the covariances there are 1 to 96 components, as far as the rows allow and,
-    from 20 on, until more of them are worse. On more than 5000 rows there is one prior, and 16 to
-    1024 components until more of them are no better, fitted to as many rows as time allows: up to
-    2²⁵ / components. ldj: log|det| of the standardisation, (N,), for scores in units of the data.
+    from 20 on, until more of them are worse. On more than 5000 rows there are up to 512, until more
+    of them are no better, fitted to as many rows as time allows, 2²⁴ / components; and up to 20,000
+    rows a second prior with as many components as were best, and more.
+
+    Args:
+        ldj: log|det| of the standardisation, (N,), for scores in units of the data.
+        progress: what is called on the way.
     """
     found, progress = [], progress or Progress()
     count, columns = rows.shape
-    few = count <= FEW
+    few, least, likeliest = count <= FEW, 1, 1
+    sizes, priors = (_COMPONENTS, _PRIORS) if few else (_OF_MANY, _PRIORS_OF_MANY)
+    priors = priors if count <= _SMOOTHED else priors[:1]
     most = max(1, min(count // _ROWS_PER_COMPONENT, count // columns))
     judged = np.sort(np.concatenate(folds))
-    for kind, prior in _PRIORS if few else _PRIORS_OF_MANY:
+    for kind, prior in priors:
         best = -np.inf
-        for components in (each for each in (_COMPONENTS if few else _OF_MANY) if each <= most):
+        for components in (each for each in sizes if least <= each <= most):
             if found and progress.late():
                 break
             name = f"mixture of {components}, {kind}, prior {prior:g}"
@@ -192,9 +199,11 @@ def mixture_candidates(
             candidate.scores = candidate.scores[judged]
             found.append(candidate)
             worse = candidate.mean < (best - _WORSE if few else best + _WORTH)
-            best = max(best, candidate.mean)
+            if candidate.mean > best:
+                best, likeliest = candidate.mean, components
             if components >= _MANY and worse:
                 break
+        least = 1 if few else likeliest
     return found
 
 
