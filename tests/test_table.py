@@ -400,30 +400,11 @@ def test_steps_may_be_small_and_spikes_rare_among_the_rows_looked_at():
         rng.random(4000) < 0.05, 0.0, rng.normal(size=4000)
     )  # a spike of 5 % of the rows
     assert find_steps(few[:, np.newaxis])[0] > 0
-    few[3:] = np.where(few[3:] == 0, rng.normal(size=3997), few[3:])  # of three rows at most
-    assert find_steps(few[:200, np.newaxis])[0] == 0
-    large = 1e15 + rng.integers(0, 100, (300, 1)) * 2.0  # times 10⁹ no whole numbers of 53 bits
-    assert find_steps(large)[0] == 2.0
-
-
-def test_samples_lie_on_the_lattice_of_their_column_wherever_it_begins(ops):
-    rows = np.random.default_rng(0).integers(0, 9, (50, 1)) + 0.5
-    preprocess = Standardise((4.0,), (2.0,), (1.0,), (0.5,), (10.0,))
-    x = (rows + np.linspace(-0.4, 0.4, 50)[:, np.newaxis] - 4) / 2
-    np.testing.assert_array_equal(ops.to_host(preprocess.inverse(ops, ops.asarray(x))), rows)
-
-
-@pytest.mark.parametrize("rows, alike, tied", [(400, 20, True), (400, 3, False), (40, 3, False)])
-def test_a_value_of_one_row_in_a_hundred_and_of_four_rows_is_a_spike(rows, alike, tied):
-    column = np.random.default_rng(0).exponential(size=(rows, 1))
-    column[:alike] = 0
-    assert bool(find_steps(column)[0]) == tied
-
-
-def test_steps_of_numbers_beyond_whole_ones_that_double_precision_tells_apart():
-    """Beyond the integers of 64 bits, too; most of these are two steps apart."""
-    column = np.random.default_rng(0).choice([0, 2, 4, 6, 7], (200, 1)) * 2.0**70
-    assert find_steps(column)[0] == pytest.approx(2.0**70, rel=1e-12)
+    few = rng.normal(size=200)
+    few[:3] = 0.0  # of three rows
+    assert find_steps(few[:, np.newaxis])[0] == 0
+    large = 1e15 + rng.integers(0, 100, (300, 1)) / 8  # ten times that is beyond 53 bits
+    assert find_steps(large)[0] == 0.125
 
 
 def test_columns_with_steps_are_dequantised_and_samples_lie_on_them():
