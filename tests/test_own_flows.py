@@ -179,9 +179,7 @@ LOST = {
         "`model=registered` is unknown: choose one of fc, ",
         "or first import what registers it (snfnp.register), or give module:function (in Python",
     ),
-    "a function": (
-        "the model mine:build is code of your own, which a name or a file cannot import",
-    ),
+    "a function": ("the model mine:build is code of your own, which is not imported by its name",),
     "no name": ("the model test_own_flows:<lambda>.<locals>.<lambda> is code of your own",),
     "a preset": ("the model mine:Inside.<lambda> is code of your own", "give it with `model` (in"),
     "a flow": ("the flow has mine:Own, which is no class of this package: give the code that",),
@@ -228,7 +226,7 @@ BUILD = lambda shape: flow(Linear(Dense(2)))  # noqa: E731
 WRONG = {
     "typo": ("glwo", "`model=glwo` is unknown (did you mean glow?): choose one of fc, "),
     "number": (3, "`model` is 3: it must be text"),
-    "a name": ("mine:build", "the model mine:build is code of your own, which a name or a file"),
+    "a name": ("mine:build", "the model mine:build is code of your own, which is not imported by"),
     "nothing": (
         local(),
         "local.<locals>.<lambda>: the function returned a NoneType; let it return",

@@ -1,7 +1,7 @@
-"""A flow as JSON: its layers in order, and of each part its class, with the module, and all fields.
+"""A flow as JSON: its layers in order, and the class, with its module, and all fields of each part.
 
-A description is compared with another, and one of this package's classes alone is built again. No
-description imports anything else.
+A description is compared with another. A flow is built from one that names only classes of this
+package; nothing else is imported.
 """
 
 import hashlib
@@ -82,15 +82,16 @@ def build(text: str) -> Flow:
     except UsageError:
         raise
     except Exception as error:  # of the JSON, or of a class that is given other fields
-        found = f"the flow cannot be built ({type(error).__name__}: {str(error)[:80]})"
-        raise UsageError(f"{found}: let its layers fit together, or restore config.json") from error
+        problem = f"the flow cannot be built ({type(error).__name__}: {str(error)[:80]})"
+        advice = "let its layers fit together, or restore config.json"
+        raise UsageError(f"{problem}: {advice}") from error
 
 
 def first_difference(then: dict, now: dict) -> str | None:
     """The first difference between the description in a file, which may be of an earlier version,
     and that of a flow, in words; None: they are the same."""
-    for place, before, here in _differences(_by_name(then), _by_name(now), "", {}):
-        return f"{place} was {_shown(before)}, is {_shown(here)}"
+    for path, old, new in _differences(_by_name(then), _by_name(now), "", {}):
+        return f"{path} was {_shown(old)}, is {_shown(new)}"
     return None
 
 
@@ -102,8 +103,8 @@ def _class_of(name: Any) -> Any:
     """This package's class of that name. Raises UsageError for a class of another package."""
     match = _PACKAGE.fullmatch(str(name))
     if not match:
-        found = f"the flow has {str(name)[:80]}, which is no class of this package"
-        raise UsageError(f"{found}: give the code that builds it with `model` (flow= in Python)")
+        problem = f"the flow has {str(name)[:80]}, which is no class of this package"
+        raise UsageError(f"{problem}: give the code that builds it with `model` (flow= in Python)")
     kind: Any = getattr(import_module(match[1]), match[2], None)
     if not (isinstance(kind, type) and issubclass(kind, _PARTS) and is_dataclass(kind)):
         raise ValueError(f"{name} is no layer, map or rule")
@@ -125,34 +126,35 @@ def _by_name(flow: dict) -> dict:
     return {"class": class_name(Flow), "layer": order, **flow, "layers": layers}
 
 
-def _differences(then: Any, now: Any, place: str, modules: dict) -> Iterator[tuple[str, Any, Any]]:
-    """(place, then, now) of what differs. modules: {then: now} of a user's modules, which may have
-    been renamed; this package's may not."""
+def _differences(then: Any, now: Any, path: str, modules: dict) -> Iterator[tuple[str, Any, Any]]:
+    """(path, then, now) of each difference. modules: {then: now} of a user's modules, which may
+    have been renamed; this package's may not."""
     if isinstance(then, dict) and isinstance(now, dict):
         for name in dict.fromkeys([*now, *then]):
-            before = then[name] if name in then else _default(now, name)
-            here, inside = now.get(name, _ABSENT), f"{place}.{name}" if place else name
-            if name == "class" and _same_class(before, here, modules):
+            old = then[name] if name in then else _default(now, name)
+            new = now.get(name, _ABSENT)
+            if name == "class" and _same_class(old, new, modules):
                 continue
-            yield from _differences(before, here, inside, modules)
+            yield from _differences(old, new, f"{path}.{name}" if path else name, modules)
     elif isinstance(then, list) and isinstance(now, list):
-        for index, (before, here) in enumerate(zip_longest(then, now, fillvalue=_ABSENT)):
-            yield from _differences(before, here, f"{place}[{index}]", modules)
+        for index, (old, new) in enumerate(zip_longest(then, now, fillvalue=_ABSENT)):
+            yield from _differences(old, new, f"{path}[{index}]", modules)
     elif isinstance(now, dict) and now.keys() == {"class"} and now["class"].endswith(f":{then}"):
         pass  # as earlier versions wrote an object without fields
     elif then != now:
-        yield place, then, now
+        yield path, then, now
 
 
 def _same_class(then: Any, now: Any, modules: dict) -> bool:
     """Say whether two names are of one class; earlier versions wrote them without modules."""
-    (before, _, name), (here, _, name_now) = str(then).rpartition(":"), str(now).rpartition(":")
-    if name != name_now:
+    old_module, _, old_name = str(then).rpartition(":")
+    new_module, _, new_name = str(now).rpartition(":")
+    if old_name != new_name:
         return False
-    if not before or before == here:
+    if not old_module or old_module == new_module:
         return True
-    packages = before.partition(".")[0], here.partition(".")[0]
-    return "snfnp" not in packages and modules.setdefault(before, here) == here
+    packages = old_module.partition(".")[0], new_module.partition(".")[0]
+    return "snfnp" not in packages and modules.setdefault(old_module, new_module) == new_module
 
 
 def _default(part: dict, name: str) -> Any:

@@ -56,8 +56,8 @@ def is_code(model: Any) -> bool:
 
 
 def preset_of(model: Any) -> Preset:
-    """The preset that a model stands for. That of a text without code in this process has settings
-    alone: to build its flow raises UsageError."""
+    """The preset that a model stands for. If this process has no code of it, the preset has default
+    settings, and its `build` raises UsageError."""
     if isinstance(model, Flow):
         return _preset("the flow", lambda shape: model)
     if not isinstance(model, str):
@@ -93,17 +93,17 @@ def imported(model: Any) -> Any:
     package = match[1].partition(".")[0]
     try:
         if package not in sys.modules and util.find_spec(package) is None:
-            sys.path.append("")
+            sys.path.append("")  # the current folder, which may be gone
         thing: Any = import_module(match[1])
         for name in match[2].split("."):
             thing = getattr(thing, name)
     except (Exception, SystemExit) as error:  # as a program does that is imported
         why = f"{type(error).__name__}: {str(error)[:80]}"
-        found = f"`model` needs {model}, which cannot be imported ({why})"
-        raise UsageError(f"{found}: fix it, or set PYTHONPATH") from error
+        problem = f"`model` needs {model}, which cannot be imported ({why})"
+        raise UsageError(f"{problem}: fix it, or set PYTHONPATH") from error
     if not is_code(thing):
-        found = f"{model} is of type {type(thing).__name__}"
-        raise UsageError(f"{found}: let it be build(shape) or build(shape, choices) -> Flow")
+        problem = f"{model} is of type {type(thing).__name__}"
+        raise UsageError(f"{problem}: let it be build(shape) or build(shape, choices) -> Flow")
     return thing
 
 
@@ -127,12 +127,12 @@ def check_flow(flow: Any, shape: tuple[int, ...], name: str) -> Flow:
 
 def _missing(model: str) -> Any:
     if ":" in model:
-        found = f"the model {model[:80]} is code of your own, which a name or a file cannot import"
-        raise UsageError(f"{found}: give it with `model` (in Python the function, with flow=)")
-    found = f"`model={model[:40]}` is unknown{suggestion(model, PRESETS)}"
+        problem = f"the model {model[:80]} is code of your own, which is not imported by its name"
+        raise UsageError(f"{problem}: give it with `model` (in Python the function, with flow=)")
+    problem = f"`model={model[:40]}` is unknown{suggestion(model, PRESETS)}"
     advice = f"choose one of {', '.join(PRESETS)}, or first import what registers it"
     advice += " (snfnp.register), or give module:function (in Python the function, with flow=)"
-    raise UsageError(f"{found}: {advice}")
+    raise UsageError(f"{problem}: {advice}")
 
 
 def _preset(name: str, build: Any, **settings) -> Preset:
