@@ -17,6 +17,7 @@ from snfnp.errors import SnfnpError, UsageError, require_instance, require_sizes
 from snfnp.images import fault
 from snfnp.layers import Layer, Linear, Preprocess, Whiten
 from snfnp.layers.preprocess import Scale, Standardise
+from snfnp.maps.condition import condition
 from snfnp.ops import Array, Ops, RandomKey
 from snfnp.parameters import Layout
 
@@ -380,6 +381,14 @@ class Flow:
             if log_det is not None:
                 log_dets[name] = log_det
         return log_dets
+
+    def conditions(self, ops: Ops, params: Params) -> dict[str, float]:
+        """An estimate of the condition of every linear layer (`snfnp.maps.condition`)."""
+        return {
+            name: condition(ops, layer.map, params[name]["W"], shape)
+            for name, layer, shape in self.with_shapes()
+            if isinstance(layer, Linear)
+        }
 
     def first_nonfinite(self, ops, params, x) -> str | None:
         """The first of a forward pass that is not finite: the input, or a layer's output or ldj."""

@@ -7,9 +7,10 @@ Derivation: derivations/02-change-of-variables.md.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from snfnp.ops import SINGLE_PROCESS, Array, Communicator, Ops, RandomKey, share
 # The streams of the counter-based generator, one per purpose; for layers' see `snfnp.flow`.
 TRAINING_NOISE, EVALUATION_NOISE, SAMPLE_LATENTS, AUGMENTATION, WHITENING_NOISE = range(5)
 SMOOTHING = 5
+_THREE_DIGITS = 1e-3
 _BATCH = 1000  # images whose noise is drawn together
 _quiet = np.errstate(all="ignore")  # on every backend alike, whatever state the caller has
 
@@ -207,6 +209,9 @@ class Likelihood:
         Returns:
             Images (count, H, W, C), uint8, or rows (count, D), float64, on the host.
 
+        Warns:
+            UserWarning: if exact inverses have fewer than three digits.
+
         Raises:
             DivergedError: if a sample is not finite.
             UsageError: for other numbers, or if the flow learned no inverse and `exact` is False.
@@ -244,7 +249,21 @@ class Likelihood:
             if first == 0:
                 samples = np.empty((count, *drawn.shape[1:]), drawn.dtype)
             samples[some] = drawn
+        if exact and self._loss_of_digits:
+            warnings.warn(self._loss_of_digits, stacklevel=2)
         return samples
+
+    @cached_property
+    def _loss_of_digits(self) -> str:
+        """The warning for weights whose rounding moves exact samples by more than a thousandth of
+        themselves, or "". Costs what an exact sample does."""
+        conditions = self.flow.conditions(self.ops, self.params)
+        name = max(conditions, key=lambda layer: conditions[layer], default="")
+        epsilon = np.finfo(self._dtype).eps
+        if not name or epsilon * conditions[name] <= _THREE_DIGITS:
+            return ""
+        found = f"the condition number of layer {name} is about {conditions[name]:.0e}"
+        return f"exact samples have fewer than three digits, as {found}"
 
 
 def _density_row(latent: str) -> str:

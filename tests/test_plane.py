@@ -9,9 +9,10 @@ from PIL import Image
 from support.messages import one_line
 
 import snfnp
-from snfnp.cli import evaluate, score, train
+from snfnp.cli import evaluate, sample, score, train
 from snfnp.data import toy as densities
 from snfnp.errors import UsageError
+from snfnp.likelihood import Likelihood
 from snfnp.training.plots import Animation, View
 from snfnp.training.progress import Record
 from snfnp.training.trainer import Trainer
@@ -175,6 +176,15 @@ def test_scores_of_another_file_of_the_same_name_are_kept(folder, tmp_path, caps
         assert f"picture: {folder / name}.png; scores: {folder / name}.csv" in line
     assert (folder / "score-test.csv").read_bytes() != (folder / "score-test-2.csv").read_bytes()
     assert not (folder / "score-test-3.csv").exists()
+
+
+def test_a_warning_of_exact_samples_is_one_line(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Likelihood, "_loss_of_digits", "exact samples have few digits")
+    argv = [str(folder), "--out", str(tmp_path / "s.npy"), "--inverse"]
+    sample.main([*argv, "exact"])
+    assert capsys.readouterr().err == "exact samples have few digits\n"
+    sample.main([*argv, "learned"])
+    assert capsys.readouterr().err == ""
 
 
 def test_a_note_says_that_other_data_are_likelier(folder, tmp_path, capsys):

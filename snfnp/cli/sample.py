@@ -4,7 +4,15 @@ from pathlib import Path
 
 import numpy as np
 
-from snfnp.cli.shared import busy, check_file, check_range, open_run, run_parser, write_csv
+from snfnp.cli.shared import (
+    busy,
+    check_file,
+    check_range,
+    open_run,
+    run_parser,
+    warnings_in_lines,
+    write_csv,
+)
 from snfnp.errors import UsageError, printable
 from snfnp.files import write_by
 from snfnp.training import plots
@@ -36,7 +44,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
     if args.columns and (len(run.image_shape) == 1 or out.suffix.lower() in _TABLES):
         raise UsageError("`columns` is for pictures of images: leave it out")
     how = {"exact": args.inverse == "exact", "temperature": args.temperature}
-    with busy(run.ops, "count", args.count):
+    with busy(run.ops, "count", args.count), warnings_in_lines():
         images = run.likelihood.sample(args.count, args.seed, **how, at_once=_AT_ONCE)
     suffix = out.suffix.lower()
     if suffix == ".npy":

@@ -6,7 +6,9 @@ import io
 import math
 import os
 import re
+import sys
 import tempfile
+import warnings
 from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +17,7 @@ import numpy as np
 
 from snfnp.data import load_dataset
 from snfnp.data.table import is_table
-from snfnp.errors import UsageError, suggestion, within_memory
+from snfnp.errors import UsageError, printable, suggestion, within_memory
 from snfnp.files import explained, write_atomically
 from snfnp.ops import BACKENDS
 from snfnp.training.options.user_models import imported
@@ -91,6 +93,16 @@ def busy(ops, parameter: str, count: int):
     """`within_memory`, with a progress line in a terminal while kernels are compiled."""
     with within_memory(ops, parameter, count), compilations_shown(ops):
         yield
+
+
+@contextmanager
+def warnings_in_lines():
+    """Print what is warned of, a line for each, at the end."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        yield
+    for line in dict.fromkeys(printable(warning.message) for warning in found):
+        print(line, file=sys.stderr)
 
 
 def images_of(run: LoadedRun, args: argparse.Namespace, split: str) -> tuple[np.ndarray, str]:

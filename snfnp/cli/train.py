@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from snfnp import threads
-from snfnp.cli.shared import VALUES, Parser
+from snfnp.cli.shared import VALUES, Parser, warnings_in_lines
 from snfnp.errors import UsageError, flag_of, in_flags, printable
 from snfnp.processes import launching
 from snfnp.training import session as training
@@ -67,7 +67,7 @@ def main(argv: list[str], prog: str | None = None, **defaults) -> None:
                 animation = Animation(points)
             train_session(session, _show, callbacks=(animation,) if animation else ())
             if world.rank == 0:
-                with compilations_shown(session.ops):  # of an inverse
+                with compilations_shown(session.ops), warnings_in_lines():  # of an inverse
                     _draw(session.folder, session.config, session.ops, animation)
 
 
