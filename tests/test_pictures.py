@@ -253,3 +253,15 @@ def test_the_picture_has_all_rows_and_whole_epochs(tmp_path, monkeypatch):
     assert [list(axis.lines[0].get_xdata()) for axis in drawn[-2:]] == [[1, 2], [2.0, 3.0]]
     epochs, seconds = (axis.get_xticks() for axis in drawn[-2:])
     assert (epochs % 1 == 0).all() and not (seconds % 1 == 0).all()
+
+
+def test_a_comparison_shows_all_but_the_first_evaluations(tmp_path, monkeypatch):
+    """A fifth of each run's, which are far above the others."""
+    drawn = []
+    monkeypatch.setattr(plots.Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes))
+    nll = [9e3, 250.0, 240.0, 215.0, 205.0, 200.0]
+    line = {"epoch": [*range(1, 7)], "seconds": [*range(2, 8)], "validation_nll_nats": nll}
+    plots.save_comparison(tmp_path / "a.png", {"a": line, "b": line}, "NLL")
+    for axis in drawn:
+        lowest, highest = axis.get_ylim()
+        assert 190 < lowest < 200 and 250 < highest < 260
