@@ -149,6 +149,28 @@ def test_the_inverse_is_accurate_where_the_textbook_root_cancels(ops):
     assert np.any(np.abs(textbook - x) > tolerance)
 
 
+@pytest.mark.parametrize(("dtype", "steep"), [(np.float64, 1e8), (np.float32, 1e3)])
+def test_the_inverse_is_right_where_the_textbook_discriminant_is_below_zero(ops, dtype, steep):
+    """b² − 4ac with a and b that cancel, in a bin that begins steep and ends flat."""
+    p = {k: np.zeros((1, n), dtype) for k, n in zip(PARAMETERS, (5, 5, 4), strict=True)}
+    p["widths"][0, 2], p["slopes"][0, 1:3] = 0.3, (steep, -50.0)
+    positions, values, slopes = knots_of(ops, p)[:, :, 0]
+    low, high = values[2:4]
+    start, end = slopes[2:4]
+    assert start > 0.99 * steep and end < 1.1e-3
+    h = high - low
+    s = h / (positions[3] - positions[2])
+    y = (high - h * np.linspace(0, 4, 2001, dtype=dtype) * end / start)[:, None]
+    r = (y - low) / h
+    bend = start + end - 2 * s
+    a, b, c = s - start + r * bend, start - r * bend, -s * r
+    assert np.any(b * b - 4 * a * c < 0)
+    x = LAYER.inverse(ops, p, y)
+    assert np.all((x >= positions[2]) & (x <= positions[3]))
+    again = LAYER.forward(ops, p, x)[0]
+    np.testing.assert_allclose(again, y, rtol=0, atol=20 * np.finfo(dtype).eps * BOUND)
+
+
 def test_equal_bins_and_unit_slopes_are_the_identity(ops):
     p = parameters(0.0)
     x = np.random.default_rng(0).uniform(-12, 12, (4, *SHAPE))
