@@ -375,6 +375,11 @@ class OtherMap(Dense):
         return z
 
 
+class WithoutAdd(Dense):
+    def weight_grad(self, ops, delta, x, out):
+        return out
+
+
 RNG = np.random.default_rng(0)
 MISUSES = {
     "layer": (
@@ -401,6 +406,10 @@ MISUSES = {
     "map's signature": (
         lambda: check_map(OtherMap(D), (D,)),
         "OtherMap.solve takes (w, z): let it take (ops, w, z)",
+    ),
+    "map's option": (
+        lambda: check_map(WithoutAdd(D), (D,)),
+        "WithoutAdd.weight_grad takes (ops, delta, x, out): let it take (ops, delta, x, out, add=F",
     ),
     "kernel": (lambda: check_map(Conv2d(3, 2), (3, 3, 2)), "kernel"),
     "vector": (

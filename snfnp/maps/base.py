@@ -41,7 +41,9 @@ class Map:
         """T(w)ᵀ δ for δ like z."""
         raise NotImplementedError
 
-    def weight_grad(self, ops: Ops, delta: Array, x: Array, out: Array, add: bool = False) -> Array:
+    def weight_grad(
+        self, ops: Ops, delta: Array, x: Array, *, out: Array, add: bool = False
+    ) -> Array:
         """Σ_n δ_n ⋆ x_n, the gradient of Σ ⟨δ, T(w) x⟩ with respect to w, written to `out` or, with
         `add`, added to it. Returns `out`."""
         raise NotImplementedError
