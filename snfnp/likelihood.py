@@ -250,7 +250,7 @@ class Likelihood:
                 samples = np.empty((count, *drawn.shape[1:]), drawn.dtype)
             samples[some] = drawn
         if exact and self._loss_of_digits:
-            warnings.warn(self._loss_of_digits, stacklevel=2)
+            warnings.warn(self._loss_of_digits, stacklevel=3)  # `_quiet` is a call of its own
         return samples
 
     @cached_property

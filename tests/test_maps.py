@@ -222,6 +222,7 @@ def test_exact_samples_of_few_digits_say_so(ops, smallest, dtype, said):
         likelihood.sample(3, exact=True)
     lines = [str(each.message) for each in found]
     assert len(lines) == said
+    assert all(each.filename == __file__ for each in found)
     if said:
         head = "exact samples have fewer than three digits, as the condition number of layer ill is"
         assert lines[0].startswith(head)
