@@ -148,6 +148,15 @@ def test_what_a_killed_write_left_is_removed_by_a_later_one(tmp_path):
     assert {each.name for each in tmp_path.iterdir()} == {"a.png", *list(ages)[1:]}
 
 
+def test_a_folder_that_cannot_be_listed_is_written_to(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    files.write_atomically(tmp_path / "a.png", b"new")
+    assert (tmp_path / "a.png").read_bytes() == b"new"
+
+
 def test_no_pipe_or_device_is_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with one_line(SnfnpError, "cannot write", "pipe (it is no regular file)"):
