@@ -241,3 +241,9 @@ def test_log_det_of_a_weight_that_is_not_finite_is_an_error(point, ops, bad):
 def test_dense_refuses_rows_of_another_length():
     with one_line(UsageError, match=r"5 features cannot take \(4,\)"):
         Dense(5).output_shape((4,))
+
+
+def test_the_inverse_of_a_dense_map_and_of_a_pointwise_convolution_is_one():
+    """A 1×1 convolution then needs one small matrix and not that of the image."""
+    maps = (Dense(3), Conv2d((1, 1), 3), Conv2d((1, 3), 3), Conv2d((3, 1), 3), Conv2d((3, 3), 3))
+    assert [each.inverse_is_same_map for each in maps] == [True, True, False, False, False]
