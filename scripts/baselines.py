@@ -226,7 +226,7 @@ def search_seconds(processes):
 def results(file):
     """{case: {method: {split: record}}} of a file of results."""
     found = defaultdict(lambda: defaultdict(dict))
-    for line in file.read_text().splitlines() if file.exists() else ():
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
         record = json.loads(line)
         found[record["case"]][record["method"]][record["split"]] = record
     return found
@@ -283,7 +283,7 @@ def main() -> None:
                 nats = truth(case, fresh).mean() - nats if case in TOYS else nats
                 record = {"case": case, "split": split, "method": method, "nats": nats}
                 record |= {"seconds": spent, "chosen": chosen, "rows": log_p.round(4).tolist()}
-                with args.results.open("a") as file:
+                with args.results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(record) + "\n")
                 print(f"{case:25} {split} {method:15} {nats:10.4f} {spent:5.0f} s", flush=True)
 

@@ -6,7 +6,7 @@ flags of the command line, which prints messages so.
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
@@ -17,16 +17,15 @@ _LONGEST = 2000  # characters of a message
 class SnfnpError(Exception):
     """A failure that a person can act on: one line that says what was found and what to do.
 
-    Characters that a terminal would act on, as in a file's name, are spelled out. A line that
-    quotes what is in a file ends somewhere.
+    Characters that a terminal would act on, as in a file's name, are spelled out. At most 2,000
+    characters are kept, since a message may quote a damaged file.
     """
 
     exit_status = 1
 
     def __init__(self, message: str = ""):
-        super().__init__(
-            printable(message if len(message) <= _LONGEST else message[:_LONGEST] + "…")
-        )
+        cut = "…" if len(message) > _LONGEST else ""
+        super().__init__(printable(message[:_LONGEST] + cut))
 
 
 class UsageError(SnfnpError):
@@ -75,49 +74,50 @@ def within_memory(ops, parameter: str, count: int, also: str = "") -> Iterator[N
 def require_whole(least: int, owner: object = None, **values: Any) -> None:
     """Raises UsageError for anything but whole numbers of at least `least`; owner: what has them as
     settings, as a layer."""
-    for name, value in values.items():
-        if not (_is_number(value) and least <= value < 2**63):
-            advice = f"give a whole number from {least} to 2**63 - 1"
-            raise _refusal(name, owner, value, advice)
+    advice = f"give a whole number from {least} to 2**63 - 1"
+    _require(owner, values, lambda value: _is_number(value) and least <= value < 2**63, advice)
 
 
 def require_real(
     owner: object, low: float, high: float, or_zero: bool = False, **values: Any
 ) -> None:
-    """Raises UsageError for anything but numbers between low and high, or, if so told, 0."""
-    for name, value in values.items():
-        if not (_is_number(value, Real) and (low < value < high or (or_zero and value == 0))):
-            advice = f"it must be in ({low:g}, {high:g}){' or 0' if or_zero else ''}"
-            raise _refusal(name, owner, value, advice)
+    """Raises UsageError for anything but numbers between low and high; or_zero: or 0."""
+
+    def fits(value) -> bool:
+        return _is_number(value, Real) and (low < value < high or or_zero and value == 0)
+
+    _require(owner, values, fits, f"it must be in ({low:g}, {high:g}){' or 0' * or_zero}")
 
 
 def require_sizes(owner: object, count: int | None = None, least: int = 1, **values: Any) -> None:
     """Raises UsageError for anything but tuples of whole numbers of at least `least`; count: how
     many, or None for any number."""
-    for name, value in values.items():
+
+    def fits(value) -> bool:
         is_tuple = isinstance(value, tuple) and count in (None, len(value))
-        if not (is_tuple and all(_is_number(size) and least <= size for size in value)):
-            many = "" if count is None else f"{count} "
-            advice = f"give a tuple of {many}whole numbers of at least {least}"
-            raise _refusal(name, owner, value, advice)
+        return is_tuple and all(_is_number(size) and least <= size for size in value)
+
+    many = "" if count is None else f"{count} "
+    _require(owner, values, fits, f"give a tuple of {many}whole numbers of at least {least}")
 
 
 def require_instance(owner: object, *kinds: type, **values: Any) -> None:
-    """Raises UsageError for anything but instances of these classes: also for a class itself."""
+    """Raises UsageError for anything but instances of these classes; a class is no instance."""
+    advice = f"give an instance of {' or '.join(kind.__name__ for kind in kinds)}"
+    _require(owner, values, lambda value: isinstance(value, kinds), advice)
+
+
+def _require(owner: object, values: dict, fits: Callable[[Any], bool], advice: str) -> None:
     for name, value in values.items():
-        if not isinstance(value, kinds):
-            advice = f"give an instance of {' or '.join(kind.__name__ for kind in kinds)}"
-            raise _refusal(name, owner, value, advice)
+        if not fits(value):
+            whose = "" if owner is None else f" of {type(owner).__name__}"
+            is_class = isinstance(value, type)
+            shown = f"the class {value.__name__}" if is_class else repr(value)[:60]
+            raise UsageError(f"{name}{whose} is {shown}: {advice}")
 
 
 def _is_number(value: object, kind: type = Integral) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
-
-
-def _refusal(name: str, owner: object, value: object, advice: str) -> UsageError:
-    whose = "" if owner is None else f" of {type(owner).__name__}"
-    shown = f"the class {value.__name__}" if isinstance(value, type) else repr(value)[:60]
-    return UsageError(f"{name}{whose} is {shown}: {advice}")
 
 
 def printable(text: object) -> str:
@@ -126,7 +126,7 @@ def printable(text: object) -> str:
     return "".join(shown)
 
 
-# words of other libraries for options: no resemblance leads to these
+# words of other libraries for options that they do not resemble
 _SYNONYMS = {
     "batch": "batch_size",
     "device": "backend",

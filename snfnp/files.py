@@ -150,9 +150,7 @@ def write_atomically(path: Path, content: bytes | bytearray, advice: str = ADVIC
 def _remove_left_behind(path: Path, before: float) -> None:
     """Remove temporary files of a path that were last written before this time."""
     names = re.compile(rf"{re.escape(path.name)}\.\d+-[0-9a-f]{{8}}{re.escape(PARTIAL)}")
-    with suppress(
-        OSError
-    ):  # of another process that removes it too, or of a folder without listing
+    with suppress(OSError):  # another process may remove it too, or the folder cannot be listed
         for entry in os.scandir(path.parent):
             if names.fullmatch(entry.name) and entry.stat().st_mtime < before:
                 os.remove(entry)

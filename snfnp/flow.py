@@ -5,7 +5,8 @@ Derivation: derivations/02-change-of-variables.md and 15-split-prior-and-recompu
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -43,6 +44,15 @@ def context_at(ctx: BackwardContext, place: int, error_factor) -> BackwardContex
     return BackwardContext(ctx.ops, ctx.dldj, weight, error_factor, key, ctx.part, owns)
 
 
+@contextmanager
+def _named(layer: str) -> Iterator[None]:
+    """Name the layer in the errors of what is done with it."""
+    try:
+        yield
+    except SnfnpError as error:
+        raise type(error)(f"layer {layer}: {error}") from error
+
+
 def _require_shape(array, shape) -> None:
     """Raises UsageError for another shape: kernels trust theirs, so arrays are checked on entry."""
     if array.shape[1:] != shape:
@@ -65,12 +75,11 @@ def _output_shape(layer: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     except Exception as error:  # of a layer of one's own
         found = f"its shapes for samples of {shape} fail ({type(error).__name__}: {error})"
         raise UsageError(f"{found}: give it samples that it takes, or mend it") from error
-    require_sizes(layer, output_shape=output)
+    outputs: dict[str, Any] = {"output_shape": output}
+    outputs |= {} if latent is None else {"latent_shape": latent}
+    require_sizes(layer, **outputs)
     require_sizes(layer, least=0, **sizes)
-    size = math.prod(output)
-    if latent is not None:
-        require_sizes(layer, latent_shape=latent)
-        size += math.prod(latent)
+    size = sum(map(math.prod, outputs.values()))
     if size != math.prod(shape):
         found = f"it makes {size} values, latents included, of {math.prod(shape)}"
         raise UsageError(f"{found}: let it keep their number, or it is not invertible")
@@ -118,10 +127,10 @@ class Flow:
             found = f"layers is of type {type(self.layers).__name__}, or empty"
             raise UsageError(f"{found}: give a tuple of (name, layer) pairs")
         for pair in self.layers:
-            if not (
-                isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str)
-            ):
-                raise UsageError(f"{pair!r:.60} is among the layers: give a (name, layer) pair")
+            match pair:
+                case (str(), _):
+                    continue
+            raise UsageError(f"{pair!r:.60} is among the layers: give a (name, layer) pair")
         counts = Counter(name for name, _ in self.layers)
         if taken := [name for name in counts if counts[name] > 1 or name in _TERMS]:
             found = f"a layer is called {taken[0]!r}, as another or a term of the likelihood is"
@@ -129,10 +138,8 @@ class Flow:
         shape = self.shape
         for name, layer in self.layers:
             require_instance(None, Layer, **{f"layer {name}": layer})
-            try:
+            with _named(name):
                 shape = _output_shape(layer, shape)
-            except SnfnpError as error:
-                raise type(error)(f"layer {name}: {error}") from error
 
     def _require_ends(self) -> None:
         """Raises UsageError unless the shapes and the preprocessing fit each other."""
@@ -314,10 +321,8 @@ class Flow:
         for name, layer in reversed(self.layers):
             invert = layer.exact_inverse if exact else layer.inverse
             latent = (split_off.pop(),) if name in shapes else ()
-            try:
+            with _named(name):
                 z = invert(ops, params[name], z, *latent)
-            except SnfnpError as error:
-                raise type(error)(f"layer {name}: {error}") from error
         return z
 
     def latent_gradients(self, latents: tuple, samples: int | None = None) -> tuple:
@@ -356,14 +361,12 @@ class Flow:
             (name, layer), cache = self.layers[place], caches[place]
             context = context_at(ctx, place, factors.get(name, ctx.error_factor))
             dlatent = (split_off.pop(),) if name in self.latent_shapes else ()
-            try:
+            with _named(name):
                 if isinstance(cache, _Recomputed):
                     z = x if cache.output is None else cache.output
                     x = layer.inverse(ctx.ops, params[name], z, *cache.latent)
                     cache = layer.forward(ctx.ops, params[name], x)[2]
                 result = layer.backward(context, params[name], cache, delta, grads[name], *dlatent)
-            except SnfnpError as error:
-                raise type(error)(f"layer {name}: {error}") from error
             if isinstance(result, tuple):  # of a layer that learns its inverse
                 delta, measured[name] = result
             else:
@@ -374,10 +377,8 @@ class Flow:
         """log|det| of every data-independent layer (the Σ log|W_k| of Eq. 7), exact, in nats."""
         log_dets = {}
         for name, layer, shape in self.with_shapes():
-            try:
+            with _named(name):
                 log_det = layer.log_det(ops, params[name], shape)
-            except SnfnpError as error:
-                raise type(error)(f"layer {name}: {error}") from error
             if log_det is not None:
                 log_dets[name] = log_det
         return log_dets

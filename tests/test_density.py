@@ -511,6 +511,8 @@ def test_whole_weights_are_copies_and_others_are_drawn():
     one = snfnp.FlowDensity(**how).fit(x, sample_weight=weights)
     other = snfnp.FlowDensity(**how).fit(np.repeat(x, weights, axis=0)[::-1])
     np.testing.assert_array_equal(one.score_samples(x), other.score_samples(x))
+    important = snfnp.FlowDensity(**how).fit(x, sample_weight=weights * 1.0000001)
+    np.testing.assert_array_equal(one.score_samples(x), important.score_samples(x))
     numbers, weights = np.arange(40.0)[::-1, np.newaxis], np.linspace(0.5, 3.3, 40)
     table, groups = drawn(numbers, weights, np.random.default_rng(0))
     counts = np.bincount(table[:, 0].astype(int), minlength=40)[::-1]

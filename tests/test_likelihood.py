@@ -499,6 +499,20 @@ def test_components_are_as_many_as_rows_and_columns_allow():
     assert most(60, 2) == 8 and most(60, 12) == 4
 
 
+def test_rows_beyond_the_values_of_a_lattice_are_drawn_again():
+    """N(0, 2²) rounded to −1, 0 or 1: each as often as its cell is probable among the three."""
+    preprocess = Standardise((0.0,), (1.0,), (1.0,), (0.0,), (1.0,), (-1.0,), (1.0,))
+    member = MixtureMember(
+        preprocess, Mixture(np.ones(1), np.zeros((1, 1)), np.full((1, 1, 1), 2.0))
+    )
+    drawn = Ensemble(np.ones(1), (member,), preprocess).sample(
+        20_000, np.random.default_rng(0), True
+    )
+    cells = np.diff(norm.cdf([-1.5, -0.5, 0.5, 1.5], scale=2.0))
+    shares = [(drawn == value).mean() for value in (-1, 0, 1)]
+    np.testing.assert_allclose(shares, cells / cells.sum(), atol=0.015)
+
+
 def test_small_weights_of_an_average_are_left_out():
     """The best weight of a density that alone explains 5 of 1000 rows is 0.005, of 50: 0.05."""
     for rows, expected in ((5, 0.0), (50, 0.05)):

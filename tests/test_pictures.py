@@ -255,6 +255,16 @@ def test_the_picture_has_all_rows_and_whole_epochs(tmp_path, monkeypatch):
     assert (epochs % 1 == 0).all() and not (seconds % 1 == 0).all()
 
 
+def test_the_row_of_rho_has_a_line_at_1_and_no_other_has_one(tmp_path, monkeypatch):
+    """Beyond it R is no approximate inverse."""
+    drawn = []
+    monkeypatch.setattr(plots.Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes))
+    save_curves(tmp_path / "a.png", [RECORD | {"layers": {"dense1": {"rho": 0.5}}}], "title")
+    for axis in drawn[::2]:
+        level = [line.get_ydata() for line in axis.lines if line.get_linestyle() == "--"]
+        assert [list(each) for each in level] == [[1, 1]] * axis.get_ylabel().startswith("ρ")
+
+
 def test_a_comparison_shows_all_but_the_first_evaluations(tmp_path, monkeypatch):
     """A fifth of each run's, which are far above the others."""
     drawn = []

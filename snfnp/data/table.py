@@ -198,18 +198,19 @@ def _filled(cells: list[str]) -> int:
 
 def _chosen(columns, labels: tuple[str, ...], where: str) -> tuple[list[str], list[int]]:
     """The names, or numbers, and the places of the columns to take."""
-    places = {label: place for place, label in enumerate(labels)}
-    by_number = {str(place): label for place, label in enumerate(labels)}
+    places = {str(place): place for place in range(len(labels))}
+    places |= {label: place for place, label in enumerate(labels)}
     if isinstance(columns, str):
         columns = next(csv.reader([columns], skipinitialspace=True)) or [""]
     asked = [str(name).strip() for name in columns or labels]
-    asked = [name if name in places else by_number.get(name, name) for name in asked]
     if unknown := [name for name in asked if name not in places]:
         found = f"{where} has no column {unknown[0]!r}: its columns are"
         raise UsageError(f"{found} {_listed(labels)[:200]}")
+    taken = [places[name] for name in asked]
+    asked = [labels[place] for place in taken]
     if (twice := _twice(asked)) is not None:  # a density would be infinite
         raise UsageError(f"`columns` has {twice!r} more than once: name each column once")
-    return asked, [places[name] for name in asked]
+    return asked, taken
 
 
 def _twice(names: Iterable[str]) -> str | None:

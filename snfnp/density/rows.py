@@ -115,12 +115,12 @@ def drawn(rows: np.ndarray, sample_weight, rng) -> tuple[np.ndarray, np.ndarray]
         raise ValueError("sample_weight has negative or infinite numbers, or NaN: give others")
     if not weights.any():
         raise ValueError("sample_weight is zero for every row: give at least one row some")
-    order = np.lexsort(rows.T)
+    order, shift = np.lexsort(rows.T), rng.random()  # whatever kind the weights are
     counts = weights[order]
     if counts.sum() > 2**24 or (counts != np.rint(counts)).any():
         weights = counts / counts.max()  # whose sum is finite
         ends = np.cumsum(weights) / weights.sum() * count
-        counts = np.diff(np.floor(ends + rng.random()), prepend=0.0)
+        counts = np.diff(np.floor(ends + shift), prepend=0.0)
     table = rows[np.repeat(order, counts.astype(np.int64))]
     return table, np.r_[0, (table[1:] != table[:-1]).any(axis=1).cumsum()]
 
