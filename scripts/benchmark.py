@@ -9,16 +9,18 @@ from snfnp import threads
 from snfnp.cli import run_script
 from snfnp.errors import UsageError
 
-CPU_PARTS, GPU_PARTS = ("fc", "conv", "glow"), ("device",)
-_PARTS = f"""what to measure: {", ".join(CPU_PARTS)} (default: all) or, with --backend cupy, device.
+CPU_PARTS, GPU_PARTS = ("fc", "conv", "glow"), ("device", "launches")
+_PARTS = f"""what to measure: {", ".join(CPU_PARTS)} (default: all) or, with --backend cupy,
+{", ".join(GPU_PARTS)} (default: both).
 fc: the step of the fully connected model and its floor (its products alone, and Adam's bytes at the
 rate of a copy); conv: the 9-layer convolutional models; glow: 2L-16K; device: the steps of three
-models on a GPU, eager and as CUDA graphs, and the limits of its hardware"""
+models on a GPU, eager and as CUDA graphs, and the limits of its hardware; launches: each kernel and
+product of a step alone, with its blocks and bytes"""
 
 
 def main(argv):
     # Slow imports, here because `run_script` already watches for Ctrl-C.
-    from benchmarks import device, models
+    from benchmarks import device, launches, models
 
     from snfnp.cli.shared import Parser, check_file
     from snfnp.files import write_json
@@ -54,6 +56,9 @@ def main(argv):
         if part == "device":  # shown, and written, model by model
             plan = device.QUICK if quick else device.Plan()
             device.report(partial(get_ops, "cupy"), plan, show, partial(save, part))
+        elif part == "launches":
+            repeats = 20 if quick else 100
+            launches.report(partial(get_ops, "cupy"), show, partial(save, part), repeats=repeats)
         else:
             figures, text = models.PARTS[part](ops, counts, quick)
             show(text + "\n")

@@ -281,14 +281,15 @@ def test_a_step_gives_options_that_its_script_has():
 
 def test_a_step_names_tests_and_rows_that_there_are():
     files = re.findall(r"tests/gpu/\w+\.py", TEXT)
-    assert len(files) == 5 and all((ROOT / file).exists() for file in files)
+    assert len(files) == 4 and all((ROOT / file).exists() for file in files)
     text = "".join((ROOT / file).read_text(encoding="utf-8") for file in files)
     for words in re.search('-k "(.*)"', TEXT)[1].split(" or "):
         assert words in text + " ".join(OVERRIDES), words
     rows = {row.name for table in TABLES.values() for row in table.rows}
     assert set(re.findall(r"--rows ([\w-]+)", TEXT)) <= rows
     names = [name for _, name, _ in STEPS]
-    assert len(names) == len(set(names)) == 21 and names[2] == "same"
+    first = ["plain", "no-graph", "same", "device-quick", "launches", "graphs", "white", "memcheck"]
+    assert len(names) == len(set(names)) == 21 and names[: len(first)] == first
 
 
 @pytest.fixture
@@ -322,36 +323,95 @@ def test_a_step_is_done_once_and_its_line_has_its_figure(hour, tmp_path):
         "failed: d: timeout: ",
     ):
         assert line in said
-    assert hour(steps) == (1, "nothing is left\n") and (tmp_path / "b").read_text() == "x\n"
+    assert said.startswith(
+        "4 steps, of at most 69 s in all; this call starts what fits into 100 s\n"
+    )
+    status, said = hour(steps)
+    assert status == 1 and said.startswith("0 steps, of at most 0 s") and len(said.split("\n")) == 4
+    assert (tmp_path / "b").read_text() == "x\n"
+    report = (tmp_path / "report.txt").read_text()
+    assert all(
+        line in report for line in ("failed: a: no such thing", "== b", "took 3 ms, min 2 ms")
+    )
+    assert "commit " in report and "numpy " in report
 
 
 @linux
 def test_what_is_stopped_or_does_not_fit_is_not_done(hour, tmp_path):
     slow = f"echo x >> {tmp_path}/a; [ $(wc -l < {tmp_path}/a) -gt 1 ] || sleep 60"
     steps = f"step a 2 '.+' bash -c '{slow}; echo end'\nstep long 15 '.+' echo long"
-    assert hour(steps, 10) == (3, "stopped at its limit: a\nleft: a long: run it again\n")
+    status, said = hour(steps, 10)
+    assert status == 3 and said.endswith("stopped at its limit: a\nleft: a long: run it again\n")
     status, said = hour(steps)
     assert status == 0 and "passed: a: end" in said and "passed: long: long" in said
+
+
+def wait_until(there, seconds=60):
+    until = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def started(tmp_path, steps):
+    """The script with these steps, as a process."""
+    (tmp_path / "steps.sh").write_text(f"steps() {{ {steps}; }}")
+    own = {"GPU_HOUR_STEPS": str(tmp_path / "steps.sh"), "PYTHON": sys.executable}
+    return subprocess.Popen(["bash", str(SCRIPT), str(tmp_path)], env=os.environ | own)
 
 
 @linux
 def test_what_stops_the_script_stops_its_step_which_is_not_done(tmp_path):
     code = f"echo $$ > {tmp_path}/a; sleep 60"
-    (tmp_path / "steps.sh").write_text(f"steps() {{ step a 80 '.+' bash -c '{code}'; }}")
-    own = {"GPU_HOUR_STEPS": str(tmp_path / "steps.sh"), "PYTHON": sys.executable}
-    process = subprocess.Popen(["bash", str(SCRIPT), str(tmp_path)], env=os.environ | own)
-
-    def wait_until(there):
-        until = time.monotonic() + 60
-        while not there():
-            assert time.monotonic() < until
-            time.sleep(0.02)
-
+    process = started(tmp_path, f"step a 80 '.+' bash -c '{code}'")
     wait_until(lambda: (tmp_path / "a").exists() and (tmp_path / "a").read_text())
     process.terminate()
     assert process.wait(20) == 128 + signal.SIGTERM
     wait_until(lambda: not Path("/proc", (tmp_path / "a").read_text().strip()).exists())
     assert (tmp_path / "results.txt").read_text() == ""
+
+
+ON_THE_CPU = """
+script() { step "$1" "$2" "$3" "$python" "scripts/$4.py" "${@:5}" --backend numpy; }
+"""
+
+
+@linux
+def test_a_training_that_was_stopped_goes_on(hour, tmp_path):
+    """The function of the script, with a training of a few seconds: stopped by a signal, as at its
+    limit, after its first checkpoint."""
+    rows = np.random.default_rng(0).standard_normal((500, 2))
+    np.save(tmp_path / "rows.npy", rows)
+    size = "--model vector --depth 1 --batch-size 20 --epochs 40 --eval-every 20"
+    step = f"train rows 90 --data {tmp_path}/rows.npy {size} --checkpoint-every 20"
+    process = started(tmp_path, f"{ON_THE_CPU}\n{step}")
+    folder = tmp_path / "runs/rows"
+    wait_until((folder / "last.safetensors").exists, 120)
+    process.terminate()
+    assert process.wait(30) == 128 + signal.SIGTERM
+    assert (tmp_path / "results.txt").read_text() == ""
+    assert not (folder / "summary.json").exists()
+    status, said = hour(f"{ON_THE_CPU}\n{step}")
+    assert status == 0 and "passed: rows: exact test NLL" in said
+    assert re.search("[Rr]esum", (tmp_path / "rows.txt").read_text())
+
+
+@linux
+def test_a_sanitizer_that_starts_no_program_is_said_to(hour, tmp_path, monkeypatch):
+    """One that does is given the tool and the kernels."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    tool = tools / "compute-sanitizer"
+    for starts in (False, True):
+        run = 'case $1 in --tool) echo "ERROR SUMMARY: 0 errors ($2)";; *) exec "$@";; esac'
+        tool.write_text(f"#!/bin/sh\n{run if starts else 'echo version 12.9; exit 255'}\n")
+        tool.chmod(0o755)
+        status, said = hour("sanitise memcheck 30")
+        found = "passed: memcheck: ERROR SUMMARY: 0 errors (memcheck)"
+        failed = "failed: memcheck: this compute-sanitizer starts no program"
+        assert (found if starts else failed) in said and status == (0 if starts else 1)
+        (tmp_path / "results.txt").write_text("")
 
 
 @pytest.mark.device

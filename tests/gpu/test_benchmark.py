@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from benchmarks import device, sweep, timing
+from benchmarks import device, launches, sweep, timing
 from benchmarks.device import SINGLE, TF32, Case, Plan
 
 from snfnp.errors import DivergedError
@@ -77,3 +77,26 @@ def test_a_run_that_diverges_is_not_reported(tiny):
     case = Case("FC", "fc", {}, (SINGLE,), settings)
     with pytest.raises(DivergedError):
         device.report(cupy_ops, tiny._replace(cases=(case,)), *[lambda what: None] * 2)
+
+
+def test_every_launch_of_a_step_is_timed_alone():
+    """Our own kernels and the products; afterwards launches are what they were."""
+    said, saved = [], []
+    ops = cupy_ops(False)
+    start, gemm = ops.device.launch._start, ops.device.cublas.gemm
+    cases = {"tiny FC": ("fc", {}), "tiny Glow": ("glow", SMALL_GLOW)}
+    launches.report(lambda tf32: ops, said.append, saved.append, cases, SHAPE, BATCH, repeats=2)
+    assert (ops.device.launch._start, ops.device.cublas.gemm) == (start, gemm)
+    rows = saved[-1]["tiny FC"]
+    assert len(said) == 2 and "tiny FC, batch 6: 27 launches" in said[0]
+    assert sum(row["of them"] for row in rows) == 27
+    products = [row for row in rows if row["launch"].startswith("product")]
+    assert sum(row["of them"] for row in products) == 12
+    assert {row["launch"] for row in products} == {
+        "product (6, 64) × (64, 64)", "product (64, 6) × (6, 64)",
+    }  # fmt: skip
+    for row in rows:
+        assert row["µs"] > 0 and row["kB"] >= 0 and (row["blocks"] or row["TFLOP/s"])
+    adam = next(row for row in rows if row["launch"] == "adam")
+    flow = 2 * (2 * 64 * 64 + 64)  # parameters; p, g, m and v of them, and the sum of squares
+    assert adam["kB"] * 1e3 == pytest.approx(16 * flow, rel=0.01)
