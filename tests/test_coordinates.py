@@ -71,7 +71,7 @@ def adam_in_v(model, entering=True, leaving=True):
     own = turned(flat(plain.params), u, np.linalg.inv)
     m, v = ({key: np.zeros_like(a) for key, a in own.items()} for _ in range(2))
     for t in range(1, 5):
-        plain.scalars.set(t - 1, lr, plain.lam)
+        plain.scalars.set(t - 1, lr)
         gradient_of(plain, images_of(plain, t - 1))
         g = turned(flat(plain.grads), u, lambda u: u.T if entering else np.eye(len(u)))
         for key in own:

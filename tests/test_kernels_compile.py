@@ -1,4 +1,4 @@
-"""The CUDA kernels through NVIDIA's compiler, for three generations of cards; and their text.
+"""The CUDA kernels through NVIDIA's compiler, for cards from Turing to Blackwell; and their text.
 
 A kernel that spills registers runs at the speed of memory, and one with too many of them leaves
 most of the card idle: both are seen here, without a card.
@@ -18,7 +18,8 @@ pytestmark = pytest.mark.slow
 # Registers that a kernel for float may use on the oldest cards, an H100 and the newest ones; for
 # double it is twice as many. Of 64, 1024 threads share a multiprocessor's 65,536; the oldest run no
 # more at once, and of 72 three blocks of 256.
-ARCHITECTURES = {"sm_75": 72, "sm_90": 64, "sm_120": 64}
+ARCHITECTURES = {"sm_75": 72, "sm_80": 64, "sm_86": 64, "sm_89": 64}
+ARCHITECTURES |= {"sm_90": 64, "sm_100": 64, "sm_120": 64}
 # Bytes of local memory that are no spill: sine and cosine in double precision keep a table for
 # arguments beyond 2**31, which Box-Muller's do not come near.
 STACK = {"normal": 40}

@@ -81,17 +81,8 @@ FEW, MANY = (5, 37), (3, 16_411)  # values for one block, and for several
         # barriers before partial sums are read, and before it is known which block is the last
         ("linalg.sum_squares", FEW, "= v;\n  __syncthreads();", "= v;", "beyond the bound"),
         ("linalg.sum_squares", MANY, "__syncthreads();\n  return", "return", "divergent"),
-        # a product's tile is read before all have written it, overwritten before all have read it
-        (
-            "coupling.product_relu",
-            FEW,
-            "__syncthreads();\n      for (int k",
-            "for (int k",
-            "beyond",
-        ),
-        ("coupling.product_relu", FEW, "__syncthreads();\n    }\n", "}\n", "beyond the bound"),
-        ("coupling.product_relu_backward", FEW, "__syncthreads();\n    if (s", "if (s", "beyond"),
-        ("coupling.product_relu", FEW, "column >= line", "column > line", "stored outside"),
+        # two tiles of channels count their blocks together
+        ("coupling.bias_relu_backward", (300, 40), "arrived + at.tile", "arrived", "beyond"),
         # one store too many, one too few, and a digit of 2π
         ("linalg.axpby", FEW, STORE, TOO_MANY, "stored outside"),
         ("random.uniform", FEW, "i < n)", "i < n - 1)", "beyond the bound"),
@@ -131,11 +122,12 @@ def test_a_wrong_argument_is_found(ops):
     """Before anything is launched."""
     x, y, kernel = np.ones((2, 3)), np.ones((2, 3)), ("axpby", np.float64, 1)
     right, launch = {"a": 1, "x": x, "b": np.array(2.0), "out": y, "n": x.size}, ops.device.launch
+    right |= {"second_a": 1.0, "second_x": None, "second_out": None, "m": 0}
     launch(*kernel, **right)
     assert np.all(y == 3.0)
     ops.device.launch.launched.clear()
     for wrong, error, message in [
-        ({"m": 1}, TypeError, "kernel axpby has no parameter m"),
+        ({"k": 1}, TypeError, "kernel axpby has no parameter k"),
         ({"b_at": None}, TypeError, "kernel axpby has no parameter b_at"),
         ({"n": 6.0}, TypeError, "float"),
         ({"x": x.astype(np.float32)}, TypeError, "axpby: x is .* not an array of float32"),
@@ -154,22 +146,28 @@ def test_a_wrong_argument_is_found(ops):
 
 
 def test_a_launch_expands_numbers_and_strides(ops):
-    a, out = np.zeros((3, 3, 4, 2))[::-1, ::-1].swapaxes(2, 3), np.ones((3, 3, 2, 4))
+    k, x, out = np.zeros((3, 3, 4, 2))[::-1, ::-1].swapaxes(2, 3), np.ones(5), np.ones(5)
     found = {}
+
+    def values_of(kernel, **arguments):
+        ops.device.launch(kernel, np.float64, 1, **arguments)
+        names = [parameter.name for parameter in source.parameters(kernel)]
+        return dict(zip(names, found["values"], strict=True))
+
     ops.device.launch._start = lambda *launched: found.update(values=launched[-1])
-    sizes = {"width": 3, "inputs": 2, "outputs": 4, "n": out.size}
-    names = [parameter.name for parameter in source.parameters("scaled_kernel")]
     try:
-        for scale in (np.array(3.0, np.float32), 2):
-            given = {"out": out, "scale": scale, "a": a, "multiple": None}
-            ops.device.launch("scaled_kernel", np.float64, 1, **given, **sizes)
-            values = dict(zip(names, found["values"], strict=True))
-            assert [values[f"a_stride_{axis}"] for axis in range(4)] == [-24, -8, 1, 2]
-            assert values["multiple"] == 0 and values["out"] is out
-            if isinstance(scale, int):
-                assert values["scale_at"] == 0 and values["scale"] == 2.0
+        numbers = [p.name for p in source.parameters("conv") if p.kind == "long long"]
+        sizes = {name: 1 for name in numbers if "stride" not in name}
+        values = values_of("conv", x=x, k=k, z=out, **sizes)
+        assert [values[f"k_stride_{axis}"] for axis in range(4)] == [-24, -8, 1, 2]
+        second = {"second_a": 0.0, "second_x": None, "second_out": None, "m": 0}
+        for a in (np.array(3.0, np.float32), 2):
+            values = values_of("axpby", a=a, x=x, b=1.0, out=out, n=5, **second)
+            assert values["second_x"] == 0 and values["out"] is out
+            if isinstance(a, int):
+                assert values["a_at"] == 0 and values["a"] == 2.0
             else:
-                assert values["scale_at"] == 3.0 and values["scale_at"].dtype == np.float64
+                assert values["a_at"] == 3.0 and values["a_at"].dtype == np.float64
     finally:
         del ops.device.launch._start
 

@@ -181,7 +181,7 @@ def test_a_changed_option_applies_from_the_next_step(tmp_path, monkeypatch):
     changes = {"lam": 3.0, "lr": 2e-3, "clip_norm": 5.0}
 
     def change(trainer):
-        trainer.lam, trainer.config = 3.0, small_config(**changes)
+        trainer.multipliers.initial, trainer.config = 3.0, small_config(**changes)
 
     with monkeypatch.context() as patched:
         at_step(patched, 5, change)

@@ -71,7 +71,7 @@ def slices_of(trainer):
 def trainer_of(step, world=SINGLE_PROCESS):
     found = make_trainer(OPS, **STEPS[step], dtype="float64", batch_size=BATCH, world=world)
     found.begin(slices_of(found))
-    found.scalars.set(0, 1e-3, found.lam)
+    found.scalars.set(0, 1e-3)
     return found
 
 

@@ -150,7 +150,7 @@ def test_every_step_has_noise_of_its_own(ops):
     images = np.random.default_rng(0).integers(0, 256, (6, 64)).astype(np.uint8)
     gradients = []
     for step in (0, 0, 1):
-        trainer.scalars.set(step, 0.0, trainer.lam)
+        trainer.scalars.set(step, 0.0)
         gradients.append(gradient_of(trainer, images))
     np.testing.assert_array_equal(gradients[0], gradients[1])
     assert np.abs(gradients[2] - gradients[0]).max() > 1e-3

@@ -7,15 +7,9 @@ import numpy as np
 from snfnp.errors import DivergedError, UsageError, require_whole
 from snfnp.layers.base import Layer
 from snfnp.maps import Dense
+from snfnp.ops.linalg.definition import inverse_root
 
 _FLOOR = 1e-6  # times the mean variance: U's condition number of 1e3 is safe in float32
-
-
-def inverse_root(matrix: np.ndarray, floor: float) -> np.ndarray:
-    """The symmetric M^{-1/2} of a symmetric matrix M (K, K), float64 on the host, with eigenvalues
-    below `floor` raised to it. Of all U with U M Uᵀ = I it changes rows least. O(K³)."""
-    values, vectors = np.linalg.eigh(matrix)
-    return (vectors * np.maximum(values, floor) ** -0.5) @ vectors.T
 
 
 @dataclass(frozen=True)
@@ -72,9 +66,9 @@ class Whiten(Layer):
         variance = (squares - mean**2).mean()
         return bool(np.finfo(float).eps * squares.max() > 1e-2 * _FLOOR * variance)
 
-    def from_sums(self, count: int, total, products, shift=0.0) -> dict[str, np.ndarray]:
-        """U and b for `count` rows x with the sums Σ y (D,) and Σ y yᵀ of y = x − shift, in float64
-        on the host. O(D³).
+    def from_sums(self, count: int, total, products, shift=0.0, linalg=None) -> dict:
+        """U and b for `count` rows x with the sums Σ y (D,) and Σ y yᵀ of y = x − shift, float64.
+        linalg: the operations of the arrays' device; None: the arrays are on the host. O(D³).
 
         Raises UsageError if `count` leaves directions without variance or x does not vary,
         DivergedError if it is not finite.
@@ -92,7 +86,8 @@ class Whiten(Layer):
         variance = np.diag(covariance).mean()
         if variance <= features**2 * np.finfo(float).eps * np.abs(second).max():
             raise UsageError("all samples are alike: there is nothing to whiten")
-        u = inverse_root(covariance, _FLOOR * variance)
+        root = inverse_root if linalg is None else linalg.inverse_root
+        u = root(covariance, _FLOOR * variance)
         return {"U": (u + u.T) / 2, "b": -u @ (shift + mean)}
 
 
@@ -105,4 +100,4 @@ def _shrunk(covariance: np.ndarray, count: int) -> np.ndarray:
     spread = (count + 1 - 2 / features) * (squares - square / features)
     known = (1 - 2 / features) * squares + square
     share = 1.0 if spread <= known else known / spread
-    return (1 - share) * covariance + share * mean * np.eye(features)
+    return (1 - share) * covariance + share * mean * np.identity(features, like=covariance)

@@ -118,13 +118,14 @@ def get_ops(backend="numba", tf32=False, world: Communicator = SINGLE_PROCESS) -
             from snfnp.ops.jit import compilations
 
             groups, device = overrides("cpu"), HostDevice(backend, compilations)
-        threads.share_cores(ranks_on_shared_cores(world))
-        return assemble(device, groups)
-    if backend == "cupy":
+    elif backend == "cupy":
         from snfnp.ops.gpu.device import Gpu
 
-        return assemble(Gpu(tf32, world), overrides("gpu"))
-    raise UsageError(f"backend is {backend!r}: choose one of {', '.join(BACKENDS)}")
+        groups, device = overrides("gpu"), Gpu(tf32, world)
+    else:
+        raise UsageError(f"backend is {backend!r}: choose one of {', '.join(BACKENDS)}")
+    threads.share_cores(ranks_on_shared_cores(world))
+    return assemble(device, groups)
 
 
 def cpu_backends() -> list[Ops]:

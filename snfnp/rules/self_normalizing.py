@@ -39,10 +39,9 @@ class SelfNormalizing(Rule):
         # E = T(R) z − x of Eq. 3, with z = T(W) x: g(z) = R (z − b) inverts f(x) = W x + b
         e = g.apply(ops, r, z)
         error = linalg.residual(e, x)
-        # Δ_W = c δ_z + a T(R)ᵀ E
-        delta_w = linalg.axpby(c_f, dz, a, g.adjoint(ops, r, e))
-        # Δ_R = −c' δ_x + a E
-        delta_r = linalg.axpby(-c_g, dx, a, e)
+        # Δ_W = c δ_z + a T(R)ᵀ E and Δ_R = −c' δ_x + a E
+        errors = g.adjoint(ops, r, e), e
+        delta_w, delta_r = linalg.axpby_pair((c_f, -c_g), (dz, dx), a, errors)
         # r at w's size and w at r's, if their kernels differ (Eq. 30)
         r_fit, w_fit = (r, w) if f is g else (f.fit(r, ops.xp), g.fit(w, ops.xp))
         # G_W = Δ_W xᵀ + c v Rᵀ: Eq. 10 and Eq. 17, with R in place of W⁻¹ (Eq. 4).

@@ -56,25 +56,25 @@ def statistics(trainer, params, batches, place: int) -> dict:
     if not isinstance(layer, Whiten) or layer.renewed:
         return {}
     found = _estimate(trainer, params, batches, place, range(trainer.steps_per_epoch))
-    return {k: trainer.ops.asarray(value, trainer.p.dtype) for k, value in found.items()}
+    return {k: value.astype(trainer.p.dtype) for k, value in found.items()}
 
 
-def _estimate(trainer, params, batches, place: int, steps) -> dict[str, np.ndarray]:
-    """The statistics of the place-th layer, a `Whiten`, for its input in these steps: on the host,
-    float64, rounded to the run's precision."""
+def _estimate(trainer, params, batches, place: int, steps) -> dict[str, Any]:
+    """The statistics of the place-th layer, a `Whiten`, for its input in these steps: float64,
+    rounded to the run's precision."""
     layer, dtype = trainer.flow.layers[place][1], trainer.p.dtype
     sums, shift = _sums(trainer, params, batches, place, steps), 0.0
     if layer.need_shift(*sums):
         count, total, _ = sums
         shift = total / count
-        sums = _sums(trainer, params, batches, place, steps, trainer.ops.asarray(shift))
-    values = layer.from_sums(*sums, shift)
+        sums = _sums(trainer, params, batches, place, steps, shift)
+    values = layer.from_sums(*sums, shift, trainer.ops.linalg)
     return {k: value.astype(dtype).astype(np.float64) for k, value in values.items()}
 
 
 def _sums(trainer, params, batches, place: int, steps, shift: Any = 0.0) -> tuple:
-    """The number of inputs x of the place-th layer in these steps, and on the host Σ (x − shift)
-    and Σ (x − shift)(x − shift)ᵀ."""
+    """The number of inputs x of the place-th layer in these steps, Σ (x − shift) and
+    Σ (x − shift)(x − shift)ᵀ."""
     ops, flow, dtype = trainer.ops, trainer.flow, trainer.p.dtype
     layer, count = flow.layers[place][1], 0
     total, products = (ops.xp.zeros(layer.parameter_shapes(())[name]) for name in "bU")
@@ -91,7 +91,7 @@ def _sums(trainer, params, batches, place: int, steps, shift: Any = 0.0) -> tupl
         ops.linalg.matmul_add(x.T, x, products)
     if trainer.world.size > 1:
         trainer.communicator.all_reduce(total, products)
-    return count, ops.to_host(total), ops.to_host(products)
+    return count, total, products
 
 
 class Whitening(TrainingState):
@@ -109,7 +109,6 @@ class Whitening(TrainingState):
             behind = flow.layers[place + 1][0]
             moments = (layout.views(buffer)[behind] for buffer in (trainer.m, trainer.v))
             changed = (trainer.params[name], trainer.params[behind], *moments)
-            new = {k: ops.asarray(value) for k, value in new.items()}
             wide = [{k: a.astype(np.float64) for k, a in own.items()} for own in changed]
             moved = change_coordinates(ops, new, *wide)
             for own, values in zip(changed, (new, *moved), strict=True):

@@ -297,7 +297,7 @@ def _introduction(session: Session, trainer: Trainer) -> str:
     """Three lines on a run: the model and its gradient, the data and the optimiser, the folder."""
     config, dataset, size = session.config, session.dataset, trainer.layout.count
     steps, ranks = trainer.steps_per_epoch, trainer.world.size
-    how = f" ({config.objective}, λ = {trainer.lam:g})" if config.rule.learns_inverse else ""
+    how = f" ({config.objective}, λ = {config.lam:g})" if config.rule.learns_inverse else ""
     falls = "" if config.lr_schedule == "constant" else f", then {config.lr_schedule}"
     return (
         f"{config.model_name}: {size:,} parameters in {len(trainer.flow.layers)} layers, "

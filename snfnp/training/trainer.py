@@ -54,7 +54,7 @@ class Trainer:
 
     All arrays stay at their addresses. p: the parameters, flat (`Layout`); gradient, m, v: their
     gradient and Adam's moments, of what the optimiser moves; params, grads: p and gradient by layer
-    and name. step: steps done. scalars: the step's number, learning rate and λ; log: its figures.
+    and name. step: steps done. scalars: the step's number and learning rate; log: its figures.
     states: `TrainingState`s, of which multipliers has λ; state: their values by key.
 
     Args:
@@ -71,7 +71,7 @@ class Trainer:
         self, ops, flow, config, steps_per_epoch, report=print, world=SINGLE_PROCESS, optimiser=None
     ):
         self.ops, self.flow, self.config, self.world = ops, flow, config, world
-        self.steps_per_epoch, self.step, self.lam = steps_per_epoch, 0, config.lam
+        self.steps_per_epoch, self.step = steps_per_epoch, 0
         self.communicator = ops.device.communicator(world)
         self.layout = layout = flow.layout
         self.p = self.drawn()
@@ -155,7 +155,8 @@ class Trainer:
         measured = {}
         if not ops.known_on_host(failed):
             weight = self.p.dtype.type(1 / samples)
-            volume, factor = samples * np.float64(weight), scalars.error_factor(samples)
+            volume = samples * np.float64(weight)
+            factor = self.multipliers.error_factor(samples)
             ctx = BackwardContext(ops, weights, volume, factor, key, part)
             factors = self.multipliers.error_factors(samples)
             deltas = flow.latent_gradients(latents, samples)
@@ -180,7 +181,7 @@ class Trainer:
         squares = self._update(ops, self.gradient, *given, out=out)
 
         # Training states: λ of the next step, the mean of Eq. 31.
-        figures = errors, scalars.lam
+        figures = errors, self.multipliers.initial
         for state in self.states:
             figures = state.update(figures, samples, squares, failed)
 
@@ -241,9 +242,10 @@ class Trainer:
                 state.renew(self, batches)
 
     def _take(self, batches) -> None:
-        first, samples = batches.stage(self.step), self.slice_of(batches.count)[0].total
+        first = batches.stage(self.step)
+        self.slice_of(batches.count)  # its arrays are not to be a graph's
         lr = learning_rate(self.config, self.step, self.steps_per_epoch)
-        self.scalars.set(self.step, lr, self.lam, samples, first)
+        self.scalars.set(self.step, lr, first)
         self._ascend(batches)
 
     def _ascend_staged(self, batches) -> None:
@@ -262,7 +264,7 @@ class Trainer:
         failed = reading.failed - 1
         if math.isfinite(reading.density):  # then it is the gradient's failure
             if self.step != failed + 1:  # later steps have overwritten the gradient
-                self.scalars.set(failed, 0.0, self.lam)
+                self.scalars.set(failed, 0.0)
                 self.ascend(batches(failed))
             where = self.flow.first_nonfinite_gradient(self.ops, self.grads)
             what = f"the gradient of {where or 'all layers together'}"

@@ -100,22 +100,27 @@ class TrainingState:
 
 
 class Multipliers(TrainingState):
-    """A fixed λ. layers: the names of those that learn their inverse, in the flow's order."""
+    """A fixed λ. layers: the names of those that learn their inverse, in the flow's order; initial:
+    the λ of the first step, here of all."""
 
     def __init__(self, flow, lam: float):
-        self.layers, self._fixed = tuple(flow.learned_inverses()), lam
+        self.layers, self.initial = tuple(flow.learned_inverses()), lam
 
     @property
     def lam(self) -> dict[str, float]:
         """{layer: λ of the next step}. Waits for the device."""
-        return dict.fromkeys(self.layers, float(self._fixed))
+        return dict.fromkeys(self.layers, float(self.initial))
+
+    def error_factor(self, samples: int) -> float:
+        """−2λ/N, the factor of the gradients of a reconstruction error; samples: N."""
+        return self.initial * (-2 / samples)
 
     def error_factors(self, samples: int) -> dict:
         """{layer: −2λ/N} of the layers with a λ of their own; samples: N."""
         return {}
 
     def figures(self) -> dict[str, float]:
-        return {"lam": self._fixed}
+        return {"lam": self.initial}
 
 
 class ControlledMultipliers(Multipliers):

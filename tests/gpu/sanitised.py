@@ -30,7 +30,7 @@ def main(count: int) -> None:
             call = OVERRIDES[name](np.random.default_rng(0), dtype, size)
             assert_as_defined(ops, name, call, in_order(ops.asarray))
     # what launches kernels without being an operation on arrays
-    ops.step.scalars().set(3, 0.1, 1.0)
+    ops.step.scalars().set(3, 0.1)
     source = ops.images.source(np.zeros((7, 5, 3, 1), np.uint8))
     source.reorder(np.arange(7)[::-1].copy())
     source.stage(2, 5)

@@ -88,14 +88,14 @@ def describe() -> str:
     return f"{name}, driver {_driver_version()}, {versions}"
 
 
-def run_alone(script: str, *arguments: str) -> str:
+def run_alone(script: str, *arguments: str, **environment: str) -> str:
     """Run a script on the same device in a process of its own, and return what it printed.
 
     NaN pivots may lead cuSOLVER outside its memory; after one such access no call works.
     """
     tests = Path(__file__).parents[1]
     paths = [str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")]
-    own = {"SNFNP_DEVICE": device().kind, "PYTHONPATH": os.pathsep.join(paths)}
+    own = {"SNFNP_DEVICE": device().kind, "PYTHONPATH": os.pathsep.join(paths), **environment}
     done = python(f"from gpu import standin\nstandin.device()\n{script}", *arguments, **own)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 from types import SimpleNamespace
 
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 from support.trainers import BATCH, host, make_trainer
 
+from gpu.standin import run_alone
 from gpu.test_training import take_steps
 from snfnp.errors import BackendError
-from snfnp.ops import RandomKey
+from snfnp.ops import RandomKey, get_ops
 from snfnp.ops.communication import Communicator
 from snfnp.ops.gpu.cublas import Cublas
 from snfnp.ops.gpu.graph import _Recording
@@ -219,6 +221,47 @@ def test_a_backend_refuses_another_device(ops, monkeypatch):
     ):
         with pytest.raises(BackendError, match="made on GPU 1, and GPU 0 is the current one"):
             use()
+
+
+def test_a_backend_refuses_another_thread(ops):
+    """Counters and cuBLAS's workspace are for one launch after another."""
+    a, graph, found = ops.xp.ones((3, 3)), ops.device.capture(print), []
+    uses = (
+        lambda: ops.linalg.axpby(1.0, a, 1.0, a.copy()),
+        lambda: ops.linalg.matmul(a, a),
+        lambda: graph(a),
+        lambda: get_ops("cupy").linalg.matmul(a, a),  # one of its own
+    )
+
+    def run():
+        for use in uses:
+            try:
+                found.append(ops.to_host(use()).tolist())
+            except BackendError as error:
+                found.append(str(error))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(60)
+    *refused, product = found
+    assert all("in another thread: make one in every thread" in line for line in refused)
+    assert len(refused) == 3 and product == [[3.0] * 3] * 3
+
+
+_PER_THREAD = """
+import numpy as np
+from support.trainers import host, make_trainer, take_steps
+from snfnp.ops import get_ops
+ops = get_ops("cupy")
+stream = ops.xp.cuda.get_current_stream()
+found = [host(take_steps(make_trainer(ops, side=4, graph=g), range(5)), "p") for g in (True, False)]
+print(stream.ptr, np.array_equal(*found), np.isfinite(found).all())
+"""
+
+
+def test_the_default_stream_may_be_the_threads_own():
+    """Of one thread, whose launches are in order on it: pointer 2."""
+    assert run_alone(_PER_THREAD, CUPY_CUDA_PER_THREAD_DEFAULT_STREAM="1") == "2 True True\n"
 
 
 def test_constants_are_not_in_a_graphs_pool(ops):

@@ -30,8 +30,7 @@ LEAST = {
     "channel_sum": MULTIPROCESSORS // 2,
 }
 # What one block does in no time, or what adds up the parts of others.
-FEW = {"set_scalars", "log_density", "log_step", "sum_terms", "conv_weight_grad_sum"}
-FEW |= {"scaled_kernel"}
+FEW = {"set_scalars", "log_density", "log_step", "conv_weight_grad_sum"}
 
 
 @pytest.fixture

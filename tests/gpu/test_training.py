@@ -15,11 +15,11 @@ from support.messages import one_line
 from support.trainers import BATCH, batches_of, host, images_of, make_trainer, run_training
 
 from gpu.standin import run_alone
-from snfnp.errors import BackendError, DivergedError, SingularMatrixError
+from snfnp.errors import BackendError, DivergedError, SingularMatrixError, UsageError
 from snfnp.models import PRESETS
 from snfnp.ops import get_ops
 from snfnp.ops.gpu.launch import Launcher
-from snfnp.ops.images import gpu as gpu_images
+from snfnp.ops.linalg.definition import LinearAlgebra
 from snfnp.training.batches import Batches, Repeated
 from snfnp.training.options import TrainConfig
 
@@ -141,13 +141,48 @@ def test_the_memory_of_a_step_is_what_the_page_says(ops, monkeypatch, model):
     assert abs(int(small) - found[50]) <= 0.6 and abs(int(large) - found[100]) <= 0.6
 
 
-def test_a_renewal_changes_the_layer_on_the_device(ops, standin):
-    """The host gets the sums of activations and the pivots of T and T⁻¹, and no weight."""
+def test_a_renewal_copies_no_matrix(ops, monkeypatch):
+    """Neither way: the host reads norms, and the pivots of T and T⁻¹."""
     trainer = take_steps(make_trainer(ops, coordinates="white", epoch=16, side=4), range(2))
-    before = standin.counts()["d2h"]
+    features, copied = 16, []
+
+    def note(name):
+        copy = getattr(type(ops.device), name)
+
+        def noted(device, array, *dtype):
+            copied.append(np.size(array))
+            return copy(device, array, *dtype)
+
+        monkeypatch.setattr(type(ops.device), name, noted)
+
+    note("to_host")
+    note("asarray")
+    batches, before = batches_of(trainer), ops.to_host(trainer.params["whiten2"]["U"])
+    images = batches(20)
+    batches._images_of = lambda step: images
+    copied.clear()
     trainer.step = 20
-    trainer.renew(batches_of(trainer))
-    assert standin.counts()["d2h"] - before == 4
+    trainer.renew(batches)
+    assert copied and max(copied) <= features < before.size
+    monkeypatch.undo()
+    assert np.abs(ops.to_host(trainer.params["whiten2"]["U"]) - before).max() > 1e-3
+
+
+def test_a_root_needs_the_host_only_for_small_eigenvalues(ops, monkeypatch):
+    """Of 1, 10⁻¹, …, 10⁻⁵: U has the inverse roots of these, or of the floor, to K κ roundings."""
+    vectors, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((6, 6)))
+    values, asked = 0.1 ** np.arange(6), []
+    matrix = (vectors * values) @ vectors.T
+    root = LinearAlgebra.inverse_root
+    noted = lambda *of: asked.append(of) or root(*of)  # noqa: E731
+    monkeypatch.setattr(LinearAlgebra, "inverse_root", noted)
+    for floor, on_the_host in ((1e-7, False), (1e-4, True)):
+        found = ops.to_host(ops.linalg.inverse_root(ops.asarray(matrix), floor))
+        raised = np.maximum(values, floor)
+        expected = (vectors * raised**-0.5) @ vectors.T
+        tolerance = 20 * 6 * np.finfo(float).eps * raised.min() ** -1.5
+        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+        assert bool(asked) == on_the_host
 
 
 # ---------------------------------------------------------------- failures
@@ -214,10 +249,7 @@ def test_a_matrix_that_is_not_finite_raises_as_on_the_cpu():
 
 
 @pytest.mark.parametrize("change", [False, True])
-@pytest.mark.parametrize("resident", [True, False])
-def test_batches_match_the_hosts(ops, monkeypatch, resident, change):
-    if not resident:
-        monkeypatch.setattr(gpu_images, "RESIDENT", 0)
+def test_batches_match_the_hosts(ops, change):
     images = np.random.default_rng(0).integers(0, 256, (23, 4, 6, 3)).astype(np.uint8)
     config = TrainConfig(model="glow", batch_size=5, augment=change, seed=3, epochs=1)
     config = config.resolve(len(images))
@@ -228,11 +260,23 @@ def test_batches_match_the_hosts(ops, monkeypatch, resident, change):
         np.testing.assert_array_equal(ops.to_host(batches(step)), expected(step))
 
 
-@pytest.mark.parametrize("resident", [True, False])
-def test_rows_are_taken_by_a_recorded_step(ops, monkeypatch, resident):
+def test_images_may_take_half_of_the_free_memory(ops, monkeypatch):
+    images = np.zeros((64, 4, 4, 1), np.uint8)
+    for free, fits in ((2048, True), (2047, False)):
+        monkeypatch.setattr(type(ops.device), "free_memory", lambda device, free=free: free)
+        if fits:
+            ops.images.source(images).stage(0, 4)
+            continue
+        with one_line(UsageError, "the training images", "free on the GPU", "train on fewer"):
+            ops.images.source(images)
+    monkeypatch.undo()
+    pool = ops.xp.get_default_memory_pool()
+    before = ops.device.free_memory()
+    assert before >= ops.xp.cuda.runtime.memGetInfo()[0] + pool.free_bytes() - 1 > 0
+
+
+def test_rows_are_taken_by_a_recorded_step(ops):
     """As numbers of any type, whose order is on the device."""
-    if not resident:
-        monkeypatch.setattr(gpu_images, "RESIDENT", 0)
     said, trainers = [], []
     rows = np.random.default_rng(0).standard_normal((23, 3))
     for each in (ops, get_ops("numpy")):
@@ -299,6 +343,14 @@ def test_a_run_is_the_same_run_on_another_backend(ops, tmp_path):
     for name in ("validation_nll_nats", "test_nll_nats", "reconstruction"):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-9)
     assert run.summary_file.exists()
+
+
+def test_the_hosts_libraries_get_the_cores_of_the_process(monkeypatch, ops):
+    """LAPACK's and BLAS's for what runs there: as on a CPU."""
+    shared = []
+    monkeypatch.setattr("snfnp.threads.share_cores", shared.append)
+    get_ops("cupy")
+    assert shared == [1]
 
 
 def test_a_full_device_is_reported_when_the_backend_is_made(ops, monkeypatch):

@@ -7,12 +7,14 @@ or its stand-in (`gpu/test_ops.py`), and kernel by kernel through a C++ compiler
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partialmethod
 from operator import attrgetter, methodcaller
 
 import numpy as np
 
+from snfnp.errors import SingularMatrixError
 from snfnp.ops import DEFINITIONS, get_ops
 
 DEFINITION = get_ops("numpy")
@@ -287,7 +289,13 @@ def assert_nan_spreads_as_defined(ops, name, call, put=copied, wider=()):
     """From one value of each array argument, one after another; and nowhere else, but for the
     operations that are named in `wider`."""
     for where, spoilt in _spoilt(call):
-        pairs = zip(run(ops, name, spoilt, put), run(DEFINITION, name, spoilt), strict=True)
+        try:
+            defined = run(DEFINITION, name, spoilt)
+        except SingularMatrixError:  # of which a device that would have to wait makes NaN
+            with suppress(SingularMatrixError):
+                assert np.isnan(run(ops, name, spoilt, put)[0]).any(), f"{name}, {where}"
+            continue
+        pairs = zip(run(ops, name, spoilt, put), defined, strict=True)
         for index, (found, expected) in enumerate(pairs):
             what = f"{name}, {where}, result {index}"
             found, expected = np.isnan(found), np.isnan(expected)

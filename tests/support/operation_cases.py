@@ -90,6 +90,18 @@ def call_linalg_axpby(rng, dtype, size):
     return Call(args, bounds=(bound, bound), mutated=(3,), strided=(1,))
 
 
+def call_linalg_axpby_pair(rng, dtype, size):
+    """Of two sizes."""
+    x = tuple(rng.standard_normal(n).astype(dtype) for n in (size, size[:1]))
+    out = tuple(rng.standard_normal(n).astype(dtype) for n in (size, size[:1]))
+    bounds = tuple(
+        3 * eps_of(dtype) * (np.abs(0.7 * there) + np.abs(a * each))
+        for a, each, there in zip((-1.3, 0.4), x, out, strict=True)
+    )
+    args = ((-1.3, 0.4), x, number(0.7, size), out)
+    return Call(args, bounds=(*bounds, *bounds), mutated=(3,), strided=(1,))
+
+
 def near_identity(rng, dtype, size):
     n = size_2d(size)[1]
     return (np.eye(n) + rng.standard_normal((n, n)) / (3 * math.sqrt(n))).astype(dtype)
@@ -99,6 +111,20 @@ def inverse_bound(a):
     """Of a⁻¹ b for each ‖a⁻¹‖‖b‖. Higham, section 14.3: n roundings, times the condition."""
     inverse_norm = np.linalg.norm(np.linalg.inv(a.astype(float)), 2)
     return 2 * len(a) * eps_of(a.dtype) * np.linalg.norm(a, 2) * inverse_norm, inverse_norm
+
+
+def call_linalg_inverse_root(rng, dtype, size):
+    """In double precision, with eigenvalues from 1 to 1e-4, of which a floor raises some. Products
+    and LAPACK both give the root of a matrix that is off by some K ε ‖M‖; that moves U by at most
+    ½ λ^{-3/2} times as much (the derivative's largest factor), λ the smallest eigenvalue."""
+    rows = size_2d(size)[1]
+    vectors, _ = np.linalg.qr(rng.standard_normal((rows, rows)))
+    values = 1e-4 ** rng.uniform(0, 1, rows)
+    floor = 1e-2 if size[0] % 2 else 1e-9
+    least = max(values.min(), floor)
+    bound = 20 * rows * eps_of(np.float64) * least**-1.5
+    matrix = (vectors * values) @ vectors.T
+    return Call(((matrix + matrix.T) / 2, floor), bounds=(bound,))
 
 
 def call_linalg_inverse(rng, dtype, size):
@@ -257,10 +283,13 @@ def call_conv_weight_grad(rng, dtype, size):
     return Call((delta, x, k, True, before), bounds=(bound, bound), mutated=(2,), strided=(0, 1))
 
 
-OVERRIDES: dict[str, Callable[..., Call]] = {
+CASES: dict[str, Callable[..., Call]] = {
     name.removeprefix("call_").replace("_", ".", 1): case
     for name, case in (vars(operation_cases_layers) | globals()).items()
     if name.startswith("call_")
 }
+# Every backend has the definitions of these.
+DEFINED = {"activation.smooth_leaky_relu_inverse", "channels.is_finite", "step.control"}
+OVERRIDES = {name: case for name, case in CASES.items() if name not in DEFINED}
 # No samples are not defined for these: rows of them, or their mean.
 NEVER_EMPTY = {"images.preprocess", "linalg.residual", "spline.evaluate", "step.log_density"}

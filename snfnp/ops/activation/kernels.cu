@@ -30,28 +30,6 @@ __global__ void smooth_leaky_relu(const T* __restrict__ x, double alpha, T* __re
   if (threadIdx.x == 0) ldj[blockIdx.x] = sum;
 }
 
-// The root of f(x) = y from above, by Newton's method; the definition derives the bracket. Every
-// iterate is smaller than the last, so the loop ends; a NaN (also ∞ - ∞) compares false: it ends.
-template <typename T>
-__global__ void smooth_leaky_relu_inverse(const T* __restrict__ y, double alpha, double gap,
-                                          double eps, T* __restrict__ x, long long n) {
-  const T a = T(alpha), b = T(1.0 - alpha);
-  for (long long i = first_item(); i < n; i += item_stride()) {
-    const T target = y[i], below = target - T(gap), left = fmin(below, below / a);
-    const T tolerance = T(2) * T(eps) * (fabs(target) + T(1));
-    T root = fmin(target, target / a);
-    while (true) {
-      const T e = exp(-fabs(root));
-      const T residual = a * root + b * softplus(root, e) - target;
-      if (!(residual > tolerance)) break;
-      const T lower = fmax(root - residual / (a + b * logistic(root, e)), left);
-      if (!(lower < root)) break;  // rounding lets it decrease no further
-      root = lower;
-    }
-    x[i] = root;
-  }
-}
-
 // sigma, dy, dx (n, dimension), dldj (n,). A block per sample.
 template <typename T>
 __global__ void smooth_leaky_relu_backward(const T* __restrict__ sigma, const T* __restrict__ dy,

@@ -1,14 +1,14 @@
 """Channel sums, shifts, scales and log-densities on the GPU (derivations/13-actnorm-and-1x1.md)."""
 
 import math
+from functools import cached_property, reduce
+from operator import add
 
 from snfnp.ops.channels.definition import Channels, pixels
 from snfnp.ops.gpu import source
 
 _MOST_BLOCKS = 1024  # of the kernels over rows of channels
-# Of the kernels that sum over rows, whose last block combines partial sums.
-_MOST_SUMMING = 128
-_TERMS = ("first", *"abcdefgh")  # parameters of kernels that add up arrays
+_MOST_GROUPS = 128  # of blocks that share a tile's rows, and whose partial sums one of them adds up
 
 
 class GpuChannels(Channels):
@@ -17,8 +17,8 @@ class GpuChannels(Channels):
     def sum(self, x, out=None):
         device, channels = self.device, x.shape[-1]
         out = device.empty(channels, x.dtype) if out is None else out
-        blocks, partial = _partial_sums(device, x, 1)
-        sums = {"out": out, "partial": partial, "arrived": device.counter}
+        blocks, partial = partial_sums(device, x, 1)
+        sums = {"out": out, "partial": partial, "arrived": device.counters}
         device.launch("channel_sum", x.dtype, blocks, x=x, size=x.size, channels=channels, **sums)
         return out
 
@@ -52,10 +52,10 @@ class GpuChannels(Channels):
 
     def shift_scale_backward(self, dy, y, sign, factor, s, dldj, out):
         device, dx = self.device, self.device.empty(dy.shape, dy.dtype)
-        blocks, partial = _partial_sums(device, dy, 2)
+        blocks, partial = partial_sums(device, dy, 2)
         arrays = {"dy": dy, "y": y, "s": s, "dldj": dldj, "dx": dx, "g_b": out[0], "g_s": out[1]}
         numbers = {"sign": sign, "factor": factor, "samples": 0 if dldj is None else len(dy)}
-        own = arrays | numbers | {"partial": partial, "arrived": device.counter} | _sizes(dy)
+        own = arrays | numbers | {"partial": partial, "arrived": device.counters} | _sizes(dy)
         device.launch("shift_scale_backward", dy.dtype, blocks, **own)
         return dx
 
@@ -66,29 +66,19 @@ class GpuChannels(Channels):
         device.launch("gaussian_log_density", z.dtype, len(z), z=z, density=density, **numbers)
         return density
 
-    def is_finite(self, x) -> bool:
-        # CuPy would compile a reduction of its own for this
-        return float(self.sum((0 * x).reshape(-1, 1))[0]) == 0
-
     def total(self, terms):
-        if len(terms) == 1 or len({(term.shape, term.dtype) for term in terms}) > 1:
-            return super().total(terms)
-        return _total(self.device, terms)
+        if len(terms) == 1:
+            return terms[0]
+        return self._added(*terms)
+
+    @cached_property
+    def _added(self):
+        """One launch for any number of arrays."""
+        return self.device.fuse(added)
 
 
-def named_terms(device, terms) -> dict:
-    """Up to nine arrays of one shape and type, by the names of parameters; the first ones of more
-    are added up before."""
-    most = len(_TERMS)
-    while len(terms) > most:
-        terms = [_total(device, terms[:most]), *terms[most:]]
-    return dict.fromkeys(_TERMS) | dict(zip(_TERMS, terms, strict=False))
-
-
-def _total(device, terms):
-    total, size = device.empty(terms[0].shape, terms[0].dtype), terms[0].size
-    device.each("sum_terms", total.dtype, size, **named_terms(device, terms), sum=total, n=size)
-    return total
+def added(*terms):
+    return reduce(add, terms)
 
 
 def _sizes(x) -> dict[str, int]:
@@ -108,11 +98,12 @@ def channel_blocks(size, channels, values, most=_MOST_BLOCKS) -> tuple[int, int]
     return tiles * groups, groups
 
 
-def _partial_sums(device, x, sums):
+def partial_sums(device, x, sums):
     """The number of blocks that compute `sums` sums over all rows of x, and their partial sums."""
     channels = x.shape[-1]
-    values = 4 * _tiles(channels)  # the last block takes one tile after the other
-    blocks, groups = channel_blocks(x.size, channels, values, _MOST_SUMMING)
+    tiles = _tiles(channels)
+    groups = _MOST_GROUPS if tiles <= device.counters.size else 1
+    blocks, groups = channel_blocks(x.size, channels, 4 * tiles, groups * tiles)
     return blocks, device.empty((groups, sums, channels), x.dtype)
 
 

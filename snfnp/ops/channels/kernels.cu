@@ -3,40 +3,11 @@
 #include "../gpu/common.cuh"
 #include "../channels/rows.cuh"
 
-// S sums over all rows, from those of the threads: store(channel, sums). Where several blocks share
-// a tile they leave their sums in `partial` (groups, S, channels), and the last of all blocks adds
-// them up. All threads must come here.
-template <int S, typename T, typename Store>
-__device__ void sum_of_rows(T (&sums)[S], Place& at, T* partial, unsigned int* arrived,
-                            Store store) {
-  for (int k = 0; k < S; ++k) {
-    sums[k] = sum_of_lanes(sums[k], at);
-    if (at.groups > 1 && at.leads())
-      partial[(at.group * S + k) * at.channels + at.channel] = sums[k];
-  }
-  if (at.groups == 1) {
-    if (at.leads()) store(at.channel, sums);
-    return;
-  }
-  if (!last_block(arrived)) return;
-  for (long long tile = 0; tile < at.tiles; ++tile) {
-    at.to_tile(tile);
-    for (int k = 0; k < S; ++k) {
-      T sum = T(0);
-      if (at.takes_part())
-        for (long long group = at.lane; group < at.groups; group += at.lanes)
-          sum += partial[(group * S + k) * at.channels + at.channel];
-      sums[k] = sum_of_lanes(sum, at);
-    }
-    if (at.leads()) store(at.channel, sums);
-  }
-}
-
 // x (size / channels, channels) -> out (channels,)
 template <typename T>
 __global__ void channel_sum(const T* __restrict__ x, T* __restrict__ out, T* partial,
                             unsigned int* arrived, long long size, long long channels) {
-  Place at(channels);
+  const Place at(channels);
   T sums[1] = {T(0)};
   if (at.takes_part()) {
 #pragma unroll 4
@@ -76,7 +47,7 @@ __global__ void shift_scale_backward(const T* __restrict__ dy, const T* __restri
                                      T* __restrict__ g_b, T* __restrict__ g_s, T* partial,
                                      unsigned int* arrived, long long pixels, long long samples,
                                      long long size, long long channels) {
-  Place at(channels);
+  const Place at(channels);
   T sums[2] = {T(0), T(0)};
   if (at.takes_part()) {
     const T scale = exp(T(factor) * s[at.channel]);
@@ -105,13 +76,4 @@ __global__ void gaussian_log_density(const T* __restrict__ z, double constant,
   for (int d = threadIdx.x; d < dimension; d += blockDim.x) sum += z[start + d] * z[start + d];
   sum = block_sum(sum);
   if (threadIdx.x == 0) density[blockIdx.x] = -T(0.5) * sum - T(constant);
-}
-
-// sum (n,) = first + a + b + …, in this order; what is null is left out.
-template <typename T>
-__global__ void sum_terms(const T* __restrict__ first, const T* a, const T* b, const T* c,
-                          const T* d, const T* e, const T* f, const T* g, const T* h,
-                          T* __restrict__ sum, long long n) {
-  for (long long i = first_item(); i < n; i += item_stride())
-    sum[i] = sum_at(i, first[i], a, b, c, d, e, f, g, h);
 }

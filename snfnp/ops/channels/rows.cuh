@@ -8,22 +8,22 @@ const int TILE = 32;
 struct Place {
   int width, lanes;            // channels of a tile, rows that a block reads at once
   int column, lane;            // this thread's channel and row among them
-  long long tiles, group, groups, channels, channel;
+  long long tile, group, groups, channels, channel;
   long long first, step;       // of the thread's values in the flat array
 
   __device__ Place(long long channels_) : channels(channels_) {
-    tiles = (channels + TILE - 1) / TILE;
+    const long long tiles = (channels + TILE - 1) / TILE;
     width = int((channels + tiles - 1) / tiles);
     lanes = blockDim.x / width;
     column = threadIdx.x % width;
     lane = threadIdx.x / width;
+    tile = blockIdx.x % tiles;
     group = blockIdx.x / tiles;
     groups = gridDim.x / tiles;
-    to_tile(blockIdx.x % tiles);
+    channel = tile * width + column;
     first = (group * lanes + lane) * channels + channel;
     step = groups * lanes * channels;
   }
-  __device__ void to_tile(long long tile) { channel = tile * width + column; }
   // The last tile may be narrower, and the last threads may not fill a row of it.
   __device__ bool takes_part() const { return lane < lanes && channel < channels; }
   __device__ bool leads() const { return lane == 0 && channel < channels; }
@@ -41,4 +41,28 @@ __device__ T sum_of_lanes(T v, const Place& at) {
     __syncthreads();
   }
   return part[threadIdx.x];  // which no other thread reads: the next sum may overwrite it
+}
+
+// S sums over all rows, from those of the threads: store(channel, sums). Where several blocks share
+// a tile they leave their sums in `partial` (groups, S, channels), and the last of them adds them
+// up. arrived: a counter for each tile (see `last_block`). All threads must come here.
+template <int S, typename T, typename Store>
+__device__ void sum_of_rows(T (&sums)[S], const Place& at, T* partial, unsigned int* arrived,
+                            Store store) {
+  for (int k = 0; k < S; ++k) {
+    sums[k] = sum_of_lanes(sums[k], at);
+    if (at.groups > 1 && at.leads())
+      partial[(at.group * S + k) * at.channels + at.channel] = sums[k];
+  }
+  if (at.groups > 1) {
+    if (!last_block(arrived + at.tile, at.groups)) return;
+    for (int k = 0; k < S; ++k) {
+      T sum = T(0);
+      if (at.takes_part())
+        for (long long group = at.lane; group < at.groups; group += at.lanes)
+          sum += partial[(group * S + k) * at.channels + at.channel];
+      sums[k] = sum_of_lanes(sum, at);
+    }
+  }
+  if (at.leads()) store(at.channel, sums);
 }

@@ -60,20 +60,10 @@ __device__ T weight(const T* k, long long at, long long stride, int o, int outpu
   return o < outputs ? k[at + o * stride] : T(0);
 }
 
-// The products of one input with a thread's four weights, added to its sums.
-template <typename T>
-__device__ void add_products(Four<T>& sums, T v, const Four<T> weights) {
-  sums.a += v * weights.a;
-  sums.b += v * weights.b;
-  sums.c += v * weights.c;
-  sums.d += v * weights.d;
-}
-
 // z (N, H, W, O) from x (N, H, W, I) and k (kH, kW, I, O), which may be strided: kernels of adjoint
 // maps are mirrored views. For kH kW I ceil(O / 4) <= MOST_TAPS. A thread takes one
-// pixel and four outputs, so that an input and four weights are two loads (four inputs and
-// sixteen weights are five, where channels allow that); `splits` threads share the rows of the
-// kernel, so that more threads hide the latency of loads.
+// pixel and four outputs, so that an input and four weights are two loads; `splits` threads share
+// the rows of the kernel, so that more threads hide the latency of loads.
 template <typename T>
 __global__ void conv(const T* __restrict__ x, const T* __restrict__ k, long long k_stride_0,
                      long long k_stride_1, long long k_stride_2, long long k_stride_3,
@@ -93,7 +83,6 @@ __global__ void conv(const T* __restrict__ x, const T* __restrict__ k, long long
     taps[j].d = weight(k, at, k_stride_3, o + 3, o_count);
   }
   __syncthreads();
-  const bool by_four = i_count % 4 == 0 && (unsigned long long)x % sizeof(Four<T>) == 0;
   const int pixels = rows * columns, parts = (int)splits, lanes = blockDim.x / parts;
   const int part = threadIdx.x / lanes, lane = threadIdx.x % lanes;
   const long long sample = (long long)pixels * groups, count = samples * sample;
@@ -112,18 +101,13 @@ __global__ void conv(const T* __restrict__ x, const T* __restrict__ k, long long
         if (column < 0 || column >= columns) continue;
         const T* values = source + (row * columns + column) * i_count;
         const Four<T>* weights = taps + (h * across + w) * i_count * groups + group;
-        if (by_four) {
-#pragma unroll 1  // more would take more registers than four blocks on a multiprocessor have
-          for (int i = 0; i < i_count; i += 4, weights += 4 * groups) {
-            const Four<T> v = *(const Four<T>*)(values + i);
-            add_products(sum, v.a, weights[0]);
-            add_products(sum, v.b, weights[groups]);
-            add_products(sum, v.c, weights[2 * groups]);
-            add_products(sum, v.d, weights[3 * groups]);
-          }
-        } else {
 #pragma unroll 4
-          for (int i = 0; i < i_count; ++i) add_products(sum, values[i], weights[i * groups]);
+        for (int i = 0; i < i_count; ++i) {
+          const Four<T> four = weights[i * groups];
+          sum.a += values[i] * four.a;
+          sum.b += values[i] * four.b;
+          sum.c += values[i] * four.c;
+          sum.d += values[i] * four.d;
         }
       }
     }

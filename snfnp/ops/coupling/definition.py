@@ -73,16 +73,6 @@ class Coupling(OperationGroup):
         out *= ~(a <= 0)
         self._add_up(out, g_b, add)
 
-    def product_relu(self, x, w, b, out):
-        """out = max(x w + b, 0): x (M, K), w (K, F), b (F,), out (M, F). O(M K F)."""
-        return self.bias_relu(self.linalg.matmul(x, w, out=out), b)
-
-    def product_relu_backward(self, d, w, a, out, g_b, add=False):
-        """out = (d w) ⊙ [a > 0], and g_b as in `bias_relu_backward`: d (M, K), w (K, F), a and
-        out (M, F). O(M K F)."""
-        self.linalg.matmul(d, w, out=out)
-        self.bias_relu_backward(out, a, g_b, add)
-
     def network(self, x, p, scale, keep):
         """x (N, H, W, C), of which x₁ is read -> h (N, H, W, C), and what the backward pass needs,
         if asked to `keep` it: {"a2": a₂ (N H W, width)}, and "a1" like it where `keeps_first`.
@@ -92,6 +82,7 @@ class Coupling(OperationGroup):
         of samples.
         """
         xp, width, (samples, height, columns, _) = self.xp, len(p["b1"]), x.shape
+        matmul = self.linalg.matmul
         h = xp.empty(x.shape, x.dtype)
         blocks, most = self._blocks(samples, height * columns, width)
         patches, w1 = self._patches(x, p), p["w1"].reshape(-1, width)
@@ -104,8 +95,8 @@ class Coupling(OperationGroup):
         for block, rows in blocks:
             size = slice(rows.stop - rows.start)
             a1, a2 = (hidden[name][rows if whole else size] for name, whole in kept.items())
-            self.product_relu(patches[rows], w1, p["b1"], out=a1)
-            self.product_relu(a1, p["w2"], p["b2"], out=a2)
+            self.bias_relu(matmul(patches[rows], w1, out=a1), p["b1"])
+            self.bias_relu(matmul(a1, p["w2"], out=a2), p["b2"])
             v = self.conv.correlate(a2.reshape(-1, height, columns, width), p["w3"])
             self.channels.shift_scale(v, 1.0, p["b3"], scale, p["logs"], out=h[block])
         return h, {name: hidden[name] for name, whole in kept.items() if whole}
@@ -118,6 +109,7 @@ class Coupling(OperationGroup):
         `network`.
         """
         xp, width = self.xp, len(p["b1"])
+        matmul = self.linalg.matmul
         out_3 = (grads["b3"], grads["logs"])
         dh = self.channels.shift_scale_backward(dh, h, 1.0, scale, p["logs"], None, out_3)
 
@@ -137,13 +129,15 @@ class Coupling(OperationGroup):
             d1_, d2_, a2 = d1[:size], d2[:size], hidden["a2"][rows]
 
             self._product(a2.T, patches_3[rows], g_w3, add)
-            self.product_relu_backward(patches_3[rows], w3_adjoint, a2, d2_, grads["b2"], add)
+            matmul(patches_3[rows], w3_adjoint, out=d2_)
+            self.bias_relu_backward(d2_, a2, grads["b2"], add)
 
             a1_ = a1[:size] if kept is None else a1[rows]
             if kept is None:
-                self.product_relu(patches_1[rows], w1, p["b1"], out=a1_)
+                self.bias_relu(matmul(patches_1[rows], w1, out=a1_), p["b1"])
             self._product(a1_.T, d2_, grads["w2"], add)
-            self.product_relu_backward(d2_, p["w2"].T, a1_, d1_, grads["b1"], add)
+            matmul(d2_, p["w2"].T, out=d1_)
+            self.bias_relu_backward(d1_, a1_, grads["b1"], add)
 
             self._product(d1_.T, patches_1[rows], g_w1, add)
             images = d1_.reshape(-1, height, columns, width)

@@ -2,13 +2,8 @@
 
 import math
 
-from snfnp.ops.channels.gpu import channel_blocks
+from snfnp.ops.channels.gpu import channel_blocks, partial_sums
 from snfnp.ops.coupling.definition import Coupling
-from snfnp.ops.gpu import source
-
-# With more columns in the first factor, cuBLAS's product and a pass over the result are faster than
-# `product_relu` (an estimate, for tensor cores).
-_THIN = 72
 
 
 class GpuCoupling(Coupling):
@@ -25,38 +20,13 @@ class GpuCoupling(Coupling):
         return out
 
     def bias_relu_backward(self, out, a, g_b, add=False):
-        blocks, groups = channel_blocks(out.size, out.shape[1], 4)
-        sums = self.device.empty((groups, out.shape[1]), out.dtype)
-        own = {"out": out, "a": a, "sums": sums, "size": out.size, "channels": out.shape[1]}
-        self.device.launch("bias_relu_backward", out.dtype, blocks, **own)
-        self._add_up(sums, g_b, add)
-
-    def product_relu(self, x, w, b, out):
-        if x.shape[1] > _THIN:
-            return super().product_relu(x, w, b, out)
-        self._product_relu(x, w, out, b=b, a=None, sums=None)
-        return out
-
-    def product_relu_backward(self, d, w, a, out, g_b, add=False):
-        if d.shape[1] > _THIN:
-            super().product_relu_backward(d, w, a, out, g_b, add)
-            return
-        tiles = -(-len(out) // source.constant("coupling", "SIDE"))
-        sums = self.device.empty((tiles, out.shape[1]), out.dtype)
-        self._product_relu(d, w, out, b=None, a=a, sums=sums)
-        self._add_up(sums, g_b, add)
-
-    def _product_relu(self, x, w, out, **more):
-        side, (rows, columns) = source.constant("coupling", "SIDE"), out.shape
-        sizes = {"rows": rows, "inner": x.shape[1], "columns": columns}
-        tiles = -(-rows // side) * -(-columns // side)
-        self.device.launch("product_relu", out.dtype, tiles, x=x, w=w, out=out, **more, **sizes)
-
-    def _add_up(self, rows, g_b, add):
-        if add:
-            g_b += self.channels.sum(rows)
-        else:
-            self.channels.sum(rows, out=g_b)
+        blocks, partial = partial_sums(self.device, out, 1)
+        arrays = {"out": out, "a": a, "g_b": g_b, "partial": partial}
+        sizes = {"add": add, "size": out.size, "channels": out.shape[1]}
+        arrived = self.device.counters
+        self.device.launch(
+            "bias_relu_backward", out.dtype, blocks, **arrays, **sizes, arrived=arrived
+        )
 
     def forward(self, x, h):
         device = self.device

@@ -21,13 +21,14 @@ __global__ void bias_relu(T* __restrict__ out, const T* __restrict__ b, long lon
   }
 }
 
-// out = out [a > 0], and what each block makes of its rows' sums: sums (groups, channels). A NaN
-// in a is not below zero, and one in out stays.
+// out = out [a > 0], and g_b = Σ of its rows, or `add`: g_b plus that. A NaN in a is not below zero,
+// and one in out stays.
 template <typename T>
-__global__ void bias_relu_backward(T* __restrict__ out, const T* __restrict__ a,
-                                   T* __restrict__ sums, long long size, long long channels) {
+__global__ void bias_relu_backward(T* __restrict__ out, const T* __restrict__ a, T* g_b, T* partial,
+                                   unsigned int* arrived, long long add, long long size,
+                                   long long channels) {
   const Place at(channels);
-  T sum = T(0);
+  T sums[1] = {T(0)};
   if (at.takes_part()) {
     for (long long i = at.first; i < size; i += BATCH * at.step) {
       T v[BATCH];
@@ -37,87 +38,13 @@ __global__ void bias_relu_backward(T* __restrict__ out, const T* __restrict__ a,
       for (int k = 0; k < BATCH; ++k)
         if (i + k * at.step < size) {
           out[i + k * at.step] = v[k];
-          sum += v[k];
+          sums[0] += v[k];
         }
     }
   }
-  sum = sum_of_lanes(sum, at);
-  if (at.leads()) sums[at.group * channels + at.channel] = sum;
-}
-
-// A tile of a product: rows and columns, and the terms of its sums that are read at once.
-constexpr int SIDE = 64;
-constexpr int DEPTH = 16;
-
-// The product of x (rows, inner), inner small, and w (inner, columns), and the pass over it that
-// follows in the network: out = max(x w + b, 0); or, without b, out = (x w) [a > 0] and what each
-// tile makes of its rows' sums: sums (tiles of rows, columns). NaNs as above. For 256 threads:
-// each takes 4 rows, and 4 columns a quarter of the tile apart, so that neighbours store neighbours.
-template <typename T>
-__global__ void product_relu(const T* __restrict__ x, const T* __restrict__ w,
-                             const T* __restrict__ b, const T* __restrict__ a,
-                             T* __restrict__ out, T* __restrict__ sums, long long rows,
-                             long long inner, long long columns) {
-  __shared__ Four<T> lines[DEPTH][SIDE / 4 + 1];  // of x, transposed; one more for the banks
-  __shared__ T weights[DEPTH][SIDE];
-  __shared__ T totals[SIDE / 4][SIDE];
-  const int across = threadIdx.x % 16, down = threadIdx.x / 16;
-  const int terms = (int)inner, line_length = (int)columns;
-  const int width = (line_length + SIDE - 1) / SIDE;
-  const long long tiles = (rows + SIDE - 1) / SIDE * width;
-  for (long long tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    const int left = int(tile % width) * SIDE;
-    const long long top = tile / width * SIDE;
-    const int height = rows - top < SIDE ? int(rows - top) : SIDE;
-    T sum[4][4] = {};
-    for (int from = 0; from < terms; from += DEPTH) {
-      for (int i = threadIdx.x; i < SIDE * DEPTH; i += blockDim.x) {
-        const int row = i / DEPTH, k = from + i % DEPTH;
-        T* line = reinterpret_cast<T*>(lines[i % DEPTH]);
-        line[row] = row < height && k < terms ? x[(top + row) * terms + k] : T(0);
-        const int term = from + i / SIDE, column = left + i % SIDE;
-        weights[i / SIDE][i % SIDE] =
-            term < terms && column < line_length ? w[term * line_length + column] : T(0);
-      }
-      __syncthreads();
-      for (int k = 0; k < DEPTH; ++k) {
-        const Four<T> v = lines[k][down];
-        for (int c = 0; c < 4; ++c) {
-          const T weight = weights[k][across + SIDE / 4 * c];
-          sum[0][c] += v.a * weight;
-          sum[1][c] += v.b * weight;
-          sum[2][c] += v.c * weight;
-          sum[3][c] += v.d * weight;
-        }
-      }
-      __syncthreads();
-    }
-    for (int c = 0; c < 4; ++c) {
-      const int column = left + across + SIDE / 4 * c;
-      T total = T(0);
-      for (int r = 0; r < 4; ++r) {
-        const int row = 4 * down + r;
-        if (row >= height || column >= line_length) continue;
-        const long long at = (top + row) * line_length + column;
-        T v = sum[r][c];
-        if (b) {
-          v += b[column];
-          v = v < T(0) ? T(0) : v;
-        } else {
-          v *= a[at] <= T(0) ? T(0) : T(1);
-          total += v;
-        }
-        out[at] = v;
-      }
-      totals[down][across + SIDE / 4 * c] = total;
-    }
-    __syncthreads();
-    if (sums && threadIdx.x < SIDE && left + threadIdx.x < columns) {
-      T total = T(0);
-      for (int r = 0; r < SIDE / 4; ++r) total += totals[r][threadIdx.x];
-      sums[tile / width * line_length + left + threadIdx.x] = total;
-    }
-  }
+  sum_of_rows(sums, at, partial, arrived, [=](long long c, const T(&sum)[1]) {
+    g_b[c] = add ? g_b[c] + sum[0] : sum[0];
+  });
 }
 
 // The coupling itself: images x, h, z (n, pixels, 2 half), s (n, pixels, half). z₁ = x₁ and

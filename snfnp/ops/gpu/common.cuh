@@ -12,21 +12,6 @@ __device__ inline unsigned long long value(const unsigned long long* at, long lo
   return at ? *at : (unsigned long long)fixed;
 }
 
-// first + a[i] + b[i] + …, in this order; what is null is left out.
-template <typename T>
-__device__ T sum_at(long long i, T first, const T* a, const T* b, const T* c, const T* d,
-                    const T* e, const T* f, const T* g, const T* h) {
-  if (a) first += a[i];
-  if (b) first += b[i];
-  if (c) first += c[i];
-  if (d) first += d[i];
-  if (e) first += e[i];
-  if (f) first += f[i];
-  if (g) first += g[i];
-  if (h) first += h[i];
-  return first;
-}
-
 // Four numbers that are read at once.
 template <typename T>
 struct alignas(4 * sizeof(T)) Four {
@@ -62,14 +47,14 @@ __device__ T block_sum(T v) {
   return sum;
 }
 
-// Whether this block is the last to come here: it then sees what all others stored before.
-// *arrived is 0 before the launch and 0 again after it. All threads must come here.
-__device__ inline bool last_block(unsigned int* arrived) {
+// Whether this block is the last of so many to come here: it then sees what the others stored
+// before. *arrived is 0 before the launch and 0 again after it. All threads must come here.
+__device__ inline bool last_block(unsigned int* arrived, long long blocks) {
   __shared__ bool last;
   __syncthreads();
   if (threadIdx.x == 0) {  // for the whole block
     __threadfence();       // what the block stored is seen before its arrival
-    last = atomicAdd(arrived, 1u) == gridDim.x - 1;
+    last = atomicAdd(arrived, 1u) == blocks - 1;
     if (last) {
       *arrived = 0u;
       __threadfence();  // what the others stored is read after this
@@ -84,7 +69,7 @@ __device__ inline bool last_block(unsigned int* arrived) {
 __device__ inline bool sum_of_all(double& sum, double* partial, unsigned int* arrived) {
   sum = block_sum(sum);
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
-  if (!last_block(arrived)) return false;
+  if (!last_block(arrived, gridDim.x)) return false;
   sum = 0.0;
   for (long long i = threadIdx.x; i < gridDim.x; i += blockDim.x) sum += partial[i];
   sum = block_sum(sum);

@@ -6,9 +6,7 @@ array is a column-major N × M matrix, so C = A B is computed as Cᵀ = Bᵀ A�
 """
 
 import ctypes
-import sys
 import weakref
-from contextlib import suppress
 
 import numpy as np
 
@@ -98,18 +96,14 @@ def _destroy(device, library, handle) -> None:
 
 
 def _load(cupy):
-    """The cuBLAS library that CuPy itself has loaded: its name carries the CUDA version. Where the
-    system does not find that name, CuPy's own finder of NVIDIA's packages does."""
+    """The cuBLAS library that CuPy itself has loaded, by CuPy's finder of NVIDIA's libraries."""
     import cupy.cublas
 
-    major = cupy.cuda.runtime.runtimeGetVersion() // 1000
-    name = f"cublas64_{major}.dll" if sys.platform == "win32" else f"libcublas.so.{major}"
-    with suppress(OSError):
-        return ctypes.CDLL(name)
     try:
         from cuda import pathfinder
 
         return ctypes.CDLL(pathfinder.load_nvidia_dynamic_lib("cublas").abs_path)
     except (ImportError, OSError, RuntimeError) as error:
-        found = f"backend cupy cannot load cuBLAS ({name}: {first_line(error)})"
+        major = cupy.cuda.runtime.runtimeGetVersion() // 1000
+        found = f"backend cupy cannot load cuBLAS ({first_line(error)})"
         raise BackendError(f"{found}: {install(major)} brings it") from None

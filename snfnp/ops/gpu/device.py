@@ -15,16 +15,18 @@ from snfnp.ops.gpu.nccl import Nccl
 from snfnp.ops.gpu.requirements import describe, explain_out_of_memory, require_cupy
 
 _MOST_BLOCKS = 1024  # of a kernel over items; each of its threads then takes several
+_COUNTERS = 1024  # tiles of channels whose rows several blocks may share
 
 
 class Gpu:
-    """The CUDA device that is current when this is made, through CuPy; it refuses another.
+    """The CUDA device that is current when this is made, through CuPy; it refuses another device,
+    and any thread but the one that made it.
 
     What operations return as a number on a CPU is here an array of shape (), and what they take as
     one may be such an array, so that no training step without an exact gradient makes the host
     wait. Raises BackendError with what is missing (CuPy, a driver, a device).
 
-    launch: see `Launcher`; counter: of a reduction's `last_block`, 0 between launches; tf32 and
+    launch: see `Launcher`; counters: of reductions' `last_block`, 0 between launches; tf32 and
     world: see `get_ops`.
     """
 
@@ -44,7 +46,7 @@ class Gpu:
                 raise
             found = f"the GPU's memory is full ({shortfall})"
             raise BackendError(f"{found}: see with nvidia-smi what holds it") from None
-        self.counter = self.xp.zeros(1, np.uint32)
+        self.counters = self.xp.zeros(_COUNTERS, np.uint32)
         self.xp.cuda.get_current_stream().synchronize()  # it is 0, whatever stream uses it first
         self._constants: dict = {}
 
@@ -95,6 +97,11 @@ class Gpu:
     def shortfall(self, error: Exception) -> str | None:
         return explain_out_of_memory(error, self.xp)
 
+    def free_memory(self) -> int:
+        """Bytes that are free on the device, those that CuPy keeps for later included."""
+        pool = self.xp.get_default_memory_pool()
+        return self.xp.cuda.runtime.memGetInfo()[0] + pool.free_bytes()
+
     def empty(self, shape, dtype):
         """A new array that a kernel will fill."""
         return self.xp.empty(shape, dtype)
@@ -102,6 +109,10 @@ class Gpu:
     def each(self, kernel: str, dtype, items: int, /, **arguments) -> None:
         """Launch a kernel that goes over so many items, one or more to a thread."""
         self.launch(kernel, dtype, min(-(-items // source.THREADS), _MOST_BLOCKS), **arguments)
+
+    def fuse(self, function: Callable) -> Callable:
+        """An elementwise function of arrays, as one launch."""
+        return self.xp.fuse(function)
 
     def constant(self, host: np.ndarray, dtype=np.float64):
         key = (host.shape, host.tobytes(), np.dtype(dtype).char)

@@ -82,17 +82,21 @@ class Graph:
         """Capture the function; nothing runs. What went wrong, or None."""
         error = graph = None
         given_back = recording.given_back
-        with no_collection():
+        gc.collect()
+        collecting = gc.isenabled()
+        try:
+            gc.disable()  # what it frees of CUDA's could spoil the recording
             self._stream.begin_capture()
+            self._function(recording.argument)
+        except Exception as failure:  # the same call works without a graph
+            error = _reason(failure)
+        finally:
             try:
-                self._function(recording.argument)
-            except Exception as failure:  # the same call works without a graph
-                error = _reason(failure)
-            finally:
-                try:
-                    graph = self._stream.end_capture()
-                except Exception as failure:
-                    error = error or _reason(failure)
+                graph = self._stream.end_capture()
+            except Exception as failure:
+                error = error or _reason(failure)
+            if collecting:
+                gc.enable()
         if error is None and recording.given_back != given_back:
             # When memory runs out, a pool returns its free blocks to CUDA and asks again. The
             # recording may have used some of these, and a replay would write to others' memory.
@@ -150,17 +154,3 @@ class _Recording:
 def _reason(error: Exception) -> str:
     """An error in one line: as text, since its frames hold arrays of the graph's pool."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-
-
-@contextmanager
-def no_collection():
-    """Python's garbage is collected now, and not before the end: what it frees of CUDA's while a
-    stream is recorded could spoil the recording."""
-    gc.collect()
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -1,6 +1,7 @@
 """Launches of kernels by the names of their parameters; compilation with CuPy on first use."""
 
 import operator
+import threading
 from collections.abc import Callable
 from functools import cache, partial
 
@@ -13,15 +14,20 @@ _NULL = np.uint64(0)
 
 
 class DeviceGuard:
-    """The device that was current when this was made (id: its number); `require` refuses another,
-    where CUDA would read or write the wrong memory."""
+    """The device that was current when this was made (id: its number), and the thread. `require`
+    refuses another device, whose memory is not this one's, and another thread, whose launches could
+    come between those of this one that share counters and cuBLAS's workspace."""
 
     def __init__(self, cupy):
         self._current = cupy.cuda.runtime.getDevice
         self.id = self._current()
+        self._thread = threading.get_ident()
 
     def require(self) -> None:
-        """Raises BackendError if another device is current."""
+        """Raises BackendError if another device is current, or in another thread."""
+        if threading.get_ident() != self._thread:
+            found = "this GPU backend was made in another thread"
+            raise BackendError(f"{found}: make one in every thread that uses one, with get_ops")
         current = self._current()
         if current != self.id:
             found = f"this backend was made on GPU {self.id}, and GPU {current} is the current one"
@@ -100,17 +106,17 @@ def _converter(kernel: str, parameter: source.Parameter, names: set[str]):
     pointer = partial(_pointer, f"{kernel}: {number}", kind, f"{name}_stride_0" in names)
     if number != name:
         of_kind = operator.methodcaller("astype", source.POINTED[kind], copy=False)
-        return number, lambda n, dtype: _NULL if _is_known(n) else pointer(of_kind(n), dtype)
+        return number, lambda n, dtype: _NULL if is_known(n) else pointer(of_kind(n), dtype)
     if kind not in ("double", "long long"):
         return name, pointer
     # operator.index refuses a real number, which int64 would truncate
     convert = np.float64 if kind == "double" else lambda n: np.int64(operator.index(n))
     if f"{name}_at" in names:
-        return name, lambda n, dtype: convert(n if _is_known(n) else 0)
+        return name, lambda n, dtype: convert(n if is_known(n) else 0)
     return name, lambda n, dtype: convert(n)
 
 
-def _is_known(number) -> bool:
+def is_known(number) -> bool:
     """True if the host knows a number: else it is an array of shape () on the device."""
     return isinstance(number, (int, float, np.generic))
 

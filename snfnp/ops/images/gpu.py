@@ -5,18 +5,20 @@ from typing import Any
 
 import numpy as np
 
+from snfnp.errors import UsageError
 from snfnp.ops.images.definition import DRAWS, Images, ImageSource
 from snfnp.ops.random.definition import RandomKey
 from snfnp.ops.random.gpu import key_arguments
 
-RESIDENT = 1 << 30  # bytes of images that may live on the device
-_STAGES = 2  # batches on their way: the host fills one while the device reads the other
-
 
 class GpuImages(Images):
     def source(self, images: np.ndarray) -> ImageSource:
-        kind = ResidentImages if images.nbytes <= RESIDENT else StreamedImages
-        return kind(self.device, images)
+        needed, free = images.nbytes, self.device.free_memory()
+        if needed > free / 2:
+            found = f"the training images or rows take {needed / 2**30:.1f} GiB"
+            limit = f"more than half of the {free / 2**30:.1f} GiB that are free on the GPU"
+            raise UsageError(f"{found}, {limit}: train on fewer of them, or with backend numba")
+        return ResidentImages(self.device, images)
 
     def preprocess(self, images, key: RandomKey, alpha, levels, dtype):
         if images.dtype != np.uint8:
@@ -58,39 +60,3 @@ class ResidentImages(ImageSource):
         sizes |= {"change": key is not None}
         self._device.launch("gather", np.float32, count, **arrays, **words, **sizes)
         return self._taken
-
-
-class StreamedImages(ImageSource):
-    """Images that stay on the host: a batch goes through pinned memory while the host is at the
-    next one. A stage is filled again once its copy is done."""
-
-    def __init__(self, device, images: np.ndarray):
-        super().__init__(device, images)
-        self._stages, self._turn = [], 0
-
-    def stage(self, first: int, count: int) -> None:
-        cuda = self._device.xp.cuda
-        if not self._stages or len(self._stages[0][0]) != count:
-            self._stages = [self._pinned(count) for _ in range(_STAGES)]
-            shape = (count, *self._images.shape[1:])
-            self._batch = ResidentImages(self._device, np.zeros(shape, self._images.dtype))
-            self._batch.stage(0, count)
-        pinned, copied = self._stages[self._turn]
-        self._turn = (self._turn + 1) % _STAGES
-        copied.synchronize()
-        pinned[...] = self._images[self._order[first : first + count]]
-        stream = cuda.get_current_stream()
-        # without a stream, some versions of CuPy wait for the copy
-        self._batch._images.set(pinned, stream)
-        copied.record(stream)
-
-    def take(self, first, count: int, key: RandomKey | None = None):
-        return self._batch.take(0, count, key)
-
-    def _pinned(self, count: int):
-        """A pinned array, and the event that its copy is done."""
-        cuda, shape = self._device.xp.cuda, (count, *self._images.shape[1:])
-        kind, size = self._images.dtype, math.prod(shape)
-        memory = cuda.alloc_pinned_memory(size * kind.itemsize)
-        pinned = np.frombuffer(memory, kind, size).reshape(shape)
-        return pinned, cuda.Event(disable_timing=True)

@@ -50,6 +50,13 @@ class LinearAlgebra(OperationGroup):
         out += a * x
         return out
 
+    def axpby_pair(self, a, x, b, out):
+        """`axpby` of two numbers a, two arrays x and two arrays out, with one b: one launch on a
+        GPU."""
+        for each_a, each_x, each_out in zip(a, x, out, strict=True):
+            self.axpby(each_a, each_x, b, each_out)
+        return out
+
     def scale_into(self, out, scale, a, multiple):
         """out ← scale · a ⊙ multiple, with a = flip(R) and m the surrogate for the gradient of a
         log-determinant (the second summand of Eqs. 10 and 15, m_i p_i of Eq. 25).
@@ -116,6 +123,10 @@ class LinearAlgebra(OperationGroup):
             raise SingularMatrixError(_SINGULAR)
         return x
 
+    def inverse_root(self, matrix, floor):
+        """`inverse_root` of a float64 matrix of the device. O(K³)."""
+        return self.device.asarray(inverse_root(self.device.to_host(matrix), float(floor)))
+
     # ------------------------------------------ for `snfnp.maps.block_tridiagonal`'s recursion
 
     def inverse_and_log_abs_det(self, a):
@@ -147,6 +158,13 @@ class LinearAlgebra(OperationGroup):
         if size > _ONE_THREAD:
             return nullcontext()
         return threads.blas_limited(1, _blas_libraries(self.device.name))
+
+
+def inverse_root(matrix: np.ndarray, floor: float) -> np.ndarray:
+    """The symmetric M^{-1/2} of a symmetric matrix M (K, K), float64 on the host, with eigenvalues
+    below `floor` raised to it. Of all U with U M Uᵀ = I it changes rows least. O(K³)."""
+    values, vectors = np.linalg.eigh(matrix)
+    return (vectors * np.maximum(values, floor) ** -0.5) @ vectors.T
 
 
 def _column_major(matrix):

@@ -6,17 +6,21 @@ evaluation and exact gradients use them. The inverse of a few channels does not 
 matrix it is NaN, and the step that uses it fails as others do. See derivations/07-convolutions.md.
 """
 
+import math
 from contextlib import nullcontext
 
 import numpy as np
 
 from snfnp.errors import SingularMatrixError
 from snfnp.ops.gpu import source
+from snfnp.ops.gpu.launch import is_known
 from snfnp.ops.linalg.definition import LinearAlgebra
 
 # Of a sum over a flat array, resident together on a large GPU; their partial sums are added in one
 # order.
 _MOST_BLOCKS = 512
+_MOST_STEPS = 40  # an eigenvalue grows by 9/4 in each: enough for a condition number of 1e12
+_CLOSE = 1e-8  # an error whose square is below the rounding of doubles
 
 
 class GpuLinearAlgebra(LinearAlgebra):
@@ -42,27 +46,30 @@ class GpuLinearAlgebra(LinearAlgebra):
         return out
 
     def axpby(self, a, x, b, out):
-        self.device.each("axpby", out.dtype, out.size, a=a, x=x, b=b, out=out, n=out.size)
+        self._axpby(a, x, b, out, 0.0, None, None)
         return out
 
-    def scale_into(self, out, scale, a, multiple):
-        if isinstance(multiple, int) and a.ndim == 2 and out.flags.forc:  # as of one tap
-            c_order = out.flags.c_contiguous
-            target, source = (each if c_order else each.T for each in (out, a))
-            self.scale_into(target[None, None], scale, source[None, None], multiple)
-            return out
-        if a.ndim != 4 or not (out.flags.c_contiguous and a.dtype == out.dtype):
-            return super().scale_into(out, scale, a, multiple)
-        device, constant = self.device, None
-        if isinstance(multiple, int):
-            scale = scale * multiple
-        else:
-            constant = device.constant(multiple)
-        _, width, inputs, outputs = out.shape
-        arguments = {"out": out, "scale": scale, "a": a, "multiple": constant}
-        sizes = {"width": width, "inputs": inputs, "outputs": outputs, "n": out.size}
-        device.each("scaled_kernel", out.dtype, out.size, **arguments, **sizes)
+    def axpby_pair(self, a, x, b, out):
+        self._axpby(a[0], x[0], b, out[0], a[1], x[1], out[1])
         return out
+
+    def _axpby(self, a, x, b, out, second_a, second_x, second_out):
+        m = 0 if second_out is None else second_out.size
+        first = {"a": a, "x": x, "b": b, "out": out, "n": out.size}
+        second = {"second_a": second_a, "second_x": second_x, "second_out": second_out, "m": m}
+        self.device.each("axpby", out.dtype, max(out.size, m), **first, **second)
+
+    def scale_into(self, out, scale, a, multiple):
+        if not is_known(scale):
+            return super().scale_into(out, scale, a, multiple)
+        if out.ndim == 2 and out.flags.fnc:  # R, and W in its place: CuPy is fastest along rows
+            return self.scale_into(out.T, scale, a.T, multiple).T
+        factor = scale * multiple
+        if isinstance(multiple, int):
+            factor = float(factor)  # NumPy's number would make a double of each product
+        else:
+            factor = self.device.constant(factor, out.dtype)
+        return self.xp.multiply(a, factor, out=out, casting="same_kind")
 
     def sum_squares(self, x):
         """Σ x² (), float64, on the device."""
@@ -82,7 +89,7 @@ class GpuLinearAlgebra(LinearAlgebra):
         """The number of blocks for a sum of `size` numbers, and the arguments that it needs."""
         blocks = max(1, min(_MOST_BLOCKS, -(-size // 1024)))
         partial = self.device.empty(blocks, np.float64)
-        return blocks, {"partial": partial, "total": total, "arrived": self.device.counter}
+        return blocks, {"partial": partial, "total": total, "arrived": self.device.counters}
 
     def inverse(self, w):
         if not 0 < len(w) <= source.constant("linalg", "MOST_ROWS"):
@@ -101,6 +108,24 @@ class GpuLinearAlgebra(LinearAlgebra):
         # a already is aᵀ
         inverse, pivots = self._solve(a.T, self.xp.eye(len(a), dtype=a.dtype))
         return inverse, self._log_abs_det(pivots)
+
+    def inverse_root(self, matrix, floor):
+        """By products: the coupled Newton–Schulz iteration (Higham, "Functions of Matrices", Eq.
+        6.35), Y → A^{1/2} and Z → A^{-1/2} for A = M / ‖M‖. The host reads two norms a step, and
+        no matrix, unless an eigenvalue may be below `floor`."""
+        floor, (scale,) = float(floor), self.norms(matrix)
+        identity = self.xp.eye(len(matrix))
+        y, z = matrix / scale, identity
+        for _ in range(_MOST_STEPS):
+            error = identity - self.matmul(z, y)
+            size, z_size = self.norms(error, z)
+            half = identity + error / 2
+            y, z = self.matmul(y, half), self.matmul(half, z)
+            if size <= _CLOSE:  # and now it is at most the square of that
+                break
+        if size <= _CLOSE and z_size**2 * floor <= scale:  # Σ 1/λ, at least the largest 1/λ
+            return z / math.sqrt(scale)
+        return super().inverse_root(matrix, floor)
 
     def norms(self, *matrices):
         squares = [self.xp.vdot(a, a).reshape(1) for a in matrices]

@@ -2,28 +2,16 @@
 
 #include "../gpu/common.cuh"
 
-// out = a x + b out
+// out = a x + b out, of n numbers; and of m others, with an `a` of their own
 template <typename T>
 __global__ void axpby(const double* a_at, double a, const T* __restrict__ x, const double* b_at,
-                      double b, T* __restrict__ out, long long n) {
+                      double b, T* __restrict__ out, long long n, double second_a,
+                      const T* __restrict__ second_x, T* __restrict__ second_out, long long m) {
   const T a_ = T(value(a_at, a)), b_ = T(value(b_at, b));
   for (long long i = first_item(); i < n; i += item_stride())
     out[i] = b_ * out[i] + a_ * x[i];
-}
-
-// out (H, W, I, O) = scale · a ⊙ m, a with any strides (in elements), m (H, W).
-template <typename T>
-__global__ void scaled_kernel(T* __restrict__ out, const double* scale_at, double scale, const T* a,
-                              long long a_stride_0, long long a_stride_1, long long a_stride_2,
-                              long long a_stride_3, const double* __restrict__ multiple,
-                              long long width, long long inputs, long long outputs, long long n) {
-  const double factor = value(scale_at, scale);
-  for (long long index = first_item(); index < n; index += item_stride()) {
-    const long long o = index % outputs, i = index / outputs % inputs;
-    const long long tap = index / outputs / inputs, h = tap / width, w = tap % width;
-    const T m = T(factor * (multiple ? multiple[tap] : 1.0));
-    out[index] = m * a[h * a_stride_0 + w * a_stride_1 + i * a_stride_2 + o * a_stride_3];
-  }
+  for (long long i = first_item(); i < m; i += item_stride())
+    second_out[i] = b_ * second_out[i] + T(second_a) * second_x[i];
 }
 
 // The side of the largest matrix for `small_inverse`; read by gpu.py.

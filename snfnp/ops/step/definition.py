@@ -42,8 +42,7 @@ SUMS_AND_COUNT = slice(Entry.SURROGATE_SUM, Entry.COUNT + 1)
 
 
 class Row(IntEnum):
-    """The rows of a controller's state (rows, L), float64, a column for each of L layers;
-    `kernels.cu` has the same numbers.
+    """The rows of a controller's state (rows, L), float64, a column for each of L layers.
 
     LAM: the λ that the next step uses; AVERAGE: ξ, the average of C − κ; CONSTRAINT: C of the last
     step; CONSTRAINT_SUM, COUNTED: its sum over the steps since that was cleared, and their number;
@@ -81,23 +80,22 @@ class Controller:
 
 
 class StepScalars:
-    """A step's index (0, 1, …), its number (index + 1), its learning rate and λ, and the place of
-    its batch in the epoch's order (first).
+    """A step's index (0, 1, …), its number (index + 1), its learning rate, and the place of its
+    batch in the epoch's order (first).
 
     Here plain numbers; on a device they are arrays of shape (). Operations take both.
     """
 
     step = first = 0
     number = 1.0
-    lr = lam = 0.0
+    lr = 0.0
 
-    def set(self, step: int, lr: float, lam: float, samples: int = 1, first: int = 0) -> None:
-        """Set them for a step with a batch of N = `samples`."""
-        self.step, self.number, self.lr, self.lam, self.first = step, step + 1.0, lr, lam, first
-
-    def error_factor(self, samples: int):
-        """−2λ/N, the factor of the gradients of a reconstruction error."""
-        return self.lam * (-2 / samples)
+    def set(self, step: int, lr: float, first: int = 0) -> None:
+        """Set them for a step."""
+        self.step = step
+        self.number = step + 1.0
+        self.lr = lr
+        self.first = first
 
 
 class Step(OperationGroup):

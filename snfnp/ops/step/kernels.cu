@@ -1,4 +1,4 @@
-// What a training step needs beside its layers: scalars, the log, Adam, the control of λ.
+// What a training step needs beside its layers: scalars, the log, Adam.
 
 #include "../gpu/common.cuh"
 
@@ -15,43 +15,25 @@ enum {
   FAILED = 8
 };
 
-// The rows of a controller's state, and the largest exponent: see `Row`.
-enum {
-  LAM = 0,
-  AVERAGE = 1,
-  CONSTRAINT = 2,
-  CONSTRAINT_SUM = 3,
-  COUNTED = 4,
-  STARTED = 5
-};
-constexpr double LARGEST_EXPONENT = 700.0;
-
 // What the host tells a step: by value, so that no host memory has to outlive the call.
 template <typename T>
 __global__ void set_scalars(unsigned long long* __restrict__ step,
                             unsigned long long* __restrict__ first, T* __restrict__ number,
-                            T* __restrict__ lr, T* __restrict__ lam, T* __restrict__ factor,
-                            long long step_, long long first_, double lr_, double lam_,
-                            double factor_) {
+                            T* __restrict__ lr, long long step_, long long first_, double lr_) {
   if (first_item() > 0) return;
   *step = (unsigned long long)step_;
   *first = (unsigned long long)first_;
   *number = T(step_) + T(1);
   *lr = T(lr_);
-  *lam = T(lam_);
-  *factor = T(factor_);
 }
 
-// The mean of the log-densities (n,), sums of up to nine terms, and whether it is finite. One block.
+// The mean of the log-densities (n,), and whether it is finite. One block.
 template <typename T>
-__global__ void log_density(double* __restrict__ log, const T* __restrict__ first, const T* a,
-                            const T* b, const T* c, const T* d, const T* e, const T* f,
-                            const T* g, const T* h, const double* number_at, double number,
-                            long long n) {
+__global__ void log_density(double* __restrict__ log, const T* __restrict__ density,
+                            const double* number_at, double number, long long n) {
   if (log[FAILED] != 0.0) return;
   double sum = 0.0;
-  for (long long i = threadIdx.x; i < n; i += blockDim.x)
-    sum += double(sum_at(i, first[i], a, b, c, d, e, f, g, h));
+  for (long long i = threadIdx.x; i < n; i += blockDim.x) sum += double(density[i]);
   sum = block_sum(sum);
   if (threadIdx.x == 0) {
     log[DENSITY] = sum / double(n);
@@ -59,26 +41,24 @@ __global__ void log_density(double* __restrict__ log, const T* __restrict__ firs
   }
 }
 
-// The figures of a step, and their sums; its reconstruction error has up to nine terms. One thread.
+// The figures of a step, of which `error` is the sum over layers, and their sums. One thread.
 template <typename T>
-__global__ void log_step(T* __restrict__ log, const double* first_at, double first, const T* a,
-                         const T* b, const T* c, const T* d, const T* e, const T* f, const T* g,
-                         const T* h, const double* squares_at, double squares,
-                         const double* lam_at, double lam, const double* number_at,
-                         double number) {
+__global__ void log_step(T* __restrict__ log, const double* error_at, double error,
+                         const double* squares_at, double squares, const double* lam_at,
+                         double lam, const double* number_at, double number) {
   if (first_item() > 0 || log[FAILED] != T(0)) return;
   const T norm = sqrt(T(value(squares_at, squares)));
   if (!isfinite(norm)) {
     log[FAILED] = T(value(number_at, number));
     return;
   }
-  const T error = sum_at(0, T(value(first_at, first)), a, b, c, d, e, f, g, h);
-  const T surrogate = log[DENSITY] - T(value(lam_at, lam)) * error;
+  const T reconstruction = T(value(error_at, error));
+  const T surrogate = log[DENSITY] - T(value(lam_at, lam)) * reconstruction;
   log[SURROGATE] = surrogate;
-  log[RECONSTRUCTION] = error;
+  log[RECONSTRUCTION] = reconstruction;
   log[NORM] = norm;
   log[SURROGATE_SUM] += surrogate;
-  log[RECONSTRUCTION_SUM] += error;
+  log[RECONSTRUCTION_SUM] += reconstruction;
   log[NORM_SUM] += norm;
   log[COUNT] += T(1);
 }
@@ -143,53 +123,5 @@ __global__ void turn(const T* __restrict__ values, const double* __restrict__ ma
       break;
     }
     out[i] = add ? out[i] + turned : turned;
-  }
-}
-
-__device__ inline double between(double lowest, double x, double highest) {
-  return x < lowest ? lowest : x > highest ? highest : x;  // NaN stays
-}
-
-// λ for the next step: state (rows, layers), measured (layers, 2), totals (2,). One block.
-template <typename T>
-__global__ void control(T* __restrict__ state, const T* __restrict__ measured,
-                        T* __restrict__ totals, long long layers, long long samples,
-                        long long relative, double tolerance, double rate, double smoothing,
-                        double lowest, double highest, const double* squares_at, double squares,
-                        const double* failed_at, double failed) {
-  if (blockIdx.x > 0) return;
-  double all_errors = 0.0, weighted = 0.0;
-  for (long long k = threadIdx.x; k < layers; k += blockDim.x) {
-    const double error = measured[2 * k];
-    all_errors += error;
-    weighted += state[LAM * layers + k] * error;
-  }
-  all_errors = block_sum(all_errors);
-  weighted = block_sum(weighted);  // from here on every thread has read its λ
-  if (threadIdx.x == 0) {
-    totals[0] = T(all_errors);
-    totals[1] = T(all_errors > 0.0 ? weighted / all_errors : 0.0);
-  }
-  if (value(failed_at, failed) != 0.0 || !isfinite(value(squares_at, squares))) return;
-  for (long long k = threadIdx.x; k < layers; k += blockDim.x) {
-    T* column = state + k;
-    double constraint = double(measured[2 * k]);
-    if (relative) {
-      const double inputs = double(measured[2 * k + 1]);
-      if (!(inputs > 0.0)) continue;
-      constraint = constraint * double(samples) / inputs;
-    }
-    if (!isfinite(constraint)) continue;
-    const double error = constraint - tolerance;
-    const double before = column[STARTED * layers] > T(0) ? column[AVERAGE * layers] : error;
-    const double average = smoothing * before + (1.0 - smoothing) * error;
-    double lam = column[LAM * layers];
-    lam *= exp(between(-LARGEST_EXPONENT, rate * average, LARGEST_EXPONENT));
-    column[LAM * layers] = T(between(lowest, lam, highest));
-    column[AVERAGE * layers] = T(average);
-    column[CONSTRAINT * layers] = T(constraint);
-    column[CONSTRAINT_SUM * layers] += T(constraint);
-    column[COUNTED * layers] += T(1);
-    column[STARTED * layers] = T(1);
   }
 }
