@@ -64,6 +64,7 @@ def read(tmp_path):
         ("a,b,\n1,2\n3,4.5\n", "utf-8", {}, ("a", "b")),
         ("1,2,\n3,4.5,\n", "utf-8", {}, None),
         ("sep=;\na;b\n1;2\n3;4,5\n", "utf-8", {}, ("a", "b")),
+        ("sep=^\na^b\n1^2\n3^4,5\n", "utf-8", {}, ("a", "b")),
         ('"sep=\t"\r\n1\t2\r\n3\t4.5\r\n', "utf-8", {}, None),
         ("\ufeff\ufeffa,b\n1,2\n3,4.5\n", "utf-8", {}, ("a", "b")),
         ("ä,b\n1,2\n3,4.5\n", "utf-32", {}, ("ä", "b")),
@@ -123,6 +124,14 @@ def test_a_wide_table_is_read_in_linear_time(columns, read):
     rows, names, _ = read(text, columns=columns)
     assert time.process_time() - start < 8
     assert len(rows[0]) == len(names) == (2 if columns else width)
+
+
+def test_many_comments_are_left_out_in_linear_time(read):
+    """In a second; a minute if lines are counted from the start of the file at each comment."""
+    start = time.process_time()
+    rows, _, said = read(10_000 * "# a line of a comment, as long as they are\n" + "1,2\n3,4.5\n")
+    assert time.process_time() - start < 8
+    assert rows == TWO and len(said) == 1
 
 
 def test_a_compressed_table_is_read_up_to_a_limit(read, monkeypatch):

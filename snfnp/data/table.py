@@ -5,10 +5,11 @@ import gzip
 import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -94,8 +95,10 @@ def read_table(
     if asked != list(labels) and not isinstance(columns, str):  # the order of another file
         report(f"{where}: columns are taken by name, {_listed(asked)[:200]}")
     numbers, dropped = array("d"), 0
-    for line, cells in islice(_rows(content, delimiter, start), int(bool(names)), None):
-        at = f"{where}, line {line}"
+    before = len(re.findall("\r\n|\r|\n", content[:start]))
+    reader = _reader(content, delimiter, start)
+    for cells in islice(filter(None, reader), int(bool(names)), None):
+        at = f"{where}, line {before + reader.line_num}"
         if len(cells) < len(first) or any(map(str.strip, cells[len(first) :])):
             found = f"{at}: the number of cells is {len(cells)}, in line 1 it is {len(first)}"
             raise UsageError(f"{found}: give all rows the same; decimals need a point")
@@ -143,13 +146,10 @@ def _text(place: Path) -> str:
         raise UsageError(f"{where}: it is not UTF-8 text: save it as UTF-8") from None
 
 
-def _rows(content: str, delimiter: str, start: int) -> Iterator[tuple[int, list[str]]]:
-    """Each row from a place in the text on: the number of its last line, and its cells."""
-    before = sum(1 for _ in re.finditer("\r\n|\r|\n", content[:start]))
+def _reader(content: str, delimiter: str, start: int) -> Any:
+    """A reader of the rows from a place in the text on."""
     lines = (match[0].lstrip(" ") for match in _LINE.finditer(content, start))
-    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
-    for cells in filter(None, reader):
-        yield before + reader.line_num, cells
+    return csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
 
 
 def _beginning(content: str) -> tuple[int, str, list[str], list[str]]:
@@ -178,7 +178,7 @@ def _split(content: str, start: int, delimiters: Iterable[str]) -> tuple[str, li
     """The delimiter that splits the first two rows into as many cells, and these rows."""
     tried = {}
     for delimiter in (*delimiters, ","):
-        rows = (cells for _, cells in _rows(content, delimiter, start))
+        rows = filter(None, _reader(content, delimiter, start))
         tried[delimiter] = [[cell.strip() for cell in next(rows, [])] for _ in range(2)]
         first, second = tried[delimiter]
         if len(first) == len(second) > 1 or _filled(first) == _filled(second) > 1:
@@ -236,7 +236,7 @@ def _has_names(first: list[str], second: list[str], number: Callable) -> bool:
 def _has_decimal_commas(content: str, delimiter: str) -> bool:
     """True if numbers have decimal commas: some comma is not followed by three digits, which might
     be thousands."""
-    edge = rf'[{delimiter}\r\n"]'
+    edge = rf'[{re.escape(delimiter)}\r\n"]'
     cell = r" {0,9}[+-]?\d+,(?!\d{3}(?!\d))\d+ {0,9}"
     return re.search(rf"(?:^|{edge}){cell}(?:$|{edge})", content) is not None
 
