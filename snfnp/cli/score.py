@@ -13,7 +13,7 @@ from snfnp.cli.shared import check_file, csv_bytes, images_of, open_run, run_par
 from snfnp.data import PUBLISHED, load_whole
 from snfnp.errors import UsageError, printable
 from snfnp.files import write_atomically
-from snfnp.images import evenly_spread, fault, selected
+from snfnp.images import evenly_spread, fault
 from snfnp.training import plots
 
 _AT_ONCE = 100  # images that go through the flow together
@@ -44,15 +44,15 @@ def main(argv: list[str], prog: str | None = None) -> None:
     images, _ = images_of(run, args, "test")
     scores, medians, table = {}, [], []
     for which, of, data in (("test", run.config.data_name, images), ("other", name, other)):
-        places = evenly_spread(np.arange(len(data)), args.count or len(data))
-        some = selected(data, places)
+        count = args.count or len(data)
+        places, some = (evenly_spread(each, count) for each in (np.arange(len(data)), data))
         found = run.likelihood.log_prob(some, at_once=_AT_ONCE)
         found = np.where(np.isnan(found), -np.inf, found)  # as far away as numbers go
         values = some[:].tolist() if run.columns else [()] * len(found)
         for place, nats, row in zip(places.tolist(), found.tolist(), values, strict=True):
             table.append([which, place, nats, *row])
-        count = f"{len(found):,} {which} samples"
-        medians.append(f"{np.median(found):.3f} nats of {count} ({printable(of)})")
+        samples = f"{len(found):,} {which} samples"
+        medians.append(f"{np.median(found):.3f} nats of {samples} ({printable(of)})")
         scores[f"{of} ({which})"] = found
     above = auroc(*scores.values())
     content = csv_bytes(["data", "place", "nats", *(run.columns or ())], table)

@@ -58,7 +58,7 @@ class Whiten(Layer):
         """δ_x = Uᵀ δ_z."""
         return ctx.ops.linalg.matmul(dz, p["U"])
 
-    def need_shift(self, count: int, total, products) -> bool:
+    def needs_shift(self, count: int, total, products) -> bool:
         """True if the difference of the mean squares in these sums and the squared means has too
         few digits: take the sums of x − Σ x / count. (For logits of noisy images the mean squares
         are at most some hundred times the variance.)"""

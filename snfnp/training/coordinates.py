@@ -64,7 +64,7 @@ def _estimate(trainer, params, batches, place: int, steps) -> dict[str, Any]:
     rounded to the run's precision."""
     layer, dtype = trainer.flow.layers[place][1], trainer.p.dtype
     sums, shift = _sums(trainer, params, batches, place, steps), 0.0
-    if layer.need_shift(*sums):
+    if layer.needs_shift(*sums):
         count, total, _ = sums
         shift = total / count
         sums = _sums(trainer, params, batches, place, steps, shift)
