@@ -385,6 +385,9 @@ def test_without_a_model_an_option_of_either_kind_of_data_waits_for_them(tmp_pat
     given = TrainConfig(kernel=3, data="no/such.npy")
     with one_line(UsageError, "`kernel` only has an effect with"), opened(given):
         pass
+    given = TrainConfig(bins=3, activation="smooth-leaky-relu", data="no/such.csv")  # of rows
+    with one_line(UsageError, "`bins` only has an effect with `activation=spline`"), opened(given):
+        pass
 
 
 # ---------------------------------------------------------------- every option has an effect

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from snfnp.data import DATA_SETS
+from snfnp.data.table import is_table
 from snfnp.errors import UsageError, suggestion
 from snfnp.flow import Flow
 from snfnp.layers.preprocess import Preprocess, preprocess_by_name
@@ -217,7 +218,8 @@ class TrainConfig(
     def check(self) -> None:
         """Raises UsageError for what `resolve` would refuse with any data."""
         check_known(self.model)
-        models = [self.model] if self.model else ["fc", "vector"]  # of images and rows
+        unknown = ["vector"] if is_table(self.data) else ["fc", "vector"]  # of rows; of images
+        models = [self.model] if self.model else unknown
         problems = []
         for model in models:
             try:
