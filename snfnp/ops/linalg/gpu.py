@@ -60,16 +60,15 @@ class GpuLinearAlgebra(LinearAlgebra):
         self.device.each("axpby", out.dtype, max(out.size, m), **first, **second)
 
     def scale_into(self, out, scale, a, multiple):
-        if not is_known(scale):
-            return super().scale_into(out, scale, a, multiple)
-        if out.ndim == 2 and out.flags.fnc:  # R, and W in its place: CuPy is fastest along rows
+        if out.ndim == 2 and out.flags.fnc:  # R's gradient, and W: both lie in order
             return self.scale_into(out.T, scale, a.T, multiple).T
-        factor = scale * multiple
-        if isinstance(multiple, int):
-            factor = float(factor)  # NumPy's number would make a double of each product
-        else:
-            factor = self.device.constant(factor, out.dtype)
-        return self.xp.multiply(a, factor, out=out, casting="same_kind")
+        if not (is_known(scale) and out.flags.c_contiguous and a.dtype == out.dtype):
+            return super().scale_into(out, scale, a, multiple)
+        if not isinstance(multiple, int):
+            return self.xp.multiply(a, self.device.constant(scale * multiple, out.dtype), out=out)
+        arguments = {"out": out, "scale": scale * multiple, "a": a, "n": out.size}
+        self.device.each("scaled", out.dtype, out.size, **arguments)
+        return out
 
     def sum_squares(self, x):
         """Σ x² (), float64, on the device."""

@@ -14,6 +14,14 @@ __global__ void axpby(const double* a_at, double a, const T* __restrict__ x, con
     second_out[i] = b_ * second_out[i] + T(second_a) * second_x[i];
 }
 
+// out = scale · a, of n numbers
+template <typename T>
+__global__ void scaled(T* __restrict__ out, double scale, const T* __restrict__ a, long long n) {
+  const T factor = T(scale);
+#pragma unroll 1
+  for (long long i = first_item(); i < n; i += item_stride()) out[i] = factor * a[i];
+}
+
 // The side of the largest matrix for `small_inverse`; read by gpu.py.
 constexpr int MOST_ROWS = 48;
 
