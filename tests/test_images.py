@@ -56,12 +56,12 @@ NOT = "instead of numbers; give a NumPy array of uint8, ({shape})"
 INTO_RANGE = "bring them to 0 to 255"
 WRONG = {
     "floats up to 1": (IMAGES / 255, "float64 from 0 to 1; multiply by 255 and cast to uint8"),
-    "single precision": (IMAGES.astype("f4"), "float32 from 0.0 to 255.0; round and cast to uint8"),
+    "single precision": (IMAGES.astype("f4"), "float32 from 0 to 255; round and cast to uint8"),
     "truth values": (IMAGES > 9, "bool from False to True; multiply by 255 and cast to uint8"),
     "too large": (IMAGES + np.uint16(1), f"values from 1 to 256; {INTO_RANGE}"),
     "negative": (IMAGES.astype(int) - 1, f"values from -1 to 254; {INTO_RANGE}"),
     "NaN": (np.where(IMAGES > 9, IMAGES, np.nan), f"values from nan to nan; {INTO_RANGE} and cast"),
-    "infinity": (np.where(IMAGES > 9, np.inf, 0), f"values from 0.0 to inf; {INTO_RANGE} and cast"),
+    "infinity": (np.where(IMAGES > 9, np.inf, 0), f"values from 0 to inf; {INTO_RANGE} and cast"),
     "hidden values": (np.ma.masked_greater(2 * IMAGES.astype(int), 255), f"MaskedArray {NOT}"),
     "objects": (IMAGES.astype(object), f"object {NOT}"),
     "complex": (IMAGES + 0j, f"complex128 {NOT}"),
