@@ -57,7 +57,7 @@ def assert_nothing_stays(ops, trainer, expected, said):
     assert trainer.metrics() == expected.metrics()
     assert trainer._ascend.recorded != bool(said) and len(said) < 2
     assert all("cannot be recorded as a CUDA graph" in line for line in said)
-    assert gc.isenabled() and threading.active_count() == 1
+    assert gc.isenabled()
     assert not ops.to_host(ops.device.counters).any()
 
 
