@@ -50,7 +50,11 @@ def _named(layer: str) -> Iterator[None]:
     try:
         yield
     except SnfnpError as error:
-        raise type(error)(f"layer {layer}: {error}") from error
+        raise _of_layer(layer, error) from error
+
+
+def _of_layer(layer: str, error: SnfnpError) -> SnfnpError:
+    return type(error)(f"layer {layer}: {error}")
 
 
 def _require_shape(array, shape) -> None:
@@ -361,12 +365,14 @@ class Flow:
             (name, layer), cache = self.layers[place], caches[place]
             context = context_at(ctx, place, factors.get(name, ctx.error_factor))
             dlatent = (split_off.pop(),) if name in self.latent_shapes else ()
-            with _named(name):
+            try:  # no context manager: a step calls few functions
                 if isinstance(cache, _Recomputed):
                     z = x if cache.output is None else cache.output
                     x = layer.inverse(ctx.ops, params[name], z, *cache.latent)
                     cache = layer.forward(ctx.ops, params[name], x)[2]
                 result = layer.backward(context, params[name], cache, delta, grads[name], *dlatent)
+            except SnfnpError as error:
+                raise _of_layer(name, error) from error
             if isinstance(result, tuple):  # of a layer that learns its inverse
                 delta, measured[name] = result
             else:

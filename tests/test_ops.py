@@ -38,7 +38,7 @@ OF_NUMBA = [name for name in OVERRIDES if name in calls.overridden(overrides("cp
 WIDER = {"conv.weight_grad"}
 # They take no arrays, or such as are always contiguous.
 CONTIGUOUS = {f"random.{name}" for name in ("uniform", "normal", "rademacher")}
-CONTIGUOUS |= {"step.adam", "step.log_step", "step.apply_block_matrices"}
+CONTIGUOUS |= {"step.adam", "step.log_step", "step.apply_block_matrices", "linalg.inverse_root"}
 
 
 def test_philox_known_answers():

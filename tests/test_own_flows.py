@@ -372,7 +372,6 @@ def test_values_of_rows_are_looked_at_where_data_enter_and_not_in_steps(monkeypa
 @pytest.mark.parametrize(
     "data, options, problem",
     [
-        (ROWS.astype(int), {}, "the array: int64 of shape (140, 2) is not (N, H, W, C); give"),
         (ROWS[:, 0], {}, "the array: float64 of shape (140,) is not (N, H, W, C); give"),
         ([[1.0], [1.0, 2.0]], {}, "the array cannot be read (setting an array element"),
         ("x.npy", {}, "fit takes data themselves: give it snfnp.load_dataset('x.npy')"),

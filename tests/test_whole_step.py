@@ -155,7 +155,7 @@ class Objective:
                     density = density + gaussian(cache["latent"])
             shape = layer.output_shape(shape)
         self.density = (density + gaussian(x)).mean()
-        return self.density + volume - self.trainer.lam * self.reconstruction
+        return self.density + volume - self.trainer.config.lam * self.reconstruction
 
     def _linear(self, name, layer, p, x, shape):
         """z, and what stands for the layer's log-determinants."""
@@ -247,7 +247,7 @@ def test_the_gradient_of_a_step_is_that_of_eq_3(ops, choice):
     compared, rng = step(ops, choice), np.random.default_rng(7)
     objective, metrics = compared.objective, compared.trainer.metrics()
     assert metrics.reconstruction == pytest.approx(objective.reconstruction, rel=1e-12)
-    surrogate = objective.density - compared.trainer.lam * objective.reconstruction
+    surrogate = objective.density - compared.trainer.config.lam * objective.reconstruction
     assert metrics.surrogate == pytest.approx(surrogate, rel=1e-12)
     assert metrics.gradient_norm == pytest.approx(np.linalg.norm(compared.gradient), rel=1e-12)
     for _ in range(2):
