@@ -31,17 +31,9 @@ class Adam:
         failed are numbers, or arrays of shape () on the device; if `failed` is not 0, nothing is
         updated (see `ops.step.adam`).
         """
-        scale = 1.0
-        if clip_norm is not None:
-            scale = clip_scale(ops, ops.linalg.sum_squares(gradient), clip_norm)
         settings = (self.beta1, self.beta2, self.eps)
-        return ops.step.adam(gradient, lr, *settings, step, scale, failed, out=out)
-
-
-def clip_scale(ops, squares, clip_norm: float):
-    """The factor (at most 1) that brings a gradient of Σ g² = `squares` within `clip_norm`."""
-    xp = ops.xp
-    return xp.minimum(1.0, clip_norm / (xp.sqrt(squares) + 1e-6))
+        limit = math.inf if clip_norm is None else clip_norm
+        return ops.step.adam(gradient, lr, *settings, step, limit, failed, out=out)
 
 
 def warmed_up(lr: float, step: int, steps_per_epoch: int, warmup_epochs: float) -> float:

@@ -8,27 +8,28 @@ import math
 import numpy as np
 
 from snfnp.ops.jit import alike, parallel, serial
-from snfnp.ops.step.definition import Step
+from snfnp.ops.step.definition import Step, clip_scale
 
 _BLOCK = 16384  # elements of a flat buffer that one task takes: 64 KB, inside the second cache
 _LANES = 64  # independent partial sums: four vector registers or more
 
 
 class CpuStep(Step):
-    def adam(self, g, lr, beta1, beta2, eps, step, scale, failed, out):
+    def adam(self, g, lr, beta1, beta2, eps, step, clip_norm, failed, out):
         if failed:
             return self.linalg.sum_squares(g)
         p, m, v = out
         if not (p.ndim == 1 and p.shape == g.shape == m.shape == v.shape and alike(g, *out)):
-            return super().adam(g, lr, beta1, beta2, eps, step, scale, failed, out)
-        cast = p.dtype.type
-        step_size, second = lr / (1 - beta1**step), 1 / (1 - beta2**step)
-        numbers = (step_size, beta1, 1 - beta1, beta2, 1 - beta2, eps, second, scale)
+            return super().adam(g, lr, beta1, beta2, eps, step, clip_norm, failed, out)
         sums = np.empty(-(-p.size // _BLOCK))
         _squares(len(sums), g, sums)
         squares = float(sums.sum())
         if math.isfinite(squares):
-            _adam(len(sums), g, p, m, v, *map(cast, numbers))
+            scale = clip_scale(squares, clip_norm)
+            step_size = lr / (1 - beta1**step)
+            correction = 1 / (1 - beta2**step)
+            numbers = (step_size, beta1, 1 - beta1, beta2, 1 - beta2, eps, correction, scale)
+            _adam(len(sums), g, p, m, v, *map(p.dtype.type, numbers))
         return squares
 
 

@@ -98,6 +98,11 @@ class StepScalars:
         self.first = first
 
 
+def clip_scale(squares: float, clip_norm: float) -> float:
+    """The factor (at most 1) that brings a gradient of Σ g² = `squares` within `clip_norm`."""
+    return min(1.0, clip_norm / (math.sqrt(squares) + 1e-6))
+
+
 class Step(OperationGroup):
     linalg: LinearAlgebra
 
@@ -125,10 +130,10 @@ class Step(OperationGroup):
             out[SUMS] += figures
             out[Entry.COUNT] += 1
 
-    def adam(self, g, lr, beta1, beta2, eps, step, scale, failed, out):
+    def adam(self, g, lr, beta1, beta2, eps, step, clip_norm, failed, out):
         """One ascent step of Adam on flat buffers, out = (p, m, v).
 
-        g ← scale·g;  m ← β1 m + (1-β1) g;  v ← β2 v + (1-β2) g²;
+        g ← scale·g, see `clip_scale`;  m ← β1 m + (1-β1) g;  v ← β2 v + (1-β2) g²;
         p ← p + lr · m̂ / (√v̂ + ε) with m̂ = m/(1-β1^step), v̂ = v/(1-β2^step), step = 1, 2, …
         Returns Σ g² of the unscaled gradient. If that is not finite, or `failed` is not 0, the
         buffers do not change, so that the step can be examined later.
@@ -138,7 +143,7 @@ class Step(OperationGroup):
         squares = self.linalg.sum_squares(g)
         if failed or not math.isfinite(squares):
             return squares
-        g = g * p.dtype.type(scale)
+        g = g * p.dtype.type(clip_scale(squares, clip_norm))
         m *= beta1
         m += (1 - beta1) * g
         v *= beta2

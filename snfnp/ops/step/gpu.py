@@ -41,13 +41,13 @@ class GpuStep(Step):
         numbers = {"error": error, "squares": squares, "lam": lam, "number": number}
         self.device.launch("log_step", np.float64, 1, threads=32, log=out, **numbers)
 
-    def adam(self, g, lr, beta1, beta2, eps, step, scale, failed, out):
+    def adam(self, g, lr, beta1, beta2, eps, step, clip_norm, failed, out):
         device, (p, m, v) = self.device, out
         squares = self.linalg.sum_squares(g)
         blocks = min(-(-p.size // source.THREADS), _MOST_BLOCKS)
         arrays = {"p": p, "g": g, "m": m, "v": v, "squares": squares, "n": p.size}
         numbers = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "step": step}
-        numbers |= {"scale": scale, "failed": failed}
+        numbers |= {"clip_norm": clip_norm, "failed": failed}
         device.launch("adam", p.dtype, blocks, **arrays, **numbers)
         return squares
 

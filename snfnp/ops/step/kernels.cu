@@ -67,18 +67,20 @@ __global__ void log_step(T* __restrict__ log, const double* error_at, double err
 template <typename T>
 __global__ void adam(T* __restrict__ p, const T* __restrict__ g, T* __restrict__ m,
                      T* __restrict__ v, const double* lr_at, double lr, double beta1, double beta2,
-                     double eps, const double* step_at, double step, const double* scale_at,
-                     double scale, const double* failed_at, double failed,
-                     const double* __restrict__ squares, long long n) {
+                     double eps, const double* step_at, double step, double clip_norm,
+                     const double* failed_at, double failed, const double* __restrict__ squares,
+                     long long n) {
   if (value(failed_at, failed) != 0.0 || !isfinite(*squares)) return;
-  __shared__ double factors[2];  // two threads, a power in double precision each
+  __shared__ double factors[3];  // double precision: two powers, and the scale of clipping
   if (threadIdx.x < 2) {
     const double top = threadIdx.x == 0 ? value(lr_at, lr) : 1.0;
     const double beta = threadIdx.x == 0 ? beta1 : beta2;
     factors[threadIdx.x] = top / (1.0 - pow(beta, value(step_at, step)));
+  } else if (threadIdx.x == 2) {
+    factors[2] = fmin(1.0, clip_norm / (sqrt(*squares) + 1e-6));
   }
   __syncthreads();
-  const T step_size = T(factors[0]), second = T(factors[1]), scale_ = T(value(scale_at, scale));
+  const T step_size = T(factors[0]), second = T(factors[1]), scale = T(factors[2]);
   const T b1 = T(beta1), c1 = T(1.0 - beta1), b2 = T(beta2), c2 = T(1.0 - beta2), eps_ = T(eps);
   // All that two items need is on its way before the first of them is computed.
   const long long stride = item_stride();
@@ -95,7 +97,7 @@ __global__ void adam(T* __restrict__ p, const T* __restrict__ g, T* __restrict__
     for (int k = 0; k < 2; ++k) {
       const long long i = first + k * stride;
       if (i >= n) continue;
-      const T gradient = scale_ * gs[k];
+      const T gradient = scale * gs[k];
       const T mean = b1 * ms[k] + c1 * gradient;
       const T square = b2 * vs[k] + c2 * gradient * gradient;
       m[i] = mean;
