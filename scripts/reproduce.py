@@ -10,7 +10,7 @@ results.json (the content of the tables, and how it was made) to the folder --ru
     python scripts/reproduce.py table1 --rows conv-snf --epochs 1000   # one row, trained longer
 
 replaces a shorter run of this row in results.json; `page` then replaces it on the derivations' page
-(derivations/26-the-paper-reproduced.md), which also explains the tables.
+(derivations/27-the-paper-reproduced.md), which also explains the tables.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """The arguments of a layer's backward pass, and what layers with a learned inverse return beside δ.
 
-Derivation: derivations/03-self-normalizing.md.
+Derivation: derivations/05-self-normalizing.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The gradients of a whole flow at given parameters, and the angles between approximate and exact
 ones (Fig. 3).
 
-Derivation: derivations/03-self-normalizing.md and 23-monitors-and-certificates.md.
+Derivation: derivations/05-self-normalizing.md and 23-monitors-and-certificates.md.
 """
 
 import math

@@ -1,6 +1,6 @@
 """A flow: a chain of invertible layers between images and standard Gaussian latents.
 
-Derivation: derivations/02-change-of-variables.md and 15-split-prior-and-recomputation.md.
+Derivation: derivations/03-change-of-variables.md and 15-split-prior-and-recomputation.md.
 """
 
 import math

@@ -3,7 +3,7 @@
 `Likelihood` takes a snapshot of the parameters, in double precision unless told otherwise, and
 computes the expensive, data-independent log-determinants once (section 3.3, Eq. 7): after a
 training step, make a new one.
-Derivation: derivations/02-change-of-variables.md.
+Derivation: derivations/03-change-of-variables.md.
 """
 
 import math

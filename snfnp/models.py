@@ -2,7 +2,7 @@
 
 A preset is a builder and its training defaults (A.3). The rule for the gradient of linear layers is
 a field of `Choices`, not another model.
-Derivation: derivations/26-the-paper-reproduced.md.
+Derivation: derivations/27-the-paper-reproduced.md.
 """
 
 import math
@@ -33,7 +33,7 @@ SMALLEST_SIGMA, LARGEST_SIGMA = 1e-6, 1e6  # so that λ = 1/(2σ²) is far from 
 ACTIVATIONS = ("spline", "smooth-leaky-relu")
 WHITE = {"coordinates": "white", "objective": "forward"}  # of recipe="white", for every preset
 WHITE |= {"lr_schedule": "cosine", "warmup_epochs": 1}
-_CLIPPED = WHITE | {"lr": 2e-2, "clip_norm": 1000}  # for 5×5 kernels: derivations/06-adam.md
+_CLIPPED = WHITE | {"lr": 2e-2, "clip_norm": 1000}  # for 5×5 kernels: derivations/16-adam.md
 
 
 @dataclass(frozen=True)

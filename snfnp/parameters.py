@@ -2,7 +2,7 @@
 
 The same layout serves the gradients and Adam's moments: Adam is then one pass, the gradient norm
 one reduction, a checkpoint one block. Products write straight into the gradient's views.
-Derivation: derivations/06-adam.md.
+Derivation: derivations/16-adam.md.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ several times as long. The package lets idle OpenBLAS threads sleep at once, and
 (Numba's on Linux) after a short spin: waking a thread takes about as long as a small kernel. Other
 threading layers sleep at once. A process has a thread per core, or per core of its container's
 quota. Settings in the environment take precedence, and every run records those in force, since the
-rounding of BLAS depends on the number of threads. Derivation: derivations/25-many-cores.md.
+rounding of BLAS depends on the number of threads. Derivation: derivations/26-many-cores.md.
 """
 
 import math

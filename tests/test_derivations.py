@@ -141,6 +141,8 @@ def order_problems(text: str, pages: dict[str, str]) -> list[str]:
         f"{page} is not in the reading order" for page in pages if page[:2] not in builds_on
     ]
     order = list(builds_on)
+    if order != [f"{place:02}" for place in range(len(order))]:
+        problems.append("the numbers of the pages are not the reading order")
     for place, (number, direct) in enumerate(builds_on.items()):
         later = direct.difference(order[:place])
         problems += [f"{number} builds on {other}: later" for other in sorted(later)]
@@ -227,6 +229,21 @@ def test_the_repositorys_readme_is_short_and_begins_with_code():
 
 def test_the_reading_order_tells_what_the_pages_use():
     assert order_problems(README.read_text(encoding="utf-8"), numbered_pages()) == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "problem"),
+    [
+        (r"^(\| \[06 .*\n)(\| \[07 .*\n)", r"\2\1", "the numbers of the pages are not"),
+        (r"^\| \[06 .*\n", "", "the numbers of the pages are not"),
+        (r"^(\| \[03 .*\|) [\d, ]+ \|$", r"\1 00, 02, 04 |", "03 builds on 04: later"),
+        (r"^(\| \[08 .*\|) [\d, ]+ \|$", r"\1 03 |", "08-asymmetric-kernels.md uses 07"),
+    ],
+)
+def test_guard_finds_a_wrong_order(pattern, replacement, problem):
+    text, count = re.subn(pattern, replacement, README.read_text(encoding="utf-8"), flags=re.M)
+    assert count == 1
+    assert any(found.startswith(problem) for found in order_problems(text, numbered_pages()))
 
 
 def test_every_module_names_its_derivation_and_every_derivation_its_modules():

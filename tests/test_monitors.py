@@ -201,7 +201,7 @@ def test_a_figure_that_is_not_finite_stops_the_run_and_names_the_layer(monkeypat
 FAR = ("ρ = ‖I − RW‖₂ is at least 1", "derivations/23-monitors-and-certificates.md")
 UNSTABLE = (
     "λσ²_min is not above 1/8, where the update is stable, and ρ is at least 1/2",
-    "derivations/24-stability.md",
+    "derivations/22-stability.md",
 )
 
 

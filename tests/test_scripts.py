@@ -215,7 +215,7 @@ def test_help_explains_every_option(environment):
             assert set(expected.split()) <= set(options)
 
 
-PAGE = DERIVATIONS / "26-the-paper-reproduced.md"
+PAGE = DERIVATIONS / "27-the-paper-reproduced.md"
 GIVEN = re.findall(r"`python (scripts/\w+\.py[^`]*)`", PAGE.read_text(encoding="utf-8"))
 TRAINING = sorted({command for command in GIVEN if command.startswith("scripts/train_")})
 IMAGES = {"mnist": 50_000, "cifar-10": 40_000, "imagenet32": 1_261_149}

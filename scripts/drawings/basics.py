@@ -1,4 +1,4 @@
-"""Pages 01 to 09: rows, stretching, the six products, Newton's method, Adam's steps, a spline."""
+"""Pages 02 to 16: rows, stretching, the six products, Newton's method, Adam's steps, a spline."""
 
 import math
 
@@ -11,7 +11,7 @@ from snfnp.training.update import Adam
 
 
 def rows():
-    """A batch as the rows of a matrix, and where the one 1/N comes in (page 01)."""
+    """A batch as the rows of a matrix, and where the one 1/N comes in (page 02)."""
     figure, axis = canvas(6.4, 2.9)
 
     def matrix(x, y, width, height, label, color, lines=0):
@@ -38,7 +38,7 @@ def rows():
 
 def stretching():
     """A function of one number: equal shares of the noise, and the density that they give to x
-    (page 02)."""
+    (page 03)."""
     ops, layer = get_ops("numpy"), SmoothLeakyReLU(0.3)
 
     def f(x):
@@ -99,7 +99,7 @@ def six_products():
 
 
 def newton():
-    """Smooth leaky ReLU, the bracket of its inverse, and Newton's iterates within it (page 05)."""
+    """Smooth leaky ReLU, the bracket of its inverse, and Newton's iterates within it (page 06)."""
     ops, alpha = get_ops("numpy"), 0.3
     layer = SmoothLeakyReLU(alpha)
 
@@ -135,7 +135,7 @@ def newton():
 
 
 def adam_steps():
-    """Adam's first steps with its corrections and without them, for a steady gradient (page 06)."""
+    """Adam's first steps with its corrections and without them, for a steady gradient (page 16)."""
     ops, steps = get_ops("numpy"), 300
     theta, m, v = np.zeros((3, 1))
     with_corrections = []

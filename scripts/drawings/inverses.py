@@ -63,7 +63,7 @@ def stability():
 
 
 def natural_coordinates():
-    """Page 29: two correlated pixels. Adam's noisy path in their own and in white coordinates, over
+    """Page 24: two correlated pixels. Adam's noisy path in their own and in white coordinates, over
     the level lines of a quadratic; and where the paper's update is stable."""
     moments = np.array([[1.0, 0.9], [0.9, 1.0]])
     figure, axes = plt.subplots(1, 3, figsize=(10.2, 3.5))
@@ -100,7 +100,7 @@ def natural_coordinates():
 
 
 def probes():
-    """Page 18: probes as the paper prints them and as signs, and the weight of every direction."""
+    """Page 19: probes as the paper prints them and as signs, and the weight of every direction."""
     figure, axes = plt.subplots(1, 2, figsize=(6.6, 3.3), sharex=True, sharey=True)
     angle = np.linspace(0, 2 * np.pi, 200)
     circle, signs = np.stack([np.cos(angle), np.sin(angle)]), np.array([[1, 1], [1, -1]])
@@ -117,7 +117,7 @@ def probes():
 
 
 def newton_inverse():
-    """Page 28: how far R and R' = 2R - RWR are from the inverse of W = I, by the norm of E."""
+    """Page 18: how far R and R' = 2R - RWR are from the inverse of W = I, by the norm of E."""
     figure, axis = plt.subplots(figsize=(5.6, 3.3))
     noise, sizes = np.random.default_rng(28).standard_normal((4, 4)), np.geomspace(0.03, 5, 40)
     axis.loglog(sizes, sizes, color=ORANGE, label="$R$")

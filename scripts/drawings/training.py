@@ -34,14 +34,14 @@ def actnorm():
 
 
 def planar_density():
-    """The density that page 16's flow learns, by the page's own code."""
+    """The density that page 17's flow learns, by the page's own code."""
     names: dict = {}
-    text = (_PAGES / "16-write-your-own-layer.md").read_text(encoding="utf-8")
+    text = (_PAGES / "17-write-your-own-layer.md").read_text(encoding="utf-8")
     for example in doctest.DocTestParser().get_examples(text.partition("## Write your own map")[0]):
         if example.exc_msg is None and "check_layer" not in example.source:
             if example.source.startswith(("before", "print")):
                 continue
-            exec(compile(example.source, "page 16", "exec"), names)
+            exec(compile(example.source, "page 17", "exec"), names)
     flow, ops, params, points = (names[name] for name in ("flow", "ops", "params", "points"))
     side = 120
     first, second = np.meshgrid(np.linspace(-3.2, 3.2, side), np.linspace(-2.4, 2.4, side))
@@ -59,7 +59,7 @@ def planar_density():
 
 def noise_bound():
     """The gap of the variational bound of one dense layer to its likelihood, by the noise, for R
-    that is the inverse and for R that is not quite: page 19's terms, with exact averages."""
+    that is the inverse and for R that is not quite: page 20's terms, with exact averages."""
     size, rng = 4, np.random.default_rng(0)
     W = np.eye(size) + 0.2 * rng.standard_normal((size, size))
     off, x = rng.standard_normal((size, size)), rng.standard_normal(size)
@@ -76,7 +76,7 @@ def noise_bound():
 
 
 def controllers():
-    """Paths of (θ, λ) on page 20's problem, by GECO at three rates."""
+    """Paths of (θ, λ) on page 21's problem, by GECO at three rates."""
     ops, a, b, kappa = get_ops("numpy"), 0.1, 2.0, 0.25
     theta_star = np.sqrt(kappa)
     lam_star = a * (b - theta_star) / (2 * theta_star)
@@ -105,7 +105,7 @@ def controllers():
 
 
 def processes():
-    """Page 25's T(P): how the time of a step falls with the number of processes, and where it
+    """Page 26's T(P): how the time of a step falls with the number of processes, and where it
     stops."""
     rate, bandwidth, latency = 1e13, 1e10, 5e-6  # of a GPU and its links, rounded
     counts = np.unique(np.geomspace(1, 1024, 80).astype(int))

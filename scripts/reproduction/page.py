@@ -24,7 +24,7 @@ TARGETS |= {"figure5": Figure5(), "white-parts": Ablation()}
 TARGETS = dict(sorted(TARGETS.items(), key=lambda item: (item[0][0] == "f", item[0])))
 
 FOLDER = Path(__file__).resolve().parents[2] / "derivations"
-NAME = "26-the-paper-reproduced.md"
+NAME = "27-the-paper-reproduced.md"
 _TEXT = Path(__file__).with_name("page.md")
 # Rows of Table 1 that differ in their gradient only: the paper claims that they are alike.
 _PAIRS = (

@@ -1,7 +1,7 @@
 """Rules for Eq. 31, the error of g(f(x)) along a few random directions, the probes; and for f and g
 as encoder and decoder of a small Gaussian noise (paper, A.4).
 
-Derivation: derivations/18-jacobian-vector-products.md and 19-variational.md.
+Derivation: derivations/19-jacobian-vector-products.md and 20-variational.md.
 """
 
 import math

@@ -3,7 +3,7 @@
 A density has no finite best fit to repeated values: it can grow without bound on each of them.
 Uniform noise of one step turns a column of steps into one that has a density, as for the bytes of
 images (Uria et al. 2013, Theis et al. 2016).
-Derivation: derivations/31-an-average-of-densities.md.
+Derivation: derivations/25-an-average-of-densities.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """2-D toy densities. A point is a complex number x + iy until the points become rows.
 
-Derivation: derivations/30-a-plane.md.
+Derivation: derivations/01-a-plane.md.
 """
 
 from typing import Any

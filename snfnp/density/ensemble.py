@@ -1,6 +1,6 @@
 """A weighted average of densities: its exact density, and exact samples of it.
 
-Derivation: derivations/31-an-average-of-densities.md.
+Derivation: derivations/25-an-average-of-densities.md.
 """
 
 from __future__ import annotations

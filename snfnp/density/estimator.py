@@ -1,6 +1,6 @@
 """`FlowDensity`: fit, score, sample, transform, save and load.
 
-Derivation: derivations/02-change-of-variables.md and 31-an-average-of-densities.md.
+Derivation: derivations/03-change-of-variables.md and 25-an-average-of-densities.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Mixtures of Gaussians, candidates beside flows: few parameters, for tables of few rows.
 
-Derivation: derivations/31-an-average-of-densities.md.
+Derivation: derivations/25-an-average-of-densities.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Training the candidates for an average of densities, each member on other rows than it is judged
 by.
 
-Derivation: derivations/31-an-average-of-densities.md.
+Derivation: derivations/25-an-average-of-densities.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Central differences of a scalar function, to check a gradient: derivations/01-notation.md."""
+"""Central differences of a scalar function, to check a gradient: derivations/02-notation.md."""
 
 import math
 from collections.abc import Callable

@@ -286,7 +286,7 @@ def check_layer(
         shape: one sample's, with few values.
         scalar: makes the scalar of a rule of your own from the arguments of
             `stop_gradient_objective`, which is that of `SelfNormalizing`
-            (derivations/28-write-your-own-rule.md).
+            (derivations/18-write-your-own-rule.md).
         **settings: keywords of `snfnp.gradcheck.layers.Case`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Checking maps T(w) and rules against T(w) written out (derivations/28-write-your-own-rule.md)."""
+"""Checking maps T(w) and rules against T(w) written out (derivations/18-write-your-own-rule.md)."""
 
 import numpy as np
 

@@ -1,5 +1,5 @@
 """Checking that an object has what its contract asks for, before anything is computed with it
-(derivations/16-write-your-own-layer.md)."""
+(derivations/17-write-your-own-layer.md)."""
 
 import inspect
 from types import FunctionType

@@ -1,5 +1,5 @@
 """Activations: smooth leaky ReLU (Gresele et al. 2020), rational-quadratic splines (Durkan et al.
-2019). Derivation: derivations/05-smooth-leaky-relu.md and 09-splines.md.
+2019). Derivation: derivations/06-smooth-leaky-relu.md and 09-splines.md.
 """
 
 import math

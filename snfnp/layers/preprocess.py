@@ -2,7 +2,7 @@
 
 Images: dequantise, scale, logit (Dinh et al. 2016; A.3), or without the logit. Rows of numbers:
 standardise, or nothing. On MNIST the log-Jacobians sum to about 272.7 nats (A.3), with α = 1e-6 as
-in the authors' code. Derivation: derivations/02-change-of-variables.md.
+in the authors' code. Derivation: derivations/03-change-of-variables.md.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Whitening of a linear layer's input. Derivation: derivations/29-natural-coordinates.md."""
+"""Whitening of a linear layer's input. Derivation: derivations/24-natural-coordinates.md."""
 
 from dataclasses import dataclass
 

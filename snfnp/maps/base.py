@@ -1,4 +1,4 @@
-"""The contract of a map. Derivation: derivations/16-write-your-own-layer.md."""
+"""The contract of a map. Derivation: derivations/17-write-your-own-layer.md."""
 
 from typing import Any, ClassVar
 

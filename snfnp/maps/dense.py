@@ -1,4 +1,4 @@
-"""The dense map T(W) = W (paper, section 4.1). Derivation: derivations/01-notation.md."""
+"""The dense map T(W) = W (paper, section 4.1). Derivation: derivations/02-notation.md."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Processes that train one model together, or one alone; see derivations/25-many-cores.md.
+"""Processes that train one model together, or one alone; see derivations/26-many-cores.md.
 
 `world()` finds the other processes, which MPI started; `device.communicator(world)` sums a device's
 arrays over them: MPI those of the host, NCCL those of GPUs (`gpu/nccl.py`).

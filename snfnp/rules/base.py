@@ -1,4 +1,4 @@
-"""The contract of a rule. Derivation: derivations/03-self-normalizing.md."""
+"""The contract of a rule. Derivation: derivations/05-self-normalizing.md."""
 
 from typing import Any, ClassVar
 

@@ -1,6 +1,6 @@
 """The exact gradient, the paper's baseline, and the relative one (a row of Table 1).
 
-Derivation: derivations/02-change-of-variables.md and 04-dense.md.
+Derivation: derivations/03-change-of-variables.md and 04-dense.md.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """The self-normalizing rule: a learned inverse in place of the exact one (paper, section 3.2).
 
-Derivation: derivations/03-self-normalizing.md, 04-dense.md, 07-convolutions.md.
+Derivation: derivations/05-self-normalizing.md, 04-dense.md, 07-convolutions.md.
 """
 
 from dataclasses import dataclass

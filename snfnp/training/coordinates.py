@@ -4,7 +4,7 @@ A dense layer learns behind a `Whiten` layer, whose statistics are estimated her
 kernel W, as a matrix (kH kW C, O), multiplies rows: its receptive fields. Adam ascends in V, W =
 U V, for which these rows are white (`Coordinates`): it gets ∂𝓛/∂V = U ∂𝓛/∂W, and its step ΔV
 becomes ΔW = U ΔV. W remains the parameter: a new U changes how it is learned, not the function.
-Derivation: derivations/29-natural-coordinates.md.
+Derivation: derivations/24-natural-coordinates.md.
 """
 
 import math

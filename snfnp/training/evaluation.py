@@ -1,7 +1,7 @@
 """Exact evaluations: of the validation data during a run, of the test data at its end; and monitors
 of the learned inverses, at every evaluation.
 
-Derivation: derivations/23-monitors-and-certificates.md and 24-stability.md.
+Derivation: derivations/23-monitors-and-certificates.md and 22-stability.md.
 """
 
 import math
@@ -232,7 +232,7 @@ _CAUSES = (
         "margin",
         lambda rho, margin: margin <= THRESHOLD and rho >= _RHO_WARNING,
         "λσ²_min is not above 1/8, where the update is stable, and ρ is at least 1/2",
-        "24-stability",
+        "22-stability",
     ),
 )
 

@@ -2,7 +2,7 @@
 grid's image. Matplotlib is imported here and nowhere else in the package.
 
 A picture has the format that its name ends in, and is written whole or not at all.
-Derivation: derivations/30-a-plane.md.
+Derivation: derivations/01-a-plane.md.
 """
 
 import logging

@@ -138,7 +138,7 @@ def train(
             there is none.
         report: gets every line; None: nothing is shown, not even a progress bar.
         world: the ranks that train together, each of which calls this; rank 0 reports and writes.
-        optimiser: one of your own in Adam's place (derivations/28-write-your-own-rule.md), also
+        optimiser: one of your own in Adam's place (derivations/18-write-your-own-rule.md), also
             when the run is resumed.
         flow: a `Flow` or what builds one, as `TrainConfig(model=flow)`.
         callbacks: functions that each get a `Record` of every evaluation, and of a step whenever a

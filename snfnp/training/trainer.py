@@ -7,7 +7,7 @@ training never computes. Only `snfnp.likelihood` computes a likelihood.
 A batch may be cut into slices, one for every process (rank), which share sums alone: of the
 gradient, and of a few figures.
 
-Derivation: derivations/03-self-normalizing.md, 13-actnorm-and-1x1.md and 25-many-cores.md.
+Derivation: derivations/05-self-normalizing.md, 13-actnorm-and-1x1.md and 26-many-cores.md.
 """
 
 import math
@@ -61,7 +61,7 @@ class Trainer:
         steps_per_epoch: for the learning rate's schedule.
         report: gets a line if the step cannot be recorded as a graph.
         world: the ranks that train together, each with a trainer and a slice of every batch.
-        optimiser: `Adam`, or one of your own (derivations/28-write-your-own-rule.md).
+        optimiser: `Adam`, or one of your own (derivations/18-write-your-own-rule.md).
 
     The host does not wait for the device during a step, except for an exact gradient, which looks
     whether a matrix is singular: `check` finds a failed step later, in the log.

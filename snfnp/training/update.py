@@ -2,7 +2,7 @@
 values beside the parameters, such as λ of Eq. 3.
 
 The optimiser ascends: gradients are of the objective that the paper maximises (Eq. 3).
-Derivation: derivations/06-adam.md and 20-lambda-controllers.md.
+Derivation: derivations/16-adam.md and 21-lambda-controllers.md.
 """
 
 import math

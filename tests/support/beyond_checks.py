@@ -1,7 +1,7 @@
 """Checking rules that go beyond the paper's main gradients: Eq. 31, and the one with noise. Every
 matrix is written out.
 
-Derivations: derivations/18-jacobian-vector-products.md and 19-variational.md.
+Derivations: derivations/19-jacobian-vector-products.md and 20-variational.md.
 """
 
 from __future__ import annotations

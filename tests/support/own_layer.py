@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 DERIVATIONS = Path(__file__).parents[2] / "derivations"
-LAYERS, RULES = "16-write-your-own-layer.md", "28-write-your-own-rule.md"
+LAYERS, RULES = "17-write-your-own-layer.md", "18-write-your-own-rule.md"
 
 
 @cache

@@ -1,6 +1,6 @@
 // Three pictures to play with, in the pages that have a place for them (<div class="play">): one
 // weight and its learned inverse (page 00), a spline whose knots can be dragged (page 09), and the
-// update's paths for a λ of one's choice (page 24).
+// update's paths for a λ of one's choice (page 22).
 (() => {
   const make = (tag, attributes, parent, text) => {
     const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -39,7 +39,7 @@
     return { value: () => Number(input.value), words };
   }
 
-  // One weight w and its learned inverse r, on data of variance 1 (pages 00 and 24).
+  // One weight w and its learned inverse r, on data of variance 1 (pages 00 and 22).
   const X = (w) => 200 + 150 * (w - 1), Y = (r) => 150 - 150 * (r - 1);
 
   /** The axes of (w, r), and the curve of exact inverses. */

@@ -1,4 +1,4 @@
-"""The smooth leaky ReLU in array terms; see derivations/05-smooth-leaky-relu.md."""
+"""The smooth leaky ReLU in array terms; see derivations/06-smooth-leaky-relu.md."""
 
 import math
 

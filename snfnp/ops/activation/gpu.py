@@ -1,4 +1,4 @@
-"""The smooth leaky ReLU on the GPU: one launch; see derivations/05-smooth-leaky-relu.md."""
+"""The smooth leaky ReLU on the GPU: one launch; see derivations/06-smooth-leaky-relu.md."""
 
 import math
 

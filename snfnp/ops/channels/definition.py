@@ -1,6 +1,6 @@
 """Sums over channels, shifts and scales, squeezes and log-densities in array terms.
 
-See derivations/13-actnorm-and-1x1.md and derivations/01-notation.md.
+See derivations/13-actnorm-and-1x1.md and derivations/02-notation.md.
 """
 
 import math

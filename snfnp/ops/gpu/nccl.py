@@ -1,4 +1,4 @@
-"""Sums of arrays on GPUs by NCCL, through CuPy; see derivations/25-many-cores.md."""
+"""Sums of arrays on GPUs by NCCL, through CuPy; see derivations/26-many-cores.md."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""A flow's inputs from images on the CPU; see derivations/02-change-of-variables.md."""
+"""A flow's inputs from images on the CPU; see derivations/03-change-of-variables.md."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Batches of images, and a flow's inputs; see derivations/02-change-of-variables.md."""
+"""Batches of images, and a flow's inputs; see derivations/03-change-of-variables.md."""
 
 import math
 

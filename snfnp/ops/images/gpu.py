@@ -1,4 +1,4 @@
-"""Training images on the GPU; see derivations/02-change-of-variables.md."""
+"""Training images on the GPU; see derivations/03-change-of-variables.md."""
 
 import math
 from typing import Any

@@ -7,7 +7,7 @@ backend, or a replayed GPU graph sees the very same ones.
 
 One block gives four 32-bit words; element i of an array (in C order) is word i % 4 of block i // 4.
 A block's index is one word of the counter: a key has 2^34 words, and no array may reach beyond
-them. See derivations/02-change-of-variables.md, on the noise of images.
+them. See derivations/03-change-of-variables.md, on the noise of images.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Random numbers on the GPU: one launch each; see derivations/02-change-of-variables.md."""
+"""Random numbers on the GPU: one launch each; see derivations/03-change-of-variables.md."""
 
 from functools import partialmethod
 

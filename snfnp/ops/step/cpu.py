@@ -1,6 +1,6 @@
 """Adam on the CPU: a pass over the gradient, then one over all flat buffers.
 
-See derivations/06-adam.md.
+See derivations/16-adam.md.
 """
 
 import math

@@ -2,7 +2,7 @@
 
 A device may work asynchronously: numbers that change from step to step are handed to operations as
 `StepScalars`, which such a device keeps in arrays, and a step's figures go to a log on it, which
-the host reads now and then. See derivations/06-adam.md and derivations/20-lambda-controllers.md.
+the host reads now and then. See derivations/16-adam.md and derivations/21-lambda-controllers.md.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Adam, the log and λ's control on the GPU; see derivations/06-adam.md."""
+"""Adam, the log and λ's control on the GPU; see derivations/16-adam.md."""
 
 import numpy as np
 

@@ -1,6 +1,6 @@
 """The options of a run, in groups; `relations` says what they need of each other.
 
-Derivation: derivations/18-jacobian-vector-products.md and 20-lambda-controllers.md.
+Derivation: derivations/19-jacobian-vector-products.md and 21-lambda-controllers.md.
 """
 
 import math
@@ -206,7 +206,7 @@ class GradientOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class MultiplierOptions:
-    """λ of Eq. 3, fixed or controlled (derivations/20-lambda-controllers.md)."""
+    """λ of Eq. 3, fixed or controlled (derivations/21-lambda-controllers.md)."""
 
     lam: float | Auto = changeable(None, "λ, the weight of the error in Eq. 3", NOT_NEGATIVE)
     lambda_control: str = option(

@@ -1,7 +1,7 @@
 """The relations between options: what each needs, its default, and what excludes each other.
 
 `TrainConfig.resolve` checks them and fills in defaults from them; `--help` prints them.
-Derivation: derivations/20-lambda-controllers.md.
+Derivation: derivations/21-lambda-controllers.md.
 """
 
 import math

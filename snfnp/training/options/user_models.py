@@ -4,7 +4,7 @@ command line.
 config.json keeps a model as text: a preset's name, "module:function" of a builder, or the flow's
 layers in JSON (`descriptions`). Text from a file imports nothing: code is given by whoever opens
 the run, and only what is typed on the command line is imported (`imported`).
-Derivation: derivations/16-write-your-own-layer.md.
+Derivation: derivations/17-write-your-own-layer.md.
 """
 
 import inspect
