@@ -18,7 +18,7 @@ from snfnp.layers import (
     Linear,
     RationalQuadraticSpline,
     SmoothLeakyReLU,
-    SplitPrior,
+    Split,
     Squeeze,
     Whiten,
 )
@@ -175,7 +175,7 @@ def convolutional(choices: Choices, shape: tuple[int, ...], other: Callable | No
 
 def glow(choices: Choices, shape: tuple[int, ...]) -> Flow:
     """Glow (Kingma & Dhariwal 2018): L blocks of a squeeze and K steps of [actnorm, mixing
-    convolution, affine coupling], with split priors between blocks.
+    convolution, affine coupling], with a coupling and a split between blocks.
 
     The rule is that of the mixing convolutions, 1×1, with a bias unless the gradient is exact (as
     in the authors' code). They start at random orthogonal matrices of the channels; larger kernels
@@ -198,7 +198,11 @@ def glow(choices: Choices, shape: tuple[int, ...]) -> Flow:
                 (f"coupling{block}.{step}", AffineCoupling(channels, choices.width)),
             ]
         if block < choices.levels:
-            layers.append((f"split{block}", SplitPrior(AffineCoupling(channels, choices.width))))
+            # the coupling gives the half that leaves its mean and variance
+            layers += [
+                (f"split{block}", AffineCoupling(channels, choices.width)),
+                (f"latent{block}", Split()),
+            ]
             channels //= 2
     return Flow(shape, tuple(layers))
 

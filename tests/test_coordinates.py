@@ -12,7 +12,7 @@ import snfnp
 from snfnp.context import BackwardContext
 from snfnp.errors import DivergedError, UsageError
 from snfnp.flow import Flow
-from snfnp.layers import ActNorm, Linear, SplitPrior, Whiten
+from snfnp.layers import ActNorm, Linear, Whiten
 from snfnp.layers.whiten import _shrunk
 from snfnp.likelihood import WHITENING_NOISE
 from snfnp.maps import Dense
@@ -108,12 +108,10 @@ def test_u_is_made_of_the_rows_that_a_kernel_multiplies(model):
         for kernel, images in inputs(layer).items():
             kernels.add((name.split("_")[-1].rstrip("0123456789."), kernel))
             z, _, cache = layer.forward(OPS, p, x)
-            deltas = [
-                rng.standard_normal(z.shape) for _ in range(1 + isinstance(layer, SplitPrior))
-            ]
+            delta = rng.standard_normal(z.shape)
             grads = {key: np.zeros_like(value) for key, value in p.items()}
             context = BackwardContext.of(OPS, np.zeros(1), lam=0.3)
-            layer.backward(context, p, cache, deltas[0], grads, *deltas[1:])
+            layer.backward(context, p, cache, delta, grads)
             *taps, outputs = p[kernel].shape
             by_output = grads[kernel].reshape(-1, outputs).T  # a causal kernel's last sees all
             gradient = by_output[-1] if "causal" in name else max(by_output, key=np.linalg.norm)

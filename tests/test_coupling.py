@@ -151,7 +151,7 @@ def test_latents_that_do_not_fit_are_refused(ops):
     layout, flat = random_parameters(flow)
     first, second, last = (np.zeros((N, *shape)) for shape in flow.latent_shapes.values())
     for latents, message in (
-        ((last,), "found 1 latents: give 3, for split1, split2, z"),
+        ((last,), "found 1 latents: give 3, for latent1, latent2, z"),
         ((first, last), "found 2 latents: give 3"),
         ((second, first, last), r"of shape \(3, 2, 2, 4\): give \(N, 4, 4, 2\)"),
     ):
@@ -166,7 +166,7 @@ def test_likelihood_terms_keep_densities_and_volumes_apart(ops, images):
     likelihood = Likelihood(ops, flow, flat)
     evaluation = likelihood.evaluate(images, seed=11)
     terms = evaluation.terms
-    rows = ("split1 base density", "split2 base density", "base density")
+    rows = ("latent1 base density", "latent2 base density", "base density")
     before = ["dequantisation", "scale", "logit"]
     assert list(terms) == [*rows[2:], *rows[:2], *before, *(name for name, _ in flow.layers)]
     key = RandomKey(11, EVALUATION_NOISE, 0)
@@ -176,11 +176,12 @@ def test_likelihood_terms_keep_densities_and_volumes_apart(ops, images):
         expected = norm.logpdf(latent).sum(axis=(1, 2, 3)).mean()
         np.testing.assert_allclose(terms[row], expected, rtol=1e-12)
     for name, layer in flow.layers:
-        if name in flow.latent_shapes:  # its own row is the coupling's volume
-            _, ldj, _ = layer.coupling.forward(ops, params[name], x)
+        x, ldj, _ = layer.forward(ops, params[name], x)
+        if name.startswith("split"):
             np.testing.assert_allclose(terms[name], ldj.mean(), rtol=0, atol=1e-12)
             assert abs(ldj.mean()) > 1e-3
-        x = layer.forward(ops, params[name], x)[0]
+        elif name in flow.latent_shapes:
+            assert terms[name] == ldj == 0
     log_prob = likelihood.log_prob(images, seed=11)
     np.testing.assert_allclose(evaluation.nll, -log_prob.mean(), rtol=1e-13)
     x, volume = flow.encode(ops, images, key, np.float64)
@@ -230,13 +231,13 @@ FIRST = np.zeros((2, 4, 4, 2))
 @pytest.mark.parametrize(
     "count, latents, message",
     [
-        (2, (None,), "found 1 as latents: give a tuple of 3, for split1, split2, z, or None"),
+        (2, (None,), "found 1 as latents: give a tuple of 3, for latent1, latent2, z, or None"),
         (2, (None,) * 4, "found 4 as latents: give a tuple of 3"),
         (3, np.zeros((3, 2)), "found ndarray as latents: give a tuple of 3"),
         (2, 3, "found int as latents: give a tuple of 3"),
-        (5, (FIRST, None, None), r"latent split1 has shape \(2, 4, 4, 2\): .* \(5, 4, 4, 2\)"),
-        (1, (FIRST, None, None), r"latent split1 has shape \(2, 4, 4, 2\): .* \(1, 4, 4, 2\)"),
-        (2, (None, FIRST, None), r"latent split2 has shape \(2, 4, 4, 2\): .* \(2, 2, 2, 4\)"),
+        (5, (FIRST, None, None), r"latent latent1 has shape \(2, 4, 4, 2\): .* \(5, 4, 4, 2\)"),
+        (1, (FIRST, None, None), r"latent latent1 has shape \(2, 4, 4, 2\): .* \(1, 4, 4, 2\)"),
+        (2, (None, FIRST, None), r"latent latent2 has shape \(2, 4, 4, 2\): .* \(2, 2, 2, 4\)"),
         (2, (None, None, [1, 2]), "latent z has shape None: give an array of shape"),
     ],
 )

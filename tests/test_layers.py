@@ -31,7 +31,7 @@ from snfnp.layers import (
     Preprocess,
     RationalQuadraticSpline,
     SmoothLeakyReLU,
-    SplitPrior,
+    Split,
     Squeeze,
 )
 from snfnp.layers.baselines import ConvExponential
@@ -71,7 +71,6 @@ def test_the_defaults_of_a_layer():
 def roundings(layer) -> int:
     """How many of float32 a pass may be off by: inputs are rounded once, and products of length
     < 20, condition numbers up to 10 and, in splines, quotients of small widths follow."""
-    layer = layer.coupling if isinstance(layer, SplitPrior) else layer
     return {RationalQuadraticSpline: 400, AffineCoupling: 200}.get(type(layer), 100)
 
 
@@ -270,8 +269,7 @@ WRONG = [
     ),
     (lambda: AffineCoupling(3), "3 channels.*cannot split"),
     (lambda: AffineCoupling(4, 0), "width of AffineCoupling is 0: give a whole number from 1"),
-    (lambda: SplitPrior(Linear(Dense(2))), "learns its inverse: put it before the split$"),
-    (lambda: SplitPrior(ActNorm()).output_shape((2, 2, 3)), "channels: 3 is an odd number"),
+    (lambda: Split().output_shape((2, 2, 3)), "channels: 3 is an odd number"),
     (lambda: Squeeze().output_shape((7, 8, 16)), "an even height and width, found 7 × 8"),
     (lambda: Squeeze().output_shape((4, 5, 1)), "an even height and width, found 4 × 5"),
     (lambda: Squeeze().forward(get_ops("numpy"), {}, np.zeros((1, 3, 2, 1))), "found 3 × 2"),

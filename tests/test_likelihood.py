@@ -21,19 +21,17 @@ from snfnp.errors import DivergedError
 from snfnp.flow import Flow
 from snfnp.gradcheck import central_difference, check_layer
 from snfnp.layers import (
-    CausalConv2d,
     Layer,
     Linear,
     Preprocess,
     RationalQuadraticSpline,
     SmoothLeakyReLU,
-    SplitPrior,
 )
-from snfnp.layers.preprocess import Scale, Standardise
+from snfnp.layers.preprocess import Standardise
 from snfnp.likelihood import EVALUATION_NOISE, Evaluation, Likelihood
-from snfnp.maps import Conv2d, Dense
+from snfnp.maps import Dense
 from snfnp.ops import RandomKey, get_ops
-from snfnp.rules import Exact, SelfNormalizing
+from snfnp.rules import SelfNormalizing
 
 D, N = 7, 5
 KEY = RandomKey(3, EVALUATION_NOISE)
@@ -165,15 +163,6 @@ def test_both_terms_of_a_layer_count(ops):
     np.testing.assert_allclose(found.log_prob(rows), expected, rtol=1e-14)
     assert found.evaluate(rows).nll == pytest.approx(-expected.mean(), rel=1e-14)
     assert found.evaluate(rows).terms["own"] == pytest.approx((ldj + 0.5 * D).mean(), rel=1e-14)
-
-
-@pytest.mark.parametrize("coupling", [CausalConv2d(4), Linear(Conv2d((1, 1), 4), Exact())])
-def test_a_split_has_what_its_coupling_has(ops, coupling):
-    assert max(check_layer(SplitPrior(coupling), (2, 2, 4), ops=ops).errors.values()) < 1e-8
-    flow = Flow((2, 2, 4), (("split", SplitPrior(coupling)),), Scale())
-    flat = flow.layout.pack(flow.init(0), np.float64) + 0.1
-    own = coupling.log_det(ops, flow.layout.views(flat)["split"], (2, 2, 4))
-    assert abs(own) > 0.1 and Likelihood(ops, flow, flat).log_dets == {"split": own}
 
 
 def test_bits_per_dimension():

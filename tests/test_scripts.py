@@ -188,7 +188,7 @@ def test_a_small_glow_trains_on_own_colour_images(environment, tmp_path):
     train = ("train_cifar10.py", "--data", data, *size, *own)
     out, terms = outputs(environment, train, ("snfnp", "evaluate", folder))
     assert "glow 3L-1K width 8" in out
-    assert "split1 base density" in terms and "split2 base density" in terms
+    assert "latent1 base density" in terms and "latent2 base density" in terms
     record = json.loads((folder / "config.json").read_text())
     assert record["data"]["shape"] == [32, 32, 3] and record["config"]["augment"] is True
 

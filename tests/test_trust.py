@@ -379,6 +379,26 @@ def test_an_older_description_is_compared_as_well(tmp_path, strange):
         snfnp.load_run(path, flow=module.build)
 
 
+def test_a_glow_of_an_earlier_version_opens(tmp_path):
+    """Its coupling was inside of a split, with the names of parameters that it has now."""
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 8, 8, 1)).astype(np.uint8)
+    how = {"backend": "numpy", "epochs": 1, "batch_size": 20, "report": None}
+    size = {"model": "glow", "depth": 1, "width": 4}
+    expected = snfnp.fit(pixels, out=tmp_path, **size, **how).likelihood.log_prob(pixels)
+    record = json.loads((tmp_path / "config.json").read_text())
+    layers = dict(record["model"]["flow"]["layers"])
+    coupling, split = layers["split1"], layers.pop("latent1")
+    assert split == {"class": "snfnp.layers.glow:Split"}
+    layers["split1"] = {"class": "snfnp.layers.glow:SplitPrior", "coupling": coupling}
+    record["model"]["flow"]["layers"] = list(layers.items())
+    forge(tmp_path, record)
+    np.testing.assert_array_equal(snfnp.load_run(tmp_path).likelihood.log_prob(pixels), expected)
+    coupling["width"] = 5
+    forge(tmp_path, record)
+    with one_line(UsageError, "(layers.split1.width was 5, is 4)"):
+        snfnp.load_run(tmp_path)
+
+
 GONE = "gone"  # no value: the entry is removed
 ODD = (
     *(GONE, None, True, 0, 1, -1, 10**400, -(2**63), 0.5, -0.0, 1e308, 5e-324),

@@ -33,7 +33,7 @@ from snfnp.layers import (
     Linear,
     RationalQuadraticSpline,
     SmoothLeakyReLU,
-    SplitPrior,
+    Split,
     Squeeze,
 )
 from snfnp.layers.baselines import Bias
@@ -300,7 +300,10 @@ def glow(rule=None, split=True):
                 (f"coupling{level}.{k}", AffineCoupling(channels, 6)),
             ]
         if split:
-            layers.append((f"split{level}", SplitPrior(AffineCoupling(channels, 6))))
+            layers += [
+                (f"prior{level}", AffineCoupling(channels, 6)),
+                (f"split{level}", Split()),
+            ]
             channels //= 2
     return Flow((8, 8, 1), tuple(layers))
 
@@ -313,11 +316,11 @@ def splines():
 
 
 def mixed():
-    """Layers without a cheap exact inverse at both ends, in between, and inside a split."""
-    names = ("bias", "actnorm1", "activation1", "actnorm2", "actnorm3", "split", "squeeze")
-    layers = [Bias(), ActNorm(), SmoothLeakyReLU(), ActNorm(), ActNorm()]
-    layers += [SplitPrior(SmoothLeakyReLU()), Squeeze(), SmoothLeakyReLU()]
-    return Flow((4, 4, 2), tuple(zip((*names, "activation2"), layers, strict=True)))
+    """Layers without a cheap exact inverse at both ends, in between, and before a split."""
+    layers = [Bias(), ActNorm(), SmoothLeakyReLU(), ActNorm(), ActNorm(), SmoothLeakyReLU()]
+    layers += [Split(), Squeeze(), SmoothLeakyReLU()]
+    names = [f"{type(layer).__name__}{index}" for index, layer in enumerate(layers)]
+    return Flow((4, 4, 2), tuple(zip(names, layers, strict=True)))
 
 
 FLOWS = {
@@ -327,7 +330,7 @@ FLOWS = {
     "splines": splines(),
     "mixed": mixed(),
     "one layer": Flow((4, 4, 1), (("actnorm", ActNorm()),)),
-    "one split": Flow((4, 4, 2), (("split", SplitPrior(AffineCoupling(2, 6))),)),
+    "one split": Flow((4, 4, 2), (("coupling", AffineCoupling(2, 6)), ("split", Split()))),
 }
 
 

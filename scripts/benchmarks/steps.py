@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from snfnp.flow import Flow
-from snfnp.layers import AffineCoupling, Linear, SplitPrior
+from snfnp.layers import AffineCoupling, Linear
 from snfnp.training.options import TrainConfig
 from snfnp.training.trainer import Trainer
 
@@ -44,10 +44,9 @@ def operations(flow: Flow, batch: int, gradient: str = "self-normalizing") -> in
         if isinstance(layer, Linear):
             pixels = math.prod(shape[:-1])
             total += PRODUCTS[gradient] * pixels * math.prod(layer.map.weight_shape)
-        coupling = layer.coupling if isinstance(layer, SplitPrior) else layer
-        if isinstance(coupling, AffineCoupling):
+        if isinstance(layer, AffineCoupling):
             height, width, channels = shape
-            hidden = coupling.width
+            hidden = layer.width
             per_pixel = hidden**2 + 9 * (channels // 2) * hidden + 9 * hidden * channels
             total += 3 * height * width * per_pixel
     return 2 * batch * total

@@ -3,11 +3,11 @@
 from snfnp.layers.base import Layer
 from snfnp.layers.baselines import Bias, CausalConv2d, ConvExponential
 from snfnp.layers.elementwise import RationalQuadraticSpline, SmoothLeakyReLU
-from snfnp.layers.glow import ActNorm, AffineCoupling, SplitPrior, Squeeze
+from snfnp.layers.glow import ActNorm, AffineCoupling, Split, Squeeze
 from snfnp.layers.linear import Linear
 from snfnp.layers.preprocess import Preprocess
 from snfnp.layers.whiten import Whiten
 
 __all__ = ["ActNorm", "AffineCoupling", "Bias", "CausalConv2d", "ConvExponential", "Layer"]
-__all__ += ["Linear", "Preprocess", "RationalQuadraticSpline", "SmoothLeakyReLU", "SplitPrior"]
+__all__ += ["Linear", "Preprocess", "RationalQuadraticSpline", "SmoothLeakyReLU", "Split"]
 __all__ += ["Squeeze", "Whiten"]

@@ -1,13 +1,15 @@
-"""Glow's layers (Kingma & Dhariwal 2018): actnorm, affine coupling, and the squeeze and split prior
-of flows with several scales (Dinh et al. 2016).
+"""Glow's layers (Kingma & Dhariwal 2018): actnorm, affine coupling, and the squeeze and split of
+flows with several scales (Dinh et al. 2016).
 
 Derivation: derivations/13-actnorm-and-1x1.md, 14-coupling.md, 15-split-prior-and-recomputation.md.
 """
 
 from dataclasses import dataclass
 
-from snfnp.errors import UsageError, require_instance, require_whole
-from snfnp.layers.base import Layer
+from snfnp.context import BackwardContext
+from snfnp.errors import UsageError, require_whole
+from snfnp.layers.base import Layer, Params, Shape
+from snfnp.ops import Array, Ops
 
 _FLOOR = 1e-8  # added to a standard deviation before its logarithm: e^{−s} is at most 1e8
 _CONSTANT = 16  # times eps: a channel whose std / root mean square is no more is constant
@@ -157,61 +159,41 @@ class Squeeze(Layer):
 
 
 @dataclass(frozen=True)
-class SplitPrior(Layer):
-    """(z₁, z₂) = coupling(x): z₁, half of the channels, goes on; z₂ leaves the flow as a latent.
+class Split(Layer):
+    """(z₁, z₂) = x: z₁, the first half of the channels, goes on; z₂ leaves the flow as a latent.
 
-    Parameters: the coupling's.
-
-    Args:
-        coupling: the layer before the split, usually an `AffineCoupling`: with z₂ ~ N(0, I), x₂ is
-            then Gaussian, its mean and variance learned functions of x₁ (Kingma & Dhariwal 2018).
+    After a coupling it is Glow's split prior: as z₂ ~ N(0, I), x₂ of the coupling's input is then
+    Gaussian, its mean and variance learned functions of x₁ (Kingma & Dhariwal 2018).
     """
 
-    coupling: Layer
+    cheap_exact_inverse = True
 
-    def __post_init__(self):
-        require_instance(self, Layer, coupling=self.coupling)
-        if self.coupling.learns_inverse:
-            raise UsageError("a split prior's coupling learns its inverse: put it before the split")
-
-    @property
-    def cheap_exact_inverse(self) -> bool:
-        return self.coupling.cheap_exact_inverse
-
-    def parameter_shapes(self, shape) -> dict:
-        return self.coupling.parameter_shapes(shape)
-
-    def init(self, rng, shape) -> dict:
-        return self.coupling.init(rng, shape)
-
-    def init_from_data(self, ops, p, x) -> dict:
-        return self.coupling.init_from_data(ops, p, x)
-
-    def log_det(self, ops, p, shape):
-        return self.coupling.log_det(ops, p, shape)
-
-    def output_shape(self, shape):
-        *pixels, channels = self.coupling.output_shape(shape)
+    def output_shape(self, shape: Shape) -> Shape:
+        *pixels, channels = shape
         if channels % 2:
-            raise UsageError(f"a split prior halves the channels: {channels} is an odd number")
+            raise UsageError(f"a split halves the channels: {channels} is an odd number")
         return (*pixels, channels // 2)
 
     latent_shape = output_shape  # halves are alike
 
-    def forward(self, ops, p, x):
-        xp = ops.xp
-        z, ldj, cache = self.coupling.forward(ops, p, x)
-        half = z.shape[-1] // 2
-        latent = xp.ascontiguousarray(z[..., half:])
-        return xp.ascontiguousarray(z[..., :half]), ldj, {"coupling": cache, "latent": latent}
+    def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, int, dict]:
+        """ldj is 0: the flow adds the density of the latent."""
+        half = x.shape[-1] // 2
+        z = ops.xp.ascontiguousarray(x[..., :half])
+        latent = ops.xp.ascontiguousarray(x[..., half:])
+        return z, 0, {"latent": latent}
 
-    def inverse(self, ops, p, z, latent):
-        return self.coupling.inverse(ops, p, ops.xp.concatenate([z, latent], axis=-1))
+    def inverse(self, ops: Ops, p: Params, z: Array, latent: Array) -> Array:
+        return ops.xp.concatenate([z, latent], axis=-1)
 
-    def exact_inverse(self, ops, p, z, latent):
-        return self.coupling.exact_inverse(ops, p, ops.xp.concatenate([z, latent], axis=-1))
-
-    def backward(self, ctx, p, cache, dz, grads, dlatent):
-        """Both halves together are the coupling's δ_z."""
-        delta = ctx.ops.xp.concatenate([dz, dlatent], axis=-1)
-        return self.coupling.backward(ctx, p, cache["coupling"], delta, grads)
+    def backward(
+        self,
+        ctx: BackwardContext,
+        p: Params,
+        cache: dict,
+        dz: Array,
+        grads: Params,
+        dlatent: Array,
+    ) -> Array:
+        """δ_x = (δ_z₁, δ_z₂)."""
+        return ctx.ops.xp.concatenate([dz, dlatent], axis=-1)

@@ -15,7 +15,7 @@ import numpy as np
 
 from snfnp import threads
 from snfnp.errors import UsageError
-from snfnp.layers import AffineCoupling, Linear, SplitPrior, Whiten
+from snfnp.layers import AffineCoupling, Linear, Whiten
 from snfnp.layers.baselines import CausalConv2d, ConvExponential
 from snfnp.layers.whiten import inverse_root
 from snfnp.likelihood import WHITENING_NOISE
@@ -150,9 +150,6 @@ def inputs(layer) -> dict[str, Callable]:
         }
     if isinstance(layer, AffineCoupling):  # the network's first: the others' inputs are wide
         return {"w1": lambda cache: cache["x"][..., : layer.channels // 2]}
-    if isinstance(layer, SplitPrior):
-        own = inputs(layer.coupling)
-        return {name: lambda cache, of=of: of(cache["coupling"]) for name, of in own.items()}
     if isinstance(layer, CausalConv2d):
         return {"W": lambda cache: cache["x"][:, ::-1, ::-1] if layer.reverse else cache["x"]}
     if isinstance(layer, ConvExponential):

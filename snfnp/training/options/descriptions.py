@@ -19,7 +19,7 @@ import numpy as np
 
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
-from snfnp.layers import Layer
+from snfnp.layers import Layer, Split
 from snfnp.layers.preprocess import Preprocess, Scale, Standardise
 from snfnp.maps import Map
 from snfnp.rules import Rule
@@ -119,11 +119,21 @@ def _by_name(flow: dict) -> dict:
     """A flow's description with its layers by name, beside their order. Earlier versions wrote so,
     with neither the order nor the flow's class."""
     layers: Any = flow.get("layers")
-    if not isinstance(layers, dict):
-        with suppress(TypeError, ValueError):  # a forged file may have anything there
-            layers = {str(name): layer for name, layer in layers}
+    with suppress(TypeError, ValueError, AttributeError):  # a forged file may have anything there
+        pairs = layers.items() if isinstance(layers, dict) else layers
+        layers = {str(name): part for pair in pairs for name, part in _without_split_prior(*pair)}
     order = list(layers) if isinstance(layers, dict) else None
     return {"class": class_name(Flow), "layer": order, **flow, "layers": layers}
+
+
+def _without_split_prior(name: str, layer: dict) -> Iterator[tuple[str, dict]]:
+    """A layer by its name. Earlier versions described a coupling and the split after it as one
+    layer, "SplitPrior"."""
+    if str(layer.get("class")).endswith("SplitPrior"):
+        yield name, layer["coupling"]
+        yield name.replace("split", "latent"), {"class": class_name(Split)}
+    else:
+        yield name, layer
 
 
 def _differences(then: Any, now: Any, path: str, modules: dict) -> Iterator[tuple[str, Any, Any]]:
