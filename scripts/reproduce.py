@@ -3,6 +3,7 @@
     python scripts/reproduce.py                       # a list of what there is
     python scripts/reproduce.py table1                # a table, its runs, and a picture
     python scripts/reproduce.py page                  # publish --runs on the derivations' page
+    python scripts/reproduce.py commands              # how the rows of that page are trained
 
 It can be stopped and started again at any time. It prints tables, and writes pictures and
 results.json (the content of the tables, and how it was made) to the folder --runs.
@@ -20,21 +21,22 @@ from pathlib import Path
 from snfnp.cli import run_script
 from snfnp.errors import UsageError
 
-ALL, PAGE = "all", "page"
+ALL, PAGE, COMMANDS = "all", "page", "commands"
 
 
 def main(argv):
     # Slow imports, here because `run_script` already watches for Ctrl-C.
-    from reproduction.page import TARGETS, publish
+    from reproduction.page import TARGETS, commands, committed, publish
     from reproduction.runs import Command
 
     from snfnp.cli.shared import Parser, check_range
     from snfnp.files import explained
     from snfnp.ops import BACKENDS, get_ops
 
+    words = (ALL, PAGE, COMMANDS)
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("target", nargs="?", metavar="TARGET", help=f"{', '.join(TARGETS)}, {ALL} or {PAGE}")
+    add("target", nargs="?", metavar="TARGET", help=", ".join((*TARGETS, *words)))
     kept = "the folder of the runs (default: %(default)s). Finished runs are not trained again, "
     kept += "stopped ones are resumed"
     add("--runs", type=Path, default=Path("runs") / "reproduction", help=kept)
@@ -56,10 +58,11 @@ def main(argv):
     if args.target is None:
         print(*(f"{name}: {target.title}" for name, target in TARGETS.items()), sep="\n")
         print(f"{ALL}: all of these\n{PAGE}: publish --runs on the derivations' page")
+        print(f"{COMMANDS}: those that train the rows of that page")
         return
     wanted = {name: own for name, own in TARGETS.items() if args.target in (name, ALL)}
-    if not wanted and args.target != PAGE:
-        choices = f"{', '.join(TARGETS)}, {ALL} or {PAGE}"
+    if not wanted and args.target not in words:
+        choices = ", ".join((*TARGETS, *words))
         raise UsageError(f"there is no {args.target}: choose from {choices}")
     rows = {name: {row.name for row in own.rows} for name, own in wanted.items()}
     known = sorted(set().union(*rows.values()))
@@ -68,6 +71,9 @@ def main(argv):
         if name not in effective and value != parser.get_default(name):
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"{option} has no effect on {args.target}: leave it out")
+    if args.target == COMMANDS:
+        print(commands(committed()))
+        return
     if not wanted:
         print(*publish(args.runs), sep="\n")
         return

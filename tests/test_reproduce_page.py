@@ -10,7 +10,8 @@ import pytest
 import reproduce
 from reproduction import page as module
 from reproduction import results
-from reproduction.page import FOLDER, NAME, TARGETS, committed, gaps, page
+from reproduction.facts import facts
+from reproduction.page import FOLDER, NAME, TARGETS, commands, committed, gaps, page
 from reproduction.results import merged
 from reproduction.rows import TABLES
 from support.messages import one_line
@@ -113,8 +114,7 @@ def test_rows_are_reproduced_by_the_commands_printed():
     assert note == "* Relative Grad. FC 2-Layer: trained with `lr` 3.0 (now 0.0001)."
 
 
-def test_the_page_has_every_table_picture_and_command(records):
-    records["table1"]["rows"][1]["runs"][0]["eval_every"] = 20
+def test_the_page_has_every_table_and_picture(records):
     records["table1"]["rows"].append(row("glow-exact", 575.7, 576.0, 577.0))
     text = page(records)
     table = TARGETS["table1"].show(records["table1"])
@@ -125,14 +125,63 @@ def test_the_page_has_every_table_picture_and_command(records):
     assert "as the paper's: FC-EXACT 951.0 ± 1.4 nats, the paper's 947.6 ± 0.5; FC-SNF" in words
     assert "as long as the paper's: 3 of 5 rows (those of Table 1" in words
     assert "s, fully connected: +3.5 nats (test, 3 epochs, seed 0), in the paper -0.5" in words
+    assert all(len(line) <= 100 for line in text.splitlines() if not line.startswith("|"))
+
+
+def test_every_row_has_a_command(records, capsys):
+    records["table1"]["rows"][1]["runs"][0]["eval_every"] = 20
+    records["table1"]["rows"].append(row("glow-exact", 575.7, 576.0, 577.0))
+    text = commands(records)
+    assert text.startswith("Table 1: test NLL in nats on MNIST\n    python ")
+    words = " ".join(text.replace("\\\n", "").split()) + " "
     said = "python scripts/reproduce.py table1 "
     for options in (
-        "--epochs 3 --seeds 0 --rows conv-exact emerging python",
-        "--epochs 3 --eval-every 20 --seeds 0 --rows fc-snf python",
-        "--epochs 3 --seeds 0 1 --rows fc-exact glow-exact ##",
+        "--epochs 3 --seeds 0 --rows conv-exact emerging ",
+        "--epochs 3 --eval-every 20 --seeds 0 --rows fc-snf ",
+        "--epochs 3 --seeds 0 1 --rows fc-exact glow-exact ",
     ):
         assert said + options in words
-    assert all(len(line) <= 100 for line in text.splitlines() if not line.startswith("|"))
+    assert all(len(line) <= 100 for line in text.splitlines())
+    reproduce.main(["commands"])
+    assert capsys.readouterr().out == f"{commands(committed())}\n"
+
+
+# What the paper says, or a setting, not a result of ours.
+TYPED = {"-0.5", "0.1", "0.3", "8 nats", "7 nats", "0.001", "0.9", "574.8"}
+
+
+def typed_figures(text: str) -> set[str]:
+    """Figures of results in the prose of page.md that nobody computes."""
+    prose = re.sub(
+        r"```.*?```|`[^`]*`|\$[^$]*\$|\]\([^)]*\)|^\|[^\n]*", "", text, flags=re.S | re.M
+    )
+    return set(re.findall(r"[-+]?\d+\.\d+|\d+ nats", prose)) - TYPED
+
+
+def test_the_figures_in_the_prose_come_from_the_results():
+    text = module._TEXT.read_text(encoding="utf-8")
+    assert typed_figures(text) == set()
+    assert typed_figures(f"{text} It is 12.5 ahead, or 3 nats.") == {"12.5", "3 nats"}
+    known = facts(committed())
+    assert set(re.findall(r"@(\w+)@", text)) >= known.keys(), "each is used"
+    assert "–" not in known.values() and set(facts({}).values()) == {"–"}
+
+
+def test_the_facts_are_differences_over_the_seeds_of_both(records):
+    """By hand, from two rows with a common seed and one that only one of them has."""
+    exact, snf = records["table1"]["rows"][:2]
+    snf["runs"][0]["validation"] = [[20, 990.0], [30, 980.0]]
+    exact["runs"][0]["validation"] = [[30, 955.0], [60, 950.0]]
+    exact["runs"][1]["validation"] = [[30, 1.0]]
+    assert facts(records)["fc_30"] == "25" and facts(records)["fc_60"] == "–"
+    records["white"] = {
+        "rows": [
+            row("glow-5x5-white", 669.9, 660.0, 664.0, 668.0),
+            row("glow-1x1-white", 678.3, 667.0, 662.0, 681.0),
+        ]
+    }
+    found = facts(records)  # -7, 2, -13: mean -6, deviation √57
+    assert (found["kernels_100"], found["kernels_100_error"]) == ("-6.0", "4.4")
 
 
 def test_the_gap_is_between_rows_of_the_same_seeds(records):

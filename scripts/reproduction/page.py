@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from reproduction import results
+from reproduction.facts import facts
 from reproduction.figures import Figure2, Figure3, Figure5
 from reproduction.likelihoods import Ablation, LikelihoodTable, compared, learning, nlls
 from reproduction.results import finished
@@ -32,6 +33,9 @@ _PAIRS = (
     ("Conv. 9-layer", "conv-snf", "conv-exact"),
     ("Glow 2L-16K", "glow-lambda-100", "glow-exact"),
 )
+
+
+_WRAP = {"break_long_words": False, "break_on_hyphens": False}
 
 
 def committed() -> dict[str, dict]:
@@ -71,25 +75,41 @@ def page(records: dict[str, dict]) -> str:
     """The text of the page: page.md, with facts of the records at its @names@."""
     head, *others = re.split(r"^%% ([\w-]+)\n", _TEXT.read_text(encoding="utf-8"), flags=re.M)
     texts = dict(zip(others[::2], others[1::2], strict=True))
-    parts = [_filled(head, _facts(records))]
+    figures = facts(records)
+    parts = [_filled(head, figures | _head(records))]
     for name, target in TARGETS.items():
         parts.append(f"## {target.title}\n\n")
         if name in records:
-            parts.append(_filled(texts[name], _shown(name, records[name])))
+            parts.append(_filled(texts[name], figures | _shown(name, records[name])))
         else:
             rows = "" if any(row.ours for row in target.rows) or not target.rows else " --rows …"
             parts.append(f"Not run here: `python scripts/reproduce.py {name}{rows}` does it.\n\n")
     return "".join([*parts, texts["end"]])
 
 
+def commands(records: dict[str, dict]) -> str:
+    """The commands that make the records' runs, under the titles of their tables and figures."""
+    parts = (
+        "\n".join([TARGETS[name].title, *_commands(name, record)])
+        for name, record in records.items()
+    )
+    return "\n\n".join(parts)
+
+
 def _filled(text: str, facts: dict[str, str]) -> str:
-    """A text with the facts at their @names@, and long list items wrapped."""
-    filled = re.sub(r"@(\w+)@", lambda found: facts.get(found[1], "not run"), text)
-    how = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
-    return re.sub(r"(?m)^\* .{99,}$", lambda long: textwrap.fill(long[0], 100, **how), filled)
+    """A text with the facts at their @names@, its paragraphs and list items wrapped anew."""
+    paragraphs = []
+    for paragraph in re.split(r"(\n{2,}|\n(?=\* ))", text):
+        filled = re.sub(r"@(\w+)@", lambda found: facts.get(found[1], "not run"), paragraph)
+        changed = filled != paragraph or max(map(len, filled.splitlines()), default=0) > 100
+        if changed and re.match(r"\w|`[^`]|\* |\*\w", paragraph):
+            indent = "  " if filled.startswith("* ") else ""
+            filled = textwrap.fill(" ".join(filled.split()), 100, subsequent_indent=indent, **_WRAP)
+        paragraphs.append(filled)
+    return "".join(paragraphs)
 
 
-def _facts(records: dict[str, dict]) -> dict[str, str]:
+def _head(records: dict[str, dict]) -> dict[str, str]:
     """The figures in the head of the page."""
     rows = records.get("table1", {}).get("rows", [])
     facts, as_long = {"gaps": ""}, []
@@ -117,7 +137,6 @@ def _shown(name: str, record: dict) -> dict[str, str]:
         shown = shown.partition("\n\nExact validation NLL")[0]
     table = "\n\n".join([shown, *_otherwise(TARGETS[name], record)])
     facts = {"table": table, "picture": picture_of(name)}
-    facts["commands"] = "\n".join(_commands(name, record))
     if name == "white":
         configs = [row["config"] for row in record["rows"] if row["config"]["lam"]]
         lams = {config["model"]: config["lam"] for config in configs}
