@@ -3,7 +3,7 @@
 import copy
 import pickle
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import FrozenInstanceError, dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -363,6 +363,15 @@ def test_copies_of_a_flow_have_their_own_layout():
     shorter = replace(flow, layers=flow.layers[1:])
     assert shorter.layout.layers == ("activation1", "dense2")
     assert 2 * shorter.layout.count == count and shorter.first_trainable == 1
+
+
+def test_a_flow_and_its_layers_stay_as_they_were_made():
+    """The shapes were checked then, and the layout is kept."""
+    flow = two_layers(SelfNormalizing())
+    for each, name in ((flow, "layers"), (flow, "shape"), (flow.layers[0][1], "rule")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(each, name, getattr(each, name))
+    assert len({flow, two_layers(SelfNormalizing())}) == 1
 
 
 def test_a_flow_asks_each_layer_a_few_times_for_its_parameters(monkeypatch):

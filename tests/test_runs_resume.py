@@ -296,6 +296,9 @@ def test_worse_than_twice_the_best_and_the_pixels_is_an_explosion(tmp_path, monk
     with pytest.raises(DivergedError, match="epoch 3 has exploded") as caught:
         run_training(tmp_path / "run", lr=1e-6)
     assert "best evaluation saved" in str(caught.value)
+    metrics = RunFolder(tmp_path / "run").read_metrics()
+    best = min(record["validation_bits_per_dimension"] for record in metrics)
+    assert best > 8 and f"(a run that learns has at most {2 * best:.4g})" in str(caught.value)
     assert [way[0] for way in ways_on(caught.value)] == ["--rollback"]
     assert not (tmp_path / "run" / "summary.json").exists()  # it is never called done
 
