@@ -70,8 +70,6 @@ _RUNS = (
      """= | forward --objective forward | variational --objective variational
         | jvp --jvp-weight 0.2 | control --lambda-control geco | exact --gradient exact
         | relative --gradient relative
-        | relative-gresele --gradient relative --relative-bias gresele
-        | relative-full --gradient relative --relative-bias full
         | lambda --lambda 30 --lr 0.001 --seed 5 | clip-norm --clip-norm 10
         | identity --init identity | float64 --dtype float64 | no-shuffle --no-shuffle
         | augment --augment | white --recipe white | resume"""),

@@ -29,7 +29,6 @@ from snfnp.rules import Exact, Relative, Rule, SelfNormalizing
 GRADIENTS = ("self-normalizing", "exact", "exact-dense", "relative")
 INITS = ("paper", "authors", "identity")
 BIAS_INITS = ("zero", "data")
-SMALLEST_SIGMA, LARGEST_SIGMA = 1e-6, 1e6  # so that λ = 1/(2σ²) is far from the limits of floats
 ACTIVATIONS = ("spline", "smooth-leaky-relu")
 WHITE = {"coordinates": "white", "objective": "forward"}  # of recipe="white", for every preset
 WHITE |= {"lr_schedule": "cosine", "warmup_epochs": 1}
@@ -89,11 +88,12 @@ def make_rule(option: Callable[[str], Any]) -> Rule:
     if gradient in ("exact", "exact-dense"):
         return Exact()
     if gradient == "relative":
-        return Relative(option("relative_bias"))
+        return Relative()
     if objective == "variational":
         from snfnp.beyond.rules import Variational
 
-        return Variational(option("sigma"), option("noise_vectors"))
+        sigma = 1 / math.sqrt(2 * option("lam"))
+        return Variational(sigma, option("noise_vectors"))
     if option("jvp_weight") > 0:
         from snfnp.beyond.rules import JacobianPenalty
 

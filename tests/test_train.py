@@ -226,7 +226,7 @@ RESUMED = [
     {"bias_init": "data"},
     {"lambda_control": "geco", **CONTROLLED},
     {"lambda_control": "geco", "jvp_weight": 0.2, **CONTROLLED},
-    {"objective": "variational", "sigma": 0.5},
+    {"objective": "variational", "lam": 2.0},
     {"coordinates": "white"},
     {"model": "conv", "coordinates": "white"},
     {"track_angle": 2},

@@ -12,7 +12,8 @@ from support.trainers import gradient_of, make_trainer, small_config
 from test_rules import RTOL, check_flow, log_normal, two_layers
 
 from snfnp.beyond import rules as module
-from snfnp.beyond.rules import Drawn, JacobianPenalty, Noise, Variational
+from snfnp.beyond.rules import Drawn, JacobianPenalty, Variational
+from snfnp.beyond.training import Noise
 from snfnp.context import BackwardContext
 from snfnp.diagnostics import gradient_angles
 from snfnp.flow import layer_key
@@ -26,7 +27,7 @@ from snfnp.training.options import TrainConfig
 
 D, SIGMA = 4, 0.6
 KEY = RandomKey(3, 16, 5)
-VARIATIONAL = {"objective": "variational", "sigma": 0.5}
+VARIATIONAL = {"objective": "variational", "lam": 2.0}
 noisy_trainer = partial(make_trainer, **VARIATIONAL)
 
 
@@ -126,19 +127,17 @@ def test_a_flow_with_exact_inverses_ascends_the_bound(ops, rng):
     check_gradient(lambda v: plain_bound(ops, params, v), x, dx, rng=rng, rtol=RTOL)
 
 
-def test_lambda_follows_from_sigma():
-    given = TrainConfig(objective="variational", sigma=0.1).resolve(1000)
-    assert given.lam == pytest.approx(50, rel=1e-15) and given.noise_vectors == 8
-    assert given.rule == Variational(0.1, 8)
+def test_the_noise_follows_from_lambda():
+    config = TrainConfig(objective="variational", lam=50.0).resolve(1000)
+    assert config.noise_vectors == 8 and config.rule == Variational(0.1, 8)
     for model, lam in (("fc", 1), ("glow", 100)):
-        assert TrainConfig(model=model, objective="variational").resolve(1000).lam == (
-            pytest.approx(lam, rel=1e-15)
-        )
+        config = TrainConfig(model=model, objective="variational").resolve(1000)
+        assert config.lam == lam == pytest.approx(config.rule.lam, rel=1e-15)
 
 
 def test_evaluation_has_no_noise(ops):
     trainer = noisy_trainer(ops, dtype="float64")
-    plain = noisy_trainer(ops, dtype="float64", objective="forward", sigma=None)
+    plain = noisy_trainer(ops, dtype="float64", objective="forward")
     images = np.random.default_rng(0).integers(0, 256, (9, 64)).astype(np.uint8)
     found, expected = (each.likelihood().evaluate(images, 0).nll for each in (trainer, plain))
     assert found == expected

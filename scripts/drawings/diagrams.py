@@ -101,7 +101,7 @@ def multi_scale():
 def _floor_names() -> list[list[str]]:
     """The names on each floor, from the roof down."""
     (floors,) = re.findall('FLOORS = """(.*?)"""', _TEST.read_text(encoding="utf-8"), re.DOTALL)
-    return [sorted(re.findall(r"\b[a-z]\w*", names)) for names in floors.split("/")]
+    return [sorted(re.findall(r"\b[a-z][\w.]*", names)) for names in floors.split("/")]
 
 
 def floors():

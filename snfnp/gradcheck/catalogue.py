@@ -54,7 +54,7 @@ def catalogue() -> list[Check]:
         ("self-normalizing", SelfNormalizing(), pointwise),
         ("self-normalizing, forward", SelfNormalizing("forward"), pointwise),
         ("exact", Exact(), small),
-        *((f"relative, {b}", Relative(b), of_dense) for b in ("plain", "full", "gresele")),
+        ("relative", Relative(), of_dense),
     ]
     return [
         *(

@@ -122,8 +122,7 @@ class Linear(Layer):
         return self.map.solve(ops, p["W"], self._without_bias(p, z))
 
     def backward(self, ctx, p, cache, dz, grads):
-        f, g = self.maps
-        return self.rule.backward(ctx, f=f, g=g, p=p, cache=cache, dz=dz, grads=grads)
+        return self.rule.backward(ctx, self.maps, p, cache, dz, grads)
 
     def log_det(self, ops, p, shape) -> float:
         """log|det T(W)| of Eq. 7."""

@@ -4,7 +4,9 @@ from typing import Any, ClassVar
 
 from snfnp.context import BackwardContext
 from snfnp.maps import Map
-from snfnp.ops import Array
+from snfnp.ops import Array, Ops
+
+Params = dict[str, Array]  # one layer's parameters by name
 
 
 class Rule:
@@ -18,7 +20,13 @@ class Rule:
         """Raises UsageError, in one line, if the rule is not for maps f and g."""
 
     def backward(
-        self, ctx: BackwardContext, *, f: Map, g: Map, p: dict, cache: dict, dz: Array, grads: dict
+        self,
+        ctx: BackwardContext,
+        maps: tuple[Map, Map],
+        p: Params,
+        cache: dict,
+        dz: Array,
+        grads: Params,
     ) -> Any:
         """Compute the gradients of W, R and b, of the objective that training ascends (Eq. 3).
 
@@ -27,8 +35,7 @@ class Rule:
 
         Args:
             ctx: the step; `ctx.log_det_weight` is the weight of log|det T(W)|, 1 in training.
-            f: the map of W.
-            g: the map of R.
+            maps: (f, g), the maps of W and of R.
             p: the parameters, by name.
             cache: x as "x", and z = T(W) x, without the bias, as "z0".
             dz: δ_z (N, ...), which contains the 1/N of an average over the batch.
@@ -40,7 +47,7 @@ class Rule:
         raise NotImplementedError
 
 
-def bias_gradient(ops, dz, grads) -> None:
+def bias_gradient(ops: Ops, dz: Array, grads: Params) -> None:
     """G_b = Σ δ_z over samples and pixels, if the layer has a bias."""
     if "b" in grads:
         ops.channels.sum(dz, out=grads["b"])

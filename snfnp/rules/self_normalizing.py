@@ -6,9 +6,11 @@ Derivation: derivations/05-self-normalizing.md, 04-dense.md, 07-convolutions.md.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from snfnp.context import Measured
+from snfnp.context import BackwardContext, Measured
 from snfnp.errors import UsageError
-from snfnp.rules.base import Rule, bias_gradient
+from snfnp.maps import Map
+from snfnp.ops import Array
+from snfnp.rules.base import Params, Rule, bias_gradient
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,23 @@ class SelfNormalizing(Rule):
         if self.objective not in ("mixture", "forward"):
             raise UsageError(f"objective is {self.objective!r}: choose mixture or forward")
 
-    def backward(self, ctx, *, f, g, p, cache, dz, grads):
+    def backward(
+        self,
+        ctx: BackwardContext,
+        maps: tuple[Map, Map],
+        p: Params,
+        cache: dict,
+        dz: Array,
+        grads: Params,
+    ) -> tuple[Array, Measured]:
         """Six products instead of nine: the deltas of the likelihood and of the reconstruction
         error are added before the weights' gradients are formed."""
-        ops, linalg, w, r, x, z = ctx.ops, ctx.ops.linalg, p["W"], p["R"], cache["x"], cache["z0"]
-        a, v, shape = ctx.error_factor, ctx.log_det_weight, x.shape[1:]  # a = −2λ/N; v = Σ ∂𝓛/∂ldj
+        ops, linalg = ctx.ops, ctx.ops.linalg
+        f, g = maps
+        w, r = p["W"], p["R"]
+        x, z = cache["x"], cache["z0"]
+        a = ctx.error_factor  # −2λ/N
+        v = ctx.log_det_weight  # Σ ∂𝓛/∂ldj
         c_f, c_g = (0.5, 0.5) if self.objective == "mixture" else (1.0, 0.0)
 
         # δ_x = T(W)ᵀ δ_z, also the input's gradient
@@ -43,6 +57,7 @@ class SelfNormalizing(Rule):
         errors = g.adjoint(ops, r, e), e
         delta_w, delta_r = linalg.axpby_pair((c_f, -c_g), (dz, dx), a, errors)
         # r at w's size and w at r's, if their kernels differ (Eq. 30)
+        shape = x.shape[1:]
         r_fit, w_fit = (r, w) if f is g else (f.fit(r, ops.xp), g.fit(w, ops.xp))
         # G_W = Δ_W xᵀ + c v Rᵀ: Eq. 10 and Eq. 17, with R in place of W⁻¹ (Eq. 4).
         # Convolutions: Δ_W ⋆ x + c v flip(r) ⊙ m, Eq. 15 (flip(r) ⊙ m is T(r)ᵀ of Eq. 14 and

@@ -85,7 +85,7 @@ class Trainer:
         self.multipliers = multipliers_of(ops, flow, config)
         self.states: list[TrainingState] = [self.multipliers]
         if config.jvp_weight:
-            from snfnp.beyond.rules import JacobianMean
+            from snfnp.beyond.training import JacobianMean
 
             self.states.append(JacobianMean(ops))
         whitening, self.coordinates = white_states(ops, flow, config, self.optimiser)
@@ -98,7 +98,7 @@ class Trainer:
 
         self._noise: Any = None  # in a step's forward pass
         if config.objective == "variational":
-            from snfnp.beyond.rules import Noise
+            from snfnp.beyond.training import Noise
 
             self._noise = Noise
         self._part = self._weights = None

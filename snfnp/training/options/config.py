@@ -22,7 +22,7 @@ from snfnp.ops.step.definition import Controller
 from snfnp.rules import Rule
 from snfnp.training.options import groups
 from snfnp.training.options.groups import Option, options_in
-from snfnp.training.options.relations import RELATIONS, Need, conflicts
+from snfnp.training.options.relations import GREATEST_LAMBDA, RELATIONS, Need, conflicts
 from snfnp.training.options.user_models import (
     check_known,
     is_code,
@@ -95,8 +95,8 @@ class TrainConfig(
             tolerance=self.tolerance,
             rate=self.lambda_rate,
             smoothing=self.lambda_smoothing,
-            lowest=self.lambda_min,
-            highest=self.lambda_max,
+            lowest=self.lam,
+            highest=GREATEST_LAMBDA,
         )
 
     @property
@@ -310,6 +310,14 @@ class TrainConfig(
         for unknown options or bad values."""
         if not isinstance(values, dict):
             raise UsageError("the configuration is no JSON object")
+        former = {"relative_bias": "plain", "lambda_min": values.get("lam"), "sigma": None}
+        former |= {"lambda_max": GREATEST_LAMBDA}
+        if values.get("objective") == "variational":
+            former["sigma"] = values.get("sigma")  # `lam` says the same
+        for name, value in former.items():
+            if values.get(name) not in (None, value):
+                raise UsageError(f"the configuration has `{name}`, which is no option any more")
+        values = {name: value for name, value in values.items() if name not in former}
         if unknown := sorted(set(values) - set(OPTIONS)):
             raise UsageError(f"the configuration has unknown entries: {', '.join(unknown)}")
         return cls(**values)

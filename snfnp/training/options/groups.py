@@ -16,7 +16,7 @@ from snfnp import models
 from snfnp.data import DATA_SETS
 from snfnp.data.ties import TIES
 from snfnp.layers.preprocess import WAYS
-from snfnp.models import LARGEST_SIGMA, PRESETS, SMALLEST_SIGMA, Preset
+from snfnp.models import PRESETS, Preset
 from snfnp.ops import BACKENDS
 from snfnp.training.update import SCHEDULES
 
@@ -45,10 +45,6 @@ _FRACTION: Limits = (lambda value: 0 <= value <= 1, "from 0 to 1")
 _SMOOTHING: Limits = (lambda value: 0 <= value < 1, "at least 0 and less than 1")
 _SEED: Limits = (lambda value: 0 <= value < 2**63, "a whole number from 0 to 2**63 - 1")
 _INTERVAL: Limits = (lambda value: interval(value), "steps, as 500, or minutes, as 10m")
-_SIGMA: Limits = (
-    lambda value: SMALLEST_SIGMA <= value <= LARGEST_SIGMA,
-    f"positive, from {SMALLEST_SIGMA:g} to {LARGEST_SIGMA:g}",
-)
 
 
 @dataclass(frozen=True)
@@ -182,17 +178,10 @@ class GradientOptions:
     objective: str | Auto = option(
         None,
         "what training maximises: both densities (mixture, Eq. 3), the forward density alone, or "
-        "the variational bound (A.4)",
+        "the variational bound, with noise of variance 1/(2λ) in linear layers (A.4)",
         choices=("mixture", "forward", "variational"),
     )
-    sigma: float | None = option(None, "σ of the noise that linear layers add; λ = 1/(2σ²)", _SIGMA)
     noise_vectors: int | None = option(None, "noise vectors per layer and step", AT_LEAST_1)
-    relative_bias: str = option(
-        "plain",
-        "the bias under the relative gradient: on its own (plain), in an augmented matrix (full), "
-        "or as in Gresele's code",
-        choices=("plain", "gresele", "full"),
-    )
     recipe: str = option(
         "paper",
         "defaults of other options: the paper's, or those that reach its likelihoods in a few "
@@ -208,7 +197,11 @@ class GradientOptions:
 class MultiplierOptions:
     """λ of Eq. 3, fixed or controlled (derivations/21-lambda-controllers.md)."""
 
-    lam: float | Auto = changeable(None, "λ, the weight of the error in Eq. 3", NOT_NEGATIVE)
+    lam: float | Auto = changeable(
+        None,
+        "λ, the weight of the error in Eq. 3; with geco its first and least value",
+        NOT_NEGATIVE,
+    )
     lambda_control: str = option(
         "fixed",
         "λ is fixed, or raised and lowered to keep the error below `tolerance` (geco, A.5)",
@@ -224,10 +217,6 @@ class MultiplierOptions:
     )
     lambda_rate: float | Auto = option(None, "η, how fast geco changes λ", POSITIVE)
     lambda_smoothing: float | Auto = option(None, "α, the decay of geco's mean C", _SMOOTHING)
-    lambda_min: float | Auto = option(
-        None, "geco's least λ; with `objective=mixture` too small a λ diverges", NOT_NEGATIVE
-    )
-    lambda_max: float | Auto = option(None, "geco's greatest λ", POSITIVE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@
 Derivation: derivations/21-lambda-controllers.md.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from snfnp.ops import BACKENDS
 from snfnp.training.options.groups import by_preset, presets_with, shown
 from snfnp.training.update import SCHEDULES
 
+GREATEST_LAMBDA = 1e4  # of geco; the presets start at most at a tenth of it
 _AUGMENTED = "cifar-10"  # the data set that the paper augments (A.3)
 
 
@@ -46,9 +46,10 @@ def _preset_needs(has: Callable) -> Need:
     return Need(lambda c: has(c.preset), f"`model={presets_with(has)}`")
 
 
-LEARNS = Need(lambda c: c.rule.learns_inverse, "`gradient=self-normalizing`")
-FREE_LAMBDA = (LEARNS, _is("objective", "mixture", "forward"))  # else σ decides λ
-_VARIATIONAL = _is("objective", "variational")
+LEARNS = Need(
+    lambda c: c.effective("gradient") == "self-normalizing", "`gradient=self-normalizing`"
+)
+FREE_LAMBDA = (LEARNS, _is("objective", "mixture", "forward"))  # else the noise depends on it
 _GECO = _is("lambda_control", "geco")
 _TABLE = Need(lambda c: is_table(c.data), "`data=PATH` of a table (.csv)")
 _OWN_DATA = Need(lambda c: c.data not in DATA_SETS, "`data=PATH`")
@@ -116,14 +117,11 @@ def _clip(c) -> float | None:
 
 
 def _lam(c) -> float:
-    """The preset's λ for the objective, or the λ that σ decides; 0 if the rule has none."""
-    preset, rule = c.preset, c.rule
-    if not rule.learns_inverse:
+    """The preset's λ for the objective; 0 if no inverse is learned."""
+    if not LEARNS.holds(c):
         return 0.0
-    if _VARIATIONAL.holds(c):
-        return rule.lam
-    forward = preset.lam_forward if rule.objective == "forward" else None
-    return preset.lam if forward is None else forward
+    forward = c.preset.lam_forward if c.effective("objective") == "forward" else None
+    return c.preset.lam if forward is None else forward
 
 
 _PAPER = [f"{n}: {p.paper_epochs}" for n, p in PRESETS.items() if p.paper_epochs is not None]
@@ -145,23 +143,17 @@ _RELATIONS = {
         (), lambda c: c.preset.gradients[0], f"self-normalizing; exact for {_EXACT}"
     ),
     "objective": _preset("objective", "mixture", (LEARNS,)),
-    "sigma": _only(
-        _VARIATIONAL, lambda c: 1 / math.sqrt(2 * c.preset.lam), "the σ of the preset's λ"
-    ),
-    "noise_vectors": _only(_VARIATIONAL, 8),
-    "relative_bias": Relation((_is("gradient", "relative"),)),
+    "noise_vectors": _only(_is("objective", "variational"), 8),
     "recipe": Relation((_NOT_RELATIVE, _RECIPE)),
     "jvp_weight": Relation(FREE_LAMBDA),
     "jvp_probes": Relation((Need(lambda c: c.jvp_weight > 0, "a positive `jvp_weight`"),)),
-    "lam": Relation(FREE_LAMBDA, _lam, _LAM),
+    "lam": Relation((LEARNS,), _lam, _LAM),
     "lambda_control": Relation(FREE_LAMBDA),
     "constraint": Relation((_GECO,)),
     "tolerance": _constraint(1e-3, None),
     # ln λ moves at first by about C − κ per step, for the C relative to a typical ‖h‖² of 10⁴
     "lambda_rate": _constraint(1.0, 1e-4),
     "lambda_smoothing": _only(_GECO, 0.99),
-    "lambda_min": _only(_GECO, lambda c: c.effective("lam"), "`lam`"),
-    "lambda_max": _only(_GECO, 1e4),
     **{name: _preset(name) for name in ("lr", "lr_schedule", "batch_size")},
     "warmup_epochs": _WARMUP._replace(fill=_warmup),
     "coordinates": _preset("coordinates", "plain", (_NOT_RELATIVE, _COORDINATES)),
@@ -207,12 +199,12 @@ def conflicts(c) -> Iterator[str]:
         yield f"`init=authors` only has an effect with {needs}: leave it out"
     if c.tf32 and c.eval_dtype == "float32":
         yield "`tf32` would round the products of `eval_dtype=float32`: leave one of them out"
+    if c.objective == "variational" and c.lam == 0:
+        yield "`lam` is 0: `objective=variational` has noise of variance 1/(2λ): raise it"
     if not c.controller:
         return
     if c.tolerance is None:
         yield "`constraint=absolute` needs `tolerance`: give the error per sample that is allowed"
-    if c.lambda_min == 0:
-        yield "`lambda_min` is 0, and geco multiplies λ: give a positive one"
-    if not c.lambda_min <= c.lam <= c.lambda_max:
-        bounds = f"`lambda_min` ({c.lambda_min:g}) and `lambda_max` ({c.lambda_max:g})"
-        yield f"`lam` is {c.lam:g}, where λ starts: it must be between {bounds}"
+    if not 0 < c.lam <= GREATEST_LAMBDA:
+        limits = f"it must be positive, and {GREATEST_LAMBDA:g} at most"
+        yield f"`lam` is {c.lam:g}, where geco starts: {limits}"

@@ -1,0 +1,61 @@
+"""Parts of a training for the rules of `snfnp.beyond.rules`: the average of Eq. 31, and noise in
+forward passes. Derivation: derivations/19-jacobian-vector-products.md and 20-variational.md.
+"""
+
+import numpy as np
+
+from snfnp.beyond.rules import Variational
+from snfnp.context import Measured
+from snfnp.flow import Flow, Params, layer_key
+from snfnp.layers import Linear
+from snfnp.ops import Array, Ops, RandomKey
+from snfnp.training.update import TrainingState
+
+
+class JacobianMean(TrainingState):
+    """The average of Eq. 31 over steps, kept as a sum and a count."""
+
+    key = "jacobian.sum_and_count"
+    terms = 1
+
+    def __init__(self, ops: Ops):
+        self.ops = ops
+        self.values = ops.asarray(np.zeros(2))
+
+    def collect(self, measured: dict[str, Measured], share: float) -> None:
+        """Each layer is measured in only one slice."""
+        errors = [m.jacobian_error for m in measured.values() if m.jacobian_error is not None]
+        self.sums[...] = self.ops.channels.total(errors) if errors else 0.0
+
+    def update(self, figures: tuple, samples: int, squares: Array, failed: Array) -> tuple:
+        self.values[:1] += self.sums
+        self.values[1:] += 1
+        return figures
+
+    def figures(self) -> dict[str, float]:
+        total, count = self.ops.to_host(self.values).tolist()
+        self.values[...] = 0
+        return {"jacobian_error": total / count if count else 0.0}
+
+
+class Noise:
+    """Noise of a training step in the outputs of layers with the variational rule.
+
+    Args:
+        key: of the step; its `first` is the index in the batch of the first sample.
+    """
+
+    def __init__(self, ops: Ops, flow: Flow, params: Params, key: RandomKey):
+        self._ops = ops
+        self._layers = flow.layers
+        self._params = params
+        self._key = key
+
+    def __call__(self, index: int, z: Array, cache: dict) -> Array:
+        """The next layer's input in place of z, the output of the index-th layer."""
+        name, layer = self._layers[index]
+        if not (isinstance(layer, Linear) and isinstance(layer.rule, Variational)):
+            return z
+        key = layer_key(self._key, index)
+        p = self._params[name]
+        return layer.rule.perturb(self._ops, layer.map, p, z, cache, key, self._key.first)
