@@ -197,9 +197,8 @@ def test_settings_of_the_users_own_change_no_picture(tmp_path, finished):
         train,
         "sample run --out s.png",
         "compare run --plot c.png",
-        "score run moons --out o.png",
     )
-    names, drawn = ("run/training.gif", "run/samples.png", "s.png", "o.png"), []
+    names, drawn = ("run/training.gif", "run/samples.png", "s.png", "c.png"), []
     for folder in (tmp_path, tmp_path / "none"):
         (here := folder / "here").mkdir(parents=True)
         how = {"MPLCONFIGDIR": str(folder), "SNFNP_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
@@ -213,13 +212,12 @@ def test_any_name_is_drawn_as_it_is_and_without_a_warning(tmp_path, recwarn):
     points = np.random.default_rng(0).normal(size=(9, 2))
     plots.save_samples(tmp_path / "a.svg", dict.fromkeys(ODD_NAMES, images(4)), "")
     plots.save_points(tmp_path / "b.svg", dict.fromkeys(ODD_NAMES, points), "")
-    plots.save_histograms(tmp_path / "c.svg", dict.fromkeys(ODD_NAMES, points[:, 0]), "nats", "")
     figures = {key: [1.0, 2.0] for key in plots.COMPARED}
     plots.save_comparison(tmp_path / "d.svg", dict.fromkeys(ODD_NAMES, figures), "nats")
     records = [dict(zip(plots.COMPARED, (1, 2, 3), strict=True), reconstruction=0.0)]
     for place, name in enumerate(ODD_NAMES):
         plots.save_curves(tmp_path / f"{place}.svg", records, name)
-    assert len(list(tmp_path.iterdir())) == 4 + len(ODD_NAMES) and not recwarn.list
+    assert len(list(tmp_path.iterdir())) == 3 + len(ODD_NAMES) and not recwarn.list
 
 
 def labels(*records):

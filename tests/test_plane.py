@@ -1,7 +1,6 @@
 """2-D toy data: densities, pictures and the animation, paths between latents, scores."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ from PIL import Image
 from support.messages import one_line
 
 import snfnp
-from snfnp.cli import evaluate, sample, score, train
+from snfnp.cli import evaluate, sample, train
 from snfnp.data import toy as densities
 from snfnp.errors import UsageError
 from snfnp.likelihood import Likelihood
@@ -140,42 +139,36 @@ def test_a_run_without_an_animation_builds_no_likelihood_for_it(tmp_path, monkey
         made.clear()
 
 
-def test_the_area_under_the_curve_is_a_share_of_pairs():
-    ours, others = RNG.integers(0, 9, (50, 1)), RNG.integers(2, 12, 70)
-    expected = np.mean((ours > others) + 0.5 * (ours == others))
-    np.testing.assert_allclose(score.auroc(ours[:, 0], others), expected, rtol=1e-14)
-
-
-def test_scores_are_log_likelihoods_of_both(run, folder, tmp_path, capsys):
+def test_scores_are_the_log_likelihood_of_each_sample(run, folder, tmp_path, capsys):
+    """Of all samples of other data; a file that exists is left alone."""
     data = snfnp.load_dataset("moons").test
     far = np.concatenate([data[:20] + 3, [[1e300, -1e300]]])
     np.save(tmp_path / "far.npy", far)
-    score.main([str(folder), str(tmp_path / "far.npy"), "--count", "900"])
-    first, *lines = (folder / "score-far.csv").read_text().splitlines()
-    names, places, nats = zip(*(line.split(",") for line in lines), strict=True)
-    assert first == "data,place,nats" and names == ("test",) * 900 + ("other",) * 21
-    some = np.arange(900) * len(data) // 900
-    assert places[:901] == (*map(str, some), "0") and nats[-1] == "-inf"
-    expected = run.likelihood.log_prob(np.concatenate([data[some], far[:-1]]))
+    out = tmp_path / "far.csv"
+    argv = [
+        str(folder),
+        "--data",
+        str(tmp_path / "far.npy"),
+        "--split",
+        "all",
+        "--scores",
+        str(out),
+    ]
+    evaluate.main(argv)
+    first, *lines = out.read_text().splitlines()
+    index, nats = zip(*(line.split(",") for line in lines), strict=True)
+    assert first == "index,nats" and index == tuple(map(str, range(21))) and nats[-1] == "-inf"
+    expected = run.likelihood.log_prob(far[:-1])
     np.testing.assert_allclose(np.array(nats[:-1], float), expected, rtol=1e-12)
-    said, median = capsys.readouterr().out, np.median(expected[:900])
-    assert f"median log-likelihood {median:.3f} nats of 900 test samples (moons)" in said
-    assert "AUROC 1.0000" in said and "Nalisnick" not in said
-
-
-def test_scores_of_another_file_of_the_same_name_are_kept(folder, tmp_path, capsys):
-    """Test files are called test.csv everywhere. The same scores once more are no other file."""
-    said = []
-    for number, place in enumerate(("a", "b", "a")):
-        (tmp_path / place).mkdir(exist_ok=True)
-        np.save(tmp_path / place / "test.npy", np.full((3, 2), number % 2 + 0.5))
-        score.main([str(folder), str(tmp_path / place / "test.npy"), "--count", "3"])
-        said.append(capsys.readouterr().out)
-    names = ["score-test", "score-test-2", "score-test"]
-    for line, name in zip(said, names, strict=True):
-        assert f"picture: {folder / name}.png; scores: {folder / name}.csv" in line
-    assert (folder / "score-test.csv").read_bytes() != (folder / "score-test-2.csv").read_bytes()
-    assert not (folder / "score-test-3.csv").exists()
+    said = capsys.readouterr().out
+    assert "21 all rows from " in said and f"scores: {out}" in said
+    before = out.read_bytes()
+    with one_line(UsageError, f"`scores` is {out}, which exists: choose another name"):
+        evaluate.main(argv)
+    assert out.read_bytes() == before
+    evaluate.main([str(folder), "--scores", str(tmp_path / "own.csv"), "--batch-size", "70"])
+    own = np.genfromtxt(tmp_path / "own.csv", delimiter=",", names=True)["nats"]
+    np.testing.assert_allclose(own, run.likelihood.log_prob(data), rtol=1e-12)
 
 
 def test_a_warning_of_exact_samples_is_one_line(folder, tmp_path, monkeypatch, capsys):
@@ -185,33 +178,6 @@ def test_a_warning_of_exact_samples_is_one_line(folder, tmp_path, monkeypatch, c
     assert capsys.readouterr().err == "exact samples have few digits\n"
     sample.main([*argv, "learned"])
     assert capsys.readouterr().err == ""
-
-
-def test_a_note_says_that_other_data_are_likelier(folder, tmp_path, capsys):
-    """Black images, near the mode, are likelier than digits."""
-    np.save(tmp_path / "mode.npy", RNG.normal(0, 1e-3, (30, 2)))
-    out = tmp_path / "a.pdf"
-    score.main([str(folder), str(tmp_path / "mode.npy"), "--out", str(out), "--count", "500"])
-    said = capsys.readouterr().out
-    assert "likelier than the test data" in said and "Nalisnick et al. 2019" in said
-    assert out.read_bytes().startswith(b"%PDF") and (tmp_path / "a-scores.csv").exists()
-    score.main([str(folder), "moons", "--out", str(out)])
-    assert "AUROC 0.5000" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("options", [["--data-dir", "a"], ["--data-dir", "b", "--other-dir", "a"]])
-def test_other_published_data_are_read_from_the_folder_of_the_options(folder, monkeypatch, options):
-    """Even if --data-dir has the data of the run itself."""
-    asked = []
-
-    def load(data_dir, report):
-        asked.append(data_dir)
-        raise UsageError("enough")
-
-    monkeypatch.setitem(snfnp.data.LOADERS, "cifar-10", load)
-    with pytest.raises(UsageError, match="enough"):
-        score.main([str(folder), "cifar-10", *options])
-    assert asked == [Path("a")]
 
 
 SCORELESS = {
@@ -229,8 +195,10 @@ def test_data_without_a_score_are_one_line(other, folder, tmp_path, monkeypatch)
     np.save("nan.npy", [[0.0, 1.0], [np.nan, 2.0]])
     np.save("three.npy", np.ones((4, 3)))
     with one_line(UsageError, SCORELESS[other]):
-        score.main([str(folder), other])
-    with one_line(UsageError, "`other_dir` is for published data sets, and "):
-        score.main([str(folder), other, "--other-dir", "."])
+        evaluate.main([str(folder), "--data", other, "--split", "all"])
+    with one_line(UsageError, "`split=all` is for other data: name them with `data`"):
+        evaluate.main([str(folder), "--split", "all"])
+    with one_line(UsageError, "`scores` is a.txt: its name must end in one of .csv"):
+        evaluate.main([str(folder), "--scores", "a.txt"])
     with one_line(UsageError, "give the same data, or others", "with `data` (dataset= in Python)"):
         evaluate.main([str(folder), "--data", "mnist-sample"])

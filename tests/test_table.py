@@ -3,14 +3,13 @@
 import gzip
 import json
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from support.messages import one_line
 
 import snfnp
-from snfnp.cli import angle, evaluate, sample, score, train
+from snfnp.cli import angle, evaluate, sample, train
 from snfnp.data import own_data, table
 from snfnp.data.table import read_table
 from snfnp.data.ties import decimals, find_steps
@@ -228,25 +227,25 @@ def test_names_go_from_the_file_to_the_run_its_samples_and_scores(tmp_path, undr
     assert names == ("a", "b") and drawn.shape == (5, 2)
     sample.main([str(out), "--count", "5", "--out", str(tmp_path / "s.NPY")])
     np.testing.assert_array_equal(drawn, np.load(tmp_path / "s.NPY"))
-    for data in (mine, turned):
-        score.main([str(out), data])
-    scores = [(out / f"score-{name}.csv").read_text() for name in ("mine", "turned")]
+    scores = []
+    for number, data in enumerate((mine, turned)):
+        written = tmp_path / f"scores{number}.csv"
+        evaluate.main([str(out), "--data", data, "--split", "all", "--scores", str(written)])
+        scores.append(written.read_text())
     assert scores[0] == scores[1]
-    score.main([str(out), turned, "--out", str(tmp_path / "turned.png")])
-    assert (tmp_path / "turned-scores.csv").read_text() == scores[1]
-    assert (tmp_path / "turned.csv").read_text().startswith("b,a")  # it was not written over
     capsys.readouterr()
     for data in (mine, turned):
         evaluate.main([str(out), "--data", data])
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("NLL")]
     assert len(printed) == 2 and printed[0] == printed[1]
     first, *lines = scores[0].splitlines()
-    assert first == "data,place,nats,a,b"
-    np.testing.assert_array_equal([line.split(",")[3:] for line in lines[-200:]], rows.astype(str))
-    for data, command in ((other, score.main), (other, train.main)):
+    assert first == "index,nats,a,b"
+    np.testing.assert_array_equal([line.split(",")[2:] for line in lines], rows.astype(str))
+    for split in ("all", "test"):
         with one_line(UsageError, "column"):
-            argv = [str(out), data] if command is score.main else [mine, *SHORT, "--test", data]
-            command(argv)
+            evaluate.main([str(out), "--data", other, "--split", split])
+    with one_line(UsageError, "column"):
+        train.main([mine, *SHORT, "--test", other])
 
 
 def test_scores_read_a_table_as_its_run_did(tmp_path, undrawn):
@@ -255,30 +254,28 @@ def test_scores_read_a_table_as_its_run_did(tmp_path, undrawn):
     rows[7, 1] = ""
     path.write_text("\n".join(map(",".join, rows)))
     train.main([str(path), *SHORT, "--columns", "1,2", "--drop-incomplete", "--out", out])
-    score.main([out, str(path)])
+    scores = tmp_path / "scores.csv"
+    evaluate.main([out, "--data", str(path), "--split", "all", "--scores", str(scores)])
+    assert len(scores.read_text().splitlines()) == 1 + 99
     evaluate.main([out, "--data", str(path)])
     with one_line(UsageError, "`drop_incomplete` is for tables, and moons is none"):
         evaluate.main([out, "--data", "moons", "--drop-incomplete"])
-    scored = (tmp_path / "run/score-t.csv").read_text().splitlines()
-    assert len([line for line in scored if line.startswith("other,")]) == 99
 
 
-def test_a_score_that_is_no_number_is_the_lowest_there_is(tmp_path, undrawn, monkeypatch, capsys):
+def test_a_score_that_is_no_number_is_the_lowest_there_is(tmp_path, undrawn, monkeypatch):
     path, out, rows = tmp_path / "t.csv", tmp_path / "run", np.zeros((60, 2))
     rows[:, :] = np.random.default_rng(0).normal(size=(60, 2))
     np.savetxt(path, rows, delimiter=",")
     train.main([str(path), *SHORT, "--out", str(out)])
     log_prob = snfnp.Likelihood.log_prob
 
-    def overflowing(likelihood, data, **options):
-        return np.where(np.arange(len(data)) % 2, np.nan, log_prob(likelihood, data, **options))
+    def overflowing(likelihood, data, *options):
+        return np.where(np.arange(len(data)) % 2, np.nan, log_prob(likelihood, data, *options))
 
     monkeypatch.setattr(snfnp.Likelihood, "log_prob", overflowing)
-    capsys.readouterr()
-    score.main([str(out), str(path)])
-    assert "nan" not in capsys.readouterr().out
-    scored = [line.split(",") for line in (out / "score-t.csv").read_text().splitlines()[1:]]
-    assert [nats == "-inf" for _, place, nats, *_ in scored] == [int(p) % 2 for _, p, *_ in scored]
+    evaluate.main([str(out), "--scores", str(tmp_path / "scores.csv")])
+    lines = (tmp_path / "scores.csv").read_text().splitlines()[1:]
+    assert [line.split(",")[1] == "-inf" for line in lines] == [False, True] * 3
 
 
 @pytest.mark.parametrize("way", ["standardise", "none"])
@@ -311,8 +308,9 @@ def test_a_table_of_any_suffix_goes_through_every_command(suffix, tmp_path, undr
     text = "\n".join(map("\t".join, rows)).encode()
     path.write_bytes(gzip.compress(text) if suffix.endswith("gz") else text)
     train.main([str(path), *SHORT, "--columns", "1,2", "--drop-incomplete", "--out", out])
-    score.main([out, str(path)])
     evaluate.main([out, "--data", str(path), "--drop-incomplete"])
+    scores = str(tmp_path / "scores.csv")
+    evaluate.main([out, "--data", str(path), "--split", "all", "--scores", scores])
 
 
 @pytest.mark.parametrize("kind", [int, np.uint8, bool])
@@ -442,7 +440,7 @@ def test_columns_with_steps_are_dequantised_and_samples_lie_on_them():
 
 def test_figures_of_some_rows_are_of_rows_from_the_whole_file(tmp_path, monkeypatch, capsys):
     """Of a table sorted by class: what is said of as many training rows as there are for validation
-    is theirs from all classes, and so are the rows of `angle` and `score`."""
+    is theirs from all classes, and so are the rows of `angle`."""
     rng = np.random.default_rng(0)
     rows = np.concatenate([rng.normal(scale=s, size=(100, 2)) for s in (0.1, 1, 9)])
     run = snfnp.fit(rows, out=tmp_path / "run", epochs=4, backend="numpy", report=None)
@@ -461,7 +459,3 @@ def test_figures_of_some_rows_are_of_rows_from_the_whole_file(tmp_path, monkeypa
     angle.main([folder, "--images", str(count), *more])
     expected, _ = run.flow.encode(run.ops, train_rows[places], RandomKey(0, 1), np.float64)
     np.testing.assert_array_equal(seen[0], expected)
-    score.main([folder, str(tmp_path / "rows.npy"), "--count", "3", *more])
-    lines = Path(folder, "score-rows.csv").read_text().splitlines()
-    assert [line.split(",")[1] for line in lines[4:]] == ["0", "100", "200"]
-    assert lines[5].split(",")[2] == repr(float(run.likelihood.log_prob(rows[100:101])[0]))

@@ -16,7 +16,7 @@ from support.messages import one_line
 from support.runs import estimator_checkpoint, forge
 
 import snfnp
-from snfnp.cli import angle, compare, evaluate, sample, score, train
+from snfnp.cli import angle, compare, evaluate, sample, train
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.training.runs.checkpoint import load_checkpoint, save_checkpoint
 from snfnp.training.runs.folder import RunFolder
@@ -78,7 +78,6 @@ COMMANDS = {
     "evaluate": lambda run, *given: evaluate.main([run, *given]),
     "angle": lambda run, *given: angle.main([run, *given]),
     "sample": lambda run, *given: sample.main([run, "--count", "4", *given]),
-    "score": lambda run, *given: score.main([run, f"{run}/../rows.npy", *given]),
     "compare": lambda run, *_: compare.main([run, run]),
     "train": lambda run, *given: train.main(["--resume", "--out", run, "--epochs", "3", *given]),
     "rollback": lambda run, *given: train.main(["--rollback", "--out", run, *given]),
@@ -524,7 +523,8 @@ def test_records_and_names_of_files_are_shown_and_not_sent_to_a_terminal(runs, t
     forge(run, record)
     np.save(tmp_path / f"{name}.npy", ROWS + 1)
     compare.main([str(run), str(run), "--plot", str(tmp_path / f"{name}.png")])
-    score.main([str(run), str(tmp_path / f"{name}.npy"), "--data", "moons"])
+    scores = ["--split", "all", "--scores", str(tmp_path / f"{name}-scores.csv")]
+    evaluate.main([str(run), "--data", str(tmp_path / f"{name}.npy"), *scores])
     sample.main([str(run), "--count", "4", "--out", str(tmp_path / f"{name}.csv")])
     said = capsys.readouterr().out
     assert "\\x1b]0;title" in said

@@ -15,9 +15,8 @@ from snfnp.processes import terminal
 
 COMMANDS = {
     "train": "train a flow, or resume a run",
-    "evaluate": "print a run's exact log-likelihood, term by term",
+    "evaluate": "print a run's exact log-likelihood, of its own data or of others",
     "sample": "draw samples from a run, as a picture or a table",
-    "score": "compare likelihoods of other data with those of the test data",
     "angle": "print the angles between a run's gradient and the exact one",
     "compare": "compare runs in a table and a picture",
     "check": "check every gradient against finite differences",

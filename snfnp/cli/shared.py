@@ -9,17 +9,17 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, NoReturn
 
-import numpy as np
-
-from snfnp.data import load_dataset
+from snfnp.data import Samples, load_dataset, load_whole
 from snfnp.data.table import is_table
 from snfnp.errors import UsageError, printable, suggestion, within_memory
 from snfnp.files import explained, write_atomically
-from snfnp.ops import BACKENDS
+from snfnp.images import fault
+from snfnp.ops import BACKENDS, Ops
 from snfnp.training.options.user_models import imported
 from snfnp.training.progress import compilations_shown
 from snfnp.training.runs.load import LoadedRun, load_run
@@ -30,10 +30,18 @@ VALUES = {int: "N", float: "NUMBER", Path: "PATH"}  # what help calls the values
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are `UsageError`, and whose help fails if it cannot be written."""
 
-    def number(self, flag: str, help: str, default=None, least=1, most=math.inf, kind: type = int):
+    def number(
+        self,
+        flag: str,
+        help: str,
+        default: float | None = None,
+        least: float = 1,
+        most: float = math.inf,
+        kind: type[int] | type[float] = int,
+    ) -> None:
         """Add an option of a number from `least` to `most`."""
 
-        def parsed(text: str):
+        def parsed(text: str) -> float:
             value = kind(text)
             check_range(flag.removeprefix("--").replace("-", "_"), value, least, most)
             return value
@@ -41,17 +49,17 @@ class Parser(argparse.ArgumentParser):
         parsed.__name__ = kind.__name__  # for argparse's message
         if default is not None:
             help += f" (default: {default})"
-        how = {"type": parsed, "metavar": VALUES[kind]}
-        self.add_argument(flag, default=default, help=help, **how)
+        metavar = VALUES[kind]
+        self.add_argument(flag, default=default, help=help, type=parsed, metavar=metavar)
 
     def seed(self, help: str) -> None:
         """Add --seed, a key of random numbers."""
         self.number("--seed", help, 0, 0, 2**63 - 1)
 
-    def print_help(self, file=None):
+    def print_help(self, file: Any = None) -> None:
         print(self.format_help(), end="", file=file)  # argparse ignores errors here
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         hint = ""
         if unknown := re.match(r"unrecognized arguments: (?:.*? )?(--[\w-]+)", message):
             hint = suggestion(unknown[1], self._option_string_actions)
@@ -63,8 +71,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_parser(prog: str | None, description: str | None, data: bool = True) -> Parser:
-    """A parser for commands that read a finished run, with what `open_run` needs, and `images_of`
-    if they need its data."""
+    """A parser for commands that read a finished run, with the options of `open_run`, and those of
+    `images_of` if they need its data."""
     parser = Parser(prog=prog, description=description)
     parser.add_argument("run", type=Path, help="run folder")
     which = "the best validation epoch, or the last step (default: best)"
@@ -89,46 +97,58 @@ def open_run(args: argparse.Namespace) -> LoadedRun:
 
 
 @contextmanager
-def busy(ops, parameter: str, count: int):
+def busy(ops: Ops, parameter: str, count: int) -> Iterator[None]:
     """`within_memory`, with a progress line in a terminal while kernels are compiled."""
     with within_memory(ops, parameter, count), compilations_shown(ops):
         yield
 
 
 @contextmanager
-def warnings_in_lines():
-    """Print what is warned of, a line for each, at the end."""
-    with warnings.catch_warnings(record=True) as found:
+def warnings_in_lines() -> Iterator[None]:
+    """Print each warning once, in a line, at the end."""
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
-    for line in dict.fromkeys(printable(warning.message) for warning in found):
+    for line in dict.fromkeys(printable(warning.message) for warning in caught):
         print(line, file=sys.stderr)
 
 
-def images_of(run: LoadedRun, args: argparse.Namespace, split: str) -> tuple[np.ndarray, str]:
+def images_of(run: LoadedRun, args: argparse.Namespace, split: str) -> tuple[Samples, str]:
     """A split of the data that a run was trained on, and its source. Other data are an error; if
     --data-dir or --data names them, a line says so instead."""
     folder = args.data_dir or run.config.data_dir
     name = args.data or run.folder.data_name(run.record, folder)
-    how, tabular = run.config.splits_of(name), is_table(name)
-    if args.drop_incomplete and not tabular and "other" not in args:
-        found = f"`drop_incomplete` is for tables, and {name} is none"
-        raise UsageError(f"{found}: leave it out")
-    if how and (args.data or args.drop_incomplete):
-        how |= {k: v if tabular else None for k, v in table_options(run, args).items()}
-    dataset = load_dataset(name, folder, **how)
-    given = args.data_dir is not None or args.data is not None
-    if line := run.folder.refuse_other_images(run.record, dataset, (split,), given):
+    table = _table_options(run, args, name)
+    options = run.config.splits_of(name)
+    if options and (args.data or args.drop_incomplete):
+        options |= table if is_table(name) else dict.fromkeys(table)
+    dataset = load_dataset(name, folder, **options)
+    chosen = args.data_dir is not None or args.data is not None
+    if line := run.folder.refuse_other_images(run.record, dataset, (split,), chosen):
         print(line)
     return getattr(dataset, split), dataset.source
 
 
-def table_options(run: LoadedRun, args: argparse.Namespace) -> dict:
-    """The options for other tables: the columns that the run was trained on, by name if they have
-    names."""
+def whole_data(run: LoadedRun, args: argparse.Namespace) -> Samples:
+    """Everything in the data that --data names, or the test split if they have one, for a run on
+    samples of that shape. Raises UsageError for others."""
+    samples = load_whole(args.data, args.data_dir, **_table_options(run, args, args.data))
+    if problem := fault(samples, run.image_shape, run.flow.preprocess.levels):
+        raise UsageError(f"{args.data}: {problem}")
+    return samples
+
+
+def _table_options(run: LoadedRun, args: argparse.Namespace, name: str) -> dict[str, Any]:
+    """The options for another table of this name: the columns that the run was trained on, by name
+    if they have names."""
+    if args.drop_incomplete and not is_table(name):
+        raise UsageError(f"`drop_incomplete` is for tables, and {name} is none: leave it out")
     config = run.config
-    drop, columns = config.drop_incomplete or args.drop_incomplete, run.columns or config.columns
-    return {"header": config.header, "columns": columns, "drop_incomplete": drop}
+    return {
+        "header": config.header,
+        "columns": run.columns or config.columns,
+        "drop_incomplete": config.drop_incomplete or args.drop_incomplete,
+    }
 
 
 def check_range(name: str, value: float, least: float, most: float = math.inf) -> None:
@@ -155,13 +175,8 @@ def check_file(path: Path, name: str, suffixes: tuple[str, ...] = ()) -> None:
 
 def write_csv(path: Path, columns: Iterable, rows: Iterable) -> None:
     """Write a table atomically, under the names of its columns if it has any."""
-    write_atomically(path, csv_bytes(columns, rows))
-
-
-def csv_bytes(columns: Iterable, rows: Iterable) -> bytes:
-    """The content of a .csv file: a table under the names of its columns if it has any."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([columns] if columns else [])
     writer.writerows(rows)
-    return text.getvalue().encode()
+    write_atomically(path, text.getvalue().encode())

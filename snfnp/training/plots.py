@@ -249,18 +249,6 @@ def _draw_view(figure, view: View, last: View, **ticks) -> None:
     latents.set(xlim=(-3.5, 3.5), ylim=(-3.5, 3.5), title="data as latents: 1 and 2 σ")
 
 
-def save_histograms(path: Path, values: dict[str, np.ndarray], label: str, title: str) -> None:
-    """Histograms {name: values (n,)} in one frame, of what is finite."""
-    finite = {name: each[np.isfinite(each)] for name, each in values.items()}
-    bins = list(np.histogram_bin_edges(np.concatenate(list(finite.values())), 80))
-    with _picture(path, title, (7.2, 4.2)) as figure:
-        axis = figure.subplots()
-        for name, each in finite.items():
-            axis.hist(each, bins, density=len(each) > 0, alpha=0.6, label=_plain(name))
-        axis.set(xlabel=label, yticks=[])
-        axis.legend()
-
-
 class Row(NamedTuple):
     """A row of curves: per record a value and the ends of a band around it, lines (3, records), NaN
     for a record without; also: the same figure of training data (records,), dashed; log: a
