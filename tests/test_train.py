@@ -412,7 +412,8 @@ def test_a_spacing_that_a_clock_chose_is_kept(tmp_path, monkeypatch, step):
 
 
 def test_an_evaluation_is_timed(monkeypatch):
-    """Of as many images as are looked at, for all of them."""
+    """Of as many images as are looked at, for all of them, and once what is the weights' alone: the
+    determinants and the monitors."""
     trainer = make_trainer(OPS, "fc")
     loop = SimpleNamespace(trainer=trainer, batches=SimpleNamespace(whole=None))
     images, seen = np.zeros((2500, 8, 8, 1), np.uint8), []
@@ -425,4 +426,5 @@ def test_an_evaluation_is_timed(monkeypatch):
 
     monkeypatch.setattr(Likelihood, "evaluate", counted)
     monkeypatch.setattr("snfnp.training.evaluation.time.perf_counter", lambda: float(next(now)))
-    assert Evaluator(loop).seconds(images) == 1.0 + 2.5 and seen == [1000]
+    monkeypatch.setattr(Monitors, "figures", lambda *_: next(now))  # takes a second
+    assert Evaluator(loop).seconds(images) == 2.0 + 2.5 and seen == [1000]
