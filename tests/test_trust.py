@@ -525,6 +525,7 @@ def test_records_and_names_of_files_are_shown_and_not_sent_to_a_terminal(runs, t
     compare.main([str(run), str(run), "--plot", str(tmp_path / f"{name}.png")])
     scores = ["--split", "all", "--scores", str(tmp_path / f"{name}-scores.csv")]
     evaluate.main([str(run), "--data", str(tmp_path / f"{name}.npy"), *scores])
+    evaluate.main([str(run), "--data", "moons"])
     sample.main([str(run), "--count", "4", "--out", str(tmp_path / f"{name}.csv")])
     said = capsys.readouterr().out
     assert "\\x1b]0;title" in said
