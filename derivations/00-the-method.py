@@ -38,6 +38,15 @@ class Dense:
         self.gradients = {"W": G_W, "R": G_R, "b": delta.sum(axis=0)}
         return delta_x
 
+    def watch(self):  # ‖R W − I‖, and the degrees from the exact gradient, with W⁻¹ for R
+        data = self.delta.T @ self.x
+        ours, exact = data + self.R.T, data + np.linalg.inv(self.W).T
+        return np.linalg.norm(self.R @ self.W - np.eye(len(data))), degrees(ours, exact)
+
+
+def degrees(a, b):
+    return np.degrees(np.arccos(min(1, np.sum(a * b) / np.linalg.norm(a) / np.linalg.norm(b))))
+
 
 class Bend:
     """y = 0.3 x + 0.7 log(1 + eˣ): slope 0.3 far to the left, slope 1 far to the right."""
@@ -71,7 +80,7 @@ def train(flow, draw, steps, rate, rng, lam=1.0, say=lambda line: None):
         for layer in reversed(flow):
             delta = layer.backward(delta, lam)
         if step % (steps // 50) == 0:
-            seen.append([watch(layer) for layer in dense])  # training does not use it
+            seen.append([layer.watch() for layer in dense])  # training does not use it
         if step % (steps // 5) == 0:
             gap, climbed = seen[-1][0][0], log_p(flow, x)
             say(f"step {step} of {steps}: log p(x) {climbed:.2f}, ‖R W − I‖ {gap:.3f} in layer 1")
@@ -97,14 +106,6 @@ def adam(layers, state, step, rate):
             v += 0.001 * (gradient**2 - v)
             size = np.sqrt(v / (1 - 0.999**step)) + 1e-8
             getattr(layer, name)[...] += rate * m / (1 - 0.9**step) / size
-
-
-def watch(layer):
-    """‖R W − I‖, and the degrees between its gradient and the exact one, with W⁻¹ for R."""
-    data = layer.delta.T @ layer.x
-    ours, exact = data + layer.R.T, data + np.linalg.inv(layer.W).T
-    cosine = min(1, np.sum(ours * exact) / np.linalg.norm(ours) / np.linalg.norm(exact))
-    return np.linalg.norm(layer.R @ layer.W - np.eye(len(data))), np.degrees(np.arccos(cosine))
 
 
 def cloud(rng, count=1000):

@@ -79,7 +79,7 @@ def test_equations_and_pages_in_code_are_links():
 def test_every_equation_of_the_index_has_a_place_on_the_site():
     text = "| 3 | what | [03](03-x.md#eq-3) | `code` | `test` |\n| 31 | later | later: x | | |\n"
     assert equation_pages(text) == {3: "03-x.md#eq-3"}
-    assert len(equation_pages((ROOT / "derivations/README.md").read_text("utf-8"))) >= 30
+    assert len(equation_pages((ROOT / "derivations/equations.md").read_text("utf-8"))) >= 30
 
 
 CORE = [0, *range(2, 11), 13, 14, *range(16, 19), 22]

@@ -19,6 +19,7 @@ from docutils import nodes
 from pages import (
     CITATION,
     CODE,
+    INDEX,
     PAGE_NAME,
     README,
     ROOT,
@@ -215,7 +216,7 @@ def _tell_the_reading(page: _Page, doctree) -> None:
 def _list_citing_lines(page: _Page, doctree) -> None:
     """Under every heading that the equation index names: the lines of code that cite it."""
     of_page: dict[str, list[int]] = {}
-    for n, target in equation_pages(README.read_text(encoding="utf-8")).items():
+    for n, target in equation_pages(INDEX.read_text(encoding="utf-8")).items():
         file, _, fragment = target.partition("#")
         if file == f"{page.name}.md":
             of_page.setdefault(fragment, []).append(n)
@@ -275,7 +276,7 @@ def source_pages(app):
 def add_contents(app, docname, source):
     """The start page's hidden tables of contents: its groups, in the order in which to read them.
 
-    Pages that its tables do not have come last, and then the API.
+    Pages that its tables do not have come last, then the equation index and the API.
     """
     if docname != app.config.root_doc:
         return
@@ -283,7 +284,8 @@ def add_contents(app, docname, source):
     listed = {page for pages in groups.values() for page in pages}
     others = [p.name for p in app.srcdir.glob("*.md") if PAGE_NAME.fullmatch(p.name)]
     api = sorted((app.srcdir / "site").glob("api*.md"), key=lambda path: path.stem)
-    rest = [*sorted(set(others) - listed), *(f"site/{path.name}" for path in api)]
+    index = [INDEX.name] * (app.srcdir / INDEX.name).exists()
+    rest = [*sorted(set(others) - listed), *index, *(f"site/{path.name}" for path in api)]
     *_, last = groups or {"Pages": []}
     groups[last] = [*groups.get(last, []), *rest]
     for name, pages in groups.items():

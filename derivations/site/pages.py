@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 DERIVATIONS = ROOT / "derivations"
 README = DERIVATIONS / "README.md"
+INDEX = DERIVATIONS / "equations.md"
 
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"`((?:snfnp|scripts)/[\w/]+\.py): ([\w.]+)`")
@@ -99,7 +100,7 @@ def docstring(path: Path) -> str:
 
 
 def equation_pages(index: str) -> dict[int, str]:
-    """Equation -> "page.md#heading", as the equation index (the text of README.md) has it."""
+    """Equation -> "page.md#heading", as the equation index (its text) has it."""
     rows = re.findall(r"^\| (\d+) \|[^|]*\| \[\d\d\]\(([^)]+)\) \|", index, flags=re.M)
     return {int(n): target for n, target in rows}
 

@@ -11,7 +11,7 @@ import re
 
 import sources
 from docutils import nodes
-from pages import PAGE_NAME, README
+from pages import INDEX, PAGE_NAME
 
 FILE = "excerpts.js"
 _LETTERS = {
@@ -42,7 +42,7 @@ def text_of(markdown: str) -> str:
 
 
 def equations(index: str) -> dict[int, dict[str, str]]:
-    """Equation -> where the site derives it, and what it says (the text of README.md)."""
+    """Equation -> where the site derives it, and what it says (the text of the index)."""
     rows = re.findall(r"^\| (\d+) \| ([^|]*) \| \[\d\d\]\(([^)]+)\) \|", index, flags=re.M)
     return {int(n): {"page": sources.equation_target(int(n)), "what": what} for n, what, _ in rows}
 
@@ -54,7 +54,7 @@ def write_excerpts(app, exception):
     for path in sorted(app.srcdir.glob("*.md")):
         if PAGE_NAME.fullmatch(path.name) or path.stem == app.config.root_doc:
             texts[f"{path.stem}.html"] = text_of(path.read_text(encoding="utf-8"))
-    found = equations(README.read_text(encoding="utf-8"))
+    found = equations(INDEX.read_text(encoding="utf-8"))
     script = f"window.EXCERPTS = {json.dumps({'equations': found, 'texts': texts})};\n"
     (app.outdir / "_static" / FILE).write_text(script, encoding="utf-8")
 

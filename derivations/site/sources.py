@@ -6,7 +6,7 @@ import posixpath
 import re
 from functools import cache
 
-from pages import CITATION, DERIVATIONS, PAGE_NAME, README, ROOT, cited, equation_pages
+from pages import CITATION, DERIVATIONS, INDEX, PAGE_NAME, ROOT, cited, equation_pages
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import CppLexer, PythonLexer
@@ -28,7 +28,7 @@ def files() -> list[str]:
 
 @cache
 def _equation_pages() -> dict[int, str]:
-    return equation_pages(README.read_text(encoding="utf-8"))
+    return equation_pages(INDEX.read_text(encoding="utf-8"))
 
 
 def equation_target(n: int) -> str | None:

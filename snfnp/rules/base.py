@@ -1,4 +1,4 @@
-"""The contract of a rule. Derivation: derivations/05-self-normalizing.md."""
+"""The contract of a rule. Derivation: derivations/18-write-your-own-rule.md."""
 
 from typing import Any, ClassVar
 
