@@ -8,18 +8,21 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
+from numpy.random import Generator
 
 from snfnp.data.ties import offsets
 from snfnp.density.mixture import Mixture
+from snfnp.density.training import Candidate
 from snfnp.flow import Flow
 from snfnp.layers.preprocess import Standardise
 from snfnp.likelihood import Likelihood
-from snfnp.ops import get_ops
+from snfnp.ops import Ops, get_ops
+from snfnp.training.options import TrainConfig
 
-_LEAST = 0.01  # the weight of a candidate that is kept
+_LEAST = 0.01  # the smallest weight that is kept
 _ITERATIONS = 1000  # of EM for weights
 _ATTEMPTS = 20  # to draw a row within the values of its columns
 _AT_ONCE = 20_000  # rows that go through all densities together
@@ -50,7 +53,7 @@ def stacked_weights(scores: np.ndarray) -> np.ndarray:
 class FlowMember:
     """A trained flow and its parameters, flat."""
 
-    ops: Any
+    ops: Ops
     flow: Flow
     p: np.ndarray
 
@@ -62,16 +65,16 @@ class FlowMember:
     @cached_property
     def without_noise(self) -> Likelihood:
         """The density of the noisy rows, at a row as it is."""
-        before = cast(Standardise, self.flow.preprocess)
-        if not before.step:
+        noisy = cast(Standardise, self.flow.preprocess)
+        if not noisy.step:
             return self.likelihood
-        flow = replace(self.flow, preprocess=Standardise(before.mean, before.spread))
+        flow = replace(self.flow, preprocess=Standardise(noisy.mean, noisy.spread))
         return Likelihood(self.ops, flow, self.p)
 
     def log_prob(self, rows: np.ndarray) -> np.ndarray:
         return self.without_noise.log_prob(rows)
 
-    def sample(self, count: int, rng: np.random.Generator, exact: bool) -> np.ndarray:
+    def sample(self, count: int, rng: Generator, exact: bool) -> np.ndarray:
         return self.without_noise.sample(count, int(rng.integers(2**31)), exact=exact)
 
 
@@ -83,12 +86,13 @@ class MixtureMember:
     mixture: Mixture
 
     def log_prob(self, rows: np.ndarray) -> np.ndarray:
-        mean, spread = np.array(self.preprocess.mean), np.array(self.preprocess.spread)
-        return self.mixture.log_prob((rows - mean) / spread) - np.log(spread).sum()
+        spread = np.array(self.preprocess.spread)
+        z = (rows - np.array(self.preprocess.mean)) / spread
+        return self.mixture.log_prob(z) - np.log(spread).sum()
 
-    def sample(self, count: int, rng: np.random.Generator, exact: bool) -> np.ndarray:
-        mean, spread = np.array(self.preprocess.mean), np.array(self.preprocess.spread)
-        return mean + spread * self.mixture.sample(count, rng)
+    def sample(self, count: int, rng: Generator, exact: bool) -> np.ndarray:
+        z = self.mixture.sample(count, rng)
+        return np.array(self.preprocess.mean) + np.array(self.preprocess.spread) * z
 
 
 @dataclass(frozen=True)
@@ -107,40 +111,76 @@ class Ensemble:
         """log p(x) of rows (N, D), in nats: (N,); -inf where it is too small to be computed."""
         step = self.preprocess.step
         points = offsets(np.array(step)) if step else np.zeros((1, rows.shape[1]))
+        scores = []
         with np.errstate(all="ignore"):
-            found = []
             for part in np.array_split(rows, math.ceil(len(rows) / _AT_ONCE)):
                 terms = [
                     math.log(weight) + _or_nothing(member.log_prob(part + point))
                     for weight, member in zip(self.weights, self.members, strict=True)
                     for point in points
                 ]
-                found.append(np.logaddexp.reduce(terms) - math.log(len(points)))
-        return np.concatenate(found)
+                total = np.logaddexp.reduce(terms)
+                scores.append(total - math.log(len(points)))
+        return np.concatenate(scores)
 
-    def sample(self, count: int, rng: np.random.Generator, exact: bool) -> np.ndarray:
+    def sample(self, count: int, rng: Generator, exact: bool) -> np.ndarray:
         """Rows (count, D), with the values of columns that have a step: a row beyond their least or
         greatest value is drawn again, and after some attempts takes that value."""
         ops = get_ops("numpy")
-        drawn = self._drawn(count, rng, exact)
-        rows, within = self.preprocess.rounded(ops, drawn)
+        rows, within = self.preprocess.rounded(ops, self._drawn(count, rng, exact))
         for _ in range(_ATTEMPTS):
-            if within.all():
-                break
-            again = self._drawn(int((~within).sum()), rng, exact)
             beyond = np.flatnonzero(~within)
+            if not len(beyond):
+                break
+            again = self._drawn(len(beyond), rng, exact)
             rows[beyond], within[beyond] = self.preprocess.rounded(ops, again)
         return rows
 
-    def _drawn(self, count: int, rng: np.random.Generator, exact: bool) -> np.ndarray:
+    def _drawn(self, count: int, rng: Generator, exact: bool) -> np.ndarray:
         """Rows (count, D): of each member as many as a draw from w says, in random order."""
         counts = rng.multinomial(count, self.weights)
-        drawn = [
-            member.sample(int(some), rng, exact)
-            for some, member in zip(counts, self.members, strict=True)
-            if some
+        parts = [
+            member.sample(int(part), rng, exact)
+            for part, member in zip(counts, self.members, strict=True)
+            if part
         ]
-        return rng.permutation(np.concatenate(drawn)) if len(drawn) > 1 else drawn[0]
+        return rng.permutation(np.concatenate(parts)) if len(parts) > 1 else parts[0]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The result of a fit.
+
+    config, flow: of all flows; kept: candidates and their weights; best: the best flows.
+    """
+
+    config: TrainConfig
+    flow: Flow
+    kept: list[tuple[Candidate, float]]
+    best: Candidate
+
+    @property
+    def preprocess(self) -> Standardise:
+        return cast(Standardise, self.flow.preprocess)
+
+    @cached_property
+    def best_flow(self) -> FlowMember:
+        return FlowMember(get_ops(self.config.backend), self.flow, self.best.members[0])
+
+    @cached_property
+    def ensemble(self) -> Ensemble:
+        """The average; within a candidate, all members have equal weights."""
+        ops = get_ops(self.config.backend)
+        weights: list[float] = []
+        members: list[FlowMember | MixtureMember] = []
+        for candidate, weight in self.kept:
+            for member in candidate.members:
+                weights.append(weight / len(candidate.members))
+                if isinstance(member, Mixture):
+                    members.append(MixtureMember(self.preprocess, member))
+                else:
+                    members.append(FlowMember(ops, self.flow, member))
+        return Ensemble(np.array(weights), tuple(members), self.preprocess)
 
 
 def _or_nothing(log_prob: np.ndarray) -> np.ndarray:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from snfnp.density.ensemble import Fit
 from snfnp.density.mixture import Mixture
 from snfnp.density.training import Candidate
 from snfnp.errors import CheckpointError, UsageError
@@ -22,33 +24,37 @@ def save(density: Any, path: Path) -> None:
     """Write atomically. Raises SnfnpError for a path that cannot be written."""
     if path.exists() and not path.is_file():
         raise UsageError(f"{path} is no regular file: give another path")
-    config, kept, best, moments = density._fit
-    shapes, arrays, described = {}, {}, []
-    for place, (candidate, weight) in enumerate([*kept, (best, None)]):
-        members = candidate.members if weight is not None else candidate.members[:1]
-        described.append([candidate.name, weight, candidate.step, len(members)])
-        for number, member in enumerate(members):
-            named = _named(member)
-            shapes[f"{place}.{number}"] = {name: each.shape for name, each in named.items()}
-            arrays[f"{place}.{number}"] = named
-    layout = Layout.of(shapes, fixed=tuple(shapes))
+    fit = density._fitted
+    arrays: dict[str, dict[str, np.ndarray]] = {}
+    candidates: list[list[Any]] = []
+    best = replace(fit.best, members=fit.best.members[:1])
+    for index, (candidate, weight) in enumerate([*fit.kept, (best, None)]):
+        candidates.append([candidate.name, weight, candidate.step, len(candidate.members)])
+        for number, member in enumerate(candidate.members):
+            named = vars(member) if isinstance(member, Mixture) else {"flat": member}
+            arrays[f"{index}.{number}"] = named
+    shapes = {
+        key: {name: array.shape for name, array in named.items()} for key, named in arrays.items()
+    }
     names = getattr(density, "feature_names_in_", None)
     params = density.get_params() | {"random_state": None}
-    # NumPy's numbers as Python's, which JSON has
-    plain = {k: each.item() if isinstance(each, np.generic) else each for k, each in params.items()}
+    for name, value in params.items():
+        if isinstance(value, np.generic):
+            params[name] = value.item()  # a number that JSON has
     record = {
         "class": type(density).__name__,
-        "params": plain,
-        "config": config.as_dict(),
-        "moments": np.array(moments).tolist(),
+        "params": params,
+        "config": fit.config.as_dict(),
+        "moments": fit.preprocess.moments,
         "names": None if names is None else list(names),
-        "candidates": described,
-        "shapes": {layer: {k: list(v) for k, v in each.items()} for layer, each in shapes.items()},
+        "candidates": candidates,
+        "shapes": shapes,
     }
+    layout = Layout.of(shapes, fixed=tuple(shapes))
     none = np.zeros(0)
-    how = (layout, layout.pack(arrays, np.float64), none, none)
-    advice = "free some space, or give another path"
-    save_checkpoint(path, Checkpoint(*how, best.step, record), advice)
+    p = layout.pack(arrays, np.float64)
+    checkpoint = Checkpoint(layout, p, none, none, density.n_iter_, record)
+    save_checkpoint(path, checkpoint, "free some space, or give another path")
 
 
 @np.errstate(all="ignore")
@@ -58,44 +64,54 @@ def load(cls: type, path: Path) -> Any:
     if record.get("class") != cls.__name__:
         raise CheckpointError(f"{path} holds no {cls.__name__}: give a file that it saved")
     with readable(path, "use another file", CheckpointError, "is damaged"):
-        shapes = {k: {n: tuple(s) for n, s in v.items()} for k, v in record["shapes"].items()}
+        shapes = {
+            key: {name: tuple(shape) for name, shape in named.items()}
+            for key, named in record["shapes"].items()
+        }
         layout = Layout.of(shapes, fixed=tuple(shapes))
         views = layout.views(load_checkpoint(path, layout).p)
         density = cls(**record["params"])
-        config, moments = TrainConfig.from_dict(record["config"]), np.array(record["moments"])
-        sound = config.model == "vector" and len(moments) in (2, 5, 7)
-        sound = sound and np.isfinite(moments).all()
+        config = TrainConfig.from_dict(record["config"])
+        moments = np.array(record["moments"])
+        _require(config.model == "vector" and len(moments) in (2, 7), "its model")
         mean, spread = moments[:2]
-        usual = (spread > 0) & (spread**2 > 0) & (spread**2 < np.inf)
-        if not (sound and (usual & (np.abs(mean) < _LARGEST * spread)).all()):
-            raise ValueError("its model or moments")
-        size = config.build_flow(moments.shape[1:], moments).layout.size
-        kept = []
-        for place, (name, weight, step, count) in enumerate(record["candidates"]):
-            members = [_member(views[f"{place}.{k}"], size, moments.shape[1]) for k in range(count)]
-            kept.append((Candidate(str(name), np.empty(0), members, step), weight))
-        best, weights = kept.pop()[0], [float(weight) for _, weight in kept]
-        if not (min(weights) > 0 and abs(sum(weights) - 1) < 1e-9):
-            raise ValueError("its weights")
-        if record["names"] is not None:
-            density.feature_names_in_ = np.array([str(each) for each in record["names"]], object)
-        density._keep(config, moments, kept, best)
+        variance = spread**2
+        usual = (spread > 0) & (variance > 0) & (variance < np.inf)
+        usual &= np.abs(mean) < _LARGEST * spread
+        _require(np.isfinite(moments).all() and usual.all(), "its moments")
+        flow = config.build_flow(mean.shape, moments)
+        kept: list[tuple[Candidate, float]] = []
+        for index, (name, weight, step, count) in enumerate(record["candidates"]):
+            members = [
+                _member(views[f"{index}.{number}"], flow.layout.size, len(mean))
+                for number in range(count)
+            ]
+            kept.append((Candidate(str(name), members=members, step=step), weight))
+        best, _ = kept.pop()
+        weights = [float(weight) for _, weight in kept]
+        _require(min(weights) > 0 and abs(sum(weights) - 1) < 1e-9, "its weights")
+        names = record["names"]
+        if names is not None:
+            names = np.array([str(name) for name in names], object)
+        density._keep(Fit(config, flow, kept, best), names)
     return density
 
 
-def _named(member: Any) -> dict[str, np.ndarray]:
-    return vars(member) if isinstance(member, Mixture) else {"flat": member}
-
-
-def _member(arrays: dict[str, np.ndarray], size: int, columns: int) -> Any:
+def _member(arrays: dict[str, np.ndarray], size: int, columns: int) -> np.ndarray | Mixture:
+    """The parameters of a flow, or a mixture."""
     if set(arrays) == {"flat"} and arrays["flat"].shape == (size,):
         return arrays["flat"]
     mixture = Mixture(**arrays)
-    weights, means, roots = vars(mixture).values()
-    fits = means.shape == (len(weights), columns) and roots.shape == (*means.shape, columns)
-    sound = (weights > 0).all() and abs(weights.sum() - 1) < 1e-9
-    largest = max(np.abs(means).max(), np.abs(roots).max())
-    sound = sound and largest < _LARGEST
-    if not (fits and sound and (np.diagonal(roots, 0, 1, 2) > 1 / _LARGEST).all()):
-        raise ValueError("a mixture in it")
+    components = len(mixture.weights)
+    fits = mixture.means.shape == (components, columns)
+    fits &= mixture.roots.shape == (components, columns, columns)
+    sound = (mixture.weights > 0).all() and abs(mixture.weights.sum() - 1) < 1e-9
+    sound &= max(np.abs(mixture.means).max(), np.abs(mixture.roots).max()) < _LARGEST
+    sound &= (np.diagonal(mixture.roots, 0, 1, 2) > 1 / _LARGEST).all()
+    _require(fits and sound, "a mixture in it")
     return mixture
+
+
+def _require(sound: Any, part: str) -> None:
+    if not sound:
+        raise ValueError(part)

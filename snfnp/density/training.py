@@ -7,32 +7,39 @@ Derivation: derivations/25-an-average-of-densities.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from snfnp.density.mixture import Mixture
 from snfnp.errors import DivergedError, SingularMatrixError
+from snfnp.flow import Flow
+from snfnp.likelihood import Likelihood
 from snfnp.ops import get_ops
 from snfnp.training.batches import Batches
 from snfnp.training.options import TrainConfig
+from snfnp.training.progress import silent
 from snfnp.training.trainer import Trainer, take_steps
 
 FEW = 5000  # rows up to which every mixture is tried, and flows are trained once
 _EVALUATIONS = 40  # of a whole training, about
-_WORTH = 0.01  # nats by which the last training has to be better for one that is twice as long
-_COMPONENTS = 1, 2, 3, 4, 6, 8, 12, 20, 32, 48, 64, 96
-_OF_MANY = 1, 4, 16, 32, 64, 128, 256, 512
+_WORTH = 0.01  # nats by which a training has to be better for another one that is twice as long
+_COMPONENTS = (1, 2, 3, 4, 6, 8, 12, 20, 32, 48, 64, 96)
+_OF_MANY = (1, 4, 16, 32, 64, 128, 256, 512)  # components on more than FEW rows
 _SMOOTHED = 20_000  # rows up to which their second prior is tried
 _ROWS_PER_COMPONENT = 6
 _WORK = 2**24  # components times rows to which a mixture is fitted, at most
-_PRIORS = ("full", 0.003), ("full", 0.3), ("full", 3.0), ("diagonal", 1e-4), ("tied", 0.003)
-_PRIORS_OF_MANY = ("full", 0.3), ("full", 3.0)
-_MANY, _WORSE = 20, 0.1  # components from which on more are not tried if worse by so many nats
+_PRIORS = (("full", 0.003), ("full", 0.3), ("full", 3.0), ("diagonal", 1e-4), ("tied", 0.003))
+_PRIORS_OF_MANY = (("full", 0.3), ("full", 3.0))
+_MANY = 20  # components from which on no more are tried if these are worse by
+_WORSE = 0.1  # nats
 
 
 @dataclass
@@ -47,44 +54,64 @@ class Candidate:
 
     name: str
     scores: np.ndarray = field(default_factory=lambda: np.empty(0))
-    members: list = field(default_factory=list)
+    members: list[Any] = field(default_factory=list)
     step: int | None = None
-    refit: Callable[[Any], Mixture] | None = None
+    refit: Callable[[tuple[int, int]], Mixture] | None = None
 
     @property
     def mean(self) -> float:
         return self.scores.mean()
 
-    @property
-    def line(self) -> str:
-        return f"{self.name}: {self.mean:.3f} nats per row held out"
-
     def refitted(self, seed: int) -> Candidate:
-        """The candidate; of mixtures, with as many members more that are fitted to all rows."""
+        """The candidate; of mixtures, plus one for each member that is fitted to all rows."""
         if self.refit is None:
             return self
         count = len(self.members)
-        more = [self.refit((seed, number)) for number in range(count, 2 * count)]
+        more = [self.refit((seed, index)) for index in range(count, 2 * count)]
         return replace(self, members=self.members + more, refit=None)
 
 
 @dataclass
 class Progress:
-    """Functions that a fit calls on its way.
+    """The progress of a fit.
 
-    begin: gets what is tried next, in words, and its steps; advance: the steps that were done;
-    late: whether the time is over; map: a list of what a function returns, side by side.
+    bar: of the steps of flows, with the name of what is being tried; deadline: the time after which
+    nothing more is tried, by `time.monotonic`; workers: threads that fit mixtures side by side;
+    report: gets a line on each candidate.
     """
 
-    begin: Callable[[str, int], None] = lambda name, steps: None
-    advance: Callable[[int], object] = lambda steps: None
-    late: Callable[[], bool] = lambda: False
-    map: Callable[..., list] = lambda function, *given: list(map(function, *given))
+    bar: tqdm = field(default_factory=lambda: tqdm(total=0, disable=True))
+    deadline: float = math.inf
+    workers: int = 1
+    report: Callable[[str], object] = silent
+
+    @property
+    def late(self) -> bool:
+        return time.monotonic() > self.deadline
+
+    def begin(self, name: str, steps: int = 0) -> None:
+        """Show what is tried next, and add its steps."""
+        self.bar.total += steps
+        self.bar.set_description(name)
+
+    def end(self, candidate: Candidate) -> None:
+        """Report what a candidate reached."""
+        self.report(f"{candidate.name}: {candidate.mean:.3f} nats per row held out")
+
+    def map(self, function: Callable[..., Mixture], *arguments: list[Any]) -> list[Mixture]:
+        """The results of a function, side by side."""
+        if self.workers == 1:
+            return list(map(function, *arguments))
+        pool = ThreadPoolExecutor(self.workers)
+        try:
+            return list(pool.map(function, *arguments))
+        finally:
+            pool.shutdown(cancel_futures=True)  # if it was interrupted
 
 
 def flow_candidate(
     config: TrainConfig,
-    moments: tuple,
+    flow: Flow,
     rows: np.ndarray,
     folds: list[np.ndarray],
     progress: Progress | None = None,
@@ -98,36 +125,46 @@ def flow_candidate(
 
     Args:
         config: resolved for the rows of a fold's complement; flow k gets the seed plus k.
-        moments: the arguments of `Standardise`.
+        flow: what `config` describes.
         rows: (N, D).
-        folds: the places of the rows that are held out, for each flow.
-        progress: what is called on the way.
+        folds: the indices of the rows that are held out, for each flow.
+        progress: of the fit.
         longest: steps of the last training, at most; the first one has those of `config`.
     """
     progress = progress or Progress()
     best = Candidate(f"flow, noise {config.noise:g}")
-    done, before = 0, -math.inf
+    done = 0
     while True:
-        best, steps = _trained(config, moments, rows, folds, progress, best, done)
+        mean = best.mean if best.members else -math.inf
+        best, steps = _trained(config, flow, rows, folds, progress, best, done)
         done += steps
-        if 2 * steps > longest or best.mean < before + _WORTH or progress.late():
+        if 2 * steps > longest or best.mean < mean + _WORTH or progress.late:
+            progress.end(best)
             return best
-        before, config = best.mean, replace(config, epochs=2 * config.epochs)
+        config = replace(config, epochs=2 * config.epochs)
 
 
-def _trained(config, moments, rows, folds, progress: Progress, best: Candidate, done: int):
+def _trained(
+    config: TrainConfig,
+    flow: Flow,
+    rows: np.ndarray,
+    folds: list[np.ndarray],
+    progress: Progress,
+    best: Candidate,
+    done: int,
+) -> tuple[Candidate, int]:
     """The best of a training that begins with the flows of `best`, if it has some, and its steps.
     done: the steps before."""
-    ops, flow = get_ops(config.backend), config.build_flow(rows.shape[1:], moments)
+    ops = get_ops(config.backend)
     trainings = []
     with np.errstate(all="ignore"):
-        for number, fold in enumerate(folds):
-            own = replace(config, seed=(config.seed + done + number) % 2**31)
-            batches = Batches(ops, np.delete(rows, fold, axis=0), own, flow.shape)
-            trainer = Trainer(ops, flow, own, batches.steps_per_epoch)
+        for index, fold in enumerate(folds):
+            seeded = replace(config, seed=(config.seed + done + index) % 2**31)
+            batches = Batches(ops, np.delete(rows, fold, axis=0), seeded, flow.shape)
+            trainer = Trainer(ops, flow, seeded, batches.steps_per_epoch)
             trainer.begin(batches)
             if best.members:
-                trainer.p[...] = best.members[number]
+                trainer.p[...] = best.members[index]
             trainings.append((trainer, batches))
         steps = config.epochs * min(batches.steps_per_epoch for _, batches in trainings)
         every = max(1, steps // _EVALUATIONS)
@@ -136,26 +173,41 @@ def _trained(config, moments, rows, folds, progress: Progress, best: Candidate, 
         with suppress(DivergedError, SingularMatrixError):  # the best before is kept
             best = _judged(trainings, rows, folds, best, done)
             for step in take_steps(trainings, steps):
-                progress.advance(len(folds))
+                progress.bar.update(len(folds))
                 if step % every == 0 or step == steps:
                     best = _judged(trainings, rows, folds, best, done)
-                    if progress.late():
+                    if progress.late:
                         break
                 if done + step - (best.step or 0) >= most:
                     break
     return best, steps
 
 
-def _judged(trainings, rows, folds, best: Candidate, done: int) -> Candidate:
+def _judged(
+    trainings: list[tuple[Trainer, Batches]],
+    rows: np.ndarray,
+    folds: list[np.ndarray],
+    best: Candidate,
+    done: int,
+) -> Candidate:
     """The flows as they are, or `best` if the held-out rows are at least as likely by that."""
-    scores, judged = np.empty(len(rows)), np.sort(np.concatenate(folds))
-    for (trainer, _), fold in zip(trainings, folds, strict=True):
-        scores[fold] = trainer.likelihood().log_prob(rows[fold])
-    now = np.where(np.isnan(scores), -np.inf, scores)[judged]
-    if best.members and not now.mean() > best.mean:
+    scores = _scores((trainer.likelihood() for trainer, _ in trainings), rows, folds)
+    scores[np.isnan(scores)] = -np.inf
+    if best.members and not scores.mean() > best.mean:
         return best
     members = [trainer.p.copy() for trainer, _ in trainings]
-    return Candidate(best.name, now, members, done + trainer.step)
+    return Candidate(best.name, scores, members, done + trainings[0][0].step)
+
+
+def _scores(
+    members: Iterable[Likelihood | Mixture], rows: np.ndarray, folds: list[np.ndarray]
+) -> np.ndarray:
+    """The log-density of each row that is held out, by the member of its fold, in the order of
+    rows."""
+    scores = np.empty(len(rows))
+    for member, fold in zip(members, folds, strict=True):
+        scores[fold] = member.log_prob(rows[fold])
+    return scores[np.sort(np.concatenate(folds))]
 
 
 def mixture_candidates(
@@ -173,43 +225,61 @@ def mixture_candidates(
     rows a second prior with as many components as were best, and more.
 
     Args:
+        rows: (N, D).
+        folds: the indices of the rows that are held out, for each mixture.
+        seed: of the starts of EM.
         ldj: log|det| of the standardisation, (N,), for scores in units of the data.
-        progress: what is called on the way.
+        progress: of the fit.
     """
-    found, progress = [], progress or Progress()
+    progress = progress or Progress()
+    candidates: list[Candidate] = []
     count, columns = rows.shape
-    few, least, likeliest = count <= FEW, 1, 1
-    sizes, priors = (_COMPONENTS, _PRIORS) if few else (_OF_MANY, _PRIORS_OF_MANY)
-    priors = priors if count <= _SMOOTHED else priors[:1]
+    few = count <= FEW
+    sizes = _COMPONENTS if few else _OF_MANY
+    priors = _PRIORS if few else _PRIORS_OF_MANY
+    if count > _SMOOTHED:
+        priors = priors[:1]
+    least = 1
+    likeliest = 1  # number of components
     most = max(1, min(count // _ROWS_PER_COMPONENT, count // columns))
-    judged = np.sort(np.concatenate(folds))
+    seeds = [(seed, index) for index in range(len(folds))]
+    ldj = ldj[np.sort(np.concatenate(folds))]
     for kind, prior in priors:
         best = -np.inf
-        for components in (each for each in sizes if least <= each <= most):
-            if found and progress.late():
+        for components in sizes:
+            if not least <= components <= most:
+                continue
+            if candidates and progress.late:
                 break
             name = f"mixture of {components}, {kind}, prior {prior:g}"
-            progress.begin(name, 0)
+            progress.begin(name)
             fit = partial(_fitted, rows, components, kind, prior)
-            candidate = Candidate(name, np.empty(count), refit=fit if few else None)
-            seeds = [(seed, number) for number in range(len(folds))]
-            candidate.members = progress.map(fit, seeds, folds)
-            for mixture, fold in zip(candidate.members, folds, strict=True):
-                candidate.scores[fold] = mixture.log_prob(rows[fold]) + ldj[fold]
-            candidate.scores = candidate.scores[judged]
-            found.append(candidate)
+            mixtures = progress.map(fit, seeds, folds)
+            scores = _scores(mixtures, rows, folds) + ldj
+            candidate = Candidate(name, scores, mixtures, refit=fit if few else None)
+            candidates.append(candidate)
+            progress.end(candidate)
             worse = candidate.mean < (best - _WORSE if few else best + _WORTH)
             if candidate.mean > best:
-                best, likeliest = candidate.mean, components
+                best = candidate.mean
+                likeliest = components
             if components >= _MANY and worse:
                 break
         least = 1 if few else likeliest
-    return found
+    return candidates
 
 
-def _fitted(rows, components: int, kind: str, prior: float, seed, fold=()) -> Mixture:
+def _fitted(
+    rows: np.ndarray,
+    components: int,
+    kind: str,
+    prior: float,
+    seed: tuple[int, int],
+    fold: np.ndarray | tuple[()] = (),
+) -> Mixture:
     """A mixture of rows but those of a fold; if there are too many, of a part of them."""
     rest = np.delete(np.arange(len(rows)), fold)
-    if len(rest) > _WORK // components:
-        rest = np.random.default_rng(seed).permutation(rest)[: _WORK // components]
+    most = _WORK // components
+    if len(rest) > most:
+        rest = np.random.default_rng(seed).permutation(rest)[:most]
     return Mixture.fit(rows[rest], components, kind, prior, seed)

@@ -1,0 +1,201 @@
+"""The fit of `FlowDensity`: standardisation and ties, folds, candidates, weights.
+
+Derivation: derivations/31-an-average-of-densities.md.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import cast
+
+import numpy as np
+from numpy.random import Generator, RandomState
+from tqdm.auto import tqdm
+
+from snfnp import threads
+from snfnp.data.dataset import moments_of
+from snfnp.data.ties import with_ties
+from snfnp.density.ensemble import Fit, stacked_weights
+from snfnp.density.training import FEW, Candidate, Progress, flow_candidate, mixture_candidates
+from snfnp.errors import UsageError
+from snfnp.layers.preprocess import Standardise
+from snfnp.ops import RandomKey, get_ops
+from snfnp.training.options import TrainConfig
+from snfnp.training.progress import compilations_shown, progress_bar, silent
+
+_NOISE = {0.0: 2**63, 0.1: 1000, 0.2: 500}  # candidates: rows up to which they are tried
+_FIRST = 2000  # steps of a flow on many rows: of the first training,
+_LONGEST = 4000  # and of the longest
+_JUDGED = 4000  # rows of a fold, at most: the others are trained on by all members
+_SMALL = 4096  # numbers in a batch for which a smooth leaky ReLU is fastest in plain NumPy
+_STACK = 5  # frames from a warning to the caller of `FlowDensity.fit`
+
+_warned: set[tuple] = set()  # columns with ties, and their steps, of which this process has warned
+
+
+@dataclass(eq=False, repr=False)
+class Options:
+    """The parameters of `FlowDensity`, which explains them."""
+
+    layers: int | None = None
+    _: KW_ONLY
+    members: int = 5
+    mixtures: bool = True
+    activation: str = "spline"
+    gradient: str = "self-normalizing"
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    noise: float | None = None
+    ties: str = "dequantise"
+    validation_fraction: float = 0.1
+    patience: int | None = None
+    time_limit: float | None = None
+    verbose: bool | None = None
+    random_state: int | Generator | RandomState | None = None
+
+
+def fit_density(
+    options: Options,
+    table: np.ndarray,
+    groups: np.ndarray,
+    labels: list[str],
+    rng: Generator,
+) -> Fit:
+    """Fit all candidates and their weights.
+
+    Args:
+        options: parameters, as the estimator has them.
+        table: rows (N, D), sorted.
+        groups: the group of each row, (N,): rows of a group are held out together.
+        labels: the columns in messages.
+        rng: of the folds and of the seed of everything else.
+
+    Raises:
+        UsageError: for constant columns, fewer than three groups, and parameters that no training
+            can have.
+    """
+    preprocess = _preprocess(options, table, labels)
+    alone = table.shape[1] == 1 and options.ties == "keep"
+    if alone or preprocess.step and all(preprocess.step):  # rows are equal by chance
+        groups = np.arange(len(table))
+    count = int(groups[-1]) + 1
+    if count < 3:
+        raise UsageError(f"X has {count} different rows: a density needs at least 3")
+    seed = int(rng.integers(2**31))
+    groups = np.argsort(rng.permutation(count))[groups]
+    order = np.argsort(groups, kind="stable")
+    table = table[order]
+    folds = _folds(options, groups[order])
+    config = _config(options, len(table) - max(map(len, folds)), table.shape[1], seed)
+    longest = 0
+    if options.epochs is None and len(table) > FEW:
+        longest = _LONGEST
+        epochs = _FIRST // config.steps_per_epoch(len(table) - max(map(len, folds)))
+        config = replace(config, epochs=max(1, epochs))
+    flow = config.build_flow((table.shape[1],), preprocess.moments)
+    levels = [level for level, most in _NOISE.items() if len(table) <= most]
+    if options.noise is not None:
+        levels = [options.noise]
+    flows: list[Candidate] = []
+    mixtures: list[Candidate] = []
+    one = 1 if _is_small(config, table.shape[1]) else None  # more threads would wait for each other
+    with threads.limited(one), _progress(options, config, len(table)) as progress:
+        for level in levels:
+            noisy = replace(config, noise=level)
+            flows.append(flow_candidate(noisy, flow, table, folds, progress, longest))
+        if len(folds) > 1 and options.mixtures:
+            key = RandomKey(seed, 0, 0)
+            z, ldj = preprocess.forward(get_ops("numpy"), table, key, np.float64)
+            with threads.limited(1):  # of which some fit mixtures side by side
+                mixtures = mixture_candidates(z, folds, seed, ldj, progress)
+    best = max(flows, key=lambda candidate: candidate.mean)
+    candidates = [*flows, *mixtures]
+    if options.members == 1:  # nothing is averaged
+        candidates = [best]
+    weights = stacked_weights(np.stack([candidate.scores for candidate in candidates]))
+    with threads.limited(1):  # of small products
+        kept = [
+            (candidate.refitted(seed), weight)
+            for candidate, weight in zip(candidates, weights.tolist(), strict=True)
+            if weight > 0
+        ]
+    return Fit(config, flow, kept, best)
+
+
+def _preprocess(options: Options, table: np.ndarray, labels: list[str]) -> Standardise:
+    """The standardisation of rows, with noise in columns with ties; warns of these, and of equal
+    columns."""
+    moments = moments_of(table, "X", labels)
+    first: dict[bytes, str] = {}
+    for label, column in zip(labels, table.T, strict=True):
+        same = first.setdefault((column + 0.0).tobytes(), label)  # -0.0 as 0.0
+        if same != label:
+            message = f"{same} and {label} of X are equal"
+            advice = "leave one of them out, as no density is finite there"
+            warnings.warn(f"{message}: {advice}", stacklevel=_STACK)
+    lines: list[str] = []
+    preprocess = Standardise(
+        *map(tuple, with_ties(moments, table, options.ties, labels, lines.append))
+    )
+    # a step without decimals may be another one in each fold of a search
+    columns = zip(labels, preprocess.step, preprocess.unit, strict=False)
+    ties = tuple((label, step * (unit > 0)) for label, step, unit in columns if step)
+    if lines and ties not in _warned:
+        _warned.add(ties)
+        advice = "compare with other estimators by `dequantise(X)`"
+        message = f"{lines[0]}. Scores are of cells of `step_`: {advice}"
+        warnings.warn(message, stacklevel=_STACK)
+    return preprocess
+
+
+def _folds(options: Options, groups: np.ndarray) -> list[np.ndarray]:
+    """The indices of the rows that are held out, for each member; groups: sorted, (N,)."""
+    count = int(groups[-1]) + 1
+    members = min(int(options.members), count)
+    if members == 1:
+        held_out = max(1, round(options.validation_fraction * count))
+        return [np.flatnonzero(groups < min(held_out, count - 1))]
+    judged = groups < members * _JUDGED
+    return [np.flatnonzero(judged & (groups % members == fold)) for fold in range(members)]
+
+
+def _config(options: Options, rows: int, columns: int, seed: int) -> TrainConfig:
+    """The configuration of flows that are trained on so many rows."""
+    config = TrainConfig(
+        model="vector",
+        seed=seed,
+        depth=options.layers,
+        activation=options.activation,
+        gradient=options.gradient,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        patience=options.patience,
+    ).resolve(rows, (columns,))
+    plain = options.activation != "spline" and _is_small(config, columns)
+    return replace(config, backend="numpy" if plain else "numba")
+
+
+def _is_small(config: TrainConfig, columns: int) -> bool:
+    return cast(int, config.batch_size) * columns <= _SMALL
+
+
+@contextmanager
+def _progress(options: Options, config: TrainConfig, rows: int) -> Iterator[Progress]:
+    """A context with a bar and lines on candidates, as `verbose` says."""
+    verbose = options.verbose
+    report = tqdm.write if verbose and sys.stdout else silent
+    disable = None if verbose is None else not verbose
+    limit = math.inf if options.time_limit is None else options.time_limit
+    workers = threads.most() if rows > FEW else 1
+    bar = progress_bar(total=0, unit="step", disable=disable, leave=False)
+    compilations = report if verbose is not None else lambda line: None
+    with bar, compilations_shown(get_ops(config.backend), compilations):
+        yield Progress(bar, time.monotonic() + limit, workers, report)
