@@ -30,9 +30,8 @@ from snfnp.training.options import OPTIONS, TrainConfig
 from snfnp.training.options.config import help_of
 from snfnp.training.options.groups import interval
 from snfnp.training.options.relations import RELATIONS
-from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
-from snfnp.training.session import opened, train
+from snfnp.training.session import started, train
 from snfnp.training.trainer import Trainer
 
 CASES = [(model, gradient) for model, preset in PRESETS.items() for gradient in preset.gradients]
@@ -199,10 +198,10 @@ def test_numbers_of_numpy_are_plain_ones():
 @pytest.mark.parametrize("changes", [{"clip_norm": math.inf}, {"epochs": 2.5}])
 def test_what_changed_after_it_was_resolved_is_checked_before_the_first_step(tmp_path, changes):
     """Otherwise it would be trained to the end and could never be opened again."""
-    dataset, ops, folder = small_dataset(), get_ops("numpy"), RunFolder.create(tmp_path / "run")
+    config = small_config(backend="numpy", out=tmp_path / "run")
     with one_line(UsageError, match="`.*` is .*: it must be "):
-        train(dataclasses.replace(small_config(backend="numpy"), **changes), dataset, ops, folder)
-    assert not list(folder.path.iterdir())
+        train(dataclasses.replace(config, **changes), small_dataset())
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_configuration_is_a_flat_dataclass():
@@ -368,7 +367,7 @@ def test_they_are_refused_before_data_are_read(tmp_path, changes, message):
     if changes.keys() & {"batch_size", "epochs", "data"}:
         return
     missing = {"model": "fc"} | changes | {"data": str(tmp_path / "no.npy")}
-    with one_line(UsageError, *message.split(" … ")), opened(TrainConfig(**missing)):
+    with one_line(UsageError, *message.split(" … ")), started(TrainConfig(**missing)):
         pass
     with one_line(UsageError, *message.split(" … ")):
         snfnp.fit(np.array("no data"), **{"model": "fc"} | changes)
@@ -376,13 +375,13 @@ def test_they_are_refused_before_data_are_read(tmp_path, changes, message):
 
 def test_without_a_model_an_option_of_either_kind_of_data_waits_for_them(tmp_path):
     """Splines are for rows; a kernel's size is for neither default model."""
-    with one_line(UsageError, "no such file"), opened(TrainConfig(bins=3, data="no/such.npy")):
+    with one_line(UsageError, "no such file"), started(TrainConfig(bins=3, data="no/such.npy")):
         pass
     given = TrainConfig(kernel=3, data="no/such.npy")
-    with one_line(UsageError, "`kernel` only has an effect with"), opened(given):
+    with one_line(UsageError, "`kernel` only has an effect with"), started(given):
         pass
     given = TrainConfig(bins=3, activation="smooth-leaky-relu", data="no/such.csv")  # of rows
-    with one_line(UsageError, "`bins` only has an effect with `activation=spline`"), opened(given):
+    with one_line(UsageError, "`bins` only has an effect with `activation=spline`"), started(given):
         pass
 
 

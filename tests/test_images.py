@@ -248,8 +248,7 @@ def test_only_a_data_set_is_trained_on(dataset, how, finished):
     kind = type(dataset).__name__
     with one_line(UsageError, f"the data is of type {kind}: make a snfnp.Dataset(name, train,"):
         if how == "train":
-            config = small_config(backend="numpy")
-            snfnp.train(config, dataset, get_ops("numpy"), snfnp.RunFolder(finished))
+            snfnp.train(small_config(backend="numpy", out=finished), dataset)
         snfnp.resume(finished, dataset=dataset)
 
 

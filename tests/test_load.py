@@ -17,7 +17,6 @@ from snfnp.data import LOADERS, SPLITS, Dataset
 from snfnp.data.sets import SAMPLE
 from snfnp.errors import CheckpointError, SnfnpError, UsageError
 from snfnp.flow import Flow
-from snfnp.ops import get_ops
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.checkpoint import load_checkpoint
 from snfnp.training.runs.folder import RunFolder
@@ -33,8 +32,7 @@ def trained(folder, model="fc"):
     config = TrainConfig(
         model=model, epochs=2, batch_size=20, lr=1e-3, backend="numpy", out=folder, **size
     ).resolve(40)
-    run = RunFolder.create(folder)
-    return dataset, config, train(config, dataset, get_ops("numpy"), run, report=lambda line: None)
+    return dataset, config, train(config, dataset, report=None)
 
 
 @pytest.mark.parametrize("model", SIZES)

@@ -21,7 +21,7 @@ from snfnp.maps import Conv2d, Dense, contraction
 from snfnp.models import PRESETS, Choices
 from snfnp.ops import get_ops
 from snfnp.rules import Exact, Relative, SelfNormalizing
-from snfnp.training.evaluation import Monitors, SmallestSecondMoment, stable_above
+from snfnp.training.monitors import Monitors, SmallestSecondMoment, stable_above
 from snfnp.training.runs.load import load_run
 
 OPS = get_ops("numpy")
@@ -144,7 +144,8 @@ def test_where_rules_are_stable():
 def inspected(trainer):
     rng = np.random.default_rng(6)
     images = rng.integers(0, 256, (200, *trainer.flow.shape)).astype(np.uint8)
-    inspection = Monitors(trainer, lambda step: trainer.ops.asarray(images[:6]))
+    tracked = trainer.config.track_angle
+    inspection = Monitors(trainer, lambda step: trainer.ops.asarray(images[:6]), tracked)
     likelihood = trainer.likelihood()
     likelihood.evaluate(images, 0, at_once=70, watch=inspection.watch(len(images)))
     return inspection, lambda: inspection.figures(likelihood)["layers"]
@@ -340,12 +341,12 @@ def test_a_run_records_angles_where_it_is_asked_to(tmp_path):
 
 def test_the_batches_are_those_of_the_next_steps():
     """Their mean gradient is what the angle is of."""
-    trainer = make_trainer(get_ops("numpy"), "fc", dtype="float64", track_angle=2)
+    trainer = make_trainer(get_ops("numpy"), "fc", dtype="float64")
     batches = [
         np.random.default_rng(step).integers(0, 256, (6, *trainer.flow.shape)).astype(np.uint8)
         for step in range(3)
     ]
-    inspection, params = Monitors(trainer, batches.__getitem__), trainer.params
+    inspection, params = Monitors(trainer, batches.__getitem__, 2), trainer.params
     trainer.step = 1
     found = inspection.figures(trainer.likelihood())["layers"]
     whole = Slice(0, 6, 6)

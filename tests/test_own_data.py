@@ -16,7 +16,7 @@ from snfnp.gradcheck import central_difference
 from snfnp.images import StoredArray
 from snfnp.layers.preprocess import Scale, preprocess_by_name
 from snfnp.models import PRESETS
-from snfnp.ops import RandomKey, get_ops
+from snfnp.ops import RandomKey
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.folder import RunFolder
 
@@ -325,9 +325,11 @@ def test_a_run_of_rows_has_an_exact_likelihood_in_their_own_units(run, capsys):
 def test_arrays_in_code_are_trained_on_and_kept_by_name(data, way, backend, tmp_path):
     data = (data - data.mean(0)) / data.std(0) if way == "none" else data
     dataset = snfnp.Dataset("mine", data[20:], data[:10], data[10:20])
-    config = small_config(preprocess=way, backend=backend)  # which would be of mnist
-    folder = RunFolder.create(tmp_path / "run")
-    snfnp.train(config, dataset, get_ops(backend), folder, report=lambda line: None)
+    folder = RunFolder(tmp_path / "run")
+    config = small_config(
+        preprocess=way, backend=backend, out=folder.path
+    )  # which would be of mnist
+    snfnp.train(config, dataset, report=None)
     snfnp.resume(folder.path, dataset=dataset, epochs=4, report=lambda line: None)
     run = snfnp.load_run(folder.path)
     assert run.record["data"]["name"] == run.config.data == "mine"
@@ -349,8 +351,8 @@ def test_other_units_are_the_same_run_and_another_density(tmp_path):
     found = []
     for unit in (1.0, 2.0**-40):
         dataset = snfnp.Dataset("mine", *np.split(ROWS * unit, [150, 175]))
-        folder, config = RunFolder.create(tmp_path / str(unit)), small_config(backend="numpy")
-        found.append(snfnp.train(config, dataset, get_ops("numpy"), folder, report=len))
+        config = small_config(backend="numpy", out=tmp_path / str(unit))
+        found.append(snfnp.train(config, dataset, report=None))
     apart = found[1]["test_nll_nats"] - found[0]["test_nll_nats"]
     np.testing.assert_allclose(apart, -2 * 40 * np.log(2), rtol=1e-12)
     assert found[0]["reconstruction"] == found[1]["reconstruction"]

@@ -113,12 +113,9 @@ KINDS = {
 
 def trained(path, flow=None, report=None, callbacks=(), **changes):
     """(a run's folder, the summary) of three epochs of five steps."""
-    folder, config = (
-        RunFolder.create(path),
-        snfnp.TrainConfig(**{**QUICK, "data": "mine", **changes}),
-    )
-    how = {"report": report, "flow": flow, "callbacks": callbacks}
-    return folder, snfnp.train(config, DATA, run=folder, **how)
+    config = snfnp.TrainConfig(**{**QUICK, "data": "mine", "out": path, **changes})
+    summary = snfnp.train(config, DATA, report=report, flow=flow, callbacks=callbacks)
+    return RunFolder(path), summary
 
 
 def resume(path, **changes):
@@ -398,7 +395,7 @@ def test_patience_ends_a_run_at_its_best_and_a_resumed_one_knows(tmp_path, monke
         folder, summary = trained(tmp_path / "run", report=said.append, **how)
     nlls = [record["validation_nll_nats"] for record in folder.read_metrics()]
     best, ran = int(np.argmin(nlls)), len(nlls)
-    stopped = f"after epoch {ran}, as there was no better one in 2 evaluations (`patience`)"
+    stopped = f"after epoch {ran}: no improvement in 2 evaluations (`patience`)"
     assert any(stopped in line for line in said) and ran == best + 3 < 9
     assert summary["best_epoch"] == best + 1
     assert snfnp.load_run(folder.path).checkpoint.step == 5 * (best + 1)

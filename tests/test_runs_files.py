@@ -15,13 +15,11 @@ import pytest
 from support.messages import one_line
 from support.processes import python
 from support.runs import START, assert_same_run
-from support.trainers import at_step, run_training, small_config, small_dataset
+from support.trainers import at_step, run_training
 
 from snfnp import files
 from snfnp.errors import SnfnpError, UsageError
-from snfnp.ops import get_ops
 from snfnp.training.runs.folder import RunFolder
-from snfnp.training.session import train
 
 pytestmark = pytest.mark.slow
 
@@ -106,11 +104,11 @@ def test_a_lock_on_a_removed_file_is_taken_again(tmp_path, monkeypatch):
         pass
 
 
-def test_a_folder_whose_start_lost_the_race_is_looked_at_again(tmp_path):
-    late = RunFolder.create(tmp_path / "run")
+def test_a_folder_whose_start_lost_the_race_is_looked_at_again(tmp_path, monkeypatch):
     run_training(tmp_path / "run", epochs=1)
+    monkeypatch.setattr(RunFolder, "create", lambda path: RunFolder(path))  # looked at before
     with pytest.raises(UsageError, match="exists and holds"):
-        train(small_config(), small_dataset(), get_ops("numpy"), late, report=lambda text: None)
+        run_training(tmp_path / "run", epochs=1)
 
 
 def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch, capsys):

@@ -19,7 +19,7 @@ from snfnp.flow import Flow
 from snfnp.likelihood import Likelihood
 from snfnp.ops.step.definition import StepScalars
 from snfnp.training import checkpointer
-from snfnp.training.evaluation import _limit
+from snfnp.training.evaluation import _explosion_threshold
 from snfnp.training.runs.checkpoint import load_checkpoint
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
@@ -313,12 +313,14 @@ def test_twice_the_best_is_no_explosion(tmp_path, monkeypatch):
     at_step(monkeypatch, 9, further(1.7))
     run, _ = run_training(tmp_path / "run", lr=1e-6, epochs=2)
     best, later = (record["validation_bits_per_dimension"] for record in run.read_metrics())
-    assert 8 < best < 16 and _limit(max(8, best * math.log(2))) < later < _limit(best)
+    assert 8 < best < 16 and _explosion_threshold(
+        max(8, best * math.log(2))
+    ) < later < _explosion_threshold(best)
 
 
 @pytest.mark.parametrize("usual, most", [(8.0, 16.0), (1.0, 9.0), (-2.0, 6.0), (-30.0, 0.0)])
 def test_the_limit_of_an_explosion_is_above_what_is_usual_also_in_small_units(usual, most):
-    assert _limit(usual) == most
+    assert _explosion_threshold(usual) == most
 
 
 def test_a_start_far_from_the_images_is_no_explosion(tmp_path, monkeypatch):

@@ -28,9 +28,10 @@ from snfnp.ops import SINGLE_PROCESS, get_ops
 from snfnp.ops.communication import launched, world
 from snfnp.processes import terminal
 from snfnp.training.batches import Batches, cut
-from snfnp.training.evaluation import Monitors
+from snfnp.training.loop import train_session
+from snfnp.training.monitors import Monitors
 from snfnp.training.runs.folder import RunFolder
-from snfnp.training.session import train
+from snfnp.training.session import resumed, started
 
 OPS, BATCH = get_ops("numpy"), 12
 # What a step of a layer may look like: every rule, and every option that adds to the step.
@@ -153,15 +154,18 @@ def no_signals(monkeypatch):
 
 def run_on_ranks(path, size, resume=False, epochs=2, **changes):
     """A small run on ranks: its folder and the summaries of all."""
-    config = small_config(backend="numpy", dtype="float64", epochs=epochs, **changes)
-    run, dataset, lines = RunFolder(path), small_dataset(), []
-    path.mkdir(exist_ok=True)
+    changes |= {"epochs": epochs, "dtype": "float64", "backend": "numpy"}
+    lines = []
 
     def take(world):
-        report = lines.append if world.rank == 0 else pytest.fail
-        return train(config, dataset, OPS, run, resume, report, world=world)
+        if resume:
+            run = resumed(path, changes, dataset=small_dataset(), world=world)
+        else:
+            run = started(small_config(out=path, **changes), small_dataset(), world)
+        with run as session:
+            return train_session(session, lines.append if world.rank == 0 else pytest.fail)
 
-    return run, on_ranks(size, take), lines
+    return RunFolder(path), on_ranks(size, take), lines
 
 
 def parameters_of(run):

@@ -330,7 +330,7 @@ def test_few_rows_are_evaluated_forty_times_and_overfitting_is_reported(tmp_path
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert len(records) == 40 and records[-1]["training_nll_nats"] < records[0]["training_nll_nats"]
     best = min(records, key=lambda record: record["validation_nll_nats"])
-    said = f"it overfits after epoch {best['epoch']}, from {best['validation_nll_nats']:.2f} to "
+    said = f"overfitting since epoch {best['epoch']} ({best['validation_nll_nats']:.2f} → "
     assert said in capsys.readouterr().out and best["epoch"] < 190
     assert TrainConfig().resolve(1000, (28, 28, 1)).eval_every == 1
 

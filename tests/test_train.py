@@ -6,7 +6,6 @@ import math
 import os
 import re
 import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import SimpleNamespace
@@ -34,9 +33,11 @@ from snfnp.likelihood import EVALUATION_NOISE, Likelihood
 from snfnp.ops import get_ops
 from snfnp.ops.random import definition as philox
 from snfnp.training import progress
-from snfnp.training.evaluation import Evaluator, Monitors
-from snfnp.training.loop import RunLoop, train_session
+from snfnp.training.evaluation import Evaluator
+from snfnp.training.loop import train_session, within_patience
+from snfnp.training.monitors import Monitors
 from snfnp.training.options.relations import RELATIONS, Relation
+from snfnp.training.progress import Progress, Record
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 from snfnp.training.session import resumed
@@ -50,11 +51,12 @@ CHOICES = {"lr": 3e-3, "warmup_epochs": 0, "dtype": "float64", "batch_size": BAT
 @pytest.mark.parametrize("patience, last", [(1, 6), (2, 8), (3, 10), (None, 99)])
 def test_patience_counts_the_evaluations_since_the_best(patience, last):
     """The best one is that of step 4."""
-    loop = SimpleNamespace(best=SimpleNamespace(step=4), every=2, patience=patience, _spaced=True)
-    for loop.trainer in (SimpleNamespace(step=step) for step in range(5, 20)):
-        assert RunLoop.is_patient(loop) == (loop.trainer.step < last)
-    loop._spaced = False  # resumed, and not yet told how far apart evaluations are
-    assert RunLoop.is_patient(loop)
+    best = Record(4, 99, 4, 0.0, 0.0, 0.0, 0.0)
+    for step in range(5, 20):
+        progress = Progress(99, 1, step, best=best)
+        assert within_patience(progress, 2, patience) == (step < last)
+        assert within_patience(progress, None, patience)  # how far apart they are is not known
+        assert within_patience(Progress(99, 1, step), 2, patience)
 
 
 def dataset(*splits):
@@ -375,7 +377,7 @@ def test_a_spacing_that_a_clock_chose_is_kept(tmp_path, monkeypatch, step):
     def clock():  # a step is between two readings
         return tick * next(now)
 
-    own = SimpleNamespace(perf_counter=clock, get_clock_info=time.get_clock_info)
+    own = SimpleNamespace(perf_counter=clock)
     monkeypatch.setattr("snfnp.training.loop.time", own)
     monkeypatch.setattr(Evaluator, "seconds", lambda *_: 0.1)
     monkeypatch.setitem(RELATIONS, "eval_every", Relation())
@@ -415,7 +417,7 @@ def test_an_evaluation_is_timed(monkeypatch):
     """Of as many images as are looked at, for all of them, and once what is the weights' alone: the
     determinants and the monitors."""
     trainer = make_trainer(OPS, "fc")
-    loop = SimpleNamespace(trainer=trainer, batches=SimpleNamespace(whole=None))
+    evaluator = Evaluator(trainer, SimpleNamespace(whole=None), trainer.config)
     images, seen = np.zeros((2500, 8, 8, 1), np.uint8), []
     now = itertools.count(7)  # a clock starts anywhere
     evaluate = Likelihood.evaluate
@@ -427,4 +429,4 @@ def test_an_evaluation_is_timed(monkeypatch):
     monkeypatch.setattr(Likelihood, "evaluate", counted)
     monkeypatch.setattr("snfnp.training.evaluation.time.perf_counter", lambda: float(next(now)))
     monkeypatch.setattr(Monitors, "figures", lambda *_: next(now))  # takes a second
-    assert Evaluator(loop).seconds(images) == 2.0 + 2.5 and seen == [1000]
+    assert evaluator.seconds(images) == 2.0 + 2.5 and seen == [1000]

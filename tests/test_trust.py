@@ -62,8 +62,10 @@ def trained(tmp_path_factory):
     np.save(tmp_path / "rows.npy", ROWS)
     data = snfnp.load_dataset(str(tmp_path / "rows.npy"))
     how = {key: value for key, value in QUICK.items() if key != "report"}
-    config = snfnp.TrainConfig(model="fc", data=str(tmp_path / "rows.npy"), **how)
-    snfnp.train(config, data, run=RunFolder.create(tmp_path / "run"), report=None)
+    config = snfnp.TrainConfig(
+        model="fc", data=str(tmp_path / "rows.npy"), out=tmp_path / "run", **how
+    )
+    snfnp.train(config, data, report=None)
     return tmp_path
 
 

@@ -14,7 +14,7 @@ from snfnp.data import Dataset, load_dataset
 from snfnp.errors import DivergedError, SingularMatrixError, SnfnpError, UsageError
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.folder import RunFolder
-from snfnp.training.session import train
+from snfnp.training.session import resume, train
 
 _WORSE = 1.1  # times the best validation NLL: a run that stays above is lost
 _DECISIVE = ("lr", "lam", "clip_norm")  # a run may be resumed with others, and is then another row
@@ -112,7 +112,7 @@ def outcome(run: Run, command: Command) -> dict | None:
     if different:
         said = f"{run.folder} holds another run ({', '.join(sorted(different))} differ)"
         raise UsageError(f"{said}: choose another --runs, or move it away")
-    folder.refuse_other_images(folder.open(run.folder)[1], dataset)
+    folder.check_same_data(folder.open(run.folder)[1], dataset)
     if found := files.read_json(run.divergence, _divergence, "delete it to train again"):
         step, before = found
         epochs = -(-step // wanted.steps_per_epoch(len(dataset.train))) or before.get("epoch", 0)
@@ -133,14 +133,17 @@ def outcome(run: Run, command: Command) -> dict | None:
 def perform(run: Run, command: Command) -> None:
     """Start or resume a run, and train it to its end, or until it diverges."""
     dataset, folder = command.dataset(run.row.data), RunFolder(run.folder)
-    config, goes_on = run.config(len(dataset.train), command.ops.name), folder.has_checkpoint()
+    config = replace(run.config(len(dataset.train), command.ops.name), out=run.folder)
     try:
-        if goes_on:
-            config = replace(config, epochs=max(config.epochs, folder.config().epochs))
+        if folder.has_checkpoint():
+            epochs = max(config.epochs, folder.config().epochs)
+            changes = {"epochs": epochs, "eval_every": config.eval_every, "backend": config.backend}
+            provenance.note(run.folder)
+            resume(run.folder, dataset=dataset, report=_report, **changes)
         else:
             RunFolder.create(run.folder)
-        provenance.note(run.folder)
-        train(config, dataset, command.ops, folder, goes_on, _report)
+            provenance.note(run.folder)
+            train(config, dataset, ops=command.ops, report=_report)
     except (DivergedError, SingularMatrixError) as error:
         metrics = folder.read_metrics()
         before = _monitors(metrics[-1]) if metrics else {}

@@ -124,7 +124,7 @@ def images_of(run: LoadedRun, args: argparse.Namespace, split: str) -> tuple[Sam
         options |= table if is_table(name) else dict.fromkeys(table)
     dataset = load_dataset(name, folder, **options)
     chosen = args.data_dir is not None or args.data is not None
-    if line := run.folder.refuse_other_images(run.record, dataset, (split,), chosen):
+    if line := run.folder.check_same_data(run.record, dataset, (split,), chosen):
         print(line)
     return getattr(dataset, split), dataset.source
 

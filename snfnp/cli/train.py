@@ -57,7 +57,7 @@ def main(argv: list[str], prog: str | None = None, **defaults) -> None:
             out = given.pop("out")
             run = training.resumed(out, given, rollback, world=world)
         else:
-            run = training.opened(config, world=world)
+            run = training.started(config, world=world)
         with run as session:
             points: Any = session.dataset.validation
             animation: Any = None

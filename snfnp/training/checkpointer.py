@@ -3,66 +3,79 @@
 import shlex
 import time
 import uuid
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from snfnp.errors import CheckpointError, DivergedError, SnfnpError, UsageError
+from snfnp.training.batches import Batches
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.groups import interval
 from snfnp.training.options.relations import FREE_LAMBDA
-from snfnp.training.progress import Record
+from snfnp.training.progress import Progress, Record, Report
 from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from snfnp.training.runs.folder import RunFolder
+from snfnp.training.trainer import Trainer
 
 _LARGE_LAMBDA = 1e4  # above any of the paper's: it may be what overflows
 
 
 class Checkpointer:
-    """Writes a run's checkpoints, and sets its loop back to one.
+    """Writes a run's checkpoints, and restores the run from one.
 
     identity: the run's, in config.json and in each of its checkpoints.
     """
 
-    def __init__(self, loop):
-        self.folder, self.loop, self.trainer = loop.folder, loop, loop.trainer
-        self.config = loop.trainer.config
+    def __init__(self, folder: RunFolder, trainer: Trainer, config: TrainConfig):
+        self.folder = folder
+        self.trainer = trainer
+        self.config = config
         self.identity: str | None = None
-        self._every = interval(self.config.checkpoint_every) or (0, 0)  # steps, seconds
+        self._every = interval(config.checkpoint_every) or (0, 0)  # steps, seconds
         self._saved = (0, time.monotonic())  # step and time of the last checkpoint
-        self._optimiser = type(loop.trainer.optimiser).__qualname__
+        self._optimiser = type(trainer.optimiser).__qualname__
 
     def due(self) -> bool:
         """True if `checkpoint_every` asks for one now."""
-        (steps, seconds), (step, then) = self._every, self._saved
+        steps, seconds = self._every
+        step, then = self._saved
         return self.trainer.step - step >= steps or time.monotonic() - then >= seconds
 
-    def save(self, *paths: Path) -> None:
-        """Write a checkpoint to these paths. Raises DivergedError if a step failed, or left a
-        number that is not finite: the square of a finite gradient may overflow in Adam's v."""
-        self.loop.synchronise()  # raises if a step failed, which is not to be saved
-        loop, step = self.loop, self.trainer.step
-        best = loop.best and loop.best.figures
-        record = {"seconds": loop.seconds, "best": best, "config": self.config.as_dict()}
-        checkpoint = self.trainer.checkpoint(record | {"run": self.identity})
+    def save(self, progress: Progress, *paths: Path) -> None:
+        """Write a checkpoint to these paths, after all steps were checked.
+
+        Raises:
+            DivergedError: a number is not finite: the square of a finite gradient may overflow in
+                Adam's v.
+        """
+        record = {
+            "seconds": progress.seconds,
+            "best": progress.best and progress.best.figures,
+            "config": self.config.as_dict(),
+            "run": self.identity,
+        }
+        checkpoint = self.trainer.checkpoint(record)
         if not checkpoint.is_finite():  # on all ranks alike
             what = "a parameter, a moment of Adam's or what layers keep is not finite"
-            raise DivergedError(f"training diverged by step {step}: {what}", step)
+            raise DivergedError(
+                f"training diverged by step {checkpoint.step}: {what}", checkpoint.step
+            )
         if self.trainer.world.rank == 0:
             for path in paths:
                 save_checkpoint(path, checkpoint)
-        self._saved = (step, time.monotonic())
+        self._saved = (checkpoint.step, time.monotonic())
 
-    def start(self, description: dict) -> None:
-        """Begin a new run, with a checkpoint of its start."""
+    def start(self, progress: Progress, batches: Batches, description: dict[str, Any]) -> None:
+        """Begin a new run, with a checkpoint of its start. description: see `describe_run`."""
         self.identity = uuid.uuid4().hex
-        self.trainer.begin(self.loop.batches)
+        self.trainer.begin(batches)
         if self.trainer.world.rank == 0:
-            own = {"optimiser": self._optimiser, "run": self.identity}
-            self.folder.write_config({**description, **own})
-        self.save(self.folder.last)
+            identity = {"optimiser": self._optimiser, "run": self.identity}
+            self.folder.write_config(description | identity)
+        self.save(progress, self.folder.last)
 
-    def keep(self, name: str, value) -> None:
+    def keep(self, name: str, value: Any) -> None:
         """Record an option that the run chose by itself."""
         self.config = replace(self.config, **{name: value})
         if self.trainer.world.rank == 0:
@@ -70,28 +83,43 @@ class Checkpointer:
             record["config"][name] = value
             self.folder.write_config(record)
 
-    def resume(self, rollback: bool, report: Callable[[str], None]) -> None:
-        """Set the run back to its last checkpoint, or to its best one, and remove later metrics. If
-        that is interrupted, the same command repeats it."""
-        trainer, loop = self.trainer, self.loop
+    def resume(
+        self, progress: Progress, batches: Batches, rollback: bool, report: Report
+    ) -> Progress:
+        """Restore the run from its last or best checkpoint, and remove later metrics. If that is
+        interrupted, the same command repeats it.
+
+        Args:
+            progress: that of a new run.
+
+        Returns:
+            The progress at the checkpoint.
+        """
+        trainer = self.trainer
         record, saved = trainer.world.on_rank_zero(lambda: self._load(rollback))
         self.identity = record.get("run")
         if saved is None:
-            trainer.begin(loop.batches)
+            trainer.begin(batches)
         else:
             trainer.restore(saved)
-            loop.seconds, best = saved.record["seconds"], saved.record["best"]
-            loop.best = best and Record.of(best, loop.steps)
-        trainer.world.on_rank_zero(lambda: self._update(rollback, record, saved, report))
-        loop.best = trainer.world.broadcast(loop.best)
+            best = saved.record["best"] and Record.of(saved.record["best"], progress.steps)
+            seconds = saved.record["seconds"]
+            progress = replace(progress, step=saved.step, seconds=seconds, best=best)
+        best = trainer.world.on_rank_zero(
+            lambda: self._update_folder(progress, rollback, record, report)
+        )
+        return replace(progress, best=best)
 
-    def _load(self, rollback: bool) -> tuple[dict, Checkpoint | None]:
+    def _load(self, rollback: bool) -> tuple[dict[str, Any], Checkpoint | None]:
         """config.json, and the checkpoint to resume from; None: from the start."""
         folder = self.folder
         _, record = folder.open(folder.path)
-        if (then := record.get("optimiser", "Adam")) != self._optimiser:
-            found = f"{folder.path} was trained by the optimiser {then}, not by {self._optimiser}"
-            raise UsageError(f"{found}: give snfnp.resume(…, optimiser=…) the same one")
+        optimiser = record.get("optimiser", "Adam")
+        if optimiser != self._optimiser:
+            raise UsageError(
+                f"{folder.path} was trained by the optimiser {optimiser}, not by "
+                f"{self._optimiser}: give snfnp.resume(…, optimiser=…) the same one"
+            )
         from_best = rollback and folder.best.exists()
         path = folder.best if from_best else folder.last
         saved = load_checkpoint(path, self.trainer.layout, record)
@@ -99,55 +127,69 @@ class Checkpointer:
             raise CheckpointError(f"there is no checkpoint {folder.best}: restore it, or resume")
         return record, saved if from_best or not rollback else None
 
-    def _update(self, rollback: bool, record: dict, saved, report) -> None:
-        """Rewrite the folder of the run that is resumed."""
-        folder, trainer, config, loop = self.folder, self.trainer, self.config, self.loop
-        step, steps, best, kept = trainer.step, loop.steps, loop.best, None
-        at = best.step if best else 0
+    def _update_folder(
+        self, progress: Progress, rollback: bool, record: dict[str, Any], report: Report
+    ) -> Record | None:
+        """Rewrite the folder of the run that is resumed. Returns its best evaluation, or None if
+        the checkpoint of that is lost."""
+        folder = self.folder
+        step = progress.step
+        steps = progress.steps
+        best_step = progress.best.step if progress.best else 0
         if step > steps:
-            past = f"past `epochs={config.epochs}` ({steps} steps)"
+            past = f"past `epochs={self.config.epochs}` ({steps} steps)"
             raise UsageError(f"{folder.path} is at step {step}, {past}: give more epochs")
+        best_saved = None
         with suppress(SnfnpError):  # it may be damaged, or another run's
-            kept = load_checkpoint(folder.best, trainer.layout, record).step
-        lost = best is not None and kept != at
-        if step == steps and (best is None or lost and at < step):
-            found = f"{folder.best} is not of the best evaluation of {folder.last}"
-            raise CheckpointError(f"{found}: restore it, or give more `epochs` to choose another")
-        if lost and at < step:
+            best_saved = load_checkpoint(folder.best, self.trainer.layout, record).step
+        is_lost = progress.best is not None and best_saved != best_step
+        if step == steps and (progress.best is None or is_lost and best_step < step):
+            raise CheckpointError(
+                f"{folder.best} is not of the best evaluation of {folder.last}: restore it, or "
+                "give more `epochs` to choose another"
+            )
+        if is_lost and best_step < step:
             report(f"{folder.best} is lost or damaged: the best epoch is one after step {step}")
-            loop.best = None
+            progress = replace(progress, best=None)
         folder.read_metrics()  # raises before anything is written
-        self.save(folder.last)
-        if not folder.cut_metrics(step) and best:
+        self.save(progress, folder.last)
+        if not folder.cut_metrics(step) and best_step:
             report(f"{folder.metrics_file} has lost the metrics up to step {step}")
-        changed = config.changes_from(TrainConfig.from_dict(record["config"]))
-        before, now = record.get("processes", 1), trainer.world.size
-        if changed or rollback or before != now:
-            more = {"processes": [before, now]} if before != now else {}
-            event = {"step": step, "rollback": rollback, "changed": changed | more}
-            record["processes"] = now
-            record["history"] = [*record.get("history", []), event]
-            record["config"] |= {name: value for name, (_, value) in changed.items()}
-            folder.write_config(record)
-        if lost and at == step:
-            self.save(folder.best)  # a crash came between the two files
+        changes = self._record_changes(record, step, rollback)
+        if is_lost and best_step == step:
+            self.save(progress, folder.best)  # a crash came between the two files
         if step < steps:
             folder.remove_summary()
-            report(f"resumed from step {step} (epoch {step // trainer.steps_per_epoch})")
+            report(f"resumed from step {step} (epoch {progress.epoch})")
         else:
             report(f"{folder.path} is finished: give more `epochs` to train longer")
-        if changed:
-            words = (f"{name} {value} (was {old})" for name, (old, value) in changed.items())
-            report(f"from step {step} on: {', '.join(words)}")
+        if changes:
+            report(f"from step {step} on: {', '.join(changes)}")
+        return progress.best
+
+    def _record_changes(self, record: dict[str, Any], step: int, rollback: bool) -> list[str]:
+        """Add what changes from this step on to config.json, and return it in words."""
+        changed = self.config.changes_from(TrainConfig.from_dict(record["config"]))
+        before = record.get("processes", 1)
+        processes = self.trainer.world.size
+        if changed or rollback or before != processes:
+            more = {"processes": [before, processes]} if before != processes else {}
+            event = {"step": step, "rollback": rollback, "changed": changed | more}
+            record["processes"] = processes
+            record["history"] = [*record.get("history", []), event]
+            record["config"] |= {name: value for name, (_, value) in changed.items()}
+            self.folder.write_config(record)
+        return [f"{name} {value} (was {old})" for name, (old, value) in changed.items()]
 
     def advice(self) -> str:
         """The ways to continue after a divergence, with options that work."""
-        options = f"`out={shlex.quote(str(self.folder.path))}` `lr={self.config.lr / 10:g}`"
+        config = self.config
+        options = f"`out={shlex.quote(str(self.folder.path))}` `lr={config.lr / 10:g}`"
         origin = "the best evaluation saved" if self.folder.best.exists() else "the start"
         ways = [f"from {origin} with `rollback` {options}"]
         if self.trainer.log.read().failed:  # before a likelihood explodes, parameters do
             ways.insert(0, f"from step {self._saved[0]} with `resume` {options}")
-        config = self.config
-        free = not config.controller and all(need.holds(config) for need in FREE_LAMBDA)
-        also = f"a {'larger' if config.lam < _LARGE_LAMBDA else 'smaller'} `lam` or " * free
+        also = ""
+        if not config.controller and all(need.holds(config) for need in FREE_LAMBDA):
+            also = f"a {'larger' if config.lam < _LARGE_LAMBDA else 'smaller'} `lam` or "
         return f"go on {' or '.join(ways)} (or with {also}`clip_norm`)"

@@ -5,8 +5,9 @@ import shlex
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,22 +22,33 @@ from snfnp.training.batches import Batches
 from snfnp.training.checkpointer import Checkpointer
 from snfnp.training.evaluation import EVALUATION_SEED, Evaluator
 from snfnp.training.options import TrainConfig
-from snfnp.training.progress import Callbacks, ProgressLine, Record, compilations_shown, silent
-from snfnp.training.runs.checkpoint import load_checkpoint
+from snfnp.training.progress import (
+    Callbacks,
+    Progress,
+    ProgressLine,
+    Record,
+    Report,
+    compilations_shown,
+    silent,
+)
+from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import describe_run
-from snfnp.training.trainer import Trainer, take_steps
+from snfnp.training.trainer import Optimiser, Trainer, take_steps
 
 _STOP, _CHECKPOINT, _SAVE, _SHOW = 1, 2, 4, 8  # bits: what ranks request after a step
 # On a GPU steps between evaluations take so many seconds, and so many times an evaluation.
-_BETWEEN, _EVALUATIONS = 2.0, 10
+_BETWEEN = 2.0
+_EVALUATIONS = 10
+_OVERFITTING = 1.25  # times the best epoch, from which on a worse likelihood is reported
 
 
-class Session(NamedTuple):
+@dataclass(frozen=True)
+class Session:
     """A run that is ready to be trained, in a locked folder (`snfnp.training.session`).
 
-    config: resolved; resume: False for a new run, True from the last checkpoint, "best" from the
-    best one; notes: lines to report; world: the ranks that train together.
+    config: resolved; checkpoint: from which it is resumed, or None for a new run; notes: lines to
+    report; world: the ranks that train together.
     """
 
     config: TrainConfig
@@ -44,7 +56,7 @@ class Session(NamedTuple):
     ops: Ops
     flow: Flow
     folder: RunFolder
-    resume: bool | str
+    checkpoint: Literal["last", "best"] | None
     notes: list[str]
     world: Communicator
 
@@ -52,70 +64,86 @@ class Session(NamedTuple):
 class RunLoop:
     """The loop of a run in a folder, on all ranks: steps, and evaluations between them.
 
-    best: the record of the best evaluation, or None; seconds: spent on steps; report: gets every
-    line.
+    progress: how far the run is; report: gets every line.
     """
 
-    def __init__(self, session: Session, signals: Signals, report, optimiser, callbacks):
-        config, dataset, ops, flow, self.folder, _, _, world = session
-        self.batches = Batches(ops, dataset.train, config, flow.shape, world)
+    def __init__(
+        self,
+        session: Session,
+        signals: Signals,
+        report: Report,
+        optimiser: Optimiser | None,
+        callbacks: tuple,
+    ):
+        config = session.config
+        ops = session.ops
+        flow = session.flow
+        world = session.world
+        self.config = config
+        self.dataset = session.dataset
+        self.folder = session.folder
+        self.signals = signals
+        self.report = report
+        self.callbacks = callbacks
+        self.batches = Batches(ops, session.dataset.train, config, flow.shape, world)
         epoch = self.batches.steps_per_epoch
         self.trainer = Trainer(ops, flow, config, epoch, report, world, optimiser)
-        self.steps, self.every = config.epochs * epoch, (config.eval_every or 1) * epoch
-        self.seconds = 0.0
-        self._since = (0, 0.0)  # step and seconds after the last evaluation
-        self.patience, self.callbacks = config.patience, callbacks
-        self.best: Record | None = None
-        self.dataset, self.signals, self.report = dataset, signals, report
-        self.evaluator, self.checkpoints = Evaluator(self), Checkpointer(self)
-        self._requests, self.latest = 0, None
-        self._spaced, self._evaluation = config.eval_every is not None, 0.0
+        self.progress = Progress(config.epochs * epoch, epoch)
+        # Steps between evaluations; None until `_space` chooses them.
+        self.every = config.eval_every and config.eval_every * epoch
+        self.evaluator = Evaluator(self.trainer, self.batches, config)
+        self.checkpoints = Checkpointer(session.folder, self.trainer, config)
+        self.latest: Record | None = None
+        self._requests = 0
+        self._evaluation_seconds = 0.0
 
     def warm_up(self) -> None:
-        """Let everything be compiled and recorded before a clock runs: a step and an evaluation
-        whose results are dropped."""
-        if self.trainer.step < self.steps:
+        """Compile the kernels and record the graph before timing starts, by one step and one
+        evaluation whose results are discarded."""
+        if self.progress.step < self.progress.steps:
             with suppress(SnfnpError):  # training will raise it again
                 self.trainer.warm_up(self.batches, self.trainer.ops.device.prepare)
                 self.evaluator.warm_up(self.dataset.validation)
-                if not self._spaced:
-                    self._evaluation = self.evaluator.seconds(self.dataset.validation)
+                if self.every is None:
+                    self._evaluation_seconds = self.evaluator.seconds(self.dataset.validation)
 
     def run(self) -> None:
-        """Take the remaining steps, and report why if they are not all of them."""
-        self.progress = ProgressLine(self, self.report)
-        with closing(self.progress.bar), self.signals.defer_interrupts():
+        """Train to the last step; if training ends early, report why."""
+        self.line = ProgressLine(self.trainer, self.progress, self.report)
+        with closing(self.line.bar), self.signals.defer_interrupts():
             ended = self._train()
-        _, _, epoch, _ = self.place
+        epoch = self.progress.epoch
         if ended:
             self.report(f"a callback ended training after epoch {epoch}")
-        elif self.trainer.step < self.steps:
-            waited = f"no better one in {self.patience} evaluations (`patience`)"
-            self.report(f"stopped after epoch {epoch}, as there was {waited}")
+        elif self.progress.step < self.progress.steps:
+            waited = f"no improvement in {self.config.patience} evaluations (`patience`)"
+            self.report(f"stopped after epoch {epoch}: {waited}")
 
     def _train(self) -> bool:
         """Take the remaining steps. True if a callback ended them."""
-        trainer, ends = self.trainer, False
-        self._since = trainer.step, self.seconds
-        trainings = [(trainer, self.batches)]
-        for step in take_steps(trainings, self.steps, self.is_patient, self._timed):
+        progress = self.progress
+        progress.timed_from = progress.step, progress.seconds
+        ends = False
+        trainings = [(self.trainer, self.batches)]
+
+        def wanted() -> bool:
+            return within_patience(progress, self.every, self.config.patience)
+
+        for step in take_steps(trainings, progress.steps, wanted, self._timed):
+            progress.step = step
             ends = self.after_step() or ends
-            if not self._spaced and step % trainer.steps_per_epoch == 0:
+            epoch_ends = step % progress.steps_per_epoch == 0
+            if self.every is None and epoch_ends:
                 self._space()
-            due = step % self.every == 0 or step == self.steps
-            if due := due or ends and step % trainer.steps_per_epoch == 0:
+            due = step == progress.steps or ends and epoch_ends
+            due = due or self.every is not None and step % self.every == 0
+            if due:
                 self.synchronise()
                 if self.evaluate() or ends:
                     return True
-                self._since = step, self.seconds
-            self.save(evaluated=due)
+                progress.timed_from = step, progress.seconds
+            self.save_requested(evaluated=due)
         return False
-
-    @property
-    def place(self) -> tuple[int, int, int, float]:
-        """The first fields of a `Record`: step, steps, epoch, seconds."""
-        step = self.trainer.step
-        return step, self.steps, step // self.trainer.steps_per_epoch, self.seconds
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -123,45 +151,46 @@ class RunLoop:
         try:
             yield
         finally:
-            self.seconds += time.perf_counter() - start
+            self.progress.seconds += time.perf_counter() - start
 
     def synchronise(self) -> None:
         """Wait for all steps so far. Raises DivergedError if one failed."""
         with self._timed():
             self.trainer.check(self.batches)
 
-    @property
-    def steps_per_second(self) -> float:
-        """The speed of the steps since the last evaluation."""
-        step, seconds = self._since
-        resolution = time.get_clock_info("perf_counter").resolution  # a clock may stand still
-        return (self.trainer.step - step) / max(self.seconds - seconds, resolution)
-
-    def is_patient(self) -> bool:
-        """True if a better evaluation may still come, by `patience`."""
-        if self.best is None or self.patience is None or not self._spaced:
-            return True
-        return self.trainer.step // self.every - self.best.step // self.every < self.patience
+    def save(self, *paths: Path) -> None:
+        """Write a checkpoint. Raises DivergedError if a step failed, which is not to be saved."""
+        self.synchronise()
+        self.checkpoints.save(self.progress, *paths)
 
     def after_step(self) -> bool:
-        """All ranks do what any of them was asked to do or has due; later requests wait a step."""
-        self.progress.bar.update(self.trainer.config.batch_size)
+        """Combine the requests of all ranks, so that all act after the same step; later requests
+        wait a step. True if a callback asks for the end."""
+        self.line.bar.update(self.config.batch_size)
         requests = _STOP * self.signals.stop | _CHECKPOINT * self.signals.checkpoint
-        requests |= _SAVE * self.checkpoints.due() | _SHOW * self.progress.due()
+        requests |= _SAVE * self.checkpoints.due() | _SHOW * self.line.due()
         self._requests = self.trainer.world.any(requests)
-        return bool(self._requests & _SHOW) and self.tell(self.progress.show())
+        if not self._requests & _SHOW:
+            return False
+        self.synchronise()
+        return self.tell(self.line.show(self.progress))
 
     def evaluate(self) -> bool:
         """Evaluate, save, and report. True if a callback asks for the end."""
-        self.progress.clear()
-        record: Any = Record.of(self.evaluator.validate(self.dataset), self.steps)
-        if self.best is None or record.nll < self.best.nll:
-            record = self.best = replace(record, best=True)
+        self.line.clear()
+        progress = self.progress
+        figures = self.evaluator.validate(self.dataset, progress)
+        record = Record.of(figures, progress.steps)
+        nll = "validation_nll_nats"
+        if progress.best is None or figures[nll] < progress.best.figures[nll]:
+            record = replace(record, best=True)
+            progress.best = record
         if self.trainer.world.rank == 0:
-            self.folder.append_metrics(record.figures)
+            self.folder.append_metrics(figures)
         self.latest = record
-        self.checkpoints.save(self.folder.last, *([self.folder.best] if record.best else []))
-        for line in (self.evaluator.describe(record), *self.evaluator.warnings(record.figures)):
+        self.save(self.folder.last, *([self.folder.best] if record.best else []))
+        self.report(self.evaluator.describe(record))
+        for line in self.evaluator.warnings(figures):
             self.report(line)
         return self.tell(record)
 
@@ -170,40 +199,43 @@ class RunLoop:
         evaluation took: on a GPU an evaluation may take longer than an epoch. The choice is kept in
         config.json, so that the run evaluates at the same epochs when it is resumed or repeated."""
         self.synchronise()
-        epoch, world = self.trainer.steps_per_epoch, self.trainer.world
-        seconds = max(_BETWEEN, _EVALUATIONS * self._evaluation)
-        epochs = math.ceil(seconds * self.steps_per_second / epoch)
-        epochs = world.broadcast(min(epochs, self.trainer.config.epochs))
-        self._spaced, self.every = True, epochs * epoch
+        epoch = self.progress.steps_per_epoch
+        speed = self.progress.steps_per_second
+        evaluation = self._evaluation_seconds
+        epochs = math.ceil(max(_BETWEEN, _EVALUATIONS * evaluation) * speed / epoch)
+        epochs = self.trainer.world.broadcast(min(epochs, self.config.epochs))
+        self.every = epochs * epoch
         self.checkpoints.keep("eval_every", epochs)
-        took = f"an evaluation takes about {self._evaluation:.2g} s"
-        took += f", an epoch {epoch / self.steps_per_second:.2g} s"
         every = "after every epoch" if epochs == 1 else f"every {epochs} epochs"
+        took = f"an evaluation takes about {evaluation:.2g} s, an epoch {epoch / speed:.2g} s"
         self.report(f"exact evaluations {every}, as {took} (`eval_every`)")
 
     def tell(self, record: Record | None) -> bool:
         """Give a record to the callbacks, on rank 0. True on all ranks if one returned True.
         Exceptions propagate, after a checkpoint."""
-        ends, world = False, self.trainer.world
-        if self.callbacks and record and world.rank == 0:
+        if not self.callbacks:
+            return False
+        ends = False
+        if record and self.trainer.world.rank == 0:
             if record.nll is not None:  # it costs determinants, which callbacks alone need
-                more = {"likelihood": self.trainer.likelihood(), "figures": dict(record.figures)}
-                record = replace(record, **more)
+                likelihood = self.trainer.likelihood()
+                record = replace(record, likelihood=likelihood, figures=dict(record.figures))
             try:
-                said = [callback(record) for callback in self.callbacks]
+                results = [callback(record) for callback in self.callbacks]
             except BaseException:
-                self.checkpoints.save(self.folder.last)
+                self.save(self.folder.last)
                 raise
-            ends = any(isinstance(each, (bool, np.bool_)) and bool(each) for each in said)
-        return bool(self.callbacks and world.any(ends))
+            ends = any(isinstance(each, (bool, np.bool_)) and bool(each) for each in results)
+        return bool(self.trainer.world.any(ends))
 
-    def save(self, evaluated: bool) -> None:
-        """After each step and its evaluation, save what is due."""
-        last, step = self.folder.last, self.trainer.step
+    def save_requested(self, evaluated: bool) -> None:
+        """After a step and its evaluation, save what is due or asked for."""
+        last = self.folder.last
+        step = self.progress.step
         if not evaluated and self._requests & (_SAVE | _CHECKPOINT | _STOP):
-            self.checkpoints.save(last)
+            self.save(last)
         if self._requests & _CHECKPOINT:
-            self.progress.clear()
+            self.line.clear()
             self.report(f"checkpoint at step {step}: {last}")
             self.signals.checkpoint = False
         if self._requests & _STOP:
@@ -212,99 +244,127 @@ class RunLoop:
             self.report(f"interrupted at step {step}: everything is in {last}; {advice}")
             raise KeyboardInterrupt
 
-    def summarise(self) -> dict:
+    def _load_best(self, step: int) -> Checkpoint:
+        """The checkpoint of the best evaluation, which was at this step."""
+        run = self.folder
+        saved = load_checkpoint(run.best, self.trainer.layout, run.open(run.path)[1])
+        if saved.step != step:
+            differs = f"of step {saved.step}, but the best evaluation was at step {step}"
+            raise CheckpointError(f"{run.best} is {differs}: restore it, or start a new run")
+        return saved
+
+    def summarise(self) -> dict[str, Any]:
         """The test likelihood at the best validation epoch, reported and in summary.json."""
-        run, trainer, dataset = self.folder, self.trainer, self.dataset
-        best: Any = self.best
-
-        def load_best():
-            saved = load_checkpoint(run.best, trainer.layout, run.open(run.path)[1])
-            if saved.step != best.step:
-                found = f"of step {saved.step}, but the best evaluation was at step {best.step}"
-                raise CheckpointError(f"{run.best} is {found}: restore it, or start a new run")
-            return saved
-
-        test = self.evaluator.test(trainer.world.on_rank_zero(load_best).p, dataset.test)
-        images = dataset.of_images  # bits per dimension, and noise, are of bytes alone
+        trainer = self.trainer
+        dataset = self.dataset
+        seconds = self.progress.seconds
+        best: Any = self.progress.best
+        p = trainer.world.on_rank_zero(lambda: self._load_best(best.step)).p
+        test = self.evaluator.test(p, dataset.test)
         summary = {
             "best_epoch": best.epoch,
             "validation_nll_nats": best.nll,
             "test_nll_nats": test.nll,
-            **({"test_bits_per_dimension": test.bits_per_dimension} if images else {}),
-            "reconstruction": best.reconstruction,
-            "training_seconds": round(self.seconds, 1),
-            "milliseconds_per_step": round(1e3 * self.seconds / trainer.step, 2),
         }
+        bits = noise = ""
+        if dataset.of_images:  # bits per dimension, and noise, are of bytes alone
+            summary["test_bits_per_dimension"] = test.bits_per_dimension
+            bits = f" = {test.bits_per_dimension:.4f} bits/dim"
+            noise = f", dequantisation seed {EVALUATION_SEED}"
+        summary["reconstruction"] = best.reconstruction
+        summary["training_seconds"] = round(seconds, 1)
+        summary["milliseconds_per_step"] = round(1e3 * seconds / self.progress.step, 2)
         if trainer.world.rank == 0:
-            write_json(run.summary_file, summary)
-        bits = f" = {test.bits_per_dimension:.4f} bits/dim" if images else ""
-        noise = f", dequantisation seed {EVALUATION_SEED}" if images else ""
-        tested = f"exact test NLL {test.nll:.2f} nats{bits}"
+            write_json(self.folder.summary_file, summary)
         self.report(
             f"best epoch {best.epoch}: exact validation NLL {best.nll:.2f} nats, "
-            f"{tested} ({len(dataset.test)} test {dataset.noun}{noise})\n{trainer.step} steps in "
-            f"{self.seconds:.1f} s, {summary['milliseconds_per_step']:.2f} ms per step"
+            f"exact test NLL {test.nll:.2f} nats{bits} "
+            f"({len(dataset.test)} test {dataset.noun}{noise})\n{self.progress.step} steps in "
+            f"{seconds:.1f} s, {summary['milliseconds_per_step']:.2f} ms per step"
         )
-        latest = self.latest
-        if not images and latest and latest.epoch > 1.25 * best.epoch and latest.nll > best.nll:
-            lost = f"from {best.nll:.2f} to {latest.nll:.2f} nats"
-            self.report(f"it overfits after epoch {best.epoch}, {lost}: the best one is kept")
+        latest: Any = self.latest
+        is_past = latest and latest.epoch > _OVERFITTING * best.epoch and latest.nll > best.nll
+        if is_past and not dataset.of_images:
+            worse = f"{best.nll:.2f} → {latest.nll:.2f} nats"
+            self.report(
+                f"overfitting since epoch {best.epoch} ({worse}): the best checkpoint is kept"
+            )
         return summary
 
 
+def within_patience(progress: Progress, every: int | None, patience: int | None) -> bool:
+    """True if a better evaluation may still come: fewer than `patience` came since the best one.
+
+    Args:
+        every: steps between evaluations; None: not known yet.
+        patience: None: there is no limit.
+    """
+    if progress.best is None or every is None or patience is None:
+        return True
+    return progress.step // every - progress.best.step // every < patience
+
+
 def train_session(
-    session: Session, report=print, optimiser=None, callbacks: Callbacks = ()
-) -> dict:
+    session: Session,
+    report: Report | None = print,
+    optimiser: Optimiser | None = None,
+    callbacks: Callbacks = (),
+) -> dict[str, Any]:
     """Train a run to its end; see `snfnp.train`."""
-    config, dataset, ops, flow, _, resume, notes, world = session
+    config = session.config
+    ops = session.ops
+    world = session.world
     callbacks = () if callbacks is None else callbacks
     if not (isinstance(callbacks, Iterable) and all(map(callable, callbacks := tuple(callbacks)))):
         raise UsageError(f"callbacks is {callbacks!r}: give a list of functions")
-    first, signals = world.rank == 0, Signals(world.rank, world.size)
-    report = report if report and first else silent
-    # What overflows is found at every step and told in one line, with no warning before it.
-    quiet = np.errstate(all="ignore")
-    also = " in a new run" if resume else ""
+    signals = Signals(world.rank, world.size)
+    report = report if report and world.rank == 0 else silent
+    also = " in a new run" if session.checkpoint else ""
     if config.preset.has_recomputable_layers and not config.recompute:
         also += ", or `recompute`"
     with (
         signals.ignore_sigusr1(),
-        quiet,
+        np.errstate(all="ignore"),  # divergence is detected at every step and reported once
         robust_output(),
         threads.limited(config.threads),
         within_memory(ops, "batch_size", config.batch_size, also),
     ):
-        for note in notes:
+        for note in session.notes:
             report(note)
         loop = RunLoop(session, signals, report, optimiser, callbacks)
+        checkpoints = loop.checkpoints
         with compilations_shown(ops, report):
-            if resume:
-                loop.checkpoints.resume(resume == "best", report)
+            if session.checkpoint:
+                rollback = session.checkpoint == "best"
+                loop.progress = checkpoints.resume(loop.progress, loop.batches, rollback, report)
             report(_introduction(session, loop.trainer))
             loop.warm_up()
-            if not resume:
+            if not session.checkpoint:
                 known = replace(config, threads=ops.device.threads)
-                loop.checkpoints.start(describe_run(known, flow, dataset, ops, world.size))
+                description = describe_run(known, session.flow, session.dataset, ops, world.size)
+                checkpoints.start(loop.progress, loop.batches, description)
         try:
             loop.run()
             return loop.summarise()
         except DivergedError as error:
             step = error.step or loop.trainer.step
-            raise DivergedError(f"{error}; {loop.checkpoints.advice()}", step) from None
+            raise DivergedError(f"{error}; {checkpoints.advice()}", step) from None
 
 
 def _introduction(session: Session, trainer: Trainer) -> str:
     """Three lines on a run: the model and its gradient, the data and the optimiser, the folder."""
-    config, dataset, size = session.config, session.dataset, trainer.layout.count
-    steps, ranks = trainer.steps_per_epoch, trainer.world.size
-    how = f" ({config.objective}, λ = {config.lam:g})" if config.rule.learns_inverse else ""
-    falls = "" if config.lr_schedule == "constant" else f", then {config.lr_schedule}"
+    config = session.config
+    dataset = session.dataset
+    ranks = session.world.size
+    rule = f" ({config.objective}, λ = {config.lam:g})" if config.rule.learns_inverse else ""
+    decay = "" if config.lr_schedule == "constant" else f", then {config.lr_schedule}"
     return (
-        f"{config.model_name}: {size:,} parameters in {len(trainer.flow.layers)} layers, "
-        f"{config.gradient} gradient{how}, {trainer.ops.name} backend, {config.dtype}"
+        f"{config.model_name}: {trainer.layout.count:,} parameters in "
+        f"{len(trainer.flow.layers)} layers, "
+        f"{config.gradient} gradient{rule}, {trainer.ops.name} backend, {config.dtype}"
         f"{f', {ranks} processes' if ranks > 1 else ''}\n"
         f"{len(dataset.train):,} training {dataset.noun} from {dataset.source}; {config.epochs} "
-        f"epochs of {steps} steps, batch {config.batch_size}, lr {config.lr:g} after "
-        f"{config.warmup_epochs:g} warm-up epochs{falls}, seed {config.seed}\n"
+        f"epochs of {trainer.steps_per_epoch} steps, batch {config.batch_size}, lr {config.lr:g} "
+        f"after {config.warmup_epochs:g} warm-up epochs{decay}, seed {config.seed}\n"
         f"run folder {session.folder.path}"
     )

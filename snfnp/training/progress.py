@@ -1,4 +1,4 @@
-"""The progress of a training: records for callbacks, compilations, a progress bar."""
+"""The progress of a training, records for callbacks, compilations, and a progress bar."""
 
 import math
 import sys
@@ -9,6 +9,10 @@ from dataclasses import astuple, dataclass, field, fields
 from typing import Any
 
 from tqdm.auto import tqdm  # a notebook's own bar, too
+
+from snfnp.likelihood import Likelihood
+from snfnp.ops import Ops
+from snfnp.training.trainer import Trainer
 
 _SHOW_EVERY = 0.25  # seconds between updates of the figures
 _LINE_EVERY = 60.0  # the same where there is no bar: lines of a log file
@@ -40,26 +44,58 @@ class Record:
     nll: float | None = None
     bits_per_dimension: float | None = None
     best: bool = False
-    figures: dict = field(default_factory=dict, repr=False)
-    likelihood: Any = field(default=None, repr=False)
+    figures: dict[str, Any] = field(default_factory=dict, repr=False)
+    likelihood: Likelihood | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, line: dict, steps: int):
+    def of(cls, line: dict[str, Any], steps: int) -> "Record":
         """The record of an evaluation, from its line of metrics.jsonl."""
         known = {entry.name: line[entry.name] for entry in fields(cls) if entry.name in line}
         bits = line.get("validation_bits_per_dimension")
-        exact = {"nll": line["validation_nll_nats"], "bits_per_dimension": bits}
-        return cls(steps=steps, **known, **exact, figures=line)
+        nll = line["validation_nll_nats"]
+        return cls(steps=steps, **known, nll=nll, bits_per_dimension=bits, figures=line)
 
 
 Callbacks = Iterable[Callable[[Record], Any]] | None
+Report = Callable[[str], object]  # gets a line for the user
 
 
-def silent(what) -> None:
+@dataclass
+class Progress:
+    """How far a run is. Its loop changes it; what evaluates, saves and shows reads it.
+
+    Attributes:
+        steps, steps_per_epoch: of the whole run.
+        step: steps done; seconds: spent on them.
+        best: the record of the best evaluation, or None.
+        timed_from: step and seconds at the last evaluation.
+    """
+
+    steps: int
+    steps_per_epoch: int
+    step: int = 0
+    seconds: float = 0.0
+    best: Record | None = None
+    timed_from: tuple[int, float] = (0, 0.0)
+
+    @property
+    def epoch(self) -> int:
+        """Whole epochs done."""
+        return self.step // self.steps_per_epoch
+
+    @property
+    def steps_per_second(self) -> float:
+        """The speed of the steps since the last evaluation."""
+        step, seconds = self.timed_from
+        resolution = time.get_clock_info("perf_counter").resolution  # a clock may stand still
+        return (self.step - step) / max(self.seconds - seconds, resolution)
+
+
+def silent(line: str) -> None:
     """Report nothing."""
 
 
-def progress_bar(disable: bool | None, **options) -> tqdm:
+def progress_bar(disable: bool | None, **options: Any) -> tqdm:
     """A progress bar on standard error, as wide as the terminal; none if that is closed, as without
     a console. options: of `tqdm`."""
     closed = sys.stderr is None or getattr(sys.stderr, "closed", False)
@@ -67,27 +103,29 @@ def progress_bar(disable: bool | None, **options) -> tqdm:
 
 
 @contextmanager
-def compilations_shown(ops, report: Callable[[str], None] = lambda line: None) -> Iterator[None]:
+def compilations_shown(ops: Ops, report: Report = silent) -> Iterator[None]:
     """A context that reports the kernels compiled in it: a line before and one after, and in a
     terminal a moving one between."""
-    kernels, seconds, begun = 0, 0.0, 0.0
+    kernels = 0
+    seconds = begun = 0.0
     line: tqdm | None = None
 
-    def begins() -> None:
+    def on_start() -> None:
         nonlocal begun
         begun = time.perf_counter()
 
-    def ends(count: int) -> None:
+    def on_end(count: int) -> None:
         nonlocal kernels, seconds, line
-        kernels, seconds = kernels + count, seconds + time.perf_counter() - begun
+        kernels += count
+        seconds += time.perf_counter() - begun
         if line is None and seconds > _REPORTED_FROM:
-            report("compiling kernels, which later runs find ready; Ctrl-C loses nothing")
+            report("compiling kernels (cached for later runs; safe to interrupt)")
             hidden = report is silent or None
             line = progress_bar(bar_format="{desc}", disable=hidden, leave=False)
         if line is not None:
             line.set_description_str(f"{kernels} kernels, {seconds:.0f} s")
 
-    with ops.device.compilations(begins, ends):
+    with ops.device.compilations(on_start, on_end):
         yield
     if line is not None:
         line.close()
@@ -98,11 +136,12 @@ class ProgressLine:
     """A run's progress bar, in samples, with the last step's figures, on rank 0 alone. Where the
     output is neither a terminal nor a notebook, `report` gets a line every minute instead."""
 
-    def __init__(self, loop, report: Callable[[str], None]):
-        self._loop, self._report, trainer = loop, report, loop.trainer
+    def __init__(self, trainer: Trainer, progress: Progress, report: Report):
+        self._trainer = trainer
+        self._report = report
         self.bar = progress_bar(
-            total=loop.steps * trainer.config.batch_size,
-            initial=trainer.step * trainer.config.batch_size,
+            total=progress.steps * trainer.config.batch_size,
+            initial=progress.step * trainer.config.batch_size,
             unit="img" if trainer.flow.preprocess.of_images else "row",
             unit_scale=True,
             disable=report is silent or None,  # None: no bar if the output is not a terminal
@@ -119,24 +158,27 @@ class ProgressLine:
         self.bar.clear()
         self._shown = max(self._shown, time.perf_counter())
 
-    def show(self) -> Record | None:
-        """Show the figures of the last step, and return them; None on other ranks, which wait for
-        it, too. Raises DivergedError if it failed."""
-        loop, trainer = self._loop, self._loop.trainer
-        loop.synchronise()
+    def show(self, progress: Progress) -> Record | None:
+        """Show the figures of the last step, which has been waited for, and return them; None on
+        other ranks."""
+        trainer = self._trainer
         if trainer.world.rank:
             return None
         self._shown = time.perf_counter()
-        metrics, lam = trainer.metrics(), ""
+        metrics = trainer.metrics()
+        lam = ""
         if trainer.config.controller:
-            lams = trainer.multipliers.lam.values()
-            lam = f"λ {min(lams):.2g} to {max(lams):.2g}, "
+            values = trainer.multipliers.lam.values()
+            lam = f"λ {min(values):.2g} to {max(values):.2g}, "
         figures = f"surrogate {metrics.surrogate:.1f}, recon {metrics.reconstruction:.2e}, "
         figures += f"{lam}|grad| {metrics.gradient_norm:.1f}"
         self.bar.set_postfix_str(figures)
         if self.bar.disable:
-            speed = loop.steps_per_second
-            left = f"{(loop.steps - trainer.step) / speed / 60:.1f} minutes of steps left"
-            at = f"step {trainer.step} of {loop.steps}, {left} at {speed:.3g} a second"
-            self._report(f"{at}: {figures}")
-        return Record(*loop.place, *astuple(metrics))
+            speed = progress.steps_per_second
+            minutes = (progress.steps - progress.step) / speed / 60
+            at = f"step {progress.step} of {progress.steps}"
+            left = f"{minutes:.1f} minutes of steps left at {speed:.3g} a second"
+            self._report(f"{at}, {left}: {figures}")
+        return Record(
+            progress.step, progress.steps, progress.epoch, progress.seconds, *astuple(metrics)
+        )

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
 from dataclasses import replace
 from functools import partial
@@ -21,109 +21,117 @@ from snfnp.ops import SINGLE_PROCESS, Communicator, Ops, get_ops
 from snfnp.training.loop import Session, train_session
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.user_models import text_of
-from snfnp.training.progress import Callbacks
-from snfnp.training.runs.folder import RunFolder, path_of
-from snfnp.training.runs.load import LoadedRun, load_run, refuse_other_flow
+from snfnp.training.progress import Callbacks, Report
+from snfnp.training.runs.folder import RunFolder, default_folder
+from snfnp.training.runs.load import LoadedRun, check_same_flow, load_run
+from snfnp.training.trainer import Optimiser
 
 
 @contextmanager
-def opened(
-    config: Any,
+def started(
+    config: TrainConfig,
     dataset: Dataset | None = None,
     world: Communicator = SINGLE_PROCESS,
-    *,
     ops: Ops | None = None,
-    folder: Any = None,
-    resuming: bool | str = False,
-    same_data: bool = False,
-    model: Any = None,
 ) -> Iterator[Session]:
-    """A run with this configuration, in a locked folder; see `Session`.
+    """A new run, in a locked folder: `config.out`, or one named after its options.
 
-    config: a `TrainConfig`, or to resume a run a function that returns one, called once the folder
-    is locked; dataset: by default the configuration's is loaded, or with `same_data` that of the
-    run's record; folder: a `RunFolder`, by default `config.out`, or one named after its options;
-    model: the resumed run's, if it is given: code is not sent between ranks.
+    Args:
+        config: filled in and checked by `TrainConfig.resolve`, if it was not before.
+        dataset: the data; None: the configuration's are loaded.
+        world: the ranks that train together.
+        ops: the backend; None: the configuration's.
     """
+    config.check()
+    ops = ops or get_ops(config.backend, tf32=config.tf32, world=world)
+    if dataset is None:
+        config = config.located()
+        dataset = _load(config.data, config, world)
+    config = _resolved(config, dataset, world)
+    notes: list[str] = []
+    moments = dataset.moments
+    if moments:
+        moments = with_ties(moments, dataset.train, config.ties, dataset.labels, notes.append)
+    config = replace(config, out=world.broadcast(default_folder(config)))
+    folder = RunFolder(config.out)
+    flow = config.build_flow(dataset.train.shape[1:], moments)
+    if not getattr(flow.preprocess, "step", ()):  # a flow may bring its own
+        notes = []
     with ExitStack() as held:
 
         def claim() -> None:
             folder.create(folder.path)
             held.enter_context(folder.lock)
-            folder.require_unused()  # another program may have used it before the lock
+            folder.check_unused()  # another program may have used it before the lock
             folder.remove_partial()
 
-        def reopen() -> tuple[Any, dict]:
-            held.enter_context(folder.lock)
-            folder.remove_partial()
-            resumed: Any = config() if callable(config) else config
-            return replace(resumed, model=text_of(resumed.model)), folder.open(folder.path)[1]
-
-        if resuming:
-            folder = folder or RunFolder(path_of(config.filled()))
-            model = model if callable(config) else config.model
-            config, record = world.on_rank_zero(reopen)
-            config = config.with_model(model)
-        config.check()
-        ops = ops or get_ops(config.backend, tf32=config.tf32, world=world)
-        if dataset is None:
-            config = config.located()
-            name = folder.data_name(record, config.data_dir) if same_data else config.data
-            dataset = _load(name, config.data_dir, world, config.splits_of(name))
-        require_dataset(dataset)
-        shape, moments, notes = dataset.train.shape[1:], dataset.moments, []
-        config = config.resolve(len(dataset.train), shape)
-        config.check_processes(world.size)
-        # What else could fail comes before a folder is made.
-        if resuming:
-            world.on_rank_zero(lambda: folder.refuse_other_images(record, dataset))
-            flow = config.build_flow(shape, folder.moments(record))
-            refuse_other_flow(folder.path, record, flow)
-            if config.threads is None and ops.device.threads:  # for the same rounding
-                config = replace(config, threads=record["config"].get("threads"))
-        else:
-            if moments:
-                labels, report = dataset.labels, notes.append
-                moments = with_ties(moments, dataset.train, config.ties, labels, report)
-            if folder is None:
-                config = replace(config, out=world.broadcast(path_of(config)))
-                folder = RunFolder(config.out)
-            flow = config.build_flow(shape, moments)
-            notes *= bool(getattr(flow.preprocess, "step", ()))  # a flow may bring its own
-            world.on_rank_zero(claim)
-        yield Session(config, dataset, ops, flow, folder, resuming, notes, world)
+        # Everything that can fail comes before the folder is made.
+        world.on_rank_zero(claim)
+        yield Session(config, dataset, ops, flow, folder, None, notes, world)
 
 
+@contextmanager
 def resumed(
     path: Path,
-    changes: dict,
+    changes: dict[str, Any],
     rollback: bool = False,
     dataset: Dataset | None = None,
     world: Communicator = SINGLE_PROCESS,
-):
-    """The run in a folder, resumed; see `resume`."""
+) -> Iterator[Session]:
+    """The run in a folder, which is locked, resumed; see `resume`.
+
+    Args:
+        changes: options with new values; on ranks other than 0 the model alone counts, since code
+            is not sent between ranks.
+    """
     folder = RunFolder(path)
     world.on_rank_zero(lambda: folder.open(path))  # nothing of another kind is locked
-    how = {"folder": folder, "resuming": "best" if rollback else True}
-    how["model"] = changes.get("model")
-    own = partial(folder.resumed_config, {**changes, "out": path}, rollback)
-    return opened(own, dataset, world, same_data="data" not in changes, **how)
+    with ExitStack() as held:
+
+        def reopen() -> tuple[TrainConfig, dict[str, Any]]:
+            held.enter_context(folder.lock)
+            folder.remove_partial()
+            config = folder.resumed_config({**changes, "out": path}, rollback)
+            return replace(config, model=text_of(config.model)), folder.open(path)[1]
+
+        config, record = world.on_rank_zero(reopen)
+        config = config.with_model(changes.get("model"))
+        config.check()
+        ops = get_ops(config.backend, tf32=config.tf32, world=world)
+        if dataset is None:
+            config = config.located()
+            recorded = folder.data_name(record, config.data_dir)
+            dataset = _load(config.data if "data" in changes else recorded, config, world)
+        config = _resolved(config, dataset, world)
+        world.on_rank_zero(lambda: folder.check_same_data(record, dataset))
+        flow = config.build_flow(dataset.train.shape[1:], folder.moments(record))
+        check_same_flow(folder.path, record, flow)
+        if config.threads is None and ops.device.threads:  # for the same rounding
+            config = replace(config, threads=record["config"].get("threads"))
+        checkpoint = "best" if rollback else "last"
+        yield Session(config, dataset, ops, flow, folder, checkpoint, [], world)
+
+
+def _resolved(config: TrainConfig, dataset: Dataset, world: Communicator) -> TrainConfig:
+    """The configuration filled in for these data and so many processes."""
+    require_dataset(dataset)
+    config = config.resolve(len(dataset.train), dataset.train.shape[1:])
+    config.check_processes(world.size)
+    return config
 
 
 def train(
     config: TrainConfig,
     dataset: Dataset,
-    ops: Ops | None = None,
-    run: RunFolder | None = None,
-    resume: bool | str = False,
-    report: Callable[[str], None] | None = print,
-    world: Communicator = SINGLE_PROCESS,
-    optimiser=None,
     *,
-    flow=None,
+    ops: Ops | None = None,
+    report: Report | None = print,
+    world: Communicator = SINGLE_PROCESS,
+    optimiser: Optimiser | None = None,
+    flow: Any = None,
     callbacks: Callbacks = (),
-) -> dict:
-    """Train to the configured number of epochs.
+) -> dict[str, Any]:
+    """Train a new run to the configured number of epochs.
 
     Evaluates exactly on the validation data every `eval_every` epochs and after the last one, keeps
     `best.safetensors` by that figure, and at the end evaluates the test data there. Ctrl-C or a
@@ -133,9 +141,6 @@ def train(
     Args:
         config: filled in and checked by `TrainConfig.resolve`, if it was not before.
         ops: the backend; None: the configuration's.
-        run: the folder; None: a new one, as the configuration says.
-        resume: True: from the last checkpoint; "best": from the best one, or from the start if
-            there is none.
         report: gets every line; None: nothing is shown, not even a progress bar.
         world: the ranks that train together, each of which calls this; rank 0 reports and writes.
         optimiser: one of your own in Adam's place (derivations/18-write-your-own-rule.md), also
@@ -150,14 +155,14 @@ def train(
         test data in nats per sample, and times.
 
     Raises:
-        UsageError: another program trains in the folder, or the run is resumed with other data.
+        UsageError: the folder is another run's, or another program trains in it.
         DivergedError: numbers are not finite, or the likelihood explodes; with options to go on.
     """
     config = config.with_model(flow)
     require_dataset(dataset)
-    if dataset.name != config.data_name and not resume:  # given by the caller, not by its name
+    if dataset.name != config.data_name:  # given by the caller, not by its name
         config = replace(config, data=dataset.name)
-    with opened(config, dataset, world, ops=ops, folder=run, resuming=resume) as session:
+    with started(config, dataset, world, ops) as session:
         return train_session(session, report, optimiser, callbacks)
 
 
@@ -166,12 +171,12 @@ def resume(
     *,
     rollback: bool = False,
     dataset: Dataset | None = None,
-    report: Callable[[str], None] | None = print,
-    optimiser=None,
+    report: Report | None = print,
+    optimiser: Optimiser | None = None,
     callbacks: Callbacks = (),
     flow: Any = None,
     **changes: Any,
-) -> dict:
+) -> dict[str, Any]:
     """Resume the run in a folder.
 
         snfnp.resume("runs/mine", epochs=20, lr=1e-4)
@@ -207,9 +212,9 @@ def fit(
     test: np.ndarray | float | None = None,
     flow: Any = None,
     out: str | Path | None = None,
-    report: Callable[[str], None] | None = print,
+    report: Report | None = print,
     callbacks: Callbacks = (),
-    optimiser=None,
+    optimiser: Optimiser | None = None,
     **options: Any,
 ) -> LoadedRun:
     """Train a flow on data in one call.
@@ -239,13 +244,15 @@ def fit(
     if isinstance(data, (str, os.PathLike)):
         raise UsageError(f"fit takes data themselves: give it snfnp.load_dataset({str(data)!r})")
     if not isinstance(data, Dataset):
-        (config := TrainConfig(**options)).check()
+        config = TrainConfig(**options)
+        config.check()
         data = own_data(data, validation, test, config.seed)
     elif validation is not None or test is not None:
         raise UsageError(f"{data.name} has its splits already: leave validation and test out")
-    run, path = None, Path(out or tempfile.mkdtemp(prefix="snfnp-"))
+    run = None
+    path = Path(out or tempfile.mkdtemp(prefix="snfnp-"))
     try:
-        with opened(TrainConfig(data=data.name, **options, out=path), data) as session:
+        with started(TrainConfig(data=data.name, **options, out=path), data) as session:
             train_session(session, report, optimiser, callbacks)
             run = load_run(path, ops=session.ops, flow=session.config.model)
         if not out:
@@ -256,16 +263,17 @@ def fit(
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _load(name: str, data_dir: Path | None, world: Communicator, splits: dict) -> Dataset:
+def _load(name: str, config: TrainConfig, world: Communicator) -> Dataset:
     """The data; on each machine one process goes first and downloads them if need be."""
     dataset = error = None
+    load = partial(load_dataset, name, config.data_dir, **config.splits_of(name))
     # Notices other than errors are printed by rank 0 alone.
     with redirect_stderr(io.StringIO()) if world.rank else nullcontext():
         if world.local_rank == 0:
             try:
-                dataset = load_dataset(name, data_dir, **splits)
+                dataset = load()
             except SnfnpError as failure:
                 error = failure
         for failed in filter(None, world.gather(error)):
             raise failed
-        return dataset or load_dataset(name, data_dir, **splits)
+        return dataset or load()

@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from snfnp.context import BackwardContext, Slice
 from snfnp.errors import CheckpointError, DivergedError
 from snfnp.likelihood import SMOOTHING, TRAINING_NOISE, Likelihood
-from snfnp.ops import SINGLE_PROCESS, RandomKey
+from snfnp.ops import SINGLE_PROCESS, Array, Ops, RandomKey
 from snfnp.ops.step.definition import StepLog
 from snfnp.training.batches import cut
 from snfnp.training.coordinates import statistics, white_states
@@ -43,6 +43,23 @@ class StepMetrics:
     surrogate: float
     reconstruction: float
     gradient_norm: float
+
+
+class Optimiser(Protocol):
+    """What moves parameters in a step; see `Adam.update`."""
+
+    def update(
+        self,
+        ops: Ops,
+        gradient: Array,
+        lr: Any,
+        step: Any,
+        clip_norm: float | None = None,
+        failed: Any = 0.0,
+        *,
+        out: tuple[Array, Array, Array],
+    ) -> Any:
+        """Ascend once on out = (p, m, v); returns Σ g² before clipping."""
 
 
 class Trainer:

@@ -9,7 +9,7 @@ from support.trainers import host, images_of, make_trainer
 from gpu.test_training import MODELS, assert_matches_numpy, spent_by_a_step, take_steps
 from snfnp.context import BackwardContext
 from snfnp.ops import RandomKey, get_ops
-from snfnp.training.evaluation import Monitors
+from snfnp.training.monitors import Monitors
 
 pytestmark = pytest.mark.slow
 

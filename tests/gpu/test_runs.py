@@ -14,7 +14,7 @@ from snfnp.errors import DivergedError
 from snfnp.gradcheck import check_layer, check_map, check_rule
 from snfnp.maps import Dense
 from snfnp.training import progress
-from snfnp.training.loop import RunLoop
+from snfnp.training.progress import Progress
 from snfnp.training.runs.load import load_run
 
 pytestmark = pytest.mark.slow
@@ -32,7 +32,7 @@ def test_a_kill_in_mid_epoch_changes_no_number(ops, tmp_path, monkeypatch):
 
 def test_evaluations_are_some_seconds_apart_unless_told_otherwise(ops, tmp_path, monkeypatch):
     """On a GPU the steps of an epoch may take less than an evaluation."""
-    monkeypatch.setattr(RunLoop, "steps_per_second", 4.0)  # an epoch has 5 steps
+    monkeypatch.setattr(Progress, "steps_per_second", 4.0)  # an epoch has 5 steps
     monkeypatch.setattr("snfnp.training.loop._EVALUATIONS", 0)  # a busy machine's takes long
     said: list[str] = []
     how = {"backend": "cupy", "epochs": 5, "report": said.append}

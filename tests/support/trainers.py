@@ -7,10 +7,10 @@ import numpy as np
 from snfnp.context import Slice
 from snfnp.data import Dataset
 from snfnp.models import Preset, fully_connected
-from snfnp.ops import BACKENDS, SINGLE_PROCESS, get_ops
+from snfnp.ops import BACKENDS, SINGLE_PROCESS
+from snfnp.training import session
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.folder import RunFolder
-from snfnp.training.session import train
 from snfnp.training.trainer import Trainer
 
 SIDE, BATCH = 8, 6
@@ -147,10 +147,16 @@ def run_training(
 ):
     """A small run, or more of it, on NumPy unless told otherwise: (its folder, its summary)."""
     changes = {"backend": "numpy", **changes}
-    config, ops = small_config(**changes), get_ops(changes["backend"])
-    run = RunFolder(path) if resume else RunFolder.create(path)
     dataset = dataset or small_dataset()
-    return run, train(config, dataset, ops, run, resume, report, optimiser=optimiser)
+    if resume:
+        changes = {"epochs": EPOCHS, "rollback": resume == "best", **changes}
+        summary = session.resume(
+            path, dataset=dataset, report=report, optimiser=optimiser, **changes
+        )
+    else:
+        config = small_config(out=path, **changes)
+        summary = session.train(config, dataset, report=report, optimiser=optimiser)
+    return RunFolder(path), summary
 
 
 def without_time(records):

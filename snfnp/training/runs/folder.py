@@ -55,10 +55,10 @@ class RunFolder:
         run = cls(path)
         with files.explained(f"make {path}", "choose another folder (`out`)", UsageError):
             run.path.mkdir(parents=True, exist_ok=True)
-            run.require_unused()
+            run.check_unused()
         return run
 
-    def require_unused(self) -> None:
+    def check_unused(self) -> None:
         """Raises UsageError if the folder holds more than a failed start leaves."""
         failed = {"config.json", "run.lock"}
         for name in {file.name for file in self.path.iterdir()} - failed:
@@ -137,7 +137,7 @@ class RunFolder:
             return "mnist" if name == "mnist-sample" else name
         return "mnist-sample" if isinstance(data, dict) and data.get("source") == SAMPLE else name
 
-    def refuse_other_images(
+    def check_same_data(
         self, record: dict, dataset: Dataset, splits=SPLITS, allowed=False
     ) -> str | None:
         """Raises UsageError if `splits` of a data set are not those of a config.json, by shape and
@@ -220,7 +220,7 @@ class RunFolder:
         return records
 
 
-def path_of(config: TrainConfig) -> Path:
+def default_folder(config: TrainConfig) -> Path:
     """The folder that a new run makes: `--out`, or one named after its options and the time."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = f"{config.data_name}-{title_of(config.model)}-{config.gradient}-{stamp}"

@@ -66,7 +66,7 @@ def environment(ops) -> dict:
     }
 
 
-def refuse_other_flow(path: Path, record: dict, flow: Flow) -> None:
+def check_same_flow(path: Path, record: dict, flow: Flow) -> None:
     """Raises UsageError if a flow is not the one that a config.json describes."""
     model: Any = record.get("model")
     described = model.get("flow") if isinstance(model, dict) else None
@@ -169,7 +169,7 @@ def load_run(
     config = TrainConfig.from_dict(record["config"]).with_model(flow)
     ops = ops or get_ops(backend or config.backend)
     flow = config.build_flow(folder.data(record)[1], folder.moments(record))
-    refuse_other_flow(folder.path, record, flow)
+    check_same_flow(folder.path, record, flow)
     saved = load_checkpoint(files[checkpoint], flow.layout, record)
     config = config.with_optimiser_of(saved.record["config"])
     return LoadedRun(folder, record, config, ops, flow, flow.layout, saved)
