@@ -5,6 +5,7 @@ Whether the formulas hold is checked by the pages themselves: pytest runs their 
 """
 
 import re
+from importlib import import_module
 from itertools import takewhile
 from pathlib import Path
 
@@ -197,6 +198,30 @@ def module_problems(root: Path, pages: dict[str, str]) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
+def early_problems(root: Path, pages: dict[str, str]) -> list[str]:
+    """What a page's checks import of the package that only a later page introduces. A page
+    introduces the modules that it points at, and those whose docstrings name it."""
+    first: dict[str, str] = {}
+    for page, text in sorted(pages.items(), reverse=True):
+        first |= dict.fromkeys((module for module, _ in CODE.findall(text)), page)
+    for path in (root / "snfnp").rglob("*.py"):
+        module = path.relative_to(root).as_posix()
+        named = PAGE_NAME.findall(docstring(path))
+        if named:
+            first[module] = min(named + [first.get(module, named[0])])
+    problems = []
+    for page, text in sorted(pages.items()):
+        code = "\n".join(re.findall(r"^(?:>>>|\.\.\.) (.*)$", text, flags=re.M))
+        for package, names_of in re.findall(r"^from (snfnp[\w.]*) import (.+)$", code, flags=re.M):
+            for name in re.findall(r"\w+", names_of):
+                found = getattr(import_module(package), name, None)
+                module = getattr(found, "__module__", getattr(found, "__name__", None)) or package
+                there = first.get(f"{module.replace('.', '/')}.py", page)
+                if there > page:
+                    problems.append(f"{page} uses {name}, which {there} introduces")
+    return problems
+
+
 def test_index_has_every_equation_and_points_at_things_that_exist():
     assert index_problems(INDEX.read_text(encoding="utf-8")) == []
 
@@ -230,6 +255,14 @@ def test_the_repositorys_readme_is_short_and_begins_with_code():
 
 def test_the_reading_order_tells_what_the_pages_use():
     assert order_problems(README.read_text(encoding="utf-8"), numbered_pages()) == []
+
+
+def test_no_page_uses_what_a_later_page_introduces():
+    pages = numbered_pages()
+    assert early_problems(ROOT, pages) == []
+    pages["03-change-of-variables.md"] += "\n>>> from snfnp.maps import Conv2d\n"
+    (problem,) = early_problems(ROOT, pages)
+    assert problem == "03-change-of-variables.md uses Conv2d, which 07-convolutions.md introduces"
 
 
 @pytest.mark.parametrize(
