@@ -11,6 +11,7 @@ if "numpy" not in sys.modules:  # the matrices are small: more threads would onl
 import matplotlib.pyplot as plt
 import numpy as np
 
+
 class Dense:
     """z = W x + b, and a second matrix R that learns the way back: x = R (z − b)."""
 
@@ -41,6 +42,7 @@ class Dense:
         data = self.delta.T @ self.x
         ours, exact = data + self.R.T, data + np.linalg.inv(self.W).T
         return np.linalg.norm(self.R @ self.W - np.eye(len(data))), degrees(ours, exact)
+
 
 def degrees(a, b):
     return np.degrees(np.arccos(min(1, np.sum(a * b) / np.linalg.norm(a) / np.linalg.norm(b))))
@@ -85,6 +87,7 @@ def train(flow, draw, steps, rate, rng, lam=1.0, say=lambda line: None):
         adam(dense, state, step, rate * (1 - step / steps))
     return np.array(seen)
 
+
 def log_p(flow, x):
     """The mean of log p(x) over the rows, exactly."""
     stretch, size = 0, x.shape[1]
@@ -92,6 +95,7 @@ def log_p(flow, x):
         x = layer.forward(x)
         stretch = stretch + layer.log_det()
     return np.mean(stretch - np.sum(x**2, axis=1) / 2) - size / 2 * np.log(2 * np.pi)
+
 
 def adam(layers, state, step, rate):
     """A step uphill; state keeps running averages of the gradients and of their squares."""
@@ -108,14 +112,17 @@ def cloud(rng, count=1000):
     angle, radius = 0.75 * rng.standard_normal(count), 1 + 0.12 * rng.standard_normal(count)
     return np.stack([2 * radius * np.sin(angle), 2.5 * radius * np.cos(angle) - 1.7], axis=1)
 
+
 def small_digits():
     top = Path(globals().get("__file__", "derivations/00")).resolve().parents[1]
     packed = (top / "snfnp/data/sample/train-images.idx3-ubyte.gz").read_bytes()
     pixels = np.frombuffer(gzip.decompress(packed), np.uint8, offset=16)
     return pixels.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4)).reshape(-1, 196) / 25.5
 
+
 def digits(rng, images):
     return rng.uniform(-1, 1, (100, 196)) + images[rng.integers(5000, size=100)] - images.mean(0)
+
 
 def show(name, flow, seen, z, data):
     for layer in reversed(flow):
@@ -137,6 +144,7 @@ def show(name, flow, seen, z, data):
     middle.legend()
     figure.savefig(f"method-{name}.png")
     print(f"wrote method-{name}.png")
+
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train two self normalizing flows.")
