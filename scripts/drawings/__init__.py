@@ -2,11 +2,11 @@
 
 from inspect import getmembers, isfunction
 
-from drawings import basics, diagrams, inverses, kernels, plane, training
+from drawings import basics, diagrams, ideas, inverses, kernels, plane, training
 
 FIGURES = {
     name.replace("_", "-"): draw
-    for module in (basics, diagrams, inverses, kernels, plane, training)
+    for module in (basics, diagrams, ideas, inverses, kernels, plane, training)
     for name, draw in getmembers(module, isfunction)
     if draw.__module__ == module.__name__ and not name.startswith("_")
 }

@@ -95,7 +95,8 @@ def convolution_matrix():
     chosen = np.zeros_like(kernel)
     chosen[0, 1] = 1.0  # the tap above the centre
     colors = plt.get_cmap("tab10", 10)
-    figure, axes = plt.subplots(1, 4, figsize=(9.4, 3.0), width_ratios=[0.55, 1, 1, 0.55])
+    figure, grid = plt.subplots(2, 2, figsize=(4.8, 5.4), height_ratios=[0.6, 1])
+    axes = [grid[0, 0], grid[1, 0], grid[1, 1], grid[0, 1]]
     for axis, values, title in (
         (axes[0], kernel[:, :, 0, 0], "the kernel $w$"),
         (axes[3], f.multiple(shape)[:, :, 0, 0], "$m$: how often each\nelement is used"),
@@ -113,7 +114,7 @@ def convolution_matrix():
     image[whole > 0] = colors((whole[whole > 0] - 1).astype(int))
     image[..., 3] *= 0.8
     axes[1].imshow(image)
-    axes[1].set_title("$T(w)$, 20 × 20: a block for each\npair of rows of the 5 × 4 image")
+    axes[1].set_title("$T(w)$, 20 × 20: a block for\neach pair of rows")
     indicator = as_matrix(f, ops, chosen, shape)
     axes[2].imshow(np.where(indicator[..., None] > 0, colors(1), 0.0))
     count = int(indicator.sum())
