@@ -168,17 +168,21 @@ def test_a_typo_gets_a_suggestion(typed):
     assert TYPOS[typed] or "did you mean" not in str(caught.value)
 
 
-def test_help_begins_with_the_everyday_options(capsys):
-    with pytest.raises(SystemExit):
-        main(["train", "--help"])
-    out = capsys.readouterr().out
-    listed = re.findall(r"^  (--[\w-]+)", out, re.M)
-    everyday, count = out.partition("Everyday options:")[2].split("\n\n")[0], len(train.EVERYDAY)
-    assert {flag_of(name) for name in train.EVERYDAY} == set(listed[:count])
-    assert re.findall(r"^  (--[\w-]+)", everyday, re.M) == listed[:count]
-    assert set(map(flag_of, OPTIONS)) <= set(listed)
-    assert len(listed) == len(set(listed))
-    assert not re.search(r"--[\w-]+ (INT|FLOAT|STR|[A-Z]+_[A-Z]+)\b", out)
+def test_help_has_the_everyday_options_and_help_all_has_all(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    others = {"--help-all", "--processes", "--resume", "--rollback"}
+    everyday = set(map(flag_of, train.EVERYDAY)) | others
+    for word, expected in (
+        ("--help", everyday),
+        ("--help-all", others | set(map(flag_of, OPTIONS))),
+    ):
+        with pytest.raises(SystemExit):
+            main(["train", word])
+        out = capsys.readouterr().out
+        listed = re.findall(r"^  (--[\w-]+)", out, re.M)
+        assert sorted(listed) == sorted(expected)
+        assert not re.search(r"--[\w-]+ (INT|FLOAT|STR|[A-Z]+_[A-Z]+)\b", out)
+        assert out.count("\n") <= 2 * 50 or word == "--help-all"
 
 
 def test_the_version_and_the_name_of_the_console_command(capsys, monkeypatch):

@@ -339,7 +339,8 @@ def test_fit_takes_data_in_one_line_and_leaves_no_folder(case, tmp_path, monkeyp
     data, held_out, counts = FITTED[case]
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     run = snfnp.fit(data, **held_out, report=None, backend="numpy", epochs=12, seed=3)
-    assert run.record["data"]["images"] == counts and len(run.folder.read_metrics()) == 12
+    noun = "rows" if len(run.image_shape) == 1 else "images"
+    assert run.record["data"][noun] == counts and len(run.folder.read_metrics()) == 12
     assert capfd.readouterr() == ("", "")
     assert run.config.batch_size == (48 if case == "images" else 16)  # an eighth of few rows
     assert run.likelihood.sample(3).shape[1:] == run.image_shape

@@ -47,7 +47,7 @@ def python(*arguments, **settings):
 def every_help():
     for name in COMMANDS:
         with suppress(SystemExit):
-            main([name, "--help"])
+            main([name, "--help-all" if name == "train" else "--help"])
     print("a \u2603 \udcff")
     raise UsageError("λ is −1")
 

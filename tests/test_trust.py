@@ -380,6 +380,31 @@ def test_an_older_description_is_compared_as_well(tmp_path, strange):
         snfnp.load_run(path, flow=module.build)
 
 
+def test_a_record_speaks_of_rows_has_each_thing_once_and_opens_as_earlier_versions_wrote_it(run):
+    record = json.loads((run / "config.json").read_text())
+    config, data = record["config"], record["data"]
+    expected = snfnp.load_run(run).likelihood.log_prob(ROWS)
+    assert "rows" in data and "images" not in data and "preprocess" not in record["model"]["flow"]
+    absent = {"levels", "width", "kernel", "bins", "jvp_probes", "noise_vectors", "tolerance"}
+    assert not absent & config.keys() and {"lr", "lam", "objective", "patience"} <= config.keys()
+    moments = dict(zip(("mean", "spread"), data["moments"], strict=True))
+    preprocess = {"class": "snfnp.layers.preprocess:Standardise", **moments}
+    record["model"]["flow"]["preprocess"] = preprocess
+    data["images"] = data.pop("rows")
+    config |= {"levels": None, "jvp_probes": 4, "sigma": None, "relative_bias": "plain"}
+    config |= {"lambda_min": None, "lambda_max": None}
+    forge(run, record)
+    np.testing.assert_array_equal(snfnp.load_run(run).likelihood.log_prob(ROWS), expected)
+    preprocess["mean"] = [0.0, 0.0]
+    forge(run, record)
+    with one_line(UsageError, "(preprocess.mean[0] was 0.0, is "):
+        snfnp.load_run(run)
+    config["relative_bias"] = "full"
+    forge(run, record)
+    with one_line(SnfnpError, "the configuration has `relative_bias`, which is no option any more"):
+        snfnp.load_run(run)
+
+
 def test_a_glow_of_an_earlier_version_opens(tmp_path):
     """Its coupling was inside of a split, with the names of parameters that it has now."""
     pixels = np.random.default_rng(1).integers(0, 256, (40, 8, 8, 1)).astype(np.uint8)

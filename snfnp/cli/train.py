@@ -6,56 +6,63 @@ from typing import Any
 from snfnp import threads
 from snfnp.cli.shared import VALUES, Parser, warnings_in_lines
 from snfnp.errors import UsageError, flag_of, in_flags, printable
+from snfnp.ops import Ops
 from snfnp.processes import launching
 from snfnp.training import session as training
 from snfnp.training.loop import train_session
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.config import OPTIONS, help_of
+from snfnp.training.options.groups import Option
 from snfnp.training.options.user_models import imported
 from snfnp.training.progress import compilations_shown
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 
 AUTO = "auto"  # a value of --resume
-# What --help begins with.
+# What --help lists; --help-all has all options.
 EVERYDAY = ("model", "gradient", "recipe", "epochs", "lr", "batch_size", "data", "data_dir", "out")
 EVERYDAY += ("seed", "backend")
+_ALL = "--help-all"
 _SAMPLES = 64  # images in samples.png, fewer if they are large
 
 
-def main(argv: list[str], prog: str | None = None, **defaults) -> None:
+def main(argv: list[str], prog: str | None = None, **defaults: Any) -> None:
     """Parse, train, draw. defaults: the options that a script sets otherwise."""
     with launching.process_group() as world:
-        given = vars(_parser(prog, defaults).parse_args(argv))
-        if path := given.pop("path", None):
-            if "data" in given:
-                raise UsageError(f"{path} and `data={given['data']}`: give one of them")
-            given["data"] = path
-        processes = given.pop("processes", 1)
-        most = len(threads.cores())
-        if given.get("threads", 1) > most:
-            found = f"`threads` is {given['threads']}, and there are {most} cores here"
-            raise UsageError(f"{found}: choose {most} or fewer")
-        world.require_same(given)
-        resume, rollback = given.pop("resume", None), given.pop("rollback", False)
+        everything = _ALL in argv
+        options = vars(_parser(prog, defaults, everything).parse_args(argv))
+        if path := options.pop("path", None):
+            if "data" in options:
+                raise UsageError(f"{path} and `data={options['data']}`: give one of them")
+            options["data"] = path
+        processes = options.pop("processes", 1)
+        cores = len(threads.cores())
+        if options.get("threads", 1) > cores:
+            message = f"`threads` is {options['threads']}, and there are {cores} cores here"
+            raise UsageError(f"{message}: choose {cores} or fewer")
+        world.require_same(options)
+        resume = options.pop("resume", None)
+        rollback = options.pop("rollback", False)
         if resume == AUTO and rollback:
             raise UsageError("`rollback` with `resume=auto` would go back each time: choose one")
-        if (resume or rollback) and "out" not in given:
+        if (resume or rollback) and "out" not in options:
             raise UsageError("`resume` and `rollback` need `out`: name the run's folder")
-        if resume == AUTO and not world.on_rank_zero(RunFolder(given["out"]).has_checkpoint):
+        if resume == AUTO and not world.on_rank_zero(RunFolder(options["out"]).has_checkpoint):
             resume = None
-        if "model" in given:
-            given["model"] = imported(given["model"])
-        config = shared = TrainConfig(**{**defaults, **given})
-        if resuming := resume or rollback:
-            shared = world.on_rank_zero(lambda: RunFolder(given["out"]).config())
-            if resume == AUTO and "epochs" in given:  # the same command never shortens a run
-                given["epochs"] = max(given["epochs"], shared.epochs or 0)
+        if "model" in options:
+            options["model"] = imported(options["model"])
+        config = TrainConfig(**{**defaults, **options})
+        if resume or rollback:
+            shared = world.on_rank_zero(lambda: RunFolder(options["out"]).config())
+            if resume == AUTO and "epochs" in options:  # the same command never shortens a run
+                options["epochs"] = max(options["epochs"], shared.epochs or 0)
+        else:
+            shared = config
         shared.check_processes(max(processes, world.size))  # before any of them is started
         launching.start(processes, world)
-        if resuming:
-            out = given.pop("out")
-            run = training.resumed(out, given, rollback, world=world)
+        if resume or rollback:
+            out = options.pop("out")
+            run = training.resumed(out, options, rollback, world=world)
         else:
             run = training.started(config, world=world)
         with run as session:
@@ -75,30 +82,33 @@ def _show(line: str) -> None:
     print("\n".join(map(printable, in_flags(line).split("\n"))))
 
 
-def _parser(prog: str | None, defaults: dict) -> Parser:
+def _parser(prog: str | None, defaults: dict[str, Any], everything: bool = False) -> Parser:
     """A parser with every option of TrainConfig, and --resume. Options that are not given are
-    absent from the result; `defaults` of a script are shown by the help."""
+    absent from the result; `defaults` of a script are shown by the help. everything: the help
+    lists all options, not only the everyday ones."""
     about = "Train a self-normalizing flow (Keller et al. 2021) or a baseline. Writes a run folder "
     about += "with the configuration, metrics, checkpoints, curves and samples. For a table it is "
     about += "one flow; snfnp.FlowDensity averages five for each level of noise, and mixtures."
-    how = {"usage": "%(prog)s [-h] [OPTION …] [PATH]", "allow_abbrev": False}
-    parser = Parser(prog=prog, description=about, argument_default=argparse.SUPPRESS, **how)
+    parser = Parser(
+        prog=prog,
+        description=about,
+        argument_default=argparse.SUPPRESS,
+        usage="%(prog)s [-h] [OPTION …] [PATH]",
+        allow_abbrev=False,
+    )
     about = "your data, as --data PATH"
     parser.add_argument("path", metavar="PATH", nargs="?", help=about)
+    parser.add_argument(_ALL, action="help", help="explain all options, in groups")
     everyday = parser.add_argument_group("Everyday options")
     start = parser.add_argument_group("Start")
-    for kind in reversed(TrainConfig.__bases__):
-        group = parser.add_argument_group(str(kind.__doc__).partition("\n")[0].rstrip("."))
-        for option in map(OPTIONS.__getitem__, kind.__annotations__):
-            text = in_flags(help_of(option, defaults.get(option.name, option.default)))
-            text = text.replace("%", "%%")
-            how: dict[str, Any] = {"type": option.kind, "metavar": VALUES.get(option.kind, "VALUE")}
-            if option.kind is bool:
-                how = {"action": argparse.BooleanOptionalAction}
-            elif option.choices:
-                how = {"choices": option.choices}
-            place = everyday if option.name in EVERYDAY else group
-            place.add_argument(flag_of(option.name), dest=option.name, help=text, **how)
+    for base in reversed(TrainConfig.__bases__):
+        group = parser.add_argument_group(str(base.__doc__).partition("\n")[0].rstrip("."))
+        for name in base.__annotations__:
+            default = defaults.get(name, OPTIONS[name].default)
+            if name in EVERYDAY:
+                _add_option(everyday, OPTIONS[name], default)
+            else:
+                _add_option(group, OPTIONS[name], default, hidden=not everything)
     about = "train in N processes, each with its share of every batch; on GPUs, one process per "
     about += "GPU (runs this command by mpiexec; needs mpi4py)"
     start.add_argument(launching.OPTION, type=int, metavar="N", help=about)
@@ -111,30 +121,46 @@ def _parser(prog: str | None, defaults: dict) -> Parser:
     return parser
 
 
-def _draw(folder: RunFolder, config: TrainConfig, ops, animation: Any) -> None:
+def _add_option(group: Any, option: Option, default: Any, hidden: bool = False) -> None:
+    """Add the flag of an option to a group of a parser; hidden: without help."""
+    text = in_flags(help_of(option, default)).replace("%", "%%")
+    settings: dict[str, Any] = {"help": argparse.SUPPRESS if hidden else text}
+    if option.kind is bool:
+        settings["action"] = argparse.BooleanOptionalAction
+    elif option.choices:
+        settings["choices"] = option.choices
+    else:
+        settings |= {"type": option.kind, "metavar": VALUES.get(option.kind, "VALUE")}
+    group.add_argument(flag_of(option.name), dest=option.name, **settings)
+
+
+def _draw(folder: RunFolder, config: TrainConfig, ops: Ops, animation: Any) -> None:
     """Draw curves.png, samples.png at the best epoch, and of data with two columns training.gif."""
     from snfnp.training import plots
 
     records = folder.read_metrics()
-    how = f"{config.gradient} gradient, {config.epochs} epochs"
-    title, drawn = f"{config.data_name}, {config.model_name}, {how}", []
+    title = f"{config.data_name}, {config.model_name}, "
+    title += f"{config.gradient} gradient, {config.epochs} epochs"
+    pictures = []
     if records:  # none if the file was deleted; first, as sampling fails if the inverse does
         plots.save_curves(folder.curves, records, title)
-        drawn.append(folder.curves)
+        pictures.append(folder.curves)
     run = load_run(folder.path, ops=ops, flow=config.model)
     inverses = ["learned"] * run.flow.has_learned_inverse + ["exact"]
     if animation:
         view = plots.View.of(run.likelihood, animation.data, inverses, config.seed)
         plots.save_view(folder.samples, view, title, run.columns)
-        drawn.append(folder.samples)
+        pictures.append(folder.samples)
     elif run.flow.preprocess.of_images:
-        names = {"learned": "learned inverse (one pass)", "exact": "exact inverse"}
-        drawing, seed = run.likelihood.sample, config.seed
+        titles = {"learned": "learned inverse (one pass)", "exact": "exact inverse"}
         count = min(_SAMPLES, max(1, plots.LONGEST // max(run.image_shape[:2])) ** 2)
-        panels = {names[n]: drawing(count, seed, exact=n == "exact") for n in inverses}
+        panels = {
+            titles[name]: run.likelihood.sample(count, config.seed, exact=name == "exact")
+            for name in inverses
+        }
         plots.save_samples(folder.samples, panels, f"Samples, the same latents: {title}")
-        drawn.append(folder.samples)
+        pictures.append(folder.samples)
     if animation and animation.frames:  # none if the run was finished before
         plots.save_animation(folder.animation, animation.frames)
-        drawn.append(folder.animation)
-    print(printable(f"pictures: {', '.join(map(str, drawn))}"))
+        pictures.append(folder.animation)
+    print(printable(f"pictures: {', '.join(map(str, pictures))}"))

@@ -105,7 +105,7 @@ def resumed(
         config = _resolved(config, dataset, world)
         world.on_rank_zero(lambda: folder.check_same_data(record, dataset))
         flow = config.build_flow(dataset.train.shape[1:], folder.moments(record))
-        check_same_flow(folder.path, record, flow)
+        check_same_flow(folder, record, flow)
         if config.threads is None and ops.device.threads:  # for the same rounding
             config = replace(config, threads=record["config"].get("threads"))
         checkpoint = "best" if rollback else "last"

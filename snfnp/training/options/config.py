@@ -44,7 +44,7 @@ class TrainConfig(
     """Everything that decides a run: `TrainConfig(model="conv", epochs=5)`.
 
     An option has the same name here and in config.json, and as a flag of the command line
-    (batch_size is --batch-size; lam is --lambda). `python -m snfnp train --help` explains all.
+    (batch_size is --batch-size; lam is --lambda). `python -m snfnp train --help-all` explains all.
     None is filled in by `resolve`.
 
     Args:
@@ -248,10 +248,9 @@ class TrainConfig(
     def _without_effect(self) -> Iterator[tuple[Option, Need]]:
         """The options that are set but have no effect, each with its first unmet need."""
         for name, option in OPTIONS.items():
-            relation = RELATIONS[name]
-            unmet = [need for need in relation.needs if not need.holds(self)]
-            if unmet and getattr(self, name) not in (option.default, relation.fill(self)):
-                yield option, unmet[0]
+            need = self._unmet(name)
+            if need and getattr(self, name) not in (option.default, self.default_for(name)):
+                yield option, need
 
     def resumed(self, given: dict, run: Path) -> TrainConfig:
         """This configuration, that of `run`, changed by what is given. Raises UsageError if that
@@ -285,9 +284,12 @@ class TrainConfig(
 
     def changes_from(self, before: TrainConfig) -> dict[str, list]:
         """{option: [before, now]} of the options that differ, except paths."""
-        then, now = before.filled().as_dict(), self.filled().as_dict()
-        decisive = [name for name, option in OPTIONS.items() if option.kind is not Path]
-        return {name: [then[name], now[name]] for name in decisive if now[name] != then[name]}
+        then, now = before.filled()._texts(), self.filled()._texts()
+        return {
+            name: [then[name], now[name]]
+            for name, option in OPTIONS.items()
+            if option.kind is not Path and now[name] != then[name]
+        }
 
     def with_model(self, model: Any) -> TrainConfig:
         """The configuration with a model that is given, if one is."""
@@ -299,10 +301,25 @@ class TrainConfig(
         names = ["lam", *options_in(groups.OptimiserOptions)]
         return replace(self, **{name: getattr(then, name) for name in names})
 
-    def as_dict(self) -> dict:
-        """{option: value}, flat, ready for JSON."""
+    def as_dict(self) -> dict[str, Any]:
+        """{option: value}, flat, ready for JSON; without options that have no effect here, as those
+        of other models."""
+        return {
+            name: value
+            for name, value in self._texts().items()
+            if value != OPTIONS[name].default or self._unmet(name) is None
+        }
+
+    def _texts(self) -> dict[str, Any]:
+        """{option: value} of all options, ready for JSON."""
         values = {name: getattr(self, name) for name in OPTIONS} | {"model": text_of(self.model)}
-        return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+        return {
+            name: str(value) if isinstance(value, Path) else value for name, value in values.items()
+        }
+
+    def _unmet(self, name: str) -> Need | None:
+        """The first need of an option that does not hold."""
+        return next((need for need in RELATIONS[name].needs if not need.holds(self)), None)
 
     @classmethod
     def from_dict(cls, values: Any) -> TrainConfig:

@@ -107,7 +107,7 @@ class RunFolder:
         """The data by a config.json: samples per split, and their shape, (H, W, C) or (D,)."""
         data: Any = record.get("data")
         found: Any = data if isinstance(data, dict) else {}
-        images, shape = found.get("images"), found.get("shape")
+        images, shape = found.get("rows", found.get("images")), found.get("shape")
         for numbers, lengths in ((images, (3,)), (shape, (1, 3))):
             whole = isinstance(numbers, list) and len(numbers) in lengths
             if not (whole and all(type(n) is int and 0 < n < 2**31 for n in numbers)):

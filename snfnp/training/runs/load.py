@@ -39,16 +39,24 @@ def describe_run(config: TrainConfig, flow, dataset, ops, processes: int = 1) ->
             "name": dataset.name,
             "source": dataset.source,
             "is_sample": dataset.is_sample,
-            "images": [len(dataset.train), len(dataset.validation), len(dataset.test)],
+            dataset.noun: [len(dataset.train), len(dataset.validation), len(dataset.test)],
             "shape": list(dataset.train.shape[1:]),
             **({"columns": list(dataset.columns)} if dataset.columns else {}),
             **({"moments": np.array(moments).tolist()} if moments else {}),
             "sha256": {split: dataset.fingerprint(split) for split in SPLITS},
         },
-        "model": {"parameters": flow.layout.count, "flow": describe(flow, LISTED)},
+        "model": {"parameters": flow.layout.count, "flow": _described(flow)},
         "processes": processes,
         **environment(ops),
     }
+
+
+def _described(flow: Flow) -> dict:
+    """A flow's description, without the moments of rows, which are among the data."""
+    description = describe(flow, LISTED)
+    if isinstance(flow.preprocess, Standardise):
+        del description["preprocess"]
+    return description
 
 
 def environment(ops) -> dict:
@@ -66,16 +74,20 @@ def environment(ops) -> dict:
     }
 
 
-def check_same_flow(path: Path, record: dict, flow: Flow) -> None:
+def check_same_flow(folder: RunFolder, record: dict, flow: Flow) -> None:
     """Raises UsageError if a flow is not the one that a config.json describes."""
     model: Any = record.get("model")
     described = model.get("flow") if isinstance(model, dict) else None
     if not isinstance(described, dict):
-        found = f"{path} has no description of its flow, as those of earlier versions"
-        raise UsageError(f"{found}: train it again")
+        message = f"{folder.path} has no description of its flow, as those of earlier versions"
+        raise UsageError(f"{message}: train it again")
+    moments = folder.moments(record)
+    if "preprocess" not in described and moments is not None:
+        preprocess = Standardise(*map(tuple, moments.tolist()))
+        described = {"preprocess": describe(preprocess, LISTED), **described}
     if difference := first_difference(described, describe(flow, LISTED)):
-        found = f"{path}: its model has changed since it was trained ({difference})"
-        raise UsageError(f"{found}: restore the code that builds it, or start a new run")
+        message = f"{folder.path}: its model has changed since it was trained ({difference})"
+        raise UsageError(f"{message}: restore the code that builds it, or start a new run")
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +181,7 @@ def load_run(
     config = TrainConfig.from_dict(record["config"]).with_model(flow)
     ops = ops or get_ops(backend or config.backend)
     flow = config.build_flow(folder.data(record)[1], folder.moments(record))
-    check_same_flow(folder.path, record, flow)
+    check_same_flow(folder, record, flow)
     saved = load_checkpoint(files[checkpoint], flow.layout, record)
     config = config.with_optimiser_of(saved.record["config"])
     return LoadedRun(folder, record, config, ops, flow, flow.layout, saved)
