@@ -78,7 +78,10 @@ class CausalConv2d(Layer):
 
     def forward(self, ops, p, x):
         """ldj is 0: see `log_det`. O(N H W C²)."""
-        return ops.conv.correlate(x, self._taps(ops, p), self._before, p.get("b")), 0, {"x": x}
+        z = _causal(ops, _masked(ops, p["W"]), x, self.reverse)
+        if self.bias:
+            z = ops.channels.shift(z, p["b"])
+        return z, 0, {"x": x}
 
     def inverse(self, ops, p, z):
         """Exact, by substitution from row to row of the image. O(N H (W C)² + (W C)³). Rounding
@@ -86,46 +89,36 @@ class CausalConv2d(Layer):
         """
         self._diagonal(ops, p)
         n, height, width, channels = z.shape
-        turn = slice(None, None, -1 if self.reverse else 1)
-        x = (z - p["b"] if self.bias else z)[:, turn, turn].copy()
+        x = _turned(z - p["b"] if self.bias else z, self.reverse).copy()
         # z_y = x_y B + x_{y−1} A for rows of the image, seen in images of two rows
         size = width * channels
         ones = ops.xp.eye(size, 2 * size, dtype=z.dtype).reshape(size, 2, width, channels)
-        seen = ops.conv.correlate(ones, _masked(ops, p["W"]), (1, 1)).reshape(size, 2, size)
+        seen = ops.conv.correlate(ones, _masked(ops, p["W"])).reshape(size, 2, size)
         b_inverse, a = ops.linalg.inverse(seen[:, 0]), seen[:, 1]
         rows = x.reshape(n, height, size)
         for y in range(height):
             if y:
                 rows[:, y] -= rows[:, y - 1] @ a
             rows[:, y] = rows[:, y] @ b_inverse
-        return ops.xp.ascontiguousarray(x[:, turn, turn])
+        return ops.xp.ascontiguousarray(_turned(x, self.reverse))
 
     def backward(self, ctx, p, cache, dz, grads):
         """G_W = mask ⊙ (δ_z ⋆ x) + H W / diagonal, and δ_x = T(W)ᵀ δ_z."""
-        ops, x, g_w = ctx.ops, cache["x"], grads["W"]
+        ops = ctx.ops
+        x = cache["x"]
+        g_w = grads["W"]
         diagonal = self._diagonal(ops, p, wait=False)
-        gradient = ops.conv.weight_grad(dz, x, ops.xp.empty_like(g_w), before=self._before)
-        g_w[...] = gradient[::-1, ::-1] if self.reverse else gradient
+        ops.conv.weight_grad(_turned(dz, self.reverse), _turned(x, self.reverse), out=g_w)
         of_log_det = ctx.log_det_weight * math.prod(x.shape[1:3]) / diagonal
         g_w[1, 1] = ops.xp.triu(g_w[1, 1]) + ops.xp.diag(of_log_det.astype(g_w.dtype))
         if self.bias:
             ops.channels.sum(dz, out=grads["b"])
-        after = (1, 1) if self.reverse else (0, 0)
-        return ops.conv.correlate(dz, Conv2d.flip(self._taps(ops, p)), after)
+        # T(W)ᵀ is T of the transposed taps between two turns of the image
+        return _causal(ops, _masked(ops, p["W"]).swapaxes(2, 3), dz, not self.reverse)
 
     def log_det(self, ops, p, shape) -> float:
         """log|det T(W)| = H W Σ_c log|W[1, 1, c, c]|. O(C)."""
         return shape[0] * shape[1] * float(ops.xp.log(abs(self._diagonal(ops, p))).sum())
-
-    @property
-    def _before(self) -> tuple[int, int]:
-        """The rows of zeros on top, and columns on the left, that the kernel sees."""
-        return (0, 0) if self.reverse else (1, 1)
-
-    def _taps(self, ops, p):
-        """W in the order in which the kernel goes over an image."""
-        k = _masked(ops, p["W"])
-        return k[::-1, ::-1] if self.reverse else k
 
     def _diagonal(self, ops, p, wait: bool = True):
         """The diagonal of W[1, 1] (C,). Raises SingularMatrixError; without `wait` only where the
@@ -135,6 +128,17 @@ class CausalConv2d(Layer):
         if (bool(invertible) if wait else ops.known_on_host(invertible)) is False:
             raise SingularMatrixError("a causal kernel has a zero or NaN on its diagonal")
         return diagonal
+
+
+def _causal(ops, kernel, images, reverse: bool):
+    """The convolution with a 2×2 kernel, between two turns of the images if `reverse`."""
+    z = ops.conv.correlate(_turned(images, reverse), kernel)
+    return ops.xp.ascontiguousarray(_turned(z, reverse))
+
+
+def _turned(images, reverse: bool):
+    """Images (N, H, W, C), turned by 180 degrees if `reverse` (a view)."""
+    return images[:, ::-1, ::-1] if reverse else images
 
 
 def _masked(ops, w):

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from operator import attrgetter
-from typing import Any
 
 from snfnp import threads
 from snfnp.errors import UsageError
@@ -22,6 +21,7 @@ from snfnp.ops.channels.definition import Channels
 from snfnp.ops.communication import SINGLE_PROCESS, Communicator, shares, world
 from snfnp.ops.conv.definition import Conv
 from snfnp.ops.coupling.definition import Coupling
+from snfnp.ops.group import Array
 from snfnp.ops.host import HostDevice, ranks_on_shared_cores
 from snfnp.ops.images.definition import Images
 from snfnp.ops.linalg.definition import LinearAlgebra
@@ -29,7 +29,6 @@ from snfnp.ops.random.definition import Random, RandomKey
 from snfnp.ops.spline.definition import Spline
 from snfnp.ops.step.definition import Step
 
-Array = Any  # an array of a device: NumPy's, or CuPy's
 BACKENDS = {"numba": "CPU, compiled", "numpy": "CPU", "cupy": "GPU"}
 
 

@@ -6,6 +6,11 @@ argument.
 """
 
 import math
+from typing import Any
+
+Array = Any  # an array of a device: NumPy's, or CuPy's
+Scalar = Any  # a number, or an array of shape () on a device
+Shape = tuple[int, ...]
 
 
 class OperationGroup:

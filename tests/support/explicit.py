@@ -6,23 +6,21 @@ z[y, x, o] = Σ k[h, v, i, o] x[y + h − kH // 2, x + v − kW // 2, i].
 import numpy as np
 
 
-def windows(x, kernel, before=None):
-    """What each output of a kernel (kH, kW) sees of x: (N, H, W, I, kH, kW). before: the zeros on
-    top and on the left, if these are others."""
-    before = before or [size // 2 for size in kernel]
-    sides = [(first, size - 1 - first) for first, size in zip(before, kernel, strict=True)]
+def windows(x, kernel):
+    """What each output of a kernel (kH, kW) sees of x: (N, H, W, I, kH, kW)."""
+    sides = [(size // 2, size - 1 - size // 2) for size in kernel]
     padded = np.pad(x, ((0, 0), *sides, (0, 0)))
     return np.lib.stride_tricks.sliding_window_view(padded, kernel, axis=(1, 2))
 
 
-def convolve(x, k, before=None):
+def convolve(x, k):
     """z (N, H, W, O) of images x (N, H, W, I) and kernels k (kH, kW, I, O)."""
-    return np.einsum("nyxihv,hvio->nyxo", windows(x, k.shape[:2], before), k)
+    return np.einsum("nyxihv,hvio->nyxo", windows(x, k.shape[:2]), k)
 
 
-def convolve_weight_grad(delta, x, kernel, before=None):
+def convolve_weight_grad(delta, x, kernel):
     """∂⟨δ, convolve(x, k)⟩ / ∂k for kernels k of this size (kH, kW)."""
-    return np.einsum("nyxihv,nyxo->hvio", windows(x, kernel, before), delta)
+    return np.einsum("nyxihv,nyxo->hvio", windows(x, kernel), delta)
 
 
 def convolution_matrix(w, shape):

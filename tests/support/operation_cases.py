@@ -245,25 +245,16 @@ def convolution(rng, dtype, size):
     return [rng.standard_normal(s).astype(dtype) for s in shapes]
 
 
-def zeros_before(k, size):
-    """Of a kernel, on top and on the left; None: as many as behind."""
-    return None if sum(size) % 2 else (size[0] % len(k), size[-1] % k.shape[1])
-
-
 def call_conv_patches(rng, dtype, size):
     x, k, _ = convolution(rng, dtype, size)
-    return Call((x, k.shape[:2], zeros_before(k, size)), bounds=(0,), strided=(0,))
+    return Call((x, k.shape[:2]), bounds=(0,), strided=(0,))
 
 
 def call_conv_correlate(rng, dtype, size):
-    """With a bias or without one."""
     x, k, _ = convolution(rng, dtype, size)
-    before, b = zeros_before(k, size), rng.standard_normal(k.shape[3]).astype(dtype)
-    args, sizes = (x, k, before, b), (np.abs(x), np.abs(k), before, np.abs(b))
-    if before is None:
-        args, sizes = (x, k), sizes[:2]
-    bound = 2 * (k[..., 0].size + 3) * eps_of(dtype) * DEFINITION.conv.correlate(*sizes)
-    return Call(args, bounds=(bound,), strided=(0, 1) if before is None else (0, 1, 3))
+    sizes = DEFINITION.conv.correlate(np.abs(x), np.abs(k))
+    bound = 2 * (k[..., 0].size + 2) * eps_of(dtype) * sizes
+    return Call((x, k), bounds=(bound,), strided=(0, 1))
 
 
 def call_conv_shift_and_add(rng, dtype, size):
@@ -277,10 +268,9 @@ def call_conv_shift_and_add(rng, dtype, size):
 
 def call_conv_weight_grad(rng, dtype, size):
     x, k, delta = convolution(rng, dtype, size)
-    before = zeros_before(k, size)
-    bound = DEFINITION.conv.weight_grad(np.abs(delta), np.abs(x), np.abs(k), True, before)
+    bound = DEFINITION.conv.weight_grad(np.abs(delta), np.abs(x), np.abs(k), True)
     bound = 2 * (delta[..., 0].size + 2) * eps_of(dtype) * bound
-    return Call((delta, x, k, True, before), bounds=(bound, bound), mutated=(2,), strided=(0, 1))
+    return Call((delta, x, k, True), bounds=(bound, bound), mutated=(2,), strided=(0, 1))
 
 
 CASES: dict[str, Callable[..., Call]] = {

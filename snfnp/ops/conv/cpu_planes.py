@@ -12,18 +12,18 @@ from snfnp.ops.jit import parallel, serial
 _IMAGES = 10  # images per task: their buffers are allocated once
 
 
-def correlate(x, k, z, before, b=None) -> None:
+def correlate(x: np.ndarray, k: np.ndarray, z: np.ndarray) -> None:
     """See `cpu_tiles.correlate`."""
-    b = np.zeros(k.shape[3], x.dtype) if b is None else np.ascontiguousarray(b)
-    x, k = np.ascontiguousarray(x), np.ascontiguousarray(k)
-    _correlate_images(-(-len(x) // _IMAGES), x, k, before, b, z)
+    tasks = -(-len(x) // _IMAGES)
+    _correlate_images(tasks, np.ascontiguousarray(x), np.ascontiguousarray(k), z)
 
 
-def weight_grad(delta, x, add: bool, out, before) -> None:
+def weight_grad(delta: np.ndarray, x: np.ndarray, add: bool, out: np.ndarray) -> None:
     """See `cpu_tiles.weight_grad`."""
+    tasks = -(-len(x) // _IMAGES)
     part = -(-x.shape[1] * (x.shape[2] + out.shape[1] - 1) // 4)
-    sums = np.zeros((-(-len(x) // _IMAGES), *out.shape, part), x.dtype)
-    _weight_grad(len(sums), *map(np.ascontiguousarray, (delta, x)), before, sums)
+    sums = np.zeros((tasks, *out.shape, part), x.dtype)
+    _weight_grad(tasks, np.ascontiguousarray(delta), np.ascontiguousarray(x), sums)
     gradient = sums.sum(axis=(0, -1), dtype=np.float64)
     out[...] = gradient + out if add else gradient
 
@@ -34,40 +34,45 @@ def _spread(image, planes, top, left):
     height, width, channels = image.shape
     for c in range(channels):
         for y in range(height):
-            source, target = image[y, :, c], planes[c, y + top, left : left + width]
+            source = image[y, :, c]
+            target = planes[c, y + top, left : left + width]
             for column in range(width):
                 target[column] = source[column]
 
 
 @parallel
-def _correlate_images(task, x, k, before, b, z):
-    """x (N, H, W, I), k (kH, kW, I, O), b (O,) -> z (N, H, W, O)."""
+def _correlate_images(task, x, k, z):
+    """x (N, H, W, I), k (kH, kW, I, O) -> z (N, H, W, O)."""
     samples, height, width, inputs = x.shape
     kh, kw, _, outputs = k.shape
     row = width + kw - 1
     # one row more: the last taps of outputs that are dropped
-    planes, sums = np.zeros((inputs, height + kh, row), x.dtype), np.empty(height * row, x.dtype)
+    planes = np.zeros((inputs, height + kh, row), x.dtype)
+    sums = np.empty(height * row, x.dtype)
     for n in range(task * _IMAGES, min(samples, (task + 1) * _IMAGES)):
-        _spread(x[n], planes, before[0], before[1])
+        _spread(x[n], planes, kh // 2, kw // 2)
         for o in range(outputs):
-            sums[:] = b[o]
+            sums[:] = 0
             for i in range(inputs):
                 plane = planes[i].reshape(-1)
                 for h in range(kh):
                     for w in range(0, kw, 2):  # two taps, or one and nothing
                         last = min(w + 1, kw - 1)
-                        x0, x1 = plane[h * row + w :], plane[h * row + last :]
-                        k0, k1 = k[h, w, i, o], k[h, last, i, o] * x.dtype.type(last - w)
+                        x0 = plane[h * row + w :]
+                        x1 = plane[h * row + last :]
+                        k0 = k[h, w, i, o]
+                        k1 = k[h, last, i, o] * x.dtype.type(last - w)
                         for j in range(sums.size):
                             sums[j] += k0 * x0[j] + k1 * x1[j]
             for y in range(height):
-                source, target = sums[y * row : y * row + width], z[n, y, :, o]
+                source = sums[y * row : y * row + width]
+                target = z[n, y, :, o]
                 for column in range(width):
                     target[column] = source[column]
 
 
 @parallel
-def _weight_grad(task, delta, x, before, sums):
+def _weight_grad(task, delta, x, sums):
     """delta (N, H, W, O), x (N, H, W, I) -> sums (tasks, kH, kW, I, O, part), zeros: the sums over
     the values j, j + part, j + 2 part and j + 3 part of a task's images."""
     samples, height, width, inputs = x.shape
@@ -75,18 +80,26 @@ def _weight_grad(task, delta, x, before, sums):
     row = width + kw - 1
     planes = np.zeros((inputs, height + kh + 4, row), x.dtype)
     deltas = np.zeros((outputs, height + 4, row), x.dtype)  # 0 in the values that are dropped
-    flat, flat_deltas = planes.reshape(inputs, -1), deltas.reshape(outputs, -1)
+    flat = planes.reshape(inputs, -1)
+    flat_deltas = deltas.reshape(outputs, -1)
     for n in range(task * _IMAGES, min(samples, (task + 1) * _IMAGES)):
-        _spread(x[n], planes, before[0], before[1])
+        _spread(x[n], planes, kh // 2, kw // 2)
         _spread(delta[n], deltas, 0, 0)
         for o in range(outputs):
             d = flat_deltas[o]
-            d0, d1, d2, d3 = d[:part], d[part:], d[2 * part :], d[3 * part :]
+            d0 = d[:part]
+            d1 = d[part:]
+            d2 = d[2 * part :]
+            d3 = d[3 * part :]
             for h in range(kh):
                 for w in range(kw):
                     for i in range(inputs):
-                        x0, target = flat[i, h * row + w :], sums[task, h, w, i, o]
-                        x1, x2, x3 = x0[part:], x0[2 * part :], x0[3 * part :]
+                        target = sums[task, h, w, i, o]
+                        x0 = flat[i, h * row + w :]
+                        x1 = x0[part:]
+                        x2 = x0[2 * part :]
+                        x3 = x0[3 * part :]
                         for j in range(part):
-                            first, second = d0[j] * x0[j], d2[j] * x2[j]
+                            first = d0[j] * x0[j]
+                            second = d2[j] * x2[j]
                             target[j] += (first + d1[j] * x1[j]) + (second + d3[j] * x3[j])

@@ -31,7 +31,7 @@ _PIXELS, _TAPS = (8, 7, 4), (12, 8, 4)
 
 
 @cache
-def fits(kernel, width: int) -> bool:
+def fits(kernel: tuple[int, int, int, int], width: int) -> bool:
     """True if tiles are for the kernel (kH, kW, I, O) on images of this width."""
     kh, kw, inputs, outputs = kernel
     fours = inputs % 4 == outputs % 4 == 0 and width >= min(_PIXELS)
@@ -45,7 +45,9 @@ def register_bytes() -> int:
     return 28 * 64 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 12 * 32
 
 
-def _tile_size(sizes, length: int, outputs: int, itemsize: int) -> tuple[tuple, tuple]:
+def _tile_size(
+    sizes: tuple[int, ...], length: int, outputs: int, itemsize: int
+) -> tuple[tuple, tuple]:
     """(pixels or taps, outputs) of a tile, as tuples of that length: the one of `sizes` whose sums
     stay in registers and with which the fewest of `length` are computed twice."""
     lanes = min(outputs & -outputs, _LANES)
@@ -56,28 +58,27 @@ def _tile_size(sizes, length: int, outputs: int, itemsize: int) -> tuple[tuple, 
     return (1,) * min(usable, key=lambda size: -(-length // size) * size), (1,) * lanes
 
 
-def correlate(x, k, z, before, b=None) -> None:
-    """z (N, H, W, O) = the cross-correlation of x (N, H, W, I) with k (kH, kW, I, O), + b (O,);
-    before: the rows of zeros on top, and the columns on the left."""
-    b = np.empty(0, x.dtype) if b is None else b
-    tile_size = _tile_size(_PIXELS, x.shape[2], k.shape[3], x.dtype.itemsize)
-    x, flat, tasks = np.ascontiguousarray(x), np.ascontiguousarray(k).reshape(-1), _tasks(x)
-    _correlate_images(tasks, x, flat, k.shape[:2], before, b, *tile_size, z)
+def correlate(x: np.ndarray, k: np.ndarray, z: np.ndarray) -> None:
+    """z (N, H, W, O) = the cross-correlation of x (N, H, W, I) with k (kH, kW, I, O)."""
+    pixels, lanes = _tile_size(_PIXELS, x.shape[2], k.shape[3], x.dtype.itemsize)
+    images = np.ascontiguousarray(x)
+    flat = np.ascontiguousarray(k).reshape(-1)
+    _correlate_images(_tasks(x), images, flat, k.shape[:2], pixels, lanes, z)
 
 
-def weight_grad(delta, x, add: bool, out, before) -> None:
-    """Σ over samples and pixels of δ ⋆ x into out (kH, kW, I, O), or added to it; before: as in
-    `correlate`."""
+def weight_grad(delta: np.ndarray, x: np.ndarray, add: bool, out: np.ndarray) -> None:
+    """Σ over samples and pixels of δ ⋆ x into out (kH, kW, I, O), or added to it."""
     kh, kw, inputs, outputs = out.shape
-    tile_size = _tile_size(_TAPS, kw * inputs, outputs, x.dtype.itemsize)
+    taps, lanes = _tile_size(_TAPS, kw * inputs, outputs, x.dtype.itemsize)
     sums = np.zeros((_tasks(x), kh, kw * inputs * outputs), x.dtype)
-    images = map(np.ascontiguousarray, (delta, x))
-    _weight_grad(len(sums), *images, kw, before, *tile_size, sums)
+    deltas = np.ascontiguousarray(delta)
+    images = np.ascontiguousarray(x)
+    _weight_grad(len(sums), deltas, images, kw, taps, lanes, sums)
     gradient = sums.sum(axis=0).reshape(out.shape)
     out[...] = gradient + out if add else gradient
 
 
-def _tasks(x) -> int:
+def _tasks(x: np.ndarray) -> int:
     return -(-len(x) // _IMAGES)
 
 
@@ -90,14 +91,16 @@ def tile(typing_context, x, x0, x_steps, w, w0, w_steps, counts, out, o0, o_step
     x_steps = (x_a, x_b, x_p), w_steps = (w_a, w_b). The lengths of two tuples are known to the
     compiler: they are part of their types.
     """
-    length, width = len(size), len(lanes)
+    length = len(size)
+    width = len(lanes)
     if not x.dtype == w.dtype == out.dtype:
         raise TypingError("the arrays of a tile are of one precision")
 
     def code(context, builder, signature, arguments):
         x_type, w_type, out_type = (signature.args[i] for i in (0, 3, 7))
         xs, x_first, x_by, ws, w_first, w_by, ends, outs, o_first, o_by, adds = arguments[:11]
-        scalar, integer = context.get_value_type(x_type.dtype), o_first.type
+        scalar = context.get_value_type(x_type.dtype)
+        integer = o_first.type
         vector = ir.VectorType(scalar, width)
         alignment = context.get_abi_alignment(scalar)
         x_data, w_data, out_data = (
@@ -121,12 +124,12 @@ def tile(typing_context, x, x0, x_steps, w, w0, w_steps, counts, out, o0, o_step
             everywhere = ir.VectorType(ir.IntType(32), width)([0] * width)
             return builder.shuffle_vector(first, vector(ir.Undefined), everywhere)
 
-        places = [integer(p) for p in range(length)]
-        sums = [cgutils.alloca_once(builder, vector) for _ in places]
-        targets = [pointer(out_data, at(o_first, (p, o_by))) for p in places]
+        pixels = [integer(p) for p in range(length)]
+        sums = [cgutils.alloca_once(builder, vector) for _ in pixels]
+        targets = [pointer(out_data, at(o_first, (p, o_by))) for p in pixels]
         for total in sums:
             builder.store(vector([0.0] * width), total)
-        offsets = [builder.mul(p, x_p) for p in places]
+        offsets = [builder.mul(p, x_p) for p in pixels]
         with (
             cgutils.for_range(builder, count_a, intp=integer) as outer,
             cgutils.for_range(builder, count_b, intp=integer) as inner,
@@ -144,8 +147,8 @@ def tile(typing_context, x, x0, x_steps, w, w0, w_steps, counts, out, o0, o_step
             value = builder.load(total)
             with builder.if_else(adds) as (then, otherwise):
                 with then:
-                    before = builder.load(target, align=alignment)
-                    builder.store(builder.fadd(before, value), target, align=alignment)
+                    earlier = builder.load(target, align=alignment)
+                    builder.store(builder.fadd(earlier, value), target, align=alignment)
                 with otherwise:
                     builder.store(value, target, align=alignment)
         return context.get_dummy_value()
@@ -158,26 +161,27 @@ def tile(typing_context, x, x0, x_steps, w, w0, w_steps, counts, out, o0, o_step
 def pad(image, top, left, row, padded):
     """image (H, W, C) into the flat `padded`, whose rows are `row` values long."""
     height, width, channels = image.shape
-    values, length = image.reshape(-1), width * channels
+    values = image.reshape(-1)
+    length = width * channels
     for y in range(height):
         first = (y + top) * row + left * channels
-        source, target = values[y * length : (y + 1) * length], padded[first : first + length]
+        source = values[y * length : (y + 1) * length]
+        target = padded[first : first + length]
         for j in range(length):
             target[j] = source[j]
 
 
 @parallel
-def _correlate_images(task, x, k, size, before, b, pixels, lanes, z):
-    """x (N, H, W, I), k flat, b (O,) or without values -> z (N, H, W, O)."""
+def _correlate_images(task, x, k, size, pixels, lanes, z):
+    """x (N, H, W, I), k flat, size (kH, kW) -> z (N, H, W, O)."""
     samples, height, width, inputs = x.shape
-    (kh, kw), outputs = size, z.shape[3]
-    run, row = kw * inputs, (width + kw - 1) * inputs
+    kh, kw = size
+    outputs = z.shape[3]
+    run = kw * inputs
+    row = (width + kw - 1) * inputs
     padded = np.zeros((height + kh - 1) * row, x.dtype)
-    shift = np.zeros(width * outputs, x.dtype)  # b for a row of pixels
-    for j in range(shift.size if b.size else 0):
-        shift[j] = b[j % outputs]
     for n in range(task * _IMAGES, min(samples, (task + 1) * _IMAGES)):
-        pad(x[n], before[0], before[1], row, padded)
+        pad(x[n], kh // 2, kw // 2, row, padded)
         flat = z[n].reshape(-1)
         for o in range(0, outputs, len(lanes)):
             for y in range(height):
@@ -190,22 +194,19 @@ def _correlate_images(task, x, k, size, before, b, pixels, lanes, z):
                         *(flat, (y * width + first) * outputs + o, outputs, False),
                         *(pixels, lanes),
                     )
-        if b.size:
-            for y in range(height):
-                target = flat[y * len(shift) : (y + 1) * len(shift)]
-                for j in range(len(shift)):
-                    target[j] += shift[j]
 
 
 @parallel
-def _weight_grad(task, delta, x, kw, before, taps, lanes, sums):
+def _weight_grad(task, delta, x, kw, taps, lanes, sums):
     """delta (N, H, W, O), x (N, H, W, I) -> sums (tasks, kH, kW·I·O), zeros."""
     samples, height, width, inputs = x.shape
-    outputs, run, kh = delta.shape[3], kw * inputs, sums.shape[1]
+    outputs = delta.shape[3]
+    kh = sums.shape[1]
+    run = kw * inputs
     row = (width + kw - 1) * inputs
     padded = np.zeros((height + kh - 1) * row, x.dtype)
     for n in range(task * _IMAGES, min(samples, (task + 1) * _IMAGES)):
-        pad(x[n], before[0], before[1], row, padded)
+        pad(x[n], kh // 2, kw // 2, row, padded)
         flat = delta[n].reshape(-1)
         for o in range(0, outputs, len(lanes)):
             for h in range(kh):

@@ -4,11 +4,11 @@ Images are channels-last (N, H, W, C), kernels (kH, kW, I, O), stride 1 and "sam
 
     z[n, y, x, o] = Σ_{h,w,i} k[h, w, i, o] · x[n, y + h − kH // 2, x + w − kW // 2, i]
 
-before = (top, left) pads with these numbers of zeros on top and on the left, instead of kH // 2 and
-kW // 2: a causal 2×2 kernel sees pixels on two sides only. See derivations/07-convolutions.md.
+A kernel of even size sees one pixel more above or on the left than below or on the right. See
+derivations/07-convolutions.md.
 """
 
-from snfnp.ops.group import OperationGroup
+from snfnp.ops.group import Array, OperationGroup
 from snfnp.ops.linalg.definition import LinearAlgebra
 
 _MANY = 4  # inputs per output from which adding shifted products is cheaper than patches of x
@@ -17,7 +17,7 @@ _MANY = 4  # inputs per output from which adding shifted products is cheaper tha
 class Conv(OperationGroup):
     linalg: LinearAlgebra
 
-    def patches(self, x, kernel, before=None):
+    def patches(self, x: Array, kernel: tuple[int, int]) -> Array:
         """im2col: row (n, y, x) holds the kH kW C values that the kernel sees from there.
 
         x (N, H, W, C), kernel = (kH, kW) -> (N H W, kH kW C), taps in the order of the stored
@@ -27,70 +27,67 @@ class Conv(OperationGroup):
         kh, kw = kernel
         if kh == kw == 1:
             return x.reshape(n * height * width, channels)
-        xp, (top, left) = self.xp, zeros_before(kernel, before)
-        padded = xp.zeros((n, height + kh - 1, width + kw - 1, channels), x.dtype)
+        top = kh // 2
+        left = kw // 2
+        padded = self.xp.zeros((n, height + kh - 1, width + kw - 1, channels), x.dtype)
         padded[:, top : top + height, left : left + width] = x
         # the kW·C values of one kernel row are one contiguous run of the padded image
         image, row, pixel, value = padded.strides
-        sizes, steps = (n, height, width, kh, kw * channels), (image, row, pixel, row, value)
-        windows = xp.lib.stride_tricks.as_strided(padded, sizes, steps)
+        shape = (n, height, width, kh, kw * channels)
+        strides = (image, row, pixel, row, value)
+        windows = self.xp.lib.stride_tricks.as_strided(padded, shape, strides)
         return windows.reshape(n * height * width, kh * kw * channels)
 
-    def correlate(self, x, k, before=None, b=None):
-        """Cross-correlation of images x (N, H, W, I) with a kernel k (kH, kW, I, O), plus b (O,).
+    def correlate(self, x: Array, k: Array) -> Array:
+        """Cross-correlation of images x (N, H, W, I) with a kernel k (kH, kW, I, O).
 
         -> (N, H, W, O). O(N H W kH kW I O), as one product: of the patches and the kernel, or,
-        if patches of many inputs would be far larger than the result, and without `before`, of
-        all pixels and all taps, shifted and added.
+        if patches of many inputs would be far larger than the result, of all pixels and all taps,
+        shifted and added.
         """
         kh, kw, inputs, outputs = k.shape
         if kh * kw > 1:
             k = self.xp.ascontiguousarray(k)  # products with the view of a flip would be slow
-        if kh * kw > 1 and _MANY * outputs <= inputs and before is None:
+        if kh * kw > 1 and _MANY * outputs <= inputs:
             taps = k.transpose(2, 0, 1, 3).reshape(inputs, kh * kw * outputs)
             products = self.linalg.matmul(x.reshape(-1, inputs), taps)
             z = self.shift_and_add(products.reshape(*x.shape[:3], kh, kw, outputs))
         else:
-            rows = self.patches(x, (kh, kw), before)
+            rows = self.patches(x, (kh, kw))
             z = self.linalg.matmul(rows, k.reshape(kh * kw * inputs, outputs))
-        if b is not None:
-            z += b
         return z.reshape(*x.shape[:3], outputs)
 
-    def shift_and_add(self, products):
+    def shift_and_add(self, products: Array) -> Array:
         """z[y, x] = Σ_{h,w} products[y + h − kH // 2, x + w − kW // 2, h, w] inside the image.
 
         products (N, H, W, kH, kW, O) -> z (N, H, W, O). O(N H W kH kW O).
         """
         n, height, width, kh, kw, outputs = products.shape
-        # `patches` pads kH // 2 rows above and the rest below; its mirror image, here, the other
-        # way round (columns alike): for kernels of even size the two differ
-        (above, beside), xp = zeros_before((kh, kw)), self.xp
-        top, left = kh - 1 - above, kw - 1 - beside
-        z = xp.zeros((n, height + kh - 1, width + kw - 1, outputs), products.dtype)
+        z = self.xp.zeros((n, height + kh - 1, width + kw - 1, outputs), products.dtype)
         for h in range(kh):
             for w in range(kw):
-                y, c = kh - 1 - h, kw - 1 - w
-                z[:, y : y + height, c : c + width] += products[:, :, :, h, w]
-        return xp.ascontiguousarray(z[:, top : top + height, left : left + width])
+                row = kh - 1 - h
+                column = kw - 1 - w
+                z[:, row : row + height, column : column + width] += products[:, :, :, h, w]
+        # `patches` pads kH // 2 rows above and the rest below; its mirror image, here, the other
+        # way round (columns alike): for kernels of even size the two differ
+        top = (kh - 1) // 2
+        left = (kw - 1) // 2
+        return self.xp.ascontiguousarray(z[:, top : top + height, left : left + width])
 
-    def weight_grad(self, delta, x, out, add=False, before=None):
+    def weight_grad(self, delta: Array, x: Array, out: Array, add: bool = False) -> Array:
         """δ ⋆ x: the gradient of ⟨δ, correlate(x, k)⟩ with respect to k, summed over all pixels.
 
         delta (N, H, W, O), x (N, H, W, I) -> out (kH, kW, I, O), written or (`add`) added to.
         """
-        rows, deltas = self.patches(x, out.shape[:2], before), delta.reshape(-1, out.shape[3])
+        rows = self.patches(x, out.shape[:2])
+        deltas = delta.reshape(-1, out.shape[3])
         gradient = self.linalg.matmul(rows.T, deltas).reshape(out.shape)
         out[...] = gradient + out if add else gradient
         return out
 
 
-def flip(k):
+def flip(k: Array) -> Array:
     """The kernel of the transposed convolution (a view): height and width mirrored, channels
     swapped (Eq. 26)."""
     return k[::-1, ::-1].swapaxes(2, 3)
-
-
-def zeros_before(kernel, before=None) -> tuple[int, int]:
-    """The rows of zeros on top of an image and the columns on its left; kernel: (kH, kW, …)."""
-    return before or (kernel[0] // 2, kernel[1] // 2)

@@ -1,6 +1,6 @@
 // Convolutions on channels-last images (N, H, W, C) with kernels (kH, kW, I, O): see
 // definition.py. Tap (h, w) of the output at (y, x) sees the input at
-// (y + h - above, x + w - beside), which is 0 outside the image; kH and kW may be even.
+// (y + h - kH / 2, x + w - kW / 2), which is 0 outside the image; kH and kW may be even.
 
 #include "../gpu/common.cuh"
 
@@ -12,10 +12,10 @@ template <typename T>
 __global__ void patches(const T* __restrict__ x, long long x_stride_0, long long x_stride_1,
                         long long x_stride_2, long long x_stride_3, T* __restrict__ cols,
                         long long samples, long long height, long long width, long long kh,
-                        long long kw, long long above, long long beside, long long channels) {
+                        long long kw, long long channels) {
   const int rows = (int)height, columns = (int)width, c_count = (int)channels;
   const int across = (int)kw, run = across * c_count, taps = (int)kh * run;
-  const int top = (int)above, left = (int)beside;
+  const int top = (int)kh / 2, left = across / 2;
   const long long sample = height * width * taps;
   for (long long t = first_item(); t < samples * sample; t += item_stride()) {
     const long long image = t / sample;
@@ -68,8 +68,8 @@ template <typename T>
 __global__ void conv(const T* __restrict__ x, const T* __restrict__ k, long long k_stride_0,
                      long long k_stride_1, long long k_stride_2, long long k_stride_3,
                      T* __restrict__ z, long long samples, long long height, long long width,
-                     long long kh, long long kw, long long above, long long beside,
-                     long long inputs, long long outputs, long long splits) {
+                     long long kh, long long kw, long long inputs, long long outputs,
+                     long long splits) {
   __shared__ Four<T> taps[MOST_TAPS];  // (kH, kW, I, groups of four outputs)
   __shared__ Four<T> sums[256];
   const int rows = (int)height, columns = (int)width, down = (int)kh, across = (int)kw;
@@ -90,7 +90,7 @@ __global__ void conv(const T* __restrict__ x, const T* __restrict__ k, long long
        start += gridDim.x * (long long)lanes) {
     const long long t = start + lane, image = t / sample;
     const int at = (int)(t - image * sample), group = at % groups, pixel = at / groups;
-    const int top = pixel / columns - (int)above, left = pixel % columns - (int)beside;
+    const int top = pixel / columns - down / 2, left = pixel % columns - across / 2;
     const T* source = x + image * pixels * i_count;
     Four<T> sum = {T(0), T(0), T(0), T(0)};
     for (int h = t < count ? part : down; h < down; h += parts) {
@@ -145,8 +145,8 @@ template <typename T>
 __global__ void conv_weight_grad(const T* __restrict__ delta, const T* __restrict__ x,
                                  T* __restrict__ parts, long long samples, long long chunk,
                                  long long items_each, long long slices, long long height,
-                                 long long width, long long kh, long long kw, long long above,
-                                 long long beside, long long inputs, long long outputs) {
+                                 long long width, long long kh, long long kw, long long inputs,
+                                 long long outputs) {
   __shared__ Four<T> sums[256];
   const int rows = (int)height, columns = (int)width, across = (int)kw;
   const int i_count = (int)inputs, o_count = (int)outputs, quads = (across + 3) / 4;
@@ -159,7 +159,7 @@ __global__ void conv_weight_grad(const T* __restrict__ delta, const T* __restric
   const int item = blockIdx.x % item_blocks * each + threadIdx.x % each;
   const int o = item % o_count, i = item / o_count % i_count;
   const int w = item / (o_count * i_count) % quads * 4, h = item / (o_count * i_count * quads);
-  const int down = h - (int)above, left = w - (int)beside;
+  const int down = h - (int)kh / 2, left = w - across / 2;
   T a = T(0), b = T(0), c = T(0), d = T(0);
   if (slice < slices && item < items) {
     for (long long row = part * chunk + slice; row < stop; row += slices) {
