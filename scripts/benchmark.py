@@ -68,8 +68,8 @@ def main(argv):
 def _where(machine: dict) -> str:
     """The hardware in words: the GPU and its libraries, or the CPU's BLAS."""
     if gpu := machine["device"]:
-        text = "{name} (compute capability {compute_capability}), driver for CUDA {cuda_driver}, "
-        return (text + "CUDA {cuda_runtime}, CuPy {cupy}").format(**gpu)
+        text = "{name}, driver for CUDA {cuda_driver}, CUDA {cuda_runtime}, CuPy {cupy}"
+        return text.format(**gpu)
     keys = ("internal_api", "version", "architecture")
     return ", ".join(" ".join(str(blas[key]) for key in keys) for blas in machine["blas"])
 

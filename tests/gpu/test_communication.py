@@ -95,8 +95,8 @@ def test_a_training_step_is_recorded_with_its_sums(ops, doubling, changes):
     for a, b in zip(*(vars(t.averages()).values() for t in (found, expected)), strict=True):
         assert a == pytest.approx(b, rel=1e-10)
     # two plain calls and the recording, of two arrays each, on its stream; replays add all the same
-    assert found._ascend.recorded and len(doubling.calls) == 6
-    stream = found._ascend._stream.ptr
+    assert found._ascend._recording.graph and len(doubling.calls) == 6
+    stream = found._ascend._recording.stream.ptr
     assert {each[1:] for each in doubling.calls} == {("d", stream)}
 
 
@@ -106,11 +106,7 @@ def test_arrays_of_both_precisions_are_summed(ops, doubling):
     communicator.all_reduce(*arrays)
     assert all((array == 2).all() for array in arrays)
     stream = ops.xp.cuda.get_current_stream().ptr
-    sums = [(2, 0, True), (5, "f", stream), (6, "d", stream)]
-    assert doubling.calls == sums
-    with pytest.raises(ValueError, match="C-contiguous"):
-        communicator.all_reduce(ops.xp.ones((4, 4))[:, ::2])
-    assert doubling.calls == sums
+    assert doubling.calls == [(2, 0, True), (5, "f", stream), (6, "d", stream)]
 
 
 @pytest.mark.parametrize("reason", ["NCCL is not available", "NCCL_ERROR_INVALID_USAGE"])
@@ -169,7 +165,7 @@ def test_nccl_sums_in_a_recorded_step(ops):
             images.fill(call)
             graph(images)
             assert ops.to_host(total).tolist() == [12 * call] * 7
-        assert graph.recorded
+        assert graph._recording.graph
 
 
 TWO = """
@@ -201,5 +197,5 @@ def test_two_processes_on_one_gpu(ops):
     assert devices.device().kind == devices.GPU
     lines = processes.run(2, TWO)
     print("two processes on one GPU:", *lines)
-    refused = "refused: NCCL cannot connect the GPUs of 2 processes"
+    refused = "refused: NCCL cannot connect the GPUs of 2 ranks"
     assert lines == ["3.0 3.0"] * 2 or all(line.startswith(refused) for line in lines)

@@ -117,7 +117,7 @@ def test_exact_gradients_of_few_channels_are_recorded(ops, standin, model):
     assert (spent["syncs"], spent["h2d"], spent["d2h"]) == (0, 0, 0)
     batches_of(graph)._images_of = lambda step: images_of(graph, 2)
     graph.training_step(batches_of(graph))
-    assert graph._ascend.recorded
+    assert graph._ascend._recording.graph
     np.testing.assert_array_equal(host(graph, "p"), host(eager, "p"))
     graph.params[next(name for name in graph.grads if "W" in graph.grads[name])]["W"][...] = 0
     with pytest.raises(DivergedError, match=r"step 6: the gradient of \S+\.W is not finite"):
@@ -289,7 +289,7 @@ def test_rows_are_taken_by_a_recorded_step(ops):
             trainers[-1].training_step(batches)
         trainers[-1].check(batches)
     found, expected = trainers
-    assert found._ascend.recorded and not said
+    assert found._ascend._recording.graph and not said
     np.testing.assert_allclose(host(found, "p"), host(expected, "p"), rtol=1e-9, atol=1e-12)
 
 
@@ -353,10 +353,13 @@ def test_the_hosts_libraries_get_the_cores_of_the_process(monkeypatch, ops):
     assert shared == [1]
 
 
-def test_a_full_device_is_reported_when_the_backend_is_made(ops, monkeypatch):
-    def full(*args):
-        raise ops.xp.cuda.memory.OutOfMemoryError(32 << 20, 0, 0)
-
-    monkeypatch.setattr("snfnp.ops.gpu.device.Cublas", full)
-    with one_line(BackendError, "the GPU's memory is full", "nvidia-smi"):
-        get_ops("cupy")
+def test_a_full_device_is_reported_when_the_backend_is_made(ops):
+    """Too little for cuBLAS's workspace is free."""
+    pool = ops.xp.get_default_memory_pool()
+    pool.free_all_blocks()
+    pool.set_limit(size=pool.total_bytes() + (32 << 20))
+    try:
+        with one_line(BackendError, "cannot run a first kernel (Out of memory", "nvidia-smi"):
+            get_ops("cupy")
+    finally:
+        pool.set_limit(size=0)

@@ -9,17 +9,17 @@ class GpuActivation(Activation):
     """Arrays may be strided, all of a call have one dtype."""
 
     def smooth_leaky_relu(self, x, alpha):
-        device = self.device
-        y, sigma = device.empty(x.shape, x.dtype), device.empty(x.shape, x.dtype)
-        ldj = device.empty(len(x), x.dtype)
-        results = {"y": y, "ldj": ldj, "sigma": sigma, "dimension": math.prod(x.shape[1:])}
-        device.launch("smooth_leaky_relu", x.dtype, len(x), x=x, alpha=alpha, **results)
+        y = self.device.empty(x.shape, x.dtype)
+        ldj = self.device.empty(len(x), x.dtype)
+        sigma = self.device.empty(x.shape, x.dtype)
+        arguments = {"x": x, "y": y, "ldj": ldj, "sigma": sigma, "alpha": alpha}
+        arguments |= {"dimension": math.prod(x.shape[1:])}
+        self.device.launch("smooth_leaky_relu", x.dtype, len(x), **arguments)
         return y, ldj, sigma
 
     def smooth_leaky_relu_backward(self, sigma, dy, dldj, alpha):
-        device = self.device
-        dx = device.empty(sigma.shape, sigma.dtype)
-        arrays = {"sigma": sigma, "dy": dy, "dldj": dldj, "dx": dx}
-        numbers = {"alpha": alpha, "dimension": math.prod(sigma.shape[1:])}
-        device.launch("smooth_leaky_relu_backward", sigma.dtype, len(sigma), **arrays, **numbers)
+        dx = self.device.empty(sigma.shape, sigma.dtype)
+        arguments = {"sigma": sigma, "dy": dy, "dldj": dldj, "dx": dx, "alpha": alpha}
+        arguments |= {"dimension": math.prod(sigma.shape[1:])}
+        self.device.launch("smooth_leaky_relu_backward", sigma.dtype, len(sigma), **arguments)
         return dx

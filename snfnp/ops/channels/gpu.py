@@ -1,8 +1,7 @@
 """Channel sums, shifts, scales and log-densities on the GPU (derivations/13-actnorm-and-1x1.md)."""
 
 import math
-from functools import cached_property, reduce
-from operator import add
+from functools import cached_property
 
 from snfnp.ops.channels.definition import Channels, pixels
 from snfnp.ops.gpu import source
@@ -15,11 +14,11 @@ class GpuChannels(Channels):
     """Arrays may be strided, all of a call have one dtype."""
 
     def sum(self, x, out=None):
-        device, channels = self.device, x.shape[-1]
-        out = device.empty(channels, x.dtype) if out is None else out
-        blocks, partial = partial_sums(device, x, 1)
-        sums = {"out": out, "partial": partial, "arrived": device.counters}
-        device.launch("channel_sum", x.dtype, blocks, x=x, size=x.size, channels=channels, **sums)
+        if out is None:
+            out = self.device.empty(x.shape[-1], x.dtype)
+        blocks, sums = partial_sums(self.device, x, 1)
+        sums |= {"size": x.size, "channels": x.shape[-1]}
+        self.device.launch("channel_sum", x.dtype, blocks, x=x, out=out, **sums)
         return out
 
     # one launch each, of a transposed view's copy
@@ -37,48 +36,48 @@ class GpuChannels(Channels):
 
     def shift_scale(self, x, sign, b, factor, s, out=None):
         ldj = self.device.empty(len(x), x.dtype)
-        return self._shift_scale(x, sign, b, factor, s, None, out, ldj), ldj
+        y = self._shift_scale(x, sign, b, factor, s, None, out, ldj)
+        return y, ldj
 
     def scale_shift(self, z, s, t):
         return self._shift_scale(z, 0.0, None, 1.0, s, t)
 
     def _shift_scale(self, x, sign, before, factor, s, after, y=None, ldj=None):
-        y = self.device.empty(x.shape, x.dtype) if y is None else y
+        if y is None:
+            y = self.device.empty(x.shape, x.dtype)
         blocks, _ = channel_blocks(x.size, x.shape[-1], 4)
-        arrays = {"x": x, "before": before, "s": s, "after": after, "y": y, "ldj": ldj}
-        numbers = {"sign": sign, "factor": factor, "samples": len(x)}
-        self.device.launch("shift_scale", x.dtype, blocks, **arrays, **numbers, **_sizes(x))
+        arguments = {"x": x, "before": before, "s": s, "after": after, "y": y, "ldj": ldj}
+        arguments |= {"sign": sign, "factor": factor, "samples": len(x)}
+        self.device.launch("shift_scale", x.dtype, blocks, **arguments, **_sizes(x))
         return y
 
     def shift_scale_backward(self, dy, y, sign, factor, s, dldj, out):
-        device, dx = self.device, self.device.empty(dy.shape, dy.dtype)
-        blocks, partial = partial_sums(device, dy, 2)
-        arrays = {"dy": dy, "y": y, "s": s, "dldj": dldj, "dx": dx, "g_b": out[0], "g_s": out[1]}
-        numbers = {"sign": sign, "factor": factor, "samples": 0 if dldj is None else len(dy)}
-        own = arrays | numbers | {"partial": partial, "arrived": device.counters} | _sizes(dy)
-        device.launch("shift_scale_backward", dy.dtype, blocks, **own)
+        g_b, g_s = out
+        dx = self.device.empty(dy.shape, dy.dtype)
+        blocks, sums = partial_sums(self.device, dy, 2)
+        sums |= {"dy": dy, "y": y, "s": s, "dldj": dldj, "dx": dx, "g_b": g_b, "g_s": g_s}
+        sums |= {"sign": sign, "factor": factor, "samples": 0 if dldj is None else len(dy)}
+        self.device.launch("shift_scale_backward", dy.dtype, blocks, **sums, **_sizes(dy))
         return dx
 
     def gaussian_log_density(self, z):
-        device, dimension = self.device, math.prod(z.shape[1:])
-        density = device.empty(len(z), z.dtype)
-        numbers = {"constant": 0.5 * dimension * math.log(2 * math.pi), "dimension": dimension}
-        device.launch("gaussian_log_density", z.dtype, len(z), z=z, density=density, **numbers)
+        dimension = math.prod(z.shape[1:])
+        density = self.device.empty(len(z), z.dtype)
+        arguments = {"z": z, "density": density, "dimension": dimension}
+        arguments |= {"constant": 0.5 * dimension * math.log(2 * math.pi)}
+        self.device.launch("gaussian_log_density", z.dtype, len(z), **arguments)
         return density
 
     def total(self, terms):
-        if len(terms) == 1:
-            return terms[0]
-        return self._added(*terms)
+        return terms[0] if len(terms) == 1 else self._added(*terms)
 
     @cached_property
     def _added(self):
-        """One launch for any number of arrays."""
-        return self.device.fuse(added)
+        return self.device.fuse(_sum)  # one launch for any number of arrays
 
 
-def added(*terms):
-    return reduce(add, terms)
+def _sum(first, *others):
+    return sum(others, first)
 
 
 def _sizes(x) -> dict[str, int]:
@@ -87,24 +86,23 @@ def _sizes(x) -> dict[str, int]:
 
 
 def channel_blocks(size, channels, values, most=_MOST_BLOCKS) -> tuple[int, int]:
-    """The number of blocks for rows of channels, and how many of them share the rows of a tile.
-
-    A thread takes `values` values, or more if that would make more than `most` blocks; every tile
-    has a block. See rows.cuh.
-    """
+    """The number of blocks for rows of channels, and how many of them share the rows of a tile
+    (see rows.cuh). A thread takes `values` values, or more if there would be over `most` blocks."""
     tiles = _tiles(channels)
     lanes = source.THREADS // -(-channels // tiles)
     groups = max(1, min(-(-size // (channels * lanes * values)), most // tiles))
     return tiles * groups, groups
 
 
-def partial_sums(device, x, sums):
-    """The number of blocks that compute `sums` sums over all rows of x, and their partial sums."""
+def partial_sums(device, x, sums) -> tuple[int, dict]:
+    """The number of blocks that compute `sums` sums over all rows of x, and the arguments by which
+    the last of them adds up what each has."""
     channels = x.shape[-1]
     tiles = _tiles(channels)
     groups = _MOST_GROUPS if tiles <= device.counters.size else 1
     blocks, groups = channel_blocks(x.size, channels, 4 * tiles, groups * tiles)
-    return blocks, device.empty((groups, sums, channels), x.dtype)
+    partial = device.empty((groups, sums, channels), x.dtype)
+    return blocks, {"partial": partial, "arrived": device.counters}
 
 
 def _tiles(channels) -> int:

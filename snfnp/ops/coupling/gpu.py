@@ -20,36 +20,29 @@ class GpuCoupling(Coupling):
         return out
 
     def bias_relu_backward(self, out, a, g_b, add=False):
-        blocks, partial = partial_sums(self.device, out, 1)
-        arrays = {"out": out, "a": a, "g_b": g_b, "partial": partial}
-        sizes = {"add": add, "size": out.size, "channels": out.shape[1]}
-        arrived = self.device.counters
-        self.device.launch(
-            "bias_relu_backward", out.dtype, blocks, **arrays, **sizes, arrived=arrived
-        )
+        blocks, sums = partial_sums(self.device, out, 1)
+        sums |= {"add": add, "size": out.size, "channels": out.shape[1]}
+        self.device.launch("bias_relu_backward", out.dtype, blocks, out=out, a=a, g_b=g_b, **sums)
 
     def forward(self, x, h):
-        device = self.device
-        z, ldj = device.empty(x.shape, x.dtype), device.empty(len(x), x.dtype)
-        s = device.empty((*x.shape[:3], x.shape[3] // 2), x.dtype)
-        arrays = {"x": x, "h": h, "z": z, "ldj": ldj, "s": s}
-        device.launch("affine_coupling", x.dtype, len(x), **arrays, **_sizes(x))
+        z = self.device.empty(x.shape, x.dtype)
+        ldj = self.device.empty(len(x), x.dtype)
+        s = self.device.empty((*x.shape[:3], x.shape[3] // 2), x.dtype)
+        self._by_sample("affine_coupling", x, h=h, z=z, ldj=ldj, s=s)
         return z, ldj, s
 
     def inverse(self, z, h):
-        device = self.device
-        x = device.empty(z.shape, z.dtype)
-        device.launch("affine_coupling_inverse", z.dtype, len(z), z=z, h=h, x=x, **_sizes(z))
+        x = self.device.empty(z.shape, z.dtype)
+        self._by_sample("affine_coupling_inverse", x, z=z, h=h)
         return x
 
     def backward(self, x, s, dz, dldj):
-        device = self.device
-        dx, dh = device.empty(x.shape, x.dtype), device.empty(x.shape, x.dtype)
-        arrays = {"x": x, "s": s, "dz": dz, "dldj": dldj, "dx": dx, "dh": dh}
-        device.launch("affine_coupling_backward", x.dtype, len(x), **arrays, **_sizes(x))
+        dx = self.device.empty(x.shape, x.dtype)
+        dh = self.device.empty(x.shape, x.dtype)
+        self._by_sample("affine_coupling_backward", x, s=s, dz=dz, dldj=dldj, dx=dx, dh=dh)
         return dx, dh
 
-
-def _sizes(x) -> dict[str, int]:
-    """Half the channels of images (N, H, W, C), and of a sample's values: names of parameters."""
-    return {"half": x.shape[3] // 2, "values": math.prod(x.shape[1:]) // 2}
+    def _by_sample(self, kernel, x, **arrays):
+        """Launch a kernel of images (N, H, W, C), with a block for each of them."""
+        sizes = {"half": x.shape[3] // 2, "values": math.prod(x.shape[1:]) // 2}
+        self.device.launch(kernel, x.dtype, len(x), x=x, **arrays, **sizes)

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from snfnp.errors import BackendError
 from snfnp.ops.communication import SINGLE_PROCESS, Communicator
 from snfnp.ops.gpu import source
 from snfnp.ops.gpu.cublas import Cublas
@@ -33,19 +32,13 @@ class Gpu:
     name = "cupy"
     asynchronous = True  # operations return before they are done
     compiles = True
+    threads = None
 
     def __init__(self, tf32=False, world: Communicator = SINGLE_PROCESS):
         self.xp = require_cupy(world.local_rank if world.size > 1 else None)
         self.tf32 = tf32
         self.launch = Launcher(self.xp)
-        try:
-            self.cublas = Cublas(self.xp, tf32)
-        except Exception as error:
-            shortfall = self.shortfall(error)
-            if shortfall is None:
-                raise
-            found = f"the GPU's memory is full ({shortfall})"
-            raise BackendError(f"{found}: see with nvidia-smi what holds it") from None
+        self.cublas = Cublas(self.xp, tf32)
         self.counters = self.xp.zeros(_COUNTERS, np.uint32)
         self.xp.cuda.get_current_stream().synchronize()  # it is 0, whatever stream uses it first
         self._constants: dict = {}
@@ -66,20 +59,17 @@ class Gpu:
     @contextmanager
     def compilations(self, begins, ends) -> Iterator[None]:
         """See `HostDevice`; what CuPy finds in its cache takes a moment only."""
-        self.launch.begins, self.launch.ends = begins, ends
+        outer = self.launch.observer
+        self.launch.observer = (begins, ends)
         try:
             yield
         finally:
-            self.launch.begins = self.launch.ends = None
+            self.launch.observer = outer
 
     def prepare(self, work: Callable[[], None]) -> None:
         for _ in range(CALLS_UNTIL_RECORDED):
             work()
         self.synchronise()
-
-    @property
-    def threads(self) -> int | None:
-        return None
 
     def capture(self, function, report=print, world: Communicator = SINGLE_PROCESS) -> Graph:
         return Graph(self.xp, function, report, world)

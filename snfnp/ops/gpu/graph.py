@@ -27,23 +27,27 @@ class Graph:
     """
 
     def __init__(self, cupy, function, report, world=SINGLE_PROCESS):
-        self._cupy, self._function, self._report = cupy, function, report
-        self._guard, self._world = DeviceGuard(cupy), world
-        self._stream = cupy.cuda.Stream(non_blocking=True)
-        self._reached, self._done = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
-        self._recording: _Recording | None = None
-        self._release, self._failed = lambda: None, False
+        self._cupy = cupy
+        self._function = function
+        self._report = report
+        self._world = world
+        self._guard = DeviceGuard(cupy)
+        self._recording = _Recording(cupy, self._guard.id)
+        self._failed = False
+        # Not __del__: Python finalises the members of a cycle in any order.
+        weakref.finalize(self, self._recording.release).atexit = False
 
     def __call__(self, argument) -> None:
         self._guard.require()
         if self._failed:
             self._function(argument)
             return
-        if self._recording is None or self._recording.argument is not argument:
-            self._begin(argument)
-        recording, caller = self._recording, self._cupy.cuda.get_current_stream()
+        recording = self._recording
+        if recording.argument is not argument:
+            recording.restart(argument)
+        caller = self._cupy.cuda.get_current_stream()
         if recording.graph is None:
-            with self._own_stream(caller), self._cupy.cuda.using_allocator(recording.pool.malloc):
+            with recording.environment(caller):
                 if recording.calls < _WARM_UP:
                     self._function(argument)
                     recording.calls += 1
@@ -53,51 +57,30 @@ class Graph:
                 self._give_up(error)
                 self(argument)
                 return
-        caller.wait_event(self._done)
+        caller.wait_event(recording.done)
         recording.graph.launch(caller)
-        self._done.record(caller)
+        recording.done.record(caller)
 
-    def _begin(self, argument) -> None:
-        self._release()
-        # Memory that was dropped elsewhere is of no use to the new pool.
-        self._cupy.get_default_memory_pool().free_all_blocks()
-        self._recording = _Recording(self._cupy, argument, self._stream, self._done, self._guard.id)
-        # Not __del__: Python finalises the members of a cycle in any order.
-        self._release = weakref.finalize(self, self._recording.release)
-        self._release.atexit = False
-
-    @contextmanager
-    def _own_stream(self, caller):
-        """The graph's stream as the current one, after and before all else on the caller's."""
-        self._reached.record(caller)
-        self._stream.wait_event(self._reached)
-        try:
-            with self._stream:
-                yield
-        finally:  # even after a failure: what was started still runs
-            self._done.record(self._stream)
-            caller.wait_event(self._done)
-
-    def _record(self, recording) -> str | None:
+    def _record(self, recording: "_Recording") -> str | None:
         """Capture the function; nothing runs. What went wrong, or None."""
         error = graph = None
-        given_back = recording.given_back
+        returned = recording.returned
         gc.collect()
         collecting = gc.isenabled()
         try:
             gc.disable()  # what it frees of CUDA's could spoil the recording
-            self._stream.begin_capture()
+            recording.stream.begin_capture()
             self._function(recording.argument)
         except Exception as failure:  # the same call works without a graph
             error = _reason(failure)
         finally:
             try:
-                graph = self._stream.end_capture()
+                graph = recording.stream.end_capture()
             except Exception as failure:
                 error = error or _reason(failure)
             if collecting:
                 gc.enable()
-        if error is None and recording.given_back != given_back:
+        if error is None and recording.returned != returned:
             # When memory runs out, a pool returns its free blocks to CUDA and asks again. The
             # recording may have used some of these, and a replay would write to others' memory.
             error = "its pool ran out of memory and returned blocks"
@@ -106,47 +89,66 @@ class Graph:
         recording.graph = None if error else graph
         return error
 
-    @property
-    def recorded(self) -> bool:
-        """True if the next call with the same argument is a replay."""
-        return self._recording is not None and self._recording.graph is not None
-
     def _give_up(self, error: str) -> None:
         self._failed = True
         gc.collect()  # what failed may have left cycles that hold arrays of the pool
-        self._release()
-        self._recording = None
-        found = f"the training step cannot be recorded as a CUDA graph ({error})"
-        self._report(f"{found}: it runs without one")
+        self._recording.restart(None)
+        message = f"the training step cannot be recorded as a CUDA graph ({error})"
+        self._report(f"{message}: it runs without one")
 
 
 class _Recording:
-    """The state for one argument: the graph, and the memory it works in."""
+    """The graph for one argument, and the stream and the memory with which it is made."""
 
-    def __init__(self, cupy, argument, stream, done, device: int):
+    def __init__(self, cupy, device: int):
+        self._cupy = cupy
+        self._device = device
+        self._reached = cupy.cuda.Event(disable_timing=True)
+        self._allocated = 0
+        self.done = cupy.cuda.Event(disable_timing=True)
+        self.stream = cupy.cuda.Stream(non_blocking=True)
+        self.pool = cupy.cuda.MemoryPool(self._allocate)
+        self.argument = None
+        self.graph = None
+        self.calls = 0
+
+    def restart(self, argument) -> None:
+        self.release()
+        # Memory that was dropped elsewhere is of no use to this pool.
+        self._cupy.get_default_memory_pool().free_all_blocks()
         self.argument = argument
-        self._cupy, self._stream, self._done, self._device = cupy, stream, done, device
-        self.pool, self._allocated = cupy.cuda.MemoryPool(self._allocate), 0
-        self.graph, self.calls = None, 0
+        self.calls = 0
+
+    @contextmanager
+    def environment(self, caller):
+        """The stream as the current one, after and before all else on the caller's, and the pool as
+        CuPy's."""
+        self._reached.record(caller)
+        self.stream.wait_event(self._reached)
+        try:
+            with self.stream, self._cupy.cuda.using_allocator(self.pool.malloc):
+                yield
+        finally:  # even after a failure: what was started still runs
+            self.done.record(self.stream)
+            caller.wait_event(self.done)
 
     def _allocate(self, size: int):
-        cuda = self._cupy.cuda
-        memory = cuda.MemoryPointer(cuda.Memory(size), 0)
+        memory = self._cupy.cuda.Memory(size)
         self._allocated += size
-        return memory
+        return self._cupy.cuda.MemoryPointer(memory, 0)
 
     @property
-    def given_back(self) -> int:
+    def returned(self) -> int:
         """Bytes that the pool has returned to CUDA. It may grow while a call is recorded."""
         return self._allocated - self.pool.total_bytes()
 
     def release(self) -> None:
         """Wait for what still runs, and give the memory back."""
-        # After a fault on the device every call fails, and nothing can be given back.
         cuda = self._cupy.cuda
+        # After a fault on the device every call fails, and nothing can be given back.
         with suppress(cuda.runtime.CUDARuntimeError), cuda.Device(self._device):
-            self._stream.synchronize()
-            self._done.synchronize()
+            self.stream.synchronize()
+            self.done.synchronize()
             self.graph = None
             self.pool.free_all_blocks()
 

@@ -15,8 +15,8 @@ _NULL = np.uint64(0)
 
 class DeviceGuard:
     """The device that was current when this was made (id: its number), and the thread. `require`
-    refuses another device, whose memory is not this one's, and another thread, whose launches could
-    come between those of this one that share counters and cuBLAS's workspace."""
+    refuses other devices, whose memory is another, and threads, whose launches could come between
+    those that share counters and cuBLAS's workspace."""
 
     def __init__(self, cupy):
         self._current = cupy.cuda.runtime.getDevice
@@ -26,40 +26,39 @@ class DeviceGuard:
     def require(self) -> None:
         """Raises BackendError if another device is current, or in another thread."""
         if threading.get_ident() != self._thread:
-            found = "this GPU backend was made in another thread"
-            raise BackendError(f"{found}: make one in every thread that uses one, with get_ops")
-        current = self._current()
-        if current != self.id:
-            found = f"this backend was made on GPU {self.id}, and GPU {current} is the current one"
-            inside = f"use it inside `with cupy.cuda.Device({self.id})`"
-            raise BackendError(f"{found}: {inside}, or make another with get_ops")
+            message = "this GPU backend was made in another thread"
+            raise BackendError(f"{message}: make one in every thread that uses one, with get_ops")
+        if (current := self._current()) != self.id:
+            raise BackendError(
+                f"this backend was made on GPU {self.id}, and GPU {current} is the current one: "
+                f"use it inside `with cupy.cuda.Device({self.id})`, or make another with get_ops"
+            )
 
 
 class Launcher:
-    """launch(kernel, dtype, blocks, **arguments), on this device and CuPy's current stream."""
+    """launch(kernel, dtype, blocks, **arguments), on this device and CuPy's current stream.
+    observer: begins() is called before kernels are compiled, and ends(count) after."""
 
     def __init__(self, cupy):
-        self._cupy, self._guard = cupy, DeviceGuard(cupy)
+        self._cupy = cupy
+        self._guard = DeviceGuard(cupy)
         self._functions = {}
-        self.begins: Callable[[], None] | None = None  # see `Gpu.compilations`
-        self.ends: Callable[[int], None] | None = None
+        self.observer: tuple[Callable, Callable] = (lambda: None, lambda count: None)
 
     def __call__(self, kernel: str, dtype, blocks: int, /, *, threads=source.THREADS, **arguments):
         """Launch a kernel for arrays of `dtype`; blocks = 0 (an empty array) does nothing.
 
-        arguments: every parameter of the kernel by name, arrays, numbers, or None for a null
-        pointer. A pair `a_at, a` is given as `a`, a number or a device array of shape (); strides
-        are not given. What the kernel takes without strides and only reads is copied if it is not
-        contiguous. Raises TypeError for a name that is missing or unknown, and for an array of
-        another type than the kernel's, which a GPU would read as garbage.
+        arguments: every parameter of the kernel by name, None for a null pointer. A pair `a_at, a`
+        is given as `a`, a number or a device array of shape (), and strides are not given. What the
+        kernel only reads, without strides, is copied if it is not contiguous. Raises TypeError for
+        a name that is missing or unknown, and for an array of another type than the kernel's.
         """
         converters = _converters(kernel)
         names = {name for name, _ in converters}  # one for a pair, one for an array with strides
-        missing, unknown = names - arguments.keys(), arguments.keys() - names
-        if missing or unknown:
-            said = "needs" if missing else "has no"
-            wrong = ", ".join(sorted(missing or unknown))
-            raise TypeError(f"kernel {kernel} {said} parameter {wrong}")
+        if missing := names - arguments.keys():
+            raise TypeError(f"kernel {kernel} needs parameter {', '.join(sorted(missing))}")
+        if unknown := arguments.keys() - names:
+            raise TypeError(f"kernel {kernel} has no parameter {', '.join(sorted(unknown))}")
         if blocks:
             dtype = np.dtype(dtype)
             values = tuple(convert(arguments[name], dtype) for name, convert in converters)
@@ -77,14 +76,14 @@ class Launcher:
             group = source.kernels()[kernel]
             names = source.names(group)
             expressions = [source.expression(name, str(dtype)) for name in names]
-            if self.begins:
-                self.begins()
-            how = {"options": source.OPTIONS, "name_expressions": expressions}
-            module = self._cupy.RawModule(code=source.source(group), **how)
+            begins, ends = self.observer
+            begins()
+            module = self._cupy.RawModule(
+                code=source.source(group), options=source.OPTIONS, name_expressions=expressions
+            )
             for name, expression in zip(names, expressions, strict=True):
                 self._functions[name, key] = module.get_function(expression)
-            if self.ends:
-                self.ends(len(names))
+            ends(len(names))
         return self._functions[kernel, key]
 
 
@@ -96,12 +95,11 @@ def _converters(kernel: str) -> tuple[tuple[str, Callable], ...]:
 
 
 def _converter(kernel: str, parameter: source.Parameter, names: set[str]):
-    name, kind, _ = parameter
+    name, kind = parameter
     array, strided, axis = name.rpartition("_stride_")
     if strided:
-        return array, lambda a, dtype: np.int64(
-            0 if a is None else a.strides[int(axis)] // a.itemsize
-        )
+        axis = int(axis)
+        return array, lambda a, dtype: np.int64(0 if a is None else a.strides[axis] // a.itemsize)
     number = name.removesuffix("_at")
     pointer = partial(_pointer, f"{kernel}: {number}", kind, f"{name}_stride_0" in names)
     if number != name:

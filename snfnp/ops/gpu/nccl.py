@@ -5,7 +5,7 @@ import warnings
 from snfnp.errors import BackendError
 from snfnp.ops.communication import Communicator
 from snfnp.ops.gpu.launch import DeviceGuard
-from snfnp.ops.gpu.requirements import first_line
+from snfnp.ops.gpu.requirements import cuda_version, first_line
 
 
 class Nccl:
@@ -24,15 +24,12 @@ class Nccl:
                 from cupyx.distributed import init_process_group
             self._group = init_process_group(world.size, world.rank, use_mpi=True)
         except (ImportError, RuntimeError) as error:
-            cuda = cupy.cuda.runtime.runtimeGetVersion() // 1000
-            found = f"NCCL cannot connect the GPUs of {world.size} processes ({first_line(error)})"
-            install = f"`python -m pip install nvidia-nccl-cu{cuda}` brings NCCL"
-            raise BackendError(f"{found}: each needs a GPU of its own, and {install}") from None
+            message = f"NCCL cannot connect the GPUs of {world.size} ranks ({first_line(error)})"
+            install = f"`python -m pip install nvidia-nccl-cu{cuda_version(cupy)}` brings NCCL"
+            raise BackendError(f"{message}: each needs a GPU of its own, and {install}") from None
 
     def all_reduce(self, *arrays) -> None:
         """See `Communicator`."""
         self._guard.require()
-        for array in arrays:
-            if not array.flags.c_contiguous:
-                raise ValueError("an array that is summed over ranks must be C-contiguous")
+        for array in arrays:  # CuPy refuses those that are not contiguous
             self._group.all_reduce(array, array)

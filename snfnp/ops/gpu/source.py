@@ -30,18 +30,17 @@ POINTED = {f"{of}{name}*": kind for of in ("", "const ") for name, kind in _KIND
 THREADS = 256
 OPTIONS = ("-std=c++17",)  # no fast-math: infinities and NaN must be seen
 
-_FOLDER, _FILE = resources.files("snfnp.ops"), "kernels.cu"
+_FOLDER = resources.files("snfnp.ops")
+_FILE = "kernels.cu"
 _INCLUDE = re.compile(r'^#include "\.\./(\w+/\w+\.cuh)"\n', re.MULTILINE)
 _KERNEL = re.compile(r"template\s*<typename T>\s*__global__\s+void\s+(\w+)\s*\(([^)]*)\)")
 
 
 class Parameter(NamedTuple):
-    """A kernel's parameter: its C type ("const T*", "long long"), and restrict, a promise of no
-    aliasing."""
+    """A kernel's parameter, and its C type ("const T*", "long long")."""
 
     name: str
     kind: str
-    restrict: bool
 
 
 @cache
@@ -63,10 +62,9 @@ def kernels() -> dict[str, str]:
     return {name: group for group in groups() for name, _ in _KERNEL.findall(source(group))}
 
 
-@cache
-def names(group: str) -> tuple[str, ...]:
+def names(group: str) -> list[str]:
     """The names of a group's kernels."""
-    return tuple(name for name, _ in _KERNEL.findall(source(group)))
+    return [name for name, where in kernels().items() if where == group]
 
 
 @cache
@@ -74,10 +72,7 @@ def parameters(kernel: str) -> tuple[Parameter, ...]:
     """The parameters of a kernel, in order. KeyError for a kernel that does not exist."""
     declarations = dict(_KERNEL.findall(source(kernels()[kernel])))[kernel].split(",")
     split = (text.replace("__restrict__", " ").split() for text in declarations)
-    return tuple(
-        Parameter(words[-1], " ".join(words[:-1]), "__restrict__" in text)
-        for words, text in zip(split, declarations, strict=True)
-    )
+    return tuple(Parameter(name, " ".join(kind)) for *kind, name in split)
 
 
 @cache

@@ -13,23 +13,23 @@ from snfnp.ops.random.gpu import key_arguments
 
 class GpuImages(Images):
     def source(self, images: np.ndarray) -> ImageSource:
-        needed, free = images.nbytes, self.device.free_memory()
-        if needed > free / 2:
-            found = f"the training images or rows take {needed / 2**30:.1f} GiB"
+        free = self.device.free_memory()
+        if images.nbytes > free / 2:
+            size = f"the training images or rows take {images.nbytes / 2**30:.1f} GiB"
             limit = f"more than half of the {free / 2**30:.1f} GiB that are free on the GPU"
-            raise UsageError(f"{found}, {limit}: train on fewer of them, or with backend numba")
+            raise UsageError(f"{size}, {limit}: train on fewer of them, or with backend numba")
         return ResidentImages(self.device, images)
 
     def preprocess(self, images, key: RandomKey, alpha, levels, dtype):
         if images.dtype != np.uint8:
             return super().preprocess(images, key, alpha, levels, dtype)
-        device = self.device
-        x, ldj = device.empty(images.shape, dtype), device.empty(len(images), dtype)
+        x = self.device.empty(images.shape, dtype)
+        ldj = self.device.empty(len(images), dtype)
         constant = math.log1p(-2 * alpha) - math.log(levels)
-        numbers = {"alpha": alpha, "levels": levels, "constant": constant}
-        numbers |= {"dimension": math.prod(images.shape[1:])}
         arguments = {"images": images, "x": x, "ldj": ldj, **key_arguments(key, images.shape)}
-        device.launch("preprocess", dtype, len(images), **arguments, **numbers)
+        arguments |= {"alpha": alpha, "levels": levels, "constant": constant}
+        arguments |= {"dimension": math.prod(images.shape[1:])}
+        self.device.launch("preprocess", dtype, len(images), **arguments)
         return x, ldj
 
 
@@ -41,9 +41,8 @@ class ResidentImages(ImageSource):
         super().__init__(device, device.asarray(images[:]))
         self._order = device.asarray(self._order, np.int64)
         self._taken: Any = None
-        one = images[:1]
         # what `gather` moves are bytes: those of a row are the channels of one pixel
-        self._shape = one.shape[1:] if one.dtype == np.uint8 else (1, 1, one.nbytes)
+        self._shape = images.shape[1:] if images.dtype == np.uint8 else (1, 1, images[:1].nbytes)
 
     def reorder(self, order: np.ndarray) -> None:
         self._order[...] = self._device.asarray(order, np.int64)
@@ -53,10 +52,10 @@ class ResidentImages(ImageSource):
             self._taken = self._device.empty((count, *self._images.shape[1:]), self._images.dtype)
 
     def take(self, first, count: int, key: RandomKey | None = None):
-        images, out = (array.view(np.uint8) for array in (self._images, self._taken))
-        words = key_arguments(RandomKey(0, 0) if key is None else key, (count, DRAWS))
-        arrays = {"images": images, "order": self._order, "out": out, "first": first}
-        sizes = dict(zip(("height", "width", "channels"), self._shape, strict=True))
-        sizes |= {"change": key is not None}
-        self._device.launch("gather", np.float32, count, **arrays, **words, **sizes)
+        height, width, channels = self._shape
+        arguments = {"images": self._images.view(np.uint8), "out": self._taken.view(np.uint8)}
+        arguments |= {"order": self._order, "first": first, "change": key is not None}
+        arguments |= {"height": height, "width": width, "channels": channels}
+        arguments |= key_arguments(key or RandomKey(0, 0), (count, DRAWS))
+        self._device.launch("gather", np.float32, count, **arguments)
         return self._taken

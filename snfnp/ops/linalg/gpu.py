@@ -1,9 +1,8 @@
 """Linear algebra on the GPU: cuBLAS, cuSOLVER, and one launch for what is elementwise.
 
-cuSOLVER does not report that a matrix is singular. Its pivots show it, and they give the
-log-determinant too: inverses, solves and norms wait for the device. Only exact
-evaluation and exact gradients use them. The inverse of a few channels does not wait: of a singular
-matrix it is NaN, and the step that uses it fails as others do. See derivations/07-convolutions.md.
+cuSOLVER does not report that a matrix is singular. Its pivots show it, so that inverses and solves
+wait for the device: only exact evaluation and exact gradients use them. The inverse of a few
+channels does not wait; of a singular matrix it is NaN. See derivations/07-convolutions.md.
 """
 
 import math
@@ -16,9 +15,7 @@ from snfnp.ops.gpu import source
 from snfnp.ops.gpu.launch import is_known
 from snfnp.ops.linalg.definition import LinearAlgebra
 
-# Of a sum over a flat array, resident together on a large GPU; their partial sums are added in one
-# order.
-_MOST_BLOCKS = 512
+_MOST_BLOCKS = 512  # of a sum over a flat array, all at work at once on a large GPU
 _MOST_STEPS = 40  # an eigenvalue grows by 9/4 in each: enough for a condition number of 1e12
 _CLOSE = 1e-8  # an error whose square is below the rounding of doubles
 
@@ -27,14 +24,13 @@ class GpuLinearAlgebra(LinearAlgebra):
     def matmul(self, a, b, out=None):
         if a.ndim != 2 or b.ndim != 2 or a.dtype != b.dtype:
             return super().matmul(a, b, out)
-        product = out
-        if out is None or not out.flags.c_contiguous or out.dtype != a.dtype:
-            product = self.device.empty((len(a), b.shape[1]), a.dtype)
-        self.device.cublas.gemm(a, b, product)
-        if product is not out and out is not None:
-            out[...] = product
+        if out is None:
+            out = self.device.empty((len(a), b.shape[1]), a.dtype)
+        elif not out.flags.c_contiguous or out.dtype != a.dtype:
+            out[...] = self.matmul(a, b)
             return out
-        return product
+        self.device.cublas.gemm(a, b, out)
+        return out
 
     def matmul_add(self, a, b, out):
         if out.flags.fnc:
@@ -46,18 +42,16 @@ class GpuLinearAlgebra(LinearAlgebra):
         return out
 
     def axpby(self, a, x, b, out):
-        self._axpby(a, x, b, out, 0.0, None, None)
+        arguments = {"a": a, "x": x, "b": b, "out": out, "n": out.size}
+        arguments |= {"second_a": 0.0, "second_x": None, "second_out": None, "m": 0}
+        self.device.each("axpby", out.dtype, out.size, **arguments)
         return out
 
     def axpby_pair(self, a, x, b, out):
-        self._axpby(a[0], x[0], b, out[0], a[1], x[1], out[1])
+        arguments = {"a": a[0], "x": x[0], "b": b, "out": out[0], "n": out[0].size}
+        arguments |= {"second_a": a[1], "second_x": x[1], "second_out": out[1], "m": out[1].size}
+        self.device.each("axpby", out[0].dtype, max(out[0].size, out[1].size), **arguments)
         return out
-
-    def _axpby(self, a, x, b, out, second_a, second_x, second_out):
-        m = 0 if second_out is None else second_out.size
-        first = {"a": a, "x": x, "b": b, "out": out, "n": out.size}
-        second = {"second_a": second_a, "second_x": second_x, "second_out": second_out, "m": m}
-        self.device.each("axpby", out.dtype, max(out.size, m), **first, **second)
 
     def scale_into(self, out, scale, a, multiple):
         if out.ndim == 2 and out.flags.fnc:  # R's gradient, and W: both lie in order
@@ -66,29 +60,25 @@ class GpuLinearAlgebra(LinearAlgebra):
             return super().scale_into(out, scale, a, multiple)
         if not isinstance(multiple, int):
             return self.xp.multiply(a, self.device.constant(scale * multiple, out.dtype), out=out)
-        arguments = {"out": out, "scale": scale * multiple, "a": a, "n": out.size}
-        self.device.each("scaled", out.dtype, out.size, **arguments)
+        scale = scale * multiple
+        self.device.each("scaled", out.dtype, out.size, out=out, scale=scale, a=a, n=out.size)
         return out
 
     def sum_squares(self, x):
         """Σ x² (), float64, on the device."""
-        total = self.device.empty((), np.float64)
-        blocks, sums = self._sums(x.size, total)
-        self.device.launch("sum_squares", x.dtype, blocks, g=x, n=x.size, **sums)
-        return total
+        return self._sum("sum_squares", x.dtype, x.size, g=x)
 
     def residual(self, out, x):
-        total = self.device.empty((), np.float64)
-        blocks, sums = self._sums(out.size, total)
-        sums |= {"samples": len(x), "n": out.size}
-        self.device.launch("residual", out.dtype, blocks, error=out, x=x, **sums)
-        return total
+        return self._sum("residual", out.dtype, out.size, error=out, x=x, samples=len(x))
 
-    def _sums(self, size, total):
-        """The number of blocks for a sum of `size` numbers, and the arguments that it needs."""
+    def _sum(self, kernel, dtype, size, **arguments):
+        """The sum that a kernel takes over `size` numbers: (), float64."""
         blocks = max(1, min(_MOST_BLOCKS, -(-size // 1024)))
-        partial = self.device.empty(blocks, np.float64)
-        return blocks, {"partial": partial, "total": total, "arrived": self.device.counters}
+        total = self.device.empty((), np.float64)
+        arguments |= {"partial": self.device.empty(blocks, np.float64), "total": total}
+        arguments |= {"arrived": self.device.counters, "n": size}
+        self.device.launch(kernel, dtype, blocks, **arguments)
+        return total
 
     def inverse(self, w):
         if not 0 < len(w) <= source.constant("linalg", "MOST_ROWS"):
@@ -103,8 +93,7 @@ class GpuLinearAlgebra(LinearAlgebra):
         return self.require_solution(w, x, z)
 
     def inverse_and_log_abs_det(self, a):
-        # the rows x with aᵀ x = e_i are those of a⁻¹; and to a column-major library a C-contiguous
-        # a already is aᵀ
+        # the rows x with aᵀ x = e_i are those of a⁻¹; a column-major library takes a for aᵀ
         inverse, pivots = self._solve(a.T, self.xp.eye(len(a), dtype=a.dtype))
         return inverse, self._log_abs_det(pivots)
 
@@ -112,17 +101,19 @@ class GpuLinearAlgebra(LinearAlgebra):
         """By products: the coupled Newton–Schulz iteration (Higham, "Functions of Matrices", Eq.
         6.35), Y → A^{1/2} and Z → A^{-1/2} for A = M / ‖M‖. The host reads two norms a step, and
         no matrix, unless an eigenvalue may be below `floor`."""
-        floor, (scale,) = float(floor), self.norms(matrix)
+        (scale,) = self.norms(matrix)
         identity = self.xp.eye(len(matrix))
-        y, z = matrix / scale, identity
+        y = matrix / scale
+        z = identity
         for _ in range(_MOST_STEPS):
             error = identity - self.matmul(z, y)
             size, z_size = self.norms(error, z)
             half = identity + error / 2
-            y, z = self.matmul(y, half), self.matmul(half, z)
+            y = self.matmul(y, half)
+            z = self.matmul(half, z)
             if size <= _CLOSE:  # and now it is at most the square of that
                 break
-        if size <= _CLOSE and z_size**2 * floor <= scale:  # Σ 1/λ, at least the largest 1/λ
+        if size <= _CLOSE and z_size**2 * float(floor) <= scale:  # Σ 1/λ, at least the largest 1/λ
             return z / math.sqrt(scale)
         return super().inverse_root(matrix, floor)
 
@@ -138,13 +129,13 @@ class GpuLinearAlgebra(LinearAlgebra):
         """The rows x with a x = z for the rows z (N, n), and the pivots (n,) of an LU of a."""
         from cupyx import lapack  # importing this module needs no CuPy
 
-        lu, x = self.xp.array(a, order="F"), self.xp.array(rows, order="C")
+        lu = self.xp.array(a, order="F")
+        x = self.xp.array(rows, order="C")
         lapack.gesv(lu, x.T)  # overwrites both
         return x, lu.diagonal()
 
     def _log_abs_det(self, pivots) -> float:
-        """log|det| from an LU's pivots. Raises SingularMatrixError if one is 0, as LAPACK does; a
-        NaN is not."""
+        """log|det| from an LU's pivots. Raises SingularMatrixError if one is 0, as LAPACK does."""
         host = self.device.to_host(pivots.astype(np.float64))
         if not host.all():
             raise SingularMatrixError("the matrix is singular")

@@ -9,10 +9,9 @@ from snfnp.ops.random.definition import Random, RandomKey
 
 class GpuRandom(Random):
     def _draw(self, kernel, key: RandomKey, shape, dtype):
-        device = self.device
-        out = device.empty(shape, dtype)
+        out = self.device.empty(shape, dtype)
         blocks = -(-(key.start(shape) % 4 + out.size) // 4)
-        device.each(kernel, dtype, blocks, out=out, n=out.size, **key_arguments(key, shape))
+        self.device.each(kernel, dtype, blocks, out=out, n=out.size, **key_arguments(key, shape))
         return out
 
     uniform = partialmethod(_draw, "uniform")
@@ -24,8 +23,8 @@ def key_arguments(key: RandomKey, shape) -> dict:
     """A key for an array of this shape as arguments of a kernel: `first_word` is the number of the
     array's first element (`RandomKey.start`), the same in every replay of a graph."""
     step = _signed(key.step) if isinstance(key.step, (int, np.integer)) else key.step
-    seed, start = _signed(key.seed), key.start(shape)
-    return {"step": step, "stream": key.stream, "seed": seed, "first_word": start}
+    seed = _signed(key.seed)
+    return {"step": step, "stream": key.stream, "seed": seed, "first_word": key.start(shape)}
 
 
 def _signed(number: int) -> int:

@@ -1,8 +1,7 @@
 """The rational-quadratic spline on the GPU: one launch for the knots, and one each way.
 
-A block of the forward pass takes a sample, so that it has the whole sum of its ldj. A block of the
-backward pass takes a few pixels and all samples: every thread adds to sums of its own in shared
-memory, and these are added up in a fixed order. See derivations/09-splines.md.
+A block of the forward pass takes a sample, for the sum of its ldj; one of the backward pass a few
+pixels and all samples, for the sums of the knots' gradients. See derivations/09-splines.md.
 """
 
 import math
@@ -16,54 +15,46 @@ class GpuSpline(Spline):
 
     def knots(self, widths, heights, slopes, bound, eps):
         *shape, bins = widths.shape
-        pixels, device = math.prod(shape), self.device
-        knots = device.empty((3, bins + 1, *shape), widths.dtype)
-        factors = device.empty((3 * bins - 1, *shape), widths.dtype)
-        arrays = {"widths": widths, "heights": heights, "slopes": slopes}
-        arrays |= {"knots": knots, "factors": factors}
-        numbers = {"bound": bound, "eps": eps, "shift": slope_shift(eps)}
-        sizes, blocks = {"pixels": pixels, "bins": bins}, -(-3 * pixels // 32)
-        # small blocks: there are few pixels for all of a GPU
-        device.launch(
-            "spline_knots", widths.dtype, blocks, threads=32, **arrays, **numbers, **sizes
-        )
+        pixels = math.prod(shape)
+        knots = self.device.empty((3, bins + 1, *shape), widths.dtype)
+        factors = self.device.empty((3 * bins - 1, *shape), widths.dtype)
+        arguments = {"widths": widths, "heights": heights, "slopes": slopes}
+        arguments |= {"knots": knots, "factors": factors, "pixels": pixels, "bins": bins}
+        arguments |= {"bound": bound, "eps": eps, "shift": slope_shift(eps)}
+        blocks = -(-3 * pixels // 32)  # small ones: there are few pixels for all of a GPU
+        self.device.launch("spline_knots", widths.dtype, blocks, threads=32, **arguments)
         return knots, factors
 
     def evaluate(self, x, knots):
-        device = self.device
-        y, ldj = device.empty(x.shape, x.dtype), device.empty((len(x),), x.dtype)
-        arrays = {"x": x, "knots": knots, "y": y, "ldj": ldj}
-        device.launch("spline", x.dtype, len(x), **arrays, **_sizes(x, knots))
+        y = self.device.empty(x.shape, x.dtype)
+        ldj = self.device.empty(len(x), x.dtype)
+        arguments = {"x": x, "y": y, "ldj": ldj} | _of_knots(knots)
+        self.device.launch("spline", x.dtype, len(x), **arguments)
         return y, ldj
 
     def inverse(self, y, knots):
-        device = self.device
-        x = device.empty(y.shape, y.dtype)
-        device.launch("spline_inverse", y.dtype, len(y), y=y, knots=knots, x=x, **_sizes(y, knots))
+        x = self.device.empty(y.shape, y.dtype)
+        self.device.launch("spline_inverse", y.dtype, len(y), y=y, x=x, **_of_knots(knots))
         return x
 
     def backward(self, x, knots, factors, bound, eps, dy, dldj, out):
-        device, sizes = self.device, _sizes(x, knots)
-        pixels, bins = sizes.values()
-        threads = _backward_threads(bins)
+        bins = knots.shape[1] - 1
+        # whole warps of threads whose 3 (K-1) sums each find room: none beyond 43 bins
+        room = source.constant("spline", "SPLINE_SUMS") // (3 * (bins - 1))
+        threads = min(source.THREADS, room // 32 * 32)
         if not threads:
             return super().backward(x, knots, factors, bound, eps, dy, dldj, out)
-        dx = device.empty(x.shape, x.dtype)
-        arrays = {"x": x, "knots": knots, "factors": factors, "dy": dy, "dldj": dldj, "dx": dx}
-        arrays |= dict(zip(("g_widths", "g_heights", "g_slopes"), out, strict=True))
-        numbers = {"scale": 2 * bound * (1 - eps * bins), "samples": len(x)}
-        blocks = -(-pixels // source.constant("spline", "SPLINE_PIXELS"))
-        own = arrays | numbers | sizes
-        device.launch("spline_backward", x.dtype, blocks, threads=threads, **own)
+        g_widths, g_heights, g_slopes = out
+        dx = self.device.empty(x.shape, x.dtype)
+        arguments = {"x": x, "factors": factors, "dy": dy, "dldj": dldj, "dx": dx}
+        arguments |= {"g_widths": g_widths, "g_heights": g_heights, "g_slopes": g_slopes}
+        arguments |= {"scale": 2 * bound * (1 - eps * bins), "samples": len(x)}
+        arguments |= _of_knots(knots)
+        blocks = -(-arguments["pixels"] // source.constant("spline", "SPLINE_PIXELS"))
+        self.device.launch("spline_backward", x.dtype, blocks, threads=threads, **arguments)
         return dx
 
 
-def _sizes(x, knots) -> dict[str, int]:
-    """P and K, by the names of parameters."""
-    return {"pixels": math.prod(x.shape[1:]), "bins": knots.shape[1] - 1}
-
-
-def _backward_threads(bins: int) -> int:
-    """Whole warps of a block whose 3 (K-1) sums each find room; 0 beyond 43 bins."""
-    room = source.constant("spline", "SPLINE_SUMS") // (3 * (bins - 1))
-    return min(source.THREADS, room // 32 * 32)
+def _of_knots(knots) -> dict:
+    """The knots (3, K+1, ...), P and K, by the names of parameters."""
+    return {"knots": knots, "pixels": math.prod(knots.shape[2:]), "bins": knots.shape[1] - 1}

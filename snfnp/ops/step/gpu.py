@@ -14,13 +14,15 @@ class GpuStepScalars(StepScalars):
 
     def __init__(self, device):
         self._launch = device.launch
-        self.step, self.first = (device.xp.zeros((), np.uint64) for _ in range(2))
-        self.number, self.lr = (device.xp.zeros((), np.float64) for _ in range(2))
+        self.step = device.xp.zeros((), np.uint64)
+        self.first = device.xp.zeros((), np.uint64)
+        self.number = device.xp.zeros((), np.float64)
+        self.lr = device.xp.zeros((), np.float64)
 
     def set(self, step: int, lr: float, first: int = 0) -> None:
-        arrays = {"step": self.step, "number": self.number, "lr": self.lr, "first": self.first}
-        numbers = {"step_": step, "lr_": lr, "first_": first}
-        self._launch("set_scalars", np.float64, 1, threads=32, **arrays, **numbers)
+        arguments = {"step": self.step, "number": self.number, "lr": self.lr, "first": self.first}
+        arguments |= {"step_": step, "lr_": lr, "first_": first}
+        self._launch("set_scalars", np.float64, 1, threads=32, **arguments)
 
 
 class GpuStep(Step):
@@ -42,18 +44,17 @@ class GpuStep(Step):
         self.device.launch("log_step", np.float64, 1, threads=32, log=out, **numbers)
 
     def adam(self, g, lr, beta1, beta2, eps, step, clip_norm, failed, out):
-        device, (p, m, v) = self.device, out
+        p, m, v = out
         squares = self.linalg.sum_squares(g)
         blocks = min(-(-p.size // source.THREADS), _MOST_BLOCKS)
-        arrays = {"p": p, "g": g, "m": m, "v": v, "squares": squares, "n": p.size}
-        numbers = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "step": step}
-        numbers |= {"clip_norm": clip_norm, "failed": failed}
-        device.launch("adam", p.dtype, blocks, **arrays, **numbers)
+        arguments = {"p": p, "g": g, "m": m, "v": v, "squares": squares, "n": p.size}
+        arguments |= {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "step": step}
+        arguments |= {"clip_norm": clip_norm, "failed": failed}
+        self.device.launch("adam", p.dtype, blocks, **arguments)
         return squares
 
     def apply_block_matrices(self, values, matrices, blocks, out, add=False):
-        device = self.device
-        table = device.constant(np.array(blocks, np.int64), np.int64)
-        arrays = {"values": values, "matrices": matrices, "blocks": table, "out": out}
-        sizes = {"count": len(blocks), "add": add, "n": values.size}
-        device.each("turn", values.dtype, values.size, **arrays, **sizes)
+        table = self.device.constant(np.array(blocks, np.int64), np.int64)
+        arguments = {"values": values, "matrices": matrices, "blocks": table, "out": out}
+        arguments |= {"count": len(blocks), "add": add, "n": values.size}
+        self.device.each("turn", values.dtype, values.size, **arguments)
