@@ -191,14 +191,18 @@ def call_step_adam(rng, dtype, size):
     p, g, m = (rng.standard_normal(size).astype(dtype).reshape(-1) for _ in range(3))
     v = np.abs(rng.standard_normal(p.size)).astype(dtype)
     v[::2] = 0  # as before the first step: all of v then comes from 1 - β2
-    eps, lr, step, scale = eps_of(dtype), 1e-2, 3.0, 0.9
+    eps, lr, step, scale, clip_norm = eps_of(dtype), 1e-2, 3.0, 1.0, math.inf
+    if size[-1] % 2 == 0:  # clipped: the rounding of Σ g² is also the scale's
+        scale = 0.9
+        clip_norm = float(scale * (np.sqrt(np.square(g, dtype=np.float64).sum()) + 1e-6))
+        eps *= 1026
     m_size = 0.9 * np.abs(m) + 0.1 * scale * np.abs(g)  # the two terms may cancel
     v_new = 0.999 * v + 0.001 * (scale * g) ** 2
     p_step = lr / (1 - 0.9**step) * m_size / (np.sqrt(v_new / (1 - 0.999**step)) + 1e-8)
     failed = float(size[0] == 17)  # then nothing is to change
-    lr_, step_, scale_, failed_ = (number(each, size) for each in (lr, step, scale, failed))
+    lr_, step_, failed_ = (number(each, size) for each in (lr, step, failed))
     return Call(
-        (g, lr_, 0.9, 0.999, 1e-8, step_, scale_, failed_, (p, m, v)),
+        (g, lr_, 0.9, 0.999, 1e-8, step_, clip_norm, failed_, (p, m, v)),
         bounds=(
             square_bound(g),
             # at most a dozen roundings on the way to the step; and 1 - β2^step, in double
