@@ -619,6 +619,17 @@ def test_the_convolutional_flow_is_the_papers():
     assert Layout.of(flow.parameter_shapes()).count == kernels + 8 * 784 * 14
 
 
+def test_the_flow_for_rows_has_an_elementwise_map_before_every_dense_layer():
+    """The first one is followed by whitening; none comes after the last dense layer."""
+    flow = dict(PRESETS["vector"].build(Choices(depth=2, bins=3), (4,)).layers)
+    names = "activation0 whiten dense1 activation1 dense2 activation2 dense3"
+    assert [*flow] == names.split()
+    spline = layers.RationalQuadraticSpline(3, bound=4.0)
+    assert all(flow[f"activation{index}"] == spline for index in range(3))
+    starts = [flow[f"dense{index}"].init_kind for index in (1, 2, 3)]
+    assert starts == ["identity", "orthogonal", "orthogonal"]
+
+
 def test_the_glow_of_table_1():
     preset = PRESETS["glow"]
     flow = preset.build(Choices(rule=Exact(), **preset.size), (28, 28, 1))
