@@ -1,6 +1,6 @@
 """The fit of `FlowDensity`: standardisation and ties, folds, candidates, weights.
 
-Derivation: derivations/31-an-average-of-densities.md.
+Derivation: derivations/25-an-average-of-densities.md.
 """
 
 from __future__ import annotations
