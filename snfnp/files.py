@@ -58,7 +58,7 @@ def open_regular(path: str | os.PathLike, flags: int = os.O_RDONLY, follow: bool
     return descriptor
 
 
-def _require_regular(mode: int, path) -> None:
+def _require_regular(mode: int, path: str | os.PathLike) -> None:
     if not stat.S_ISREG(mode):
         why = os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "it is no regular file"
         raise OSError(errno.EINVAL, why, str(path))
@@ -113,12 +113,12 @@ def readable(
     except Exception as error:  # each library has its own, and a few that it does not document
         if isinstance(error, MemoryError) and kind is not UsageError:
             raise  # the size of a user's file is what its header claims, that of a run's is right
-        found = getattr(error, "strerror", None) or " ".join(str(error).split())
-        found = found or type(error).__name__
-        found = next((words for part, words in _OTHER_WORDS.items() if part in found), found)
-        if len(found) > _LONGEST_REASON:
-            found = f"{found[:_LONGEST_REASON]}…"
-        raise kind(f"{path} {problem} ({found}): {advice}") from None
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        reason = reason or type(error).__name__
+        reason = next((words for part, words in _OTHER_WORDS.items() if part in reason), reason)
+        if len(reason) > _LONGEST_REASON:
+            reason = f"{reason[:_LONGEST_REASON]}…"
+        raise kind(f"{path} {problem} ({reason}): {advice}") from None
 
 
 def write_atomically(path: Path, content: bytes | bytearray, advice: str = ADVICE) -> None:
@@ -163,9 +163,9 @@ def write_by(path: Path, write: Callable[[io.BytesIO], Any]) -> None:
     write_atomically(path, content.getvalue())
 
 
-def write_json(path: Path, content, indent: int = 2, **how) -> None:
-    """Write JSON atomically; how: of `json.dumps`."""
-    write_atomically(path, (json.dumps(content, indent=indent, **how) + "\n").encode())
+def write_json(path: Path, content: Any, indent: int = 2, **options: Any) -> None:
+    """Write JSON atomically; options: of `json.dumps`."""
+    write_atomically(path, (json.dumps(content, indent=indent, **options) + "\n").encode())
 
 
 def remove(path: Path) -> None:
@@ -185,14 +185,14 @@ def read_bytes(
             with open(open_regular(path, os.O_RDONLY, follow=True), "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 if whole and size > most:  # a hole of any size takes no room on a disk
-                    found = f"it has {size:,} bytes, and one of a run's at most {most:,}"
-                    raise OSError(errno.EFBIG, found)
+                    message = f"it has {size:,} bytes, and one of a run's at most {most:,}"
+                    raise OSError(errno.EFBIG, message)
                 return file.read(min(size, most))
         except (FileNotFoundError, NotADirectoryError):
             raise kind(missing) from None
 
 
-def read_json(path: Path, make: Callable, advice: str, kind: type = dict) -> Any:
+def read_json(path: Path, make: Callable[[Any], Any], advice: str, kind: type = dict) -> Any:
     """make(what is in a JSON file), None if there is no such file. Raises SnfnpError, with the
     advice, if it is no JSON, or `make` raises any exception."""
     if not os.path.exists(path):
@@ -251,11 +251,11 @@ def _locked(path: Path) -> Any:
         except (BlockingIOError, PermissionError):
             with file:
                 holder = file.read(200).decode(errors="replace").partition("\n")[0].strip()
-            found = f"{path.parent} is in use by {holder or 'another process'}"
-            raise UsageError(f"{found}: stop it, or choose another folder (`out`)") from None
+            message = f"{path.parent} is in use by {holder or 'another process'}"
+            raise UsageError(f"{message}: stop it, or choose another folder (`out`)") from None
         except OSError as error:
-            found = f"{path.parent} cannot be locked here ({error.strerror})"
-            print(f"{found}: see that no second program trains in it", file=sys.stderr)
+            message = f"{path.parent} cannot be locked here ({error.strerror})"
+            print(f"{message}: see that no second program trains in it", file=sys.stderr)
         # A holder before may have removed the file since it was opened here.
         with suppress(FileNotFoundError):
             if os.path.samestat(status := os.fstat(descriptor), os.lstat(path)):
@@ -265,6 +265,6 @@ def _locked(path: Path) -> Any:
         file.close()
 
 
-def _lock(file) -> None:
+def _lock(file: Any) -> None:
     """Raises BlockingIOError or PermissionError if another process holds the lock."""
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

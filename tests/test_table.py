@@ -169,9 +169,7 @@ def test_what_is_no_number_is_named_by_line_and_column(text, problem, read):
 
 def test_numbers_in_line_one_are_a_row_unless_text_stands_above_a_number(read):
     assert read("1,NA\n3,4.5\n1,2\n", drop_incomplete=True)[0] == [[3.0, 4.5], [1.0, 2.0]]
-    rows, names, (line,) = read("0,1\n3,4.5\n")
-    assert len(rows) == 2 and names is None
-    assert "line 1 counts from 0: if these are names of columns, give `header`" in line
+    assert read("0,1\n3,4.5\n") == ([[0.0, 1.0], [3.0, 4.5]], None, [])
 
 
 def test_other_errors_are_a_line(read):
@@ -191,17 +189,6 @@ def test_other_errors_are_a_line(read):
         with one_line(UsageError, "`columns` has 'b' more than once: name each column once"):
             read("a,b\n1,2\n", columns=twice)
     assert read("1,x,2\n", columns=[2, 0])[0] == [[2.0, 1.0]]
-
-
-@pytest.mark.parametrize("name, starts", [("", 0), ("Unnamed: 0", 0), ("rownames", 1)])
-def test_a_note_names_a_column_that_counts_the_rows(name, starts, read):
-    counting = "\n".join(f"{k + starts},{k % 2},3" for k in range(5))
-    (line,) = read(f"{name},x,y\n{counting}\n")[2]
-    assert "the first column only counts the rows: `columns=x,y` leaves it out" in line
-    assert not read(f"age,x,y\n{counting}\n")[2]
-    wide = ",".join(f"column{k}" for k in range(30))
-    (line,) = read(f"{name},{wide}\n" + "".join(f"{k + starts}{30 * ',2'}\n" for k in range(5)))[2]
-    assert line.endswith("rows: `columns` with the names of the others leaves it out")
 
 
 def test_names_go_from_the_file_to_the_run_its_samples_and_scores(tmp_path, undrawn, capsys):

@@ -20,12 +20,12 @@ from snfnp.data.dataset import SPLITS, Dataset, require_dataset
 from snfnp.data.table import is_table, read_table
 from snfnp.errors import UsageError, printable, suggestion
 from snfnp.files import open_regular, readable
-from snfnp.images import StoredArray, fault, open_array, selected, with_channels
+from snfnp.images import Samples, fault, open_array, selected, with_channels
 
 __all__ = ["DATA_SETS", "PUBLISHED", "SPLITS", "Dataset", "load_dataset", "require_dataset"]
 __all__ += ["HELD_OUT", "load_whole", "own_data"]
-Samples = np.ndarray | StoredArray
 Report = Callable[[str], None]
+Names = tuple[str, ...] | None  # of the columns of a table
 
 # {name: a function (data_dir or None, report) -> Dataset}
 PUBLISHED: dict[str, Callable[..., Dataset]] = {
@@ -54,7 +54,7 @@ def load_dataset(
     validation: str | None = None,
     test: str | None = None,
     seed: int = 0,
-    **table,
+    **table: Any,
 ) -> Dataset:
     """Load a published data set, or the images or rows at a path.
 
@@ -80,70 +80,97 @@ def load_dataset(
         UsageError: `name` is neither of these, a file is damaged, or a folder lacks files.
         SnfnpError: the files were found nowhere.
     """
-    name = os.fspath(name) if isinstance(name, os.PathLike) else name
-    if not isinstance(name, str):
-        found = f"load_dataset takes a name or a path, and got a {type(name).__name__}"
-        raise UsageError(f"{found}: give arrays to snfnp.fit or snfnp.Dataset")
-    known = name in LOADERS
-    if data_dir is not None and name not in PUBLISHED and (known or os.path.lexists(name)):
-        found = f"`data_dir={data_dir}` is for published data sets, and {name} is none"
-        raise UsageError(f"{found}: leave it out")
+    path = _as_text(name)
+    if not isinstance(path, str):
+        message = f"load_dataset takes a name or a path, and got a {type(path).__name__}"
+        raise UsageError(f"{message}: give arrays to snfnp.fit or snfnp.Dataset")
+    known = path in LOADERS
+    if data_dir is not None and path not in PUBLISHED and (known or os.path.lexists(path)):
+        message = f"`data_dir={data_dir}` is for published data sets, and {path} is none"
+        raise UsageError(f"{message}: leave it out")
     if known:
-        return LOADERS[name](data_dir, report)
-    if os.path.lexists(name):
-        return own_data(name, validation, test, seed, report, **table)
-    if os.path.splitext(name)[1] or os.path.basename(name) != name:
-        raise UsageError(f"no such file: {name}: give the path of your data (`data`)")
-    found = f"{name!r} is neither a data set nor a path{suggestion(name, LOADERS)}"
+        return LOADERS[path](data_dir, report)
+    if os.path.lexists(path):
+        return own_data(path, validation, test, seed, report, **table)
+    if os.path.splitext(path)[1] or os.path.basename(path) != path:
+        raise UsageError(f"no such file: {path}: give the path of your data (`data`)")
+    message = f"{path!r} is neither a data set nor a path{suggestion(path, LOADERS)}"
     names = ", ".join(DATA_SETS)
-    raise UsageError(f"{found}: use one of {names}, or the path of your data (`data`)")
+    raise UsageError(f"{message}: use one of {names}, or the path of your data (`data`)")
 
 
 def own_data(
-    source, validation=None, test=None, seed: int = 0, report: Report = print_to_stderr, **table
+    source: Any,
+    validation: Any = None,
+    test: Any = None,
+    seed: int = 0,
+    report: Report = print_to_stderr,
+    **table: Any,
 ) -> Dataset:
     """The data at a path, or in an array: images (N, H, W[, C]) of uint8, or rows of floats (N, D).
 
-    validation, test: if the data do not name their splits, paths of these, or the fractions of the
-    data that are held out at random, by `seed`. Raises UsageError for anything else.
+    Args:
+        source: a path or an array.
+        validation, test: if the data do not name their splits, paths or arrays of these, or the
+            fractions of the data that are held out at random.
+        seed: of the random choice of the samples that are held out.
+        report: gets a line if samples are left out.
+        table: options for a table, as for `load_dataset`.
+
+    Raises:
+        UsageError: for anything else.
     """
-    source, validation, test = map(_as_text, (source, validation, test))
+    source = _as_text(source)
     splits, columns = _read(source, report, table)
-    name, where = "array", "arrays in memory"
+    name = "array"
+    shown = "arrays in memory"
     if isinstance(source, str):
-        name, where = Path(source).stem, printable(source)
+        name = Path(source).stem
+        shown = printable(source)
     fractions: dict[str, float] = {}
-    for split, given in (("validation", validation), ("test", test)):
-        if split in splits and given is not None:
-            raise UsageError(f"{where} has {split} data already: leave `{split}` out")
+    for split, value in (("validation", _as_text(validation)), ("test", _as_text(test))):
         if split in splits:
+            if value is not None:
+                raise UsageError(f"{shown} has {split} data already: leave `{split}` out")
             continue
         try:
-            fractions[split] = float(HELD_OUT if given is None else given)
+            fraction = float(HELD_OUT if value is None else value)
         except (ValueError, TypeError):
-            splits[split] = _chosen(given, split, columns, report, table)
+            splits[split] = _chosen(value, split, columns, report, table)
             continue
-        if not 0 < fractions[split] < 1:
-            raise UsageError(f"`{split}` is {given}: give a fraction between 0 and 1, or a path")
-    train = splits["train"]
+        if not 0 < fraction < 1:
+            raise UsageError(f"`{split}` is {value}: give a fraction between 0 and 1, or a path")
+        fractions[split] = fraction
     if fractions:
-        counts = [max(1, round(part * len(train))) for part in fractions.values()]
-        if (left := max(len(train) - sum(counts), 0)) < 2:
-            found = f"of the samples of {where} ({len(train)}), {left} would be left to train on"
-            raise UsageError(f"{found}: give more, or smaller fractions")
-        order = np.random.default_rng((seed, len(train), 1)).permutation(len(train))
-        parts = np.split(order, np.cumsum(counts))
-        for split, places in zip((*fractions, "train"), parts, strict=True):
-            splits[split] = selected(train, np.sort(places))
-    return Dataset(name, **splits, source=where, columns=columns)
+        splits |= _held_out(splits["train"], fractions, seed, shown)
+    samples = [splits[split] for split in SPLITS]
+    return Dataset(name, *samples, source=shown, columns=columns)
 
 
-def _as_text(path):
+def _held_out(
+    samples: Samples, fractions: dict[str, float], seed: int, source: str
+) -> dict[str, Samples]:
+    """Samples in splits at random: fractions, and the rest for training."""
+    total = len(samples)
+    counts = [max(1, round(fraction * total)) for fraction in fractions.values()]
+    left = max(total - sum(counts), 0)
+    if left < 2:
+        message = f"of the samples of {source} ({total}), {left} would be left to train on"
+        raise UsageError(f"{message}: give more, or smaller fractions")
+    order = np.random.default_rng((seed, total, 1)).permutation(total)
+    indices = np.split(order, np.cumsum(counts))
+    return {
+        split: selected(samples, np.sort(part))
+        for split, part in zip((*fractions, "train"), indices, strict=True)
+    }
+
+
+def _as_text(path: Any) -> Any:
     """A path object as text, anything else as it is."""
     return os.fspath(path) if isinstance(path, os.PathLike) else path
 
 
-def load_whole(name: str, data_dir=None, **table) -> Samples:
+def load_whole(name: str, data_dir: str | os.PathLike[str] | None = None, **table: Any) -> Samples:
     """The test data of the data set of this name; or everything at a path, of named splits the test
     split. table: as for `load_dataset`."""
     if name in LOADERS:
@@ -151,41 +178,45 @@ def load_whole(name: str, data_dir=None, **table) -> Samples:
     return _chosen(name, "test", None, print_to_stderr, table)
 
 
-def _chosen(path, split: str, columns, report: Report, table: dict) -> Samples:
-    """A split at a path, or everything there; of a table, the columns with these names."""
-    how = {**table, "columns": columns or table.get("columns")} if is_table(path) else {}
-    splits, _ = _read(path, report, how)
+def _chosen(
+    source: Any, split: str, columns: Names, report: Report, table: dict[str, Any]
+) -> Samples:
+    """A split of a source, or everything there; of a table, the columns with these names."""
+    options = table | {"columns": columns or table.get("columns")} if is_table(source) else {}
+    splits, _ = _read(source, report, options)
     return splits.get(split, splits["train"])
 
 
-def _read(source, report: Report, table: dict) -> tuple[dict[str, Any], tuple | None]:
+def _read(source: Any, report: Report, table: dict[str, Any]) -> tuple[dict[str, Samples], Names]:
     """{split: array} at a path or of an array ("train" if there is only one), and the names of a
     table's columns. table: options of `read_table`."""
     if not isinstance(source, str):
         with readable("the array"):
             array = _unmapped(np.asanyarray(source))
         return {"train": _required(array, "the array")}, None
-    place, columns = Path(source), None
-    suffix = place.suffix.lower()
-    if not os.path.lexists(source):
+    path = Path(source)
+    columns: Names = None
+    if not os.path.lexists(path):
         hint = "" if source in LOADERS else suggestion(source, LOADERS)
         raise UsageError(f"{source} does not exist{hint}: check the path")
     with readable(source):
-        if place.is_dir():
-            splits = pictures.read_folder(place, report)
-        elif suffix == ".npy":
+        if path.is_dir():
+            splits = pictures.read_folder(path, report)
+        elif path.suffix.lower() == ".npy":
             splits = {"train": open_array(source)}
-        elif suffix == ".npz":
+        elif path.suffix.lower() == ".npz":
             splits = _archive(source)
-        elif is_table(place):
-            rows, columns = read_table(place, report, **table)
+        elif is_table(path):
+            rows, columns = read_table(path, report, **table)
             splits = {"train": rows}
         else:
             known = "a .npy, .npz, .csv, .tsv or .txt file"
             raise UsageError(f"{source}: give {known}, or a folder of images")
-    if not is_table(place) and (given := [name for name, value in table.items() if value]):
-        raise UsageError(f"`{given[0]}` is for tables, and {source} is none: leave it out")
-    return {k: _required(array, f"{source} ({k})") for k, array in splits.items()}, columns
+    for option, value in table.items():
+        if value and not is_table(path):
+            raise UsageError(f"`{option}` is for tables, and {source} is none: leave it out")
+    required = {split: _required(array, f"{source} ({split})") for split, array in splits.items()}
+    return required, columns
 
 
 def _archive(path: str) -> dict[str, Samples]:
@@ -193,15 +224,17 @@ def _archive(path: str) -> dict[str, Samples]:
     with open(open_regular(path, follow=True), "rb") as stream, NpzFile(stream) as archive:
         names = [name for name in archive.files if not name.endswith("labels")]
         if len(names) != 1 and ("train" not in names or not set(names) <= set(SPLITS)):
-            found = f"{path} has the arrays {', '.join(names)[:80] or 'none'}"
-            raise UsageError(f"{found}: name them train, validation and test, or give a single one")
+            message = f"{path} has the arrays {', '.join(names)[:80] or 'none'}"
+            advice = "name them train, validation and test, or give a single one"
+            raise UsageError(f"{message}: {advice}")
         if len(set(names)) < len(names):
             raise UsageError(f"{path} has several arrays of one name: name each split once")
         content: Any = archive.zip
-        size, most = sum(each.file_size for each in content.infolist()), _memory()
+        size = sum(entry.file_size for entry in content.infolist())
+        most = _memory()
         if size > most:
-            found = f"its arrays take {size:,} bytes, and this machine has {most:,} bytes of memory"
-            raise ValueError(f"{found}; a .npy file is read as needed")
+            message = f"its arrays take {size:,} bytes, and this machine has {most:,} bytes"
+            raise ValueError(f"{message} of memory; a .npy file is read as needed")
         return {name if len(names) > 1 else "train": archive[name] for name in names}
 
 
@@ -215,19 +248,19 @@ def _unmapped(array: np.ndarray) -> Samples:
     if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.mode == "r":
         file = str(array.filename)
         with readable(file):
-            found = open_array(file) if file.endswith(".npy") else array
-        if (found.shape, found.dtype) == (array.shape, array.dtype):
-            return found
+            stored = open_array(file) if file.endswith(".npy") else array
+        if (stored.shape, stored.dtype) == (array.shape, array.dtype):
+            return stored
     return array
 
 
-def _required(array: Samples, where: str) -> Samples:
-    """Images (N, H, W, C) or rows of floats (N, D), of whole numbers too. Raises UsageError for
-    anything else."""
+def _required(array: Samples, name: str) -> Samples:
+    """Images (N, H, W, C) or rows of floats (N, D), of whole numbers too. Raises UsageError, in
+    which the array has a name, for anything else."""
     array = with_channels(array)
     if isinstance(array, np.ndarray) and array.ndim == 2 and array.dtype.kind in "bui":
         array = array.astype(np.float64)
     # before splits are drawn: the row numbers in messages are those of the file
     if problem := fault(array):
-        raise UsageError(f"{where}: {problem}")
+        raise UsageError(f"{name}: {problem}")
     return array

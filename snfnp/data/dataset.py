@@ -1,13 +1,14 @@
 """A data set in memory or in a file, in three splits, checked when it is made."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from snfnp.errors import UsageError
-from snfnp.images import StoredArray, fault, is_rows, parts, with_channels
+from snfnp.images import Samples, StoredArray, fault, is_rows, parts, with_channels
 
 SPLITS = ("train", "validation", "test")
 
@@ -31,31 +32,33 @@ class Dataset:
     """
 
     name: str
-    train: np.ndarray | StoredArray
-    validation: np.ndarray | StoredArray
-    test: np.ndarray | StoredArray
+    train: Samples
+    validation: Samples
+    test: Samples
     source: str = "arrays in memory"
     is_sample: bool = False
     columns: tuple[str, ...] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for split in SPLITS:
             object.__setattr__(self, split, with_channels(getattr(self, split)))
         for split in SPLITS:
-            images = getattr(self, split)
-            problem = fault(images)
-            if not problem and images.shape[1:] != self.train.shape[1:]:
-                problem = f"shape {images.shape} beside {self.train.shape} of train; make them one"
+            samples = getattr(self, split)
+            problem = fault(samples)
+            if not problem and samples.shape[1:] != self.train.shape[1:]:
+                problem = f"shape {samples.shape} beside {self.train.shape} of train; make them one"
             if problem:
                 raise UsageError(f"the {split} {self.noun} of {self.name}: {problem}")
-            if not isinstance(images, StoredArray):
-                images = images[:]  # a view: the given array stays writeable
-                images.flags.writeable = False
-                object.__setattr__(self, split, images)
+            if not isinstance(samples, StoredArray):
+                samples = samples[:]  # a view: the caller's array stays writeable
+                samples.flags.writeable = False
+                object.__setattr__(self, split, samples)
         width = self.train.shape[1]
         if not self.of_images and len(self.labels) != width:
-            found = f"{self.name} has {width} columns, and `columns` has {len(self.labels)} names"
-            raise UsageError(f"{found}: give each column a name")
+            names = f"`columns` has {len(self.labels)} names"
+            raise UsageError(
+                f"{self.name} has {width} columns, and {names}: give each column a name"
+            )
         _ = self.moments
 
     @property
@@ -82,48 +85,55 @@ class Dataset:
 
     def fingerprint(self, split: str) -> str:
         """The SHA-256 of a split's shape and samples, which are all read."""
-        images = getattr(self, split)
-        digest = hashlib.sha256(repr(images.shape).encode())
-        for _, part in parts(images):
+        samples = getattr(self, split)
+        digest = hashlib.sha256(repr(samples.shape).encode())
+        for _, part in parts(samples):
             digest.update(np.ascontiguousarray(part).data)
         return digest.hexdigest()
 
 
 @np.errstate(all="ignore")
-def moments_of(rows, name: str, labels: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def moments_of(rows: Samples, name: str, labels: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each column of rows (N, D), both (D,) in float64.
 
     One pass (Chan et al. 1983). Raises UsageError, in which the rows have a name and the columns
     labels, for a column without a positive, finite deviation.
     """
-    count, constant = 0, np.True_
-    mean = squares = np.zeros(rows.shape[1])
+    count = 0
+    constant = np.True_
+    mean = np.zeros(rows.shape[1])
+    squares = np.zeros(rows.shape[1])
     for _, part in parts(rows):
         constant = constant & (part == rows[:1]).all(axis=0)
         part = part.astype(np.float64)
-        own, total = part.mean(axis=0), count + len(part)
-        squares = squares + ((part - own) ** 2).sum(axis=0)
-        squares = squares + (own - mean) * (count * len(part) / total) * (own - mean)
-        mean, count = mean + (own - mean) * (len(part) / total), total
-    spread = np.where(constant, 0.0, np.sqrt(squares / count))
+        total = count + len(part)
+        part_mean = part.mean(axis=0)
+        apart = part_mean - mean
+        squares = squares + ((part - part_mean) ** 2).sum(axis=0)
+        squares = squares + apart * (count * len(part) / total) * apart
+        mean = mean + apart * (len(part) / total)
+        count = total
     if count == 1:
         raise UsageError(f"{name}: there is only one; give more")
-    if (bad := np.flatnonzero(~((spread > 0) & np.isfinite(spread)))).size:
+    spread = np.where(constant, 0.0, np.sqrt(squares / count))
+    bad = np.flatnonzero(~((spread > 0) & np.isfinite(spread)))
+    if len(bad):
         problem = f"{labels[bad[0]]} has the standard deviation {spread[bad[0]]:g}"
-        problem += f", and {len(bad) - 1} more likewise" * (len(bad) > 1)
+        if len(bad) > 1:
+            problem += f", and {len(bad) - 1} more likewise"
         raise UsageError(f"{name}: {problem}: leave such columns out, or rescale them")
     return mean, spread
 
 
-def labels_of(names, width: int) -> list[str]:
+def labels_of(names: Iterable[str] | None, width: int) -> list[str]:
     """Columns in messages: by their names, or without names (None) by numbers."""
     if names is not None:
         return [f"column {name!r}" for name in names]
-    return [f"column {place} (from 0)" for place in range(width)]
+    return [f"column {index} (from 0)" for index in range(width)]
 
 
-def require_dataset(dataset) -> None:
+def require_dataset(dataset: object) -> None:
     """Raises UsageError for anything but a `Dataset`."""
     if not isinstance(dataset, Dataset):
-        found = f"the data is of type {type(dataset).__name__}"
-        raise UsageError(f"{found}: make a snfnp.Dataset(name, train, validation, test, …) of it")
+        message = f"the data is of type {type(dataset).__name__}"
+        raise UsageError(f"{message}: make a snfnp.Dataset(name, train, validation, test, …) of it")

@@ -28,58 +28,63 @@ def read_folder(folder: Path, report: Callable[[str], None]) -> dict[str, np.nda
     """{split: images} of a folder, from its folders train, validation and test, or as others call
     these, in any letter case; without them, all images are "train". `report` gets a line about what
     is left out. Raises UsageError for damaged images, and for images beside such folders."""
-    named = {}  # {folder: split}
+    splits: dict[str, str] = {}  # {folder: split}
     for name in sorted(name for name in os.listdir(folder) if os.path.isdir(folder / name)):
         if split := _SPLITS.get(name.lower()):
-            if split in named.values():
-                raise UsageError(
-                    f"{folder} has two folders of {split} images: leave one of them out"
-                )
-            named[name] = split
-    if named and "train" not in named.values():
-        raise UsageError(f"{folder} has no folder train beside {', '.join(named)}: add one")
+            if split in splits.values():
+                message = f"{folder} has two folders of {split} images"
+                raise UsageError(f"{message}: leave one of them out")
+            splits[name] = split
+    if splits and "train" not in splits.values():
+        raise UsageError(f"{folder} has no folder train beside {', '.join(splits)}: add one")
     files = list(_files(folder, report))
-    if not named:
+    if not splits:
         return {"train": _read(folder, files, report)}
-    parts = {name: [] for name in named}
+    files_of: dict[str, list[Path]] = {name: [] for name in splits}
     for file in files:
         name = file.relative_to(folder).parts[0]
-        if name not in named:
-            found = f"{folder} has images beside its {', '.join(named)}, such as {file}"
-            raise UsageError(f"{found}: move them into one of these, or out of it")
-        parts[name].append(file)
-    return {split: _read(folder / name, parts[name], report) for name, split in named.items()}
+        if name not in splits:
+            message = f"{folder} has images beside its {', '.join(splits)}, such as {file}"
+            raise UsageError(f"{message}: move them into one of these, or out of it")
+        files_of[name].append(file)
+    return {split: _read(folder / name, files_of[name], report) for name, split in splits.items()}
 
 
 def _files(folder: Path, report: Callable[[str], None]) -> Iterator[Path]:
     """The images in a folder and below it, on the same disk, in the order of their names."""
-    seen, images, left_out, others = 0, 0, False, Counter()
-    for place, folders, names in os.walk(folder):
-        seen += len(names) + len(folders)
-        if seen > _MOST:
+    entries = 0
+    images = 0
+    left_out = False
+    others: Counter[str] = Counter()
+    for parent, folders, names in os.walk(folder):
+        entries += len(names) + len(folders)
+        if entries > _MOST:
             raise UsageError(f"{folder} has more than {_MOST:,} entries: give a folder of images")
-        if not images and seen > _MOST_OTHERS:
-            found = (
-                f"{folder} has no images ({', '.join(SUFFIXES)}) among its first {seen:,} entries"
-            )
-            raise UsageError(f"{found}: give a folder of images")
-        paths = {name: os.path.join(place, name) for name in folders if name[0] != "."}
-        here = [k for k, at in paths.items() if not (os.path.islink(at) or os.path.ismount(at))]
-        left_out |= len(here) < len(folders)
-        folders[:] = sorted(here)
+        if not images and entries > _MOST_OTHERS:
+            message = f"{folder} has no images ({', '.join(SUFFIXES)})"
+            advice = "give a folder of images"
+            raise UsageError(f"{message} among its first {entries:,} entries: {advice}")
+        walked = [name for name in folders if _is_walked(parent, name)]
+        left_out |= len(walked) < len(folders)
+        folders[:] = sorted(walked)
         for name in sorted(name for name in names if name[0] != "."):
             suffix = Path(name).suffix.lower()
             if suffix in SUFFIXES:
                 images += 1
-                yield Path(place, name)
+                yield Path(parent, name)
             else:
                 others[suffix or "without a suffix"] += 1
     if left_out:
-        found = "hidden folders, links to folders, and folders on other disks"
-        report(f"{folder}: {found} are left out")
+        message = "hidden folders, links to folders, and folders on other disks"
+        report(f"{folder}: {message} are left out")
     if others:
-        found = ", ".join(f"{number} {suffix}" for suffix, number in others.most_common(6))
-        report(f"{folder}: other files are left out ({found})")
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(6))
+        report(f"{folder}: other files are left out ({counts})")
+
+
+def _is_walked(parent: str, name: str) -> bool:
+    path = os.path.join(parent, name)
+    return not (name.startswith(".") or os.path.islink(path) or os.path.ismount(path))
 
 
 def _read(folder: Path, files: list[Path], report: Callable[[str], None]) -> np.ndarray:
@@ -87,26 +92,32 @@ def _read(folder: Path, files: list[Path], report: Callable[[str], None]) -> np.
     transparency, and turned as their EXIF data say."""
     if not files:
         raise UsageError(f"{folder} has no images ({', '.join(SUFFIXES)}): check the path")
-    images: np.ndarray = np.empty(0, np.uint8)
-    grey, animated, printed = True, 0, 0
-    for place, file in enumerate(files):
+    images = np.empty(0, np.uint8)
+    grey = True
+    animated = 0
+    printed = 0
+    for index, file in enumerate(files):
         with readable(file), _opened(file) as image:
             grey &= image.mode in ("1", "L", "LA")
             animated += image.format == "PNG" and getattr(image, "is_animated", False)
             printed += image.mode == "CMYK"
             pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        if place == 0:
+        if index == 0:
             images = np.empty((len(files), *pixels.shape), np.uint8)
         if pixels.shape != images.shape[1:]:
-            (high, wide), (first_high, first_wide) = pixels.shape[:2], images.shape[1:3]
-            found = f"{file} is {wide} x {high}, and {files[0]} {first_wide} x {first_high}"
-            raise UsageError(f"{found}: bring the images to one size")
-        images[place] = pixels
+            message = f"{file} is {_size(pixels)}, and {files[0]} {_size(images[0])}"
+            raise UsageError(f"{message}: bring the images to one size")
+        images[index] = pixels
     if animated:
         report(f"{folder}: of animations the first frame is taken ({animated})")
     if printed:
         report(f"{folder}: CMYK images become RGB without their colour profiles ({printed})")
     return images[..., :1].copy() if grey else images
+
+
+def _size(pixels: np.ndarray) -> str:
+    height, width, _ = pixels.shape
+    return f"{width} x {height}"
 
 
 @contextmanager

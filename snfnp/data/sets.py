@@ -18,11 +18,13 @@ import numpy as np
 from snfnp.data.dataset import SPLITS, Dataset
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.files import open_regular, readable, user_cache
-from snfnp.images import open_array, selected
+from snfnp.images import Samples, open_array, selected
 
 SAMPLE = "sample shipped with the package"
-TRAIN, TEST = "train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz"
-_FRESH, _GZIP_MAGIC = "replace it with a fresh copy", b"\x1f\x8b"
+TRAIN = "train-images-idx3-ubyte.gz"
+TEST = "t10k-images-idx3-ubyte.gz"
+_FRESH = "replace it with a fresh copy"
+_GZIP_MAGIC = b"\x1f\x8b"
 _HEADER = 16  # bytes of an IDX file before its pixels (http://yann.lecun.com/exdb/mnist/)
 _KNOWN = {  # the files with these SHA-256, uncompressed: both sets have the same names
     "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db": ("MNIST", TRAIN),
@@ -43,8 +45,8 @@ class Published:
         read: read(self, {name: path}) checks the files, and returns the images (N, H, W, C).
         counts: how many of them, in this order, are for training, validation and test.
         mirrors: base addresses, each ending in "/", in the order in which they are tried; without
-            any, a person has to get the files.
-        advice: how a person gets them.
+            any, the user has to get the files.
+        advice: how the user gets them.
         substitute: makes the data if the files cannot be downloaded.
     """
 
@@ -59,24 +61,26 @@ class Published:
 
     def find(self, folder: Path) -> dict[str, Path]:
         """The files that a folder has, by published name; each of MNIST's has four names in use."""
-        found = {}
+        paths: dict[str, Path] = {}
         for name in self.files:
             dotted = name.replace("-idx", ".idx")
-            for spelt in (dotted.removesuffix(".gz"), name.removesuffix(".gz"), dotted, name):
+            for spelling in (dotted.removesuffix(".gz"), name.removesuffix(".gz"), dotted, name):
                 # os.path.isfile, unlike Path.is_file, also answers for folders without access.
-                if os.path.isfile(folder / spelt):
-                    found[name] = folder / spelt  # the published name, if it is there
-        return found
+                if os.path.isfile(folder / spelling):
+                    paths[name] = folder / spelling  # the published name, if it is there
+        return paths
 
-    def load(self, data_dir: str | os.PathLike[str] | None, report: Callable) -> Dataset:
+    def load(
+        self, data_dir: str | os.PathLike[str] | None, report: Callable[[str], object]
+    ) -> Dataset:
         """Read the files in the given folder, or else in the cache, which downloads missing ones.
 
         Arguments and errors are those of `snfnp.data.load_dataset`.
         """
         environment = os.environ.get("SNFNP_DATA_DIR") or None
-        for option, given in (("`data_dir`", data_dir), ("SNFNP_DATA_DIR", environment)):
-            if given is not None:
-                return self._read_given(option, Path(os.path.expanduser(given)))
+        for option, path in (("`data_dir`", data_dir), ("SNFNP_DATA_DIR", environment)):
+            if path is not None:
+                return self._read_from(option, Path(os.path.expanduser(path)))
         folder = user_cache() / self.name
         try:
             self._fill(folder)
@@ -87,9 +91,9 @@ class Published:
                 raise SnfnpError(f"{lacks}: {advice}") from None
             dataset = self.substitute()
             counts = ", ".join(f"{len(getattr(dataset, split))} {split}" for split in SPLITS)
-            used = f"using the {dataset.source} ({counts} images)"
-            given = "--data-dir or SNFNP_DATA_DIR may name a folder with the full data's files"
-            report(f"WARNING: NOT THE FULL {self.title}: {used}, because {error}; {given}")
+            message = f"using the {dataset.source} ({counts} images), because {error}"
+            advice = "--data-dir or SNFNP_DATA_DIR may name a folder with the full data's files"
+            report(f"WARNING: NOT THE FULL {self.title}: {message}; {advice}")
             return dataset
         try:
             return self._read(self.find(folder), f"cache folder {folder}")
@@ -99,25 +103,31 @@ class Published:
 
     def _read(self, files: dict[str, Path], source: str) -> Dataset:
         images = self.read(self, files)
-        places = np.split(np.arange(sum(self.counts)), np.cumsum(self.counts[:-1]))
-        return Dataset(self.name, *(selected(images, some) for some in places), source=source)
+        indices = np.split(np.arange(sum(self.counts)), np.cumsum(self.counts[:-1]))
+        splits = [selected(images, part) for part in indices]
+        return Dataset(self.name, *splits, source=source)
 
-    def _read_given(self, option: str, root: Path) -> Dataset:
+    def _read_from(self, option: str, root: Path) -> Dataset:
         """The images in a folder, or in its subfolder of the data set's name."""
         # A folder with some of the files is the one that was meant: the others are reported.
-        place = root / self.name if self.find(root / self.name) else root
-        files = self.find(place)
-        if lacks := " and ".join(name for name in self.files if name not in files):
-            problem, remedy = f"lacks {lacks} of {self.title}", "put the files there"
-            if not os.path.isdir(root):
-                problem, remedy = "is not a folder", "give the folder that holds the files"
-            raise UsageError(f"{option} is {place}, which {problem}: {self._to_get()} and {remedy}")
-        return self._read(files, f"folder {place}")
+        folder = root / self.name if self.find(root / self.name) else root
+        files = self.find(folder)
+        missing = [name for name in self.files if name not in files]
+        if missing and not os.path.isdir(root):
+            advice = f"{self._to_get()} and give the folder that holds the files"
+            raise UsageError(f"{option} is {folder}, which is not a folder: {advice}")
+        if missing:
+            advice = f"{self._to_get()} and put the files there"
+            message = f"lacks {' and '.join(missing)} of {self.title}"
+            raise UsageError(f"{option} is {folder}, which {message}: {advice}")
+        return self._read(files, f"folder {folder}")
 
     def _fill(self, folder: Path) -> None:
         """Download what the cache lacks."""
-        found = self.find(folder)
-        for name in (name for name in self.files if name not in found):
+        cached = self.find(folder)
+        for name in self.files:
+            if name in cached:
+                continue
             if not self.mirrors:
                 raise SnfnpError("only registered users get the files")
             if os.environ.get("SNFNP_OFFLINE", "0") not in ("", "0"):
@@ -135,7 +145,8 @@ class Published:
         pooch.get_logger().setLevel("WARNING")
         limits = {"chunk_size": 1 << 16, "timeout": (5.0, 15.0)}  # to connect; without a byte
         fetch: Any = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), **limits)
-        known, failures = f"md5:{self.files[name]}", []
+        known = f"md5:{self.files[name]}"
+        failures: list[str] = []
         for mirror in self.mirrors:
             host = urlsplit(mirror).netloc
             try:
@@ -163,7 +174,8 @@ def _images(content: bytes) -> np.ndarray:
 
 def _mnist(published: Published, files: dict[str, Path]) -> np.ndarray:
     """The images of MNIST or Fashion-MNIST (Xiao et al. 2017)."""
-    images, most = [], _HEADER + 28 * 28 * sum(published.counts)
+    images: list[np.ndarray] = []
+    most = _HEADER + 28 * 28 * sum(published.counts)
     for name in (TRAIN, TEST):
         path = files[name]
         with readable(path, _FRESH), open(open_regular(path, follow=True), "rb") as file:
@@ -173,14 +185,14 @@ def _mnist(published: Published, files: dict[str, Path]) -> np.ndarray:
             stream = gzip.GzipFile(fileobj=file) if compressed else file
             content = stream.read(most)  # a limit for damaged files
             digest = hashlib.sha256(content).hexdigest()
-            title, _ = found = _KNOWN.get(digest, ("no published data set", ""))
-            if found != (published.title, name):
+            title, published_name = _KNOWN.get(digest, ("no published data set", ""))
+            if (title, published_name) != (published.title, name):
                 raise ValueError(f"it is a file of {title}, not {published.title}'s {name}")
         images.append(_images(content))
     return np.concatenate(images)
 
 
-def sample(data_dir=None, report=None) -> Dataset:
+def sample(data_dir: object = None, report: object = None) -> Dataset:
     """The sample of MNIST that the package ships."""
     folder = resources.files("snfnp.data") / "sample"
     packed = [(folder / f"{split}-images.idx3-ubyte.gz").read_bytes() for split in SPLITS]
@@ -248,7 +260,7 @@ CIFAR = Published(
 ARRAY = "imagenet32.npy"
 
 
-def _imagenet(published: Published, files: dict[str, Path]):
+def _imagenet(published: Published, files: dict[str, Path]) -> Samples:
     """The images of ImageNet32, which are read as needed.
 
     The paper used the version of van den Oord et al. 2016. Likelihoods of another data set of the

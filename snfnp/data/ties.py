@@ -27,25 +27,26 @@ _OFF = 0.01  # of a step
 
 
 def with_ties(
-    moments: tuple,
+    moments: tuple[np.ndarray, np.ndarray],
     rows: np.ndarray | StoredArray,
     ties: str,
     labels: list[str],
     report: Callable[[str], None],
-) -> tuple:
+) -> tuple[np.ndarray, ...]:
     """The arguments of `Standardise`: `moments`, and what columns with ties need if `ties` is
     "dequantise", with a line on them. Raises UsageError for such columns if it is "raise"."""
-    lattice = find_steps(rows) if ties != "keep" else np.zeros((4, 1))
-    step, origin, *bounds = lattice
-    if not step.any():
+    if ties == "keep":
         return moments
-    found = [f"{labels[place]} (step {step[place]:.6g})" for place in np.flatnonzero(step)]
-    more = f" and {len(found) - 6} others" if len(found) > 6 else ""
-    described = f"ties in {', '.join(found[:6])}{more}"
+    step, origin, least, greatest = find_steps(rows)
+    columns = [f"{labels[column]} (step {step[column]:.6g})" for column in np.flatnonzero(step)]
+    if not columns:
+        return moments
+    more = f" and {len(columns) - 6} others" if len(columns) > 6 else ""
+    message = f"ties in {', '.join(columns[:6])}{more}"
     if ties == "raise":
-        raise UsageError(f"{described}: choose `ties=dequantise`, or leave them out")
-    report(f"{described}: noise of one step is part of the model, samples are rounded")
-    return *moments, step, origin, decimals(step, origin), *bounds
+        raise UsageError(f"{message}: choose `ties=dequantise`, or leave them out")
+    report(f"{message}: noise of one step is part of the model, samples are rounded")
+    return *moments, step, origin, decimals(step, origin), least, greatest
 
 
 @np.errstate(all="ignore")
@@ -56,21 +57,21 @@ def find_steps(rows: np.ndarray | StoredArray) -> np.ndarray:
     Values that repeat in copies of a row alone are ties only if they fill a lattice. In a table of
     one column, all that repeat are ties.
     """
-    found = np.zeros((4, rows.shape[1]))
+    lattice = np.zeros((4, rows.shape[1]))
     some = np.random.default_rng(0).permutation(len(rows))[:_LOOKED_AT]  # rows may be sorted
     looked_at = rows[np.sort(some)]
     distinct = np.unique(looked_at, axis=0) if rows.shape[1] > 1 else looked_at
-    for place, (column, apart) in enumerate(zip(looked_at.T, distinct.T, strict=True)):
+    for index, column in enumerate(looked_at.T):
         step, _, fills = _step(column)
         alike = np.ptp(column) == 0  # it may be a spike of the whole column
-        if not (alike or (step and (fills or _step(apart)[0]))):
+        if not (alike or (step and (fills or _step(distinct[:, index])[0]))):
             continue
-        column = np.concatenate([part[:, place] for _, part in parts(rows)])
+        column = np.concatenate([part[:, index] for _, part in parts(rows)])
         step, origin, _ = _step(column)
         if step:
             ends = (np.array([column.min(), column.max()]) - origin) / step
-            found[:, place] = step, origin, *np.trunc(ends + np.sign(ends) * 2 * _OFF)
-    return found
+            lattice[:, index] = step, origin, *np.trunc(ends + np.sign(ends) * 2 * _OFF)
+    return lattice
 
 
 def decimals(step: np.ndarray, origin: np.ndarray) -> np.ndarray:
@@ -85,15 +86,18 @@ def decimals(step: np.ndarray, origin: np.ndarray) -> np.ndarray:
 def _step(column: np.ndarray) -> tuple[float, float, bool]:
     """(step, a value of the lattice, whether values fill it) of one column; zeros without ties."""
     values, counts = np.unique(column, return_counts=True)
-    repeated, most = 1 - len(values) / len(column), counts.max()
+    repeated = 1 - len(values) / len(column)
+    most = counts.max()
     if len(values) < 2 or (repeated < _REPEATED and most < max(_FEWEST, _SPIKE * len(column))):
         return 0.0, 0.0, False
     values = _as_written(values.astype(np.float64))
-    gaps, commonest = np.diff(values), values[counts.argmax()]
-    typical, (step, fills) = float(np.median(gaps)), _common_divisor(values, gaps)
+    commonest = float(values[counts.argmax()])
+    gaps = np.diff(values)
+    typical = float(np.median(gaps))
+    step, fills = _common_divisor(values, gaps)
     if step * _FINER < typical:  # a spike among values that do not repeat: zeros, say
-        step, fills = typical, False
-    return step, float(commonest), fills
+        return typical, commonest, False
+    return step, commonest, fills
 
 
 def _as_written(values: np.ndarray) -> np.ndarray:
@@ -110,7 +114,8 @@ def _as_written(values: np.ndarray) -> np.ndarray:
 def _common_divisor(values: np.ndarray, gaps: np.ndarray) -> tuple[float, bool]:
     """The largest number of which all gaps are multiples up to rounding, and True; without one, the
     smallest gap, and False."""
-    least, rounding = float(gaps.min()), 1e-9 * float(np.abs(values).max())
+    least = float(gaps.min())
+    rounding = 1e-9 * float(np.abs(values).max())
     for digits in range(_DECIMALS + 1):
         scaled = values * 10.0**digits
         whole = np.rint(scaled)
@@ -121,8 +126,8 @@ def _common_divisor(values: np.ndarray, gaps: np.ndarray) -> tuple[float, bool]:
             divisor = float(np.gcd.reduce(np.diff(whole).astype(np.int64)))
             if off.max() <= max(1e-6, _OFF * divisor):
                 return divisor / 10.0**digits, True
-    for part in range(1, 13):  # a lattice that was rescaled
-        step, off = _least_squares(values, gaps, least / part)
+    for divisor in range(1, 13):  # a lattice that was rescaled
+        step, off = _least_squares(values, gaps, least / divisor)
         if off <= _OFF:
             return step, True
     return least, False
@@ -134,7 +139,8 @@ def _least_squares(values: np.ndarray, gaps: np.ndarray, step: float) -> tuple[f
     does not tell the number of steps."""
     for reach in (1.5, 30, 1000, np.inf):
         near = gaps[gaps <= reach * step]
-        step = near.sum() / max(1.0, np.rint(near / step).sum()) if len(near) else step
+        if len(near):
+            step = near.sum() / max(1.0, np.rint(near / step).sum())
     index = np.r_[0.0, np.rint(gaps / step).cumsum()]
     centred = index - index.mean()
     step = float(centred @ values / (centred @ centred))
@@ -145,5 +151,5 @@ def _least_squares(values: np.ndarray, gaps: np.ndarray, step: float) -> tuple[f
 def offsets(step: np.ndarray, count: int = 16) -> np.ndarray:
     """Points of one cell around its centre, (count, D): a Latin hypercube, always the same."""
     rng = np.random.default_rng(0)
-    places = np.stack([rng.permutation(count) for _ in step], axis=1)
-    return ((places + 0.5) / count - 0.5) * step
+    layers = np.stack([rng.permutation(count) for _ in step], axis=1)
+    return ((layers + 0.5) / count - 0.5) * step
