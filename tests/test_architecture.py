@@ -21,15 +21,16 @@ from snfnp.cli import train
 from snfnp.context import BackwardContext
 from snfnp.layers import Layer
 from snfnp.maps import Map
+from snfnp.models import PRESETS
 from snfnp.ops import DEFINITIONS
 from snfnp.rules import Rule, SelfNormalizing
 
 ROOT = Path(__file__).parents[1]
 # From the top down. A module imports what stands on lower floors, or belongs to itself. Of `beyond`
 # each file has a floor, as they are imported on demand.
-FLOORS = """scripts __main__ / cli density / training / beyond.training
+FLOORS = """scripts __main__ / cli density / training / step / beyond.training / step.update
 / likelihood diagnostics gradcheck models data beyond.certificates / flow / layers beyond.rules
-/ rules training.update beyond / maps context parameters processes / ops __init__ / images / files
+/ rules beyond / maps context parameters processes / ops __init__ / images / files
 / errors threads"""
 FLOORS = tuple(set(floor.split()) for floor in FLOORS.split("/"))
 # Outside ops, what may know of a backend's libraries, and why.
@@ -228,7 +229,7 @@ def test_one_loop_takes_the_steps_of_every_training():
         for path, file, own in sources(ROOT)
         if own != "scripts" and ".training_step(" in path.read_text()
     ]
-    assert files == ["snfnp/training/trainer.py"]
+    assert files == ["snfnp/step/trainer.py"]
 
 
 def test_the_files_from_a_command_to_eq_15_are_those_of_the_page(undrawn, monkeypatch, tmp_path):
@@ -254,30 +255,72 @@ def test_the_files_from_a_command_to_eq_15_are_those_of_the_page(undrawn, monkey
     assert files[:-1] in stacks and files[-1] == "rules/self_normalizing.py" and len(files) <= 6
 
 
-WITHOUT = """
-import sys
-sys.path.append("tests")
-sys.modules["snfnp.beyond"] = None  # importing it now fails as if the folder were gone
+# What makes the method fast, and what goes beyond it; and then what uses it.
+FAST = ("cpu*.py", "jit.py", "gpu.py", "gpu", "*.cu", "*.cuh", "beyond")
+USES = ("training", "density", "data", "cli", "processes")
+TRAINS = """
 import numpy as np
 import snfnp
-from support.trainers import run_training, small_dataset
-from pathlib import Path
+from snfnp.models import PRESETS
 
-for model in sys.argv[2:]:
-    settings = {"model": model, "epochs": 2, "backend": "numpy"}
-    run, summary = run_training(Path(sys.argv[1], model), small_dataset(side=8), **settings)
-    assert np.isfinite(summary["test_nll_nats"])
-    opened = snfnp.load_run(run.path)
-    exact = not opened.flow.has_learned_inverse
-    assert len(opened.likelihood.sample(2, exact=exact)) == 2
-print("done")
+rng = np.random.default_rng(0)
+images = rng.integers(0, 256, (40, 8, 8, 1)).astype(np.uint8)
+small = {"levels": 1, "depth": 1, "width": 4}
+options = {"backend": "numpy", "epochs": 1, "batch_size": 8, "report": None}
+for model, preset in PRESETS.items():
+    data = rng.normal(size=(40, 3)) if model == "vector" else images
+    size = {name: small[name] for name in small if name in preset.size}
+    run = snfnp.fit(data, model=model, **options, **size)
+    assert np.isfinite(run.likelihood.log_prob(data)).all()
+    exact = not run.flow.has_learned_inverse
+    assert len(run.likelihood.sample(2, exact=exact)) == 2
+    print(model)
 """
-MODELS = ("fc", "vector", "conv", "emerging", "conv-exponential")
+STEPS = """
+from types import SimpleNamespace
+import numpy as np
+from snfnp.gradcheck import check_layer
+from snfnp.models import PRESETS, Choices
+from snfnp.ops import get_ops
+from snfnp.step.batches import Batches
+from snfnp.step.trainer import Trainer
+
+ops = get_ops("numpy")
+images = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 1)).astype(np.uint8)
+data = {"batch_size": 8, "shuffle": True, "augment": False, "noise": 0.0}
+rate = {"lr": 1e-3, "epochs": 1, "warmup_epochs": 0, "lr_schedule": "constant", "clip_norm": None}
+objective = {"objective": "mixture", "lam": 1.0, "controller": None, "jvp_weight": 0.0}
+rest = {"seed": 0, "dtype": "float64", "eval_dtype": "float64", "coordinates": "plain"}
+rest |= {"recompute": False, "graph": False}
+settings = SimpleNamespace(**data, **rate, **objective, **rest)
+checked = set()
+for model, preset in PRESETS.items():
+    flow = preset.build(Choices(levels=1, depth=1, width=4), images.shape[1:])
+    for _, layer, shape in flow.with_shapes():
+        if (key := str((layer, shape))) not in checked:
+            check_layer(layer, shape, ops=ops)
+            checked.add(key)
+    batches = Batches(ops, images, settings, flow.shape)
+    trainer = Trainer(ops, flow, settings, batches.steps_per_epoch)
+    trainer.begin(batches)
+    start = trainer.p.copy()
+    trainer.training_step(batches)
+    assert (trainer.p != start).any()
+    assert np.isfinite(trainer.likelihood().evaluate(images).nll)
+    print(model)
+"""
 
 
-def test_plain_runs_need_nothing_of_beyond(tmp_path):
-    done = python(WITHOUT, tmp_path, *MODELS)
-    assert done.stdout.endswith("done\n"), done.stderr
+def test_the_method_runs_without_what_makes_it_fast_and_without_what_uses_it(tmp_path):
+    """Every preset is trained on NumPy; and then built, checked, trained for a step and
+    evaluated."""
+    package = tmp_path / "snfnp"
+    shutil.copytree(ROOT / "snfnp", package, ignore=shutil.ignore_patterns(*FAST, "__pycache__"))
+    for code in (TRAINS, STEPS):
+        done = python(code, cwd=tmp_path, PYTHONPATH="", PYTHONSAFEPATH="")
+        assert done.stdout.split() == list(PRESETS), done.stderr
+        for room in USES:
+            shutil.rmtree(package / room, ignore_errors=True)
 
 
 @pytest.mark.parametrize("option", ["--jvp-weight 0.2", "--objective variational"])

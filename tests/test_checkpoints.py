@@ -19,7 +19,7 @@ from snfnp.cli import compare
 from snfnp.errors import CheckpointError, SnfnpError
 from snfnp.ops import get_ops
 from snfnp.training.runs import checkpoint as checkpoints
-from snfnp.training.runs.checkpoint import load_checkpoint, save_checkpoint
+from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 
@@ -35,7 +35,7 @@ def saved(tmp_path_factory):
     trainer.step, trainer.m[:], trainer.v[:] = 41, 0.5, 0.25
     path = tmp_path_factory.mktemp("saved") / "c.safetensors"
     record = {"seconds": 2.5, "best": None, "config": trainer.config.as_dict()}
-    save_checkpoint(path, trainer.checkpoint(record))
+    save_checkpoint(path, Checkpoint.of(trainer, record))
     return path, trainer.layout, path.read_bytes()
 
 

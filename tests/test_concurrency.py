@@ -16,7 +16,7 @@ from support.processes import python
 from support.trainers import make_trainer
 
 from snfnp import threads
-from snfnp.training.batches import Repeated
+from snfnp.step.batches import Repeated
 
 # Kernels of more values than `jit._SHORT`, in both precisions, and a product with threads of BLAS.
 _START = """

@@ -24,7 +24,8 @@ from snfnp.data import load_dataset
 from snfnp.errors import SnfnpError, UsageError, flag_of, in_flags
 from snfnp.models import PRESETS
 from snfnp.ops import get_ops
-from snfnp.training.batches import Batches
+from snfnp.step.batches import Batches
+from snfnp.step.trainer import Trainer
 from snfnp.training.checkpointer import Checkpointer
 from snfnp.training.options import OPTIONS, TrainConfig
 from snfnp.training.options.config import help_of
@@ -32,7 +33,6 @@ from snfnp.training.options.groups import interval
 from snfnp.training.options.relations import RELATIONS
 from snfnp.training.runs.load import load_run
 from snfnp.training.session import started, train
-from snfnp.training.trainer import Trainer
 
 CASES = [(model, gradient) for model, preset in PRESETS.items() for gradient in preset.gradients]
 SHAPE = (8, 8, 1)

@@ -1,12 +1,21 @@
 """White coordinates: whitening layers, and Adam on V with W = U V."""
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from support.messages import one_line
-from support.trainers import BATCH, batches_of, gradient_of, images_of, make_trainer, take_steps
+from support.trainers import (
+    BATCH,
+    Given,
+    batches_of,
+    gradient_of,
+    images_of,
+    make_trainer,
+    take_steps,
+)
 
 import snfnp
 from snfnp.context import BackwardContext
@@ -18,9 +27,9 @@ from snfnp.likelihood import WHITENING_NOISE
 from snfnp.maps import Dense
 from snfnp.models import PRESETS
 from snfnp.ops import RandomKey, get_ops
-from snfnp.training import coordinates
-from snfnp.training.batches import Repeated
-from snfnp.training.coordinates import change_coordinates, inputs, whitening
+from snfnp.step import coordinates
+from snfnp.step.batches import Repeated
+from snfnp.step.coordinates import change_coordinates, inputs, whitening
 from snfnp.training.options import TrainConfig
 
 OPS = get_ops("numpy")
@@ -44,7 +53,7 @@ def trainer_of(model, chosen="white", **changes):
 def matrices(trainer):
     """{(layer, kernel): U} of a trainer."""
     u = trainer.coordinates.values
-    found = {key: u[place] for key, place in trainer.coordinates._places.items()}
+    found = {key: u[part] for key, part in trainer.coordinates._slices.items()}
     return {key: a.reshape((round(a.size**0.5),) * 2).copy() for key, a in found.items()}
 
 
@@ -66,7 +75,7 @@ def adam_in_v(model, entering=True, leaving=True):
     Wrong without `entering`, the gradient of W as it is, or `leaving`, a step of W as it is.
     """
     white, plain = trainer_of(model), trainer_of(model, "plain")
-    white.renew(lambda step: images_of(white, step))
+    white.renew(Given(partial(images_of, white)))
     u, (b1, b2, eps), lr = matrices(white), (0.9, 0.999, 1e-8), plain.config.lr
     own = turned(flat(plain.params), u, np.linalg.inv)
     m, v = ({key: np.zeros_like(a) for key, a in own.items()} for _ in range(2))
@@ -131,7 +140,7 @@ def test_u_whitens_the_rows_of_a_batch():
     x, _ = trainer.encode(images, 0, trainer.slice_of(len(images))[0])
     padded = np.pad(x[..., 0], ((0, 0), (1, 1), (1, 1)))
     rows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2)).reshape(-1, 9)
-    trainer.renew(lambda step: images)
+    trainer.renew(Repeated(images))
     u = matrices(trainer)["conv1.1", "W"]
     np.testing.assert_allclose(u, whitening(rows.T @ rows / len(rows)), rtol=1e-9, atol=1e-9)
     np.testing.assert_array_equal(trainer.p, before)
@@ -356,7 +365,7 @@ def test_a_renewal_leaves_the_function_as_it_is(monkeypatch, forgotten):
 
     monkeypatch.setattr(coordinates, "change_coordinates", changed)
     trainer.step, numbers, before = 20, white["U"].copy(), computed()
-    trainer.renew(lambda step: images_of(trainer, step))
+    trainer.renew(Given(partial(images_of, trainer)))
     assert np.abs(white["U"] - numbers).max() > 1e-3
     for now, then, by in zip(computed(), before, (("W", "b"), ("R",)), strict=True):
         error = np.abs(now - then).max() / np.abs(then).max()
@@ -366,7 +375,7 @@ def test_a_renewal_leaves_the_function_as_it_is(monkeypatch, forgotten):
 def test_a_renewal_estimates_from_the_images_of_the_next_steps():
     trainer, steps = take_steps(make_trainer(OPS, **WHITE), range(2)), []
     trainer.step = 100
-    trainer.renew(lambda step: steps.append(step) or images_of(trainer, step))
+    trainer.renew(Given(lambda step: steps.append(step) or images_of(trainer, step)))
     assert steps == list(range(100, 100 + math.ceil(5 * 64 / BATCH)))
 
 
@@ -379,7 +388,7 @@ def test_in_single_precision_a_renewal_is_to_the_statistics_that_are_stored():
 
     white, dense = wide("whiten2"), wide("dense2")
     trainer.step = 20
-    trainer.renew(lambda step: images_of(trainer, step))
+    trainer.renew(Given(partial(images_of, trainer)))
     expected = change_coordinates(OPS, wide("whiten2"), white, dense, dense, dense)[0]
     for name, values in trainer.params["dense2"].items():
         assert values.dtype == np.float32
@@ -401,7 +410,7 @@ def test_moments_follow_the_chain_rule(monkeypatch):
     trainer = take_steps(make_trainer(OPS, **WHITE, gradient="exact"), range(5))
     images, views = images_of(trainer, 9), trainer.layout.optimised.views
     trainer.step, trainer.m[...] = 20, gradient_of(trainer, images)[: trainer.layout.fixed]
-    trainer.renew(lambda step: images_of(trainer, step))
+    trainer.renew(Given(partial(images_of, trainer)))
     expected = views(gradient_of(trainer, images))["dense2"]
     for name, found in views(trainer.m)["dense2"].items():
         np.testing.assert_allclose(found, expected[name], rtol=0, atol=1e-11)

@@ -24,8 +24,8 @@ from snfnp.density.rows import drawn
 from snfnp.density.training import Candidate, Progress, flow_candidate, mixture_candidates
 from snfnp.errors import DivergedError
 from snfnp.ops import jit
+from snfnp.step.trainer import Trainer
 from snfnp.training.options import TrainConfig
-from snfnp.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

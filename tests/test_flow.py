@@ -656,8 +656,8 @@ import numpy as np
 import snfnp
 from snfnp.ops import get_ops
 from snfnp.training.options import TrainConfig
-from snfnp.training.batches import Repeated
-from snfnp.training.trainer import Trainer
+from snfnp.step.batches import Repeated
+from snfnp.step.trainer import Trainer
 
 def memory(entry):
     with open("/proc/self/status") as file:

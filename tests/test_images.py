@@ -24,7 +24,7 @@ from snfnp.ops import RandomKey, get_ops
 from snfnp.ops.host import HostDevice
 from snfnp.ops.images.definition import augment
 from snfnp.ops.random.definition import uniform
-from snfnp.training.batches import Repeated
+from snfnp.step.batches import Repeated
 
 COUNT = 4
 IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, 8, 8, 1)).astype(np.uint8)

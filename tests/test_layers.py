@@ -41,7 +41,7 @@ from snfnp.maps import Conv2d, Dense
 from snfnp.ops import RandomKey, get_ops
 from snfnp.parameters import Layout
 from snfnp.rules import Exact, Relative, SelfNormalizing
-from snfnp.training.batches import Repeated, epoch_order
+from snfnp.step.batches import Repeated, epoch_order
 
 EVERY_LAYER = [
     pytest.param((*check.run.args, check.run.keywords), id=check.name)

@@ -23,7 +23,7 @@ from snfnp.maps import Dense
 from snfnp.ops import get_ops
 from snfnp.parameters import Layout
 from snfnp.rules import SelfNormalizing
-from snfnp.training.update import Adam
+from snfnp.step.update import Adam
 
 matplotlib.use("Agg")
 PROGRAM, MADE = PAGE.with_suffix(".py"), files()

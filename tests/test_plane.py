@@ -12,9 +12,9 @@ from snfnp.cli import evaluate, sample, train
 from snfnp.data import toy as densities
 from snfnp.errors import UsageError
 from snfnp.likelihood import Likelihood
+from snfnp.step.trainer import Trainer
 from snfnp.training.plots import Animation, View
 from snfnp.training.progress import Record
-from snfnp.training.trainer import Trainer
 
 RNG = np.random.default_rng(0)
 FAST = ("--backend", "numpy", "--warmup-epochs", "0.5", "--lr", "0.01")

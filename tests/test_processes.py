@@ -28,7 +28,7 @@ from pathlib import Path
 from snfnp.cli import run_script, train as command
 from snfnp.ops import world
 from snfnp.training import session
-from snfnp.training.trainer import Trainer
+from snfnp.step.trainer import Trainer
 from support.trainers import small_dataset
 
 def load(name, folder):

@@ -18,13 +18,13 @@ from snfnp.errors import CheckpointError, DivergedError, SnfnpError, UsageError,
 from snfnp.flow import Flow
 from snfnp.likelihood import Likelihood
 from snfnp.ops.step.definition import StepScalars
+from snfnp.step.trainer import Trainer
+from snfnp.step.update import learning_rate
 from snfnp.training import checkpointer
 from snfnp.training.evaluation import _explosion_threshold
 from snfnp.training.runs.checkpoint import load_checkpoint
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
-from snfnp.training.trainer import Trainer
-from snfnp.training.update import learning_rate
 
 pytestmark = pytest.mark.slow
 

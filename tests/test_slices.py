@@ -27,7 +27,7 @@ from snfnp.likelihood import Likelihood
 from snfnp.ops import SINGLE_PROCESS, get_ops
 from snfnp.ops.communication import launched, world
 from snfnp.processes import terminal
-from snfnp.training.batches import Batches, cut
+from snfnp.step.batches import Batches, batch_of, cut
 from snfnp.training.loop import train_session
 from snfnp.training.monitors import Monitors
 from snfnp.training.runs.folder import RunFolder
@@ -66,7 +66,7 @@ def slices_of(trainer):
     def own(step):
         return images_of(trainer, step, BATCH)[part.first : part.first + part.count]
 
-    return Given(own, batches_of(trainer, BATCH))
+    return Given(own, batches_of(trainer, BATCH).whole)
 
 
 def trainer_of(step, world=SINGLE_PROCESS):
@@ -259,8 +259,12 @@ def test_ranks_share_a_monitor(ranks):
 def test_batches_of_ranks_are_slices_of_the_whole(tmp_path):
     config = small_config(batch_size=20, augment=True)
     images = small_dataset().train
-    (whole,) = on_ranks(1, lambda world: Batches(OPS, images, config, (25,), world)(3).copy())
-    slices = on_ranks(4, lambda world: Batches(OPS, images, config, (25,), world)(3).copy())
+
+    def taken(world):
+        return batch_of(Batches(OPS, images, config, (25,), world), 3).copy()
+
+    (whole,) = on_ranks(1, taken)
+    slices = on_ranks(4, taken)
     np.testing.assert_array_equal(np.concatenate(slices), whole)
     everything = on_ranks(2, lambda world: Batches(OPS, images, config, (25,), world).whole(3))
     for found in everything:

@@ -29,10 +29,11 @@ from snfnp.ops import RandomKey, get_ops
 from snfnp.ops.gpu import source
 from snfnp.ops.images.definition import augment
 from snfnp.ops.step.definition import Controller, Entry, Reading, Row, StepLog, clip_scale
-from snfnp.training.batches import Batches, Repeated, epoch_order
+from snfnp.step.batches import Batches, Repeated, batch_of, epoch_order
+from snfnp.step.update import Adam, learning_rate, warmed_up
 from snfnp.training.options import TrainConfig
+from snfnp.training.runs.checkpoint import Checkpoint
 from snfnp.training.runs.load import load_run
-from snfnp.training.update import Adam, learning_rate, warmed_up
 
 BEFORE_DENSITY = slice(0, Entry.DENSITY)
 PACKAGE = str(Path(snfnp.__file__).parent)
@@ -108,7 +109,7 @@ def test_batches_are_a_function_of_the_step(ops, shuffle, change):
         expected = images[epoch_order(23, epoch, config)[5 * index : 5 * index + 5]]
         if change:
             expected = augment(expected, RandomKey(3, AUGMENTATION, step))
-        np.testing.assert_array_equal(batches(step), expected)
+        np.testing.assert_array_equal(batch_of(batches, step), expected)
 
 
 def buffers(size, dtype=np.float64, seed=0):
@@ -424,10 +425,10 @@ def test_a_resumed_runs_lambda_is_the_controllers(tmp_path):
 @pytest.mark.parametrize("change", [{}, {"other": np.ones((6, 2))}, {"control.rows": np.ones(2)}])
 def test_states_of_other_names_or_shapes_are_refused(change):
     trainer = make_trainer(get_ops("numpy"), lambda_control="geco")
-    checkpoint = trainer.checkpoint({})
+    checkpoint = Checkpoint.of(trainer, {})
     checkpoint.state = change
-    with one_line(CheckpointError, "of another version or other options"):
-        trainer.restore(checkpoint)
+    with one_line(CheckpointError, "from another version or other options"):
+        checkpoint.restore(trainer)
 
 
 def test_defaults_follow_where_lambda_starts():

@@ -22,10 +22,10 @@ from snfnp.ops import get_ops
 from snfnp.ops.gpu.launch import Launcher
 from snfnp.ops.host import HostDevice
 from snfnp.processes import terminal
-from snfnp.training.batches import Repeated
+from snfnp.step.batches import Repeated
+from snfnp.step.trainer import Trainer
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.session import train
-from snfnp.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 

@@ -67,7 +67,7 @@ import numba
 import numpy as np
 from snfnp.ops import get_ops
 from support.trainers import make_trainer
-from snfnp.training.batches import Repeated
+from snfnp.step.batches import Repeated
 images = np.random.default_rng(0).integers(0, 256, (25, 28, 28, 1)).astype(np.uint8)
 for threads in (1, 2):
     numba.set_num_threads(threads)
@@ -146,7 +146,7 @@ import math
 import numba
 import numpy as np
 from snfnp.ops import get_ops
-from snfnp.training.batches import Repeated
+from snfnp.step.batches import Repeated
 ops, rng = get_ops("numba"), np.random.default_rng(0)
 values = [rng.normal(size=700_001).astype(np.float32) for _ in range(6)]
 for threads in (1, 2, 3):

@@ -32,6 +32,8 @@ from snfnp.layers import Preprocess
 from snfnp.likelihood import EVALUATION_NOISE, Likelihood
 from snfnp.ops import get_ops
 from snfnp.ops.random import definition as philox
+from snfnp.step.batches import batch_of
+from snfnp.step.trainer import Trainer
 from snfnp.training import progress
 from snfnp.training.evaluation import Evaluator
 from snfnp.training.loop import train_session, within_patience
@@ -41,7 +43,6 @@ from snfnp.training.progress import Progress, Record
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 from snfnp.training.session import resumed
-from snfnp.training.trainer import Trainer
 
 OPS = get_ops("numpy")
 SIDE, BATCH = 4, 10
@@ -118,7 +119,7 @@ def orders(folder, monkeypatch, epochs=3, **changes):
     seen, original = [], Trainer.training_step
 
     def noting(trainer, batches):
-        images = OPS.to_host(batches(trainer.step))
+        images = OPS.to_host(batch_of(batches, trainer.step))
         seen.append(images.reshape(BATCH, -1)[:, 0].tolist())
         return original(trainer, batches)
 
@@ -242,7 +243,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, monkeypatc
 
     White coordinates are estimated again at step 8, and there is no summary of an unfinished run.
     """
-    monkeypatch.setattr("snfnp.training.trainer._EVERY", 4)
+    monkeypatch.setattr("snfnp.step.trainer._EVERY", 4)
     make = {**changes, "dataset": small_dataset(side=8 if "model" in changes else 5)}
     said = []
     run_training(tmp_path / "whole", **make)

@@ -22,8 +22,9 @@ from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense
 from snfnp.ops import RandomKey, get_ops
 from snfnp.rules import SelfNormalizing
-from snfnp.training.batches import Repeated
+from snfnp.step.batches import Repeated
 from snfnp.training.options import TrainConfig
+from snfnp.training.runs.checkpoint import Checkpoint
 
 D, SIGMA = 4, 0.6
 KEY = RandomKey(3, 16, 5)
@@ -285,7 +286,7 @@ def test_the_metrics_have_the_average_of_the_steps(ops):
     trainer, again = make(), make()
     for step in range(2):
         trainer.training_step(Repeated(images[step]))
-    again.restore(trainer.checkpoint({}))
+    Checkpoint.of(trainer, {}).restore(again)
     for step in (2, 3):
         again.training_step(Repeated(images[step]))
     assert again.figures()["jacobian_error"] == pytest.approx(np.mean(errors), rel=1e-12)

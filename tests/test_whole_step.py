@@ -42,7 +42,7 @@ from snfnp.models import PRESETS
 from snfnp.ops import RandomKey, get_ops
 from snfnp.parameters import Layout
 from snfnp.rules import Exact, SelfNormalizing
-from snfnp.training.batches import Repeated
+from snfnp.step.batches import Repeated
 
 NUMPY = get_ops("numpy")
 TRAINING_STREAM = 0  # of the generator that the noise of training steps is read from

@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.steps import ADAM_BYTES, BATCH, IMAGE, make_trainer, operations
 from benchmarks.timing import Timing, measure_asynchronous, table
 from snfnp.errors import UsageError
-from snfnp.training.batches import Batches
+from snfnp.step.batches import Batches
 
 SINGLE, TF32 = "float32", "TF32"
 WAYS = {"eager": {"graph": False}, "graph": {}}  # to run our step

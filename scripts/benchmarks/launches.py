@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.steps import BATCH, IMAGE, make_trainer, random_images
 from benchmarks.timing import table
 from snfnp.errors import UsageError
-from snfnp.training.batches import Repeated
+from snfnp.step.batches import Repeated
 
 CASES = {
     "fc": ("fc", {}),

@@ -10,8 +10,8 @@ from benchmarks.timing import measure, parallel_copy, table
 from snfnp.layers.linear import xavier
 from snfnp.likelihood import Likelihood
 from snfnp.maps import Conv2d
+from snfnp.step.batches import Repeated
 from snfnp.threads import limited
-from snfnp.training.batches import Repeated
 
 _SNF, _D, _WHITE = "self-normalizing", int(np.prod(IMAGE)), {"coordinates": "white"}
 # {row: (gradient, settings, products of the two layers)}; inverses and noise are no products.

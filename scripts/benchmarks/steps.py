@@ -7,8 +7,8 @@ import numpy as np
 
 from snfnp.flow import Flow
 from snfnp.layers import AffineCoupling, Linear
+from snfnp.step.trainer import Trainer
 from snfnp.training.options import TrainConfig
-from snfnp.training.trainer import Trainer
 
 BATCH, IMAGE = 100, (28, 28, 1)
 # Products of one linear layer's step, forward and backward. The exact rule's inverse is no product.

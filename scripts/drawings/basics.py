@@ -7,7 +7,7 @@ import numpy as np
 from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, arrow, box, canvas, laid_out, plt
 from snfnp.layers import RationalQuadraticSpline, SmoothLeakyReLU
 from snfnp.ops import get_ops
-from snfnp.training.update import Adam
+from snfnp.step.update import Adam
 
 
 def rows():

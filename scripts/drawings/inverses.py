@@ -9,7 +9,7 @@ from snfnp.layers.whiten import inverse_root
 from snfnp.maps import Dense
 from snfnp.ops import get_ops
 from snfnp.rules import SelfNormalizing
-from snfnp.training.update import Adam
+from snfnp.step.update import Adam
 
 
 def _returns(variances, lam: float, rule: SelfNormalizing) -> bool:

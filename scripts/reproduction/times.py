@@ -12,7 +12,7 @@ from benchmarks.timing import digits, measure, measure_asynchronous
 from reproduction import pictures, provenance
 from reproduction.runs import Command
 from reproduction.target import Target, grid
-from snfnp.training.batches import Repeated
+from snfnp.step.batches import Repeated
 
 _MNIST, _COLOUR = (28, 28, 1), (32, 32, 3)
 

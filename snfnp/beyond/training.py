@@ -9,7 +9,7 @@ from snfnp.context import Measured
 from snfnp.flow import Flow, Params, layer_key
 from snfnp.layers import Linear
 from snfnp.ops import Array, Ops, RandomKey
-from snfnp.training.update import TrainingState
+from snfnp.step.update import TrainingState
 
 
 class JacobianMean(TrainingState):

@@ -23,10 +23,10 @@ from snfnp.errors import DivergedError, SingularMatrixError
 from snfnp.flow import Flow
 from snfnp.likelihood import Likelihood
 from snfnp.ops import get_ops
-from snfnp.training.batches import Batches
+from snfnp.step.batches import Batches
+from snfnp.step.trainer import Trainer, take_steps
 from snfnp.training.options import TrainConfig
 from snfnp.training.progress import silent
-from snfnp.training.trainer import Trainer, take_steps
 
 FEW = 5000  # rows up to which every mixture is tried, and flows are trained once
 _EVALUATIONS = 40  # of a whole training, about

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from snfnp.errors import CheckpointError, DivergedError, SnfnpError, UsageError
-from snfnp.training.batches import Batches
+from snfnp.step.batches import Batches
+from snfnp.step.trainer import Trainer
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.groups import interval
 from snfnp.training.options.relations import FREE_LAMBDA
 from snfnp.training.progress import Progress, Record, Report
 from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from snfnp.training.runs.folder import RunFolder
-from snfnp.training.trainer import Trainer
 
 _LARGE_LAMBDA = 1e4  # above any of the paper's: it may be what overflows
 
@@ -55,7 +55,7 @@ class Checkpointer:
             "config": self.config.as_dict(),
             "run": self.identity,
         }
-        checkpoint = self.trainer.checkpoint(record)
+        checkpoint = Checkpoint.of(self.trainer, record)
         if not checkpoint.is_finite():  # on all ranks alike
             what = "a parameter, a moment of Adam's or what layers keep is not finite"
             raise DivergedError(
@@ -101,7 +101,7 @@ class Checkpointer:
         if saved is None:
             trainer.begin(batches)
         else:
-            trainer.restore(saved)
+            saved.restore(trainer)
             best = saved.record["best"] and Record.of(saved.record["best"], progress.steps)
             seconds = saved.record["seconds"]
             progress = replace(progress, step=saved.step, seconds=seconds, best=best)

@@ -9,11 +9,11 @@ from snfnp.errors import DivergedError
 from snfnp.images import evenly_spread
 from snfnp.likelihood import Evaluation, Likelihood
 from snfnp.ops import Array
-from snfnp.training.batches import Batches
+from snfnp.step.batches import Batches
+from snfnp.step.trainer import Trainer
 from snfnp.training.monitors import Monitors
 from snfnp.training.options import TrainConfig
 from snfnp.training.progress import Progress, Record
-from snfnp.training.trainer import Trainer
 
 # The noise of every evaluation during and after training, so that epochs and runs compare.
 EVALUATION_SEED = 0
@@ -112,7 +112,7 @@ class Evaluator:
         trainer = self._trainer
         if trainer.ops.device.compiles:
             images = images[: self._config.batch_size]
-            likelihood = trainer.likelihood(trainer.drawn())
+            likelihood = trainer.likelihood(trainer.initial_parameters())
             self._evaluate(likelihood, images, self._monitors.watch(len(images)))
             if trainer.ops.asynchronous and trainer.world.rank == 0:
                 self._monitors.figures(likelihood)
@@ -122,7 +122,7 @@ class Evaluator:
         parameters as drawn."""
         trainer = self._trainer
         start = time.perf_counter()
-        likelihood = trainer.likelihood(trainer.drawn())
+        likelihood = trainer.likelihood(trainer.initial_parameters())
         if trainer.world.rank == 0:
             self._monitors.figures(likelihood)
         once = time.perf_counter() - start

@@ -18,7 +18,9 @@ from snfnp.files import write_json
 from snfnp.flow import Flow
 from snfnp.ops import Communicator, Ops
 from snfnp.processes.terminal import Signals, robust_output
-from snfnp.training.batches import Batches
+from snfnp.step.batches import Batches
+from snfnp.step.trainer import Trainer, take_steps
+from snfnp.step.update import Optimiser
 from snfnp.training.checkpointer import Checkpointer
 from snfnp.training.evaluation import EVALUATION_SEED, Evaluator
 from snfnp.training.options import TrainConfig
@@ -34,7 +36,6 @@ from snfnp.training.progress import (
 from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import describe_run
-from snfnp.training.trainer import Optimiser, Trainer, take_steps
 
 _STOP, _CHECKPOINT, _SAVE, _SHOW = 1, 2, 4, 8  # bits: what ranks request after a step
 # On a GPU steps between evaluations take so many seconds, and so many times an evaluation.

@@ -17,7 +17,7 @@ from snfnp.likelihood import TRAINING_NOISE, Likelihood
 from snfnp.maps import Conv2d, Map, contraction
 from snfnp.ops import Array, Communicator, Ops, RandomKey
 from snfnp.rules import Rule
-from snfnp.training.trainer import Trainer
+from snfnp.step.trainer import Trainer
 
 THRESHOLD = 1 / 8  # of λσ²_min, above which the update is stable near its optimum
 _ENOUGH = 5  # rows per unknown
@@ -105,8 +105,8 @@ def _total(sums: tuple[tuple[Any, int], ...]) -> tuple[Any, int]:
 
 
 def _spread(indices: np.ndarray, count: int, total: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of `count` items, evenly spread over `total` places: the number before each of `indices`,
-    and whether one is there."""
+    """The number before each of `indices`, and whether one is there, of `count` items that are
+    evenly spread over `total` places."""
     before = indices * count // total
     return before, (indices + 1) * count // total > before
 

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm  # a notebook's own bar, too
 
 from snfnp.likelihood import Likelihood
 from snfnp.ops import Ops
-from snfnp.training.trainer import Trainer
+from snfnp.step.trainer import Trainer
 
 _SHOW_EVERY = 0.25  # seconds between updates of the figures
 _LINE_EVERY = 60.0  # the same where there is no bar: lines of a log file
@@ -62,7 +62,7 @@ Report = Callable[[str], object]  # gets a line for the user
 
 @dataclass
 class Progress:
-    """How far a run is. Its loop changes it; what evaluates, saves and shows reads it.
+    """The progress of a run, which its loop alone changes.
 
     Attributes:
         steps, steps_per_epoch: of the whole run.

@@ -18,13 +18,13 @@ from snfnp.data import Dataset, load_dataset, own_data, require_dataset
 from snfnp.data.ties import with_ties
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.ops import SINGLE_PROCESS, Communicator, Ops, get_ops
+from snfnp.step.update import Optimiser
 from snfnp.training.loop import Session, train_session
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.user_models import text_of
 from snfnp.training.progress import Callbacks, Report
 from snfnp.training.runs.folder import RunFolder, default_folder
 from snfnp.training.runs.load import LoadedRun, check_same_flow, load_run
-from snfnp.training.trainer import Optimiser
 
 
 @contextmanager

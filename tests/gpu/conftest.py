@@ -50,4 +50,4 @@ def standin():
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch):
     """Renewals of white coordinates from 60 images: 2000 take the stand-in longer than all else."""
-    monkeypatch.setattr("snfnp.training.coordinates._IMAGES", 60)
+    monkeypatch.setattr("snfnp.step.coordinates._IMAGES", 60)

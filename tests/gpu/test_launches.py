@@ -7,7 +7,7 @@ import pytest
 from support.trainers import make_trainer
 
 from snfnp.ops.gpu.launch import Launcher
-from snfnp.training.batches import Repeated
+from snfnp.step.batches import Repeated
 
 pytestmark = pytest.mark.slow
 

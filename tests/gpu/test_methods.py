@@ -10,6 +10,7 @@ from gpu.test_training import MODELS, assert_matches_numpy, spent_by_a_step, tak
 from snfnp.context import BackwardContext
 from snfnp.ops import RandomKey, get_ops
 from snfnp.training.monitors import Monitors
+from snfnp.training.runs.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +66,7 @@ def test_steps_match_numpy(ops, way):
 def test_a_graph_does_what_plain_steps_do(ops, monkeypatch, way):
     """Noise, probes, λ and coordinates are new in every step, though it was recorded once. Arrays
     are made and dropped between the replays."""
-    monkeypatch.setattr("snfnp.training.trainer._EVERY", 3)
+    monkeypatch.setattr("snfnp.step.trainer._EVERY", 3)
     changes, reports, kept = WAYS[way][0], [], []
     eager = take_steps(make_trainer(ops, graph=False, side=SMALL, **changes), range(5))
     graph = make_trainer(ops, report=reports.append, side=SMALL, **changes)
@@ -78,9 +79,9 @@ def test_a_graph_does_what_plain_steps_do(ops, monkeypatch, way):
     for array in kept:  # no replay wrote to what was made after the capture
         assert np.isnan(ops.to_host(array)).all()
     if way in ("plain", "geco"):  # a checkpoint goes into a step that was captured
-        checkpoint = graph.checkpoint({})
+        checkpoint = Checkpoint.of(graph, {})
         take_steps(graph, range(5, 7))
-        graph.restore(checkpoint)
+        checkpoint.restore(graph)
         for trainer in (graph, eager):
             take_steps(trainer, range(5, 7))
         assert_alike(graph, eager)

@@ -20,7 +20,7 @@ from snfnp.models import PRESETS
 from snfnp.ops import get_ops
 from snfnp.ops.gpu.launch import Launcher
 from snfnp.ops.linalg.definition import LinearAlgebra
-from snfnp.training.batches import Batches, Repeated
+from snfnp.step.batches import Batches, Repeated, batch_of
 from snfnp.training.options import TrainConfig
 
 pytestmark = pytest.mark.slow
@@ -158,7 +158,7 @@ def test_a_renewal_copies_no_matrix(ops, monkeypatch):
     note("to_host")
     note("asarray")
     batches, before = batches_of(trainer), ops.to_host(trainer.params["whiten2"]["U"])
-    images = batches(20)
+    images = batch_of(batches, 20)
     batches._images_of = lambda step: images
     copied.clear()
     trainer.step = 20
@@ -257,7 +257,7 @@ def test_batches_match_the_hosts(ops, change):
         Batches(each, images, config, (4, 6, 3)) for each in (ops, get_ops("numpy"))
     )
     for step in (0, 1, 2, 3, 4, 9, 2):
-        np.testing.assert_array_equal(ops.to_host(batches(step)), expected(step))
+        np.testing.assert_array_equal(ops.to_host(batch_of(batches, step)), expected(step))
 
 
 def test_images_may_take_half_of_the_free_memory(ops, monkeypatch):

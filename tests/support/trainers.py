@@ -8,10 +8,10 @@ from snfnp.context import Slice
 from snfnp.data import Dataset
 from snfnp.models import Preset, fully_connected
 from snfnp.ops import BACKENDS, SINGLE_PROCESS
+from snfnp.step.trainer import Trainer
 from snfnp.training import session
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.folder import RunFolder
-from snfnp.training.trainer import Trainer
 
 SIDE, BATCH = 8, 6
 SMALL_GLOW = {"levels": 2, "depth": 1, "width": 8}
@@ -26,22 +26,15 @@ class Given:
     def __init__(self, images_of, whole=None):
         self._images_of, self.whole, self._staged = images_of, whole or images_of, None
 
-    def __call__(self, step):
-        return self._images_of(step)
-
-    @property
-    def count(self):
-        return len(self._staged)
-
     def stage(self, step):
-        images = self(step)
+        images = self._images_of(step)
         if self._staged is None:
             self._staged = images.copy()
         elif images is not self._staged:
             self._staged[...] = images
-        return 0
+        return 0, len(images)
 
-    def staged(self, scalars):
+    def take(self, step, first):
         return self._staged
 
 

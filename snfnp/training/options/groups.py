@@ -18,7 +18,7 @@ from snfnp.data.ties import TIES
 from snfnp.layers.preprocess import WAYS
 from snfnp.models import PRESETS, Preset
 from snfnp.ops import BACKENDS
-from snfnp.training.update import SCHEDULES
+from snfnp.step.update import SCHEDULES
 
 # int | Auto: an int, or None until `TrainConfig.resolve` fills it in, or what becomes one (a path).
 Auto = Any

@@ -12,8 +12,8 @@ from snfnp.data import DATA_SETS, HELD_OUT
 from snfnp.data.table import is_table
 from snfnp.models import PRESETS
 from snfnp.ops import BACKENDS
+from snfnp.step.update import SCHEDULES
 from snfnp.training.options.groups import by_preset, presets_with, shown
-from snfnp.training.update import SCHEDULES
 
 GREATEST_LAMBDA = 1e4  # of geco; the presets start at most at a tenth of it
 _AUGMENTED = "cifar-10"  # the data set that the paper augments (A.3)

@@ -9,6 +9,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load, save
@@ -16,6 +17,7 @@ from safetensors.numpy import load, save
 from snfnp.errors import CheckpointError, UsageError
 from snfnp.files import ADVICE, parse_json, read_bytes, readable, write_atomically
 from snfnp.parameters import Entry, Layout
+from snfnp.step.trainer import Trainer
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.groups import LARGEST
 
@@ -42,6 +44,37 @@ class Checkpoint:
     record: dict = field(default_factory=dict, repr=False)
     sums: tuple[float, ...] = _NO_SUMS
     state: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, trainer: Trainer, record: dict[str, Any]) -> "Checkpoint":
+        """The state of a training. Waits for the device."""
+        to_host = trainer.ops.to_host
+        return cls(
+            trainer.layout,
+            to_host(trainer.p),
+            to_host(trainer.m),
+            to_host(trainer.v),
+            trainer.step,
+            record,
+            trainer.log.sums,
+            {key: to_host(values) for key, values in trainer.state.items()},
+        )
+
+    def restore(self, trainer: Trainer) -> None:
+        """Restore a trainer of the same model, with λ as its configuration has it."""
+        saved = {key: values.shape for key, values in self.state.items()}
+        if saved != {key: values.shape for key, values in trainer.state.items()}:
+            raise CheckpointError(
+                "the checkpoint is from another version or other options (its training states "
+                "differ): give the run that it was made by"
+            )
+        for name in ("p", "m", "v"):
+            buffer = getattr(trainer, name)
+            buffer[...] = trainer.ops.asarray(getattr(self, name), buffer.dtype)
+        for key, values in trainer.state.items():
+            values[...] = trainer.ops.asarray(self.state[key])
+        trainer.step = self.step
+        trainer.log.restore(self.sums)
 
     def is_finite(self) -> bool:
         """False for a NaN, an infinity or a negative v: it is then neither saved nor loaded."""

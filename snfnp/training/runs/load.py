@@ -20,11 +20,11 @@ from snfnp.layers.preprocess import Standardise
 from snfnp.likelihood import Likelihood
 from snfnp.ops import Ops, get_ops
 from snfnp.parameters import Layout
+from snfnp.step.update import controlled_lambda
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.descriptions import LISTED, describe, first_difference
 from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint
 from snfnp.training.runs.folder import RunFolder
-from snfnp.training.update import controlled_lambda
 
 _PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "safetensors")
 

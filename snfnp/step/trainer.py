@@ -11,25 +11,26 @@ Derivation: derivations/05-self-normalizing.md, 13-actnorm-and-1x1.md and 26-man
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from snfnp.context import BackwardContext, Slice
-from snfnp.errors import CheckpointError, DivergedError
+from snfnp.errors import DivergedError
+from snfnp.flow import Flow
 from snfnp.likelihood import SMOOTHING, TRAINING_NOISE, Likelihood
-from snfnp.ops import SINGLE_PROCESS, Array, Ops, RandomKey
+from snfnp.ops import SINGLE_PROCESS, Array, Communicator, Ops, RandomKey
 from snfnp.ops.step.definition import StepLog
-from snfnp.training.batches import cut
-from snfnp.training.coordinates import statistics, white_states
-from snfnp.training.runs.checkpoint import Checkpoint
-from snfnp.training.update import Adam, TrainingState, learning_rate, multipliers_of
+from snfnp.step.batches import BatchSource, batch_of, cut
+from snfnp.step.coordinates import statistics, white_states
+from snfnp.step.settings import Settings
+from snfnp.step.update import Adam, Optimiser, TrainingState, learning_rate, multipliers_of
 
-_DENSITY, _RECONSTRUCTION, _FIGURES = 0, 1, 2  # places in `sums`; the states' terms come after
+_DENSITY, _RECONSTRUCTION, _FIGURES = 0, 1, 2  # indices in `sums`; the states' terms come after
 _EARLY, _EVERY = (20, 100), 500  # steps of a renewal: activations change most at the start
 
 
@@ -45,23 +46,6 @@ class StepMetrics:
     gradient_norm: float
 
 
-class Optimiser(Protocol):
-    """What moves parameters in a step; see `Adam.update`."""
-
-    def update(
-        self,
-        ops: Ops,
-        gradient: Array,
-        lr: Any,
-        step: Any,
-        clip_norm: float | None = None,
-        failed: Any = 0.0,
-        *,
-        out: tuple[Array, Array, Array],
-    ) -> Any:
-        """Ascend once on out = (p, m, v); returns Σ g² before clipping."""
-
-
 class Trainer:
     """The training of a flow on one device.
 
@@ -75,6 +59,7 @@ class Trainer:
     states: `TrainingState`s, of which multipliers has λ; state: their values by key.
 
     Args:
+        config: a resolved `TrainConfig`, or another object with these settings.
         steps_per_epoch: for the learning rate's schedule.
         report: gets a line if the step cannot be recorded as a graph.
         world: the ranks that train together, each with a trainer and a slice of every batch.
@@ -85,18 +70,32 @@ class Trainer:
     """
 
     def __init__(
-        self, ops, flow, config, steps_per_epoch, report=print, world=SINGLE_PROCESS, optimiser=None
+        self,
+        ops: Ops,
+        flow: Flow,
+        config: Settings,
+        steps_per_epoch: int,
+        report: Callable[[str], object] = print,
+        world: Communicator = SINGLE_PROCESS,
+        optimiser: Optimiser | None = None,
     ):
-        self.ops, self.flow, self.config, self.world = ops, flow, config, world
-        self.steps_per_epoch, self.step = steps_per_epoch, 0
+        self.ops = ops
+        self.flow = flow
+        self.config = config
+        self.world = world
+        self.steps_per_epoch = steps_per_epoch
+        self.step = 0
         self.communicator = ops.device.communicator(world)
-        self.layout = layout = flow.layout
-        self.p = self.drawn()
-        moved = self.p[: layout.fixed]
-        self.gradient, self.m, self.v = (ops.xp.zeros_like(moved) for _ in range(3))
-        self.params = layout.views(self.p)
-        self.grads = layout.optimised.views(self.gradient)
-        self.log, self.scalars = StepLog(ops.device), ops.step.scalars()
+        self.layout = flow.layout
+        self.p = self.initial_parameters()
+        self._moved = self.p[: self.layout.fixed]
+        self.gradient = ops.xp.zeros_like(self._moved)
+        self.m = ops.xp.zeros_like(self._moved)
+        self.v = ops.xp.zeros_like(self._moved)
+        self.params = self.layout.views(self.p)
+        self.grads = self.layout.optimised.views(self.gradient)
+        self.log = StepLog(ops.device)
+        self.scalars = ops.step.scalars()
 
         self.optimiser = optimiser or Adam()
         self.multipliers = multipliers_of(ops, flow, config)
@@ -109,27 +108,30 @@ class Trainer:
         self.states += filter(None, (whitening, self.coordinates))
         self._update = self.coordinates.ascend if self.coordinates else self.optimiser.update
         self.state = {state.key: state.values for state in self.states if state.key}
-        self.sums, start = ops.xp.zeros(_FIGURES + sum(s.terms for s in self.states)), _FIGURES
+        self.sums = ops.xp.zeros(_FIGURES + sum(state.terms for state in self.states))
+        start = _FIGURES
         for state in self.states:
-            state.sums, start = self.sums[start : start + state.terms], start + state.terms
+            state.sums = self.sums[start : start + state.terms]
+            start += state.terms
 
         self._noise: Any = None  # in a step's forward pass
         if config.objective == "variational":
             from snfnp.beyond.training import Noise
 
             self._noise = Noise
-        self._part = self._weights = None
+        self._part: Slice | None = None
+        self._weights: Array = None
         self.slice_of(config.batch_size // world.size)
-        self._ascend = self._ascend_staged
+        self._ascend: Callable[[BatchSource], None] = self._ascend_staged
         if config.graph:
             self._ascend = ops.device.capture(self._ascend, report, world)
 
-    def drawn(self):
+    def initial_parameters(self) -> Array:
         """Parameters as the seed draws them, flat."""
         drawn = self.flow.init(self.config.seed)
         return self.ops.asarray(self.layout.pack(drawn, self.config.dtype))
 
-    def slice_of(self, samples: int) -> tuple[Slice, object]:
+    def slice_of(self, samples: int) -> tuple[Slice, Array]:
         """This rank's slice of a batch, with so many samples, and their weights 1/N (samples,),
         which are allocated outside of a graph's memory."""
         if self._part is None or self._part.count != samples:
@@ -137,25 +139,34 @@ class Trainer:
             self._weights = self.ops.xp.full(samples, 1 / self._part.total, self.p.dtype)
         return self._part, self._weights
 
-    def encode(self, images, step, part: Slice):
+    def encode(self, images: Array, step: Any, part: Slice) -> tuple[Array, Array]:
         """x and its log-Jacobian from a slice of the images of a step, with that step's noise."""
         key = RandomKey(self.config.seed, TRAINING_NOISE, step, part.first)
         x, log_jacobian = self.flow.preprocessed(self.ops, images, key, self.p.dtype)
-        if noise := self.config.noise:
+        if self.config.noise:
             key = RandomKey(self.config.seed, SMOOTHING, step, part.first)
-            x = x + x.dtype.type(noise) * self.ops.random.normal(key, x.shape, x.dtype)
+            normal = self.ops.random.normal(key, x.shape, x.dtype)
+            x = x + x.dtype.type(self.config.noise) * normal
         return x, log_jacobian
 
-    def ascend(self, images) -> None:
-        """Ascend Eq. 3 once, on this rank's device images (n, *shape), uint8, of a batch of N.
+    def ascend(self, images: Array) -> None:
+        """Ascend Eq. 3 once.
 
         If the density is not finite the step has failed: the log keeps its number, and nothing is
         updated from then on. A host that knows skips the backward pass.
+
+        Args:
+            images: this rank's device images (n, *shape), uint8, of a batch of N, or rows.
         """
-        ops, flow, config, scalars = self.ops, self.flow, self.config, self.scalars
-        log, failed = self.log.array, self.log.failed
+        ops = self.ops
+        flow = self.flow
+        config = self.config
+        scalars = self.scalars
+        log = self.log.array
+        failed = self.log.failed
         part, weights = self.slice_of(len(images))
-        samples, share = part.total, part.count / part.total
+        samples = part.total
+        share = part.count / part.total
 
         # Encode: dequantisation noise, scale and logit (A.3).
         x, log_jacobian = self.encode(images, scalars.step, part)
@@ -175,10 +186,15 @@ class Trainer:
             volume = samples * np.float64(weight)
             factor = self.multipliers.error_factor(samples)
             ctx = BackwardContext(ops, weights, volume, factor, key, part)
-            factors = self.multipliers.error_factors(samples)
-            deltas = flow.latent_gradients(latents, samples)
-            given = (self.params, caches, deltas, self.grads, factors, flow.first_trainable)
-            _, measured = flow.backward(ctx, *given)
+            _, measured = flow.backward(
+                ctx,
+                self.params,
+                caches,
+                flow.latent_gradients(latents, samples),
+                self.grads,
+                self.multipliers.error_factors(samples),
+                flow.first_trainable,
+            )
         errors = [result.error for result in measured.values() if result.error is not None]
         for state in self.states:
             state.collect(measured, share)
@@ -193,9 +209,15 @@ class Trainer:
             errors = [self.sums[_RECONSTRUCTION, ...]]
 
         # Adam or another optimiser.
-        given = (scalars.lr, scalars.number, config.clip_norm, failed)
-        out = (self.p[: self.layout.fixed], self.m, self.v)
-        squares = self._update(ops, self.gradient, *given, out=out)
+        squares = self._update(
+            ops,
+            self.gradient,
+            scalars.lr,
+            scalars.number,
+            config.clip_norm,
+            failed,
+            out=(self._moved, self.m, self.v),
+        )
 
         # Training states: λ of the next step, the mean of Eq. 31.
         figures = errors, self.multipliers.initial
@@ -203,48 +225,52 @@ class Trainer:
             figures = state.update(figures, samples, squares, failed)
 
         # Log.
-        ops.step.log_step(figures[0], squares, figures[1], scalars.number, log)
+        errors, lam = figures
+        ops.step.log_step(errors, squares, lam, scalars.number, log)
 
-    def begin(self, batches) -> None:
+    def begin(self, batches: BatchSource) -> None:
         """Set the parameters to those of the start."""
         self.p[...] = self.start(batches)
 
-    def start(self, batches):
+    def start(self, batches: BatchSource) -> Array:
         """The parameters of the start, flat: drawn by the seed; those that depend on data, layer by
         layer, from the first batch, or for a `Whiten` layer from the first epoch."""
-        p, images = self.drawn(), batches.whole(0)
+        p = self.initial_parameters()
         params = self.layout.views(p)
+        images = batches.whole(0)
         self.flow.require_images(images)  # the only check: `Dataset` has seen all of them
-        x, _ = self.encode(images, 0, cut(len(images), 1)[0])
+        x, _ = self.encode(images, 0, Slice(0, len(images), len(images)))
         self.flow.init_from_data(self.ops, params, x, partial(statistics, self, params, batches))
         self.share(p)
         return p
 
-    def share(self, *buffers) -> None:
-        """Put the bits of rank 0 into every rank's buffers: the machines may differ."""
-        for buffer in buffers if self.world.size > 1 else ():
+    def share(self, *buffers: Array) -> None:
+        """Broadcast rank 0's buffers: another machine may round an initialisation differently."""
+        if self.world.size == 1:
+            return
+        for buffer in buffers:
             buffer[...] = self.ops.asarray(self.world.broadcast(self.ops.to_host(buffer)))
 
-    def warm_up(self, batches, prepare: Callable) -> None:
+    def warm_up(self, batches: BatchSource, prepare: Callable[[Callable[[], None]], None]) -> None:
         """Compile and record a step by prepare(step), and restore everything that it changes."""
         arrays = (self.p, self.m, self.v, *self.state.values(), self.log.array)
-        kept = [array.copy() for array in arrays]
+        copies = [array.copy() for array in arrays]
         try:
             self.renew(batches)
             prepare(lambda: self._take(batches))
         finally:
-            for array, values in zip(arrays, kept, strict=True):
+            for array, values in zip(arrays, copies, strict=True):
                 array[...] = values
 
-    def training_step(self, batches) -> None:
-        """Take the next step: ascend Eq. 3 once, on `batches(step)`.
+    def training_step(self, batches: BatchSource) -> None:
+        """Take the next step: ascend Eq. 3 once, on its batch.
 
         Before steps 0, 20, 100 and every 500, training states first re-estimate what depends on
         activations. On an asynchronous backend this returns before the step is done; on others it
         raises DivergedError if anything is not finite (`check`).
 
         Args:
-            batches: this rank's device images or rows of each step (`snfnp.training.batches`).
+            batches: `Batches` of a data set, or another source of this rank's samples.
         """
         self.renew(batches)
         self._take(batches)
@@ -252,23 +278,23 @@ class Trainer:
         if not self.ops.asynchronous:
             self.check(batches)
 
-    def renew(self, batches) -> None:
+    def renew(self, batches: BatchSource) -> None:
         """Renew the training states if it is time to (`training_step`)."""
         if self.step in _EARLY or self.step % _EVERY == 0:
             for state in self.states:
                 state.renew(self, batches)
 
-    def _take(self, batches) -> None:
-        first = batches.stage(self.step)
-        self.slice_of(batches.count)  # its arrays are not to be a graph's
+    def _take(self, batches: BatchSource) -> None:
+        first, count = batches.stage(self.step)
+        self.slice_of(count)  # its arrays are not to be a graph's
         lr = learning_rate(self.config, self.step, self.steps_per_epoch)
         self.scalars.set(self.step, lr, first)
         self._ascend(batches)
 
-    def _ascend_staged(self, batches) -> None:
-        self.ascend(batches.staged(self.scalars))
+    def _ascend_staged(self, batches: BatchSource) -> None:
+        self.ascend(batches.take(self.scalars.step, self.scalars.first))
 
-    def check(self, batches) -> None:
+    def check(self, batches: BatchSource) -> None:
         """Wait for all steps so far. Raises DivergedError, naming the layer, if one failed.
 
         A step fails if its mean log-density or its gradient's norm is not finite. If later steps
@@ -282,15 +308,15 @@ class Trainer:
         if math.isfinite(reading.density):  # then it is the gradient's failure
             if self.step != failed + 1:  # later steps have overwritten the gradient
                 self.scalars.set(failed, 0.0)
-                self.ascend(batches(failed))
-            where = self.flow.first_nonfinite_gradient(self.ops, self.grads)
-            what = f"the gradient of {where or 'all layers together'}"
+                self.ascend(batch_of(batches, failed))
+            parameter = self.flow.first_nonfinite_gradient(self.ops, self.grads)
+            what = f"the gradient of {parameter or 'all layers together'}"
         else:
-            images = batches(failed)
+            images = batch_of(batches, failed)
             x, _ = self.encode(images, failed, self.slice_of(len(images))[0])
-            found = self.flow.first_nonfinite(self.ops, self.params, x)
+            layer = self.flow.first_nonfinite(self.ops, self.params, x)
             # perhaps in another slice; if nowhere, squares of the latents overflow
-            what = next(filter(None, self.world.gather(found)), "the base density")
+            what = next(filter(None, self.world.gather(layer)), "the base density")
         message = f"training diverged at step {failed + 1}: {what} is not finite"
         raise DivergedError(message, failed + 1)
 
@@ -308,41 +334,28 @@ class Trainer:
         """The figures of all training states, λ first, for a line of metrics."""
         return {name: value for state in self.states for name, value in state.figures().items()}
 
-    def likelihood(self, p=None) -> Likelihood:
+    def likelihood(self, p: Array | None = None) -> Likelihood:
         """An exact, immutable snapshot of the present parameters, or of others, flat."""
-        p, dtype = self.p if p is None else p, self.config.eval_dtype
-        return Likelihood(self.ops, self.flow, p, dtype)
-
-    def checkpoint(self, record: dict) -> Checkpoint:
-        """The state of the training, on the host."""
-        p, m, v = map(self.ops.to_host, (self.p, self.m, self.v))
-        state = {key: self.ops.to_host(values) for key, values in self.state.items()}
-        rest = (self.step, record, self.log.sums, state)
-        return Checkpoint(self.layout, p, m, v, *rest)
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint of the same model, with λ as the configuration has it."""
-        saved, own = checkpoint.state, self.state
-        if {k: each.shape for k, each in saved.items()} != {k: own[k].shape for k in own}:
-            found = "of another version or other options (it keeps other values from step to step)"
-            raise CheckpointError(f"the checkpoint is {found}: give the run that it was made by")
-        for buffer, name in ((self.p, "p"), (self.m, "m"), (self.v, "v")):
-            buffer[...] = self.ops.asarray(getattr(checkpoint, name), buffer.dtype)
-        for key, values in own.items():
-            values[...] = self.ops.asarray(saved[key])
-        self.step = checkpoint.step
-        self.log.restore(checkpoint.sums)
+        p = self.p if p is None else p
+        return Likelihood(self.ops, self.flow, p, self.config.eval_dtype)
 
 
 def take_steps(
-    trainings: list, last: int, wanted: Callable = lambda: True, clock: Callable = nullcontext
+    trainings: Sequence[tuple[Trainer, BatchSource]],
+    last: int,
+    wanted: Callable[[], bool] = lambda: True,
+    clock: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Iterator[int]:
     """The loop of every training: take steps up to `last`, as long as they are wanted().
 
-    trainings: pairs (trainer, batches), which take each step side by side; clock(): a context for a
-    step. Yields the number of steps done, after each.
+    Args:
+        trainings: trainers with their batches, which take each step side by side.
+        clock: clock() is a context for a step.
+
+    Yields:
+        The number of steps done, after each.
     """
-    (first, _), *_ = trainings
+    first, _ = trainings[0]
     while first.step < last and wanted():
         with clock():
             for trainer, batches in trainings:

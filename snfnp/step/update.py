@@ -7,13 +7,31 @@ Derivation: derivations/16-adam.md and 21-lambda-controllers.md.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from snfnp.ops import Array, Ops
 from snfnp.ops.step.definition import Row
 
 SCHEDULES = ("constant", "cosine", "linear")
+
+
+class Optimiser(Protocol):
+    """A rule that moves parameters in a step; see `Adam.update`."""
+
+    def update(
+        self,
+        ops: Ops,
+        gradient: Array,
+        lr: Any,
+        step: Any,
+        clip_norm: float | None = None,
+        failed: Any = 0.0,
+        *,
+        out: tuple[Array, Array, Array],
+    ) -> Any:
+        """Ascend once on out = (p, m, v); returns Σ g² before clipping."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""A training step: the trainer, batches, Adam, λ, and coordinates that it preconditions."""

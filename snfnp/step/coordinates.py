@@ -1,0 +1,279 @@
+"""Input preconditioning ("white coordinates"), as by the A factor of K-FAC.
+
+A dense layer learns behind a `Whiten` layer, whose statistics are estimated here (`Whitening`). A
+kernel W, as a matrix (kH kW C, O), multiplies rows: its receptive fields. Adam ascends in V, W =
+U V, for which these rows are white (`Coordinates`): it gets ∂𝓛/∂V = U ∂𝓛/∂W, and its step ΔV
+becomes ΔW = U ΔV. W remains the parameter: a new U changes how it is learned, not the function.
+Derivation: derivations/24-natural-coordinates.md.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from snfnp import threads
+from snfnp.errors import UsageError
+from snfnp.flow import Flow, Params
+from snfnp.layers import AffineCoupling, Layer, Linear, Whiten
+from snfnp.layers.baselines import CausalConv2d, ConvExponential
+from snfnp.layers.whiten import inverse_root
+from snfnp.likelihood import WHITENING_NOISE
+from snfnp.maps import Conv2d
+from snfnp.ops import Array, Ops, RandomKey
+from snfnp.step.batches import BatchSource, batch_of
+from snfnp.step.settings import Settings
+from snfnp.step.update import Optimiser, TrainingState
+
+Trainer = Any  # that of `trainer.py`, which imports this file
+Arrays = dict[str, Array]  # of a layer, by name
+_FLOOR = 1e-2  # eigenvalue floor, relative to the mean: U's eigenvalues are at most 10
+_IMAGES = 5  # images per feature for re-estimating a `Whiten` layer
+
+
+def white_states(
+    ops: Ops, flow: Flow, config: Settings, optimiser: Optimiser
+) -> "tuple[Whitening | None, Coordinates | None]":
+    """The states that a flow needs for `coordinates`; None: it has no layers for that state.
+
+    Raises:
+        UsageError: white coordinates are asked for, and the flow has no layer for them, or a
+            `Whiten` layer cannot be renewed.
+    """
+    layers = [layer for _, layer in flow.layers]
+    whitens = False
+    for index, (name, layer) in enumerate(flow.layers):
+        if not isinstance(layer, Whiten):
+            continue
+        whitens = True
+        following = layers[index + 1] if index + 1 < len(layers) else None
+        if layer.renewed and not (isinstance(following, Linear) and following.bias):
+            needs = "is renewed, and needs a Linear with a bias behind it"
+            raise UsageError(f"the Whiten layer {name} {needs}")
+    has_kernels = any(inputs(layer) for layer in layers)
+    coordinates = None
+    if config.coordinates == "white":
+        if not (whitens or has_kernels):
+            message = "this flow has neither convolutions nor Whiten layers"
+            raise UsageError(f"`coordinates` is white, but {message}: leave it out")
+        if has_kernels:
+            coordinates = Coordinates(ops, flow, config, optimiser)
+    return Whitening() if whitens else None, coordinates
+
+
+def statistics(trainer: Trainer, params: Params, batches: BatchSource, index: int) -> dict:
+    """The statistics of a layer before the first step: of a `Whiten` layer that is not renewed from
+    all images of the first epoch; {} of any other layer. O(D²) an image.
+
+    The noise is not that of the steps, with which their inputs would be whiter than others.
+    """
+    _, layer = trainer.flow.layers[index]
+    if not isinstance(layer, Whiten) or layer.renewed:
+        return {}
+    values = _estimate(trainer, params, batches, index, range(trainer.steps_per_epoch))
+    return {name: value.astype(trainer.p.dtype) for name, value in values.items()}
+
+
+def _estimate(
+    trainer: Trainer, params: Params, batches: BatchSource, index: int, steps: Iterable[int]
+) -> dict[str, Array]:
+    """The statistics of a `Whiten` layer for its input in these steps: float64, rounded to the
+    run's precision."""
+    layer: Any = trainer.flow.layers[index][1]
+    shift = 0.0
+    sums = _sums(trainer, params, batches, index, steps)
+    if layer.needs_shift(*sums):
+        count, total, _ = sums
+        shift = total / count
+        sums = _sums(trainer, params, batches, index, steps, shift)
+    values = layer.from_sums(*sums, shift, trainer.ops.linalg)
+    return {
+        name: value.astype(trainer.p.dtype).astype(np.float64) for name, value in values.items()
+    }
+
+
+def _sums(
+    trainer: Trainer,
+    params: Params,
+    batches: BatchSource,
+    index: int,
+    steps: Iterable[int],
+    shift: Array = 0.0,
+) -> tuple[int, Array, Array]:
+    """The number of inputs x of a `Whiten` layer in these steps, Σ (x − shift) and
+    Σ (x − shift)(x − shift)ᵀ."""
+    ops = trainer.ops
+    flow = trainer.flow
+    dtype = trainer.p.dtype if index else np.float64
+    shapes = flow.layers[index][1].parameter_shapes(())
+    count = 0
+    total = ops.xp.zeros(shapes["b"])
+    products = ops.xp.zeros(shapes["U"])
+    for step in steps:
+        images = batch_of(batches, step)
+        part, _ = trainer.slice_of(len(images))
+        key = RandomKey(trainer.config.seed, WHITENING_NOISE, step, part.first)
+        x, _ = flow.preprocessed(ops, images, key, dtype)
+        for name, layer in flow.layers[:index]:
+            x = layer.forward(ops, params[name], x)[0]
+        x = x.astype(np.float64) - shift
+        count += part.total
+        total += x.sum(axis=0)
+        ops.linalg.matmul_add(x.T, x, products)
+    if trainer.world.size > 1:
+        trainer.communicator.all_reduce(total, products)
+    return count, total, products
+
+
+class Whitening(TrainingState):
+    """The statistics of `Whiten` layers: fixed parameters, and no array of its own."""
+
+    def renew(self, trainer: Trainer, batches: BatchSource) -> None:
+        """Re-estimate those of renewed layers from images of the next steps, and change the linear
+        layer behind to keep the function, but for rounding. O(D³)."""
+        layout = trainer.layout.optimised
+        for index, (name, layer) in enumerate(trainer.flow.layers):
+            if not isinstance(layer, Whiten) or not layer.renewed:
+                continue
+            last = trainer.step + math.ceil(_IMAGES * layer.features / trainer.config.batch_size)
+            steps = range(trainer.step, last)
+            new = _estimate(trainer, trainer.params, batches, index, steps)
+            linear, _ = trainer.flow.layers[index + 1]
+            old = [trainer.params[name], trainer.params[linear]]
+            old += [layout.views(buffer)[linear] for buffer in (trainer.m, trainer.v)]
+            wide = [{key: a.astype(np.float64) for key, a in arrays.items()} for arrays in old]
+            changed = new, *change_coordinates(trainer.ops, new, *wide)
+            for arrays, values in zip(old, changed, strict=True):
+                for key, value in values.items():
+                    arrays[key][...] = value
+            trainer.share(trainer.p, trainer.m, trainer.v)
+
+
+def change_coordinates(
+    ops: Ops, new: Arrays, old: Arrays, p: Arrays, m: Arrays, v: Arrays
+) -> tuple[Arrays, Arrays, Arrays]:
+    """(p, m, v) of the linear layer behind a `Whiten`, whose statistics change from `old` to `new`.
+    p, and Adam's m and v: float64 arrays by name. O(D³).
+
+    With U'x + b_U' = T (U x + b_U) + t the function stays the same for W' = W T⁻¹, b' = b − W' t
+    and R' = T R. m follows the chain rule, G_W' = G_W Tᵀ + G_b tᵀ and G_R' = T⁻ᵀ G_R, and v the
+    same with all factors squared.
+    """
+    t = ops.linalg.solve(old["U"].T, new["U"])
+    t_inverse = ops.linalg.solve(new["U"].T, old["U"])
+    shift = new["b"] - t @ old["b"]
+    w = p["W"] @ t_inverse
+    p = {**p, "W": w, "b": p["b"] - w @ shift}
+    m = {**m, "W": m["W"] @ t.T + m["b"][:, None] * shift}
+    v = {**v, "W": v["W"] @ t.T**2 + v["b"][:, None] * shift**2}
+    if "R" in p:
+        p["R"] = t @ p["R"]
+        m["R"] = t_inverse.T @ m["R"]
+        v["R"] = t_inverse.T**2 @ v["R"]
+    return p, m, v
+
+
+def inputs(layer: Layer) -> dict[str, Callable[[dict], Array]]:
+    """{kernel: images(cache), its input} of a layer's kernels that get white coordinates."""
+    if isinstance(layer, Linear):
+        names = {"W": "x", "R": "z0"} if layer.learns_inverse else {"W": "x"}
+        return {
+            kernel: lambda cache, images=images: cache[images]
+            for (kernel, images), f in zip(names.items(), layer.maps, strict=False)
+            if isinstance(f, Conv2d)
+        }
+    if isinstance(layer, AffineCoupling):  # the network's first: the others' inputs are wide
+        return {"w1": lambda cache: cache["x"][..., : layer.channels // 2]}
+    if isinstance(layer, CausalConv2d):
+        return {"W": lambda cache: cache["x"][:, ::-1, ::-1] if layer.reverse else cache["x"]}
+    if isinstance(layer, ConvExponential):
+        return {"W": lambda cache: cache["powers"][0]}
+    return {}
+
+
+def whitening(second: np.ndarray) -> np.ndarray:
+    """U = (M/m)^{-1/2}, symmetric, of second moments M (K, K) whose eigenvalues have the mean m and
+    count as at least m/100. If M is 0 or not finite, the identity. O(K³)."""
+    mean = np.trace(second) / len(second)
+    if not (np.isfinite(second).all() and mean > 0):
+        return np.eye(len(second))
+    return inverse_root(second / mean, _FLOOR)
+
+
+class Coordinates(TrainingState):
+    """An optimiser in the coordinates of all kernels' U, which are its values."""
+
+    key = "coordinates.U"
+
+    def __init__(self, ops: Ops, flow: Flow, config: Settings, optimiser: Optimiser):
+        self._ops = ops
+        self._flow = flow
+        self._optimiser = optimiser
+        self._inputs = {name: inputs(layer) for name, layer in flow.layers}
+        self._slices: dict[tuple[str, str], slice] = {}  # of `values`, by layer and kernel
+        blocks = []  # see `ops.step.apply_block_matrices`
+        start = 0
+        for entry in flow.layout.optimised.entries:
+            if entry.name in self._inputs[entry.layer]:
+                *rows, outputs = entry.shape
+                size = math.prod(rows)
+                self._slices[entry.layer, entry.name] = slice(start, start + size**2)
+                blocks.append((entry.start, size, outputs, start))
+                start += size**2
+        self._blocks = tuple(blocks)
+        self._sizes = [size for _, size, _, _ in blocks]
+        self.values = ops.asarray(_flat([np.eye(size) for size in self._sizes]))
+        self._gradient = ops.xp.zeros(flow.layout.fixed, config.dtype)
+        self._step = ops.xp.zeros(flow.layout.fixed, config.dtype)
+
+    def renew(self, trainer: Trainer, batches: BatchSource) -> None:
+        """Estimate U from the images of the next step: one forward pass."""
+        with threads.blas_limited(1):  # more threads slow such small matrices
+            u = self._estimate(trainer, batch_of(batches, trainer.step))
+        u = trainer.world.broadcast(u)  # the same bits on all ranks
+        self.values[...] = self._ops.asarray(_flat(u))
+
+    def _estimate(self, trainer: Trainer, images: Array) -> list[np.ndarray]:
+        """U of every kernel, on the host."""
+        ops = self._ops
+        seconds = ops.xp.zeros_like(self.values)
+        x, _ = trainer.encode(images, trainer.step, trainer.slice_of(len(images))[0])
+        for name, layer in self._flow.layers:
+            p = trainer.params[name]
+            x, _, cache = layer.forward(ops, p, x)
+            for kernel, input_of in self._inputs[name].items():
+                h = input_of(cache).astype(np.float64)
+                rows = ops.conv.patches(h, p[kernel].shape[:2])
+                # a sum, not a mean: U does not depend on the scale of M
+                seconds[self._slices[name, kernel]] = ops.linalg.matmul(rows.T, rows).reshape(-1)
+        if trainer.world.size > 1:
+            trainer.communicator.all_reduce(seconds)
+        parts = zip(self._sizes, self._slices.values(), strict=True)
+        seconds = ops.to_host(seconds)
+        return [whitening(seconds[part].reshape(size, size)) for size, part in parts]
+
+    def ascend(
+        self,
+        ops: Ops,
+        gradient: Array,
+        lr: Any,
+        step: Any,
+        clip_norm: float | None,
+        failed: Any,
+        *,
+        out: tuple[Array, Array, Array],
+    ) -> Any:
+        """The optimiser's `update`, with the step in V; the rest is unchanged."""
+        p, m, v = out
+        ops.step.apply_block_matrices(gradient, self.values, self._blocks, out=self._gradient)
+        self._step[...] = 0
+        squares = self._optimiser.update(
+            ops, self._gradient, lr, step, clip_norm, failed, out=(self._step, m, v)
+        )
+        ops.step.apply_block_matrices(self._step, self.values, self._blocks, out=p, add=True)
+        return squares
+
+
+def _flat(matrices: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([u.reshape(-1) for u in matrices])
