@@ -4,18 +4,20 @@ import io
 import os
 import socket
 import struct
+import warnings
 import zipfile
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
+from support.data_files import picture
 from support.messages import one_line
 
 import snfnp
 from snfnp import images
 from snfnp.cli import train
-from snfnp.data import load_whole, own_data, pictures
+from snfnp.data import load_whole, own_data
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.images import StoredArray
 
@@ -23,7 +25,7 @@ RNG = np.random.default_rng(0)
 LARGE = pytest.mark.usefixtures("large")
 ROWS = RNG.normal((5.0, -3e4), (0.1, 4e3), (200, 2))
 GREY = RNG.integers(0, 256, (60, 4, 6)).astype(np.uint8)
-COLOUR = np.stack([GREY[0], GREY[1], GREY[2]], axis=-1)
+COLOUR = np.stack(GREY[:3], axis=-1)
 
 
 @pytest.fixture
@@ -47,11 +49,12 @@ def rewrite(path):
 @pytest.mark.parametrize("change", [cut, rewrite])
 @pytest.mark.parametrize("mapped", [False, True])
 def test_a_file_that_changes_while_it_is_trained_on_stops_the_run(change, mapped, tmp_path):
-    path, run = tmp_path / "rows.npy", tmp_path / "run"
+    def load():
+        return own_data(np.load(path, mmap_mode="r")) if mapped else snfnp.load_dataset(path)
+
+    path = tmp_path / "rows.npy"
+    run = tmp_path / "run"
     np.save(path, ROWS)
-    data = snfnp.load_dataset(str(path))
-    if mapped:
-        data = own_data(np.load(path, mmap_mode="r"))
     steps = []
 
     def callback(record):
@@ -59,15 +62,13 @@ def test_a_file_that_changes_while_it_is_trained_on_stops_the_run(change, mapped
             steps.append(record.step)
             change(path)
 
-    how = {"backend": "numpy", "batch_size": 20, "epochs": 9, "warmup_epochs": 1, "eval_every": 1}
-    with one_line(
-        SnfnpError, "rows.npy has changed since it was opened", "restore it and continue"
-    ):
-        snfnp.fit(data, model="fc", out=run, report=None, callbacks=[callback], **how)
+    options = {"model": "fc", "backend": "numpy", "batch_size": 20, "epochs": 9, "report": None}
+    options |= {"warmup_epochs": 1, "eval_every": 1, "callbacks": [callback]}
+    with one_line(SnfnpError, "rows.npy has changed since it was opened", "restore it and cont"):
+        snfnp.fit(load(), out=run, **options)
     assert len(steps) == 1, "it is noticed at the next step"
     np.save(path, ROWS)
-    again = own_data(np.load(path, mmap_mode="r")) if mapped else snfnp.load_dataset(str(path))
-    snfnp.resume(run, dataset=again, report=None)
+    snfnp.resume(run, dataset=load(), report=None)
     assert snfnp.load_run(run, "last").checkpoint.step == 9 * steps[0]
 
 
@@ -88,15 +89,15 @@ def test_a_file_that_is_replaced_is_read_to_its_end(tmp_path):
 def test_samples_are_read_as_numpy_reads_them(dtype, order, tmp_path):
     array = np.asarray(RNG.integers(0, 200, (50, 3, 2)).astype(dtype), order=order)
     np.save(tmp_path / "a.npy", array)
-    found = images.open_array(tmp_path / "a.npy")
-    assert isinstance(found, StoredArray) == (order == "C") and found.dtype == array.dtype
-    assert found.nbytes == array.nbytes  # by which a GPU holds it or streams it
-    for places in (slice(None), slice(3, 9), np.array([7, 8, 3, 4, 5, 49, 0]), np.arange(0), 4):
-        np.testing.assert_array_equal(found[places], array[places])
-    if order == "C":
-        some = found.select(np.array([9, 2, 3]))
+    opened = images.open_array(tmp_path / "a.npy")
+    assert isinstance(opened, StoredArray) == (order == "C") and opened.dtype == array.dtype
+    assert opened.nbytes == array.nbytes  # by which a GPU holds it or streams it
+    for chosen in (slice(None), slice(3, 9), np.array([7, 8, 3, 4, 5, 49, 0]), np.arange(0), 4):
+        np.testing.assert_array_equal(opened[chosen], array[chosen])
+    if isinstance(opened, StoredArray):
+        some = opened.select(np.array([9, 2, 3]))
         np.testing.assert_array_equal(some[1:], array[[2, 3]])
-        np.testing.assert_array_equal(found.with_channels()[5:7], array[5:7, ..., np.newaxis])
+        np.testing.assert_array_equal(opened.with_channels()[5:7], array[5:7, ..., np.newaxis])
 
 
 def endless_socket(path):
@@ -120,22 +121,10 @@ def test_what_is_no_file_is_refused_before_it_is_opened(kind, name, tmp_path, mo
         snfnp.load_dataset(name.partition("/")[0])
 
 
-def test_a_folder_without_end_and_of_other_disks_is_refused(tmp_path, monkeypatch):
-    for place in range(9):
-        (tmp_path / f"{place}").mkdir()
-    monkeypatch.setattr(pictures, "_MOST", 8)
-    with one_line(UsageError, tmp_path, "more than 8 entries: give a folder of images"):
-        snfnp.load_dataset(str(tmp_path))
-    monkeypatch.setattr(pictures, "_MOST", 9)
-    monkeypatch.setattr(os.path, "ismount", lambda path: True)
-    with one_line(UsageError, tmp_path, "has no images"):
-        snfnp.load_dataset(str(tmp_path))
-
-
 def archive(path, members, method=zipfile.ZIP_DEFLATED):
-    with zipfile.ZipFile(path, "w", method) as file:
-        for name, content in members.items():
-            file.writestr(name, content)
+    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(path, "w", method) as file:
+        for name, content in members:
+            file.writestr(name, content)  # with a warning if it is there
 
 
 def content_of(array):
@@ -147,78 +136,182 @@ def content_of(array):
 def header(shape, dtype="<f8"):
     """A .npy file that says that it is larger than it is."""
     file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        file, {"descr": dtype, "fortran_order": False, "shape": shape}
-    )
+    fields = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, fields)
     return file.getvalue() + b"\0" * 64
 
 
-def flipped(content, place):
-    return content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :]
+def flipped(content, index):
+    return content[:index] + bytes([content[index] ^ 0xFF]) + content[index + 1 :]
 
 
-def damaged_archive(path, method):
-    archive(path, {"train.npy": content_of(ROWS)}, method)
-    path.write_bytes(flipped(path.read_bytes(), 90))
+def damaged_archive(method):
+    file = io.BytesIO()
+    archive(file, [("train.npy", CONTENT)], method)
+    return flipped(file.getvalue(), 90)
 
 
 def encrypted(path):
-    archive(path, {"train.npy": content_of(ROWS)})
+    archive(path, [("train.npy", CONTENT)])
     content = path.read_bytes()  # bit 0 of the flags, in both headers
     for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         content = flipped(content, content.index(mark) + offset)
     path.write_bytes(content)
 
 
-DAMAGED = {
-    "an array.npz": lambda path: path.write_bytes(content_of(ROWS)),
-    "an archive.npy": lambda path: archive(path, {"train.npy": content_of(ROWS)}),
-    "no array in.npz": lambda path: archive(path, {"train.npy": b"hello"}),
-    "encrypted.npz": encrypted,
-    "deflated.npz": lambda path: damaged_archive(path, zipfile.ZIP_DEFLATED),
-    "lzma.npz": lambda path: damaged_archive(path, zipfile.ZIP_LZMA),
-    "bzip2.npz": lambda path: damaged_archive(path, zipfile.ZIP_BZIP2),
-    "huge in.npz": lambda path: archive(path, {"a.npy": header((1 << 40, 9))}),
-    "negative in.npz": lambda path: archive(path, {"a.npy": header((-1, 9))}),
-    "many names.npz": lambda path: archive(path, {f"{i}.npy": header((9,)) for i in range(999)}),
-    "huge.npy": lambda path: path.write_bytes(header((1 << 40, 9))),
-    "beyond numbers.npy": lambda path: path.write_bytes(header((1 << 62, 1 << 62))),
-    "negative.npy": lambda path: path.write_bytes(header((-5, 2))),
-    "zero-dimensional.npy": lambda path: np.save(path, np.float64(3)),
-    "fields.npy": lambda path: np.save(path, np.zeros(9, "f8,f8")),
-    "format 3.npy": lambda path: np.save(path, np.zeros(9, [("é", "f8")])),
-    "long header.npy": lambda path: path.write_bytes(
-        b"\x93NUMPY\x02\x00" + (10**6).to_bytes(4, "little") + b"(" * 10**6
-    ),
-    "odd header.npy": lambda path: path.write_bytes(
-        flipped(content_of(ROWS), 20) + b"\0"  # in the header's text
-    ),
-    "two arrays.npy": lambda path: path.write_bytes(2 * content_of(ROWS)),
-    "a byte more.npy": lambda path: path.write_bytes(content_of(ROWS) + b"\n"),
-    "fewer rows.npy": lambda path: path.write_bytes(header((4, 1))),
-    "many fields.npy": lambda path: np.save(
-        path, np.zeros(3, [(f"x{k}", "f8") for k in range(999)])
-    ),
-    "binary.csv": lambda path: path.write_bytes(bytes(range(256))),
-    "images.csv": lambda path: Image.fromarray(GREY[0]).save(path, "PNG"),
-    "gif/a.png": lambda path: Image.fromarray(GREY[0]).save(path, "GIF"),
-    "cut/a.png": lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(30)),
-    "text/a.jpg": lambda path: path.write_text("no picture"),
-}
+def with_value(value):
+    rows = ROWS.copy()
+    rows[7, 1] = value
+    return rows
 
 
-@pytest.mark.parametrize("name", DAMAGED)
-def test_a_damaged_or_mislabelled_file_is_one_short_line(name, tmp_path):
+def pictured(form):
+    """A function that writes an image of a format."""
+    return lambda path: picture(path, GREY[0], format=form)
+
+
+def pictures_of(*images):
+    """A function that writes images beside a path."""
+
+    def write(path):
+        for index, image in enumerate(images):
+            picture(path.with_name(f"{index}.png"), image)
+
+    return write
+
+
+def png(width, height, depth, kind, rows):
+    def chunk(name, content):
+        check = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
+
+    start = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))
+    data = chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + start + data + chunk(b"IEND", b"")
+
+
+def deep(channels):
+    """A PNG image of 16 bits; channels: the mode, in the words of PNG.
+
+    Pillow writes no such colour images, and cuts the bits when it reads them.
+    """
+    samples = {0: 1, 2: 3, 4: 2, 6: 4}[channels]
+    rows = b"".join(b"\0" + RNG.bytes(2 * samples * 6) for _ in range(4))
+    return png(6, 4, 16, channels, rows)
+
+
+CONTENT = content_of(ROWS)
+FIELDS = np.zeros(3, [(f"x{k}", "f8") for k in range(999)])
+LONG = b"\x93NUMPY\x02\x00" + (10**6).to_bytes(4, "little") + b"(" * 10**6
+PICKLED = "cannot be read (it is no array of numbers, and Python objects are never loaded)"
+READ = "cannot be read ("
+# {file: (its bytes, text or array, or a function that writes it; what is said)}
+FILES = (
+    {
+        "nan.npy": (
+            with_value(np.nan),
+            "nan in row 7, column 1 (from 0); leave such rows out",
+        ),
+        "a row.npy": (ROWS[:1], "of the samples of "),
+        "constant.npy": (
+            ROWS * (1, 0),
+            "column 1 (from 0) has the standard deviation 0: leave such",
+        ),
+        "large.npy": (ROWS * 1e300, "column 0 (from 0) has the standard deviation inf, and 1 more"),
+        "text.npy": (ROWS.astype(str), "instead of numbers; give a NumPy array of uint8, (N"),
+        "an axis.npy": (ROWS[:, 0], "float64 of shape (200,) is not (N, H, W, C); give"),
+        "pickled.npy": (ROWS.astype(object), PICKLED),
+        "empty.npy": (b"", READ),
+        "cut.npy": (CONTENT[:-40], READ),
+        "huge.npy": (header((1 << 40, 9)), READ),
+        "beyond numbers.npy": (header((1 << 62, 1 << 62)), READ),
+        "negative.npy": (header((-5, 2)), READ),
+        "zero-dimensional.npy": (np.float64(3), "float64 of shape () is not"),
+        "fields.npy": (np.zeros(9, "f8,f8"), "instead of numbers"),
+        "format 3.npy": (np.zeros(9, [("é", "f8")]), "instead of numbers"),
+        "many fields.npy": (FIELDS, "(its header is too long for an array of numbers)"),
+        "long header.npy": (LONG, "(its header is too long for an array of numbers)"),
+        "odd header.npy": (flipped(CONTENT, 20) + b"\0", READ),  # in the header's text
+        "two arrays.npy": (2 * CONTENT, "(3,328 bytes follow the array that its header describes)"),
+        "a byte more.npy": (
+            CONTENT + b"\n",
+            "(1 bytes follow the array that its header describes)",
+        ),
+        "fewer rows.npy": (header((4, 1)), "(32 bytes follow the array that its header describes)"),
+        "an archive.npy": (lambda path: archive(path, [("train.npy", CONTENT)]), READ),
+        "an array.npz": (CONTENT, "cannot be read (File is not a zip file)"),
+        "pickled.npz": (lambda path: np.savez(path, ROWS.astype(object)), PICKLED),
+        "no arrays.npz": (
+            np.savez,
+            "has the arrays none: name them train, validation and test, or",
+        ),
+        "other names.npz": (
+            lambda path: np.savez(path, train=ROWS, other=ROWS),
+            "has the arrays train, other: name them train, validation and test",
+        ),
+        "twice.npz": (
+            lambda path: archive(path, [*2 * [("train.npy", CONTENT)], ("test.npy", CONTENT)]),
+            "has several arrays of one name: name each split once",
+        ),
+        "no array in.npz": (lambda path: archive(path, [("train.npy", b"hello")]), "train"),
+        "encrypted.npz": (encrypted, READ),
+        "deflated.npz": (damaged_archive(zipfile.ZIP_DEFLATED), READ),
+        "lzma.npz": (damaged_archive(zipfile.ZIP_LZMA), READ),
+        "bzip2.npz": (damaged_archive(zipfile.ZIP_BZIP2), READ),
+        "huge in.npz": (lambda path: archive(path, [("a.npy", header((1 << 40, 9)))]), READ),
+        "negative in.npz": (lambda path: archive(path, [("a.npy", header((-1, 9)))]), READ),
+        "many names.npz": (
+            lambda path: archive(path, [(f"{index}.npy", header((9,))) for index in range(999)]),
+            "has the arrays 0, 1, 2",
+        ),
+        "infinite.csv": ("1,2\n3,-inf\n", "has '-inf': fill it in, or leave such rows out with"),
+        "a word.csv": ("a,b\n1,2\n3,x\n", "csv, line 3, column 'b' has 'x', which is not a number"),
+        "short.csv": ("1,2\n3\n4\n5\n6\n", "csv, line 2: the number of cells is 1"),
+        "names.csv": ("a,b\n", "has no rows of numbers: check the file"),
+        "empty.csv": ("", "has no rows of numbers: check the file"),
+        "binary.csv": (bytes(range(256)), "it is not UTF-8 text: save it as UTF-8"),
+        "image.csv": (
+            lambda path: picture(path, GREY[0], format="PNG"),
+            "it is not UTF-8 text: save it",
+        ),
+        "plain.csv.gz": ("a,b\n1,2\n", "cannot be read (Not a gzipped file"),
+        "sheet.xls": ("1 2", "give a .npy, .npz, .csv, .tsv or .txt file, or a folder of images"),
+        "folder/notes.md": ("no picture", "has no images (.png, .jpg, .jpeg): check the path"),
+        "gif/a.png": (
+            lambda path: picture(path, GREY[0], format="GIF"),
+            "it is not a PNG or JPEG image",
+        ),
+        "cut/a.png": (b"\x89PNG\r\n\x1a\n" + bytes(30), "it is not a PNG or JPEG image"),
+        "text/a.jpg": ("no picture", "it is not a PNG or JPEG image"),
+        "sizes/a.png": (pictures_of(GREY[0], COLOUR[:3]), "1.png is 6 x 3, and "),
+        "large/a.png": (png(10_000, 10_000, 8, 0, b""), "decompression bomb"),
+        "huge/a.png": (png(60_000, 60_000, 8, 0, b""), "decompression bomb"),
+    }
+    | {
+        f"{mode} of 16 bits/a.png": (deep(channels), "its pixels have more than 8 bits")
+        for mode, channels in {"grey": 0, "RGB": 2, "LA": 4, "RGBA": 6}.items()
+    }
+)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_fits_nothing_is_one_short_line_and_leaves_nothing(name, tmp_path, recwarn):
+    content, problem = FILES[name]
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
-    DAMAGED[name](path)
-    given = path if path.parent == tmp_path else path.parent
-    with pytest.raises(UsageError) as caught:
-        train.main([str(given), "--out", str(tmp_path / "run")])
+    if callable(content):
+        content(path)
+    elif isinstance(content, (str, bytes)):
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    else:
+        np.save(path, content)
+    data = path if path.parent == tmp_path else path.parent
+    with one_line(UsageError, data.stem, problem) as caught:
+        train.main([str(data), "--out", str(tmp_path / "run")])
     message = str(caught.value)
-    assert str(given) in message and message.isprintable() and "_io" not in message
+    assert message.isprintable() and "_io" not in message
     assert len(message) - len(str(path)) < 250, message
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run").exists() and not recwarn.list
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -242,39 +335,16 @@ def test_a_flipped_byte_is_one_line_or_harmless(seed, tmp_path):
         (tmp_path / name).write_bytes(contents[name])
 
 
-@pytest.mark.parametrize(
-    "name, problem",
-    [
-        ("two arrays.npy", "(3,328 bytes follow the array that its header describes)"),
-        ("fewer rows.npy", "(32 bytes follow the array that its header describes)"),
-        ("many fields.npy", "(its header is too long for an array of numbers)"),
-    ],
-)
-def test_what_is_no_single_array_is_said(name, problem, tmp_path):
-    DAMAGED[name](tmp_path / name)
-    with one_line(UsageError, name, problem):
-        snfnp.load_dataset(str(tmp_path / name))
-
-
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_two_arrays_of_one_name_are_refused(tmp_path):
-    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
-        for name in ("train.npy", "train.npy", "test.npy"):
-            file.writestr(name, content_of(ROWS))
-    with one_line(UsageError, "a.npz has several arrays of one name: name each split once"):
-        snfnp.load_dataset(str(tmp_path / "a.npz"))
-
-
 def test_names_and_sizes_in_an_archive_are_checked_before_it_is_read(tmp_path, monkeypatch):
     path = tmp_path / "a.npz"
     np.savez(path, train=ROWS, other=ROWS)
     monkeypatch.setattr(np.lib.format, "read_array", lambda *a, **b: pytest.fail("it is read"))
-    with one_line(UsageError, "has the arrays train, other: name them train, validation and test"):
-        snfnp.load_dataset(str(path))
+    with one_line(UsageError, "has the arrays train, other"):
+        snfnp.load_dataset(path)
     np.savez(path, train=ROWS)
     monkeypatch.setattr(snfnp.data, "_memory", lambda: 1000)
     with one_line(UsageError, path, "its arrays take 3,328 bytes, and this machine has 1,000"):
-        snfnp.load_dataset(str(path))
+        snfnp.load_dataset(path)
 
 
 def test_escapes_and_newlines_of_a_name_are_shown(tmp_path):
@@ -287,99 +357,10 @@ def test_escapes_and_newlines_of_a_name_are_shown(tmp_path):
     assert snfnp.load_dataset(str(path)).source.isprintable()
 
 
-def picture(path, array=GREY[0], **how):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path, **how)
-
-
-NAMES = [("Train", "VAL", "test"), ("training", "valid", "testing"), ("train", "dev", "Test")]
-
-
-@pytest.mark.parametrize("names", NAMES)
-def test_splits_are_found_in_capitals_and_by_their_other_names(names, tmp_path):
-    for count, name in enumerate(names, start=2):
-        for place in range(count):
-            picture(tmp_path / name / f"{place}.png", GREY[10 * count + place])
-    found = snfnp.load_dataset(str(tmp_path))
-    assert [len(each) for each in (found.train, found.validation, found.test)] == [2, 3, 4]
-    np.testing.assert_array_equal(found.validation[..., 0], GREY[30:33])
-    (tmp_path / "validation").mkdir()
-    with one_line(UsageError, "has two folders of validation images: leave one of them out"):
-        snfnp.load_dataset(str(tmp_path))
-
-
-@pytest.mark.parametrize("place", ["a.png", "more/a.png"])
-def test_images_beside_splits_are_an_error(place, tmp_path):
-    picture(tmp_path / "train" / "a.png")
-    picture(tmp_path / place)
-    with one_line(UsageError, "has images beside its train, such as", place, "move them into"):
-        snfnp.load_dataset(str(tmp_path))
-
-
-LEFT_OUT = "hidden folders, links to folders, and folders on other disks"
-
-
-def test_a_folder_without_images_is_not_walked_to_its_end(tmp_path, monkeypatch):
-    """A stranger's run may name any folder as its data."""
-    monkeypatch.setattr(pictures, "_MOST_OTHERS", 20)
-    for number in range(30):
-        (tmp_path / f"{number:02}" / "below").mkdir(parents=True)
-    with one_line(UsageError, tmp_path, "has no images (.png, .jpg, .jpeg) among its first 30 ent"):
-        own_data(str(tmp_path))
-    (tmp_path / "dev").mkdir()
-    monkeypatch.setattr(os, "walk", lambda folder: pytest.fail("it was walked"))
-    with one_line(UsageError, f"{tmp_path} has no folder train beside dev: add one"):
-        own_data(str(tmp_path))
-
-
-def test_images_in_hidden_folders_are_left_out_and_said(tmp_path):
-    for place in range(9):
-        picture(tmp_path / f"{place}.png", GREY[place])
-    picture(tmp_path / ".thumbs" / "small" / "a.png", GREY[0, :2, :2])
-    picture(tmp_path / ".b.png", GREY[0, :2, :2])
-    said = []
-    found = snfnp.load_dataset(str(tmp_path), report=said.append)
-    assert said == [f"{tmp_path}: {LEFT_OUT} are left out"]
-    assert len(found.train) + len(found.validation) + len(found.test) == 9
-
-
-def test_linked_folders_are_left_out_and_said(tmp_path):
-    for place in range(9):
-        picture(tmp_path / "train" / f"{place}.png", GREY[place])
-    (tmp_path / "train" / "again").symlink_to(tmp_path / "train")
-    said = []
-    assert len(snfnp.load_dataset(str(tmp_path), report=said.append).train) == 7
-    assert said == [f"{tmp_path}: {LEFT_OUT} are left out"]
-
-
-def test_what_is_left_out_of_a_folder_is_counted(tmp_path):
-    for place in range(9):
-        picture(tmp_path / f"{place}.png", GREY[place])
-    for name in ("a.webp", "b.WEBP", "a.gif", "a.bmp", "a.tiff", "a.ppm", ".a.gif", "README"):
-        picture(tmp_path / name, format="PPM")
-    said = []
-    assert len(snfnp.load_dataset(str(tmp_path), report=said.append).train) == 7
-    kinds = "2 .webp, 1 without a suffix, 1 .bmp, 1 .gif, 1 .ppm, 1 .tiff"
-    assert said == [f"{tmp_path}: other files are left out ({kinds})"]
-
-
-def test_frames_and_profiles_that_are_left_out_are_said(tmp_path):
-    frames = [Image.fromarray(image) for image in GREY[:3]]
-    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
-    Image.fromarray(COLOUR).convert("CMYK").save(tmp_path / "b.jpg")
-    said = []
-    found = pictures.read_folder(tmp_path, said.append)["train"]
-    np.testing.assert_array_equal(found[0, ..., 0], GREY[0])
-    assert [line.partition(": ")[2] for line in said] == [
-        "of animations the first frame is taken (1)",
-        "CMYK images become RGB without their colour profiles (1)",
-    ]
-
-
 def test_other_data_that_do_not_exist_are_no_advice_about_the_runs_own(tmp_path):
     with one_line(UsageError, "mnits does not exist (did you mean mnist?): check the path"):
         load_whole("mnits")
-    picture(tmp_path / "test" / "a.png")
+    picture(tmp_path / "test" / "a.png", GREY[0])
     with one_line(UsageError, f"{tmp_path} has no folder train beside test: add one"):
         load_whole(str(tmp_path))
 
@@ -397,62 +378,3 @@ def test_a_matrix_is_refused():
     """For np.matrix, ** is a power of matrices."""
     with one_line(UsageError, "matrix instead of numbers; give an array of floats"):
         own_data(np.matrix(ROWS))
-
-
-@pytest.mark.parametrize("mode", ["I;16", "RGB", "LA", "RGBA"])
-def test_more_than_eight_bits_are_refused(mode, tmp_path):
-    """Pillow writes no such colour images, and cuts the bits when it reads them."""
-    channels = {"I;16": 0, "RGB": 2, "LA": 4, "RGBA": 6}[mode]  # in the words of PNG
-    samples = {0: 1, 2: 3, 4: 2, 6: 4}[channels]
-    rows = b"".join(b"\0" + RNG.bytes(2 * samples * 6) for _ in range(4))
-    path = tmp_path / "images" / "a.png"
-    path.parent.mkdir()
-    path.write_bytes(png(6, 4, 16, channels, rows))
-    with one_line(UsageError, path, "its pixels have more than 8 bits"):
-        snfnp.load_dataset(str(path.parent))
-
-
-@pytest.mark.parametrize("side", [10_000, 60_000])
-def test_an_image_that_says_it_is_huge_is_one_line(side, tmp_path, recwarn):
-    path = tmp_path / "images" / "a.png"
-    path.parent.mkdir()
-    path.write_bytes(png(side, side, 8, 0, b""))
-    with one_line(UsageError, path, "decompression bomb"):
-        snfnp.load_dataset(str(path.parent))
-    assert not recwarn.list
-
-
-def test_transparent_colours_of_a_palette_are_read_without_a_warning(tmp_path, recwarn):
-    (tmp_path / "images").mkdir()
-    image = Image.fromarray(GREY[0]).convert("P")
-    image.save(tmp_path / "images" / "a.png", transparency=bytes(range(256)))
-    assert load_whole(str(tmp_path / "images")).shape == (1, 4, 6, 3)
-    assert not recwarn.list
-
-
-def png(width, height, depth, kind, rows):
-    def chunk(name, content):
-        check = zlib.crc32(name + content)
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
-
-    start = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))
-    data = chunk(b"IDAT", zlib.compress(rows))
-    return b"\x89PNG\r\n\x1a\n" + start + data + chunk(b"IEND", b"")
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_images_are_turned_as_their_exif_data_say(orientation, tmp_path):
-    """Orientation 6: the first row becomes the right-hand column."""
-    inverse = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]  # Image.Transpose
-    smooth = np.add.outer(np.arange(16) * 9, np.arange(24) * 3).astype(np.uint8)
-    shown = Image.fromarray(smooth)
-    stored = shown if inverse is None else shown.transpose(inverse)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    for name in ("a.jpg", "b.jpg"):
-        (tmp_path / "images").mkdir(exist_ok=True)
-        stored.save(tmp_path / "images" / name, exif=exif, quality=95)
-    picture(tmp_path / "images" / "c.png", smooth)
-    found = load_whole(str(tmp_path / "images"))
-    assert found.shape == (3, 16, 24, 1)
-    assert np.abs(found[0].astype(int) - found[2]).max() < 8

@@ -38,6 +38,12 @@ def colour_images(count: int, seed: int) -> np.ndarray:
     return random_images(count, seed, size=(32, 32, 3))
 
 
+def picture(path: Path, array: np.ndarray, **options) -> None:
+    """An image file in a folder, which is made; options: of `Image.save`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)
+
+
 def tar_bytes(members: dict[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
