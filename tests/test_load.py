@@ -77,7 +77,7 @@ def test_what_is_not_the_same_run_is_refused_in_a_notebook(tmp_path):
     dataset, *_ = trained(tmp_path / "run")
     for changes, message in (
         ({"epochs": 1}, "is at step 4, past `epochs=1`"),
-        ({"dataset": small_dataset()}, "was trained on .* images .*, found"),
+        ({"dataset": small_dataset()}, "was trained on .* images .*, but these are"),
     ):
         with one_line(UsageError, match=message):
             snfnp.resume(tmp_path / "run", **{"dataset": dataset, **changes})
@@ -127,15 +127,15 @@ def said(monkeypatch, capsys):
 def refusal(path, shape="(5, 5, 1)", source="elsewhere"):
     return (
         f"{path} was trained on [100, 30, 30] images (train, validation, test) of shape (5, 5, 1), "
-        f"photographs from random images, found others: [100, 30, 30] of shape {shape}, "
+        f"photographs from random images, but these are [100, 30, 30] of shape {shape}, "
         f"mnist from {source}"
     )
 
 
 @pytest.mark.parametrize("way, split", [(way, split) for way in SEES for split in SEES[way]])
 def test_other_images_are_refused(way, split, photographs, said):
-    others = "" if way == "resume" else ", or others of its shape to look at,"
-    advice = f"give the same data{others} with `data` (dataset= in Python)"
+    others = "" if way == "resume" else ", or other data of that shape to evaluate,"
+    advice = f"give the original data{others} with `data` (dataset= in Python)"
     with one_line(UsageError, f"{refusal(photographs)}: {advice}"):
         said(way, photographs, OTHERS[split])
     with one_line(UsageError, f"{refusal(photographs, '(6, 6, 1)', 'random images')}: {advice}"):
@@ -158,7 +158,7 @@ def test_nothing_is_said_of_the_same_images(way, photographs, said):
 
 @pytest.mark.parametrize("way", SEES)
 def test_fewer_images_are_refused(way, photographs, said):
-    with pytest.raises(UsageError, match=r"photographs from .*, found others: \[90, 30, 20\]"):
+    with pytest.raises(UsageError, match=r"photographs from .*, but these are \[90, 30, 20\]"):
         said(way, photographs, FEWER)
 
 

@@ -213,7 +213,7 @@ def test_a_run_finds_its_data_again_and_says_what_they_are(run, tmp_path, monkey
         with one_line(SnfnpError, str(path), "the path of your data (`data`)"):
             command.main([str(out)])
         command.main([str(out), "--data", str(moved)])
-        assert "found others" not in capsys.readouterr().out
+        assert "but these are" not in capsys.readouterr().out
     train.main(["--resume", "--out", str(out), "--epochs", "3", "--data", str(moved)])
     assert snfnp.load_run(out, "last").checkpoint.step > 0
     other = write(tmp_path, "other.npy", SOURCES[path.name][::-1])

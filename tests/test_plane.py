@@ -200,5 +200,7 @@ def test_data_without_a_score_are_one_line(other, folder, tmp_path, monkeypatch)
         evaluate.main([str(folder), "--split", "all"])
     with one_line(UsageError, "`scores` is a.txt: its name must end in one of .csv"):
         evaluate.main([str(folder), "--scores", "a.txt"])
-    with one_line(UsageError, "give the same data, or others", "with `data` (dataset= in Python)"):
+    with one_line(
+        UsageError, "give the original data, or other data", "with `data` (dataset= in Python)"
+    ):
         evaluate.main([str(folder), "--data", "mnist-sample"])

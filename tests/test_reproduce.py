@@ -318,7 +318,7 @@ def test_unusable_runs_are_one_line_before_training(command, monkeypatch, tmp_pa
         (folder / name).write_bytes(content)
     with monkeypatch.context() as patch:
         patch.setattr(runs, "load_dataset", partial(reproduction.mnist, count=199))
-        refused("was trained on .* found others", kind=UsageError)
+        refused("was trained on .* but these are", kind=UsageError)
     file = folder.with_name("results.json")
     others = '{"format": 2, "targets": {}}', '{"format": 1, "targets": 3}'
     for content in ("{", "[" * 100_000, *others):

@@ -190,7 +190,10 @@ def without_data(record):
 
 
 LARGE = {
-    "no data": (without_data, "is damaged, or of another version (the configuration has no"),
+    "no data": (
+        without_data,
+        "written by another version (the configuration has no",
+    ),
     "layers": (
         lambda record: record["config"].update(model=FLOW % f"[{MANY}]"),
         "the flow cannot be built (ValueError: more than 10,000 layers, maps and rules)",

@@ -17,7 +17,7 @@ import json
 import os
 import re
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +33,23 @@ from snfnp.training.runs.checkpoint import is_evaluation, load_checkpoint
 
 
 class RunFolder:
-    """Paths and files of one run. `with run.lock:` keeps other programs from training in it."""
+    """Paths and files of one run."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
+        self.config_file = self.path / "config.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.last = self.path / "last.safetensors"
+        self.best = self.path / "best.safetensors"
+        self.summary_file = self.path / "summary.json"
+        self.samples = self.path / "samples.png"
+        self.curves = self.path / "curves.png"
+        self.animation = self.path / "training.gif"
 
-    lock = property(lambda self: files.folder_lock(self.path / "run.lock"))
-    config_file = property(lambda self: self.path / "config.json")
-    metrics_file = property(lambda self: self.path / "metrics.jsonl")
-    last = property(lambda self: self.path / "last.safetensors")
-    best = property(lambda self: self.path / "best.safetensors")
-    summary_file = property(lambda self: self.path / "summary.json")
-    samples = property(lambda self: self.path / "samples.png")
-    curves = property(lambda self: self.path / "curves.png")
-    animation = property(lambda self: self.path / "training.gif")
+    @property
+    def lock(self) -> AbstractContextManager:
+        """A context in which no other program trains in the folder."""
+        return files.folder_lock(self.path / "run.lock")
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
@@ -77,7 +80,7 @@ class RunFolder:
                 files.remove(partial)
 
     @classmethod
-    def open(cls, path: Path) -> tuple[RunFolder, dict]:
+    def open(cls, path: Path) -> tuple[RunFolder, dict[str, Any]]:
         """An existing run and the contents of its config.json."""
         run = cls(path)
         inside = os.path.isfile(path) and cls(run.path.parent).config_file.exists()
@@ -94,87 +97,113 @@ class RunFolder:
             if config.model is None or "data" not in record["config"]:
                 raise ValueError("the configuration has no model or no data")
         except (ValueError, UsageError) as error:
-            found = f"{run.config_file} is damaged, or of another version ({str(error)[:100]})"
-            advice = "restore it (options are changed by resuming, not in the file)"
-            raise SnfnpError(f"{found}: {advice}") from None
+            raise SnfnpError(
+                f"{run.config_file} was edited, damaged, or written by another version "
+                f"({str(error)[:100]}): restore it; to change options, resume with them"
+            ) from None
         return run, record
 
     def config(self) -> TrainConfig:
         """The options that a config.json records."""
         return TrainConfig.from_dict(self.open(self.path)[1]["config"])
 
-    def data(self, record: dict) -> tuple[list[int], tuple[int, ...]]:
+    def data(self, record: dict[str, Any]) -> tuple[list[int], tuple[int, ...]]:
         """The data by a config.json: samples per split, and their shape, (H, W, C) or (D,)."""
         data: Any = record.get("data")
-        found: Any = data if isinstance(data, dict) else {}
-        images, shape = found.get("rows", found.get("images")), found.get("shape")
-        for numbers, lengths in ((images, (3,)), (shape, (1, 3))):
-            whole = isinstance(numbers, list) and len(numbers) in lengths
-            if not (whole and all(type(n) is int and 0 < n < 2**31 for n in numbers)):
-                raise SnfnpError(f"{self.config_file} is damaged (its data): restore it")
-        return images, tuple(shape)
+        if isinstance(data, dict):
+            counts: Any = data.get("rows", data.get("images"))
+            shape: Any = data.get("shape")
+            if _are_counts(counts, 3) and _are_counts(shape, 1, 3):
+                return counts, tuple(shape)
+        raise self._damaged()
 
-    def moments(self, record: dict) -> np.ndarray | None:
+    def moments(self, record: dict[str, Any]) -> np.ndarray | None:
         """The arguments of `Standardise` by a config.json, (2, D), or with ties (7, D), which are
         (5, D) from older versions; None: it has images."""
-        _, (columns, *images) = self.data(record)
-        if images:
+        _, shape = self.data(record)
+        if len(shape) == 3:
             return None
         with suppress(ValueError, TypeError, OverflowError):
-            found = np.array(record["data"].get("moments"), np.float64)
-            fits = found.shape in ((2, columns), (5, columns), (7, columns))
-            fits = fits and np.isfinite(found).all()
-            if fits and (found[1] > 0).all():
-                return found
-        raise SnfnpError(f"{self.config_file} is damaged (its data): restore it")
+            moments = np.array(record["data"].get("moments"), np.float64)
+            fits = moments.shape in ((2, *shape), (5, *shape), (7, *shape))
+            # rows are divided by the spreads
+            if fits and np.isfinite(moments).all() and (moments[1] > np.finfo(float).tiny).all():
+                return moments
+        raise self._damaged()
 
-    def data_name(self, record: dict, data_dir: Path | None) -> str:
+    def _damaged(self) -> SnfnpError:
+        return SnfnpError(f"{self.config_file} is damaged (its data): restore it")
+
+    def data_name(self, record: dict[str, Any], data_dir: Path | None) -> str:
         """The name by which `load_dataset` finds the images of a config.json again: the sample of
         MNIST if the run was trained on it, but in a folder `data_dir`, which has no sample, MNIST.
         """
-        name, data = record["config"]["data"], record.get("data")
+        name = record["config"]["data"]
         if data_dir is not None:
             return "mnist" if name == "mnist-sample" else name
-        return "mnist-sample" if isinstance(data, dict) and data.get("source") == SAMPLE else name
+        data = record.get("data")
+        is_sample = isinstance(data, dict) and data.get("source") == SAMPLE
+        return "mnist-sample" if is_sample else name
 
     def check_same_data(
-        self, record: dict, dataset: Dataset, splits=SPLITS, allowed=False
+        self,
+        record: dict[str, Any],
+        dataset: Dataset,
+        splits: tuple[str, ...] = SPLITS,
+        allowed: bool = False,
     ) -> str | None:
-        """Raises UsageError if `splits` of a data set are not those of a config.json, by shape and
-        SHA-256; if others are `allowed`, for another shape alone. Returns a line to show if they
-        are others."""
-        (counts, shape), data = self.data(record), record["data"]
-        found = [len(getattr(dataset, split)) for split in SPLITS], dataset.train.shape[1:]
-        known, places = data.get("sha256"), [SPLITS.index(split) for split in splits]
-        known = known if isinstance(known, dict) else {}
-        same = found[1] == shape and all(counts[place] == found[0][place] for place in places)
-        if same and all(known.get(split) == dataset.fingerprint(split) for split in splits):
-            return None
-        given = record["config"].get("data")
-        name, option = data.get("name", given), "`data_dir`" if given in PUBLISHED else "`data`"
-        noun = "images" if len(shape) == 3 else "rows"
-        line = f"{self.path} was trained on {counts} {noun} (train, validation, test) of shape "
-        line += f"{shape}, {name} from {data.get('source')}, found others: {found[0]} of shape "
-        line += f"{found[1]}, {dataset.name} from {dataset.source}"
-        if allowed and found[1] == shape:
-            return printable(line)
-        others = "" if splits == SPLITS else ", or others of its shape to look at,"
-        raise UsageError(f"{line}: give the same data{others} with {option} (dataset= in Python)")
+        """Compare `splits` of a data set with those of a config.json, by shape and SHA-256.
 
-    def resumed_config(self, changes: dict, rollback: bool = False) -> TrainConfig:
+        Args:
+            allowed: other data of the same shape are.
+
+        Returns:
+            A line to show if they are others, or None.
+
+        Raises:
+            UsageError: they are others, and not allowed.
+        """
+        counts, shape = self.data(record)
+        data = record["data"]
+        digests = data.get("sha256")
+        other_shape = dataset.train.shape[1:]
+        if not isinstance(digests, dict):
+            digests = {}
+        if shape == other_shape and all(
+            digests.get(split) == dataset.fingerprint(split) for split in splits
+        ):
+            return None
+        name = record["config"].get("data")
+        option = "`data_dir`" if name in PUBLISHED else "`data`"
+        noun = "images" if len(shape) == 3 else "rows"
+        sizes = [len(getattr(dataset, split)) for split in SPLITS]
+        line = (
+            f"{self.path} was trained on {counts} {noun} (train, validation, test) of shape "
+            f"{shape}, {data.get('name', name)} from {data.get('source')}, but these are {sizes} "
+            f"of shape {other_shape}, {dataset.name} from {dataset.source}"
+        )
+        if allowed and other_shape == shape:
+            return printable(line)
+        others = "" if splits == SPLITS else ", or other data of that shape to evaluate,"
+        raise UsageError(
+            f"{line}: give the original data{others} with {option} (dataset= in Python)"
+        )
+
+    def resumed_config(self, changes: dict[str, Any], rollback: bool = False) -> TrainConfig:
         """The configuration of the resumed run, with `changes`; after a rollback, with the
         optimiser's settings of the best checkpoint, if any. Raises UsageError if that would not be
         the same run."""
         _, record = self.open(self.path)
         config = TrainConfig.from_dict(record["config"])
         if rollback and self.best.exists():
-            given = config.with_model(changes.get("model"))
-            flow = given.build_flow(self.data(record)[1], self.moments(record))
+            _, shape = self.data(record)
+            model = changes.get("model")
+            flow = config.with_model(model).build_flow(shape, self.moments(record))
             best = load_checkpoint(self.best, flow.layout, record)
             config = config.with_optimiser_of(best.record["config"])
         return config.resumed(changes, self.path)
 
-    def write_config(self, record: dict) -> None:
+    def write_config(self, record: dict[str, Any]) -> None:
         files.write_json(self.config_file, {**record, "sha256": _digest(record)})
 
     def remove_summary(self) -> None:
@@ -182,7 +211,7 @@ class RunFolder:
         with files.explained(f"remove {self.summary_file}", "remove it"):
             self.summary_file.unlink(missing_ok=True)
 
-    def append_metrics(self, record: dict) -> None:
+    def append_metrics(self, record: dict[str, Any]) -> None:
         """Add a line; flushed, so that a crash keeps it. The file of a snapshot by hard links stays
         as it is."""
         if self.metrics_file.is_file() and self.metrics_file.lstat().st_nlink > 1:
@@ -194,7 +223,7 @@ class RunFolder:
         ):
             file.write(_line(record))
 
-    def cut_metrics(self, step: int) -> list[dict]:
+    def cut_metrics(self, step: int) -> list[dict[str, Any]]:
         """Remove evaluations after the step from which the run is resumed; returns the others."""
         kept = [record for record in self.read_metrics() if record["step"] <= step]
         content = b"".join(map(_line, kept))
@@ -202,7 +231,7 @@ class RunFolder:
             files.write_atomically(self.metrics_file, content)
         return kept
 
-    def read_metrics(self) -> list[dict]:
+    def read_metrics(self) -> list[dict[str, Any]]:
         """All evaluations; none if there is no file. Raises SnfnpError if it is damaged."""
         if not self.metrics_file.exists():
             return []
@@ -215,8 +244,10 @@ class RunFolder:
                 if not is_evaluation(records[-1]):
                     raise ValueError("no evaluation")
             except ValueError as error:
-                found = f"{self.metrics_file} is damaged (line {number}: {str(error)[:80]})"
-                raise SnfnpError(f"{found}: restore it, or delete it to go on without") from None
+                raise SnfnpError(
+                    f"{self.metrics_file} is damaged (line {number}: {str(error)[:80]}): restore "
+                    "it, or delete it to go on without"
+                ) from None
         return records
 
 
@@ -227,11 +258,17 @@ def default_folder(config: TrainConfig) -> Path:
     return config.out or Path("runs") / re.sub(r"[^\w.-]+", "-", name)
 
 
-def _line(record: dict) -> bytes:
+def _are_counts(numbers: Any, *lengths: int) -> bool:
+    """Say whether this is a list of so many positive whole numbers."""
+    is_list = isinstance(numbers, list) and len(numbers) in lengths
+    return is_list and all(type(n) is int and 0 < n < 2**31 for n in numbers)
+
+
+def _line(record: dict[str, Any]) -> bytes:
     return json.dumps(record, allow_nan=False).encode() + b"\n"
 
 
-def _digest(record: dict) -> str:
+def _digest(record: dict[str, Any]) -> str:
     """The SHA-256 of a record, without that itself."""
     rest = {name: value for name, value in record.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
