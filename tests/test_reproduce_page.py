@@ -167,6 +167,28 @@ def test_the_figures_in_the_prose_come_from_the_results():
     assert "–" not in known.values() and set(facts({}).values()) == {"–"}
 
 
+def stored_figures(records) -> set[str]:
+    """Likelihoods (nats and bits, of every run and of every row) and times, as texts have them."""
+    rows = [row for name in ("table1", "white") for row in records[name]["rows"]]
+    found = {f"{row[key]}" for row in rows for key in ("paper", "paper_spread")}
+    for row in rows:
+        values = [run["value"] for run in row["runs"] if "value" in run]
+        spread = {f"{np.std(values, ddof=1):.1f}"} if values[1:] else set()
+        for nats in (*values, np.mean(values)):
+            found |= {f"{nats:.1f}", f"{nats / (784 * np.log(2)):.3f}"} | spread
+    times = [row["batch"].get("median", np.nan) for row in records["table3"]["rows"]]
+    return found | {f"{time:.1f}" for time in times}
+
+
+def test_the_figures_of_the_readme_come_from_the_results():
+    text = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    results_of_it = text.partition("\n## Results\n")[2].partition("\n## ")[0]
+    known = stored_figures(committed())
+    found = set(re.findall(r"\d+\.\d+", results_of_it))
+    assert found <= known and len(found) > 15
+    assert "637.8" not in known and "39.1" not in known
+
+
 def test_the_facts_are_differences_over_the_seeds_of_both(records):
     """By hand, from two rows with a common seed and one that only one of them has."""
     exact, snf = records["table1"]["rows"][:2]
