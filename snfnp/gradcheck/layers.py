@@ -16,7 +16,7 @@ from snfnp.gradcheck.members import require
 from snfnp.layers import Layer, Linear, Whiten
 from snfnp.maps import Map
 from snfnp.ops import Ops, RandomKey, cpu_backends, get_ops
-from snfnp.ops.group import rows as flat
+from snfnp.ops.group import flat
 from snfnp.parameters import order_of
 from snfnp.rules import SelfNormalizing
 

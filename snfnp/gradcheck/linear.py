@@ -6,7 +6,7 @@ from snfnp.gradcheck.layers import Case, Report, as_matrix, on_cpu_backends
 from snfnp.gradcheck.members import require
 from snfnp.layers import Linear
 from snfnp.maps import Map
-from snfnp.ops.group import rows as flat
+from snfnp.ops.group import flat
 from snfnp.rules import Exact, Relative, Rule, SelfNormalizing
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from snfnp.errors import SingularMatrixError
 from snfnp.maps import explicit
 from snfnp.ops import Array, Ops
-from snfnp.ops.group import rows as flat
+from snfnp.ops.group import flat
 
 # The largest max(‖D_i‖, ‖(L B U)‖) ‖D_i⁻¹‖ (Frobenius) the recursion accepts: results are exact for
 # a matrix within about 2e-10 of T. Beyond it elimination with pivoting decides.

@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 
-from snfnp.ops.group import rows as flat
+from snfnp.ops.group import flat
 
 
 def log_det(ops, w, shape) -> float:

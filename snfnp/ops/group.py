@@ -16,14 +16,18 @@ Shape = tuple[int, ...]
 class OperationGroup:
     """Operations on the arrays of one device that belong together: one folder of `snfnp.ops`.
 
-    groups: those before it in `Ops`, which become attributes; a class declares those that it uses.
+    Args:
+        device: a `HostDevice`, or a `Gpu`, which has the same members.
+        **groups: those before it in `Ops`, which become attributes; a class declares those that it
+            uses.
     """
 
-    def __init__(self, device, **groups):
-        self.device, self.xp = device, device.xp
+    def __init__(self, device: Any, **groups: "OperationGroup"):
+        self.device = device
+        self.xp: Any = device.xp  # the array namespace
         vars(self).update(groups)
 
 
-def rows(x):
+def flat(x: Array) -> Array:
     """(N, ...) as rows (N, D), also if N = 0."""
     return x.reshape(len(x), math.prod(x.shape[1:]))

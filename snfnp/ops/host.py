@@ -2,54 +2,68 @@
 
 import socket
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from snfnp import threads
 from snfnp.ops.communication import SINGLE_PROCESS, Communicator
+from snfnp.ops.group import Array, Scalar
 
 
 def ranks_on_shared_cores(world: Communicator) -> int:
     """The number of ranks that share the cores of this process, itself included: all on a machine,
     unless the launcher bound each to cores of its own."""
-    here = socket.gethostname(), threads.cores()
-    return sum(host == here[0] and bool(cores & here[1]) for host, cores in world.gather(here))
+    hostname = socket.gethostname()
+    cores = threads.cores()
+    every = world.gather((hostname, cores))
+    return sum(host == hostname and bool(theirs & cores) for host, theirs in every)
 
 
 class HostDevice:
     """The CPU: arrays are NumPy's, and operations finish before they return.
 
-    xp: the array namespace; name: of the backend; asynchronous: operations may return before they
-    finish; compiles: the first call of a kernel compiles it.
+    Args:
+        name: of the backend.
+        compilations: of a backend that compiles its kernels: see `compilations`.
+
+    Attributes:
+        xp: the array namespace.
+        asynchronous: operations may return before they finish.
+        compiles: the first call of a kernel compiles it.
     """
 
-    xp = np
+    xp: Any = np
     asynchronous = False
 
-    def __init__(self, name: str, compilations=None):
-        self.name, self.compiles = name, compilations is not None
+    def __init__(self, name: str, compilations: Callable[..., AbstractContextManager] | None = None):
+        self.name = name
+        self.compiles = compilations is not None
         self._compilations = compilations
 
-    def compilations(self, begins, ends):
+    def compilations(
+        self, begins: Callable[[], None], ends: Callable[[int], None]
+    ) -> AbstractContextManager:
         """A context in which begins() is called before kernels are compiled, ends(count) after."""
         return self._compilations(begins, ends) if self._compilations else nullcontext()
 
-    def asarray(self, host, dtype=None):
+    def asarray(self, host: Any, dtype: DTypeLike = None) -> Array:
         """A host array as a C-contiguous array on the device, cast if `dtype` is given."""
         return self.xp.asarray(host, dtype=dtype, order="C")
 
-    def to_host(self, array) -> np.ndarray:
+    def to_host(self, array: Array) -> np.ndarray:
         """A device array as a NumPy array on the host."""
         return np.asarray(array)
 
-    def constant(self, host: np.ndarray, dtype=np.float64):
+    def constant(self, host: np.ndarray, dtype: DTypeLike = np.float64) -> Array:
         """A small host array that depends on shapes alone, on the device in this precision. It is
         copied once and must not be changed."""
         return np.asarray(host, dtype)
 
-    def known_on_host(self, condition) -> bool | None:
-        """The truth of a number of shape (); None if the host would have to wait for it."""
+    def known_on_host(self, condition: Scalar) -> bool | None:
+        """The truth of a condition; None where reading it would make the host wait."""
         return bool(condition)
 
     def communicator(self, world: Communicator) -> Communicator:
@@ -61,13 +75,20 @@ class HostDevice:
         world.require_same({"backend": self.name})
         return world
 
-    def capture(self, function, report=print, world: Communicator = SINGLE_PROCESS):
+    def capture(
+        self,
+        function: Callable[[Any], None],
+        report: Callable[[str], object] = print,
+        world: Communicator = SINGLE_PROCESS,
+    ) -> Callable[[Any], None]:
         """`function(argument)`, which a device may record and replay in later calls.
 
         It must write its results into arrays that outlive it, and launch the same operations in
         every call with the same argument. If it cannot be recorded, `report` gets a line that says
         why.
-        world: the ranks whose sums the function takes; all of them record, or none.
+
+        Args:
+            world: the ranks whose sums the function takes; all of them record, or none.
         """
         return function
 
@@ -81,12 +102,12 @@ class HostDevice:
         """The number of threads on which results depend; None: they depend on none."""
         return threads.most()
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
         """The device and its libraries, for a run's record; {} if `threads` describes it."""
         return {}
 
     def shortfall(self, error: Exception) -> str | None:
-        """The memory that an error found missing, in words; None if it is of another kind."""
+        """The memory that an error says is missing; None if the error is of another kind."""
         if not isinstance(error, MemoryError):
             return None
         return str(error) or "nothing more is known"

@@ -22,20 +22,25 @@ import os
 import shutil
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from typing import Any
 
 import numba
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numba.core import event
 from numba.core.compiler_lock import global_compiler_lock
 
 from snfnp import files, threads
+from snfnp.ops.group import Array
 
 threads.configure_numba()
+njit: Any = numba.njit  # whose types know neither its options nor what it returns
+config: Any = numba.config  # pyright: ignore[reportPrivateImportUsage]
 _SOURCES = Path(__file__).resolve().parent
-_KEPT = 3  # states of the sources whose kernels are kept: those that were used last
+_KEPT = 3  # folders of kernels, the most recently used ones: one for each state of the sources
 
 
 def _digest() -> str:
@@ -48,21 +53,25 @@ def _digest() -> str:
 
 
 def _kernel_folder() -> Path | None:
-    """The folder for compiled kernels, in the first place that can be written; None: there is none.
+    """The first of the possible folders for compiled kernels that can be written, or None.
 
-    Places may be shared by several checkouts, each of which removes old kernels of its own alone.
+    Folders may be shared by several checkouts, each of which removes old kernels of its own alone.
     """
-    given = os.environ.get("NUMBA_CACHE_DIR")
-    places = [_SOURCES / "__pycache__", files.user_cache() / "kernels"]
-    state = Path(f"snfnp-{hashlib.sha256(str(_SOURCES).encode()).hexdigest()[:8]}", _digest())
-    usual = (place / state for place in ([Path(given)] if given else places))
-    folder = next(filter(_is_usable, usual), None)
+    checkout = f"snfnp-{hashlib.sha256(str(_SOURCES).encode()).hexdigest()[:8]}"
+    state = Path(checkout, _digest())
+    roots = [_SOURCES / "__pycache__", files.user_cache() / "kernels"]
+    if root := os.environ.get("NUMBA_CACHE_DIR"):
+        roots = [Path(root)]
+    folder = next(filter(_is_usable, (root / state for root in roots)), None)
     if folder is None:
         private = files.private_folder("numba")
         folder = private and private / state
-        found = "compiled kernels cannot be kept beside the package or in the home folder: they are"
-        what = f"kept in {private}" if folder else "compiled again in every run"
-        print(f"{found} {what} (NUMBA_CACHE_DIR names another place)", file=sys.stderr)
+        remedy = f"kept in {private}" if folder else "compiled again in every run"
+        print(
+            "compiled kernels cannot be kept beside the package or in the home folder: they are "
+            f"{remedy} (NUMBA_CACHE_DIR names another place)",
+            file=sys.stderr,
+        )
     if folder:
         with suppress(OSError):  # another process may do the same
             folder.mkdir(parents=True, exist_ok=True)
@@ -89,34 +98,35 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _POOL.acquire(blocking=False))
 
 
-def compiled(kernel, **how):
+def compiled(kernel: Callable, **options: Any) -> Any:
     """A function that is compiled when it is first called, and kept in the folder above: a user's
     own kernels go to Numba's."""
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(_FOLDER or "")
+    usual = config.CACHE_DIR
+    config.CACHE_DIR = str(_FOLDER or "")
     try:
-        return njit(cache=_FOLDER is not None, error_model="numpy", **how)(kernel)
+        return njit(cache=_FOLDER is not None, error_model="numpy", **options)(kernel)
     finally:
-        numba.config.CACHE_DIR = before
+        config.CACHE_DIR = usual
 
 
-def serial(kernel):
+def inlined(kernel: Callable) -> Any:
     """A function that is inlined into the kernels that call it."""
     return compiled(kernel, inline="always")
 
 
-def parallel(kernel):
+def parallel(kernel: Callable) -> Callable[..., None]:
     """kernel(task, …) as a function of (tasks, …), which calls it for every task in parallel; one
     after another if its first array is so short that waking threads takes longer, or if Numba's
     threads are not to be had.
 
     The loops are made as source text: a parallel loop takes tuples, but no nested ones.
     """
-    _, *arguments = inspect.signature(kernel).parameters
-    call = ", ".join(arguments)
+    _, *names = inspect.signature(kernel).parameters
+    call = ", ".join(names)
     inner = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(kernel)
     scope = {"prange": prange, "uintp": np.uintp, "kernel": inner, "__name__": kernel.__module__}
 
-    def loop(name, over):
+    def loop(name: str, over: str) -> Callable[..., None]:
         source = f"""def {name}(tasks, {call}):
     for task in {over}(tasks):
         kernel(uintp(task), {call})"""
@@ -124,25 +134,26 @@ def parallel(kernel):
         return compiled(scope[name], no_cfunc_wrapper=True, parallel=over == "prange")
 
     # of different names, by which the kernels on disk are found
-    shared, alone = loop(kernel.__name__, "prange"), loop(f"{kernel.__name__}_alone", "range")
-    place = None
+    shared = loop(kernel.__name__, "prange")
+    alone = loop(f"{kernel.__name__}_alone", "range")
+    index = None  # of the first array
 
-    def run(tasks, *given):
-        nonlocal place
-        if place is None:
-            place = next(i for i, each in enumerate(given) if isinstance(each, np.ndarray))
-        if given[place].size > _SHORT and _POOL.acquire(blocking=False):
+    def run(tasks: int, *arguments: Any) -> None:
+        nonlocal index
+        if index is None:
+            index = next(i for i, each in enumerate(arguments) if isinstance(each, np.ndarray))
+        if arguments[index].size > _SHORT and _POOL.acquire(blocking=False):
             try:
-                shared(tasks, *given)
+                shared(tasks, *arguments)
             finally:
                 _POOL.release()
         else:
-            alone(tasks, *given)
+            alone(tasks, *arguments)
 
     return run
 
 
-def alike(*arrays) -> bool:
+def alike(*arrays: Array) -> bool:
     """True if the arrays are all in single, or all in double precision: what kernels are made for.
     (A byte order of another machine is neither.)"""
     dtype = arrays[0].dtype
@@ -152,20 +163,22 @@ def alike(*arrays) -> bool:
 class _Compilations(event.Listener):
     """Numba's compilations as calls of `begins` and `ends`; those within another are part of it."""
 
-    def __init__(self, begins, ends):
-        self._begins, self._ends, self._depth = begins, ends, 0
+    def __init__(self, begins: Callable[[], None], ends: Callable[[int], None]):
+        self._begins = begins
+        self._ends = ends
+        self._depth = 0
 
-    def on_start(self, event):
+    def on_start(self, event: Any) -> None:
         if self._depth == 0:
             self._begins()
         self._depth += 1
 
-    def on_end(self, event):
+    def on_end(self, event: Any) -> None:
         self._depth -= 1
         if self._depth == 0:
             self._ends(1)
 
 
-def compilations(begins, ends):
+def compilations(begins: Callable[[], None], ends: Callable[[int], None]) -> AbstractContextManager:
     """See `HostDevice`."""
     return event.install_listener("numba:compile", _Compilations(begins, ends))

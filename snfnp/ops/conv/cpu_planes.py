@@ -7,7 +7,7 @@ dropped. See derivations/07-convolutions.md.
 
 import numpy as np
 
-from snfnp.ops.jit import parallel, serial
+from snfnp.ops.jit import inlined, parallel
 
 _IMAGES = 10  # images per task: their buffers are allocated once
 
@@ -28,7 +28,7 @@ def weight_grad(delta: np.ndarray, x: np.ndarray, add: bool, out: np.ndarray) ->
     out[...] = gradient + out if add else gradient
 
 
-@serial
+@inlined
 def _spread(image, planes, top, left):
     """image (H, W, C) into planes (C, H', W')."""
     height, width, channels = image.shape

@@ -21,7 +21,7 @@ from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
-from snfnp.ops.jit import parallel, serial
+from snfnp.ops.jit import inlined, parallel
 
 _IMAGES = 10  # images per task: their buffer is allocated once, their weight gradients summed
 _MOST = 64 * 64  # I·O up to which products of patches are slower
@@ -157,7 +157,7 @@ def tile(typing_context, x, x0, x_steps, w, w0, w_steps, counts, out, o0, o_step
     return types.void(*parts), code
 
 
-@serial
+@inlined
 def pad(image, top, left, row, padded):
     """image (H, W, C) into the flat `padded`, whose rows are `row` values long."""
     height, width, channels = image.shape

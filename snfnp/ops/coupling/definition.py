@@ -14,7 +14,7 @@ import math
 
 from snfnp.ops.channels.definition import Channels
 from snfnp.ops.conv.definition import Conv, flip
-from snfnp.ops.group import OperationGroup
+from snfnp.ops.group import Array, OperationGroup
 from snfnp.ops.linalg.definition import LinearAlgebra
 
 
@@ -29,42 +29,45 @@ class Coupling(OperationGroup):
     keeps_first = False
     keeps = True  # False: `network` keeps nothing (`Ops.forward_only`)
 
-    def forward(self, x, h):
+    def forward(self, x: Array, h: Array) -> tuple[Array, Array, Array]:
         """x, h (N, H, W, C) -> z (N, H, W, C), ldj (N,) = Σ s, s (N, H, W, C/2). O(N H W C)."""
-        xp, half = self.xp, x.shape[-1] // 2
+        xp = self.xp
+        half = x.shape[-1] // 2
         s = 2 * xp.tanh(h[..., ::2] / 2)
         z = xp.ascontiguousarray(x).copy()
         z[..., half:] = x[..., half:] * xp.exp(s) + h[..., 1::2]
         return z, s.sum(axis=(1, 2, 3)), s
 
-    def inverse(self, z, h):
+    def inverse(self, z: Array, h: Array) -> Array:
         """z, h (N, H, W, C) -> the x with forward(x, h) = z, exact. O(N H W C)."""
-        xp, half = self.xp, z.shape[-1] // 2
+        xp = self.xp
+        half = z.shape[-1] // 2
         x = xp.ascontiguousarray(z).copy()
         x[..., half:] = (z[..., half:] - h[..., 1::2]) * xp.exp(-2 * xp.tanh(h[..., ::2] / 2))
         return x
 
-    def backward(self, x, s, dz, dldj):
+    def backward(self, x: Array, s: Array, dz: Array, dldj: Array) -> tuple[Array, Array]:
         """δ_{x₁} = δ_{z₁},  δ_{x₂} = δ_{z₂} eˢ,  δ_{h₀} = δ_s (1 − s²/4),  δ_{h₁} = δ_{z₂},
 
         with δ_s = δ_{z₂} x₂ eˢ + δ_ldj, and 1 − s²/4 = 1 − tanh²(h₀/2) = ds/dh₀.
         x, dz (N, H, W, C), s (N, H, W, C/2), dldj (N,) -> dx, dh (N, H, W, C). O(N H W C).
         """
-        xp, half = self.xp, x.shape[-1] // 2
-        dx, dh = xp.ascontiguousarray(dz).copy(), xp.empty_like(dz, order="C")
+        xp = self.xp
+        half = x.shape[-1] // 2
+        dx = xp.ascontiguousarray(dz).copy()
+        dh = xp.empty_like(dz, order="C")
         dx[..., half:] *= xp.exp(s)
         ds = dx[..., half:] * x[..., half:] + dldj[:, None, None, None]
         dh[..., ::2] = ds * (1 - s * s / 4)
         dh[..., 1::2] = dz[..., half:]
         return dx, dh
 
-    def bias_relu(self, out, b):
+    def bias_relu(self, out: Array, b: Array) -> Array:
         """out ← max(out + b, 0), rows (M, F) and b (F,). O(M F)."""
-        xp = self.xp
         out += b
-        return xp.maximum(out, 0, out=out)
+        return self.xp.maximum(out, 0, out=out)
 
-    def bias_relu_backward(self, out, a, g_b, add=False):
+    def bias_relu_backward(self, out: Array, a: Array, g_b: Array, add: bool = False) -> None:
         """out ← out ⊙ [a > 0] for a = max(v + b, 0): the delta of a becomes that of v.
 
         out, a (M, F), g_b (F,): ← the gradient of b, Σ of out's new rows, or with `add` plus that.
@@ -73,7 +76,9 @@ class Coupling(OperationGroup):
         out *= ~(a <= 0)
         self._add_up(out, g_b, add)
 
-    def network(self, x, p, scale, keep):
+    def network(
+        self, x: Array, p: dict[str, Array], scale: float, keep: bool
+    ) -> tuple[Array, dict[str, Array]]:
         """x (N, H, W, C), of which x₁ is read -> h (N, H, W, C), and what the backward pass needs,
         if asked to `keep` it: {"a2": a₂ (N H W, width)}, and "a1" like it where `keeps_first`.
 
@@ -81,89 +86,113 @@ class Coupling(OperationGroup):
         C), b3 and logs (C,); scale: k. 2 N H W (width² + 1.5 kH kW C width) operations, in blocks
         of samples.
         """
-        xp, width, (samples, height, columns, _) = self.xp, len(p["b1"]), x.shape
+        samples, height, columns, _ = x.shape
+        width = len(p["b1"])
         matmul = self.linalg.matmul
-        h = xp.empty(x.shape, x.dtype)
-        blocks, most = self._blocks(samples, height * columns, width)
-        patches, w1 = self._patches(x, p), p["w1"].reshape(-1, width)
+        h = self.xp.empty(x.shape, x.dtype)
+        patches = self._patches(x, p)
+        w1 = p["w1"].reshape(-1, width)
         keep = keep and self.keeps
-        kept = {"a1": keep and self.keeps_first, "a2": keep}
-        hidden = {
-            name: xp.empty((samples * height * columns if whole else most, width), x.dtype)
-            for name, whole in kept.items()
-        }
+        keep_first = keep and self.keeps_first
+        blocks, most = self._blocks(samples, height * columns, width)
+        hidden_1 = self.xp.empty((len(patches) if keep_first else most, width), x.dtype)
+        hidden_2 = self.xp.empty((len(patches) if keep else most, width), x.dtype)
         for block, rows in blocks:
-            size = slice(rows.stop - rows.start)
-            a1, a2 = (hidden[name][rows if whole else size] for name, whole in kept.items())
+            from_start = slice(rows.stop - rows.start)
+            a1 = hidden_1[rows if keep_first else from_start]
+            a2 = hidden_2[rows if keep else from_start]
             self.bias_relu(matmul(patches[rows], w1, out=a1), p["b1"])
             self.bias_relu(matmul(a1, p["w2"], out=a2), p["b2"])
             v = self.conv.correlate(a2.reshape(-1, height, columns, width), p["w3"])
             self.channels.shift_scale(v, 1.0, p["b3"], scale, p["logs"], out=h[block])
-        return h, {name: hidden[name] for name, whole in kept.items() if whole}
+        hidden = {"a2": hidden_2} if keep else {}
+        if keep_first:
+            hidden["a1"] = hidden_1
+        return h, hidden
 
-    def network_backward(self, x, hidden, h, dh, p, scale, out, grads):
+    def network_backward(
+        self,
+        x: Array,
+        hidden: dict[str, Array],
+        h: Array,
+        dh: Array,
+        p: dict[str, Array],
+        scale: float,
+        out: Array,
+        grads: dict[str, Array],
+    ) -> None:
         """δ_h -> δ_{x₁}, which is added to out[..., :C/2], and the gradients of p.
 
         x, p and scale are those of `network`, h and hidden its results; dh, out (N, H, W, C).
         grads: an array for each parameter of p, all of them written. Twice the operations of
         `network`.
         """
-        xp, width = self.xp, len(p["b1"])
+        xp = self.xp
         matmul = self.linalg.matmul
-        out_3 = (grads["b3"], grads["logs"])
-        dh = self.channels.shift_scale_backward(dh, h, 1.0, scale, p["logs"], None, out_3)
-
         samples, height, columns, channels = x.shape
-        kernel = p["w3"].shape[:2]
-        w1, w3_adjoint = p["w1"].reshape(-1, width), flip(p["w3"]).reshape(-1, width)
+        width = len(p["b1"])
+        of_last = (grads["b3"], grads["logs"])
+        dh = self.channels.shift_scale_backward(dh, h, 1.0, scale, p["logs"], None, of_last)
+        w1 = p["w1"].reshape(-1, width)
         w1_adjoint = flip(p["w1"])
-        patches_1, patches_3 = self._patches(x, p), self.conv.patches(dh, kernel)
+        w3_adjoint = flip(p["w3"]).reshape(-1, width)
+        patches_1 = self._patches(x, p)
+        patches_3 = self.conv.patches(dh, p["w3"].shape[:2])
         # (width, taps): BLAS is faster this way round. patches_3 are those of flip(w3).
-        g_w1, g_w3 = (xp.empty((width, q.shape[1]), x.dtype) for q in (patches_1, patches_3))
+        g_w1 = xp.empty((width, patches_1.shape[1]), x.dtype)
+        g_w3 = xp.empty((width, patches_3.shape[1]), x.dtype)
         blocks, most = self._blocks(samples, height * columns, width)
-        kept = hidden.get("a1")
-        d1, d2 = (xp.empty((most, width), x.dtype) for _ in range(2))
-        a1 = xp.empty((most, width), x.dtype) if kept is None else kept
+        recompute = "a1" not in hidden
+        deltas_1 = xp.empty((most, width), x.dtype)
+        deltas_2 = xp.empty((most, width), x.dtype)
+        hidden_1 = xp.empty((most, width), x.dtype) if recompute else hidden["a1"]
         for block, rows in blocks:
-            size, add = rows.stop - rows.start, block.start > 0  # the first block writes
-            d1_, d2_, a2 = d1[:size], d2[:size], hidden["a2"][rows]
+            from_start = slice(rows.stop - rows.start)
+            d1 = deltas_1[from_start]
+            d2 = deltas_2[from_start]
+            a1 = hidden_1[from_start if recompute else rows]
+            a2 = hidden["a2"][rows]
+            add = block.start > 0  # the first block writes
 
             self._product(a2.T, patches_3[rows], g_w3, add)
-            matmul(patches_3[rows], w3_adjoint, out=d2_)
-            self.bias_relu_backward(d2_, a2, grads["b2"], add)
+            matmul(patches_3[rows], w3_adjoint, out=d2)
+            self.bias_relu_backward(d2, a2, grads["b2"], add)
 
-            a1_ = a1[:size] if kept is None else a1[rows]
-            if kept is None:
-                self.bias_relu(matmul(patches_1[rows], w1, out=a1_), p["b1"])
-            self._product(a1_.T, d2_, grads["w2"], add)
-            matmul(d2_, p["w2"].T, out=d1_)
-            self.bias_relu_backward(d1_, a1_, grads["b1"], add)
+            if recompute:
+                self.bias_relu(matmul(patches_1[rows], w1, out=a1), p["b1"])
+            self._product(a1.T, d2, grads["w2"], add)
+            matmul(d2, p["w2"].T, out=d1)
+            self.bias_relu_backward(d1, a1, grads["b1"], add)
 
-            self._product(d1_.T, patches_1[rows], g_w1, add)
-            images = d1_.reshape(-1, height, columns, width)
+            self._product(d1.T, patches_1[rows], g_w1, add)
+            images = d1.reshape(-1, height, columns, width)
             out[block][..., : channels // 2] += self.conv.correlate(images, w1_adjoint)
         grads["w1"][...] = g_w1.T.reshape(p["w1"].shape)
-        grads["w3"][...] = flip(g_w3.T.reshape(*kernel, channels, width))
+        grads["w3"][...] = flip(g_w3.T.reshape(*p["w3"].shape[:2], channels, width))
 
-    def _blocks(self, samples, pixels, width):
+    def _blocks(
+        self, samples: int, pixels: int, width: int
+    ) -> tuple[list[tuple[slice, slice]], int]:
         """[(slice of the samples, slice of their rows), …] of about equal size, and the most rows;
         an empty batch is one empty block."""
         most = max(1, self.network_values // (pixels * width))
         step = math.ceil(samples / max(1, math.ceil(samples / most)))
-        starts = range(0, samples, step) if samples else [0]
-        blocks = [slice(start, min(start + step, samples)) for start in starts]
-        return [(b, slice(b.start * pixels, b.stop * pixels)) for b in blocks], step * pixels
+        blocks = []
+        for start in range(0, samples, step) if samples else [0]:
+            stop = min(start + step, samples)
+            blocks.append((slice(start, stop), slice(start * pixels, stop * pixels)))
+        return blocks, step * pixels
 
-    def _patches(self, x, p):
+    def _patches(self, x: Array, p: dict[str, Array]) -> Array:
         """The first convolution's patches, of x₁ alone."""
         return self.conv.patches(x[..., : x.shape[-1] // 2], p["w1"].shape[:2])
 
-    def _add_up(self, rows, g_b, add):
+    def _add_up(self, rows: Array, g_b: Array, add: bool) -> None:
         """g_b (F,) = or += the sum of rows (M, F)."""
         sums = rows.sum(axis=0)
         g_b[...] = g_b + sums if add else sums
 
-    def _product(self, a, b, out, add):
+    def _product(self, a: Array, b: Array, out: Array, add: bool) -> None:
         """out = a b, or out += a b: by way of a temporary, on a CPU faster than `matmul_add`."""
         if add:
             out += self.linalg.matmul(a, b)

@@ -3,26 +3,31 @@
 import math
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-from snfnp.ops.group import rows
+from snfnp.ops.group import Array, flat
 from snfnp.ops.images.definition import Images
-from snfnp.ops.jit import parallel, serial
+from snfnp.ops.jit import inlined, parallel
 from snfnp.ops.random.definition import RandomKey, philox4x32
 
-_rounds = serial(philox4x32)
+_rounds = inlined(philox4x32)
 _GROUP = 8  # factors multiplied before one logarithm is taken: each is about α or more
 
 
 class CpuImages(Images):
-    def preprocess(self, images, key: RandomKey, alpha, levels, dtype):
+    def preprocess(
+        self, images: Array, key: RandomKey, alpha: float, levels: int, dtype: DTypeLike
+    ) -> tuple[Array, Array]:
         if images.ndim < 2 or images.dtype != np.uint8:
             return super().preprocess(images, key, alpha, levels, dtype)
         # what is read-only, as data are, would be compiled once more
-        pixels, start = np.require(rows(images), requirements="CW"), key.start(images.shape)
-        odds, ldj = np.empty(pixels.shape), np.empty(len(pixels))
+        pixels = np.require(flat(images), requirements=["C", "W"])
+        words = tuple(map(np.uint64, key.words))
         constant = pixels.shape[1] * (math.log1p(-2 * alpha) - math.log(levels))
-        numbers = (tuple(map(np.uint64, key.words)), start, constant, alpha, float(levels))
-        _preprocess(len(ldj), pixels, *numbers, odds, ldj)
+        odds = np.empty(pixels.shape)
+        ldj = np.empty(len(pixels))
+        start = key.start(images.shape)
+        _preprocess(len(ldj), pixels, words, start, constant, alpha, float(levels), odds, ldj)
         x = np.log(odds, out=odds).astype(dtype, copy=False)
         return x.reshape(images.shape), ldj.astype(dtype, copy=False)
 
@@ -36,7 +41,8 @@ def _preprocess(n, images, key, start, constant, alpha, levels, odds, ldj):
     dimension = images.shape[1]
     row = start + n * dimension
     four = np.empty(4, np.uint64)  # the words of a block, for `RandomKey.words`
-    total, product = 0.0, 1.0
+    total = 0.0
+    product = 1.0
     for d in range(dimension):
         index = row + d
         if d == 0 or index & 3 == 0:

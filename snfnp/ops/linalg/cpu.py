@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from snfnp.ops.group import Array, Scalar
 from snfnp.ops.jit import alike, parallel
 from snfnp.ops.linalg.definition import LinearAlgebra
 
@@ -9,27 +10,28 @@ _BLOCK = 4096  # values per task of an array as large as a batch's: many even sh
 
 
 class CpuLinearAlgebra(LinearAlgebra):
-    def axpby(self, a, x, b, out):
+    def axpby(self, a: Scalar, x: Array, b: Scalar, out: Array) -> Array:
         if not out.flags.c_contiguous or x.shape != out.shape or not alike(x, out):
             return super().axpby(a, x, b, out)
         cast = out.dtype.type
-        x, blocks = np.ascontiguousarray(x).reshape(-1), -(-out.size // _BLOCK)
-        _axpby(blocks, cast(a), x, cast(b), out.reshape(-1))
+        source = np.ascontiguousarray(x).reshape(-1)
+        _axpby(-(-out.size // _BLOCK), cast(a), source, cast(b), out.reshape(-1))
         return out
 
-    def scale_into(self, out, scale, a, multiple):
+    def scale_into(self, out: Array, scale: Scalar, a: Array, multiple: int | np.ndarray) -> Array:
         agree = a.shape == out.shape and a.strides == out.strides and alike(a, out)
         if not (agree and out.flags.forc and isinstance(multiple, int)):
             return super().scale_into(out, scale, a, multiple)
-        factor, blocks = out.dtype.type(scale * multiple), -(-out.size // _BLOCK)
-        _scaled(blocks, a.ravel("K"), factor, out.ravel("K"))  # views
+        factor = out.dtype.type(scale * multiple)
+        _scaled(-(-out.size // _BLOCK), a.ravel("K"), factor, out.ravel("K"))  # views
         return out
 
 
 @parallel
 def _axpby(task, a, x, b, out):
     """out (count,) = a · x + b · out."""
-    target, source = out[task * _BLOCK :][:_BLOCK], x[task * _BLOCK :][:_BLOCK]
+    target = out[task * _BLOCK :][:_BLOCK]
+    source = x[task * _BLOCK :][:_BLOCK]
     for i in range(target.size):
         target[i] = b * target[i] + a * source[i]
 
@@ -37,6 +39,7 @@ def _axpby(task, a, x, b, out):
 @parallel
 def _scaled(task, x, scale, out):
     """out (count,) = scale · x."""
-    target, source = out[task * _BLOCK :][:_BLOCK], x[task * _BLOCK :][:_BLOCK]
+    target = out[task * _BLOCK :][:_BLOCK]
+    source = x[task * _BLOCK :][:_BLOCK]
     for i in range(target.size):
         target[i] = scale * source[i]

@@ -6,29 +6,30 @@ See derivations/07-convolutions.md.
 import math
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from typing import Any
 
 import numpy as np
 from scipy.linalg import get_blas_funcs, get_lapack_funcs
 
 from snfnp import threads
 from snfnp.errors import SingularMatrixError
-from snfnp.ops.group import OperationGroup
+from snfnp.ops.group import Array, OperationGroup, Scalar
 
-_GEMM = {np.dtype(kind): get_blas_funcs("gemm", dtype=kind) for kind in "fd"}
-_LU = {np.dtype(kind): get_lapack_funcs(("getrf", "getri", "getrs"), dtype=kind) for kind in "fd"}
+_GEMM: dict[Any, Any] = {np.dtype(kind): get_blas_funcs("gemm", dtype=kind) for kind in "fd"}
+_LU: dict[Any, Any] = {np.dtype(kind): get_lapack_funcs(("getrf", "getri", "getrs"), dtype=kind) for kind in "fd"}
 _SMALL = 128  # up to this size getri is faster than solving for the identity
-_BLOCK = 8192  # squares added in their own precision: one thread of BLAS, which loses little
+_BLOCK = 8192  # squares added in their own precision: short enough for one BLAS thread
 _EPS = float(np.finfo(np.float64).eps)
 _SINGULAR = "the matrix is singular or not finite"
 _ONE_THREAD = 128  # up to this size of a product one BLAS thread is faster than two
 
 
 class LinearAlgebra(OperationGroup):
-    def matmul(self, a, b, out=None):
+    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """a b, shapes (M, K) and (K, N); transposed views are welcome. O(M K N)."""
         return self.xp.matmul(a, b, out=out)
 
-    def matmul_add(self, a, b, out):
+    def matmul_add(self, a: Array, b: Array, out: Array) -> Array:
         """out += a b, without an (M, N) temporary. O(M K N)."""
         if not (a.size and b.size):  # SciPy's BLAS refuses empty arrays
             return out
@@ -36,62 +37,73 @@ class LinearAlgebra(OperationGroup):
             return self.matmul_add(b.T, a.T, out.T).T
         # BLAS itself can add to its output (beta = 1), NumPy's matmul cannot. BLAS is column-major:
         # outᵀ += bᵀ aᵀ, and a C-contiguous array is the column-major array of its transpose.
-        gemm = _GEMM[out.dtype]
-        (left, transpose_left), (right, transpose_right) = _column_major(b), _column_major(a)
-        result = gemm(1.0, left, right, 1.0, out.T, transpose_left, transpose_right, overwrite_c=1)
-        if not np.shares_memory(result, out, max_work=1):  # BLAS had to copy: out was strided
+        transpose_b = not b.flags.c_contiguous
+        transpose_a = not a.flags.c_contiguous
+        result = _GEMM[out.dtype](
+            alpha=1.0,
+            a=np.asfortranarray(b) if transpose_b else b.T,
+            b=np.asfortranarray(a) if transpose_a else a.T,
+            beta=1.0,
+            c=out.T,
+            trans_a=transpose_b,
+            trans_b=transpose_a,
+            overwrite_c=True,
+        )
+        if not np.may_share_memory(result, out):  # BLAS had to copy: out was strided
             out[...] = result.T
         return out
 
-    def axpby(self, a, x, b, out):
-        """out ← a x + b out, elementwise. a and b are numbers, or arrays of shape (); kernels round
-        them to out's precision first, as NumPy does with Python's numbers."""
+    def axpby(self, a: Scalar, x: Array, b: Scalar, out: Array) -> Array:
+        """out ← a x + b out, elementwise. Kernels round a and b to out's precision first, as NumPy
+        does with Python's numbers."""
         out *= b
         out += a * x
         return out
 
-    def axpby_pair(self, a, x, b, out):
+    def axpby_pair(
+        self, a: tuple[Scalar, ...], x: tuple[Array, ...], b: Scalar, out: tuple[Array, ...]
+    ) -> tuple[Array, ...]:
         """`axpby` of two numbers a, two arrays x and two arrays out, with one b: one launch on a
         GPU."""
         for each_a, each_x, each_out in zip(a, x, out, strict=True):
             self.axpby(each_a, each_x, b, each_out)
         return out
 
-    def scale_into(self, out, scale, a, multiple):
+    def scale_into(self, out: Array, scale: Scalar, a: Array, multiple: int | np.ndarray) -> Array:
         """out ← scale · a ⊙ multiple, with a = flip(R) and m the surrogate for the gradient of a
         log-determinant (the second summand of Eqs. 10 and 15, m_i p_i of Eq. 25).
 
-        scale: a number, or an array of shape (); multiple: 1, or a host array that broadcasts to
-        a's shape and depends on shapes alone.
+        multiple: 1, or a host array that broadcasts to a's shape and depends on shapes alone.
         """
         self.xp.multiply(a, scale, out=out, casting="same_kind")
         if not (isinstance(multiple, int) and multiple == 1):  # 1: no weight is shared
             out *= self.device.asarray(multiple, out.dtype)
         return out
 
-    def sum_squares(self, x) -> float:
+    def sum_squares(self, x: Array) -> Scalar:
         """Σ x²: runs of 8,192 in the precision of x, and their sum in double precision."""
-        x, total = np.ascontiguousarray(x).reshape(-1), 0.0
-        for start in range(0, x.size, _BLOCK):
-            block = x[start : start + _BLOCK]
+        values = np.ascontiguousarray(x).reshape(-1)
+        total = 0.0
+        for start in range(0, values.size, _BLOCK):
+            block = values[start : start + _BLOCK]
             total += float(block.dot(block))
         return total
 
-    def residual(self, out, x):
+    def residual(self, out: Array, x: Array) -> Scalar:
         """out ← out − x, the error of a batch (N, ...). Returns ‖out‖²/N, in double precision."""
         out -= x
         return self.sum_squares(out) / len(x)
 
-    def inverse(self, w):
+    def inverse(self, w: Array) -> Array:
         """w⁻¹ of a square matrix. O(D³). Raises SingularMatrixError; a device that would have to
         wait for that may return NaN instead."""
         return self.regular_inverse(w)[0]
 
-    def log_abs_det(self, w) -> float:
+    def log_abs_det(self, w: Array) -> float:
         """log|det w| of a square matrix. O(D³). Raises SingularMatrixError."""
         return self.regular_inverse(w)[1]
 
-    def regular_inverse(self, w):
+    def regular_inverse(self, w: Array) -> tuple[Array, float]:
         """w⁻¹ and log|det w| of a square matrix. O(D³). Raises SingularMatrixError if w is not
         finite, or singular to double precision: ε ‖w‖ ‖w⁻¹‖ ≥ 1 in Frobenius norms.
 
@@ -105,7 +117,7 @@ class LinearAlgebra(OperationGroup):
             raise SingularMatrixError(_SINGULAR)
         return inverse, log_abs_det
 
-    def solve(self, w, z):
+    def solve(self, w: Array, z: Array) -> Array:
         """The rows x with w x = z for the rows z (N, D). O(D³ + N D²). Raises SingularMatrixError
         if w is not finite, or where an x is so large that rounding w in double precision changes
         w x by as much as z: a singular matrix is then as near as rounding."""
@@ -115,21 +127,22 @@ class LinearAlgebra(OperationGroup):
             raise SingularMatrixError(_SINGULAR) from None
         return self.require_solution(w, x, z)
 
-    def require_solution(self, w, x, z):
+    def require_solution(self, w: Array, x: Array, z: Array) -> Array:
         """x, if `solve` may return it."""
-        (norm,), lengths = self.norms(w), self.xp.linalg.norm(x, axis=1)
+        (norm,) = self.norms(w)
+        lengths = self.xp.linalg.norm(x, axis=1)
         too_large = _EPS * norm * lengths > self.xp.linalg.norm(z, axis=1)
         if too_large.any() or not math.isfinite(norm):
             raise SingularMatrixError(_SINGULAR)
         return x
 
-    def inverse_root(self, matrix, floor):
+    def inverse_root(self, matrix: Array, floor: Scalar) -> Array:
         """`inverse_root` of a float64 matrix of the device. O(K³)."""
         return self.device.asarray(inverse_root(self.device.to_host(matrix), float(floor)))
 
     # ------------------------------------------ for `snfnp.maps.block_tridiagonal`'s recursion
 
-    def inverse_and_log_abs_det(self, a):
+    def inverse_and_log_abs_det(self, a: Array) -> tuple[Array, float]:
         """a⁻¹ and log|det a| of a square matrix (n, n). O(n³). Raises SingularMatrixError; a device
         that would have to wait for that may return an inverse that is not finite instead."""
         # one factorisation for both: NumPy makes two
@@ -148,13 +161,13 @@ class LinearAlgebra(OperationGroup):
             inverse, _ = getrs(lu, pivots, identity, overwrite_b=1)
         return inverse.T, log_abs_det
 
-    def norms(self, *matrices) -> list[float]:
+    def norms(self, *matrices: Array) -> list[float]:
         """The Frobenius norms of matrices in double precision, read back together."""
         return [math.sqrt(float(self.xp.vdot(a, a))) for a in matrices]
 
     def chain_of_products(self, size: int) -> AbstractContextManager:
         """A context for many products of (size, size) matrices, each waiting for the last. Small
-        ones get one thread: a second gains little, and on a busy machine the two wait."""
+        ones get one thread: two gain little, and stall on a busy machine."""
         if size > _ONE_THREAD:
             return nullcontext()
         return threads.blas_limited(1, _blas_libraries(self.device.name))
@@ -162,14 +175,9 @@ class LinearAlgebra(OperationGroup):
 
 def inverse_root(matrix: np.ndarray, floor: float) -> np.ndarray:
     """The symmetric M^{-1/2} of a symmetric matrix M (K, K), float64 on the host, with eigenvalues
-    below `floor` raised to it. Of all U with U M Uᵀ = I it changes rows least. O(K³)."""
+    below `floor` raised to it: ZCA whitening, of all U with U M Uᵀ = I the nearest to I. O(K³)."""
     values, vectors = np.linalg.eigh(matrix)
     return (vectors * np.maximum(values, floor) ** -0.5) @ vectors.T
-
-
-def _column_major(matrix):
-    """A matrix as (column-major array, transpose flag) for BLAS, without a copy if possible."""
-    return (matrix.T, 0) if matrix.flags.c_contiguous else (np.asfortranarray(matrix), 1)
 
 
 @cache

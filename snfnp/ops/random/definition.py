@@ -11,17 +11,20 @@ them. See derivations/03-change-of-variables.md, on the noise of images.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-from snfnp.ops.group import OperationGroup
+from snfnp.ops.group import Array, OperationGroup, Shape
 
-_M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-# the golden ratio and sqrt(3) - 1, as 32-bit fractions
-_W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+_M0 = np.uint64(0xD2511F53)
+_M1 = np.uint64(0xCD9E8D57)
+_W0 = np.uint64(0x9E3779B9)  # the golden ratio, as a 32-bit fraction
+_W1 = np.uint64(0xBB67AE85)  # sqrt(3) - 1
 _ROUNDS = 10
-_MASK, _32 = np.uint64(0xFFFFFFFF), np.uint64(32)
+_MASK = np.uint64(0xFFFFFFFF)
+_32 = np.uint64(32)
 
 
 class RandomKey(NamedTuple):
@@ -37,31 +40,42 @@ class RandomKey(NamedTuple):
     step: int = 0
     first: int = 0
 
-    def start(self, shape: tuple[int, ...]) -> int:
+    def start(self, shape: Shape) -> int:
         """The number of elements before those of an array (n, ...) of this shape. O(1)."""
         return self.first * math.prod(shape[1:])
 
     @property
     def words(self) -> tuple[int, int, int, int, int]:
         """(step low, step high, stream, seed low, seed high), each a 32-bit integer."""
-        seed, step, mask = self.seed, self.step, int(_MASK)
-        return step & mask, step >> 32 & mask, self.stream & mask, seed & mask, seed >> 32 & mask
+        mask = int(_MASK)
+        return (
+            self.step & mask,
+            self.step >> 32 & mask,
+            self.stream & mask,
+            self.seed & mask,
+            self.seed >> 32 & mask,
+        )
 
 
 def philox4x32(counter: tuple, key: tuple) -> tuple:
     """Ten rounds of Philox 4x32, also compiled by Numba. counter: four uint64 arrays or scalars
     with values below 2**32 (64 bits hold the products), like the result; key: two such integers."""
     c0, c1, c2, c3 = counter
-    k0, k1 = np.uint64(key[0]), np.uint64(key[1])
+    k0 = np.uint64(key[0])
+    k1 = np.uint64(key[1])
     for _ in range(_ROUNDS):
-        product_0, product_1 = c0 * _M0, c2 * _M1
-        c0, c1 = (product_1 >> _32) ^ c1 ^ k0, product_1 & _MASK
-        c2, c3 = (product_0 >> _32) ^ c3 ^ k1, product_0 & _MASK
-        k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
+        product_0 = c0 * _M0
+        product_1 = c2 * _M1
+        c0 = (product_1 >> _32) ^ c1 ^ k0
+        c1 = product_1 & _MASK
+        c2 = (product_0 >> _32) ^ c3 ^ k1
+        c3 = product_0 & _MASK
+        k0 = (k0 + _W0) & _MASK
+        k1 = (k1 + _W1) & _MASK
     return c0, c1, c2, c3
 
 
-def words(xp, key: RandomKey, count: int, start: int = 0):
+def words(xp: Any, key: RandomKey, count: int, start: int = 0) -> Array:
     """The 32-bit words start, start + 1, … of a key's sequence, for any `key.first`: uint64
     (count,) of the namespace xp."""
     step_low, step_high, stream, seed_low, seed_high = key.words
@@ -71,7 +85,7 @@ def words(xp, key: RandomKey, count: int, start: int = 0):
     return xp.stack(four, axis=-1).reshape(-1)[start % 4 : start % 4 + count]
 
 
-def uniform(xp, key: RandomKey, shape: tuple[int, ...]):
+def uniform(xp: Any, key: RandomKey, shape: Shape) -> Array:
     """Uniform numbers on [0, 1) with 32 bits, float64 of the given shape."""
     return (words(xp, key, math.prod(shape), key.start(shape)) * 2.0**-32).reshape(shape)
 
@@ -79,7 +93,7 @@ def uniform(xp, key: RandomKey, shape: tuple[int, ...]):
 class Random(OperationGroup):
     """Every distribution leaves out the first `key.first` rows of an array: see `RandomKey`."""
 
-    def uniform(self, key: RandomKey, shape, dtype):
+    def uniform(self, key: RandomKey, shape: Shape, dtype: DTypeLike) -> Array:
         """Uniform numbers on [0, 1).
 
         In single precision the 32 bits would round to 1.0 at the top: 24 of them are kept.
@@ -88,20 +102,21 @@ class Random(OperationGroup):
         bits = words(self.xp, key, math.prod(shape), key.start(shape)) >> np.uint64(drop)
         return (bits * 2.0 ** (drop - 32)).astype(dtype).reshape(shape)
 
-    def normal(self, key: RandomKey, shape, dtype):
+    def normal(self, key: RandomKey, shape: Shape, dtype: DTypeLike) -> Array:
         """Standard normal numbers by the Box-Muller transform, computed in double precision: words
         2i and 2i + 1 make elements 2i (cosine) and 2i + 1 (sine).
         """
-        xp, count, start = self.xp, math.prod(shape), key.start(shape)
+        xp = self.xp
+        count = math.prod(shape)
+        start = key.start(shape)
         odd = start % 2  # then the first element is a sine, and its cosine is not wanted
-        pairs = words(self.xp, key, odd + count + (odd + count) % 2, start - odd)
-        first, second = pairs.reshape(-1, 2).T
-        radius = xp.sqrt(-2.0 * xp.log((first + np.uint64(1)) * 2.0**-32))  # (0, 1]: no log(0)
-        angle = 2.0 * math.pi * (second * 2.0**-32)
+        pairs = words(xp, key, odd + count + (odd + count) % 2, start - odd).reshape(-1, 2)
+        radius = xp.sqrt(-2.0 * xp.log((pairs[:, 0] + np.uint64(1)) * 2.0**-32))  # no log(0)
+        angle = 2.0 * math.pi * (pairs[:, 1] * 2.0**-32)
         both = xp.stack([radius * xp.cos(angle), radius * xp.sin(angle)], axis=-1)
         return both.reshape(-1)[odd : odd + count].reshape(shape).astype(dtype)
 
-    def rademacher(self, key: RandomKey, shape, dtype):
+    def rademacher(self, key: RandomKey, shape: Shape, dtype: DTypeLike) -> Array:
         """Signs, +1 or −1 with probability ½ each, the highest bit of each word: probes ν with
         E[ννᵀ] = I, and ‖ν‖² the same for all."""
         signs = words(self.xp, key, math.prod(shape), key.start(shape)) >> np.uint64(31)

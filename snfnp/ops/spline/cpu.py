@@ -15,14 +15,16 @@ What makes the compiler use vector registers:
 """
 
 import math
+from typing import Any
 
 import numpy as np
-from numba import types
-from numba.extending import intrinsic
+from numba import extending, types
 
-from snfnp.ops.jit import alike, compiled, parallel, serial
+from snfnp.ops.group import Array, Shape, flat
+from snfnp.ops.jit import alike, compiled, inlined, parallel
 from snfnp.ops.spline.definition import Spline
 
+intrinsic: Any = extending.intrinsic  # whose types count the typing context
 _LANES = 32  # pixels per task: two or more vector registers, and small enough to share evenly
 _SAMPLES = 50  # per task
 _FACTORS = 16  # slopes multiplied in double precision before one logarithm is taken
@@ -30,60 +32,81 @@ _CHAINS = _LANES // _FACTORS
 
 
 class CpuSpline(Spline):
-    def evaluate(self, x, knots):
+    def evaluate(self, x: Array, knots: Array) -> tuple[Array, Array]:
         if not _agree(x, knots):
             return super().evaluate(x, knots)
-        tasks, *arguments = _arguments(x, knots)
+        parts, blocks = _tasks(x)
         y = np.empty(x.shape, x.dtype)
-        partial = np.empty((tasks[1], len(x)))
-        _forward(tasks[0] * tasks[1], *arguments, y.reshape(len(x), -1), partial)
-        return y, partial.sum(axis=0).astype(x.dtype, copy=False)
+        ldj = np.empty((blocks, len(x)))
+        _forward(parts * blocks, _rows(x), _table(knots), _bins(knots), flat(y), ldj)
+        return y, ldj.sum(axis=0).astype(x.dtype, copy=False)
 
-    def inverse(self, y, knots):
+    def inverse(self, y: Array, knots: Array) -> Array:
         if not _agree(y, knots):
             return super().inverse(y, knots)
-        tasks, *arguments = _arguments(y, knots)
         x = np.empty(y.shape, y.dtype)
-        _inverse(tasks[0] * tasks[1], *arguments, x.reshape(len(y), -1))
+        _inverse(math.prod(_tasks(y)), _rows(y), _table(knots), _bins(knots), flat(x))
         return x
 
-    def backward(self, x, knots, factors, bound, eps, dy, dldj, out):
+    def backward(
+        self,
+        x: Array,
+        knots: Array,
+        factors: Array,
+        bound: float,
+        eps: float,
+        dy: Array,
+        dldj: Array,
+        out: tuple[Array, Array, Array],
+    ) -> Array:
         arrays = (factors, dy, dldj, *out)
         shapes = [array.shape for array in arrays]
         if not (_agree(x, knots) and alike(x, *arrays) and shapes == _shapes(x, knots)):
             return super().backward(x, knots, factors, bound, eps, dy, dldj, out)
-        tasks, rows, table, bins = _arguments(x, knots)
+        bins = _bins(knots)
+        rows = _rows(x)
         dx = np.empty_like(rows)
-        dy = np.ascontiguousarray(dy).reshape(rows.shape)
-        sums = np.zeros((*tasks, 3 * (len(bins) - 1) * _LANES), x.dtype)
-        of_tasks = sums.reshape(tasks[0] * tasks[1], -1)
-        _backward(len(of_tasks), rows, table, bins, dy, dldj, dx, of_tasks)
+        sums = np.zeros((*_tasks(x), 3 * (len(bins) - 1) * _LANES), x.dtype)
+        task_sums = sums.reshape(-1, sums.shape[2])
+        _backward(len(task_sums), rows, _table(knots), bins, _rows(dy), dldj, dx, task_sums)
         scale = x.dtype.type(2 * bound * (1 - eps * len(bins)))
-        grads = (g.reshape(rows.shape[1], -1) for g in out)
-        _raw_gradients(sums, bins, factors.reshape(len(factors), -1), scale, *grads)
+        grads = [g.reshape(rows.shape[1], -1) for g in out]
+        _raw_gradients(sums, bins, flat(factors), scale, *grads)
         return dx.reshape(x.shape)
 
 
-def _agree(x, knots) -> bool:
+def _agree(x: Array, knots: Array) -> bool:
     """True if there are knots, of a precision, for every value of a sample."""
     known = knots.ndim > 2 and knots.shape[0] == 3 and knots.shape[1] > 1
     return known and knots.shape[2:] == x.shape[1:] and alike(x, knots)
 
 
-def _shapes(x, knots) -> list[tuple[int, ...]]:
+def _shapes(x: Array, knots: Array) -> list[Shape]:
     """The shapes of the factors, dy, dldj and the three arrays of raw gradients."""
-    (count, *shape), bins = x.shape, knots.shape[1] - 1
+    count, *shape = x.shape
+    bins = knots.shape[1] - 1
     raw = [(*shape, size) for size in (bins, bins, bins - 1)]
     return [(3 * bins - 1, *shape), x.shape, (count,), *raw]
 
 
-def _arguments(x, knots):
-    """The tasks (parts of the samples, blocks of pixels), x as rows (N, P), the knots as rows
-    (3(K+1), P), and K as a tuple."""
-    bins, pixels = knots.shape[1] - 1, math.prod(x.shape[1:])
-    tasks = -(-len(x) // _SAMPLES), -(-pixels // _LANES)
-    rows = np.ascontiguousarray(x).reshape(len(x), pixels)
-    return tasks, rows, np.ascontiguousarray(knots).reshape(3 * bins + 3, -1), (1,) * bins
+def _tasks(x: Array) -> tuple[int, int]:
+    """The number of parts of the samples, and of blocks of pixels; each pair is a task."""
+    return -(-len(x) // _SAMPLES), -(-math.prod(x.shape[1:]) // _LANES)
+
+
+def _rows(x: Array) -> Array:
+    """Samples (N, *shape) as C-contiguous rows (N, P)."""
+    return flat(np.ascontiguousarray(x))
+
+
+def _table(knots: Array) -> Array:
+    """Knots (3, K+1, *shape) as C-contiguous rows (3(K+1), P)."""
+    return np.ascontiguousarray(knots).reshape(3 * knots.shape[1], -1)
+
+
+def _bins(knots: Array) -> tuple[int, ...]:
+    """K as a tuple, see above."""
+    return (1,) * (knots.shape[1] - 1)
 
 
 # ------------------------------------- one sample's row of a block of neighbouring pixels
@@ -99,35 +122,37 @@ def _select(typing_context, condition, a, b):
     return a(types.boolean, a, a), code
 
 
-@serial
+@inlined
 def _at(table, row, lane):
     """Entry `lane` of a row of _LANES; unsigned, see above."""
     return table[np.uintp(row * _LANES + lane)]
 
 
-@serial
+@inlined
 def _find(value, table, bins, axis, lane):
     """(outside, x0, x1, y0, y1, d0, d1) of the bin that holds `value`.
 
     axis 0 searches the positions, axis 1 the values. A NaN compares false: bin 0.
     """
-    rows = len(bins) + 1
-    start, ys, ds = axis * rows, rows, 2 * rows
-    x0, x1 = _at(table, 0, lane), _at(table, 1, lane)
-    y0, y1 = _at(table, ys, lane), _at(table, ys + 1, lane)
-    d0, d1 = _at(table, ds, lane), _at(table, ds + 1, lane)
+    ys = len(bins) + 1
+    ds = 2 * ys
+    edges = axis * ys
+    x0 = _at(table, 0, lane)
+    x1 = _at(table, 1, lane)
+    y0 = _at(table, ys, lane)
+    y1 = _at(table, ys + 1, lane)
+    d0 = _at(table, ds, lane)
+    d1 = _at(table, ds + 1, lane)
     for k in range(1, len(bins)):
-        passed = value >= _at(table, start + k, lane)
-        next_x0, next_x1 = _at(table, k, lane), _at(table, k + 1, lane)
-        next_y0, next_y1 = _at(table, ys + k, lane), _at(table, ys + k + 1, lane)
-        next_d0, next_d1 = _at(table, ds + k, lane), _at(table, ds + k + 1, lane)
-        x0 = _select(passed, next_x0, x0)
-        x1 = _select(passed, next_x1, x1)
-        y0 = _select(passed, next_y0, y0)
-        y1 = _select(passed, next_y1, y1)
-        d0 = _select(passed, next_d0, d0)
-        d1 = _select(passed, next_d1, d1)
-    low, high = _at(table, start, lane), _at(table, start + len(bins), lane)
+        passed = value >= _at(table, edges + k, lane)
+        x0 = _select(passed, _at(table, k, lane), x0)
+        x1 = _select(passed, _at(table, k + 1, lane), x1)
+        y0 = _select(passed, _at(table, ys + k, lane), y0)
+        y1 = _select(passed, _at(table, ys + k + 1, lane), y1)
+        d0 = _select(passed, _at(table, ds + k, lane), d0)
+        d1 = _select(passed, _at(table, ds + k + 1, lane), d1)
+    low = _at(table, edges, lane)
+    high = _at(table, edges + len(bins), lane)
     return (value <= low) | (value >= high), x0, x1, y0, y1, d0, d1
 
 
@@ -135,11 +160,13 @@ def _find(value, table, bins, axis, lane):
 def _forward_row(x_n, table, bins, y_n, slopes):
     """One sample's pixels of a block: y and dy/dx."""
     one = x_n.dtype.type(1)
-    zero, two = one - one, one + one
+    zero = one - one
+    two = one + one
     for i in range(len(x_n)):
         value = x_n[i]
         outside, x0, x1, y0, y1, d0, d1 = _find(value, table, bins, 0, i)
-        h, inverse_w = y1 - y0, one / (x1 - x0)
+        h = y1 - y0
+        inverse_w = one / (x1 - x0)
         s = h * inverse_w
         t = _select(outside, zero, (value - x0) * inverse_w)
         m = one - t
@@ -156,11 +183,13 @@ def _forward_row(x_n, table, bins, y_n, slopes):
 def _inverse_row(y_n, table, bins, x_n):
     """One sample's pixels of a block: see the definition for the stable root."""
     one = y_n.dtype.type(1)
-    zero, two = one - one, one + one
+    zero = one - one
+    two = one + one
     for i in range(len(y_n)):
         value = y_n[i]
         outside, x0, x1, y0, y1, d0, d1 = _find(value, table, bins, 1, i)
-        w, h = x1 - x0, y1 - y0
+        w = x1 - x0
+        h = y1 - y0
         s = h / w
         r = _select(outside, zero, (value - y0) / h)
         difference = d0 * (one - r) - d1 * r
@@ -173,7 +202,7 @@ def _inverse_row(y_n, table, bins, x_n):
         x_n[i] = _select(outside, value, inside_x)
 
 
-@serial
+@inlined
 def _add(sums, row, lane, here, left, last, right, zero):
     """Add a value's contribution to one knot: the left one of its bin, the right one, or none."""
     other = _select(last, right, zero)
@@ -184,25 +213,31 @@ def _add(sums, row, lane, here, left, last, right, zero):
 def _backward_row(x_n, table, bins, dy_n, dldj_n, dx_n, sums):
     """One sample's pixels of a block: dx, and the inner knots' gradients added to sums."""
     one = x_n.dtype.type(1)
-    zero, two = one - one, one + one
+    zero = one - one
+    two = one + one
     inner = len(bins) - 1
     for i in range(len(x_n)):
-        value, gy_n = x_n[i], dy_n[i]
+        value = x_n[i]
+        gy_n = dy_n[i]
         outside, x0, x1, y0, y1, d0, d1 = _find(value, table, bins, 0, i)
         gy = _select(outside, zero, gy_n)
         gl = _select(outside, zero, dldj_n)
-        w, h = x1 - x0, y1 - y0
-        inverse_w, inverse_h = one / w, one / h
+        w = x1 - x0
+        h = y1 - y0
+        inverse_w = one / w
+        inverse_h = one / h
         s = h * inverse_w
         t = _select(outside, zero, (value - x0) * inverse_w)
         m = one - t
-        u, tilt = t * m, m - t
+        u = t * m
+        tilt = m - t
         bend = d0 + d1 - two * s
         inverse_d = one / (s + bend * u)
         r = (s * t * t + d0 * u) * inverse_d
         numerator = d1 * t * t + two * s * u + d0 * m * m
         inverse_n = one / numerator
-        ratio, v = s * inverse_d, u * inverse_d
+        ratio = s * inverse_d
+        v = u * inverse_d
         log_slope_t = (d1 * t + s * tilt - d0 * m) * inverse_n - bend * tilt * inverse_d
         g = gy * (ratio * ratio * numerator) + gl * (two * inverse_w) * log_slope_t
         dx_n[i] = _select(outside, gy_n, g)
@@ -210,14 +245,17 @@ def _backward_row(x_n, table, bins, dy_n, dldj_n, dx_n, sums):
         g_d0 = gy_h_v * (one - r) + gl * (m * m * inverse_n - two * v)
         g_d1 = gl * (t * t * inverse_n - two * v) - gy_h_v * r
         total = d0 * g_d0 + d1 * g_d1 - gl
-        g_w, g_h = total * inverse_w - t * g, gy * r - total * inverse_h
+        g_w = total * inverse_w - t * g
+        g_h = gy * r - total * inverse_h
         # the left knot of a bin moves its edge and shrinks it, the right one widens it
-        g_x, g_y = -g - g_w, gy - g_h
+        g_x = -g - g_w
+        g_y = gy - g_h
         before = True
         for k in range(1, len(bins)):
             passed = value >= _at(table, k, i)
             beyond = (k < inner) & (value >= _at(table, k + 1, i))
-            here, last = passed & (not beyond), before & (not passed)
+            here = passed & (not beyond)
+            last = before & (not passed)
             _add(sums, k - 1, i, here, g_x, last, g_w, zero)
             _add(sums, inner + k - 1, i, here, g_y, last, g_h, zero)
             _add(sums, 2 * inner + k - 1, i, here, g_d0, last, g_d1, zero)
@@ -227,12 +265,15 @@ def _backward_row(x_n, table, bins, dy_n, dldj_n, dx_n, sums):
 # ------------------------------------- a task's pixels, of some of the samples
 
 
-@serial
+@inlined
 def _begin(task, knots, samples):
     """The samples (from, to) and the pixels (from, to) of a task, and a table of its knots."""
-    pixels, blocks = knots.shape[1], (knots.shape[1] + _LANES - 1) // _LANES
-    part, block = task // blocks, task % blocks
-    first, last = block * _LANES, min((block + 1) * _LANES, pixels)
+    pixels = knots.shape[1]
+    blocks = (pixels + _LANES - 1) // _LANES
+    part = task // blocks
+    block = task % blocks
+    first = block * _LANES
+    last = min((block + 1) * _LANES, pixels)
     table = np.empty(len(knots) * _LANES, knots.dtype)
     for row in range(len(knots)):
         values = knots[row, first:last]
@@ -273,7 +314,8 @@ def _backward(task, x, knots, bins, dy, dldj, dx, sums):
     summed over a task's samples."""
     start, end, first, last, table = _begin(task, knots, len(x))
     for n in range(start, end):
-        deltas, target = dy[n, first:last], dx[n, first:last]
+        deltas = dy[n, first:last]
+        target = dx[n, first:last]
         _backward_row(x[n, first:last], table, bins, deltas, dldj[n], target, sums[task])
 
 
@@ -284,7 +326,8 @@ def _backward(task, x, knots, bins, dy, dldj, dx, sums):
 def _raw_gradients(sums, bins, factors, scale, g_widths, g_heights, g_slopes):
     """The sums of `_backward` (parts, blocks, 3(K-1) _LANES), factors (3K-1, P) -> raw gradients
     (P, K), (P, K), (P, K-1) summed over all samples, a knot of all pixels after another."""
-    pixels, inner = len(g_slopes), len(bins) - 1
+    pixels = len(g_slopes)
+    inner = len(bins) - 1
     knots = np.zeros((3 * inner, sums.shape[1] * _LANES), sums.dtype)
     for block in range(sums.shape[1]):
         for row in range(3 * inner):
@@ -296,26 +339,33 @@ def _raw_gradients(sums, bins, factors, scale, g_widths, g_heights, g_slopes):
     _raw_sizes(knots[:inner], factors[: inner + 1], scale, g_widths)
     _raw_sizes(knots[inner : 2 * inner], factors[inner + 1 : 2 * inner + 2], scale, g_heights)
     for k in range(inner):
-        g, slopes, shares = g_slopes[:, k], knots[2 * inner + k], factors[2 * inner + 2 + k]
+        g = g_slopes[:, k]
+        slopes = knots[2 * inner + k]
+        shares = factors[2 * inner + 2 + k]
         for i in range(pixels):
             g[i] = slopes[i] * shares[i]
 
 
-@serial
+@inlined
 def _raw_sizes(knots, shares, scale, out):
     """out (P, K) = scale · p ⊙ (c - ⟨c, p⟩), p the softmax, c_j = Σ_{k > j} of the knots':
     knots (K-1, P), shares (K, P)."""
     pixels, bins = out.shape
-    following, mean = np.zeros((bins, pixels), knots.dtype), np.zeros(pixels, knots.dtype)
+    following = np.zeros((bins, pixels), knots.dtype)
+    mean = np.zeros(pixels, knots.dtype)
     for k in range(bins - 1, -1, -1):
-        c, p = following[k], shares[k]
+        c = following[k]
+        p = shares[k]
         if k < bins - 1:
-            after, knot = following[k + 1], knots[k]
+            after = following[k + 1]
+            knot = knots[k]
             for i in range(pixels):
                 c[i] = after[i] + knot[i]
         for i in range(pixels):
             mean[i] += c[i] * p[i]
     for k in range(bins):
-        g, c, p = out[:, k], following[k], shares[k]
+        g = out[:, k]
+        c = following[k]
+        p = shares[k]
         for i in range(pixels):
             g[i] = scale * p[i] * (c[i] - mean[i])

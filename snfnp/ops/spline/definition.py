@@ -10,9 +10,9 @@ t = (x - X_k)/w and u = t(1-t):
 """
 
 import math
-from collections import namedtuple
+from typing import NamedTuple
 
-from snfnp.ops.group import OperationGroup
+from snfnp.ops.group import Array, OperationGroup
 
 
 def slope_shift(eps: float) -> float:
@@ -20,12 +20,23 @@ def slope_shift(eps: float) -> float:
     return math.log(math.expm1(1 - eps))
 
 
-# The bin that each value lies in: index, left knot, width, height and slopes (N, *shape).
-_Bin = namedtuple("_Bin", "index outside x0 y0 w h d0 d1")
+class _Bin(NamedTuple):
+    """The bin that each value lies in: index, left knot, width, height and slopes (N, *shape)."""
+
+    index: Array
+    outside: Array
+    x0: Array
+    y0: Array
+    w: Array
+    h: Array
+    d0: Array
+    d1: Array
 
 
 class Spline(OperationGroup):
-    def knots(self, widths, heights, slopes, bound, eps):
+    def knots(
+        self, widths: Array, heights: Array, slopes: Array, bound: float, eps: float
+    ) -> tuple[Array, Array]:
         """Raw parameters (*shape, K), (*shape, K), (*shape, K-1) -> knots and factors. O(P K).
 
         Widths and heights are 2B(ε + (1-εK) softmax(raw)), inner slopes ε + softplus(raw + c₀).
@@ -33,33 +44,35 @@ class Spline(OperationGroup):
         softmaxes and σ(raw slopes + c₀). A raw parameter that is not finite makes all knots and
         factors of its pixel NaN.
         """
-        xp, (*shape, bins), dtype = self.xp, widths.shape, widths.dtype
+        xp = self.xp
+        *shape, bins = widths.shape
         pixels = math.prod(shape)
-        knots, factors = (
-            xp.empty((3, bins + 1, pixels), dtype),
-            xp.empty((3 * bins - 1, pixels), dtype),
-        )
-        for start, raw in zip((0, bins, 2 * bins), (widths, heights, slopes), strict=True):
-            factors[start : start + raw.shape[-1]] = raw.reshape(pixels, -1).T
-        poison = xp.where(xp.isfinite(factors).all(axis=0), 0, xp.nan).astype(dtype)
+        knots = xp.empty((3, bins + 1, pixels), widths.dtype)
+        factors = xp.empty((3 * bins - 1, pixels), widths.dtype)
+        shares = factors[: 2 * bins].reshape(2, bins, pixels)  # views
+        sigma = factors[2 * bins :]
+        shares[0] = widths.reshape(pixels, bins).T
+        shares[1] = heights.reshape(pixels, bins).T
+        sigma[...] = slopes.reshape(pixels, bins - 1).T
+        poison = xp.where(xp.isfinite(factors).all(axis=0), 0, xp.nan).astype(widths.dtype)
         factors += poison
-        shares, slopes = factors[: 2 * bins].reshape(2, bins, -1), factors[2 * bins :]  # views
         shares -= shares.max(axis=1, keepdims=True)
         xp.exp(shares, out=shares)
         shares /= shares.sum(axis=1, keepdims=True)
         sizes = 2 * bound * (eps + (1 - eps * bins) * shares[:, :-1])
-        knots[:2, 0], knots[:2, -1] = poison - bound, poison + bound
+        knots[:2, 0] = poison - bound
+        knots[:2, -1] = poison + bound
         for k in range(1, bins - 1):  # faster than NumPy's cumsum, to the same bits
             sizes[:, k] += sizes[:, k - 1]
         knots[:2, 1:-1] = sizes - bound
-        slopes += slope_shift(eps)
-        e = xp.exp(-abs(slopes))
-        knots[2, 0] = knots[2, -1] = 1
-        knots[2, 1:-1] = eps + xp.maximum(slopes, 0) + xp.log1p(e)
-        slopes[...] = xp.where(slopes >= 0, 1, e) / (1 + e)
+        sigma += slope_shift(eps)
+        e = xp.exp(-abs(sigma))
+        knots[2, [0, -1]] = 1
+        knots[2, 1:-1] = eps + xp.maximum(sigma, 0) + xp.log1p(e)
+        sigma[...] = xp.where(sigma >= 0, 1, e) / (1 + e)
         return knots.reshape(3, bins + 1, *shape), factors.reshape(-1, *shape)
 
-    def evaluate(self, x, knots):
+    def evaluate(self, x: Array, knots: Array) -> tuple[Array, Array]:
         """x (N, *shape), knots -> y (N, *shape), ldj (N,) = Σ log dy/dx. O(N P)."""
         xp = self.xp
         b = self._bin(x, knots, 0)
@@ -69,7 +82,7 @@ class Spline(OperationGroup):
         log_slope = xp.where(b.outside, 0, xp.log(n) + 2 * xp.log(s / denominator))
         return y, log_slope.reshape(len(x), -1).sum(axis=1)
 
-    def inverse(self, y, knots):
+    def inverse(self, y: Array, knots: Array) -> Array:
         """The x with evaluate(x) = y: the root in [0, 1] of a quadratic in t, without cancellation.
 
         With r = (y - Y_k)/h, b = D_k (1-r) + (2s - D_{k+1}) r and
@@ -80,14 +93,25 @@ class Spline(OperationGroup):
         b = self._bin(y, knots, 1)
         s = b.h / b.w
         r = xp.where(b.outside, 0, (y - b.y0) / b.h)
-        left, right = b.d0 * (1 - r), b.d1 * r
+        left = b.d0 * (1 - r)
+        right = b.d1 * r
         linear = left - right + 2 * s * r
         q = xp.sqrt((left - right) ** 2 + 4 * s * s * r * (1 - r))
         stable = linear >= 0
         t = xp.where(stable, 2 * s * r, q - linear) / xp.where(stable, linear + q, 2 * (s - linear))
         return xp.where(b.outside, y, b.x0 + b.w * t)
 
-    def backward(self, x, knots, factors, bound, eps, dy, dldj, out):
+    def backward(
+        self,
+        x: Array,
+        knots: Array,
+        factors: Array,
+        bound: float,
+        eps: float,
+        dy: Array,
+        dldj: Array,
+        out: tuple[Array, Array, Array],
+    ) -> Array:
         """dy (N, *shape), dldj (N,) -> dx (N, *shape). O(N P).
 
         out: the three arrays, shaped like the raw parameters and contiguous, that their gradients
@@ -98,9 +122,10 @@ class Spline(OperationGroup):
         xp = self.xp
         b = self._bin(x, knots, 0)
         gy = xp.where(b.outside, 0, dy)
-        gl = xp.where(b.outside, 0, dldj.reshape((-1,) + (1,) * (x.ndim - 1)))
+        gl = xp.where(b.outside, 0, dldj.reshape(-1, *[1] * (x.ndim - 1)))
         s, t, u, n, denominator = self._terms(x, b)
-        m, bend = 1 - t, b.d0 + b.d1 - 2 * s
+        m = 1 - t
+        bend = b.d0 + b.d1 - 2 * s
         r = (s * t * t + b.d0 * u) / denominator
         slope = (s / denominator) ** 2 * n
         v = u / denominator
@@ -110,24 +135,27 @@ class Spline(OperationGroup):
         g_d0 = gy * b.h * v * (1 - r) + gl * (m * m / n - 2 * v)
         g_d1 = gl * (t * t / n - 2 * v) - gy * b.h * v * r
         total = b.d0 * g_d0 + b.d1 * g_d1 - gl
-        g_w, g_h = total / b.w - t * dx, gy * r - total / b.h
+        g_w = total / b.w - t * dx
+        g_h = gy * r - total / b.h
         # the left knot of a bin moves its edge and shrinks it, the right one widens it
-        sides = ((-dx - g_w, g_w), (gy - g_h, g_h), (g_d0, g_d1))
-        inner = [self._sum_per_knot(b.index, *side, bins=knots.shape[1] - 1) for side in sides]
+        inner = xp.empty((3, knots.shape[1] - 2, *x.shape[1:]), dx.dtype)
+        self._sum_per_knot(b.index, -dx - g_w, g_w, out=inner[0])
+        self._sum_per_knot(b.index, gy - g_h, g_h, out=inner[1])
+        self._sum_per_knot(b.index, g_d0, g_d1, out=inner[2])
         self._raw_gradients(inner, factors, bound, eps, out)
         return xp.where(b.outside, dy, dx)
 
-    def _bin(self, values, knots, axis) -> _Bin:
+    def _bin(self, values: Array, knots: Array, axis: int) -> _Bin:
         """The bin of each value (N, *shape) among the positions (axis 0) or the values (axis 1)."""
         xp = self.xp
         edges = knots[axis]
         index = (values >= edges[1:-1, None]).sum(axis=0)  # a NaN compares false: bin 0
         outside = (values <= edges[0]) | (values >= edges[-1])
-        x0, y0, d0 = [xp.take_along_axis(k, index, axis=0) for k in knots]
-        x1, y1, d1 = [xp.take_along_axis(k, index + 1, axis=0) for k in knots]
+        x0, y0, d0 = xp.take_along_axis(knots, index[None], axis=1)
+        x1, y1, d1 = xp.take_along_axis(knots, index[None] + 1, axis=1)
         return _Bin(index, outside, x0, y0, x1 - x0, y1 - y0, d0, d1)
 
-    def _terms(self, x, b: _Bin):
+    def _terms(self, x: Array, b: _Bin) -> tuple[Array, Array, Array, Array, Array]:
         """s, t, u, n and the denominator D of the formulas above, for x and its bin."""
         s = b.h / b.w
         t = self.xp.where(b.outside, 0, (x - b.x0) / b.w)
@@ -135,17 +163,19 @@ class Spline(OperationGroup):
         n = b.d1 * t * t + 2 * s * u + b.d0 * (1 - t) * (1 - t)
         return s, t, u, n, s + (b.d0 + b.d1 - 2 * s) * u
 
-    def _sum_per_knot(self, index, left, right, bins):
-        """Sum over the batch into the K-1 inner knots: (K-1, *shape)."""
-        where, knots = self.xp.where, range(1, bins)
-        sides = (where(index == k, left, where(index == k - 1, right, 0)) for k in knots)
-        return self.xp.stack([side.sum(axis=0) for side in sides])
+    def _sum_per_knot(self, index: Array, left: Array, right: Array, out: Array) -> None:
+        """Sum over the batch into the K-1 inner knots: out (K-1, *shape)."""
+        where = self.xp.where
+        for k in range(len(out)):  # a knot between bins k and k + 1
+            where(index == k + 1, left, where(index == k, right, 0)).sum(axis=0, out=out[k])
 
-    def _raw_gradients(self, inner, factors, bound, eps, out):
+    def _raw_gradients(
+        self, inner: Array, factors: Array, bound: float, eps: float, out: tuple[Array, ...]
+    ) -> None:
         """From inner knots to raw parameters: cumulative sums, softmax and softplus backwards."""
         xp = self.xp
         bins = out[0].shape[-1]
-        for axis in range(2):
+        for axis in (0, 1):
             shares = factors[axis * bins : (axis + 1) * bins]
             # a size moves every knot to its right: Σ_{k > j} ∂L/∂X_k
             g = xp.zeros_like(shares)

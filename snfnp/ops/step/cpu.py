@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from snfnp.ops.jit import alike, parallel, serial
+from snfnp.ops.jit import alike, inlined, parallel
 from snfnp.ops.step.definition import Step, clip_scale
 
 _BLOCK = 16384  # elements of a flat buffer that one task takes: 64 KB, inside the second cache
@@ -55,7 +55,7 @@ def _adam(task, g, p, m, v, step_size, beta1, rest1, beta2, rest2, eps, correcti
         pb[i] += step_size * mi / (np.sqrt(vi * correction) + eps)
 
 
-@serial
+@inlined
 def _sum_squares(g):
     """Σ g² in _LANES partial sums of g's precision, added up in double."""
     lanes = np.zeros(_LANES, g.dtype)
