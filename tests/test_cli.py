@@ -22,9 +22,9 @@ from snfnp.cli import COMMANDS, main, run_script, train
 from snfnp.data import Dataset
 from snfnp.errors import DivergedError, SnfnpError, UsageError, flag_of, within_memory
 from snfnp.ops import DEFINITIONS, assemble
-from snfnp.ops.communication import INSTALL
 from snfnp.ops.gpu import requirements
 from snfnp.ops.host import HostDevice
+from snfnp.processes.mpi import INSTALL
 from snfnp.training import loop, session
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.config import OPTIONS

@@ -26,7 +26,7 @@ COMMAND = """
 import os, signal, sys, time
 from pathlib import Path
 from snfnp.cli import run_script, train as command
-from snfnp.ops import world
+from snfnp.processes.mpi import world
 from snfnp.training import session
 from snfnp.step.trainer import Trainer
 from support.trainers import small_dataset
@@ -274,7 +274,7 @@ def test_a_signal_to_mpiexec_writes_a_checkpoint_first(tmp_path, number):
 AT_START = """
 import os
 from snfnp.cli import run_script, train
-from snfnp.ops.communication import Mpi
+from snfnp.processes.mpi import Mpi
 def begin(mpi, MPI):
     os.kill(os.getpid(), 15) if MPI.COMM_WORLD.rank else MPI.COMM_WORLD.Barrier()
 Mpi.__init__ = begin

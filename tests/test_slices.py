@@ -25,8 +25,8 @@ from snfnp.context import Slice
 from snfnp.errors import BackendError, DivergedError
 from snfnp.likelihood import Likelihood
 from snfnp.ops import SINGLE_PROCESS, get_ops
-from snfnp.ops.communication import launched, world
 from snfnp.processes import terminal
+from snfnp.processes.mpi import launched, world
 from snfnp.step.batches import Batches, batch_of, cut
 from snfnp.training.loop import train_session
 from snfnp.training.monitors import Monitors
@@ -338,7 +338,7 @@ def test_a_launcher_of_another_mpi_is_detected(environment, monkeypatch):
 SUMS = """
 import sys
 import numpy as np
-from snfnp.ops import world
+from snfnp.processes.mpi import world
 w = world()
 for dtype in ("f4", "f8"):
     for shape in ((), (1,), (2, 3), (70_001,)):
@@ -378,7 +378,8 @@ def test_sums_flags_and_values(size):
 
 ERRORS = """
 from snfnp.errors import DivergedError, UsageError
-from snfnp.ops import get_ops, world
+from snfnp.ops import get_ops
+from snfnp.processes.mpi import world
 w = world()
 def fail():
     assert w.rank == 0
@@ -413,7 +414,7 @@ def test_an_error_of_rank_0_and_a_difference_are_raised_by_all():
 
 
 ABSENT = """
-from snfnp.ops import world
+from snfnp.processes.mpi import world
 w = world()
 if w.rank == 0:
     w.any(0)  # the other one never comes

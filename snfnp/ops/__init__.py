@@ -18,10 +18,10 @@ from snfnp import threads
 from snfnp.errors import UsageError
 from snfnp.ops.activation.definition import Activation
 from snfnp.ops.channels.definition import Channels
-from snfnp.ops.communication import SINGLE_PROCESS, Communicator, shares, world
+from snfnp.ops.communication import SINGLE_PROCESS, Communicator, shares
 from snfnp.ops.conv.definition import Conv
 from snfnp.ops.coupling.definition import Coupling
-from snfnp.ops.group import Array
+from snfnp.ops.group import Array, Scalar
 from snfnp.ops.host import HostDevice, ranks_on_shared_cores
 from snfnp.ops.images.definition import Images
 from snfnp.ops.linalg.definition import LinearAlgebra
@@ -57,7 +57,7 @@ class Ops:
     known_on_host = property(attrgetter("device.known_on_host"))
 
     @property
-    def host(self):
+    def host(self) -> "Ops":
         """The reference implementation on the CPU, for host arrays."""
         return assemble(HostDevice("numpy") if self.asynchronous else self.device, DEFINITIONS)
 
@@ -69,7 +69,7 @@ class Ops:
         coupling.keeps = False
         return replace(self, coupling=coupling)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         """Copies and pickles have the same classes, on the device that unpickling makes."""
         return assemble, (self.device, {name: type(getattr(self, name)) for name in DEFINITIONS})
 
@@ -90,7 +90,7 @@ def overrides(kind: str) -> dict[str, type]:
     return classes
 
 
-def assemble(device, classes: dict[str, type]) -> Ops:
+def assemble(device: Any, classes: dict[str, type]) -> Ops:
     """A backend from its device and the class of every group, in the order of `DEFINITIONS`."""
     groups = {}
     for name, group in classes.items():
@@ -98,7 +98,9 @@ def assemble(device, classes: dict[str, type]) -> Ops:
     return Ops(device=device, **groups)
 
 
-def get_ops(backend="numba", tf32=False, world: Communicator = SINGLE_PROCESS) -> Ops:
+def get_ops(
+    backend: str = "numba", tf32: bool = False, world: Communicator = SINGLE_PROCESS
+) -> Ops:
     """The operations of a backend: "numba" (the default on a CPU), "numpy" or "cupy" (a GPU).
 
     Args:
@@ -111,16 +113,20 @@ def get_ops(backend="numba", tf32=False, world: Communicator = SINGLE_PROCESS) -
         BackendError: in one line, with what is missing, if the backend cannot run.
         UsageError: for another name.
     """
-    if backend in ("numpy", "numba"):
-        groups, device = DEFINITIONS, HostDevice(backend)
-        if backend == "numba":
-            from snfnp.ops.jit import compilations
+    device: Any
+    if backend == "numpy":
+        groups = DEFINITIONS
+        device = HostDevice(backend)
+    elif backend == "numba":
+        from snfnp.ops.jit import compilations
 
-            groups, device = overrides("cpu"), HostDevice(backend, compilations)
+        groups = overrides("cpu")
+        device = HostDevice(backend, compilations)
     elif backend == "cupy":
         from snfnp.ops.gpu.device import Gpu
 
-        groups, device = overrides("gpu"), Gpu(tf32, world)
+        groups = overrides("gpu")
+        device = Gpu(tf32, world)
     else:
         raise UsageError(f"backend is {backend!r}: choose one of {', '.join(BACKENDS)}")
     threads.share_cores(ranks_on_shared_cores(world))
@@ -133,4 +139,4 @@ def cpu_backends() -> list[Ops]:
 
 
 __all__ = ["SINGLE_PROCESS", "BACKENDS", "Array", "Communicator", "Ops"]
-__all__ += ["RandomKey", "cpu_backends", "get_ops", "shares", "world"]
+__all__ += ["RandomKey", "Scalar", "cpu_backends", "get_ops", "shares"]

@@ -38,7 +38,9 @@ class HostDevice:
     xp: Any = np
     asynchronous = False
 
-    def __init__(self, name: str, compilations: Callable[..., AbstractContextManager] | None = None):
+    def __init__(
+        self, name: str, compilations: Callable[..., AbstractContextManager] | None = None
+    ):
         self.name = name
         self.compiles = compilations is not None
         self._compilations = compilations
@@ -49,7 +51,7 @@ class HostDevice:
         """A context in which begins() is called before kernels are compiled, ends(count) after."""
         return self._compilations(begins, ends) if self._compilations else nullcontext()
 
-    def asarray(self, host: Any, dtype: DTypeLike = None) -> Array:
+    def asarray(self, host: Any, dtype: DTypeLike | None = None) -> Array:
         """A host array as a C-contiguous array on the device, cast if `dtype` is given."""
         return self.xp.asarray(host, dtype=dtype, order="C")
 

@@ -13,9 +13,9 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from snfnp.errors import SnfnpError, UsageError
-from snfnp.ops import SINGLE_PROCESS, Communicator, world
-from snfnp.ops.communication import INSTALL, launched
+from snfnp.ops import SINGLE_PROCESS, Communicator
 from snfnp.processes import terminal
+from snfnp.processes.mpi import INSTALL, launched, world
 from snfnp.processes.terminal import handled
 
 OPTION = "--processes"
@@ -32,13 +32,16 @@ def start(count: int, world: Communicator) -> None:
     if count == 1:
         return
     if world.size > 1:
-        already = f"mpiexec has started {world.size} already: leave one of them out"
-        raise UsageError(f"`processes` starts processes, and {already}")
+        raise UsageError(
+            f"`processes` starts processes, and mpiexec has started {world.size} already: "
+            "leave one of them out"
+        )
     _require_cores(count)
     mpiexec = shutil.which("mpiexec", path=Path(sys.executable).parent) or shutil.which("mpiexec")
-    for missing, place in (("mpiexec", mpiexec), ("mpi4py", importlib.util.find_spec("mpi4py"))):
-        if not place:
-            raise UsageError(f"`processes` needs {missing}, which is missing: {INSTALL}")
+    needed = {"mpiexec": mpiexec, "mpi4py": importlib.util.find_spec("mpi4py")}
+    for name, location in needed.items():
+        if not location:
+            raise UsageError(f"`processes` needs {name}, which is missing: {INSTALL}")
     sys.stdout.flush()
     words = sys.orig_argv[1:]
     end = words.index("--") if "--" in words else len(words)  # behind it there are no options
@@ -51,8 +54,10 @@ def _require_cores(count: int) -> None:
     """Raises UsageError for an absurd number of processes."""
     cores = os.cpu_count() or 1  # all of them: each process may be bound to one
     if count > _PER_CORE * cores:
-        found = f"{count} processes are far more than the {cores} cores of this machine"
-        raise UsageError(f"{found}: start {cores} or fewer here")
+        raise UsageError(
+            f"{count} processes are far more than the {cores} cores of this machine: "
+            f"start {cores} or fewer here"
+        )
 
 
 @contextmanager

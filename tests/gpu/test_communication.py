@@ -172,7 +172,7 @@ TWO = """
 import sys
 import cupy
 import numpy as np
-from snfnp.ops import world
+from snfnp.processes.mpi import world
 from snfnp.ops.gpu import nccl
 w = world()
 try:

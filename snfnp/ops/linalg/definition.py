@@ -16,7 +16,9 @@ from snfnp.errors import SingularMatrixError
 from snfnp.ops.group import Array, OperationGroup, Scalar
 
 _GEMM: dict[Any, Any] = {np.dtype(kind): get_blas_funcs("gemm", dtype=kind) for kind in "fd"}
-_LU: dict[Any, Any] = {np.dtype(kind): get_lapack_funcs(("getrf", "getri", "getrs"), dtype=kind) for kind in "fd"}
+_LU: dict[Any, Any] = {
+    np.dtype(kind): get_lapack_funcs(("getrf", "getri", "getrs"), dtype=kind) for kind in "fd"
+}
 _SMALL = 128  # up to this size getri is faster than solving for the identity
 _BLOCK = 8192  # squares added in their own precision: short enough for one BLAS thread
 _EPS = float(np.finfo(np.float64).eps)
