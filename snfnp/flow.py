@@ -4,98 +4,68 @@ Derivation: derivations/03-change-of-variables.md and 15-split-prior-and-recompu
 """
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from snfnp.context import BackwardContext, Measured
-from snfnp.errors import SnfnpError, UsageError, require_instance, require_sizes
+from snfnp.errors import SnfnpError, UsageError
 from snfnp.images import fault
 from snfnp.layers import Layer, Linear, Preprocess, Whiten
+from snfnp.layers.chain import named, of_layer, require_chain, require_ends
 from snfnp.layers.preprocess import Scale, Standardise
 from snfnp.maps.condition import condition
-from snfnp.ops import Array, Ops, RandomKey
+from snfnp.ops import Array, Ops, RandomKey, Scalar
 from snfnp.parameters import Layout
 
+Shape = tuple[int, ...]
 Params = dict[str, dict[str, Array]]  # {layer: {name: array}}
 
 # Each layer draws from _STREAMS of the random generator's streams, from _FIRST_STREAM on; those
 # below are drawn from once for a batch (`snfnp.likelihood`).
-_FIRST_STREAM, _STREAMS = 16, 16
-# Names of terms of log p(x) and of the last latent, which no layer may have.
-_TERMS = ("preprocess", "dequantisation", "scale", "logit", "base density", "z")
+_FIRST_STREAM = 16
+_STREAMS = 16
 
 
-def layer_key(key: RandomKey, place: int) -> RandomKey:
-    """The key of the random numbers of the place-th layer of a flow, which all samples share, for
-    any `key.first`."""
-    return key._replace(stream=_FIRST_STREAM + _STREAMS * place, first=0)
+def layer_key(key: RandomKey, index: int) -> RandomKey:
+    """The key of the random numbers of layer `index` of a flow, which all samples share, for any
+    `key.first`."""
+    return key._replace(stream=_FIRST_STREAM + _STREAMS * index, first=0)
 
 
-def context_at(ctx: BackwardContext, place: int, error_factor) -> BackwardContext:
-    """A step as the place-th layer of a flow sees it."""
-    owns = place % ctx.part.parts == ctx.part.index
-    weight, key = ctx.log_det_weight if owns else 0.0, ctx.key and layer_key(ctx.key, place)
-    return BackwardContext(ctx.ops, ctx.dldj, weight, error_factor, key, ctx.part, owns)
+def context_at(ctx: BackwardContext, index: int, error_factor: Scalar) -> BackwardContext:
+    """A step as layer `index` of a flow sees it."""
+    owns = index % ctx.part.parts == ctx.part.index
+    return BackwardContext(
+        ctx.ops,
+        ctx.dldj,
+        ctx.log_det_weight if owns else 0.0,
+        error_factor,
+        ctx.key and layer_key(ctx.key, index),
+        ctx.part,
+        owns,
+    )
 
 
-@contextmanager
-def _named(layer: str) -> Iterator[None]:
-    """Name the layer in the errors of what is done with it."""
-    try:
-        yield
-    except SnfnpError as error:
-        raise _of_layer(layer, error) from error
-
-
-def _of_layer(layer: str, error: SnfnpError) -> SnfnpError:
-    return type(error)(f"layer {layer}: {error}")
-
-
-def _require_shape(array, shape) -> None:
+def _require_shape(array: Array, shape: Shape) -> None:
     """Raises UsageError for another shape: kernels trust theirs, so arrays are checked on entry."""
     if array.shape[1:] != shape:
-        wanted = f"(N, {', '.join(map(str, shape))})"
-        raise UsageError(f"found an array of shape {array.shape}: give {wanted}")
-
-
-def _output_shape(layer: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a layer's output for samples of this shape, as it declares it. Raises UsageError
-    if it does not take them, or cannot be invertible."""
-    if layer.learns_inverse and not isinstance(layer, Linear):
-        raise UsageError("it learns an inverse: make it a snfnp.layers.Linear with a rule")
-    try:
-        output = layer.output_shape(shape)
-        latent = layer.latent_shape(shape)
-        parameters = layer.parameter_shapes(shape).items()
-        sizes: dict[str, Any] = {f"shape of {name}": tuple(size) for name, size in parameters}
-    except SnfnpError:
-        raise
-    except Exception as error:  # of a layer of one's own
-        found = f"its shapes for samples of {shape} fail ({type(error).__name__}: {error})"
-        raise UsageError(f"{found}: give it samples that it takes, or mend it") from error
-    outputs: dict[str, Any] = {"output_shape": output}
-    outputs |= {} if latent is None else {"latent_shape": latent}
-    require_sizes(layer, **outputs)
-    require_sizes(layer, least=0, **sizes)
-    size = sum(map(math.prod, outputs.values()))
-    if size != math.prod(shape):
-        found = f"it makes {size} values, latents included, of {math.prod(shape)}"
-        raise UsageError(f"{found}: let it keep their number, or it is not invertible")
-    return output
+        expected = f"(N, {', '.join(map(str, shape))})"
+        raise UsageError(f"found an array of shape {array.shape}: give {expected}")
 
 
 @dataclass(frozen=True)
 class _Recomputed:
-    """In place of a cache that the backward pass recomputes: the layer's output (None if the next
-    layer is recomputed too, and so gives it), and the latent that leaves at the layer, if any."""
+    """Stands for a cache that `backward` rebuilds.
 
-    output: Array
+    output: the layer's, or None if the next layer's recomputed input is it; latent: what leaves at
+    the layer, if anything.
+    """
+
+    output: Array | None
     latent: tuple[Array, ...]
 
 
@@ -120,59 +90,28 @@ class Flow:
             or of another term of the likelihood.
     """
 
-    shape: tuple[int, ...]
+    shape: Shape
     layers: tuple[tuple[str, Layer], ...] = field(repr=False)
     preprocess: Preprocess | Scale | Standardise = Preprocess()
-    image_shape: tuple[int, ...] | None = None
+    image_shape: Shape | None = None
 
-    def __post_init__(self):
-        self._require_ends()
-        if not (isinstance(self.layers, (tuple, list)) and self.layers):
-            found = f"layers is of type {type(self.layers).__name__}, or empty"
-            raise UsageError(f"{found}: give a tuple of (name, layer) pairs")
-        for pair in self.layers:
-            match pair:
-                case (str(), _):
-                    continue
-            raise UsageError(f"{pair!r:.60} is among the layers: give a (name, layer) pair")
-        counts = Counter(name for name, _ in self.layers)
-        if taken := [name for name in counts if counts[name] > 1 or name in _TERMS]:
-            found = f"a layer is called {taken[0]!r}, as another or a term of the likelihood is"
-            raise UsageError(f"{found}: rename it")
-        shape = self.shape
-        for name, layer in self.layers:
-            require_instance(None, Layer, **{f"layer {name}": layer})
-            with _named(name):
-                shape = _output_shape(layer, shape)
-
-    def _require_ends(self) -> None:
-        """Raises UsageError unless the shapes and the preprocessing fit each other."""
-        require_sizes(None, shape=self.shape)
-        if self.image_shape is not None:
-            require_sizes(None, image_shape=self.image_shape)
-            if (size := math.prod(self.image_shape)) != self.dimension:
-                found = f"image_shape {self.image_shape} has {size} values, but shape {self.shape}"
-                raise UsageError(f"{found} has {self.dimension}: give shapes of the same samples")
-        require_instance(None, Preprocess, Scale, Standardise, preprocess=self.preprocess)
-        if isinstance(self.preprocess, Standardise):
-            columns = {len(moments) for moments in self.preprocess.moments}
-            if columns != {self.dimension}:
-                found = f"preprocess is for {' and '.join(map(str, sorted(columns)))} columns"
-                raise UsageError(f"{found}, but shape is {self.shape}: give it moments of each")
+    def __post_init__(self) -> None:
+        require_ends(self.shape, self.image_shape, self.preprocess)
+        require_chain(self.shape, self.layers)
 
     @property
     def dimension(self) -> int:
         """D, the number of values in one sample."""
         return math.prod(self.shape)
 
-    def with_shapes(self):
+    def with_shapes(self) -> Iterator[tuple[str, Layer, Shape]]:
         """(name, layer, the shape of one sample of its input), from x to z."""
         shape = self.shape
         for name, layer in self.layers:
             yield name, layer, shape
             shape = layer.output_shape(shape)
 
-    def learned_inverses(self) -> dict[str, tuple[Linear, tuple[int, ...]]]:
+    def learned_inverses(self) -> dict[str, tuple[Linear, Shape]]:
         """{name: (layer, the shape of one sample of its input)} of the linear layers with an R."""
         return {
             name: (layer, shape)
@@ -181,57 +120,75 @@ class Flow:
         }
 
     @cached_property
-    def latent_shapes(self) -> dict[str, tuple[int, ...]]:
+    def latent_shapes(self) -> dict[str, Shape]:
         """{name: the shape of one sample} of the latents: split priors' by layer, then z."""
-        shapes = {name: layer.latent_shape(shape) for name, layer, shape in self.with_shapes()}
-        *_, (_, last, shape) = self.with_shapes()
-        shapes["z"] = last.output_shape(shape)
-        return {name: shape for name, shape in shapes.items() if shape is not None}
+        shapes = {}
+        output = self.shape
+        for name, layer, shape in self.with_shapes():
+            latent = layer.latent_shape(shape)
+            if latent is not None:
+                shapes[name] = latent
+            output = layer.output_shape(shape)
+        return shapes | {"z": output}
 
     @property
     def has_learned_inverse(self) -> bool:
         """True if each linear layer learned an R: then every layer has an `inverse`."""
-        return all(own.learns_inverse for _, own in self.layers if isinstance(own, Linear))
+        linear = [layer for _, layer in self.layers if isinstance(layer, Linear)]
+        return all(layer.learns_inverse for layer in linear)
 
-    def parameter_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+    def parameter_shapes(self) -> dict[str, dict[str, Shape]]:
         """{layer name: {parameter name: shape}}."""
         return {name: layer.parameter_shapes(shape) for name, layer, shape in self.with_shapes()}
 
     @cached_property
     def layout(self) -> Layout:
-        """The place of each parameter in a flat buffer."""
-        fixed = tuple(name for name, layer in self.layers if isinstance(layer, Whiten))
-        return Layout.of(self.parameter_shapes(), fixed)
+        """The position of each parameter in a flat buffer."""
+        constant = tuple(name for name, layer in self.layers if isinstance(layer, Whiten))
+        return Layout.of(self.parameter_shapes(), constant)
 
     @cached_property
     def first_trainable(self) -> int:
-        """The place of the first layer with parameters to learn: below it no gradient is needed."""
-        learned = {entry.layer for entry in self.layout.entries if entry.start < self.layout.fixed}
-        return next((i for i, (name, _) in enumerate(self.layers) if name in learned), 0)
+        """The index of the first layer with parameters to learn: below it no gradient is needed."""
+        learned = {entry.layer for entry in self.layout.optimised.entries}
+        indices = (index for index, (name, _) in enumerate(self.layers) if name in learned)
+        return next(indices, 0)
 
     def init(self, seed: int) -> Params:
         """Initial parameters, float64 on the host, the same for every backend."""
         rng = np.random.default_rng(seed)
         return {name: layer.init(rng, shape) for name, layer, shape in self.with_shapes()}
 
-    def init_from_data(self, ops: Ops, params: Params, x, statistics=lambda place: {}) -> None:
+    def init_from_data(
+        self,
+        ops: Ops,
+        params: Params,
+        x: Array,
+        statistics: Callable[[int], dict[str, Array]] = lambda index: {},
+    ) -> None:
         """Set the parameters that depend on data (as actnorm's) in one forward pass: each layer's
         before the next layer gets its input.
 
         Args:
             params: overwritten.
             x: a first batch (N, *shape).
-            statistics: statistics(place) returns {name: value} of the parameters of the place-th
-                layer that are estimated from more than a batch.
+            statistics: statistics(index) returns {name: value} of the parameters of layer `index`
+                that come from more than a batch.
+
+        Raises:
+            UsageError: for samples of another shape.
         """
         _require_shape(x, self.shape)
-        for place, (name, layer) in enumerate(self.layers):
+        for index, (name, layer) in enumerate(self.layers):
             p = params[name]
-            for parameter, value in (layer.init_from_data(ops, p, x) | statistics(place)).items():
+            values = layer.init_from_data(ops, p, x) | statistics(index)
+            for parameter, value in values.items():
                 p[parameter][...] = value
             x = layer.forward(ops, p, x)[0]
 
-    def encode(self, ops: Ops, images: Array, key: RandomKey, dtype) -> tuple[Array, Array]:
+    def encode(
+        self, ops: Ops, images: Array, key: RandomKey, dtype: DTypeLike
+    ) -> tuple[Array, Array]:
         """Preprocess images or rows.
 
         Args:
@@ -249,7 +206,9 @@ class Flow:
         self.require_images(images)
         return self.preprocessed(ops, images, key, dtype)
 
-    def preprocessed(self, ops, images, key, dtype):
+    def preprocessed(
+        self, ops: Ops, images: Array, key: RandomKey, dtype: DTypeLike
+    ) -> tuple[Array, Array]:
         """The results of `encode` for images that were checked before."""
         return self.preprocess.forward(ops, images.reshape(-1, *self.shape), key, dtype)
 
@@ -257,40 +216,50 @@ class Flow:
         """x (N, *shape) -> images (N, *image_shape), uint8, or rows, float64, on the device."""
         return self.preprocess.inverse(ops, x).reshape(-1, *(self.image_shape or self.shape))
 
-    def require_images(self, images) -> None:
+    def require_images(self, images: Array) -> None:
         """Raises UsageError for images that `encode` does not take. O(1) for uint8."""
-        rows = getattr(images, "shape", ())[1:] == self.shape
-        shape = self.shape if rows else self.image_shape or self.shape
+        is_rows = getattr(images, "shape", ())[1:] == self.shape
+        shape = self.shape if is_rows else self.image_shape or self.shape
         if problem := fault(images, shape, self.preprocess.levels):
             raise UsageError(f"the {self.preprocess.noun}: {problem}")
 
-    def log_density(self, ops: Ops, latents: tuple) -> Array:
+    def log_density(self, ops: Ops, latents: Sequence[Array]) -> Array:
         """Σ log N(latent; 0, I) over all latents of each sample, in nats: (N,)."""
-        first, *rest = map(ops.channels.gaussian_log_density, reversed(latents))
-        return sum(rest, start=first)
+        densities = [ops.channels.gaussian_log_density(latent) for latent in reversed(latents)]
+        return ops.channels.total(densities)
 
     def forward(
-        self, ops: Ops, params: Params, x: Array, recompute=False, noise: Callable | None = None
-    ) -> tuple[tuple, Any, list]:
+        self,
+        ops: Ops,
+        params: Params,
+        x: Array,
+        recompute: bool = False,
+        noise: Callable[[int, Array, dict], Array] | None = None,
+    ) -> tuple[tuple[Array, ...], Scalar, list]:
         """Map x to its latents.
 
         Args:
             x: (N, *shape).
             recompute: keep no cache of layers with a `cheap_exact_inverse`. `backward` recomputes
-                their inputs from their outputs, and the caches from those: two more passes through
-                these layers, and no memory for them.
-            noise: noise(place, z, cache) returns the next layer's input in place of z, the output
-                of the place-th layer, and puts what `backward` needs of it into the cache.
+                their inputs from their outputs, and the caches from those: this costs two more
+                passes through these layers, and none of their memory.
+            noise: noise(index, z, cache) returns the next layer's input in place of z, the output
+                of layer `index`, and puts what `backward` needs of it into the cache.
 
         Returns:
             The latents; ldj (N,) in nats of the data-dependent layers (Eq. 6), or 0; the caches.
+
+        Raises:
+            UsageError: for samples of another shape.
         """
         _require_shape(x, self.shape)
-        latents, ldjs, caches = [], [], []
-        for place, (name, layer) in enumerate(self.layers):
+        latents = []
+        ldjs = []
+        caches = []
+        for index, (name, layer) in enumerate(self.layers):
             x, layer_ldj, cache = layer.forward(ops, params[name], x)
             if noise is not None:
-                x = noise(place, x, cache)
+                x = noise(index, x, cache)
             if not isinstance(layer_ldj, int):  # 0: it does not depend on x
                 ldjs.append(layer_ldj)
             latent = (cache["latent"],) if name in self.latent_shapes else ()
@@ -303,7 +272,9 @@ class Flow:
             del cache  # frees it, if it is recomputed, before the next layer makes its own
         return (*latents, x), ops.channels.total(ldjs) if ldjs else 0, caches  # Eq. 6
 
-    def inverse(self, ops: Ops, params: Params, latents: tuple, exact: bool = False) -> Array:
+    def inverse(
+        self, ops: Ops, params: Params, latents: tuple[Array, ...], exact: bool = False
+    ) -> Array:
         """Map latents to x (N, *shape): in one pass through the learned inverses, by default.
 
         Args:
@@ -311,25 +282,28 @@ class Flow:
             exact: use the exact inverses, at the cost of a solve for each linear layer.
 
         Raises:
-            UsageError: if no inverse was learned and `exact` is False.
+            UsageError: if no inverse was learned and `exact` is False, or for other latents.
         """
         if not exact and not self.has_learned_inverse:
             raise UsageError("this flow learned no inverse: use `exact=True`")
         shapes = self.latent_shapes
         if len(latents) != len(shapes):
-            found = f"found {len(latents)} latents"
-            raise UsageError(f"{found}: give {len(shapes)}, for {', '.join(shapes)}")
+            raise UsageError(
+                f"found {len(latents)} latents: give {len(shapes)}, for {', '.join(shapes)}"
+            )
         for latent, shape in zip(latents, shapes.values(), strict=True):
             _require_shape(latent, shape)
         *split_off, z = latents
         for name, layer in reversed(self.layers):
             invert = layer.exact_inverse if exact else layer.inverse
             latent = (split_off.pop(),) if name in shapes else ()
-            with _named(name):
+            with named(name):
                 z = invert(ops, params[name], z, *latent)
         return z
 
-    def latent_gradients(self, latents: tuple, samples: int | None = None) -> tuple:
+    def latent_gradients(
+        self, latents: tuple[Array, ...], samples: int | None = None
+    ) -> tuple[Array, ...]:
         """δ of every latent: the gradient of its log-density averaged over N samples, −latent/N;
         samples: N, for latents of a part of the batch."""
         return tuple([latent * (-1 / (samples or len(latent))) for latent in latents])
@@ -339,9 +313,9 @@ class Flow:
         ctx: BackwardContext,
         params: Params,
         caches: list,
-        dlatents: tuple,
+        dlatents: tuple[Array, ...],
         grads: Params,
-        error_factors: dict | None = None,
+        error_factors: dict[str, Scalar] | None = None,
         first: int = 0,
     ) -> tuple[Array, dict[str, Measured]]:
         """Compute the gradients of all parameters, from the last layer to the first.
@@ -353,17 +327,19 @@ class Flow:
             dlatents: δ of every latent (`latent_gradients`).
             grads: arrays like the parameters, to be written.
             error_factors: {layer: −2λ/N} of layers with a λ of their own.
-            first: the place of the layer to stop at, with the δ of its input.
+            first: the index of the layer to stop at, with the δ of its input.
 
         Returns:
             δ_x, and the measurements by layer of those that learn their inverse.
         """
         *split_off, delta = dlatents
-        factors, measured = error_factors or {}, {}
+        factors = error_factors or {}
+        measured = {}
         x = None  # the current layer's output, if the one after it recomputed its input
-        for place in reversed(range(first, len(self.layers))):
-            (name, layer), cache = self.layers[place], caches[place]
-            context = context_at(ctx, place, factors.get(name, ctx.error_factor))
+        for index in reversed(range(first, len(self.layers))):
+            name, layer = self.layers[index]
+            cache = caches[index]
+            context = context_at(ctx, index, factors.get(name, ctx.error_factor))
             dlatent = (split_off.pop(),) if name in self.latent_shapes else ()
             try:  # no context manager: a step calls few functions
                 if isinstance(cache, _Recomputed):
@@ -372,7 +348,7 @@ class Flow:
                     cache = layer.forward(ctx.ops, params[name], x)[2]
                 result = layer.backward(context, params[name], cache, delta, grads[name], *dlatent)
             except SnfnpError as error:
-                raise _of_layer(name, error) from error
+                raise of_layer(name, error) from error
             if isinstance(result, tuple):  # of a layer that learns its inverse
                 delta, measured[name] = result
             else:
@@ -383,7 +359,7 @@ class Flow:
         """log|det| of every data-independent layer (the Σ log|W_k| of Eq. 7), exact, in nats."""
         log_dets = {}
         for name, layer, shape in self.with_shapes():
-            with _named(name):
+            with named(name):
                 log_det = layer.log_det(ops, params[name], shape)
             if log_det is not None:
                 log_dets[name] = log_det
@@ -397,19 +373,22 @@ class Flow:
             if isinstance(layer, Linear)
         }
 
-    def first_nonfinite(self, ops, params, x) -> str | None:
+    def first_nonfinite(self, ops: Ops, params: Params, x: Array) -> str | None:
         """The first of a forward pass that is not finite: the input, or a layer's output or ldj."""
         if not ops.channels.is_finite(x):
             return "the input"
         for name, layer in self.layers:
             x, ldj, cache = layer.forward(ops, params[name], x)
-            results = [x, cache["latent"]] if name in self.latent_shapes else [x]
-            results += [] if isinstance(ldj, int) else [ldj]
+            results = [x]
+            if name in self.latent_shapes:
+                results.append(cache["latent"])
+            if not isinstance(ldj, int):
+                results.append(ldj)
             if not all(map(ops.channels.is_finite, results)):
                 return f"the output of layer {name}"
         return None
 
-    def first_nonfinite_gradient(self, ops, grads) -> str | None:
+    def first_nonfinite_gradient(self, ops: Ops, grads: Params) -> str | None:
         """The `layer.parameter` whose gradient is not finite, nearest to the output."""
         for entry in reversed(self.layout.optimised.entries):
             if not ops.channels.is_finite(grads[entry.layer][entry.name]):

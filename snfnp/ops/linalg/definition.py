@@ -35,8 +35,10 @@ class LinearAlgebra(OperationGroup):
         """out += a b, without an (M, N) temporary. O(M K N)."""
         if not (a.size and b.size):  # SciPy's BLAS refuses empty arrays
             return out
-        if out.flags.fnc:
-            return self.matmul_add(b.T, a.T, out.T).T
+        target = out
+        if out.flags.fnc:  # outᵀ += bᵀ aᵀ
+            target = out.T
+            a, b = b.T, a.T
         # BLAS itself can add to its output (beta = 1), NumPy's matmul cannot. BLAS is column-major:
         # outᵀ += bᵀ aᵀ, and a C-contiguous array is the column-major array of its transpose.
         transpose_b = not b.flags.c_contiguous
@@ -46,13 +48,13 @@ class LinearAlgebra(OperationGroup):
             a=np.asfortranarray(b) if transpose_b else b.T,
             b=np.asfortranarray(a) if transpose_a else a.T,
             beta=1.0,
-            c=out.T,
+            c=target.T,
             trans_a=transpose_b,
             trans_b=transpose_a,
             overwrite_c=True,
         )
         if not np.may_share_memory(result, out):  # BLAS had to copy: out was strided
-            out[...] = result.T
+            target[...] = result.T
         return out
 
     def axpby(self, a: Scalar, x: Array, b: Scalar, out: Array) -> Array:
@@ -68,7 +70,8 @@ class LinearAlgebra(OperationGroup):
         """`axpby` of two numbers a, two arrays x and two arrays out, with one b: one launch on a
         GPU."""
         for each_a, each_x, each_out in zip(a, x, out, strict=True):
-            self.axpby(each_a, each_x, b, each_out)
+            each_out *= b
+            each_out += each_a * each_x
         return out
 
     def scale_into(self, out: Array, scale: Scalar, a: Array, multiple: int | np.ndarray) -> Array:
