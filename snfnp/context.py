@@ -6,13 +6,13 @@ Derivation: derivations/05-self-normalizing.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from snfnp.ops import Ops, RandomKey
+from snfnp.ops import Array, Ops, RandomKey, Scalar
 
 
 class Slice(NamedTuple):
-    """Samples first … first + count − 1 of a batch of `total`, the index-th of `parts` slices."""
+    """Samples first … first + count − 1 of a batch of `total`: slice `index` of `parts`."""
 
     first: int
     count: int
@@ -42,19 +42,22 @@ class BackwardContext:
     """
 
     ops: Ops
-    dldj: Any
-    log_det_weight: Any
-    error_factor: Any
+    dldj: Array
+    log_det_weight: Scalar
+    error_factor: Scalar
     key: RandomKey | None
     part: Slice
     owns_shared_terms: bool = True
 
     @classmethod
-    def of(cls, ops, dldj, lam=0.0, key: RandomKey | None = None) -> BackwardContext:
+    def of(
+        cls, ops: Ops, dldj: Array, lam: Scalar = 0.0, key: RandomKey | None = None
+    ) -> BackwardContext:
         """The context of a whole batch, outside of a training step; lam: λ of Eq. 3."""
         count = len(dldj)
-        weight, part = dldj.sum(dtype="float64"), Slice(0, count, count)
-        return cls(ops, dldj, weight, lam * (-2 / max(count, 1)), key, part)
+        error_factor = lam * (-2 / max(count, 1))
+        weight = dldj.sum(dtype="float64")
+        return cls(ops, dldj, weight, error_factor, key, Slice(0, count, count))
 
 
 @dataclass
@@ -69,6 +72,6 @@ class Measured:
             not compute it in this slice.
     """
 
-    error: Any
-    input: Any
-    jacobian_error: Any = None
+    error: Scalar
+    input: Array
+    jacobian_error: Scalar | None = None

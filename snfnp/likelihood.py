@@ -11,9 +11,10 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from snfnp.errors import DivergedError, UsageError, require_whole
 from snfnp.flow import Flow
@@ -53,6 +54,15 @@ class Evaluation:
         return self.nll / (self.dimension * math.log(2))
 
 
+class _Part(NamedTuple):
+    """Images that go through the flow together: the index of the first among all, the images, and
+    the key of their noise."""
+
+    first: int
+    images: Array
+    key: RandomKey
+
+
 class Likelihood:
     """The exact density of a flow at fixed parameters.
 
@@ -70,30 +80,32 @@ class Likelihood:
     """
 
     @_quiet
-    def __init__(self, ops: Ops, flow: Flow, flat: Array, dtype: Any = "float64"):
-        self.ops, self.flow, self._dtype = ops, flow, np.dtype(dtype)
+    def __init__(self, ops: Ops, flow: Flow, flat: Array, dtype: DTypeLike = np.float64):
+        self.ops = ops
+        self.flow = flow
+        self._dtype: Any = np.dtype(dtype)
         self.params = flow.layout.views(flat.astype(self._dtype))  # not to be changed
-        self._shape = flow.image_shape or flow.shape
         # log|det| of each data-independent layer, in nats
         self.log_dets = flow.log_dets(ops, flow.layout.views(flat.astype(np.float64)))
 
     @_quiet
-    def log_prob(self, images, seed: int = 0, at_once: int = _BATCH) -> np.ndarray:
+    def log_prob(self, images: Array, seed: int = 0, at_once: int = _BATCH) -> np.ndarray:
         """log p(x) of each image in nats (Eq. 1), (N,) on the host; the arguments of `evaluate`."""
         # Eq. 7: what depends on x, and the expensive terms, which are the same for every x
-        expensive, found = sum(self.log_dets.values()), []
-        for _, encoded in self._parts(images, seed, at_once):
-            terms = self._terms(*encoded())
-            found.append(self.ops.to_host(sum(terms.values()) + expensive))
-        return np.concatenate(found)
+        expensive = sum(self.log_dets.values())
+        densities = []
+        for part in self._parts(images, seed, at_once):
+            terms = self._terms(*self._encode(part))
+            densities.append(self.ops.to_host(sum(terms.values()) + expensive))
+        return np.concatenate(densities)
 
     @_quiet
     def evaluate(
         self,
-        images,
+        images: Array,
         seed: int = 0,
         at_once: int = _BATCH,
-        watch: Callable | None = None,
+        watch: Callable[..., None] | None = None,
         world: Communicator = SINGLE_PROCESS,
     ) -> Evaluation:
         """The mean log-likelihood of images or rows. O(N D²) beyond the determinants.
@@ -104,7 +116,7 @@ class Likelihood:
             seed: of the dequantisation noise.
             at_once: images, at most 1000, that go through the flow together: it bounds the memory,
                 and changes no result.
-            watch: watch(layer name, x, first) gets every input of every layer, and the place of
+            watch: watch(layer name, x, first) gets every input of every layer, and the index of
                 its first image among all.
             world: the processes, which all call this, share the images and get one result. Each
                 shows its own images to its `watch`.
@@ -115,9 +127,9 @@ class Likelihood:
         parts = self._parts(images, seed, at_once)
         mine = shares(len(parts), world.size)[world.rank]
         totals: dict[str, float] = {}
-        for first, encoded in parts[mine.start : mine.stop]:
-            watching = watch and partial(watch, first=first)
-            for term, values in self._terms(*encoded(), watch=watching).items():
+        for part in parts[mine.start : mine.stop]:
+            watch_part = watch and partial(watch, first=part.first)
+            for term, values in self._terms(*self._encode(part), watch_part).items():
                 total = float(values.sum(dtype=np.float64))
                 totals[term] = totals.get(term, 0.0) + total
         every = world.gather(totals)
@@ -125,10 +137,9 @@ class Likelihood:
         means = {k: sum(each.get(k, 0.0) for each in every) / len(images) for k in terms}
         return Evaluation(self._in_order(means), self.flow.dimension)
 
-    def _parts(self, images, seed, at_once) -> list:
-        """For each pass through the flow, in order, the place of its first image and a function
-        that preprocesses its images."""
-        images = with_channels(images, self._shape)
+    def _parts(self, images: Array, seed: int, at_once: int) -> list[_Part]:
+        """The images of each pass through the flow, in order, once all were checked."""
+        images = with_channels(images, self.flow.image_shape or self.flow.shape)
         self.flow.require_images(images)
         require_whole(0, seed=seed)
         require_whole(1, at_once=at_once)
@@ -137,21 +148,24 @@ class Likelihood:
             stop = min(start + _BATCH, len(images))
             for first in range(start, stop, at_once):
                 key = RandomKey(seed, EVALUATION_NOISE, index, first - start)
-                which = slice(first, min(first + at_once, stop))
-                parts.append((first, partial(self._encode, images, which, key)))
+                parts.append(_Part(first, images[first : min(first + at_once, stop)], key))
         return parts
 
-    def _encode(self, images, which: slice, key: RandomKey) -> tuple:
-        some = self._on_device(images[which])
-        return self.flow.preprocessed(self.ops, some, key, self._dtype)
+    def _encode(self, part: _Part) -> tuple[Array, Array]:
+        images = self._on_device(part.images)
+        return self.flow.preprocessed(self.ops, images, part.key, self._dtype)
 
-    def _on_device(self, array):
+    def _on_device(self, array: Array) -> Array:
         return self.ops.asarray(array) if isinstance(array, np.ndarray) else array
 
-    def _terms(self, x, ldj, watch=None) -> dict:
+    def _terms(
+        self, x: Array, ldj: Array, watch: Callable[..., None] | None = None
+    ) -> dict[str, Array]:
         """The data-dependent terms of Eq. 7 per image, preprocessing to base density."""
-        ops, flow = self.ops.forward_only, self.flow
-        terms, latents = {"preprocess": ldj}, []
+        ops = self.ops.forward_only
+        flow = self.flow
+        terms = {"preprocess": ldj}
+        latents = []
         for name, layer in flow.layers:
             if watch is not None:
                 watch(name, x)
@@ -175,15 +189,15 @@ class Likelihood:
         return terms
 
     @_quiet
-    def latents(self, images, seed: int = 0, at_once: int = _BATCH) -> tuple:
+    def latents(self, images: Array, seed: int = 0, at_once: int = _BATCH) -> tuple[Array, ...]:
         """All latents of images, device arrays (N, ...) as `sample` takes them; the arguments of
         `evaluate`."""
-        found = []
-        for _, encoded in self._parts(images, seed, at_once):
-            x, _ = encoded()
+        latents = []
+        for part in self._parts(images, seed, at_once):
+            x, _ = self._encode(part)
             # recompute: caches are not needed here
-            found.append(self.flow.forward(self.ops, self.params, x, recompute=True)[0])
-        return tuple(map(self.ops.xp.concatenate, zip(*found, strict=True)))
+            latents.append(self.flow.forward(self.ops, self.params, x, recompute=True)[0])
+        return tuple(map(self.ops.xp.concatenate, zip(*latents, strict=True)))
 
     @_quiet
     def sample(
@@ -192,9 +206,9 @@ class Likelihood:
         seed: int = 0,
         temperature: float = 1.0,
         exact: bool = False,
-        latents: tuple | None = None,
+        latents: tuple[Array | None, ...] | None = None,
         at_once: int = _BATCH,
-    ):
+    ) -> np.ndarray:
         """Draw samples, from latents that `seed` determines.
 
         Args:
@@ -220,38 +234,57 @@ class Likelihood:
         require_whole(1, count=count, at_once=at_once)
         if not 0 <= temperature < math.inf:
             raise UsageError(f"temperature is {temperature}: it must be 0 or more, and finite")
-        ops, flow, samples = self.ops, self.flow, np.empty(0)
-        shapes = tuple(flow.latent_shapes.values())
-        given = (None,) * len(shapes) if latents is None else latents
-        number = len(given) if isinstance(given, (tuple, list)) else type(given).__name__
-        if number != len(shapes):
-            advice = f"give a tuple of {len(shapes)}, for {', '.join(flow.latent_shapes)}"
-            raise UsageError(f"found {number} as latents: {advice}, or None for each to be drawn")
-        for latent, (name, shape) in zip(given, flow.latent_shapes.items(), strict=True):
-            found = getattr(latent, "shape", None)
-            if latent is not None and found != (count, *shape):
-                found = f"latent {name} has shape {found}"
-                raise UsageError(f"{found}: give an array of shape {(count, *shape)}")
+        if latents is None:
+            latents = (None,) * len(self.flow.latent_shapes)
+        self._require_latents(latents, count)
+        samples = np.empty(0)
         for first in range(0, count, at_once):
-            some, filled = slice(first, min(first + at_once, count)), []
-            for index, (latent, shape) in enumerate(zip(given, shapes, strict=True)):
-                if latent is None:
-                    key = RandomKey(seed, SAMPLE_LATENTS, index, first)
-                    normal = ops.random.normal(key, (some.stop - first, *shape), self._dtype)
-                    filled.append(float(temperature) * normal)
-                else:
-                    filled.append(self._on_device(latent[some]).astype(self._dtype))
-            x = flow.inverse(ops, self.params, tuple(filled), exact=exact)
-            if not ops.channels.is_finite(x):
+            part = slice(first, min(first + at_once, count))
+            drawn = self._draw(latents, part, RandomKey(seed, SAMPLE_LATENTS), temperature)
+            x = self.flow.inverse(self.ops, self.params, drawn, exact=exact)
+            if not self.ops.channels.is_finite(x):
                 advice = "try" if exact else "try `exact=True`, or"
                 raise DivergedError(f"samples are not finite: {advice} another checkpoint")
-            drawn = ops.to_host(flow.decode(ops, x))
+            decoded = self.ops.to_host(self.flow.decode(self.ops, x))
             if first == 0:
-                samples = np.empty((count, *drawn.shape[1:]), drawn.dtype)
-            samples[some] = drawn
+                samples = np.empty((count, *decoded.shape[1:]), decoded.dtype)
+            samples[part] = decoded
         if exact and self._loss_of_digits:
             warnings.warn(self._loss_of_digits, stacklevel=3)  # `_quiet` is a call of its own
         return samples
+
+    def _require_latents(self, latents: Any, count: int) -> None:
+        """Raises UsageError unless there is an array (count, *shape) or None for each latent."""
+        shapes = self.flow.latent_shapes
+        is_sequence = isinstance(latents, (tuple, list))
+        number = len(latents) if is_sequence else type(latents).__name__
+        if number != len(shapes):
+            raise UsageError(
+                f"found {number} as latents: give a tuple of {len(shapes)}, "
+                f"for {', '.join(shapes)}, or None for each to be drawn"
+            )
+        for latent, (name, shape) in zip(latents, shapes.items(), strict=True):
+            actual = getattr(latent, "shape", None)
+            if latent is not None and actual != (count, *shape):
+                raise UsageError(
+                    f"latent {name} has shape {actual}: give an array of shape {(count, *shape)}"
+                )
+
+    def _draw(
+        self, latents: tuple[Array | None, ...], part: slice, key: RandomKey, temperature: float
+    ) -> tuple[Array, ...]:
+        """The latents of the samples `part`, of which those that are None are drawn."""
+        size = part.stop - part.start
+        drawn = []
+        for index, shape in enumerate(self.flow.latent_shapes.values()):
+            latent = latents[index]
+            if latent is None:
+                latent_key = key._replace(step=index, first=part.start)
+                normal = self.ops.random.normal(latent_key, (size, *shape), self._dtype)
+                drawn.append(float(temperature) * normal)
+            else:
+                drawn.append(self._on_device(latent[part]).astype(self._dtype))
+        return tuple(drawn)
 
     @cached_property
     def _loss_of_digits(self) -> str:
@@ -262,8 +295,10 @@ class Likelihood:
         epsilon = np.finfo(self._dtype).eps
         if not name or epsilon * conditions[name] <= _THREE_DIGITS:
             return ""
-        found = f"the condition number of layer {name} is about {conditions[name]:.0e}"
-        return f"exact samples have fewer than three digits, as {found}"
+        return (
+            "exact samples have fewer than three digits, as the condition number of layer "
+            f"{name} is about {conditions[name]:.0e}"
+        )
 
 
 def _density_row(latent: str) -> str:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 Shapes = dict[str, dict[str, tuple[int, ...]]]  # {layer: {name: shape}}
 _ALIGN = 16  # elements: every view starts on a 64-byte boundary in single precision
@@ -34,13 +35,15 @@ class Entry:
 
     @property
     def stop(self) -> int:
+        """Its end in the buffer."""
         return self.start + math.prod(self.shape)
 
     @property
     def key(self) -> str:
+        """`layer.name`."""
         return f"{self.layer}.{self.name}"
 
-    def view(self, flat):
+    def view(self, flat: Any) -> Any:
         """The parameter in a flat array of any backend."""
         part = flat[self.start : self.stop]
         return part.reshape(self.shape, order=order_of(self.name, self.shape))
@@ -48,13 +51,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layout:
-    """The places of parameters in a flat buffer.
+    """The positions of parameters in a flat buffer.
 
     Attributes:
         entries: the parameters, first those that an optimiser updates, then the constant ones.
         layers: the names of the layers.
         size: of the buffer, padding included.
-        fixed: where the constant parameters begin.
+        fixed: the start of the parameters that no gradient moves.
     """
 
     entries: tuple[Entry, ...] = field(repr=False)
@@ -63,15 +66,18 @@ class Layout:
     fixed: int
 
     @classmethod
-    def of(cls, shapes: Shapes, fixed: tuple = ()) -> Layout:
+    def of(cls, shapes: Shapes, fixed: tuple[str, ...] = ()) -> Layout:
         """The layout of parameters of these shapes, {layer: {name: shape}}; fixed: the layers
-        whose parameters are constant."""
-        entries, start, end = [], 0, 0
+        whose parameters no gradient moves."""
+        entries = []
+        start = 0
+        end = 0  # of the parameters that gradients move
         for layer in sorted(shapes, key=lambda layer: layer in fixed):
             for name, shape in shapes[layer].items():
                 entries.append(Entry(layer, name, tuple(shape), start))
                 start = -(-entries[-1].stop // _ALIGN) * _ALIGN
-            end = end if layer in fixed else start
+            if layer not in fixed:
+                end = start
         return cls(tuple(entries), tuple(shapes), start, end)
 
     @property
@@ -83,16 +89,16 @@ class Layout:
     @property
     def count(self) -> int:
         """The number of learned parameters, without padding."""
-        return sum(e.stop - e.start for e in self.entries if e.start < self.fixed)
+        return sum(entry.stop - entry.start for entry in self.optimised.entries)
 
-    def views(self, flat) -> dict:
+    def views(self, flat: Any) -> dict[str, dict[str, Any]]:
         """{layer: {name: view}} into a flat array (size,) of any backend."""
         views = {layer: {} for layer in self.layers}
-        for e in self.entries:
-            views[e.layer][e.name] = e.view(flat)
+        for entry in self.entries:
+            views[entry.layer][entry.name] = entry.view(flat)
         return views
 
-    def pack(self, initial: dict[str, dict[str, np.ndarray]], dtype) -> np.ndarray:
+    def pack(self, initial: dict[str, dict[str, np.ndarray]], dtype: DTypeLike) -> np.ndarray:
         """Host parameters {layer: {name: array}} as one flat host array; padding is zero."""
         flat = np.zeros(self.size, dtype)
         for layer, params in self.views(flat).items():
