@@ -7,6 +7,7 @@ Every check of a gradient has negative controls: the same gradient times 1.01, a
 caught. `check_map` and `check_rule` check linear maps, and rules by which linear layers learn.
 """
 
+from snfnp.gradcheck.case import Report, as_matrix
 from snfnp.gradcheck.differences import (
     GradientError,
     central_difference,
@@ -14,7 +15,7 @@ from snfnp.gradcheck.differences import (
     relative_error,
     slopes,
 )
-from snfnp.gradcheck.layers import Report, as_matrix, check_layer, stop_gradient_objective
+from snfnp.gradcheck.layers import check_layer, stop_gradient_objective
 from snfnp.gradcheck.linear import check_map, check_rule
 
 __all__ = ["GradientError", "Report", "as_matrix", "central_difference", "check_gradient"]

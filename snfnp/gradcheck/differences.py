@@ -5,13 +5,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from snfnp.errors import UsageError
 
 # Weights of f(x + k h u) - f(x - k h u), k = 1, 2, 3, over h: error O(h⁶).
 _STENCIL = (3 / 4, -3 / 20, 1 / 60)
 STEPS = 1e-2, 1e-3, 1e-4  # of a difference; a shorter one where a longer one crosses a kink
-_MOST = 1000  # elements up to which a failed check looks at each of them
+_MOST = 1000  # elements of the largest array that a failed check searches element by element
 
 
 class GradientError(AssertionError):
@@ -27,7 +28,7 @@ def central_difference(f: Callable, x: Any, direction: Any, h: float) -> Any:
     return sum(weight * (f(x + step) - f(x - step)) / h for step, weight in steps)
 
 
-def tolerance(dtype) -> float:
+def tolerance(dtype: DTypeLike) -> float:
     """The default `rtol`: the differences' own error in double precision, about 170 roundings of
     the layer in single. Negative controls are near 1e-2."""
     return 1e-8 if np.dtype(dtype) == np.float64 else 2e-5
@@ -38,7 +39,7 @@ class Comparison(NamedTuple):
 
     Attributes:
         error: the largest relative difference.
-        control: the smallest error of a wrong gradient (times 1.01; zero); NaN for a zero gradient.
+        control: the smallest error of the negative controls; NaN for a zero gradient.
         slopes: of f and of the gradient along the last direction.
     """
 
@@ -47,20 +48,23 @@ class Comparison(NamedTuple):
     slopes: tuple[float, float]
 
 
-def slopes(f: Callable, x, gradient, **settings) -> tuple[float, float]:
+def slopes(
+    f: Callable[[Any], float], x: ArrayLike, gradient: ArrayLike, **settings: Any
+) -> tuple[float, float]:
     """The slopes of `check_gradient` with these arguments, to six digits, for pages to show."""
     numeric, analytic = check_gradient(f, x, gradient, **settings).slopes
     return float(f"{numeric:.6g}"), float(f"{analytic:.6g}")
 
 
-def relative_error(value, expected) -> float:
+def relative_error(value: ArrayLike, expected: ArrayLike) -> float:
     """‖value − expected‖ / ‖expected‖ to three digits, for pages to show; 0.0 below 1e-9, where
     rounding differs from machine to machine.
 
     Raises:
         ValueError: if the shapes differ, so that broadcasting cannot hide a missing axis.
     """
-    value, expected = np.asarray(value), np.asarray(expected)
+    value = np.asarray(value)
+    expected = np.asarray(expected)
     if value.shape != expected.shape:
         raise ValueError(f"shapes differ: {value.shape} and {expected.shape}")
     error = np.linalg.norm((value - expected).ravel()) / np.linalg.norm(expected.ravel())
@@ -68,9 +72,9 @@ def relative_error(value, expected) -> float:
 
 
 def check_gradient(
-    f: Callable[[np.ndarray], float],
-    x: np.ndarray,
-    gradient: np.ndarray,
+    f: Callable[[Any], float],
+    x: ArrayLike,
+    gradient: ArrayLike,
     *,
     rng: np.random.Generator,
     rtol: float = 1e-8,
@@ -97,29 +101,37 @@ def check_gradient(
         UsageError: f is no function that returns a number.
     """
     single = any(getattr(array, "dtype", None) == np.float32 for array in (x, gradient))
-    x, gradient = (np.asarray(array) for array in (x, gradient))
+    gradient = np.asarray(gradient)
+    x = np.asarray(x)
     x = x if x.dtype.kind == "f" else x.astype(np.float64)
     _require_scalar(f, x, name)
     if gradient.shape != x.shape:
         raise GradientError(f"{name}: the gradient has shape {gradient.shape}, not {x.shape}")
     typical = np.linalg.norm(gradient) / np.sqrt(gradient.size)
-    worst, controls = 0.0, {1.01: 0.0, 0: 0.0}  # by what the gradient is multiplied by
+    worst = 0.0
+    controls = {1.01: 0.0, 0: 0.0}  # by what the gradient is multiplied by
     for index in range(directions):
         u = rng.standard_normal(x.shape)
         u /= np.linalg.norm(u)
-        analytic, at = float(np.sum(gradient * u)), []
+        analytic = float(np.sum(gradient * u))
+        attempts = []
         for step in STEPS:
             numeric = central_difference(f, x, u, step)
             error = relative(numeric, analytic, typical)
             if error <= rtol:
                 break
-            at.append(f"h={step:.0e}: {numeric:.12g}")
+            attempts.append(f"h={step:.0e}: {numeric:.12g}")
         else:
-            found = f"{name}, direction {index}: analytic {analytic:.12g}, numeric {numeric:.12g}"
-            off = f"relative error {error:.2e} > {rtol:.0e} (f = {f(x):.6g}; {', '.join(at)})"
-            why = "; the arrays are float32, in which differences lose their digits: give float64"
-            where = why if single else _where(f, x, gradient, name)
-            raise GradientError(f"{found}, {off}{where}")
+            if single:
+                advice = "; the arrays are float32, in which differences lose their digits: "
+                advice += "give float64"
+            else:
+                advice = _where(f, x, gradient, name)
+            raise GradientError(
+                f"{name}, direction {index}: analytic {analytic:.12g}, numeric {numeric:.12g}, "
+                f"relative error {error:.2e} > {rtol:.0e} "
+                f"(f = {f(x):.6g}; {', '.join(attempts)}){advice}"
+            )
         worst = max(worst, error)
         for factor in controls:
             error = relative(numeric, factor * analytic, typical)
@@ -137,23 +149,23 @@ def _require_scalar(f: Any, x: np.ndarray, name: str) -> None:
         raise UsageError(f"{str(f)[:60]} is no function: give f, and then {name} and its gradient")
     value: Any = f(x)
     if np.ndim(value):
-        found = f"f returned an array of shape {np.shape(value)}"
         raise UsageError(
-            f"{found}: let it return a number, as the sum of that times random numbers"
+            f"f returned an array of shape {np.shape(value)}: "
+            "let it return a number, as the sum of that times random numbers"
         )
 
 
-def _where(f: Callable, x, gradient, name: str) -> str:
+def _where(f: Callable[[Any], float], x: np.ndarray, gradient: np.ndarray, name: str) -> str:
     """For a message: the worst element of a wrong gradient, and the factor if it is a multiple of
     the right one. O(size) evaluations, so "" for a large array."""
     if x.size > _MOST:
         return ""
     units = np.eye(x.size).reshape(x.size, *x.shape)
     numeric = np.reshape([central_difference(f, x, unit, STEPS[0]) for unit in units], x.shape)
-    off = np.nan_to_num(np.abs(gradient - numeric), nan=np.inf)
-    worst = np.unravel_index(np.argmax(off), x.shape)
-    place = f"{name}[{', '.join(map(str, worst))}]"
-    words = f"; furthest off at {place}: {gradient[worst]:.6g}, not {numeric[worst]:.6g}"
+    errors = np.nan_to_num(np.abs(gradient - numeric), nan=np.inf)
+    worst = np.unravel_index(np.argmax(errors), x.shape)
+    element = f"{name}[{', '.join(map(str, worst))}]"
+    words = f"; furthest off at {element}: {gradient[worst]:.6g}, not {numeric[worst]:.6g}"
     ratio = float(np.sum(gradient * numeric)) / max(float(np.sum(numeric**2)), 1e-300)
     if ratio and np.linalg.norm(gradient - ratio * numeric) <= 1e-6 * np.linalg.norm(gradient):
         words += f"; all of it is {ratio:.6g} times the right one" + " (its sign)" * (ratio < 0)

@@ -1,8 +1,11 @@
 """Checking maps T(w) and rules against T(w) written out (derivations/18-write-your-own-rule.md)."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
-from snfnp.gradcheck.layers import Case, Report, as_matrix, on_cpu_backends
+from snfnp.gradcheck.case import Arrays, Case, Report, as_matrix, on_cpu_backends
 from snfnp.gradcheck.members import require
 from snfnp.layers import Linear
 from snfnp.maps import Map
@@ -11,7 +14,7 @@ from snfnp.rules import Exact, Relative, Rule, SelfNormalizing
 
 
 @on_cpu_backends
-def check_map(linear_map: Map, shape: tuple[int, ...], **settings) -> Report:
+def check_map(linear_map: Map, shape: tuple[int, ...], **settings: Any) -> Report:
     """Check every member of a map at a random weight, in O(D³).
 
     * apply is linear in x; adjoint: ⟨T(w) x, δ⟩ = ⟨x, T(w)ᵀ δ⟩;
@@ -25,7 +28,7 @@ def check_map(linear_map: Map, shape: tuple[int, ...], **settings) -> Report:
     Args:
         linear_map: the map.
         shape: one sample's.
-        **settings: keywords of `snfnp.gradcheck.layers.Case`.
+        **settings: keywords of `snfnp.gradcheck.case.Case`.
 
     Raises:
         GradientError: at the first member that is wrong.
@@ -33,12 +36,18 @@ def check_map(linear_map: Map, shape: tuple[int, ...], **settings) -> Report:
     require(linear_map, Map)
     layer = Linear(linear_map, Exact(), bias=False, init_kind="identity")
     case = Case(layer, shape, noise=0.15, **settings)
-    ops, shape, w, x, (dz,) = case.ops, case.shape, case.params["W"], case.x, case.c
-    t, rows, deltas = case.matrix(linear_map, w), flat(x), flat(dz)
+    ops = case.ops
+    shape = case.shape
+    w = case.params["W"]
+    x = case.x
+    dz = case.c[0]
+    t = case.matrix(linear_map, w)
+    rows = flat(x)
+    deltas = flat(dz)
     # whether T(w) has the shape of its transpose, and is another matrix
     mistakable = t.shape == t.T.shape and not np.array_equal(t, t.T)
 
-    def host(method, *arrays, **keywords):
+    def host(method: Callable, *arrays: np.ndarray, **keywords: Any) -> np.ndarray:
         """A method of the map on host arrays."""
         return ops.to_host(method(ops, *case.put([*arrays], case.dtype), **keywords))
 
@@ -54,8 +63,9 @@ def check_map(linear_map: Map, shape: tuple[int, ...], **settings) -> Report:
         slopes.append(np.sum(ops.to_host(out) * v))
     slope = np.sum(dz * host(linear_map.apply, v, x))
     case.compare("weight_grad", slopes, [slope, 2 * slope])
-    of_flipped = as_matrix(linear_map, ops, np.ascontiguousarray(linear_map.flip(w)), dz.shape[1:])
-    case.compare("flip", of_flipped, t.T, t if mistakable else None)
+    flipped = np.ascontiguousarray(linear_map.flip(w))
+    transpose = as_matrix(linear_map, ops, flipped, dz.shape[1:])
+    case.compare("flip", transpose, t.T, t if mistakable else None)
     indicators = np.eye(w.size).reshape(-1, *w.shape)
     counts = [np.count_nonzero(case.matrix(linear_map, one)) for one in indicators]
     counts = np.reshape(counts, w.shape).astype(float)
@@ -69,13 +79,15 @@ def check_map(linear_map: Map, shape: tuple[int, ...], **settings) -> Report:
     case.compare("log_det", log_det, np.linalg.slogdet(t)[1])
     case.compare("solve", host(linear_map.solve, w, z), x, z)
 
-    of_w = lambda w: float(np.linalg.slogdet(case.matrix(linear_map, w))[1])  # noqa: E731
-    case.measure("log_det_grad", of_w, w, host(linear_map.log_det_grad, w, shape=shape))
+    def log_abs_det(w: np.ndarray) -> float:
+        return float(np.linalg.slogdet(case.matrix(linear_map, w))[1])
+
+    case.measure("log_det_grad", log_abs_det, w, host(linear_map.log_det_grad, w, shape=shape))
     return case.report
 
 
 @on_cpu_backends
-def check_rule(rule: Rule, linear_map: Map, shape: tuple[int, ...], **settings) -> Report:
+def check_rule(rule: Rule, linear_map: Map, shape: tuple[int, ...], **settings: Any) -> Report:
     """Check a rule where it must agree with the likelihood, differentiated numerically, in O(D³).
 
     A rule that learns an inverse is checked at R = W⁻¹, where Eqs. 10 and 11 become Eqs. 8 and 9
@@ -87,7 +99,7 @@ def check_rule(rule: Rule, linear_map: Map, shape: tuple[int, ...], **settings) 
         linear_map: the map of W; for a rule that learns an inverse, one with
             `inverse_is_same_map`: dense, or a 1×1 convolution.
         shape: one sample's.
-        **settings: keywords of `snfnp.gradcheck.layers.Case`.
+        **settings: keywords of `snfnp.gradcheck.case.Case`.
 
     Raises:
         GradientError: at the first gradient that is wrong.
@@ -95,34 +107,41 @@ def check_rule(rule: Rule, linear_map: Map, shape: tuple[int, ...], **settings) 
     require(rule, Rule)
     require(linear_map, Map)
     case = Case(Linear(linear_map, rule, init_kind="identity"), shape, noise=0.3, **settings)
-    params, volume, w = case.params, case.a.sum(), case.params["W"]
+    params = case.params
+    v = case.a.sum()
+    w = params["W"]
     mixture = isinstance(rule, SelfNormalizing) and rule.objective == "mixture"
     if rule.learns_inverse:
         # w.shape[-2:] is the matrix of a dense map (transposed in a kernel, as its inverse is)
         params["R"] = np.asarray(np.linalg.inv(w), np.float64)
-    grads, t = case.gradients(), case.matrix(linear_map, w)
-    rows, deltas = flat(case.x), flat(case.c[0])
+    grads = case.gradients()
+    t = case.matrix(linear_map, w)
+    rows = flat(case.x)
+    deltas = flat(case.c[0])
 
-    def density(weight, before, delta):
-        """⟨δ, T(weight) before⟩ + v log|det T(weight)|: what depends on one weight in Eq. 3."""
+    def density(weight: np.ndarray, inputs: np.ndarray, delta: np.ndarray) -> float:
+        """⟨δ, T(weight) inputs⟩ + v log|det T(weight)|: what depends on one weight in Eq. 3."""
         matrix = case.matrix(linear_map, weight)
-        return float(np.sum(delta * (before @ matrix.T)) + volume * np.linalg.slogdet(matrix)[1])
+        return float(np.sum(delta * (inputs @ matrix.T)) + v * np.linalg.slogdet(matrix)[1])
 
-    case.measure("x", lambda v: float(np.sum(deltas * (v @ t.T))), rows, flat(grads["x"]))
+    case.measure("x", lambda x: float(np.sum(deltas * (x @ t.T))), rows, flat(grads["x"]))
     if isinstance(rule, Relative):
-        for name, expected in _relative_gradients(w, rows, deltas, volume).items():
+        for name, expected in _relative_gradients(w, rows, deltas, v).items():
             case.compare(name, grads[name], expected)
         return case.report
     factor = 0.5 if mixture else 1.0
-    case.measure("W", lambda v: factor * density(v, rows, deltas), w, grads["W"])
-    case.measure("b", lambda v: float(np.sum(case.c[0] * v)), params["b"], grads["b"])
+    case.measure("W", lambda w: factor * density(w, rows, deltas), w, grads["W"])
+    case.measure("b", lambda b: float(np.sum(case.c[0] * b)), params["b"], grads["b"])
     if mixture:  # Eq. 11: R has a density of its own
-        of_r = lambda v: -0.5 * density(v, rows @ t.T, deltas @ t)  # noqa: E731
-        case.measure("R", of_r, params["R"], grads["R"])
+        case.measure(
+            "R", lambda r: -0.5 * density(r, rows @ t.T, deltas @ t), params["R"], grads["R"]
+        )
     return case.report
 
 
-def _relative_gradients(w, rows, deltas, volume) -> dict[str, np.ndarray]:
+def _relative_gradients(
+    w: np.ndarray, rows: np.ndarray, deltas: np.ndarray, volume: float
+) -> Arrays:
     """The exact gradient of W, times WᵀW, and b's own gradient."""
     exact = deltas.T @ rows + volume * np.linalg.inv(w).T
     return {"W": exact @ w.T @ w, "b": deltas.sum(axis=0)}

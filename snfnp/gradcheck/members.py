@@ -13,8 +13,9 @@ def require(thing: Any, contract: type, advice: str = "") -> None:
     has all members that it must have, with arguments in the contract's order."""
     kind = contract.__name__
     if not isinstance(thing, contract):
-        found = f"{str(thing)[:60]} is no {kind.lower()}: give an instance of a snfnp {kind}"
-        raise UsageError(f"{found}{advice}")
+        raise UsageError(
+            f"{str(thing)[:60]} is no {kind.lower()}: give an instance of a snfnp {kind}{advice}"
+        )
     name = type(thing).__name__
     for member, declared in vars(contract).items():
         if member.startswith("_") or not isinstance(declared, (property, FunctionType)):
@@ -24,9 +25,11 @@ def require(thing: Any, contract: type, advice: str = "") -> None:
             if "NotImplementedError" in function.__code__.co_names:
                 raise UsageError(f"{name} has no {member}: write it, as snfnp's {kind} describes")
         elif not isinstance(declared, property) and not _fits(getattr(thing, member), declared):
-            found = f"{name}.{member} takes {inspect.signature(getattr(thing, member))}"
-            expected = [str(each) for each in _arguments(declared)]
-            raise UsageError(f"{found}: let it take ({', '.join(expected)})")
+            expected = ", ".join(str(each) for each in _arguments(declared))
+            raise UsageError(
+                f"{name}.{member} takes {inspect.signature(getattr(thing, member))}: "
+                f"let it take ({expected})"
+            )
 
 
 def _arguments(declared: Any) -> list[inspect.Parameter]:
@@ -37,17 +40,19 @@ def _arguments(declared: Any) -> list[inspect.Parameter]:
 
 def _fits(method: Any, declared: Any) -> bool:
     """True if a method can be called as it is declared; *more is none or one."""
-    positional, named, more = [], {}, [[]]
+    positional = []
+    named = {}
+    calls = [positional]
     for each in _arguments(declared):
         if each.kind is each.VAR_POSITIONAL:
-            more.append([None])
+            calls.append([*positional, None])
         elif each.kind is each.KEYWORD_ONLY:
             named[each.name] = None
         elif each.default is each.empty:
             positional.append(None)
-    for last in more:
+    for arguments in calls:
         try:
-            inspect.signature(method).bind(*positional, *last, **named)
+            inspect.signature(method).bind(*arguments, **named)
             return True
         except TypeError:
             continue
