@@ -42,11 +42,12 @@ threads.configure_blas()
 __version__ = "0.1.0"
 
 _STUB = Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")
-_MODULES = {name: place for place, name in re.findall(r"^from (\S+) import (\w+) as", _STUB, re.M)}
-__all__ = [*(name for name, place in _MODULES.items() if place != "snfnp"), "__version__"]
+_IMPORTS = re.findall(r"^from (\S+) import (\w+) as", _STUB, re.M)
+_MODULES = {name: module for module, name in _IMPORTS}
+__all__ = [*(name for name, module in _MODULES.items() if module != "snfnp"), "__version__"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if _MODULES[name] == "snfnp":  # a folder

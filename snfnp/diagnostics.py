@@ -5,49 +5,71 @@ Derivation: derivations/05-self-normalizing.md and 23-monitors-and-certificates.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from snfnp.context import BackwardContext
 from snfnp.errors import SingularMatrixError, UsageError
-from snfnp.flow import Flow
+from snfnp.flow import Flow, Params, Shape
 from snfnp.layers import Layer
 from snfnp.maps import Map
-from snfnp.ops import Ops, RandomKey
+from snfnp.ops import Array, Ops, RandomKey
 from snfnp.rules import Exact, Rule, SelfNormalizing
 
 
-def gradients(ops: Ops, flow: Flow, params, x, lams=(None,), key=None) -> list[dict]:
+def gradients(
+    ops: Ops,
+    flow: Flow,
+    params: Params,
+    x: Array,
+    lams: Sequence[float | dict[str, float] | None] = (None,),
+    key: RandomKey | None = None,
+) -> list[Params]:
     """The gradients of the mean over x, {layer: {parameter: gradient}}, for each of `lams`: one
     forward pass at preprocessed inputs x (N, *shape), and a backward pass for each λ.
 
-    lams: numbers or {layer: number}; None: the gradients of the likelihood alone, without the
-    reconstruction error and Eq. 31. key: of the step's random numbers.
+    Args:
+        ops: the backend.
+        flow: the flow.
+        params: its parameters.
+        x: preprocessed inputs (N, *shape).
+        lams: numbers or {layer: number}; None: the gradients of the likelihood alone, without the
+            reconstruction error and Eq. 31.
+        key: of the step's random numbers.
     """
     latents, _, caches = flow.forward(ops, params, x)
     weights = ops.xp.full(len(x), 1 / len(x), x.dtype)
-    ctx, passes = BackwardContext.of(ops, weights, key=key or RandomKey(0, 0, 0)), []
+    ctx = BackwardContext.of(ops, weights, key=key or RandomKey(0, 0, 0))
+    passes = []
     for lam in lams:
         grads = {
             layer: {name: ops.xp.zeros_like(value) for name, value in named.items()}
             for layer, named in params.items()
         }
         by_layer = lam if isinstance(lam, dict) else dict.fromkeys(params, lam or 0.0)
-        factors = {layer: own * (-2 / len(x)) for layer, own in by_layer.items()}
+        factors = {layer: value * (-2 / len(x)) for layer, value in by_layer.items()}
         step = replace(ctx, key=None) if lam is None else ctx  # without a key, without Eq. 31
         flow.backward(step, params, caches, flow.latent_gradients(latents), grads, factors)
         passes.append(grads)
     return passes
 
 
-def with_layers(flow: Flow, layers: dict[str, Layer]) -> Flow:
+def with_layers(flow: Flow, layers: Mapping[str, Layer]) -> Flow:
     """The flow with some layers replaced, by name."""
     replaced = tuple((name, layers.get(name, layer)) for name, layer in flow.layers)
     return replace(flow, layers=replaced)
 
 
-def gradient_angles(ops: Ops, flow: Flow, params, x, lam, key=None) -> dict[str, dict[str, float]]:
+def gradient_angles(
+    ops: Ops,
+    flow: Flow,
+    params: Params,
+    x: Array,
+    lam: float | dict[str, float],
+    key: RandomKey | None = None,
+) -> dict[str, dict[str, float]]:
     """The gradients of every layer that learns its inverse, with the arguments of `gradients`, in
     double precision. Costs exact gradients: O(D³) for a dense layer.
 
@@ -63,19 +85,23 @@ def gradient_angles(ops: Ops, flow: Flow, params, x, lam, key=None) -> dict[str,
     learned = flow.learned_inverses()
     if not learned:
         raise UsageError("this flow was trained without learned inverses: there is no angle")
-    exact = {name: replace(f, rule=Exact(), inverse_map=None) for name, (f, _) in learned.items()}
+    exact = {
+        name: replace(layer, rule=Exact(), inverse_map=None) for name, (layer, _) in learned.items()
+    }
     without, whole = gradients(ops, flow, params, x, (None, lam), key)
     (reference,) = gradients(ops, with_layers(flow, exact), params, x)
-    exact_of_r, layers = _exact_of_r(ops, flow, params, x), {}
+    exact_of_r = _exact_of_r(ops, flow, params, x)
+    figures = {}
     for name in learned:
-        w, exact_w, both = (ops.to_host(of[name]["W"]) for of in (without, reference, whole))
-        layers[name] = {"angle": _angle(w, exact_w)}
+        w = ops.to_host(without[name]["W"])
+        reconstruction = ops.to_host(whole[name]["W"]) - w
+        figures[name] = {"angle": _angle(w, ops.to_host(reference[name]["W"]))}
         if exact_of_r:
-            of_r = (ops.to_host(of[name]["R"]) for of in (without, exact_of_r))
-            layers[name]["inverse_angle"] = _angle(*of_r)
-        for figure, part in (("likelihood", w), ("reconstruction", both - w)):
-            layers[name][figure] = float(np.linalg.norm(part))
-    return layers
+            r = ops.to_host(without[name]["R"])
+            figures[name]["inverse_angle"] = _angle(r, ops.to_host(exact_of_r[name]["R"]))
+        figures[name]["likelihood"] = float(np.linalg.norm(w))
+        figures[name]["reconstruction"] = float(np.linalg.norm(reconstruction))
+    return figures
 
 
 @dataclass(frozen=True)
@@ -84,17 +110,25 @@ class _Generated(Layer):
 
     map: Map
 
-    def output_shape(self, shape):
+    def output_shape(self, shape: Shape) -> Shape:
         return self.map.output_shape(shape)
 
-    def forward(self, ops, p, x):
+    def forward(self, ops: Ops, p: dict[str, Array], x: Array) -> tuple[Array, int, dict]:
         z0 = self.map.solve(ops, p["R"], x)
         return z0 + p["b"] if "b" in p else z0, 0, {"z0": z0, "shape": x.shape[1:]}
 
-    def backward(self, ctx, p, cache, dz, grads):
+    def backward(
+        self,
+        ctx: BackwardContext,
+        p: dict[str, Array],
+        cache: dict,
+        dz: Array,
+        grads: dict[str, Array],
+    ) -> Array:
         """δ_x = T(R)⁻ᵀ δ, and G_R = −δ_x ⋆ z0 − ∂log|det T(R)|/∂R: with z0 = R⁻¹ x the bracket of
         Eq. 9, −R⁻ᵀ δ xᵀ R⁻ᵀ − R⁻ᵀ, for a dense map."""
-        ops, r = ctx.ops, p["R"]
+        ops = ctx.ops
+        r = p["R"]
         dx = self.map.solve(ops, self.map.flip(r), dz)
         log_det_grad = self.map.log_det_grad(ops, r, cache["shape"])
         ops.linalg.scale_into(grads["R"], -ctx.log_det_weight, log_det_grad, 1)
@@ -107,7 +141,7 @@ def has_inverse_likelihood(rule: Rule) -> bool:
     return isinstance(rule, SelfNormalizing) and rule.objective == "mixture"
 
 
-def _exact_of_r(ops, flow: Flow, params, x) -> dict | None:
+def _exact_of_r(ops: Ops, flow: Flow, params: Params, x: Array) -> Params | None:
     """The exact gradients of log p^g; None if R ascends no likelihood, or T(R) is singular."""
     learned = [(name, layer) for name, (layer, _) in flow.learned_inverses().items()]
     if not all(has_inverse_likelihood(layer.rule) for _, layer in learned):
@@ -121,8 +155,9 @@ def _exact_of_r(ops, flow: Flow, params, x) -> dict | None:
 
 def _angle(a: np.ndarray, b: np.ndarray) -> float:
     """Degrees between two arrays; NaN if one of them is 0 or not finite."""
-    norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
-    if not all(0 < norm < math.inf for norm in norms):
+    norm_a = float(np.linalg.norm(a))
+    norm_b = float(np.linalg.norm(b))
+    if not (0 < norm_a < math.inf and 0 < norm_b < math.inf):
         return math.nan
-    cosine = float(np.vdot(a / norms[0], b / norms[1]))
+    cosine = float(np.vdot(a / norm_a, b / norm_b))
     return math.degrees(math.acos(min(1.0, max(-1.0, cosine))))

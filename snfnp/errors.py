@@ -58,7 +58,7 @@ class BackendError(UsageError):
 
 
 @contextmanager
-def within_memory(ops, parameter: str, count: int, also: str = "") -> Iterator[None]:
+def within_memory(ops: Any, parameter: str, count: int, also: str = "") -> Iterator[None]:
     """Turn running out of memory into a SnfnpError that advises a smaller value of a parameter than
     `count`; also: other advice."""
     try:
@@ -83,7 +83,7 @@ def require_real(
 ) -> None:
     """Raises UsageError for anything but numbers between low and high; or_zero: or 0."""
 
-    def fits(value) -> bool:
+    def fits(value: Any) -> bool:
         return _is_number(value, Real) and (low < value < high or or_zero and value == 0)
 
     _require(owner, values, fits, f"it must be in ({low:g}, {high:g}){' or 0' * or_zero}")
@@ -93,12 +93,12 @@ def require_sizes(owner: object, count: int | None = None, least: int = 1, **val
     """Raises UsageError for anything but tuples of whole numbers of at least `least`; count: how
     many, or None for any number."""
 
-    def fits(value) -> bool:
+    def fits(value: Any) -> bool:
         is_tuple = isinstance(value, tuple) and count in (None, len(value))
         return is_tuple and all(_is_number(size) and least <= size for size in value)
 
-    many = "" if count is None else f"{count} "
-    _require(owner, values, fits, f"give a tuple of {many}whole numbers of at least {least}")
+    number = "" if count is None else f"{count} "
+    _require(owner, values, fits, f"give a tuple of {number}whole numbers of at least {least}")
 
 
 def require_instance(owner: object, *kinds: type, **values: Any) -> None:

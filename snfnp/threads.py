@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 _BLAS_TIMEOUT = "OPENBLAS_THREAD_TIMEOUT"
-_OMP_WAIT, _GOMP_SPIN = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
+_OMP_WAIT = "OMP_WAIT_POLICY"
+_GOMP_SPIN = "GOMP_SPINCOUNT"
 _SPINS = "5000"  # iterations, a few tenths of a millisecond at most
 _NUMBERS = ("NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 _in_force = {"blas_timeout_in_time": True}
@@ -27,7 +28,7 @@ _limits: list[float] = []  # those in force, of all threads
 _unlimited: dict[str, tuple[Any, int]] = {}  # path: a BLAS library, and its threads without limits
 
 
-def at_fork(lock) -> None:
+def at_fork(lock: Any) -> None:
     """Let no thread hold a lock when another one forks: the child would wait for it for ever."""
     if hasattr(os, "register_at_fork"):  # Windows has no forks
         release = lock.release
@@ -77,7 +78,7 @@ def cores() -> frozenset[int]:
 def quota(root: Path = Path("/")) -> float:
     """The cores whose time a container may use, by Linux's control groups (version 1 or 2);
     infinite without a limit."""
-    found = [math.inf]
+    limits = [math.inf]
     with suppress(OSError, ValueError):
         for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
@@ -85,8 +86,9 @@ def quota(root: Path = Path("/")) -> float:
                 continue
             base = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
             group = base / path.lstrip("/")
-            found += map(_limit, (group, *(up for up in group.parents if up.is_relative_to(base))))
-    return min(found)
+            groups = (group, *(up for up in group.parents if up.is_relative_to(base)))
+            limits += map(_limit, groups)
+    return min(limits)
 
 
 def _limit(group: Path) -> float:
@@ -135,7 +137,7 @@ def limited(count: int | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def blas_limited(count: int | None, libraries: list | None = None) -> Iterator[None]:
+def blas_limited(count: int | None, libraries: list[Any] | None = None) -> Iterator[None]:
     """A context in which BLAS has at most `count` threads (None: as many as before).
 
     The number is the process's: the smallest `count` of all threads that are in such a context
@@ -144,17 +146,17 @@ def blas_limited(count: int | None, libraries: list | None = None) -> Iterator[N
     Args:
         libraries: the controllers of threadpoolctl; default: those of all BLAS libraries.
     """
-    own = math.inf if count is None else count
+    most = math.inf if count is None else count
     with _lock:
         for pool in blas_libraries() if libraries is None else libraries:
             _unlimited.setdefault(pool.filepath, (pool, pool.get_num_threads()))
-        _limits.append(own)
+        _limits.append(most)
         _apply_limits()
     try:
         yield
     finally:
         with _lock:
-            _limits.remove(own)
+            _limits.remove(most)
             _apply_limits()
             if not _limits:
                 _unlimited.clear()

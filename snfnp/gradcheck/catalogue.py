@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from snfnp.gradcheck.layers import Report, check_layer
+from snfnp.gradcheck.case import Report
+from snfnp.gradcheck.layers import check_layer
 from snfnp.gradcheck.linear import check_map, check_rule
 from snfnp.layers import (
     ActNorm,
@@ -23,7 +24,9 @@ from snfnp.layers import (
     Whiten,
 )
 from snfnp.maps import Conv2d, Dense
-from snfnp.rules import Exact, Relative, SelfNormalizing
+from snfnp.rules import Exact, Relative, Rule, SelfNormalizing
+
+Shape = tuple[int, ...]
 
 
 class Check(NamedTuple):
@@ -49,12 +52,12 @@ _MAPS = {
 
 def catalogue() -> list[Check]:
     """All checks: every layer, linear ones with every rule and in several shapes; rules; maps."""
-    of_dense, pointwise, small = (list(_MAPS)[:count] for count in (2, 4, 5))
+    maps = list(_MAPS)
     rules = [
-        ("self-normalizing", SelfNormalizing(), pointwise),
-        ("self-normalizing, forward", SelfNormalizing("forward"), pointwise),
-        ("exact", Exact(), small),
-        ("relative", Relative(), of_dense),
+        ("self-normalizing", SelfNormalizing(), maps[:4]),
+        ("self-normalizing, forward", SelfNormalizing("forward"), maps[:4]),
+        ("exact", Exact(), maps[:5]),
+        ("relative", Relative(), maps[:2]),
     ]
     return [
         *(
@@ -63,21 +66,23 @@ def catalogue() -> list[Check]:
         ),
         *(
             Check("rule", f"{name}, {of}", partial(check_rule, rule, *_MAPS[of]))
-            for name, rule, maps in rules
-            for of in maps
+            for name, rule, names in rules
+            for of in names
         ),
         *(Check("map", name, partial(check_map, *of)) for name, of in _MAPS.items()),
     ]
 
 
 def _linear() -> list[tuple]:
-    snf, forward, exact = SelfNormalizing(), SelfNormalizing("forward"), Exact()
+    snf = SelfNormalizing()
+    forward = SelfNormalizing("forward")
+    exact = Exact()
     rotation = {"init_kind": "orthogonal"}
 
-    def dense(name, features, rule, **options):
+    def dense(name: str, features: int, rule: Rule, **options: Any) -> tuple:
         return f"dense{name}", Linear(Dense(features), rule, **options), (features,)
 
-    def conv(name, kernel, shape, rule, **options):
+    def conv(name: str, kernel: tuple[int, int], shape: Shape, rule: Rule, **options: Any) -> tuple:
         layer = Linear(Conv2d(kernel, shape[2]), rule, **options)
         return f"conv {kernel[0]}x{kernel[1]}{name}", layer, shape
 
@@ -106,13 +111,13 @@ def _other_layers() -> list[tuple]:
     exponential = ConvExponential(2, gain=4, terms=(13, 13))
     flat_exponential = ConvExponential(3, (1, 3), gain=2, iterations=1, terms=(13, 13))
 
-    def spline(name, shape, **options):
+    def spline(name: str, shape: Shape, **options: Any) -> tuple:
         # 5 bins each: Numba compiles its kernels for every number of bins
         layer = RationalQuadraticSpline(5, **options)
         points = np.linspace(-1.3, 1.3, 7 * math.prod(shape)).reshape(7, *shape)  # and in the tails
         return name, layer, shape, {"x": layer.bound * points}
 
-    def coupling(name, channels, width, shape):
+    def coupling(name: str, channels: int, width: int, shape: Shape) -> tuple:
         # at other seeds some ReLU has its kink nearer than the shortest differences reach
         return name, AffineCoupling(channels, width), shape, {"seed": 4}
 

@@ -133,9 +133,9 @@ def check_rule(rule: Rule, linear_map: Map, shape: tuple[int, ...], **settings: 
     case.measure("W", lambda w: factor * density(w, rows, deltas), w, grads["W"])
     case.measure("b", lambda b: float(np.sum(case.c[0] * b)), params["b"], grads["b"])
     if mixture:  # Eq. 11: R has a density of its own
-        case.measure(
-            "R", lambda r: -0.5 * density(r, rows @ t.T, deltas @ t), params["R"], grads["R"]
-        )
+        inputs = rows @ t.T
+        dx = deltas @ t
+        case.measure("R", lambda r: -0.5 * density(r, inputs, dx), params["R"], grads["R"])
     return case.report
 
 

@@ -7,11 +7,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from types import FrameType
 
 from snfnp.errors import SnfnpError, in_flags
 
-CLOSED_PIPE, INTERRUPTED = 128 + 13, 128 + 2  # as shells report SIGPIPE and SIGINT
+CLOSED_PIPE = 128 + 13  # as shells report SIGPIPE
+INTERRUPTED = 128 + 2  # as shells report SIGINT
 # Packages that turn KeyboardInterrupt into another error or drop it: in an import, and where LLVM
 # calls Python back.
 SWALLOW_INTERRUPT = {"_frozen_importlib", "importlib", "numba", "llvmlite"}
@@ -31,29 +33,29 @@ class Signals:
         """True after Ctrl-C or SIGTERM, or once the launcher that forwards them is gone."""
         return self._stop_came or self._launcher not in (None, os.getppid())
 
-    def ignore_sigusr1(self):
+    def ignore_sigusr1(self) -> AbstractContextManager[None]:
         """A context in which SIGUSR1 asks for a checkpoint and does not end the process."""
         return handled(self._checkpoint, "SIGUSR1")
 
-    def defer_interrupts(self):
+    def defer_interrupts(self) -> AbstractContextManager[None]:
         """A context in which Ctrl-C and SIGTERM take effect after the step in progress, and a
         second Ctrl-C at once."""
         self._ctrl_c = signal.getsignal(signal.SIGINT)
         return handled(self._stop, "SIGINT", "SIGTERM")
 
-    def _stop(self, number, frame) -> None:
+    def _stop(self, number: int, frame: FrameType | None) -> None:
         self._stop_came = True
         signal.signal(signal.SIGINT, self._ctrl_c)
         if not self._quiet:
             with suppress(OSError):  # stderr may be closed
                 print("\nstopping after this step …", file=sys.stderr)
 
-    def _checkpoint(self, number, frame) -> None:
+    def _checkpoint(self, number: int, frame: FrameType | None) -> None:
         self.checkpoint = True
 
 
 @contextmanager
-def handled(handler: Callable | signal.Handlers, *names: str):
+def handled(handler: Callable | signal.Handlers, *names: str) -> Iterator[None]:
     """A context with this handler of the named signals, those that the system has."""
     main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
     numbers = [getattr(signal, name) for name in names if main and hasattr(signal, name)]
@@ -69,8 +71,8 @@ def handled(handler: Callable | signal.Handlers, *names: str):
 def robust_output() -> Iterator[None]:
     """Escape characters that an output's encoding lacks, and write every line at once: a log file
     is read during a run, and after one that was killed."""
-    usual = [own for own in (sys.stdout, sys.stderr) if isinstance(own, io.TextIOWrapper)]
-    streams = [own for own in usual if not own.closed]
+    usual = [each for each in (sys.stdout, sys.stderr) if isinstance(each, io.TextIOWrapper)]
+    streams = [stream for stream in usual if not stream.closed]
     before = [(stream, stream.errors, stream.line_buffering) for stream in streams]
     for stream in streams:
         stream.reconfigure(errors="backslashreplace", line_buffering=True)
@@ -158,7 +160,7 @@ def exit_status(error: BaseException) -> int:
     return error.exit_status if isinstance(error, SnfnpError) else 1
 
 
-def interrupt(signum, frame):
+def interrupt(number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt; during an import or a compilation, which have nothing to save, end
     the process at once."""
     while frame is not None:
