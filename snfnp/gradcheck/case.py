@@ -1,4 +1,4 @@
-"""What is checked: a layer at a random point, with random covectors (derivations/04-dense.md)."""
+"""The case that a check takes: a layer at a random point, with covectors (derivations/04-dense.md)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
