@@ -1,4 +1,7 @@
-"""The case that a check takes: a layer at a random point, with covectors (derivations/04-dense.md)."""
+"""The case that a check takes: a layer at a random point, with random covectors.
+
+Derivation: derivations/04-dense.md.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -15,11 +15,13 @@ import numpy as np
 from snfnp.beyond.rules import JacobianPenalty, Variational, draw_probes
 from snfnp.flow import layer_key
 from snfnp.gradcheck import layers
+from snfnp.gradcheck.case import KEY, Case, Report, as_matrix
 from snfnp.gradcheck.catalogue import Check, catalogue
 from snfnp.gradcheck.linear import check_rule
 from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense
 from snfnp.ops import RandomKey
+from snfnp.ops.group import flat
 
 _NOISE_KEY = RandomKey(0, 16)
 
@@ -30,10 +32,10 @@ def penalised_scalar(layer, shape, ops, params, x, dz, dldj, lam) -> Callable:
     rule, (f, g) = layer.rule, layer.maps
     plain = layers.stop_gradient_objective(layer, shape, ops, params, x, dz, dldj, lam)
     like = ops.xp.empty((1, *shape))
-    nu = layers.flat(ops.to_host(draw_probes(ops, layer_key(layers.KEY, 0), rule.probes, like)))
+    nu = flat(ops.to_host(draw_probes(ops, layer_key(KEY, 0), rule.probes, like)))
 
     def scalar(x_, p) -> float:
-        w, r = layers.as_matrix(f, ops, p["W"], shape), layers.as_matrix(g, ops, p["R"], shape)
+        w, r = as_matrix(f, ops, p["W"], shape), as_matrix(g, ops, p["R"], shape)
         penalty = rule.weight / len(nu) * np.sum((nu @ w.T @ r.T - nu) ** 2)
         return plain(x_, p) - float(penalty)
 
@@ -52,7 +54,7 @@ class _Noisy(Linear):
 
 def check_variational(
     rule, linear_map, shape, *, inverse_map=None, inverted=False, batch=5, **settings
-) -> layers.Report:
+) -> Report:
     """Check the gradients of a layer whose rule adds noise, for the noise that it drew. Raises
     GradientError.
 
@@ -67,12 +69,12 @@ def check_variational(
     W's; settings: ops, seed, rtol, dtype as in `check_layer`. O(D³).
     """
     layer = _Noisy(linear_map, rule, inverse_map=inverse_map)
-    case = layers.Case(layer, shape, batch=batch, lam=rule.lam, noise=0.3, **settings)
+    case = Case(layer, shape, batch=batch, lam=rule.lam, noise=0.3, **settings)
     if inverted:
         case.params["R"] = np.linalg.inv(case.params["W"])
-    (f, g), ops, params, rows = layer.maps, case.ops, case.params, layers.flat(case.x)
+    (f, g), ops, params, rows = layer.maps, case.ops, case.params, flat(case.x)
     z, _, cache = layer.forward(ops, *case.put([params, case.x], case.dtype))
-    nu = layers.flat(ops.to_host(cache["noise"].nu)).astype(np.float64)
+    nu = flat(ops.to_host(cache["noise"].nu)).astype(np.float64)
     # every sample's noise is its own, with the other sign for odd ones
     samples = np.arange(batch)
     signs = rule.sigma * (-1.0) ** samples
@@ -91,13 +93,13 @@ def check_variational(
         log_det = np.linalg.slogdet(w)[1] if inverted else np.sum(w * r_bar.T)
         error, moved = rows @ (r @ w).T - rows, nu @ (r @ w).T
         return float(
-            np.sum(layers.flat(case.c[0]) * z)
+            np.sum(flat(case.c[0]) * z)
             + np.sum(case.a) * log_det
             - np.sum(error * error) / (2 * rule.sigma**2 * batch)
             - np.sum(moved * moved) / (2 * len(nu))
         )
 
-    case.compare("z", layers.flat(ops.to_host(z)), linear(params, noisy), linear(params, rows))
+    case.compare("z", flat(ops.to_host(z)), linear(params, noisy), linear(params, rows))
     grads = case.gradients()
     for name, point in {"x": noisy, **params}.items():
         case.measure(name, partial(scalar, name), point, grads[name].reshape(point.shape))
