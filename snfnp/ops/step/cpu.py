@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from snfnp.ops.group import Array, Scalar
 from snfnp.ops.jit import alike, inlined, parallel
 from snfnp.ops.step.definition import Step, clip_scale
 
@@ -15,7 +16,18 @@ _LANES = 64  # independent partial sums: four vector registers or more
 
 
 class CpuStep(Step):
-    def adam(self, g, lr, beta1, beta2, eps, step, clip_norm, failed, out):
+    def adam(
+        self,
+        g: Array,
+        lr: Scalar,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        step: Scalar,
+        clip_norm: float,
+        failed: Scalar,
+        out: tuple[Array, Array, Array],
+    ) -> Scalar:
         if failed:
             return self.linalg.sum_squares(g)
         p, m, v = out
@@ -44,8 +56,12 @@ def _adam(task, g, p, m, v, step_size, beta1, rest1, beta2, rest2, eps, correcti
     """One pass over the flat buffers. rest1, rest2: 1 - β1, 1 - β2, since rounding 0.999 to single
     precision first would put an error of 1e-5 into the difference. (An index that could be negative
     keeps the compiler from vector instructions, hence the slices.)"""
-    first, last = task * _BLOCK, min(p.size, (task + 1) * _BLOCK)
-    pb, gb, mb, vb = p[first:last], g[first:last], m[first:last], v[first:last]
+    first = task * _BLOCK
+    last = min(p.size, (task + 1) * _BLOCK)
+    pb = p[first:last]
+    gb = g[first:last]
+    mb = m[first:last]
+    vb = v[first:last]
     for i in range(pb.size):
         gradient = gb[i] * scale
         mi = beta1 * mb[i] + rest1 * gradient

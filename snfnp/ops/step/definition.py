@@ -1,4 +1,4 @@
-"""The rest of a training step, beside its layers: numbers that change, a log, Adam, λ's control.
+"""What a training step needs besides layers: numbers that change, a log, Adam, the control of λ.
 
 A device may work asynchronously: numbers that change from step to step are handed to operations as
 `StepScalars`, which such a device keeps in arrays, and a step's figures go to a log on it, which
@@ -6,12 +6,14 @@ the host reads now and then. See derivations/16-adam.md and derivations/21-lambd
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
-from snfnp.ops.group import OperationGroup
+from snfnp.ops.group import Array, OperationGroup, Scalar
 from snfnp.ops.linalg.definition import LinearAlgebra
 
 LARGEST_EXPONENT = 700.0  # e to the 709 is the largest that double precision holds
@@ -80,15 +82,20 @@ class Controller:
 
 
 class StepScalars:
-    """A step's index (0, 1, …), its number (index + 1), its learning rate, and the place of its
-    batch in the epoch's order (first).
+    """The numbers that change from step to step. Here they are plain numbers; on a device they are
+    arrays of shape (). Operations take both.
 
-    Here plain numbers; on a device they are arrays of shape (). Operations take both.
+    Attributes:
+        step: the step's index (0, 1, …).
+        number: its index + 1.
+        lr: its learning rate.
+        first: the position of its batch in the epoch's order.
     """
 
-    step = first = 0
-    number = 1.0
-    lr = 0.0
+    step: Scalar = 0
+    number: Scalar = 1.0
+    lr: Scalar = 0.0
+    first: Scalar = 0
 
     def set(self, step: int, lr: float, first: int = 0) -> None:
         """Set them for a step."""
@@ -107,21 +114,25 @@ class Step(OperationGroup):
     linalg: LinearAlgebra
 
     def scalars(self) -> StepScalars:
+        """The scalars of a training, which each step sets."""
         return StepScalars()
 
-    def log_density(self, terms, number, out) -> None:
+    def log_density(self, terms: Sequence[Array], number: Scalar, out: Array) -> None:
         """Note the mean of the log-densities (N,), sums of `terms`, of step `number` (1, 2, …) in a
         log's array."""
         if not out[Entry.FAILED]:
-            first, *rest = terms
-            out[Entry.DENSITY] = sum(rest, start=first).mean()
+            density: Array = sum(terms[1:], start=terms[0])
+            out[Entry.DENSITY] = density.mean()
             if not math.isfinite(out[Entry.DENSITY]):
                 out[Entry.FAILED] = number
 
-    def log_step(self, errors, squares, lam, number, out) -> None:
+    def log_step(
+        self, errors: Sequence[Scalar], squares: Scalar, lam: Scalar, number: Scalar, out: Array
+    ) -> None:
         """Note Σ_k of Eq. 3, which is the sum of `errors`, and Σ g² of step `number` in a log's
         array, and add up its figures."""
-        norm, reconstruction = math.sqrt(squares), sum(errors)
+        norm = math.sqrt(squares)
+        reconstruction = sum(errors)
         if not out[Entry.FAILED] and not math.isfinite(norm):
             out[Entry.FAILED] = number
         if not out[Entry.FAILED]:
@@ -130,7 +141,18 @@ class Step(OperationGroup):
             out[SUMS] += figures
             out[Entry.COUNT] += 1
 
-    def adam(self, g, lr, beta1, beta2, eps, step, clip_norm, failed, out):
+    def adam(
+        self,
+        g: Array,
+        lr: Scalar,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        step: Scalar,
+        clip_norm: float,
+        failed: Scalar,
+        out: tuple[Array, Array, Array],
+    ) -> Scalar:
         """One ascent step of Adam on flat buffers, out = (p, m, v).
 
         g ← scale·g, see `clip_scale`;  m ← β1 m + (1-β1) g;  v ← β2 v + (1-β2) g²;
@@ -152,22 +174,38 @@ class Step(OperationGroup):
         p += step_size * m / (xp.sqrt(v / (1 - beta2**step)) + eps)
         return squares
 
-    def apply_block_matrices(self, values, matrices, blocks, out, add=False):
+    def apply_block_matrices(
+        self,
+        values: Array,
+        matrices: Array,
+        blocks: Iterable[tuple[int, int, int, int]],
+        out: Array,
+        add: bool = False,
+    ) -> None:
         """out ← values, flat buffers, in which each block M (K, O) becomes U M; `add`: out += that.
 
         matrices: all U (K, K), flat and in double precision; blocks: (its start in `values`, K, O,
         the start of its U) of each block. O(Σ K² O).
         """
-        turned = values.copy()
-        for start, size, outputs, place in blocks:
-            u = matrices[place : place + size**2].reshape(size, size).astype(values.dtype)
+        products = values.copy()
+        for start, size, outputs, u_start in blocks:
+            u = matrices[u_start : u_start + size**2].reshape(size, size).astype(values.dtype)
             part = slice(start, start + size * outputs)
-            turned[part] = self.linalg.matmul(u, values[part].reshape(size, outputs)).reshape(-1)
+            m = values[part].reshape(size, outputs)
+            products[part] = self.linalg.matmul(u, m).reshape(-1)
         if add:
-            turned += out
-        out[...] = turned
+            products += out
+        out[...] = products
 
-    def control(self, measured, samples, controller: Controller, squares, failed, out):
+    def control(
+        self,
+        measured: Array,
+        samples: int,
+        controller: Controller,
+        squares: Scalar,
+        failed: Scalar,
+        out: Array,
+    ) -> tuple[Scalar, Scalar]:
         """λ for the next step, from what this one measured: out (rows, L), see `Row`.
 
         measured (L, 2): of each layer its reconstruction error E, averaged over the batch, and
@@ -182,26 +220,34 @@ class Step(OperationGroup):
         reconstruction error and the λ for `log_step`.
         """
         xp = self.xp
-        errors, inputs, used = measured[:, 0], measured[:, 1], out[Row.LAM]
-        total, weighted = errors.sum(), (used * errors).sum()
+        errors = measured[:, 0]
+        inputs = measured[:, 1]
+        used = out[Row.LAM]
+        total = errors.sum()
+        weighted = (used * errors).sum()
         constraint = errors
         if controller.relative:
             constraint = errors * samples / xp.where(inputs > 0, inputs, math.nan)
-        going = xp.isfinite(constraint) & xp.isfinite(squares) & (failed == 0)
-        constraint = xp.where(going, constraint, out[Row.CONSTRAINT])
+        updates = xp.isfinite(constraint) & xp.isfinite(squares) & (failed == 0)
+        constraint = xp.where(updates, constraint, out[Row.CONSTRAINT])
         error = constraint - controller.tolerance
-        before = xp.where(out[Row.STARTED] > 0, out[Row.AVERAGE], error)
-        average = controller.smoothing * before + (1 - controller.smoothing) * error
+        previous = xp.where(out[Row.STARTED] > 0, out[Row.AVERAGE], error)
+        average = controller.smoothing * previous + (1 - controller.smoothing) * error
         exponent = controller.rate * average
         exponent = xp.maximum(-LARGEST_EXPONENT, xp.minimum(exponent, LARGEST_EXPONENT))
         lam = xp.minimum(used * xp.exp(exponent), controller.highest)
         lam = xp.maximum(controller.lowest, lam)
-        there = total > 0
-        mean = xp.where(there, weighted / xp.where(there, total, 1), 0)
-        sums, counted = out[Row.CONSTRAINT_SUM] + constraint, out[Row.COUNTED] + 1
-        after = (lam, average, constraint, sums, counted, xp.ones_like(lam))
-        for row, value in zip(Row, after, strict=True):
-            out[row] = xp.where(going, value, out[row])
+        mean = xp.where(total > 0, weighted / xp.where(total > 0, total, 1), 0)
+        rows = {
+            Row.LAM: lam,
+            Row.AVERAGE: average,
+            Row.CONSTRAINT: constraint,
+            Row.CONSTRAINT_SUM: out[Row.CONSTRAINT_SUM] + constraint,
+            Row.COUNTED: out[Row.COUNTED] + 1,
+            Row.STARTED: xp.ones_like(lam),
+        }
+        for row, value in rows.items():
+            out[row] = xp.where(updates, value, out[row])
         return total, mean
 
 
@@ -218,11 +264,12 @@ class Reading:
 class StepLog:
     """A log of steps on a device. array: its entries there, which `Step` writes."""
 
-    def __init__(self, device):
-        self._device, self.array = device, device.asarray(np.zeros(len(Entry)))
+    def __init__(self, device: Any):
+        self._device = device
+        self.array: Array = device.asarray(np.zeros(len(Entry)))
 
     @property
-    def failed(self):
+    def failed(self) -> Scalar:
         """A number of shape () on the device: not 0 once a step has failed."""
         return self.array[Entry.FAILED, ...]
 
@@ -230,8 +277,12 @@ class StepLog:
         """The log after all steps so far. Waits for the device."""
         log = self._device.to_host(self.array)
         averages = log[SUMS] / log[Entry.COUNT] if log[Entry.COUNT] else np.full(3, math.nan)
-        failed, density = int(log[Entry.FAILED]), float(log[Entry.DENSITY])
-        return Reading(tuple(log[LAST].tolist()), tuple(averages.tolist()), failed, density)
+        return Reading(
+            last=tuple(log[LAST].tolist()),
+            averages=tuple(averages.tolist()),
+            failed=int(log[Entry.FAILED]),
+            density=float(log[Entry.DENSITY]),
+        )
 
     @property
     def sums(self) -> tuple[float, ...]:
