@@ -243,12 +243,15 @@ def test_a_glow_trains_while_another_thread_scores(ops, alone):
 
     trainer = make_trainer(ops, "glow")
     trainer.begin(batches)
-    likelihood, expected = trainer.likelihood(), trained()
-    scores, end, found = likelihood.log_prob(images), threading.Event(), []
+    likelihood = trainer.likelihood()
+    expected = trained()
+    scores = likelihood.log_prob(images)
+    end = threading.Event()
+    result = []
 
     def score():
         while not end.is_set():
-            found.append(likelihood.log_prob(images))
+            result.append(likelihood.log_prob(images))
 
     thread = threading.Thread(target=score)
     thread.start()
@@ -257,8 +260,8 @@ def test_a_glow_trains_while_another_thread_scores(ops, alone):
     finally:
         end.set()
         thread.join()
-    assert found
-    for each in found:
+    assert result
+    for each in result:
         np.testing.assert_array_equal(each, scores)
 
 

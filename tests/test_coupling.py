@@ -77,9 +77,9 @@ def test_results_do_not_depend_on_the_block_size(ops, rows, monkeypatch):
 
     expected = everything()
     monkeypatch.setattr(Coupling, "network_values", rows * layer.width)
-    for name, found in everything().items():
+    for name, result in everything().items():
         atol = 100 * EPS * max(1, np.abs(expected[name]).max())
-        np.testing.assert_allclose(found, expected[name], rtol=0, atol=atol, err_msg=name)
+        np.testing.assert_allclose(result, expected[name], rtol=0, atol=atol, err_msg=name)
 
 
 def test_an_empty_batch_passes_through(ops):
@@ -96,8 +96,8 @@ def test_an_empty_batch_passes_through(ops):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_nan_is_never_zeroed(ops, dtype):
     out = np.array([[np.nan, -1, 2]], dtype)
-    found = ops.coupling.bias_relu(out, np.zeros(3, dtype))
-    np.testing.assert_array_equal(found, [[np.nan, 0, 2]])
+    result = ops.coupling.bias_relu(out, np.zeros(3, dtype))
+    np.testing.assert_array_equal(result, [[np.nan, 0, 2]])
     delta = np.array([[1, np.nan, 3], [5, 6, 7]], dtype)
     a = np.array([[np.nan, 0, 2], [0, 0, 1]], dtype)
     sums = np.empty(3, dtype)
@@ -113,11 +113,15 @@ def test_a_coupling_keeps_one_hidden_activation():
     The cache keeps a₂. Three blocks of about `network_values`, patches (9 · 6 of 512 channels,
     0.11 activations) and arrays of C channels come on top, and parameters and products.
     """
-    ops, samples, pixels, width = get_ops("numba"), 40, 14 * 14, 512
+    ops = get_ops("numba")
+    samples = 40
+    pixels = 14 * 14
+    width = 512
     layer, p, x = case((14, 14, 4), width, samples, np.float32, noise=0.01)
     activation = samples * pixels * width * 4
     ctx = BackwardContext.of(ops, np.ones(samples, np.float32))
-    grads, kept = {k: np.empty_like(v) for k, v in p.items()}, []
+    grads = {k: np.empty_like(v) for k, v in p.items()}
+    kept = []
 
     def step():
         z, _, cache = layer.forward(ops, p, x)
@@ -195,11 +199,11 @@ def test_samples_from_an_images_latents_are_the_image(ops, images):
     latents = likelihood.latents(images, seed=3)
     assert [latent.shape for latent in latents] == [(N, *s) for s in flow.latent_shapes.values()]
     for exact in (False, True):
-        found = likelihood.sample(N, seed=0, exact=exact, latents=latents)
-        np.testing.assert_array_equal(found, images)
+        result = likelihood.sample(N, seed=0, exact=exact, latents=latents)
+        np.testing.assert_array_equal(result, images)
     # what is given is not scaled
-    found = likelihood.sample(N, seed=0, temperature=0.1, exact=True, latents=latents)
-    np.testing.assert_array_equal(found, images)
+    result = likelihood.sample(N, seed=0, temperature=0.1, exact=True, latents=latents)
+    np.testing.assert_array_equal(result, images)
 
 
 def test_latents_are_given_or_drawn_one_by_one(ops, images):
@@ -214,13 +218,13 @@ def test_latents_are_given_or_drawn_one_by_one(ops, images):
     assert not np.array_equal(drawn[0].ravel()[:16], drawn[1].ravel()[:16])
     of_images = likelihood.latents(images, seed=3)
     results = []
-    for given in ((0, 0, 0), (0, 0, 1), (1, 0, 0), (0, 1, 1), (1, 1, 0)):
-        mixed = [i if g else d for g, i, d in zip(given, of_images, drawn, strict=True)]
+    for conditions in ((0, 0, 0), (0, 0, 1), (1, 0, 0), (0, 1, 1), (1, 1, 0)):
+        mixed = [i if g else d for g, i, d in zip(conditions, of_images, drawn, strict=True)]
         x = flow.inverse(ops, layout.views(flat), tuple(mixed), exact=True)
-        asked = tuple(i if g else None for g, i in zip(given, of_images, strict=True))
-        found = likelihood.sample(N, seed=5, temperature=0.7, exact=True, latents=asked)
-        np.testing.assert_array_equal(found, flow.decode(ops, x))
-        results.append(found.tobytes())
+        asked = tuple(i if g else None for g, i in zip(conditions, of_images, strict=True))
+        result = likelihood.sample(N, seed=5, temperature=0.7, exact=True, latents=asked)
+        np.testing.assert_array_equal(result, flow.decode(ops, x))
+        results.append(result.tobytes())
     assert len(set(results)) == 5
     assert results[0] == likelihood.sample(N, 5, 0.7, exact=True).tobytes()
 
@@ -282,9 +286,10 @@ def test_forward_is_the_sum_over_four_pixels(ops, shape):
 def test_the_opposite_direction_is_the_layer_between_two_turns(ops, shape):
     layer, p, x = causal_case(shape)
     opposite = replace(layer, reverse=True)
-    z, found = layer.forward(ops, p, x[:, ::-1, ::-1].copy())[0], opposite.forward(ops, p, x)[0]
+    z = layer.forward(ops, p, x[:, ::-1, ::-1].copy())[0]
+    result = opposite.forward(ops, p, x)[0]
     atol = 100 * EPS * np.abs(x).max()
-    np.testing.assert_allclose(found, z[:, ::-1, ::-1], rtol=0, atol=atol)
+    np.testing.assert_allclose(result, z[:, ::-1, ::-1], rtol=0, atol=atol)
     back = opposite.inverse(ops, p, z[:, ::-1, ::-1].copy())
     np.testing.assert_array_equal(back, layer.inverse(ops, p, z)[:, ::-1, ::-1])
 
@@ -312,7 +317,8 @@ def test_a_diagonal_without_an_inverse_is_one_clear_error(ops, value):
 
 
 def test_initial_causal_kernels():
-    channels, gain = 40, 0.01
+    channels = 40
+    gain = 0.01
     p = CausalConv2d(channels, gain=gain).init(np.random.default_rng(0), (3, 3, channels))
     np.testing.assert_array_equal(np.tril(p["W"][1, 1], -1), 0)
     np.testing.assert_array_equal(p["b"], np.zeros(channels))
@@ -327,7 +333,8 @@ def test_initial_causal_kernels():
 
 def test_emerging_convolution_sees_its_eight_neighbours(ops):
     """One causal half sees the pixels before, the other those after: together a 3×3 window."""
-    rng, shape = np.random.default_rng(6), (7, 7, 1)
+    rng = np.random.default_rng(6)
+    shape = (7, 7, 1)
     flow = Flow(shape, emerging_layers("conv1", 1, gain=1.0))
     params = moved(flow.init(3), rng, 0.05)
     x = rng.standard_normal((1, 7, 7, 1))

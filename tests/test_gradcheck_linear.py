@@ -22,7 +22,8 @@ D = 4
 POINTWISE = Conv2d((1, 1), 3), (2, 3, 3)
 
 # ---------------------------------------------------------------- the catalogue
-MIXTURE, FORWARD = SelfNormalizing(), SelfNormalizing("forward")
+MIXTURE = SelfNormalizing()
+FORWARD = SelfNormalizing("forward")
 RELATIVE = Relative()
 
 

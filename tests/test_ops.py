@@ -42,9 +42,10 @@ CONTIGUOUS |= {"step.adam", "step.log_step", "step.apply_block_matrices", "linal
 
 
 def test_philox_known_answers():
-    for given, result in KNOWN.items():
-        given, result = ([np.uint64(int(word, 16)) for word in w.split()] for w in (given, result))
-        assert philox.philox4x32(given[:4], tuple(map(int, given[4:]))) == tuple(result)
+    for counter_and_key, expected in KNOWN.items():
+        numbers = [np.uint64(int(word, 16)) for word in counter_and_key.split()]
+        words = philox.philox4x32(tuple(numbers[:4]), tuple(map(int, numbers[4:])))
+        assert words == tuple(int(word, 16) for word in expected.split())
 
 
 def test_signs_are_the_highest_bits(ops):
@@ -72,7 +73,8 @@ def test_uniform_stays_below_one_and_normal_is_finite_for_the_extreme_words(monk
     [("uniform", 1 / 2, 1 / 12, 1 / 80), ("normal", 0.0, 1.0, 3.0), ("rademacher", 0.0, 1.0, 1.0)],
 )
 def test_moments(ops, distribution, mean, variance, fourth):
-    count, sigmas = 200_000, 5  # the central limit theorem: five standard errors
+    count = 200_000  # the central limit theorem: five standard errors
+    sigmas = 5
     draws = getattr(ops.random, distribution)(RandomKey(11, 1, 5), (count,), np.float64) - mean
     assert abs(draws.mean()) < sigmas * math.sqrt(variance / count)
     assert abs((draws**2).mean() - variance) <= sigmas * math.sqrt((fourth - variance**2) / count)
@@ -134,14 +136,14 @@ def test_the_number_of_threads_does_not_change_a_bit(name, monkeypatch):
     if numba.config.NUMBA_NUM_THREADS < 2:
         pytest.skip("one thread only")
     rng = np.random.default_rng
-    given = [OVERRIDES[name](rng(0), np.float32, size) for size in calls.SIZES]
+    arguments = [OVERRIDES[name](rng(0), np.float32, size) for size in calls.SIZES]
     monkeypatch.setattr("snfnp.ops.jit._SHORT", 0)
-    found = []
+    actual = []
     with threads.limited():
         for count in (1, 2):
             numba.set_num_threads(count)
-            found.append([result for call in given for result in calls.run(NUMBA, name, call)])
-    for one, two in zip(*found, strict=True):
+            actual.append([result for call in arguments for result in calls.run(NUMBA, name, call)])
+    for one, two in zip(*actual, strict=True):
         np.testing.assert_array_equal(one, two)
 
 
@@ -205,14 +207,15 @@ def test_scale_into_is_the_product(ops, multiple, transposed):
 @pytest.mark.parametrize("size", [7, 150])  # LAPACK is called in two ways
 def test_linear_algebra(ops, size):
     rng = np.random.default_rng(0)
-    w, z = rng.standard_normal((size, size)), rng.standard_normal((5, size))
+    w = rng.standard_normal((size, size))
+    z = rng.standard_normal((5, size))
     w = w / math.sqrt(size) + 3 * np.eye(size)
     inverse, log_abs_det = ops.linalg.inverse_and_log_abs_det(w)
     np.testing.assert_array_equal(ops.linalg.inverse(w), inverse)
     np.testing.assert_allclose(inverse @ w, np.eye(size), atol=1e-13)
     np.testing.assert_allclose(ops.linalg.solve(w, z) @ w.T, z, atol=1e-13)
-    for found in (log_abs_det, ops.linalg.log_abs_det(w)):
-        np.testing.assert_allclose(found, np.linalg.slogdet(w)[1], rtol=1e-13)
+    for actual in (log_abs_det, ops.linalg.log_abs_det(w)):
+        np.testing.assert_allclose(actual, np.linalg.slogdet(w)[1], rtol=1e-13)
     np.testing.assert_array_equal(ops.linalg.matmul(z, w), z @ w)
     out = np.empty((5, size))
     assert ops.linalg.matmul(z, w, out=out) is out
@@ -229,7 +232,8 @@ def test_a_sum_of_squares_is_in_double_precision_over_many_blocks(ops):
 
 
 def test_a_residual_is_a_difference_and_its_mean_square(ops):
-    out, x = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 0.0], [0.0, 4.0]])
+    out = np.array([[1.0, 2.0], [3.0, 4.0]])
+    x = np.array([[1.0, 0.0], [0.0, 4.0]])
     assert float(ops.linalg.residual(out, x)) == (4.0 + 9.0) / 2
     np.testing.assert_array_equal(out, [[0.0, 2.0], [3.0, 0.0]])
 
@@ -318,7 +322,9 @@ def test_a_host_array_of_multiples_is_moved_to_the_device():
             self.moved += (host,)
             return super().asarray(host, dtype)
 
-    device, multiple = Device("numpy"), np.full((3, 3, 1, 1), 2.0)
-    linalg, w = assemble(device, DEFINITIONS).linalg, np.ones((3, 3, 2, 2), np.float32)
+    device = Device("numpy")
+    multiple = np.full((3, 3, 1, 1), 2.0)
+    linalg = assemble(device, DEFINITIONS).linalg
+    w = np.ones((3, 3, 2, 2), np.float32)
     out = linalg.scale_into(np.empty_like(w), 0.5, w, multiple)
     assert device.moved[0] is multiple and (out == 1).all() and out.dtype == np.float32

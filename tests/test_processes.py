@@ -116,10 +116,12 @@ def alone(snfnp_train, monkeypatch):
 
 def assert_close(first, second):
     """Compare runs that differ in the order alone in which the samples' shares were added."""
-    a, b = state(first), state(second)
+    a = state(first)
+    b = state(second)
     assert a.step == b.step
     for name in ("p", "m", "v"):
-        one, other = getattr(a, name), getattr(b, name)
+        one = getattr(a, name)
+        other = getattr(b, name)
         assert np.abs(one - other).max() <= TIGHT * np.abs(one).max()
 
 
@@ -135,7 +137,8 @@ MODELS = {
 @pytest.mark.mpi
 def test_the_numbers_do_not_depend_on_how_many_processes_there_are(tmp_path, alone):
     """And the same number gives the same bits. In threads, tests/test_slices.py has every model."""
-    paths, runs = [], []
+    paths = []
+    runs = []
     for name, options in MODELS.items():
         words = ["--dtype", "float64", "--epochs", "2", *options]
         one, two, again = (tmp_path / f"{name}-{copy}" for copy in ("one", "two", "again"))
@@ -154,9 +157,9 @@ def pids(folder, size):
     until = time.monotonic() + 120
     while time.monotonic() < until:
         texts = [(folder / str(rank)) for rank in range(size)]
-        found = [path.read_text().split() for path in texts if path.exists()]
-        if len(found) == size and all(len(words) == 2 and words[1] != "0" for words in found):
-            return [int(process) for process, _ in found]
+        result = [path.read_text().split() for path in texts if path.exists()]
+        if len(result) == size and all(len(words) == 2 and words[1] != "0" for words in result):
+            return [int(process) for process, _ in result]
         time.sleep(0.02)
     raise AssertionError("the processes have not started")
 
@@ -183,9 +186,11 @@ def seconds_until_gone(ranks):
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_killed_rank_ends_the_others_and_the_run_goes_on(tmp_path):
     """At random moments, as often as SNFNP_KILLS says; killed with no warning, as kill -9 does."""
-    kills, options = int(os.environ.get("SNFNP_KILLS", 1)), ["--epochs", "4"]
+    kills = int(os.environ.get("SNFNP_KILLS", 1))
+    options = ["--epochs", "4"]
     rng = np.random.default_rng(int(os.environ.get("SNFNP_SEED", 0)))
-    whole, part = tmp_path / "whole", tmp_path / "part"
+    whole = tmp_path / "whole"
+    part = tmp_path / "part"
     trained(2, whole, *options)
     longest = 0.0
     for _ in range(kills):
@@ -208,7 +213,9 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on(tmp_path):
 
 @pytest.mark.mpi
 def test_ranks_resume_a_model_of_the_users_own_without_sending_its_code(tmp_path):
-    whole, part, own = tmp_path / "whole", tmp_path / "part", ["--model", "support.trainers:OWN"]
+    whole = tmp_path / "whole"
+    part = tmp_path / "part"
+    own = ["--model", "support.trainers:OWN"]
     trained(2, whole, *own, "--epochs", "2")
     trained(2, part, *own, "--epochs", "1")
     trained(2, part, *own, "--epochs", "2", "--resume")
@@ -232,8 +239,8 @@ def test_one_rank_that_fails_ends_all_with_its_own_line(tmp_path, failure, alone
     action, status, said = FAILURES[failure]
     at_once = "from snfnp.processes import launching; launching._FAIL_TIMEOUT = 0.1"
     environment = {"RANK": "1", "STEP": "9", "ACTION": f"{at_once}; {action}"}
-    found, _, errors = train(2, tmp_path / "run", "--epochs", "2", **environment)
-    assert found == status and errors.removeprefix("error: ").startswith(said)
+    result, _, errors = train(2, tmp_path / "run", "--epochs", "2", **environment)
+    assert result == status and errors.removeprefix("error: ").startswith(said)
     assert ("Traceback" in errors) == (failure == "mistake")
     assert errors.count("\n") == bool(said) or failure == "mistake"
     assert state(tmp_path / "run").step == 8
@@ -350,7 +357,8 @@ def test_too_many_processes_are_refused_before_anything_starts(
 @pytest.mark.mpi
 def test_processes_starts_mpiexec_with_the_same_command(tmp_path):
     words = ["-c", COMMAND, *SMALL, "--out", str(tmp_path / "run"), "--epochs", "1"]
-    python, told = (sys.executable, "-W", "error::SyntaxWarning"), {"PIDS": str(tmp_path)}
+    python = (sys.executable, "-W", "error::SyntaxWarning")
+    told = {"PIDS": str(tmp_path)}
     done = ended(*python, *words, "--processes", "2", WARN="1", **told)
     assert done.returncode == 0 and done.stdout.count("run folder") == 1, done.stderr
     assert done.stderr == "only a sample\n"
@@ -360,7 +368,8 @@ def test_processes_starts_mpiexec_with_the_same_command(tmp_path):
 @pytest.mark.parametrize("last", [["-x"], ["-x", "--", "-rows.csv"]])
 @pytest.mark.parametrize("word", [["--processes", "3"], ["--processes=3"]])
 def test_the_command_that_mpiexec_gets(monkeypatch, word, last):
-    started, words = [], ["-O", "train.py", "--lr", "1", *word]
+    started = []
+    words = ["-O", "train.py", "--lr", "1", *word]
     monkeypatch.setattr(sys, "orig_argv", ["python", *words, *last])
     monkeypatch.setattr(starting.shutil, "which", lambda name, path=None: path and f"bin/{name}")
     monkeypatch.setattr(starting.importlib.util, "find_spec", lambda name: name)
@@ -372,10 +381,10 @@ def test_the_command_that_mpiexec_gets(monkeypatch, word, last):
 
 @pytest.mark.parametrize("missing", ["mpiexec", "mpi4py"])
 def test_a_missing_mpi_is_one_line(monkeypatch, missing):
-    def found(name, path=None):
+    def result(name, path=None):
         return None if name == missing else name
 
-    monkeypatch.setattr(starting.shutil, "which", found)
-    monkeypatch.setattr(starting.importlib.util, "find_spec", found)
+    monkeypatch.setattr(starting.shutil, "which", result)
+    monkeypatch.setattr(starting.importlib.util, "find_spec", result)
     with pytest.raises(UsageError, match=rf"needs {missing}, .*: python -m pip install mpi4py"):
         starting.start(2, SINGLE_PROCESS)

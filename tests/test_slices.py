@@ -33,7 +33,8 @@ from snfnp.training.monitors import Monitors
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.session import resumed, started
 
-OPS, BATCH = get_ops("numpy"), 12
+OPS = get_ops("numpy")
+BATCH = 12
 # What a step of a layer may look like: every rule, and every option that adds to the step.
 STEPS = {
     "fc": {"model": "fc"},
@@ -63,17 +64,17 @@ def slices_of(trainer):
     """This rank's slices of the batches of `images_of`."""
     part = cut(BATCH, trainer.world.size)[trainer.world.rank]
 
-    def own(step):
+    def step_images(step):
         return images_of(trainer, step, BATCH)[part.first : part.first + part.count]
 
-    return Given(own, batches_of(trainer, BATCH).whole)
+    return Given(step_images, batches_of(trainer, BATCH).whole)
 
 
 def trainer_of(step, world=SINGLE_PROCESS):
-    found = make_trainer(OPS, **STEPS[step], dtype="float64", batch_size=BATCH, world=world)
-    found.begin(slices_of(found))
-    found.scalars.set(0, 1e-3)
-    return found
+    result = make_trainer(OPS, **STEPS[step], dtype="float64", batch_size=BATCH, world=world)
+    result.begin(slices_of(result))
+    result.scalars.set(0, 1e-3)
+    return result
 
 
 def gradient_in_slices(trainer, images, parts):
@@ -86,18 +87,18 @@ def gradient_in_slices(trainer, images, parts):
     return total
 
 
-def assert_close(found, expected, tolerance=ROUNDING):
-    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+def assert_close(result, expected, tolerance=ROUNDING):
+    assert np.abs(result - expected).max() <= tolerance * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(("total", "parts"), [*product((1, 5, 12, 100), (1, 2, 3, 4, 5))])
 def test_slices_cover_a_batch_in_order(total, parts):
-    found = cut(total, parts)
-    assert [part.index for part in found] == list(range(parts))
-    assert all((part.total, part.parts) == (total, parts) for part in found)
-    ends = [0, *(part.first + part.count for part in found)]
-    assert [part.first for part in found] == ends[:-1] and ends[-1] == total
-    counts = [part.count for part in found]
+    result = cut(total, parts)
+    assert [part.index for part in result] == list(range(parts))
+    assert all((part.total, part.parts) == (total, parts) for part in result)
+    ends = [0, *(part.first + part.count for part in result)]
+    assert [part.first for part in result] == ends[:-1] and ends[-1] == total
+    counts = [part.count for part in result]
     assert max(counts) - min(counts) <= 1
 
 
@@ -181,7 +182,8 @@ def test_a_run_on_ranks_is_that_of_one_process(tmp_path):
     for summary in summaries:
         for key in ("validation_nll_nats", "test_nll_nats", "reconstruction"):
             assert summary[key] == pytest.approx(expected[key], rel=1e-10)
-    a, b = parameters_of(run), parameters_of(one)
+    a = parameters_of(run)
+    b = parameters_of(one)
     for name in b:
         assert_close(a[name], b[name], 1e3 * ROUNDING)
     for record, other in zip(run.read_metrics(), one.read_metrics(), strict=True):
@@ -225,12 +227,12 @@ def test_ranks_share_an_evaluation(ranks):
         def watch(layer, x, first):
             seen.append((layer, first, len(x)))
 
-        found = likelihood.evaluate(images, 3, 5, watch=watch, world=world)
-        return found
+        result = likelihood.evaluate(images, 3, 5, watch=watch, world=world)
+        return result
 
-    for found in on_ranks(ranks, take):
+    for result in on_ranks(ranks, take):
         expected = likelihood.evaluate(images, 3, 5)
-        assert found.terms == pytest.approx(expected.terms, rel=1e-13)
+        assert result.terms == pytest.approx(expected.terms, rel=1e-13)
     # 10 parts of three layers, each of which one rank watches
     layers = [name for name, _ in trainer.flow.layers]
     parts = [(first, min(5, len(images) - first)) for first in range(0, len(images), 5)]
@@ -248,12 +250,12 @@ def test_ranks_share_a_monitor(ranks):
         likelihood.evaluate(images, 3, 5, watch=monitors.watch(len(images)), world=world)
         monitors.share(world)
         figures = monitors.figures(likelihood)["layers"]
-        return [own["margin"] for own in figures.values()]
+        return [layer["margin"] for layer in figures.values()]
 
     (alone,) = on_ranks(1, margins)
     assert len(alone) == 2
-    for found in on_ranks(ranks, margins):
-        assert found == pytest.approx(alone, rel=1e-12)
+    for result in on_ranks(ranks, margins):
+        assert result == pytest.approx(alone, rel=1e-12)
 
 
 def test_batches_of_ranks_are_slices_of_the_whole(tmp_path):
@@ -267,8 +269,8 @@ def test_batches_of_ranks_are_slices_of_the_whole(tmp_path):
     slices = on_ranks(4, taken)
     np.testing.assert_array_equal(np.concatenate(slices), whole)
     everything = on_ranks(2, lambda world: Batches(OPS, images, config, (25,), world).whole(3))
-    for found in everything:
-        np.testing.assert_array_equal(found, whole)
+    for result in everything:
+        np.testing.assert_array_equal(result, whole)
 
 
 LAUNCHERS = {
@@ -293,8 +295,8 @@ def environment(monkeypatch):
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_launchers_are_recognised_by_environment_variables(environment, launcher):
     environment(LAUNCHERS[launcher])
-    found = launched()
-    assert (found.size, found.rank) == (3, 1)
+    result = launched()
+    assert (result.size, result.rank) == (3, 1)
 
 
 @pytest.mark.parametrize("case", ONE)
@@ -409,7 +411,7 @@ except UsageError as error:
 def test_an_error_of_rank_0_and_a_difference_are_raised_by_all():
     differences = ["`seed` is 0 for rank 0 and 1", "`seed` is not given for rank 0 and 1"]
     differences.append("`backend` is numpy for rank 0 and numba")
-    lines = [f"{found} for rank 1: give all processes the same" for found in differences]
+    lines = [f"{result} for rank 1: give all processes the same" for result in differences]
     assert processes.run(2, ERRORS) == sorted(2 * lines)
 
 

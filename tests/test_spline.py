@@ -54,13 +54,19 @@ def slow_spline(x, widths, heights, slopes, bound, eps):
         e = [math.exp(v) for v in raw]
         return [2 * bound * (eps + (1 - eps * bins) * v / sum(e)) for v in e]
 
-    w, h = sizes(widths), sizes(heights)
+    w = sizes(widths)
+    h = sizes(heights)
     unit = math.log(math.exp(1 - eps) - 1)
     d = [1.0, *(eps + math.log(1 + math.exp(v + unit)) for v in slopes), 1.0]
-    k, x_k, y_k = 0, -bound, -bound
+    k = 0
+    x_k = -bound
+    y_k = -bound
     while k < bins - 1 and x.real >= x_k + w[k]:
-        x_k, y_k, k = x_k + w[k], y_k + h[k], k + 1
-    s, xi = h[k] / w[k], (x - x_k) / w[k]
+        x_k = x_k + w[k]
+        y_k = y_k + h[k]
+        k = k + 1
+    s = h[k] / w[k]
+    xi = (x - x_k) / w[k]
     above = h[k] * (s * xi**2 + d[k] * xi * (1 - xi))
     return y_k + above / (s + (d[k + 1] + d[k] - 2 * s) * xi * (1 - xi))
 
@@ -72,8 +78,9 @@ def test_a_spline_matches_a_scalar_reference(ops, layer):
     rng = np.random.default_rng(1)
     p = parameters(1.0, layer=layer)
     x = rng.uniform(-1.2 * layer.bound, 1.2 * layer.bound, (6, *SHAPE))
-    found = everything(ops, p, x, layer=layer)
-    y, slope = np.empty_like(x), np.empty_like(x)
+    result = everything(ops, p, x, layer=layer)
+    y = np.empty_like(x)
+    slope = np.empty_like(x)
     for index in np.ndindex(x.shape):
         raw = [p[name][index[1:]] for name in PARAMETERS]
         step = slow_spline(complex(x[index], 1e-30), *raw, layer.bound, layer.eps)
@@ -81,10 +88,10 @@ def test_a_spline_matches_a_scalar_reference(ops, layer):
     # x - X_k is exact to a few eps B; slopes are below 100, and their logarithms change by less
     # than 500 per unit of x
     tolerance = 1e4 * np.finfo(float).eps * layer.bound
-    np.testing.assert_allclose(found["y"], y, rtol=0, atol=tolerance)
-    np.testing.assert_allclose(found["dx"], slope, rtol=tolerance)
+    np.testing.assert_allclose(result["y"], y, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(result["dx"], slope, rtol=tolerance)
     expected = np.log(slope).reshape(len(x), -1).sum(axis=1)
-    np.testing.assert_allclose(found["ldj"], expected, rtol=0, atol=tolerance * x[0].size)
+    np.testing.assert_allclose(result["ldj"], expected, rtol=0, atol=tolerance * x[0].size)
 
 
 def around_the_knots(knots):
@@ -100,8 +107,9 @@ def test_value_and_slope_are_continuous_at_the_knots(ops, dtype):
     p = parameters(1.0, dtype=dtype)
     knots = knots_of(ops, p)
     x = around_the_knots(knots[0])
-    found = everything(ops, p, x)
-    y, slope = found["y"], found["dx"]
+    result = everything(ops, p, x)
+    y = result["y"]
+    slope = result["dx"]
     # the same numbers from both sides, up to rounding: x - X_k is exact to a few eps B, slopes are
     # below 100 and change by less than 1000 per unit of x
     eps = np.finfo(dtype).eps
@@ -112,24 +120,26 @@ def test_value_and_slope_are_continuous_at_the_knots(ops, dtype):
     for side in (slope[1 + i :: 3][:6] for i in range(3)):
         np.testing.assert_allclose(side, knots[2], rtol=0, atol=1e4 * eps * BOUND)
     assert np.all(np.diff(y, axis=0) >= -4 * eps * BOUND)
-    assert np.isfinite(found["ldj"]).all()
+    assert np.isfinite(result["ldj"]).all()
     np.testing.assert_array_equal(y[[0, 1, -2, -1]], x[[0, 1, -2, -1]])  # the tails
     np.testing.assert_array_equal(slope[[0, 1, -2, -1]], np.ones_like(x[:4]))
 
 
 def test_values_far_beyond_the_bound_pass_through(ops):
     """They come out as they are, without an overflow, and add nothing to any gradient."""
-    p, rng = parameters(1.0), np.random.default_rng(4)
+    p = parameters(1.0)
+    rng = np.random.default_rng(4)
     x = rng.uniform(-BOUND, BOUND, (3, *SHAPE))
     far = np.concatenate([x, np.full((1, *SHAPE), 1e300), np.full((1, *SHAPE), -1e300)])
-    dy, dldj = rng.standard_normal(far.shape), rng.standard_normal(5)
+    dy = rng.standard_normal(far.shape)
+    dldj = rng.standard_normal(5)
     with np.errstate(all="raise", under="ignore"):
-        found = everything(ops, p, far, dy, dldj)
+        result = everything(ops, p, far, dy, dldj)
     near = everything(ops, p, x, dy[:3], dldj[:3])
     for name in PARAMETERS:
-        np.testing.assert_allclose(found[name], near[name], rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(result[name], near[name], rtol=1e-12, atol=1e-12)
     for name, value in (("y", far[3:]), ("inverse", far[3:]), ("dx", dy[3:]), ("ldj", 0)):
-        np.testing.assert_array_equal(found[name][3:], value)
+        np.testing.assert_array_equal(result[name][3:], value)
 
 
 def test_the_inverse_is_accurate_where_the_textbook_root_cancels(ops):
@@ -140,11 +150,14 @@ def test_the_inverse_is_accurate_where_the_textbook_root_cancels(ops):
     assert d[3] > 9e5
     x = np.linspace(-2.0, 2.0, 81)[1:-1, None]  # the bin before that knot
     y = LAYER.forward(ops, p, x)[0]
-    h, r = 4.0, (y - knots_of(ops, p)[1, 2, 0]) / 4.0
+    h = 4.0
+    r = (y - knots_of(ops, p)[1, 2, 0]) / 4.0
     slope = everything(ops, p, x)["dx"]
     tolerance = 20 * np.finfo(float).eps * BOUND / slope
     assert np.all(np.abs(LAYER.inverse(ops, p, y) - x) <= tolerance)
-    a, b, c = h * (r * (d[2] + d[3] - 2) + 1 - d[2]), h * (d[2] - r * (d[2] + d[3] - 2)), -h * r
+    a = h * (r * (d[2] + d[3] - 2) + 1 - d[2])
+    b = h * (d[2] - r * (d[2] + d[3] - 2))
+    c = -h * r
     textbook = -2 + 4 * 2 * c / (-b - np.sqrt(b * b - 4 * a * c))
     assert np.any(np.abs(textbook - x) > tolerance)
 
@@ -163,7 +176,9 @@ def test_the_inverse_is_right_where_the_textbook_discriminant_is_below_zero(ops,
     y = (high - h * np.linspace(0, 4, 2001, dtype=dtype) * end / start)[:, None]
     r = (y - low) / h
     bend = start + end - 2 * s
-    a, b, c = s - start + r * bend, start - r * bend, -s * r
+    a = s - start + r * bend
+    b = start - r * bend
+    c = -s * r
     assert np.any(b * b - 4 * a * c < 0)
     x = LAYER.inverse(ops, p, y)
     assert np.all((x >= positions[2]) & (x <= positions[3]))
@@ -175,9 +190,9 @@ def test_equal_bins_and_unit_slopes_are_the_identity(ops):
     p = parameters(0.0)
     x = np.random.default_rng(0).uniform(-12, 12, (4, *SHAPE))
     dldj = np.ones(4)
-    found = everything(ops, p, x, dldj=dldj)
+    result = everything(ops, p, x, dldj=dldj)
     for name, expected in (("y", x), ("inverse", x), ("ldj", np.zeros(4))):
-        np.testing.assert_allclose(found[name], expected, rtol=0, atol=1e-13)
+        np.testing.assert_allclose(result[name], expected, rtol=0, atol=1e-13)
     initial = LAYER.init(np.random.default_rng(0), (200,))
     shapes = {"widths": (200, 5), "heights": (200, 5), "slopes": (200, 4)}
     assert {k: v.shape for k, v in initial.items()} == shapes
@@ -196,14 +211,14 @@ def test_raw_parameters_of_50_stay_finite_and_monotone(ops, dtype, seed):
     assert np.all(knots[2] >= LAYER.eps)
     grid = np.linspace(-11, 11, 301).reshape(-1, 1, 1, 1) * np.ones((1, *SHAPE))
     x = np.sort(np.concatenate([grid.astype(dtype), around_the_knots(knots[0])]), axis=0)
-    found = everything(ops, p, x, dldj=np.ones(len(x), dtype))
-    for name, value in found.items():
+    result = everything(ops, p, x, dldj=np.ones(len(x), dtype))
+    for name, value in result.items():
         assert np.isfinite(value).all(), name
     eps = np.finfo(dtype).eps
-    assert np.all(np.diff(found["y"], axis=0) >= -4 * eps * BOUND)
+    assert np.all(np.diff(result["y"], axis=0) >= -4 * eps * BOUND)
     # x is exact to a few eps B, y then to that times the largest slope, 4 max(1/ε, d)
-    back = LAYER.forward(ops, p, found["inverse"])[0]
-    np.testing.assert_allclose(back, found["y"], rtol=0, atol=20 * eps * BOUND * 4 / LAYER.eps)
+    back = LAYER.forward(ops, p, result["inverse"])[0]
+    np.testing.assert_allclose(back, result["y"], rtol=0, atol=20 * eps * BOUND * 4 / LAYER.eps)
 
 
 def test_steep_and_flat_slopes_do_not_leave_the_range_of_a_product(ops):
@@ -211,30 +226,32 @@ def test_steep_and_flat_slopes_do_not_leave_the_range_of_a_product(ops):
     p = parameters(0.0, (784,))
     p["widths"][:, 2], p["heights"][:, 2], p["slopes"][:, 1:3] = 50.0, -50.0, 9.9e3
     x = np.zeros((2, 784))
-    found = everything(ops, p, x)
-    assert found["dx"].max() < 1e-9
-    np.testing.assert_allclose(found["ldj"], 784 * np.log(found["dx"][0, 0]), rtol=1e-12)
+    result = everything(ops, p, x)
+    assert result["dx"].max() < 1e-9
+    np.testing.assert_allclose(result["ldj"], 784 * np.log(result["dx"][0, 0]), rtol=1e-12)
 
 
-@pytest.mark.parametrize("place", [0.0, 30.0], ids=["inside", "in the tail"])
+@pytest.mark.parametrize("value", [0.0, 30.0], ids=["inside", "in the tail"])
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_nan_stays_in_its_pixel(ops, dtype, place):
+def test_nan_stays_in_its_pixel(ops, dtype, value):
     """In values and deltas. In the tails ldj does not depend on x, which may be infinite."""
     p = parameters(0.5, dtype=dtype)
-    x = np.full((3, *SHAPE), place, dtype)
-    dy, dldj, spoilt = np.ones_like(x), np.ones(3, dtype), np.zeros(x.shape, bool)
+    x = np.full((3, *SHAPE), value, dtype)
+    dy = np.ones_like(x)
+    dldj = np.ones(3, dtype)
+    spoilt = np.zeros(x.shape, bool)
     spoilt[1, 4, 2, 0], dy[1, 4, 2, 0] = True, np.nan
     np.testing.assert_array_equal(np.isnan(everything(ops, p, x, dy, dldj)["dx"]), spoilt)
     dldj[2] = np.nan
-    of_ldj = spoilt | ((np.arange(3) == 2) & (place == 0)).reshape(3, 1, 1, 1)
+    of_ldj = spoilt | ((np.arange(3) == 2) & (value == 0)).reshape(3, 1, 1, 1)
     np.testing.assert_array_equal(np.isnan(everything(ops, p, x, dy, dldj)["dx"]), of_ldj)
     x[1, 4, 2, 0] = np.nan
-    found = everything(ops, p, x)
+    result = everything(ops, p, x)
     for name in ("y", "dx", "inverse"):
-        np.testing.assert_array_equal(np.isnan(found[name]), spoilt, name)
-    np.testing.assert_array_equal(np.isnan(found["ldj"]), [False, True, False])
+        np.testing.assert_array_equal(np.isnan(result[name]), spoilt, name)
+    np.testing.assert_array_equal(np.isnan(result["ldj"]), [False, True, False])
     for name in PARAMETERS:
-        np.testing.assert_array_equal(np.isnan(found[name]).any(axis=-1), spoilt[1], name)
+        np.testing.assert_array_equal(np.isnan(result[name]).any(axis=-1), spoilt[1], name)
     for value in (np.inf, -np.inf):
         x[1, 4, 2, 0] = value
         y, ldj, _ = LAYER.forward(ops, p, x)
@@ -251,14 +268,14 @@ def test_an_overflowed_parameter_shows(ops, name, value, dtype):
     x = np.linspace(-12, 12, 9, dtype=dtype).reshape(-1, 1, 1, 1) * np.ones((1, *SHAPE), dtype)
     spoilt = np.zeros(SHAPE, bool)
     spoilt[4, 2, 0] = True
-    found = everything(ops, p, x)
+    result = everything(ops, p, x)
     for key in ("y", "dx", "inverse"):
-        np.testing.assert_array_equal(np.isnan(found[key]).all(axis=0), spoilt, key)
-        np.testing.assert_array_equal(np.isnan(found[key]).any(axis=0), spoilt, key)
-    assert np.isnan(found["ldj"]).all()
+        np.testing.assert_array_equal(np.isnan(result[key]).all(axis=0), spoilt, key)
+        np.testing.assert_array_equal(np.isnan(result[key]).any(axis=0), spoilt, key)
+    assert np.isnan(result["ldj"]).all()
     for key in PARAMETERS:
-        np.testing.assert_array_equal(np.isnan(found[key]).all(axis=-1), spoilt, key)
-        np.testing.assert_array_equal(np.isnan(found[key]).any(axis=-1), spoilt, key)
+        np.testing.assert_array_equal(np.isnan(result[key]).all(axis=-1), spoilt, key)
+        np.testing.assert_array_equal(np.isnan(result[key]).any(axis=-1), spoilt, key)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy reports the overflows tested here
@@ -274,7 +291,9 @@ def test_slopes_that_overflow_give_no_finite_log_determinant(ops):
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_a_pixel_on_numba_does_not_depend_on_its_neighbours(dtype):
     """Its block and its lane in a register do not change a bit."""
-    ops, p, rng = get_ops("numba"), parameters(0.5, (67,), dtype=dtype), np.random.default_rng(6)
+    ops = get_ops("numba")
+    p = parameters(0.5, (67,), dtype=dtype)
+    rng = np.random.default_rng(6)
     x, dy = (5 * rng.standard_normal((20, 67)).astype(dtype) for _ in range(2))
     dldj = rng.standard_normal(20).astype(dtype)
     whole = everything(ops, p, x, dy, dldj)

@@ -68,11 +68,12 @@ def test_characters_that_an_output_lacks_are_escaped(encoding, lam, monkeypatch)
 
 def test_every_line_is_flushed_to_a_log_file(monkeypatch, tmp_path):
     """Whoever waits for a run, and after a run that was killed; then the file is as it was."""
-    found, path = [], tmp_path / "log"
+    result = []
+    path = tmp_path / "log"
     with open(path, "w") as log, monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", log)
-        assert terminal.run(lambda: found.append((print("a line"), path.read_text())[1])) == 0
-        assert found == ["a line\n"] and not log.line_buffering
+        assert terminal.run(lambda: result.append((print("a line"), path.read_text())[1])) == 0
+        assert result == ["a line\n"] and not log.line_buffering
 
 
 def into(output, *arguments, **settings):
@@ -92,8 +93,8 @@ def closed_pipe():
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_closed_pipe_is_quiet_and_a_full_disk_one_line(unbuffered):
-    found = into(closed_pipe(), *HELP, PYTHONUNBUFFERED=unbuffered)
-    assert found == (128 + signal.SIGPIPE, "")
+    result = into(closed_pipe(), *HELP, PYTHONUNBUFFERED=unbuffered)
+    assert result == (128 + signal.SIGPIPE, "")
     if Path("/dev/full").exists():
         full = os.open("/dev/full", os.O_WRONLY)
         assert into(full, *HELP, PYTHONUNBUFFERED=unbuffered) == (1, NO_SPACE)
@@ -285,17 +286,19 @@ def test_a_wrong_option_is_one_short_line(command, arguments, message, capsys, m
     monkeypatch.setenv("SNFNP_OFFLINE", "1")
     with pytest.raises(UsageError) as caught:
         main([command, *arguments])
-    found = str(caught.value)
-    assert found.startswith(message) and "\n" not in found and len(found) < 400
+    result = str(caught.value)
+    assert result.startswith(message) and "\n" not in result and len(result) < 400
     if message.startswith(("argument", "the", "unrecognized")):
-        assert found.endswith(f": see python -m snfnp {command} --help")
+        assert result.endswith(f": see python -m snfnp {command} --help")
     assert capsys.readouterr().out == ""
 
 
 @pytest.fixture(params=["ascend", "renew"])
 def slow_ops(monkeypatch, request, advance):
     """NumPy's, with steps, or renewals before them, whose first call compiles two kernels."""
-    ops, watching, original = get_ops("numpy"), [], getattr(Trainer, request.param)
+    ops = get_ops("numpy")
+    watching = []
+    original = getattr(Trainer, request.param)
 
     @contextmanager
     def compilations(begins, ends):
@@ -310,13 +313,15 @@ def slow_ops(monkeypatch, request, advance):
             ends(2)
         original(trainer, images)
 
-    ops.device.compiles, ops.device.compilations = True, compilations
+    ops.device.compiles = True
+    ops.device.compilations = compilations
     monkeypatch.setattr(Trainer, request.param, slowly)
     return ops
 
 
 def test_what_is_compiled_is_said_and_no_step_takes_its_time(tmp_path, slow_ops):
-    said, run = [], RunFolder(tmp_path / "run")
+    said = []
+    run = RunFolder(tmp_path / "run")
     config = small_config(backend="numpy", epochs=1, out=run.path)
     summary = train(config, small_dataset(), ops=slow_ops, report=said.append)
     assert said.count("compiling kernels (cached for later runs; safe to interrupt)") == 1
@@ -350,9 +355,9 @@ for model in ("fc", "conv", "glow-2l-4k"):
 def test_nothing_is_compiled_after_the_warm_up(tmp_path):
     """From the first checkpoint, before the first step, to that after the last evaluation: what
     looks at layers once an epoch has no kernels of its own."""
-    how = {"cwd": tmp_path, "env": processes.environment(), "text": True, "timeout": 300}
-    found = subprocess.check_output([sys.executable, "-c", _KERNELS], **how)
-    assert found.splitlines() == ["3 True []"] * 3
+    options = {"cwd": tmp_path, "env": processes.environment(), "text": True, "timeout": 300}
+    result = subprocess.check_output([sys.executable, "-c", _KERNELS], **options)
+    assert result.splitlines() == ["3 True []"] * 3
 
 
 @pytest.mark.parametrize("changes", [{}, {"lambda_control": "geco", "clip_norm": 1.0}])
@@ -385,9 +390,12 @@ def test_a_launcher_says_when_it_compiles(monkeypatch):
     said = []
     module = SimpleNamespace(get_function=lambda name: name)
     runtime = SimpleNamespace(getDevice=lambda: 0)
-    cupy = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime), RawModule=lambda **how: module)
+    cupy = SimpleNamespace(
+        cuda=SimpleNamespace(runtime=runtime), RawModule=lambda **options: module
+    )
     launcher = Launcher(cupy)
-    launcher.begins, launcher.ends = lambda: said.append("begins"), said.append
+    launcher.begins = lambda: said.append("begins")
+    launcher.ends = said.append
     for kernel in ("adam", "adam", "log_step"):
         launcher._function(kernel, np.dtype("float32"))
     assert said[0] == "begins" and said[1] > 1 and len(said) == 2
@@ -414,8 +422,8 @@ _TRAIN = ["train", "--model", "conv", "--out", "run"]
 )
 def test_a_signal_ends_a_compilation_at_once(tmp_path, words, number):
     environment = processes.environment(NUMBA_CACHE_DIR=str(tmp_path), SNFNP_OFFLINE="1")
-    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
-    process = subprocess.Popen([sys.executable, "-c", _COMMAND, *words], env=environment, **how)
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
+    process = subprocess.Popen([sys.executable, "-c", _COMMAND, *words], env=environment, **options)
     while process.poll() is None and not list(tmp_path.rglob("*.nbc")):  # the first kernel
         time.sleep(0.02)
     process.send_signal(number)

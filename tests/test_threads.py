@@ -55,10 +55,10 @@ def printed(script, **environment):
         ("", {"OMP_WAIT_POLICY": "passive"}, "(omp|workqueue) 4 True passive None"),
     ],
 )
-def test_idle_threads_sleep_and_the_environment_has_the_last_word(before, settings, found):
+def test_idle_threads_sleep_and_the_environment_has_the_last_word(before, settings, result):
     """NumPy before the package is recorded; OpenMP threads that are to spin are not used."""
     said = printed(_PRINT.format(before=before), **dict.fromkeys(NAMES, "") | settings)
-    assert re.fullmatch(found, said.strip())
+    assert re.fullmatch(result, said.strip())
 
 
 _STEPS = """
@@ -120,13 +120,13 @@ def test_ranks_of_a_machine_share_its_cores():
 
 
 def test_cores_that_a_launcher_gave_to_one_rank_are_not_shared(monkeypatch):
-    own = {}
+    cores_of = {}
 
     def count(world):
-        own[threading.get_ident()] = frozenset([2 * world.rank, 2 * world.rank + 1])
+        cores_of[threading.get_ident()] = frozenset([2 * world.rank, 2 * world.rank + 1])
         return ranks_on_shared_cores(world)
 
-    monkeypatch.setattr(threads, "cores", lambda: own[threading.get_ident()])
+    monkeypatch.setattr(threads, "cores", lambda: cores_of[threading.get_ident()])
     assert on_ranks(3, count) == [1, 1, 1]
     monkeypatch.setattr(threads, "cores", lambda: frozenset([0, 1]))
     assert on_ranks(3, ranks_on_shared_cores) == [3, 3, 3]
@@ -193,7 +193,8 @@ def test_a_containers_share_of_the_cores_is_counted(tmp_path, groups, files, cor
 
 def test_a_run_gives_its_threads_back_and_goes_on_with_as_many(monkeypatch, tmp_path):
     """The number is in config.json, since the rounding of BLAS depends on it."""
-    pool, counts = SimpleNamespace(count=4, filepath="blas"), []
+    pool = SimpleNamespace(count=4, filepath="blas")
+    counts = []
     pool.get_num_threads = lambda: pool.count
     pool.set_num_threads = partial(setattr, pool, "count")
     monkeypatch.setattr(threads, "blas_libraries", lambda: [pool])
@@ -201,13 +202,16 @@ def test_a_run_gives_its_threads_back_and_goes_on_with_as_many(monkeypatch, tmp_
     monkeypatch.setattr(threads, "cores", lambda: frozenset(range(4)))
     data = own_data(np.random.default_rng(0).normal(size=(40, 2)))
     options = {"model": "fc", "backend": "numpy", "batch_size": 10, "epochs": 1}
-    how = {"callbacks": [lambda record: counts.append(pool.count)], "report": lambda line: None}
-    run = snfnp.fit(data, out=tmp_path / "run", **options, **how)
+    keywords = {
+        "callbacks": [lambda record: counts.append(pool.count)],
+        "report": lambda line: None,
+    }
+    run = snfnp.fit(data, out=tmp_path / "run", **options, **keywords)
     assert set(counts) == {4} and run.config.threads == 4
-    snfnp.fit(data, out=tmp_path / "other", threads=3, **options, **how)
+    snfnp.fit(data, out=tmp_path / "other", threads=3, **options, **keywords)
     assert set(counts) == {4, 3} and pool.count == 4
     counts.clear()
-    snfnp.resume(tmp_path / "other", dataset=data, epochs=2, **how)
+    snfnp.resume(tmp_path / "other", dataset=data, epochs=2, **keywords)
     assert set(counts) == {3} and pool.count == 4
 
 

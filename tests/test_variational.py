@@ -26,7 +26,8 @@ from snfnp.step.batches import Repeated
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.checkpoint import Checkpoint
 
-D, SIGMA = 4, 0.6
+D = 4
+SIGMA = 0.6
 KEY = RandomKey(3, 16, 5)
 VARIATIONAL = {"objective": "variational", "lam": 2.0}
 noisy_trainer = partial(make_trainer, **VARIATIONAL)
@@ -64,7 +65,7 @@ def test_a_linear_map_has_lambda_and_one_more_term(ops, rng):
     which is what noise does to the base density: E log N(z + σWε) = log N(z) − ½σ²‖W‖²_F."""
     x, w, r = rng.standard_normal((5, D)), *rng.standard_normal((2, D, D))
     p = {"W": w, "R": r, "b": x[0]}
-    found = expected_gradients(ops, p, x)
+    result = expected_gradients(ops, p, x)
     forward = Linear(Dense(D), SelfNormalizing("forward"))
     z, _, cache = forward.forward(ops, p, x)
     _, expected, _ = layer_backward(ops, forward, p, cache, -z / len(z), lam=1 / (2 * SIGMA**2))
@@ -72,11 +73,12 @@ def test_a_linear_map_has_lambda_and_one_more_term(ops, rng):
     expected["R"] -= r @ w @ w.T
     for name, gradient in expected.items():
         scale = np.abs(gradient).max()
-        np.testing.assert_allclose(found[name], gradient, rtol=0, atol=1e-13 * scale)
+        np.testing.assert_allclose(result[name], gradient, rtol=0, atol=1e-13 * scale)
 
 
 def test_noise_does_not_widen_single_precision(ops):
-    layer, x = Linear(Dense(D), Variational(SIGMA)), np.ones((3, D), np.float32)
+    layer = Linear(Dense(D), Variational(SIGMA))
+    x = np.ones((3, D), np.float32)
     p = {name: value.astype(np.float32) for name, value in layer.init(np.random, (D,)).items()}
     z, _, cache = layer.forward(ops, p, x)
     z = layer.rule.perturb(ops, f=layer.map, p=p, z=z, cache=cache, key=KEY)
@@ -93,23 +95,26 @@ def variational_flow(rng, sigma=SIGMA, inverted=False):
     return flow, params
 
 
-def noise_of(ops, place):
+def noise_of(ops, index):
     """The vectors that a layer of `variational_flow` draws. Of the generator's streams 16 are for
     what there is once in a step, and then 16 for each layer."""
-    return ops.random.normal(KEY._replace(stream=16 + 16 * place), (2, D), np.float64)
+    return ops.random.normal(KEY._replace(stream=16 + 16 * index), (2, D), np.float64)
 
 
 def plain_bound(ops, params, x):
     """The mean of the bound over x, sample by sample."""
-    total, h = 0.0, x
-    for place, name in ((0, "dense1"), (2, "dense2")):
-        w, r, nu = params[name]["W"], params[name]["R"], noise_of(ops, place)
+    total = 0.0
+    h = x
+    for index, name in ((0, "dense1"), (2, "dense2")):
+        w = params[name]["W"]
+        r = params[name]["R"]
+        nu = noise_of(ops, index)
         total += np.linalg.slogdet(w)[1] + D / 2
         total -= np.mean([np.sum((r @ w @ row - row) ** 2) for row in h]) / (2 * SIGMA**2)
         total -= np.mean([np.sum((r @ w @ each) ** 2) for each in nu]) / 2
         noisy = [row + SIGMA * (-1) ** n * nu[n // 2 % 2] for n, row in enumerate(h)]
         h = np.array([w @ row + params[name]["b"] for row in noisy])
-        if place == 0:
+        if index == 0:
             total += np.mean(np.sum(np.log(0.3 + 0.7 / (1 + np.exp(-h))), axis=1))
             h = 0.3 * h + 0.7 * np.log(1 + np.exp(h))
     return float(total + np.mean(log_normal(h)))
@@ -140,8 +145,8 @@ def test_evaluation_has_no_noise(ops):
     trainer = noisy_trainer(ops, dtype="float64")
     plain = noisy_trainer(ops, dtype="float64", objective="forward")
     images = np.random.default_rng(0).integers(0, 256, (9, 64)).astype(np.uint8)
-    found, expected = (each.likelihood().evaluate(images, 0).nll for each in (trainer, plain))
-    assert found == expected
+    result, expected = (each.likelihood().evaluate(images, 0).nll for each in (trainer, plain))
+    assert result == expected
 
 
 def test_every_step_has_noise_of_its_own(ops):
@@ -168,7 +173,9 @@ def test_recomputed_inputs_have_the_same_noise(ops):
     assert 0 < np.abs(gradients[1] - gradients[0]).max() < 1e-11 * scale
 
 
-N, MU, LAM = 3, 0.6, 0.7
+N = 3
+MU = 0.6
+LAM = 0.7
 PROBE_KEY = RandomKey(5, 0, 3)
 DENSE = ((4,), Dense(4), None)
 CONV = ((2, 2, 1), Conv2d((3, 3), 1), None)
@@ -210,7 +217,8 @@ def backward(ops, layer, p, x, dz, lam=LAM, key=PROBE_KEY):
 def penalty(ops, which, p) -> float:
     """μ ‖T(R) T(W) − I‖²_F, written out."""
     shape, f, g = MAPS[which]
-    w, r = as_matrix(f, ops, p["W"], shape), as_matrix(g or f, ops, p["R"], shape)
+    w = as_matrix(f, ops, p["W"], shape)
+    r = as_matrix(g or f, ops, p["R"], shape)
     return float(MU * np.sum((r @ w - np.eye(4)) ** 2))
 
 
@@ -243,8 +251,8 @@ def test_probes_are_the_same_on_every_backend_and_others_in_every_layer_and_step
     """Whatever part of the batch a key is for."""
     drawn = []
     for ops, first in ((get_ops("numpy"), 0), (get_ops("numba"), 5)):
-        for place, step in ((0, 0), (1, 0), (0, 1)):
-            key = layer_key(RandomKey(3, 0, step, first), place)
+        for index, step in ((0, 0), (1, 0), (0, 1)):
+            key = layer_key(RandomKey(3, 0, step, first), index)
             drawn.append(module.draw_probes(ops, key, 2, np.empty((5, 4, 3), np.float32)))
     for a, b in zip(drawn[:3], drawn[3:], strict=True):
         np.testing.assert_array_equal(a, b)
@@ -255,12 +263,13 @@ def test_probes_are_the_same_on_every_backend_and_others_in_every_layer_and_step
 
 def test_the_angle_is_the_likelihoods_alone(rng):
     """Eq. 31 belongs to the reconstruction's gradient, even at λ = 0, not to the likelihood's."""
-    ops, found = get_ops("numpy"), []
+    ops = get_ops("numpy")
+    result = []
     x = rng.standard_normal((8, 16))
     for make in ({}, {"jvp_weight": 0.5}):
         trainer = make_trainer(ops, side=4, dtype="float64", **make)
-        found.append(gradient_angles(ops, trainer.flow, trainer.params, x, 0.0))
-    for plain, penalised in zip(*(each.values() for each in found), strict=True):
+        result.append(gradient_angles(ops, trainer.flow, trainer.params, x, 0.0))
+    for plain, penalised in zip(*(each.values() for each in result), strict=True):
         assert plain.pop("reconstruction") == 0.0 < penalised.pop("reconstruction")
         assert plain == penalised
 
@@ -283,7 +292,8 @@ def test_the_metrics_have_the_average_of_the_steps(ops):
             trainer.figures()
             trainer.training_step(Repeated(images[each]))
         errors.append(trainer.figures()["jacobian_error"])
-    trainer, again = make(), make()
+    trainer = make()
+    again = make()
     for step in range(2):
         trainer.training_step(Repeated(images[step]))
     Checkpoint.of(trainer, {}).restore(again)

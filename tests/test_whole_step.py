@@ -47,7 +47,8 @@ from snfnp.step.batches import Repeated
 NUMPY = get_ops("numpy")
 TRAINING_STREAM = 0  # of the generator that the noise of training steps is read from
 LAM = 3.0
-RTOL, H = 1e-9, 1e-3
+RTOL = 1e-9
+H = 1e-3
 
 
 def every_choice():
@@ -139,8 +140,12 @@ class Objective:
         self(trainer.p.copy())
 
     def __call__(self, flat) -> float:
-        x, density, self.reconstruction, volume = self.x, self.ldj, 0.0, 0.0
-        params, shape = self.trainer.layout.views(flat), self.trainer.flow.shape
+        x = self.x
+        density = self.ldj
+        self.reconstruction = 0.0
+        volume = 0.0
+        params = self.trainer.layout.views(flat)
+        shape = self.trainer.flow.shape
         for name, layer in self.trainer.flow.layers:
             p = params[name]
             if isinstance(layer, Linear):
@@ -159,7 +164,8 @@ class Objective:
 
     def _linear(self, name, layer, p, x, shape):
         """z, and what stands for the layer's log-determinants."""
-        rows, w = x.reshape(len(x), -1), matrix(p["W"], shape)
+        rows = x.reshape(len(x), -1)
+        w = matrix(p["W"], shape)
         if layer.learns_inverse:
             r, (c_f, c_g) = matrix(p["R"], shape), self.shares
             bar = self.bars.setdefault(name, Frozen(rows, rows @ w.T, w, r))
@@ -176,7 +182,8 @@ class Objective:
 
 def relative(layout, flat, direction):
     """U WᵀW in the place of U: for a relative gradient, ⟨G WᵀW, U⟩ = ⟨G, U WᵀW⟩."""
-    turned, params = direction.copy(), layout.views(flat)
+    turned = direction.copy()
+    params = layout.views(flat)
     for name, u in layout.views(turned).items():
         if "W" in u:
             w = params[name]["W"]
@@ -209,14 +216,16 @@ class Comparison:
     gradient: np.ndarray
 
     def error(self, u) -> float:
-        layout, config = self.trainer.layout, self.trainer.config
+        layout = self.trainer.layout
+        config = self.trainer.config
         along = relative(layout, self.before, u) if config.gradient == "relative" else u
         numeric = central_difference(self.objective, self.before, along, H)
-        found = self.gradient * u
-        return abs(numeric - found.sum()) / np.linalg.norm(found)
+        result = self.gradient * u
+        return abs(numeric - result.sum()) / np.linalg.norm(result)
 
     def by_parameter(self) -> str:
-        layout, rng = self.trainer.layout, np.random.default_rng(8)
+        layout = self.trainer.layout
+        rng = np.random.default_rng(8)
         errors = {entry.key: self.error(along(layout, rng, entry)) for entry in learned(layout)}
         return ", ".join(f"{key}: {error:.0e}" for key, error in errors.items() if error > RTOL)
 
@@ -230,7 +239,8 @@ def step(ops, choice):
     trainer.flow.init_from_data(ops, trainer.params, x)
     move(trainer)
     trainer.step = 2  # its noise is not that of step 0
-    objective, before = Objective(trainer, pixels), trainer.p.copy()
+    objective = Objective(trainer, pixels)
+    before = trainer.p.copy()
     for layer in trainer.grads.values():
         for gradient in layer.values():
             gradient[...] = np.nan  # what the step does not write
@@ -244,8 +254,10 @@ def step(ops, choice):
 def test_the_gradient_of_a_step_is_that_of_eq_3(ops, choice):
     """And the step tells what Eq. 3 was, without the log-determinants that self-normalizing
     training never computes."""
-    compared, rng = step(ops, choice), np.random.default_rng(7)
-    objective, metrics = compared.objective, compared.trainer.metrics()
+    compared = step(ops, choice)
+    rng = np.random.default_rng(7)
+    objective = compared.objective
+    metrics = compared.trainer.metrics()
     assert metrics.reconstruction == pytest.approx(objective.reconstruction, rel=1e-12)
     surrogate = objective.density - compared.trainer.config.lam * objective.reconstruction
     assert metrics.surrogate == pytest.approx(surrogate, rel=1e-12)
@@ -263,12 +275,15 @@ def test_steps_ascend_by_adam(ops, clip_norm):
     for number in (1, 2, 3):
         before = trainer.p.copy()
         trainer.training_step(Repeated(images(trainer)))
-        g, norm = trainer.gradient, np.linalg.norm(trainer.gradient)
+        g = trainer.gradient
+        norm = np.linalg.norm(trainer.gradient)
         assert norm > 10
         if clip_norm:
             g = g * clip_norm / (norm + 1e-6)
-        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
-        m_hat, v_hat = m / (1 - 0.9**number), v / (1 - 0.999**number)
+        m = 0.9 * m + 0.1 * g
+        v = 0.999 * v + 0.001 * g * g
+        m_hat = m / (1 - 0.9**number)
+        v_hat = v / (1 - 0.999**number)
         expected = before + 0.25 * number / 100 * m_hat / (np.sqrt(v_hat) + 1e-8)
         np.testing.assert_allclose(trainer.p, expected, rtol=1e-12, atol=1e-15)
 
@@ -289,7 +304,8 @@ def mix(channels, rule=None):
 
 def glow(rule=None, split=True):
     """[squeeze, step, step, split] twice: chains of up to four inverses."""
-    layers, channels = [], 1
+    layers = []
+    channels = 1
     for level in (1, 2):
         channels *= 4
         layers.append((f"squeeze{level}", Squeeze()))
@@ -357,15 +373,15 @@ class Setup:
     def gradients(self, recompute):
         """{parameter or "x": gradient} of the training objective, and ldj and all latents."""
         done = flow_backward(self.ops, self.flow, self.params, self.x, 1.0, recompute)
-        found = {e.key: done.grads[e.layer][e.name] for e in self.layout.entries}
-        return {"x": done.dx, **found}, (done.ldj, *done.latents)
+        result = {e.key: done.grads[e.layer][e.name] for e in self.layout.entries}
+        return {"x": done.dx, **result}, (done.ldj, *done.latents)
 
 
-def difference(found, expected) -> float:
+def difference(result, expected) -> float:
     """The largest ‖found − expected‖/‖expected‖ over all gradients; NaN where one is."""
     errors = []
     for key, value in expected.items():
-        error = np.linalg.norm(found[key] - value)
+        error = np.linalg.norm(result[key] - value)
         errors.append(error / np.linalg.norm(value) if error != 0 else 0.0)  # 0 where both are 0
     return float(np.max(errors))
 
