@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from operator import attrgetter
+from typing import Any
 
 from snfnp import threads
 from snfnp.errors import UsageError
