@@ -37,7 +37,7 @@ from snfnp.training.runs.load import load_run
 
 BEFORE_DENSITY = slice(0, Entry.DENSITY)
 PACKAGE = str(Path(snfnp.__file__).parent)
-BUDGET = {"fc": (125, 16), "conv": (950, 19)}  # calls, and files of the functions that are called
+BUDGET = {"fc": (115, 16), "conv": (650, 18)}  # calls, and files of the functions that are called
 STEPS, LAYERS, SAMPLES = 60, 3, 7
 FAST = {"lambda_rate": 20.0}
 
