@@ -11,8 +11,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from snfnp.context import Measured
+from snfnp.flow import Flow
 from snfnp.ops import Array, Ops
-from snfnp.ops.step.definition import Row
+from snfnp.ops.step.definition import Controller, Row
+from snfnp.step.batches import BatchSource
+from snfnp.step.settings import Settings
 
 SCHEDULES = ("constant", "cosine", "linear")
 
@@ -26,8 +30,8 @@ class Optimiser(Protocol):
         gradient: Array,
         lr: Any,
         step: Any,
-        clip_norm: float | None = None,
-        failed: Any = 0.0,
+        clip_norm: float | None,
+        failed: Any,
         *,
         out: tuple[Array, Array, Array],
     ) -> Any:
@@ -42,16 +46,32 @@ class Adam:
     beta2: float = 0.999
     eps: float = 1e-8
 
-    def update(self, ops, gradient, lr, step, clip_norm: float | None = None, failed=0.0, *, out):
-        """One ascent step on the flat buffers out = (p, m, v); returns Σ g² before clipping. O(P).
+    def update(
+        self,
+        ops: Ops,
+        gradient: Array,
+        lr: Any,
+        step: Any,
+        clip_norm: float | None = None,
+        failed: Any = 0.0,
+        *,
+        out: tuple[Array, Array, Array],
+    ) -> Any:
+        """One ascent step on flat buffers. O(P).
 
-        A gradient of a norm above `clip_norm` is scaled down to it first. lr, step (1, 2, …) and
-        failed are numbers, or arrays of shape () on the device; if `failed` is not 0, nothing is
-        updated (see `ops.step.adam`).
+        Args:
+            gradient: of a norm above `clip_norm` it is scaled down to it first.
+            lr, step, failed: numbers, or arrays of shape () on the device. step: 1, 2, …; failed:
+                if it is not 0, nothing is updated (see `ops.step.adam`).
+            out: (p, m, v).
+
+        Returns:
+            Σ g² before clipping.
         """
-        settings = (self.beta1, self.beta2, self.eps)
         limit = math.inf if clip_norm is None else clip_norm
-        return ops.step.adam(gradient, lr, *settings, step, limit, failed, out=out)
+        return ops.step.adam(
+            gradient, lr, self.beta1, self.beta2, self.eps, step, limit, failed, out=out
+        )
 
 
 def warmed_up(lr: float, step: int, steps_per_epoch: int, warmup_epochs: float) -> float:
@@ -60,12 +80,12 @@ def warmed_up(lr: float, step: int, steps_per_epoch: int, warmup_epochs: float) 
     return lr if step + 1 >= warmup_steps else lr * (step + 1) / warmup_steps
 
 
-def learning_rate(config, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of step 0, 1, …: warm-up, and then what `lr_schedule` makes of `lr`.
+def learning_rate(config: Settings, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of step 0, 1, …: warm-up, then `lr_schedule`.
 
     "linear" falls on a straight line, "cosine" on a cosine (Loshchilov & Hutter 2017), from the end
-    of the warm-up to the last step, which has `final_lr_fraction` of `lr`. A run's first step is
-    never in the fall: if it is the only one, it would have no rate at all.
+    of the warm-up to the last step, which has `final_lr_fraction` of `lr`. The first step never
+    decays: a run of one step would have lr = 0.
     """
     rate = warmed_up(config.lr, step, steps_per_epoch, config.warmup_epochs)
     warmup_steps = config.warmup_epochs * steps_per_epoch
@@ -73,13 +93,18 @@ def learning_rate(config, step: int, steps_per_epoch: int) -> float:
         return rate
     steps = config.epochs * steps_per_epoch
     progress = min((step + 1 - warmup_steps) / (steps - warmup_steps), 1.0)
-    cosine = config.lr_schedule == "cosine"
-    left = (1 + math.cos(math.pi * progress)) / 2 if cosine else 1 - progress
-    return rate * (config.final_lr_fraction + (1 - config.final_lr_fraction) * left)
+    remaining = 1 - progress
+    if config.lr_schedule == "cosine":
+        remaining = (1 + math.cos(math.pi * progress)) / 2
+    return rate * (config.final_lr_fraction + (1 - config.final_lr_fraction) * remaining)
+
+
+# The terms of the step's Σ_k of Eq. 3, and λ, as they are logged.
+Figures = tuple[list[Array], Array]
 
 
 class TrainingState:
-    """An array that every step of a run updates, and what is computed from it.
+    """State beside the parameters, updated in every step.
 
     key: its name in checkpoints, or None if there is no array; values: the array on the device, in
     double precision; terms: how many numbers `collect` puts into `sums`, float64 (terms,), which
@@ -91,17 +116,16 @@ class TrainingState:
     values: Any = None
     sums: Any = None
 
-    def renew(self, trainer, batches) -> None:
+    def renew(self, trainer: Any, batches: BatchSource) -> None:
         """Re-estimate what depends on activations, before a step (see `Trainer.training_step`)."""
 
-    def collect(self, measured: dict, share: float) -> None:
+    def collect(self, measured: dict[str, Measured], share: float) -> None:
         """Put this slice's terms into `sums`. measured: {layer: `Measured`}, {} in a step that
         failed; share: the slice's part of the batch, the weight of its averages."""
 
-    def update(self, figures: tuple, samples: int, squares, failed) -> tuple:
+    def update(self, figures: Figures, samples: int, squares: Array, failed: Array) -> Figures:
         """Update `values` after the parameters, from the `sums` of all slices; not if `failed` is
-        not 0 or Σ g² (`squares`) not finite. figures: the terms of the step's Σ_k of Eq. 3, and
-        λ, as they would be logged; those that are returned are logged instead."""
+        not 0 or Σ g² (`squares`) not finite. Returns the figures to log instead."""
         return figures
 
     def figures(self) -> dict[str, float]:
@@ -113,8 +137,9 @@ class Multipliers(TrainingState):
     """A fixed λ. layers: the names of those that learn their inverse, in the flow's order; initial:
     the λ of the first step, here of all."""
 
-    def __init__(self, flow, lam: float):
-        self.layers, self.initial = tuple(flow.learned_inverses()), lam
+    def __init__(self, flow: Flow, lam: float):
+        self.layers = tuple(flow.learned_inverses())
+        self.initial = lam
 
     @property
     def lam(self) -> dict[str, float]:
@@ -125,7 +150,7 @@ class Multipliers(TrainingState):
         """−2λ/N, the factor of the gradients of a reconstruction error; samples: N."""
         return self.initial * (-2 / samples)
 
-    def error_factors(self, samples: int) -> dict:
+    def error_factors(self, samples: int) -> dict[str, Any]:
         """{layer: −2λ/N} of the layers with a λ of their own; samples: N."""
         return {}
 
@@ -138,35 +163,41 @@ class ControlledMultipliers(Multipliers):
 
     key = "control.rows"
 
-    def __init__(self, ops, flow, config):
-        super().__init__(flow, config.lam)
-        self.ops, self.controller = ops, config.controller
-        self.values = ops.asarray(self.controller.new_state(len(self.layers), config.lam))
+    def __init__(self, ops: Ops, flow: Flow, lam: float, controller: Controller):
+        super().__init__(flow, lam)
+        self.ops = ops
+        self.controller = controller
+        self.values = ops.asarray(controller.new_state(len(self.layers), lam))
         self.terms = 2 * len(self.layers)  # of each layer E, and Σ ‖h‖² if it is needed
 
     @property
     def lam(self) -> dict[str, float]:
-        return dict(zip(self.layers, self.ops.to_host(self.values)[Row.LAM].tolist(), strict=True))
+        rows = self.ops.to_host(self.values)
+        return dict(zip(self.layers, rows[Row.LAM].tolist(), strict=True))
 
-    def error_factors(self, samples) -> dict:
+    def error_factors(self, samples: int) -> dict[str, Any]:
         """With the λ that the step before left."""
         factors = self.values[Row.LAM] * (-2 / samples)
-        each = (factors[k, ...] for k in range(len(factors)))  # arrays of a device
-        values = each if self.ops.asynchronous else factors.tolist()
-        return dict(zip(self.layers, values, strict=True))
+        if not self.ops.asynchronous:
+            return dict(zip(self.layers, factors.tolist(), strict=True))
+        return {layer: factors[k, ...] for k, layer in enumerate(self.layers)}  # on the device
 
-    def collect(self, measured, share) -> None:
+    def collect(self, measured: dict[str, Measured], share: float) -> None:
+        if not measured:
+            return
         sums = self.sums.reshape(-1, 2)
-        for k, layer in enumerate(self.layers if measured else ()):
-            error, h = measured[layer].error, measured[layer].input
+        for k, layer in enumerate(self.layers):
+            error = measured[layer].error
             sums[k, 0] = error if share == 1 else error * share
             if self.controller.relative:
-                sums[k, 1] = self.ops.linalg.sum_squares(h)
+                sums[k, 1] = self.ops.linalg.sum_squares(measured[layer].input)
 
-    def update(self, figures, samples, squares, failed) -> tuple:
+    def update(self, figures: Figures, samples: int, squares: Array, failed: Array) -> Figures:
         """λ for the next step; returns Σ E of this one, and the error-weighted mean of its λ."""
-        given = (self.sums.reshape(-1, 2), samples, self.controller, squares, failed)
-        error, lam = self.ops.step.control(*given, out=self.values)
+        sums = self.sums.reshape(-1, 2)
+        error, lam = self.ops.step.control(
+            sums, samples, self.controller, squares, failed, out=self.values
+        )
         return [error], lam
 
     def figures(self) -> dict[str, float]:
@@ -174,21 +205,22 @@ class ControlledMultipliers(Multipliers):
         rows = self.ops.to_host(self.values).copy()
         self.values[Row.CONSTRAINT_SUM : Row.COUNTED + 1] = 0
         means = rows[Row.CONSTRAINT_SUM] / np.maximum(rows[Row.COUNTED], 1)
-        return {
-            f"{name}{suffix}": float(of(values))
-            for name, values in (("lam", rows[Row.LAM]), ("constraint", means))
-            for suffix, of in (("", np.mean), ("_min", np.min), ("_max", np.max))
-        }
+        figures = {}
+        for name, values in (("lam", rows[Row.LAM]), ("constraint", means)):
+            figures[name] = float(values.mean())
+            figures[f"{name}_min"] = float(values.min())
+            figures[f"{name}_max"] = float(values.max())
+        return figures
 
 
-def multipliers_of(ops, flow, config) -> Multipliers:
+def saved_lambda(state: dict[str, np.ndarray], flow: Flow) -> dict[str, float]:
+    """{layer: λ} of the saved states of a training whose λ is controlled."""
+    rows = state["control.rows"]
+    return dict(zip(flow.learned_inverses(), rows[Row.LAM].tolist(), strict=True))
+
+
+def multipliers_of(ops: Ops, flow: Flow, config: Settings) -> Multipliers:
     """The λ of every layer of a run, fixed or controlled."""
     if config.controller:
-        return ControlledMultipliers(ops, flow, config)
+        return ControlledMultipliers(ops, flow, config.lam, config.controller)
     return Multipliers(flow, config.lam)
-
-
-def controlled_lambda(checkpoint, flow) -> dict[str, float]:
-    """{layer: λ} of a checkpoint of a run whose λ is controlled."""
-    rows = checkpoint.state[ControlledMultipliers.key]
-    return dict(zip(flow.learned_inverses(), rows[Row.LAM].tolist(), strict=True))

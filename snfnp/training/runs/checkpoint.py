@@ -22,7 +22,8 @@ from snfnp.training.options import TrainConfig
 from snfnp.training.options.groups import LARGEST
 
 FORMAT = "snfnp checkpoint 2"
-_STATE, _ADVICE = "state.", "use another file"
+_STATE = "state."
+_ADVICE = "use another file"
 _LONGEST_HEADER = 1 << 26  # bytes
 _LARGEST_NUMBER = 64  # bytes in a file for each parameter, with moments and training states
 _BLANK = "0" * hashlib.sha256().digest_size * 2
@@ -41,7 +42,7 @@ class Checkpoint:
     m: np.ndarray = field(repr=False)
     v: np.ndarray = field(repr=False)
     step: int
-    record: dict = field(default_factory=dict, repr=False)
+    record: dict[str, Any] = field(default_factory=dict, repr=False)
     sums: tuple[float, ...] = _NO_SUMS
     state: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
@@ -78,8 +79,8 @@ class Checkpoint:
 
     def is_finite(self) -> bool:
         """False for a NaN, an infinity or a negative v: it is then neither saved nor loaded."""
-        numbers = (self.p, self.m, self.v, *self.state.values(), self.sums)
-        return all(np.isfinite(each).all() for each in numbers) and not (self.v < 0).any()
+        arrays = (self.p, self.m, self.v, *self.state.values(), self.sums)
+        return all(np.isfinite(array).all() for array in arrays) and not (self.v < 0).any()
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, advice: str = ADVICE) -> None:
@@ -102,25 +103,34 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, advice: str = ADVICE) ->
     write_atomically(path, content, advice)
 
 
-def load_checkpoint(path: Path, layout: Layout, run: dict | None = None) -> Checkpoint:
-    """A checkpoint of a model with this layout, and of the run with this config.json. Raises
-    CheckpointError if the file is missing, damaged, or of another model or run."""
-    values, tensors = _read(path, _LONGEST_HEADER + _LARGEST_NUMBER * layout.size)
-    places = _places(layout)
+def load_checkpoint(path: Path, layout: Layout, run: dict[str, Any] | None = None) -> Checkpoint:
+    """A checkpoint of a model with this layout, and of the run with this config.json.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or of another model or run.
+    """
+    header, tensors = _read(path, _LONGEST_HEADER + _LARGEST_NUMBER * layout.size)
     names = [key for key in tensors if key.startswith(_STATE)]
     states = {key.removeprefix(_STATE): tensors.pop(key) for key in names}
+    places = _places(layout)
     expected = {key: entry.shape for key, (_, entry) in places.items()}
     shapes = {key: tensor.shape for key, tensor in tensors.items()}
     if shapes != expected:  # before anything is allocated
         name, shape = min(set(shapes.items()) ^ set(expected.items()))
-        found = f"another model ({name} of shape {shape} is not in both)"
-        raise CheckpointError(f"{path} belongs to {found}: give the run that it was made by")
-    dtypes, of_state = ({str(each.dtype) for each in of.values()} for of in (tensors, states))
-    if dtypes not in ({"float32"}, {"float64"}) or not of_state <= {"float64"}:
-        raise _damaged(path, f"its arrays are of {' and '.join(sorted(dtypes | of_state))}")
-    (dtype,), moved = dtypes, layout.optimised.size
-    p, m, v = (np.zeros(size, dtype) for size in (layout.size, moved, moved))
-    checkpoint = Checkpoint(layout, p, m, v, **values, state=states)
+        raise CheckpointError(
+            f"{path} belongs to another model ({name} of shape {shape} is not in both): give the "
+            "run that it was made by"
+        )
+    dtypes = {str(tensor.dtype) for tensor in tensors.values()}
+    state_dtypes = {str(values.dtype) for values in states.values()}
+    if dtypes not in ({"float32"}, {"float64"}) or not state_dtypes <= {"float64"}:
+        raise _damaged(path, f"its arrays are of {' and '.join(sorted(dtypes | state_dtypes))}")
+    (dtype,) = dtypes
+    moved = layout.optimised.size
+    p = np.zeros(layout.size, dtype)
+    m = np.zeros(moved, dtype)
+    v = np.zeros(moved, dtype)
+    checkpoint = Checkpoint(layout, p, m, v, **header, state=states)
     for key, (name, entry) in places.items():
         entry.view(getattr(checkpoint, name))[...] = tensors[key]
     if not checkpoint.is_finite():
@@ -133,35 +143,48 @@ def load_checkpoint(path: Path, layout: Layout, run: dict | None = None) -> Chec
 def _places(layout: Layout) -> dict[str, tuple[str, Entry]]:
     """{name in the file: (array of the checkpoint, place in it)}."""
     moved = layout.optimised  # the optimiser has moments of what it moves alone
-    parts = {"parameter": ("p", layout), "adam_m": ("m", moved), "adam_v": ("v", moved)}
-    return {f"{role}.{e.key}": (name, e) for role, (name, of) in parts.items() for e in of.entries}
+    parts = (("parameter", "p", layout), ("adam_m", "m", moved), ("adam_v", "v", moved))
+    return {
+        f"{role}.{entry.key}": (name, entry) for role, name, part in parts for entry in part.entries
+    }
 
 
-def _compare(path: Path, checkpoint: Checkpoint, run: dict) -> None:
+def _compare(path: Path, checkpoint: Checkpoint, run: dict[str, Any]) -> None:
     """Raises CheckpointError unless this is a checkpoint of the run that a config.json is of."""
-    record, config = checkpoint.record, TrainConfig.from_dict(run["config"])
+    record = checkpoint.record
+    config = TrainConfig.from_dict(run["config"])
     try:
         saved = TrainConfig.from_dict(record["config"])
-        best = record["best"]
-        plausible = saved.lam is not None and 0 <= record["seconds"] < LARGEST
-        if best is not None:
-            plausible = plausible and is_evaluation(best) and best["step"] <= checkpoint.step
-            plausible = plausible and abs(best.get("validation_bits_per_dimension", 0.0)) < LARGEST
+        is_sound = saved.lam is not None and 0 <= record["seconds"] < LARGEST
+        if record["best"] is not None:
+            is_sound = is_sound and _is_best(record["best"], checkpoint.step)
     except (KeyError, TypeError, ValueError, UsageError):
-        plausible = False
-    if not plausible:
+        is_sound = False
+    if not is_sound:
         raise _damaged(path, "the run's record in its header")
     differing = saved.incompatible_options(config)
-    differing += ["run"] * (record.get("run") != run.get("run"))
-    differing += ["dtype"] * (checkpoint.p.dtype != config.dtype)
+    if record.get("run") != run.get("run"):
+        differing.append("run")
+    if checkpoint.p.dtype != config.dtype:
+        differing.append("dtype")
     if differing:
-        found = f"another run than the config.json beside it (another {differing[0]})"
-        raise CheckpointError(f"{path} belongs to {found}: restore the one or the other")
+        raise CheckpointError(
+            f"{path} belongs to another run than the config.json beside it (another "
+            f"{differing[0]}): restore the one or the other"
+        )
 
 
-def is_evaluation(record: dict) -> bool:
-    """Say whether this is a line of metrics.jsonl, by the entries that are used."""
-    whole, real = ("epoch", "step"), ("seconds", "validation_nll_nats", "reconstruction")
+def _is_best(line: dict[str, Any], step: int) -> bool:
+    """Say whether this can be the best evaluation up to a step."""
+    if not is_evaluation(line) or line["step"] > step:
+        return False
+    return abs(line.get("validation_bits_per_dimension", 0.0)) < LARGEST
+
+
+def is_evaluation(record: Any) -> bool:
+    """Say whether a record has the fields of an evaluation, a line of metrics.jsonl."""
+    whole = ("epoch", "step")
+    real = ("seconds", "validation_nll_nats", "reconstruction")
     return (
         isinstance(record, dict)
         and all(type(record.get(name)) is int and 1 <= record[name] < 2**63 for name in whole)
@@ -170,7 +193,7 @@ def is_evaluation(record: dict) -> bool:
     )
 
 
-def record_of(path: Path) -> dict:
+def record_of(path: Path) -> dict[str, Any]:
     """The record in a file's header, without the rest of the file. Raises CheckpointError."""
     missing = f"there is no file {path}: check the path"
     content = read_bytes(path, CheckpointError, missing, _LONGEST_HEADER, whole=False)
@@ -178,7 +201,7 @@ def record_of(path: Path) -> dict:
         return parse_json(_header(path, content)["record"].encode())
 
 
-def _header(path: Path, content: bytes) -> dict:
+def _header(path: Path, content: bytes) -> dict[str, str]:
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size]).get("__metadata__", {})
     if header.get("format") != FORMAT:
@@ -186,32 +209,36 @@ def _header(path: Path, content: bytes) -> dict:
     return header
 
 
-def _read(path: Path, most: int) -> tuple[dict, dict[str, np.ndarray]]:
-    """The values of a file's header, and its arrays by name. most: bytes that it may have."""
+def _read(path: Path, limit: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The values of a file's header, and its arrays by name. limit: bytes that it may have."""
     missing = f"there is no checkpoint {path}: restore it, or train first (without `resume`)"
-    content = read_bytes(path, CheckpointError, missing, most)
+    content = read_bytes(path, CheckpointError, missing, limit)
     with readable(path, _ADVICE, CheckpointError, "is damaged"):
-        header, tensors = _header(path, content), load(content)
+        header = _header(path, content)
+        tensors = load(content)
         if header.get("sha256") != _digest(content):
             raise ValueError("its checksum differs")
-        step, record = int(header["step"]), parse_json(header["record"].encode())
-        sums = tuple(map(float, json.loads(header["sums"])))
-        if not 0 <= step < 2**63 or len(sums) != len(_NO_SUMS):
+        values = {
+            "step": int(header["step"]),
+            "record": parse_json(header["record"].encode()),
+            "sums": tuple(map(float, json.loads(header["sums"]))),
+        }
+        if not 0 <= values["step"] < 2**63 or len(values["sums"]) != len(_NO_SUMS):
             raise ValueError("step or sums in its header")
-    return {"step": step, "record": record, "sums": sums}, tensors
+    return values, tensors
 
 
 def _damaged(path: Path, why: str) -> CheckpointError:
     return CheckpointError(f"{path} is damaged ({why}): {_ADVICE}")
 
 
-def _place_of_checksum(content) -> tuple[int, int]:
+def _place_of_checksum(content: bytes | bytearray) -> tuple[int, int]:
     key = b'"sha256":"'
     start = content.index(key, 0, 8 + int.from_bytes(content[:8], "little")) + len(key)
     return start, start + len(_BLANK)
 
 
-def _digest(content) -> str:
+def _digest(content: bytes | bytearray) -> str:
     """The SHA-256 of a whole file, its own place as zeros."""
     start, stop = _place_of_checksum(content)
     digest = hashlib.sha256(content[:start] + _BLANK.encode())

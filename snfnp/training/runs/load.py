@@ -20,7 +20,7 @@ from snfnp.layers.preprocess import Standardise
 from snfnp.likelihood import Likelihood
 from snfnp.ops import Ops, get_ops
 from snfnp.parameters import Layout
-from snfnp.step.update import controlled_lambda
+from snfnp.step.update import saved_lambda
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.descriptions import LISTED, describe, first_difference
 from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint
@@ -129,7 +129,7 @@ class LoadedRun:
     def lam(self) -> float | dict[str, float]:
         """λ of Eq. 3 at the checkpoint; {layer: λ} if it was controlled."""
         if self.config.controller:
-            return controlled_lambda(self.checkpoint, self.flow)
+            return saved_lambda(self.checkpoint.state, self.flow)
         return self.config.lam
 
     @property
