@@ -276,18 +276,19 @@ def source_pages(app):
 def add_contents(app, docname, source):
     """The start page's hidden tables of contents: its groups, in the order in which to read them.
 
-    Pages that its tables do not have come last, then the equation index and the API.
+    Pages that its tables do not have come last, then the equation index, guides and the reference.
     """
     if docname != app.config.root_doc:
         return
     groups = reading_order(source[0])
     listed = {page for pages in groups.values() for page in pages}
     others = [p.name for p in app.srcdir.glob("*.md") if PAGE_NAME.fullmatch(p.name)]
-    api = sorted((app.srcdir / "site").glob("api*.md"), key=lambda path: path.stem)
     index = [INDEX.name] * (app.srcdir / INDEX.name).exists()
-    rest = [*sorted(set(others) - listed), *index, *(f"site/{path.name}" for path in api)]
     *_, last = groups or {"Pages": []}
-    groups[last] = [*groups.get(last, []), *rest]
+    groups[last] = [*groups.get(last, []), *sorted(set(others) - listed), *index]
+    for name, pattern in (("Guides and notebooks", "guide-*.md"), ("Reference", "api*.md")):
+        found = sorted((app.srcdir / "site").glob(pattern), key=lambda path: path.stem)
+        groups[name] = [f"site/{path.name}" for path in found]
     for name, pages in groups.items():
         entries = "\n".join(page.removesuffix(".md") for page in pages)
         source[0] += f"\n\n```{{toctree}}\n:hidden:\n:caption: {name}\n\n{entries}\n```\n"

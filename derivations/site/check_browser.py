@@ -3,7 +3,7 @@
 Every page of the derivations, on a phone and on two wide screens, light and dark: no formula, table
 or code that is cut without a hint, nothing wider than the screen, code level with its paragraph, no
 error on the console, no request that leaves the machine, the site's own font. And the search: "Eq.
-20" finds its derivation first, and results have excerpts.
+20" finds its derivation first, other queries have the right page first or second.
 
     --shots FOLDER    pictures of the pages, as they were checked
     --at PIXELS       with --shots: how far down the page
@@ -57,8 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     if not (args.site / "index.html").is_file():
         parser.error(f"{args.site} is no built site")
     numbered = [page.stem for page in sorted(DERIVATIONS.glob("[0-9]*.md"))]
-    api = [f"site/{page.stem}" for page in sorted((DERIVATIONS / "site").glob("api*.md"))]
-    names = args.pages or ["index", *numbered, *api, "search"]
+    others = [f"site/{page.stem}" for page in sorted((DERIVATIONS / "site").glob("*.md"))]
+    names = args.pages or ["index", *numbered, *others, "search"]
     if args.shots:
         args.shots.mkdir(parents=True, exist_ok=True)
     problems, look = [], (CHECKS / "look.js").read_text(encoding="utf-8")

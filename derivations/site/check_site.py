@@ -3,6 +3,8 @@
 * Every link and every file that a page loads is there, headings and lines included, and nothing is
   loaded from elsewhere.
 * Every formula of a page's Markdown is a formula of the page, and none is left as raw text.
+* Every name that the package exports is in the reference, whose lists of arguments are lists, and
+  which has no text of Python's own types.
 
 Prints one line for each problem; the exit status is 1 where there is any.
 """
@@ -101,8 +103,23 @@ def formula_problems(path: Path, markdown: str) -> list[str]:
     return problems + [f"raw text: {text.strip()}" for text in left]
 
 
+def reference_problems(site: Path) -> list[str]:
+    """Exported names that the reference lacks, and docstrings that it shows as raw text."""
+    import snfnp
+
+    pages = {path.name: read(path) for path in sorted((site / "site").glob("api*.html"))}
+    ids = set().union(*(page.ids for page in pages.values()))
+    names = {name: f"snfnp.{name}" for name in snfnp.__all__ if not name.startswith("_")}
+    problems = [f"{name} is not in the reference" for name in names if names[name] not in ids]
+    for name, page in pages.items():
+        for text in page.text:
+            if re.match(r"\s*(Args|Returns|Raises):\s+\S|bool\(x\)|attrgetter\(", text):
+                problems.append(f"{name}: {text.strip()[:60]}")
+    return problems
+
+
 def problems_of(site: Path) -> list[str]:
-    found = []
+    found = reference_problems(site)
     for path in sorted(site.rglob("*.html")):
         found += [f"{path.relative_to(site)}: {problem}" for problem in link_problems(site, path)]
     for page in sorted(DERIVATIONS.glob("*.md")):

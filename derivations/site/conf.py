@@ -17,6 +17,7 @@ extensions = [
     "beside",
     "searching",
     "docstrings",
+    "guides",
 ]
 root_doc = "README"
 exclude_patterns = ["site/*.py"]
@@ -36,7 +37,7 @@ html_static_path = ["static"]
 html_css_files = ["beside.css"]
 html_js_files = [("play.js", {"defer": "defer"}), ("beside.js", {"defer": "defer"})]
 html_favicon = "static/favicon.svg"
-html_show_search_summary = False  # its excerpts are fetched; those of searching.py are not
+html_show_search_summary = False  # searching.py has a list of its own
 html_copy_source = False
 html_show_copyright = False
 pygments_style = "a11y-light"

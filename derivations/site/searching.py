@@ -1,8 +1,9 @@
-"""A Sphinx extension: what the search page needs beside Sphinx's index, and pages' descriptions.
+"""A Sphinx extension: the search page's index, and pages' descriptions.
 
-Writes _static/excerpts.js: the text of every page, for the excerpts of results (Sphinx would fetch
-the pages, which browsers forbid to a site that is opened as files), and where each equation is
-derived. Every page's description is its first paragraph.
+Writes _static/index.js: the sections of every page, where each equation is derived, and where each
+name of the package is in the reference. (Sphinx's own index knows whole words alone, and its
+excerpts are fetched, which browsers forbid to a site that is opened as files.) Every page's
+description is its first paragraph.
 """
 
 import html
@@ -11,9 +12,9 @@ import re
 
 import sources
 from docutils import nodes
-from pages import INDEX, PAGE_NAME
+from pages import INDEX
 
-FILE = "excerpts.js"
+FILE = "index.js"
 _LETTERS = {
     "lambda": "λ",
     "sigma": "σ",
@@ -25,7 +26,7 @@ _LETTERS = {
 }
 
 
-def _spoken(latex: str) -> str:
+def spoken(latex: str) -> str:
     """A formula as one would type it: 1/8 for its fraction, λ for its letter, no other commands."""
     latex = re.sub(r"\\frac\{([^{}]*)\}\{([^{}]*)\}", r"\1/\2", latex)
     for name, letter in _LETTERS.items():
@@ -33,12 +34,15 @@ def _spoken(latex: str) -> str:
     return re.sub(r"\\[A-Za-z]+|[{}&\\^]", " ", latex)
 
 
-def text_of(markdown: str) -> str:
-    """A page's words and formulas, one line, without the marks of Markdown."""
-    text = re.sub(r"^(```|\|? ?---).*$|</?\w+>", "", markdown, flags=re.M)
-    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
-    text = re.sub(r"\$\$.*?\$\$|\$[^$\n]*\$", lambda found: _spoken(found[0]), text, flags=re.S)
-    return " ".join(re.sub(r"[`*#|$]|^>>> ", " ", text, flags=re.M).split())
+def sections(doctree) -> list[tuple[str, str, str]]:
+    """(anchor, heading, text without its subsections) of every section of a page."""
+    rows = []
+    for section in doctree.findall(nodes.section):
+        title = section.next_node(nodes.title).astext()
+        parts = [n.astext() for n in section if not isinstance(n, (nodes.section, nodes.title))]
+        text = " ".join(spoken(" ".join(parts)).replace(">>>", " ").split())
+        rows.append((section["ids"][0], title, text))
+    return rows
 
 
 def equations(index: str) -> dict[int, dict[str, str]]:
@@ -47,16 +51,18 @@ def equations(index: str) -> dict[int, dict[str, str]]:
     return {int(n): {"page": sources.equation_target(int(n)), "what": what} for n, what, _ in rows}
 
 
-def write_excerpts(app, exception):
+def write_index(app, exception):
     if exception is not None or app.builder.format != "html":
         return
-    texts = {}
-    for path in sorted(app.srcdir.glob("*.md")):
-        if PAGE_NAME.fullmatch(path.name) or path.stem == app.config.root_doc:
-            texts[f"{path.stem}.html"] = text_of(path.read_text(encoding="utf-8"))
+    pages = {
+        f"{name}.html": sections(app.env.get_doctree(name)) for name in sorted(app.env.found_docs)
+    }
+    names = {}
+    for name, entry in app.env.domains["py"].objects.items():
+        names[name] = f"{entry.docname}.html#{entry.node_id}"
     found = equations(INDEX.read_text(encoding="utf-8"))
-    script = f"window.EXCERPTS = {json.dumps({'equations': found, 'texts': texts})};\n"
-    (app.outdir / "_static" / FILE).write_text(script, encoding="utf-8")
+    content = json.dumps({"equations": found, "pages": pages, "names": names})
+    (app.outdir / "_static" / FILE).write_text(f"window.INDEX = {content};\n", encoding="utf-8")
 
 
 def describe(app, pagename, templatename, context, doctree):
@@ -73,5 +79,5 @@ def describe(app, pagename, templatename, context, doctree):
 
 def setup(app):
     app.connect("html-page-context", describe)
-    app.connect("build-finished", write_excerpts)
+    app.connect("build-finished", write_index)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
