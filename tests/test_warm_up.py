@@ -1,0 +1,167 @@
+"""The first run on a machine: what is said while kernels are compiled, and the warm-up."""
+
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from support import processes
+from support.runs import assert_same_run
+from support.trainers import run_training, small_config, small_dataset
+
+from snfnp.ops import get_ops
+from snfnp.ops.gpu.launch import Launcher
+from snfnp.ops.host import HostDevice
+from snfnp.step.batches import Repeated
+from snfnp.step.trainer import Trainer
+from snfnp.training.runs.folder import RunFolder
+from snfnp.training.session import train
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(params=["ascend", "renew"])
+def slow_ops(monkeypatch, request, advance):
+    """NumPy's, with steps, or renewals before them, whose first call compiles two kernels."""
+    ops = get_ops("numpy")
+    watching = []
+    original = getattr(Trainer, request.param)
+
+    @contextmanager
+    def compilations(begins, ends):
+        watching.append((begins, ends))
+        yield
+
+    def slowly(trainer, images):
+        while watching:
+            begins, ends = watching.pop()
+            begins()
+            advance(1000)
+            ends(2)
+        original(trainer, images)
+
+    ops.device.compiles = True
+    ops.device.compilations = compilations
+    monkeypatch.setattr(Trainer, request.param, slowly)
+    return ops
+
+
+def test_what_is_compiled_is_said_and_no_step_takes_its_time(tmp_path, slow_ops):
+    said = []
+    run = RunFolder(tmp_path / "run")
+    config = small_config(backend="numpy", epochs=1, out=run.path)
+    summary = train(config, small_dataset(), ops=slow_ops, report=said.append)
+    assert said.count("compiling kernels (cached for later runs; safe to interrupt)") == 1
+    assert "compiled 2 kernels in 1000 s" in said
+    assert summary["training_seconds"] < 1000 > run.read_metrics()[0]["seconds"]
+
+
+_KERNELS = """
+import gc
+from numba.core.registry import CPUDispatcher
+from support.trainers import run_training, small_dataset
+from snfnp.training.checkpointer import Checkpointer
+
+def ready():
+    found = (each for each in gc.get_objects() if isinstance(each, CPUDispatcher))
+    return {(each.py_func.__qualname__, str(of)) for each in found for of in each.signatures}
+
+known, saved = [], Checkpointer.save
+def save(*arguments, **named):
+    known.append(ready())
+    saved(*arguments, **named)
+
+Checkpointer.save = save
+for model in ("fc", "conv", "glow-2l-4k"):
+    known.clear()
+    run_training(model, small_dataset(side=8), model=model, epochs=2, backend="numba")
+    print(len(known), len(known[0]) > 3, sorted(known[-1] - known[0]))
+"""
+
+
+def test_nothing_is_compiled_after_the_warm_up(tmp_path):
+    """From the first checkpoint, before the first step, to that after the last evaluation: what
+    looks at layers once an epoch has no kernels of its own."""
+    options = {"cwd": tmp_path, "env": processes.environment(), "text": True, "timeout": 300}
+    result = subprocess.check_output([sys.executable, "-c", _KERNELS], **options)
+    assert result.splitlines() == ["3 True []"] * 3
+
+
+@pytest.mark.parametrize("changes", [{}, {"lambda_control": "geco", "clip_norm": 1.0}])
+def test_a_warm_up_leaves_no_trace(tmp_path, monkeypatch, changes):
+    changes = {"backend": "numba"} | changes
+    run_training(tmp_path / "warm", **changes)
+    monkeypatch.setattr(HostDevice, "prepare", lambda device, work: None)
+    run_training(tmp_path / "not", **changes)
+    assert_same_run(tmp_path / "warm", tmp_path / "not")
+
+
+def test_a_warm_up_puts_back_what_steps_change_if_it_fails(monkeypatch):
+    config = small_config(backend="numpy")
+    trainer = Trainer(get_ops("numpy"), config.build_flow((5, 5, 1)), config, 5)
+    before = trainer.p.copy()
+
+    def prepare(step):
+        step()
+        assert (trainer.p != before).any() and trainer.log.read().last[2] > 0
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.warm_up(Repeated(small_dataset().train[:20]), prepare)
+    assert (trainer.p == before).all() and not trainer.m.any() and not trainer.v.any()
+    assert trainer.step == 0 and not trainer.log.array.any()
+
+
+def test_a_launcher_says_when_it_compiles(monkeypatch):
+    """Once for a group of kernels and a type, before and after."""
+    said = []
+    module = SimpleNamespace(get_function=lambda name: name)
+    runtime = SimpleNamespace(getDevice=lambda: 0)
+    cupy = SimpleNamespace(
+        cuda=SimpleNamespace(runtime=runtime), RawModule=lambda **options: module
+    )
+    launcher = Launcher(cupy)
+    launcher.begins = lambda: said.append("begins")
+    launcher.ends = said.append
+    for kernel in ("adam", "adam", "log_step"):
+        launcher._function(kernel, np.dtype("float32"))
+    assert said[0] == "begins" and said[1] > 1 and len(said) == 2
+
+
+_COMMAND = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
+from snfnp.cli import run_script
+run_script()
+"""
+_TRAIN = ["train", "--model", "conv", "--out", "run"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words, number",
+    [
+        (["check"], signal.SIGINT),
+        (_TRAIN, signal.SIGTERM),
+        pytest.param([*_TRAIN, "--processes", "2"], signal.SIGINT, marks=pytest.mark.mpi),
+    ],
+    ids=["check", "train", "processes"],
+)
+def test_a_signal_ends_a_compilation_at_once(tmp_path, words, number):
+    environment = processes.environment(NUMBA_CACHE_DIR=str(tmp_path), SNFNP_OFFLINE="1")
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
+    process = subprocess.Popen([sys.executable, "-c", _COMMAND, *words], env=environment, **options)
+    while process.poll() is None and not list(tmp_path.rglob("*.nbc")):  # the first kernel
+        time.sleep(0.02)
+    process.send_signal(number)
+    status, output, errors = processes.finish(process, 15)
+    assert status == 130, errors
+    assert "KeyboardInterrupt" not in errors and "BAD TERMINATION" not in output
+    assert not [file for file in tmp_path.glob("run/*") if file.name != "run.lock"]
+    RunFolder.create(tmp_path / "run")  # the same command starts it again
