@@ -1,6 +1,6 @@
 """The case that a check takes: a layer at a random point, with random covectors.
 
-Derivation: derivations/04-dense.md.
+Derivation: derivations/07-convolutions.md.
 """
 
 from collections.abc import Callable, Sequence
