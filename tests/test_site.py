@@ -1,9 +1,11 @@
 """The site of the derivations: code beside prose, links, formulas, and what checks it."""
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sources
@@ -108,6 +110,20 @@ def test_the_reading_order_has_the_pages_own_titles_and_what_a_page_builds_on_be
         assert int(cells[2]) > 0
         assert set(re.findall(r"\d\d", cells[3])) <= read, name
         read.add(name[:2])
+
+
+def test_the_old_names_of_pages_lead_to_the_new_ones(tmp_path):
+    conf = runpy.run_path(str(ROOT / "derivations/site/conf.py"))
+    names = [page.stem for page in (ROOT / "derivations").glob("[0-9]*.md")]
+    assert conf["FORMER_NUMBERS"].keys() <= {name[3:] for name in names}
+    for name in names:
+        (tmp_path / f"{name}.html").write_text("new", encoding="utf-8")
+    app = SimpleNamespace(outdir=tmp_path, builder=SimpleNamespace(format="html"))
+    conf["old_names"](app, None)
+    old = (tmp_path / "03-self-normalizing.html").read_text(encoding="utf-8")
+    assert "location.replace('05-self-normalizing.html' + location.hash)" in old
+    found = len(list(tmp_path.glob("*.html")))
+    assert found == len(names) + len(conf["FORMER_NUMBERS"]), "a name is new and old"
 
 
 def test_formulas_are_found_outside_of_code():
