@@ -13,8 +13,8 @@ from support.processes import python
 from snfnp.cli import sample
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
-from snfnp.training import plots
-from snfnp.training.plots import rows, save_curves
+from snfnp.training import curves, plots
+from snfnp.training.curves import rows, save_curves
 from snfnp.training.runs.load import load_run
 
 pytestmark = pytest.mark.slow
@@ -96,13 +96,13 @@ import resource, sys
 import numpy as np
 from pathlib import Path
 from snfnp.cli import run_script
-from snfnp.training import plots
+from snfnp.training import curves, plots
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # bytes; the failure is that of a full disk
 out = Path(sys.argv[1])
 records = [{"validation_nll_nats": 1, "reconstruction": 1, "epoch": 1, "seconds": 1}]
 work = {
     "samples": lambda: plots.save_samples(out, {"a": np.zeros((9, 4, 4, 1), np.uint8)}, ""),
-    "curves": lambda: plots.save_curves(out, records, ""),
+    "curves": lambda: curves.save_curves(out, records, ""),
 }
 for kind, draw in work.items():
     try:
@@ -214,11 +214,11 @@ def test_any_name_is_drawn_as_it_is_and_without_a_warning(tmp_path, recwarn):
     points = np.random.default_rng(0).normal(size=(9, 2))
     plots.save_samples(tmp_path / "a.svg", dict.fromkeys(ODD_NAMES, images(4)), "")
     plots.save_points(tmp_path / "b.svg", dict.fromkeys(ODD_NAMES, points), "")
-    figures = {key: [1.0, 2.0] for key in plots.COMPARED}
-    plots.save_comparison(tmp_path / "d.svg", dict.fromkeys(ODD_NAMES, figures), "nats")
-    records = [dict(zip(plots.COMPARED, (1, 2, 3), strict=True), reconstruction=0.0)]
+    figures = {key: [1.0, 2.0] for key in curves.COMPARED}
+    curves.save_comparison(tmp_path / "d.svg", dict.fromkeys(ODD_NAMES, figures), "nats")
+    records = [dict(zip(curves.COMPARED, (1, 2, 3), strict=True), reconstruction=0.0)]
     for index, name in enumerate(ODD_NAMES):
-        plots.save_curves(tmp_path / f"{index}.svg", records, name)
+        curves.save_curves(tmp_path / f"{index}.svg", records, name)
     assert len(list(tmp_path.iterdir())) == 3 + len(ODD_NAMES) and not recwarn.list
 
 
@@ -271,7 +271,7 @@ def test_a_comparison_shows_all_but_the_first_evaluations(tmp_path, monkeypatch)
     monkeypatch.setattr(plots.Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes))
     nll = [9e3, 250.0, 240.0, 215.0, 205.0, 200.0]
     line = {"epoch": [*range(1, 7)], "seconds": [*range(2, 8)], "validation_nll_nats": nll}
-    plots.save_comparison(tmp_path / "a.png", {"a": line, "b": line}, "NLL")
+    curves.save_comparison(tmp_path / "a.png", {"a": line, "b": line}, "NLL")
     for axis in drawn:
         lowest, highest = axis.get_ylim()
         assert 190 < lowest < 200 and 250 < highest < 260

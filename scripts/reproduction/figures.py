@@ -12,7 +12,7 @@ from reproduction.target import Trained, grid, trained
 from reproduction.times import FAMILIES
 from snfnp.cli.compare import common_epochs
 from snfnp.errors import DivergedError
-from snfnp.training import plots
+from snfnp.training import curves, plots
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 
@@ -158,7 +158,7 @@ class Figure5(_OneSeed):
 
     def measure(self, run: Run) -> dict:
         lines = RunFolder(run.folder).read_metrics()
-        return {"points": thinned([[line[key] for key in plots.COMPARED] for line in lines], 200)}
+        return {"points": thinned([[line[key] for key in curves.COMPARED] for line in lines], 200)}
 
     def show(self, record: dict) -> str:
         rows = record["rows"]
@@ -183,10 +183,10 @@ class Figure5(_OneSeed):
     def draw(self, record: dict, path: Path) -> None:
         if found := _curves(record):
             lines = {
-                label: dict(zip(plots.COMPARED, own, strict=True))
+                label: dict(zip(curves.COMPARED, own, strict=True))
                 for label, (_, own) in found.items()
             }
-            plots.save_comparison(path, lines, "exact validation NLL (nats)")
+            curves.save_comparison(path, lines, "exact validation NLL (nats)")
 
 
 def _seconds(row: dict) -> float | None:

@@ -37,7 +37,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
     parser.add_argument("--plot", type=Path, metavar="PATH", help=about)
     args = parser.parse_args(argv)
     if args.plot:
-        from snfnp.training import plots  # Matplotlib takes a second to import
+        from snfnp.training import curves, plots  # Matplotlib takes a second to import
 
         check_file(args.plot, "plot", plots.SUFFIXES)
 
@@ -46,10 +46,10 @@ def main(argv: list[str], prog: str | None = None) -> None:
     print(_table(runs, names))
     if args.plot:
         lines = {
-            name: {key: [record[key] for record in run.metrics] for key in plots.COMPARED}
+            name: {key: [record[key] for record in run.metrics] for key in curves.COMPARED}
             for name, run in zip(names, runs, strict=True)
         }
-        plots.save_comparison(args.plot, lines, "exact validation NLL (nats)")
+        curves.save_comparison(args.plot, lines, "exact validation NLL (nats)")
         print(printable(f"picture: {args.plot}"))
 
 

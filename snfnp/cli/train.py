@@ -136,14 +136,14 @@ def _add_option(group: Any, option: Option, default: Any, hidden: bool = False) 
 
 def _draw(folder: RunFolder, config: TrainConfig, ops: Ops, animation: Any) -> None:
     """Draw curves.png, samples.png at the best epoch, and of data with two columns training.gif."""
-    from snfnp.training import plots
+    from snfnp.training import curves, plots
 
     records = folder.read_metrics()
     title = f"{config.data_name}, {config.model_name}, "
     title += f"{config.gradient} gradient, {config.epochs} epochs"
     pictures = []
     if records:  # none if the file was deleted; first, as sampling fails if the inverse does
-        plots.save_curves(folder.curves, records, title)
+        curves.save_curves(folder.curves, records, title)
         pictures.append(folder.curves)
     run = load_run(folder.path, ops=ops, flow=config.model)
     inverses = ["learned"] * run.flow.has_learned_inverse + ["exact"]
