@@ -93,20 +93,21 @@ def fit_density(
     order = np.argsort(groups, kind="stable")
     table = table[order]
     folds = _folds(options, groups[order])
-    config = _config(options, len(table) - max(map(len, folds)), table.shape[1], seed)
+    rows = len(table) - max(len(fold) for fold in folds)  # that a flow is trained on
+    columns = table.shape[1]
+    config = _config(options, rows, columns, seed)
     longest = 0
     if options.epochs is None and len(table) > FEW:
         longest = _LONGEST
-        epochs = _FIRST // config.steps_per_epoch(len(table) - max(map(len, folds)))
-        config = replace(config, epochs=max(1, epochs))
-    flow = config.build_flow((table.shape[1],), preprocess.moments)
+        config = replace(config, epochs=max(1, _FIRST // config.steps_per_epoch(rows)))
+    flow = config.build_flow((columns,), preprocess.moments)
     levels = [level for level, most in _NOISE.items() if len(table) <= most]
     if options.noise is not None:
         levels = [options.noise]
     flows: list[Candidate] = []
     mixtures: list[Candidate] = []
-    one = 1 if _is_small(config, table.shape[1]) else None  # more threads would wait for each other
-    with threads.limited(one), _progress(options, config, len(table)) as progress:
+    limit = 1 if _is_small(config, columns) else None  # more threads would wait for each other
+    with threads.limited(limit), _progress(options, config, len(table)) as progress:
         for level in levels:
             noisy = replace(config, noise=level)
             flows.append(flow_candidate(noisy, flow, table, folds, progress, longest))
