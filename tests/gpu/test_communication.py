@@ -116,7 +116,7 @@ def test_what_keeps_nccl_from_connecting_is_one_line(ops, doubling, monkeypatch,
 
     monkeypatch.setattr(doubling, "init_process_group", fails)
     install = "python -m pip install nvidia-nccl-cu1"
-    with one_line(BackendError, f"of 2 processes ({reason})", "a GPU of its own", install):
+    with one_line(BackendError, f"of 2 ranks ({reason})", "a GPU of its own", install):
         nccl.Nccl(ops.xp, OneOfTwo())
 
 

@@ -96,7 +96,7 @@ def test_a_step_is_repeated_after_a_fault(ops, monkeypatch, expected, fault, at,
 def test_a_capture_that_fails_leaves_plain_steps(ops, monkeypatch, expected, name):
     said = []
     trainer, batches = training(ops, said)
-    kind = type(trainer._ascend._stream)
+    kind = type(trainer._ascend._recording.stream)
     method = getattr(kind, name)
 
     def faulty(stream, *of):

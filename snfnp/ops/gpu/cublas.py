@@ -17,7 +17,7 @@ from snfnp.ops.gpu.requirements import cuda_version, first_line, install
 
 _WORKSPACE = 32 << 20  # bytes, what cuBLAS recommends for Hopper
 _PLAIN, _TRANSPOSED = 0, 1
-_TF32_MATH = 3
+_DEFAULT_MATH, _TF32_MATH = 0, 3
 _NO_MEMORY = 3
 _OPERAND = (c_void_p, c_int)  # a pointer, and the leading dimension
 _GEMM = (c_void_p, *[c_int] * 5, c_void_p, *_OPERAND, *_OPERAND, c_void_p, *_OPERAND)
@@ -39,10 +39,10 @@ class Cublas:
         # process: CUDA may be gone by then.
         device = cupy.cuda.Device(self._guard.id)
         weakref.finalize(self, _destroy, device, self._library, self._handle).atexit = False
-        if tf32:
-            _check(self._library.cublasSetMathMode(self._handle, c_int(_TF32_MATH)))
+        mode = _TF32_MATH if tf32 else _DEFAULT_MATH
+        _check(self._library.cublasSetMathMode(self._handle, c_int(mode)))
         self._workspace = cupy.empty(_WORKSPACE, np.uint8)
-        self._stream: int | None = None
+        self._set_stream(cupy.cuda.get_current_stream().ptr)
 
     def gemm(self, a, b, out, beta: float = 0.0) -> None:
         """a (M, K), b (K, N), out (M, N), which is C-contiguous, all of one type."""
@@ -54,9 +54,11 @@ class Cublas:
             out[...] = beta * out if beta else 0
             return
         self._guard.require()
-        stream = self._cupy.cuda.get_current_stream().ptr
-        if stream != self._stream:
-            self._set_stream(stream)
+        current = self._cupy.cuda.get_current_stream().ptr
+        stream = c_void_p()
+        _check(self._library.cublasGetStream_v2(self._handle, ctypes.byref(stream)))
+        if current != (stream.value or 0):  # a null pointer's value is None
+            self._set_stream(current)
         a, a_operation, a_lead = self._column_major(a)
         b, b_operation, b_lead = self._column_major(b)
         single = out.dtype == np.float32
@@ -79,7 +81,6 @@ class Cublas:
         # setting a stream resets the workspace to cuBLAS's own, which cannot be captured
         pointer = c_void_p(self._workspace.data.ptr)
         _check(self._library.cublasSetWorkspace_v2(self._handle, pointer, c_size_t(_WORKSPACE)))
-        self._stream = stream
 
 
 def _check(status: int) -> None:
