@@ -84,7 +84,8 @@ class Preset:
 
 def make_rule(option: Callable[[str], Any]) -> Rule:
     """The rule for options of `TrainConfig`; option(name): the value of one."""
-    gradient, objective = option("gradient"), option("objective")
+    gradient = option("gradient")
+    objective = option("objective")
     if gradient in ("exact", "exact-dense"):
         return Exact()
     if gradient == "relative":
@@ -138,7 +139,8 @@ def vector(choices: Choices, shape: tuple[int, ...]) -> Flow:
 def _fitting_vector(shape: tuple[int, ...], rows: int) -> dict:
     """Fewer layers and a smaller rate for many columns, as a step changes D weights of each output;
     fewer layers, bins and steps for few rows."""
-    root, few = math.sqrt(16 / math.prod(shape)), rows <= 2000
+    root = math.sqrt(16 / math.prod(shape))
+    few = rows <= 2000
     return {
         "depth": max(1, min(3 if few else 6, round(4 * root))),
         "bins": 5 if few else 8,
@@ -155,7 +157,9 @@ def convolutional(choices: Choices, shape: tuple[int, ...], other: Callable | No
     other(name, channels, gain) returns the (name, layer) pairs of another paper's convolution, with
     exact gradients: `emerging_layers` or `exponential_layers` (Hoogeboom et al. 2019, 2020).
     """
-    layers, channels, kernel = [], shape[2], choices.inverse_kernel
+    layers = []
+    channels = shape[2]
+    kernel = choices.inverse_kernel
     kind = "identity" if choices.init == "identity" else "paper"
     learned = partial(Linear, init_kind=kind, bias_init=choices.bias_init)
     for block in (1, 2, 3):
@@ -181,7 +185,8 @@ def glow(choices: Choices, shape: tuple[int, ...]) -> Flow:
     in the authors' code). They start at random orthogonal matrices of the channels; larger kernels
     at these plus noise (the paper) or at the identity plus noise (the authors' code).
     """
-    kernel, channels = (choices.kernel, choices.kernel), shape[2]
+    kernel = (choices.kernel, choices.kernel)
+    channels = shape[2]
     kind = "identity" if choices.init == "identity" else "orthogonal"
     if choices.init == "authors" and choices.kernel > 1:
         kind = "paper"
@@ -212,7 +217,9 @@ def _other(convolution: Callable, summary: str) -> Preset:
     return Preset(build, summary, ("exact",), white=WHITE | {"lr": 1e-2})
 
 
-def _glow(summary: str, levels: int, depth: int, width: int = 512, lam=100, **settings) -> Preset:
+def _glow(
+    summary: str, levels: int, depth: int, width: int = 512, lam: float = 100, **settings: Any
+) -> Preset:
     size = {"levels": levels, "depth": depth, "width": width, "kernel": 1}
     return Preset(glow, summary, ("self-normalizing", "exact"), lam=lam, size=size, **settings)
 

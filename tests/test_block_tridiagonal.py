@@ -331,7 +331,7 @@ def test_rho_is_never_above_the_true_one(monkeypatch, kind):
             w, r = f.identity(), rng.uniform(-1, 2) * g.identity()
         elif kind == "kernels":
             w = f.identity() + 0.1 * rng.standard_normal(f.weight_shape)
-            r = g.fit(f.flip(w)) + 0.05 * rng.standard_normal(g.weight_shape)
+            r = g.pad_or_crop(f.flip(w)) + 0.05 * rng.standard_normal(g.weight_shape)
         else:
             f, g, shape = Dense(size), Dense(size), (size,)
             w, r = dense_pair(kind, rng, size)
@@ -355,7 +355,7 @@ def test_rho_of_usual_weights_is_frozen(f, g, shape, expected):
     """Of more than 88 dimensions; what is subtracted for rounding is far below these digits."""
     rng = np.random.default_rng(4)
     w = f.identity() + 0.05 * rng.standard_normal(f.weight_shape)
-    r = g.fit(f.flip(w)) + 0.02 * rng.standard_normal(g.weight_shape)
+    r = g.pad_or_crop(f.flip(w)) + 0.02 * rng.standard_normal(g.weight_shape)
     assert contraction.rho(OPS, f, g, w, r, shape) == pytest.approx(expected, rel=1e-10)
 
 

@@ -184,7 +184,7 @@ def test_multiple_is_the_convolution_of_ones(ops, kernel, image):
     """Eq. 27; test_maps.py has m by its definition."""
     for channels in ((1, 1), (2, 2), (1, 2)):
         f, shape = Conv2d(kernel, *channels), (*image, channels[0])
-        m = np.broadcast_to(f.multiple(shape), f.weight_shape)
+        m = np.broadcast_to(f.multiplicity(shape), f.weight_shape)
         delta, x = (np.ones((1, *each)) for each in (f.output_shape(shape), shape))
         by_eq_27 = f.weight_grad(ops, delta, x, out=np.empty(f.weight_shape))
         np.testing.assert_array_equal(by_eq_27, m, str(channels))
@@ -198,13 +198,17 @@ def test_fit_pads_and_crops_about_the_centre(ops, small, large):
     f, g, shape = Conv2d(small, 2), Conv2d(large, 2), (4, 5, 2)
     _, w, _ = arrays(small, shape[:2], (2, 2))
     _, r, _ = arrays(large, shape[:2], (2, 2))
-    np.testing.assert_array_equal(f.fit(g.fit(w)), w)
+    np.testing.assert_array_equal(f.pad_or_crop(g.pad_or_crop(w)), w)
     # a padded kernel is the same map; a cropped one has the same taps where there are any
-    np.testing.assert_array_equal(as_matrix(g, ops, g.fit(w), shape), as_matrix(f, ops, w, shape))
-    cropped, whole = as_matrix(f, ops, f.fit(r), shape), as_matrix(g, ops, r, shape)
+    np.testing.assert_array_equal(
+        as_matrix(g, ops, g.pad_or_crop(w), shape), as_matrix(f, ops, w, shape)
+    )
+    cropped, whole = as_matrix(f, ops, f.pad_or_crop(r), shape), as_matrix(g, ops, r, shape)
     np.testing.assert_array_equal(cropped[cropped != 0], whole[cropped != 0])
     # P of Eq. 30: cropping is the transpose of padding
-    np.testing.assert_allclose(np.sum(f.fit(r) * w), np.sum(r * g.fit(w)), rtol=1e-14)
+    np.testing.assert_allclose(
+        np.sum(f.pad_or_crop(r) * w), np.sum(r * g.pad_or_crop(w)), rtol=1e-14
+    )
 
 
 def test_fit_crops_one_side_and_pads_the_other():

@@ -62,7 +62,15 @@ def reported(check) -> list[str]:
     if check.kind == "map":
         square = subject.output_shape(*arguments) == arguments[0]
         exact = ["identity", "log_det", "solve", "log_det_grad"]
-        return ["apply", "adjoint", "weight_grad", "flip", "multiple", "fit", *exact * square]
+        return [
+            "apply",
+            "adjoint",
+            "weight_grad",
+            "flip",
+            "multiplicity",
+            "pad_or_crop",
+            *exact * square,
+        ]
     if isinstance(subject, Variational):
         return ["z", "x", "W", "R", "b"]
     if isinstance(subject, SelfNormalizing):
@@ -96,7 +104,7 @@ MIRRORED = one_mistake(  # Eq. 26 without its swap of the channels
     adjoint=lambda f, ops, w, dz: ops.conv.correlate(dz, Conv2d.flip(w)),
 )
 SWAPPED = one_mistake(MIRRORED, flip=lambda f, w: w.swapaxes(2, 3))  # without its mirrors
-ONE = one_mistake(Conv2d, multiple=lambda f, shape: np.ones((1, 1, 1, 1)))
+ONE = one_mistake(Conv2d, multiplicity=lambda f, shape: np.ones((1, 1, 1, 1)))
 # ∂ log|det T|/∂w of the flipped kernel: T⁻¹ gathered in place of T⁻ᵀ
 ONE_ROW = one_mistake(
     Conv2d, log_det_grad=lambda f, ops, w, shape: f.flip(Conv2d.log_det_grad(f, ops, w, shape))
@@ -108,7 +116,7 @@ MISTAKES = [
     ("weight_grad", doubled),
     ("weight_grad", lambda f, ops, dz, x, out, add=False: Dense.weight_grad(f, ops, dz, x, out)),
     ("flip", lambda f, w: w),
-    ("fit", lambda f, w: 2 * w),
+    ("pad_or_crop", lambda f, w: 2 * w),
     ("identity", lambda f: 2 * np.eye(D)),
     ("log_det_grad", lambda f, ops, w, shape: ops.linalg.inverse(w)),
     ("log_det", lambda f, ops, w, shape: -Dense.log_det(f, ops, w, shape)),
@@ -123,8 +131,8 @@ MISTAKES = [
         (MIRRORED((3, 3), 2), Conv2d((3, 3), 2), "flip"),
         (SWAPPED((3, 3), 2), Conv2d((3, 3), 2), "flip"),
         (SWAPPED((3, 3), 2, 3), Conv2d((3, 3), 2, 3), "flip"),
-        (ONE((3, 3), 2), Conv2d((3, 3), 2), "multiple"),
-        (ONE((3, 3), 1, 2), Conv2d((3, 3), 1, 2), "multiple"),
+        (ONE((3, 3), 2), Conv2d((3, 3), 2), "multiplicity"),
+        (ONE((3, 3), 1, 2), Conv2d((3, 3), 1, 2), "multiplicity"),
         (ONE_ROW((3, 3), 2), Conv2d((3, 3), 2), "log_det_grad"),
         (ONE_ROW((1, 1), 2), Conv2d((1, 1), 2), "log_det_grad"),
     ],
@@ -182,7 +190,7 @@ def scaled(name, factor):
 def sign_of_the_term_of_r(ctx, maps, p, x, dx, grads):
     """+½ flip(W) ⊙ m where −½ belongs (Eqs. 11 and 16)."""
     f, _ = maps
-    grads["R"] += ctx.log_det_weight * f.flip(p["W"]) * f.multiple(x.shape[1:])
+    grads["R"] += ctx.log_det_weight * f.flip(p["W"]) * f.multiplicity(x.shape[1:])
     return dx
 
 

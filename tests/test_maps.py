@@ -108,7 +108,7 @@ def test_the_identity_is_one_and_a_weight_of_its_own_size_fits(point):
     identity = point.f.identity()
     assert point.f.weight_shape == identity.shape
     np.testing.assert_array_equal(point.explicit(identity, point.shape), np.eye(len(point.t)))
-    np.testing.assert_array_equal(point.f.fit(point.w), point.w)
+    np.testing.assert_array_equal(point.f.pad_or_crop(point.w), point.w)
 
 
 def test_apply_is_the_explicit_matrix(point, ops):
@@ -232,7 +232,7 @@ def test_exact_samples_of_few_digits_say_so(ops, smallest, dtype, said):
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_log_det_of_a_weight_that_is_not_finite_is_an_error(point, ops, bad):
     w = point.w.copy()
-    positions = np.broadcast_to(point.f.multiple(point.shape), w.shape)
+    positions = np.broadcast_to(point.f.multiplicity(point.shape), w.shape)
     w.flat[np.argmax(positions)] = bad  # an element that stands in T at all
     with pytest.raises(SingularMatrixError, match="singular|not finite"):
         point.f.log_det(ops, w, point.shape)

@@ -99,7 +99,7 @@ def convolution_matrix():
     axes = [grid[0, 0], grid[1, 0], grid[1, 1], grid[0, 1]]
     for axis, values, title in (
         (axes[0], kernel[:, :, 0, 0], "the kernel $w$"),
-        (axes[3], f.multiple(shape)[:, :, 0, 0], "$m$: how often each\nelement is used"),
+        (axes[3], f.multiplicity(shape)[:, :, 0, 0], "$m$: how often each\nelement is used"),
     ):
         axis.set_title(title)
         axis.set(xticks=[], yticks=[], xlim=(-0.5, 2.5), ylim=(2.5, -0.5), aspect="equal")

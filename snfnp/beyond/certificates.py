@@ -11,7 +11,10 @@ import numpy as np
 
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
-from snfnp.maps import Conv2d, contraction
+from snfnp.maps import Conv2d, Map, contraction
+from snfnp.maps.base import Shape
+from snfnp.ops import Array, Ops
+from snfnp.rules.base import Params
 
 _UNIT = contraction.UNIT
 _SURE = 1 + 1e-12  # for the few roundings of scalars
@@ -64,7 +67,7 @@ def _series(rho: float) -> float:
     return (-math.log1p(-rho) - rho) / rho**2
 
 
-def certificates(ops, flow: Flow, params) -> list[Certificate]:
+def certificates(ops: Ops, flow: Flow, params: dict[str, Params]) -> list[Certificate]:
     """Certificates of all linear layers that learned their inverse, at float64 parameters. Raises
     UsageError if there are none. O(D³) a layer, for 1×1 convolutions O(C³): E is written out."""
     learned = flow.learned_inverses()
@@ -76,7 +79,7 @@ def certificates(ops, flow: Flow, params) -> list[Certificate]:
     ]
 
 
-def activations_part(ops, flow: Flow, params, x):
+def activations_part(ops: Ops, flow: Flow, params: dict[str, Params], x: Array) -> Array:
     """The difference of the data-dependent terms of log p^f and of log p^g at the same latents
     z = f(x), (N,) in nats; log p^f(x) − log p^g(g(z)) is within Σ_k d_k of it, with the
     certificates' differences d_k. x (N, *shape), preprocessed. Costs a pass through f and one
@@ -92,12 +95,14 @@ def activations_part(ops, flow: Flow, params, x):
     return of_f - of_g + ops.xp.zeros(len(x))
 
 
-def certify(ops, name: str, f, g, w, r, shape) -> Certificate:
+def certify(ops: Ops, name: str, f: Map, g: Map, w: Array, r: Array, shape: Shape) -> Certificate:
     """The certificate of one layer: f, g, the maps of w and r; shape, one sample's."""
     shape, copies = _smallest(f, g, shape)
     e = _written_out(ops, f, g, w, r, shape)
-    size, off = len(e), _rounding(ops, f, g, w, r, shape)
-    trace, norm = float(ops.xp.trace(e)), _norm(ops, e)
+    size = len(e)
+    off = _rounding(ops, f, g, w, r, shape)
+    trace = float(ops.xp.trace(e))
+    norm = _norm(ops, e)
     lower, upper = _largest_gain(ops, e) if math.isfinite(norm) else (0.0, math.inf)
     frobenius = math.sqrt(copies) * (norm + off) * _SURE
     rounding = copies * math.sqrt(size) * (off + size * _UNIT * norm) * _SURE
@@ -105,46 +110,48 @@ def certify(ops, name: str, f, g, w, r, shape) -> Certificate:
     return Certificate(name, *bounds, copies * trace, frobenius, rounding)
 
 
-def _norm(ops, matrix) -> float:
+def _norm(ops: Ops, matrix: Array) -> float:
     """A bound on ‖matrix‖_F from above, rounding of its sum of squares included."""
     return ops.linalg.norms(matrix)[0] * (1 + matrix.size * _UNIT)
 
 
-def _smallest(f, g, shape) -> tuple[tuple[int, ...], int]:
+def _smallest(f: Map, g: Map, shape: Shape) -> tuple[tuple[int, ...], int]:
     """(the shape of the smallest sample that determines E, the number of copies of this E in the
     layer's): 1×1 convolutions do the same at every pixel."""
     pointwise = all(isinstance(m, Conv2d) and m.kernel == (1, 1) for m in (f, g))
     return ((1, 1, shape[2]), shape[0] * shape[1]) if pointwise else (shape, 1)
 
 
-def _written_out(ops, f, g, w, r, shape):
+def _written_out(ops: Ops, f: Map, g: Map, w: Array, r: Array, shape: Shape) -> Array:
     """E, (D, D): column i is E e_i."""
     size = math.prod(shape)
     basis = ops.asarray(np.eye(size).reshape(size, *shape))
     return contraction.error(ops, f, g, w, r, basis).reshape(size, size).T
 
 
-def _rounding(ops, f, g, w, r, shape) -> float:
+def _rounding(ops: Ops, f: Map, g: Map, w: Array, r: Array, shape: Shape) -> float:
     """A bound on the error of E as it is computed, in the Frobenius norm: that of E 1, as the sums
     of the rows of a matrix of absolute values have at least its norm."""
     return contraction.rounding(ops, f, g, w, r, ops.xp.ones((1, *shape)))
 
 
-def _largest_gain(ops, e) -> tuple[float, float]:
+def _largest_gain(ops: Ops, e: Array) -> tuple[float, float]:
     """Bounds on ‖E‖₂ from below and above, from its computed singular value decomposition.
 
     With E = U S Vᵀ + F, ‖UᵀU − I‖ ≤ a and ‖VᵀV − I‖ ≤ b, it is within ‖F‖ of
     s_1 √((1 ± a)(1 ± b)).
     """
     u, s, vt = ops.xp.linalg.svd(e)
-    eye, largest = ops.xp.eye(len(e)), float(s[0])
-    a, b = _distance(ops, u.T, u, eye), _distance(ops, vt, vt.T, eye)
+    eye = ops.xp.eye(len(e))
+    largest = float(s[0])
+    a = _distance(ops, u.T, u, eye)
+    b = _distance(ops, vt, vt.T, eye)
     rest = _distance(ops, u * s, vt, e)
     lower = largest * math.sqrt(max(0.0, 1 - a) * max(0.0, 1 - b)) - rest
     return lower / _SURE, (largest * math.sqrt((1 + a) * (1 + b)) + rest) * _SURE
 
 
-def _distance(ops, left, right, matrix) -> float:
+def _distance(ops: Ops, left: Array, right: Array, matrix: Array) -> float:
     """A bound on ‖left right − matrix‖_F. Each term of the product's sums adds a rounding error of
     at most one unit times both factors' norms; u * s and the difference add one each."""
     rounding = 1.01 * (len(right) + 2) * _UNIT * math.prod(ops.linalg.norms(left, right))

@@ -71,7 +71,8 @@ class JacobianPenalty(SelfNormalizing):
         if not ctx.owns_shared_terms or ctx.key is None:
             return dx, measured
         ops, (f, g) = ctx.ops, maps
-        w, r = p["W"], p["R"]
+        w = p["W"]
+        r = p["R"]
         probes = draw_probes(ops, ctx.key, self.probes, cache["x"])
         moved = f.apply(ops, w, probes)
         # e of Eq. 31, whose square has the gradients 2 e (Wν)ᵀ and 2 Rᵀe νᵀ if maps are dense
@@ -170,7 +171,8 @@ class Variational(Rule):
         shares = ops.constant(_shares(len(dz), self.vectors, self.sigma, first).T, dz.dtype)
         delta = ops.linalg.matmul(shares, dz.reshape(len(dz), -1)).reshape(moved.shape)
         if ctx.owns_shared_terms:  # Sᵀ δ_z is of this slice's samples, E of none
-            r, weight = p["R"], -1 / self.vectors
+            r = p["R"]
+            weight = -1 / self.vectors
             error = g.apply(ops, r, moved)
             delta = ops.linalg.axpby(1.0, delta, weight, g.adjoint(ops, r, error))
             g.weight_grad(ops, weight * error, moved, out=grads["R"], add=True)

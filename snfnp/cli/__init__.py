@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import snfnp
 from snfnp.errors import UsageError, suggestion
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> None:
     command(f"snfnp.cli.{name}", prog=f"{program} {name}")(arguments)
 
 
-def command(module: str, **settings) -> Callable[[list[str]], None]:
+def command(module: str, **settings: Any) -> Callable[[list[str]], None]:
     """The `main` of a module with these settings; the module is imported when it is called."""
     return lambda argv: import_module(module).main(argv, **settings)
 

@@ -16,7 +16,9 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
     run = open_run(args)
     images, source = images_of(run, args, "train")
-    images, ops, lam = evenly_spread(images, args.images)[:], run.ops, run.lam
+    images = evenly_spread(images, args.images)[:]
+    ops = run.ops
+    lam = run.lam
     with busy(ops, "images", len(images)):
         x, _ = run.flow.encode(ops, ops.asarray(images), RandomKey(0, EVALUATION_NOISE), np.float64)
         layers = gradient_angles(ops, run.flow, run.params, x, lam)
@@ -26,8 +28,8 @@ def main(argv: list[str], prog: str | None = None) -> None:
     print(f"{what}, λ = {', '.join(of) or f'{lam:g}'}")
     norms = f"{'|likelihood|':>16}{'|reconstruction|':>18}"
     print(f"{'layer':<12}{'angle of W':>12}{'of R':>10}{norms}")
-    for layer, own in layers.items():
-        of_r = f"{own['inverse_angle']:.3f}°" if "inverse_angle" in own else "-"
-        norms = f"{own['likelihood']:>16.4g}{own['reconstruction']:>18.4g}"
-        angle = f"{own['angle']:.3f}°"
+    for layer, gradient in layers.items():
+        of_r = f"{gradient['inverse_angle']:.3f}°" if "inverse_angle" in gradient else "-"
+        norms = f"{gradient['likelihood']:>16.4g}{gradient['reconstruction']:>18.4g}"
+        angle = f"{gradient['angle']:.3f}°"
         print(f"{layer:<12}{angle:>12}{of_r:>10}{norms}")

@@ -12,7 +12,7 @@ from snfnp.gradcheck.differences import GradientError, tolerance
 from snfnp.ops import BACKENDS, get_ops
 
 
-def main(argv, prog=None) -> None:
+def main(argv: list[str], prog: str | None = None) -> None:
     """The command: `--backend`, `--layer`, `--dtype`. Raises SnfnpError if a check fails."""
     parser = Parser(prog=prog, description=__doc__)
     parser.add_argument("--backend", choices=BACKENDS, default="numba", help="default: numba")
@@ -25,9 +25,12 @@ def main(argv, prog=None) -> None:
     checks = [check for check in catalogue() if not args.layer or args.layer in check.name]
     if not checks:
         names = dict.fromkeys(check.name for check in catalogue())
-        found = f"no layer, rule or map has {args.layer!r} in its name"
-        raise UsageError(f"{found}{suggestion(args.layer, names)}: choose from {'; '.join(names)}")
-    ops, dtype = get_ops(args.backend), np.dtype(args.dtype).type
+        message = f"no layer, rule or map has {args.layer!r} in its name"
+        raise UsageError(
+            f"{message}{suggestion(args.layer, names)}: choose from {'; '.join(names)}"
+        )
+    ops = get_ops(args.backend)
+    dtype = np.dtype(args.dtype).type
     allowed = f"a relative error of {tolerance(dtype):.0e} is allowed"
     print(f"{ops.name} backend, {args.dtype}: {allowed}")
     width = max(len(check.name) for check in checks)
@@ -41,7 +44,8 @@ def main(argv, prog=None) -> None:
             failed.append(check.name)
             print(f"{check.kind:<7}{check.name:<{width}} FAILED: {error}")
             continue
-        worst, seconds = max(report.errors.values()), time.perf_counter() - start
+        worst = max(report.errors.values())
+        seconds = time.perf_counter() - start
         control = min(value for value in report.controls.values() if not math.isnan(value))
         row = f"{check.kind:<7}{check.name:<{width}}{worst:>13.1e}{control:>10.1e}{seconds:>9.2f}"
         print(row, flush=True)

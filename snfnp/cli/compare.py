@@ -56,7 +56,8 @@ def main(argv: list[str], prog: str | None = None) -> None:
 def open_runs(paths: list[Path]) -> list[ComparedRun]:
     """The runs in these folders. Raises UsageError if one is no run or has no evaluation yet, or if
     they are not of the same data."""
-    runs, kinds = [], []  # what runs must have in common for their likelihoods to be compared
+    runs = []
+    kinds = []  # of data: their likelihoods cannot be compared unless all are the same
     for path in paths:
         folder, record = RunFolder.open(path)
         metrics = folder.read_metrics()
@@ -65,12 +66,15 @@ def open_runs(paths: list[Path]) -> list[ComparedRun]:
         config = TrainConfig.from_dict(record["config"]).filled()
         kinds.append((folder.data(record), record["data"].get("sha256")))
         nll = {line["epoch"]: line["validation_nll_nats"] for line in metrics}
-        said, advice = lambda summary: float(summary["test_nll_nats"]), "restore it, or delete it"
-        test = read_json(folder.summary_file, said, advice)
+        test = read_json(
+            folder.summary_file,
+            lambda summary: float(summary["test_nll_nats"]),
+            "restore it, or delete it",
+        )
         runs.append(ComparedRun(path, config, metrics, nll, test))
         if kinds[-1] != kinds[0]:
-            found = f"{path} was trained on other data than {runs[0].path}"
-            raise UsageError(f"{found}: their likelihoods cannot be compared")
+            message = f"{path} was trained on other data than {runs[0].path}"
+            raise UsageError(f"{message}: their likelihoods cannot be compared")
     return runs
 
 
@@ -101,17 +105,19 @@ def common_epochs(runs: Iterable[Iterable[int]], most: int | None = None) -> lis
     return [common[(i + 1) * len(common) // count - 1] for i in range(count)]
 
 
-def _table(runs, names) -> str:
+def _table(runs: list[ComparedRun], names: list[str]) -> str:
     """A Markdown table, a row for each run."""
     epochs = common_epochs([run.nll for run in runs], _SHOWN)
     head = ("run", *(f"NLL at {epoch}" for epoch in epochs), "best", "test", "s/epoch")
     lines = [head, ("---", *["---:"] * (len(head) - 1))]
     for run, name in zip(runs, names, strict=True):
-        best, last = min(run.nll, key=run.nll.__getitem__), run.metrics[-1]
-        own = (f"`{printable(name)}`", *(_short(run.nll[epoch]) for epoch in epochs))
+        best = min(run.nll, key=run.nll.__getitem__)
+        last = run.metrics[-1]
+        figures = [_short(run.nll[epoch]) for epoch in epochs]
         test = "not done" if run.test_nll is None else _short(run.test_nll)
         speed = _short(last["seconds"] / last["epoch"], ".1f")
-        lines.append((*own, f"{_short(run.nll[best])} at {best}", test, speed))
+        best_nll = f"{_short(run.nll[best])} at {best}"
+        lines.append((f"`{printable(name)}`", *figures, best_nll, test, speed))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -58,7 +58,8 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
         certificates = proofs.certificates(run.ops, run.flow, run.params)
     if args.split == _WHOLE:
-        samples, source = whole_data(run, args), args.data
+        samples = whole_data(run, args)
+        source = args.data
     else:
         samples, source = images_of(run, args, args.split)
     at_once = min(args.batch_size, len(samples))

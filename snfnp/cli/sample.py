@@ -29,7 +29,9 @@ def main(argv: list[str], prog: str | None = None) -> None:
     through = "one pass through the learned inverses, or exact solves (default: learned)"
     inverses = ("learned", "exact")
     parser.add_argument("--inverse", choices=inverses, default="learned", help=through)
-    parser.number("--temperature", "factor of the latents", 1.0, 0, kind=float)
+    parser.number(
+        "--temperature", "temperature: standard deviation of the latents", 1.0, 0, kind=float
+    )
     parser.number("--count", "number of samples", 64)
     parser.number("--columns", "images per row (default: about square)")
     parser.seed("seed of the latents")
@@ -43,18 +45,20 @@ def main(argv: list[str], prog: str | None = None) -> None:
     out = _destination(run, args.out, args.inverse, args.count, in_rows)
     if args.columns and (len(run.image_shape) == 1 or out.suffix.lower() in _TABLES):
         raise UsageError("`columns` is for pictures of images: leave it out")
-    how = {"exact": args.inverse == "exact", "temperature": args.temperature}
     with busy(run.ops, "count", args.count), warnings_in_lines():
-        images = run.likelihood.sample(args.count, args.seed, **how, at_once=_AT_ONCE)
+        exact = args.inverse == "exact"
+        samples = run.likelihood.sample(
+            args.count, args.seed, args.temperature, exact, at_once=_AT_ONCE
+        )
     suffix = out.suffix.lower()
     if suffix == ".npy":
-        write_by(out, lambda file: np.save(file, images))
+        write_by(out, lambda file: np.save(file, samples))
     elif suffix == ".csv":
-        write_csv(out, run.columns or (), images.tolist())
+        write_csv(out, run.columns or (), samples.tolist())
     else:
         title = f"{run.config.data_name}, {run.config.model_name}"
         panel = f"{args.inverse} inverse, temperature {args.temperature:g}, seed {args.seed}"
-        plots.save_samples(out, {panel: images}, title, in_rows)
+        plots.save_samples(out, {panel: samples}, title, in_rows)
     print(printable(out))
 
 
@@ -69,6 +73,8 @@ def _destination(run: LoadedRun, out: Path | None, inverse: str, count: int, col
     if not rows and out.suffix.lower() != _TABLES[0]:
         height, width = plots.grid_size(count, columns, run.image_shape)
         if max(height, width) > plots.LONGEST:
-            found = f"{count} images would be a picture of {width:,} x {height:,} pixels"
-            raise UsageError(f"{found}: ask for fewer, for other `columns`, or for `out=PATH.npy`")
+            message = f"{count} images would be a picture of {width:,} x {height:,} pixels"
+            raise UsageError(
+                f"{message}: ask for fewer, for other `columns`, or for `out=PATH.npy`"
+            )
     return out

@@ -19,8 +19,8 @@ def check_map(linear_map: Map, shape: tuple[int, ...], **settings: Any) -> Repor
 
     * apply is linear in x; adjoint: ⟨T(w) x, δ⟩ = ⟨x, T(w)ᵀ δ⟩;
     * weight_grad, written and added: ⟨δ ⋆ x, v⟩ = ⟨δ, T(v) x⟩ for any v;
-    * flip: T(flip w) = T(w)ᵀ; multiple: m counts the positions of each element in T (Eq. 24);
-    * fit of a w of the map's own size; identity, of a map that keeps the shape;
+    * flip: T(flip w) = T(w)ᵀ; multiplicity: m counts the positions of each element in T (Eq. 24);
+    * pad_or_crop of a w of the map's own size; identity, of a map that keeps the shape;
     * log_det, log_det_grad and solve, of a map that keeps the shape, against T(w) written out.
 
     Negative controls: T(w) for T(w)ᵀ, w for flip w, 1 for m, else an error of 1 %.
@@ -69,9 +69,11 @@ def check_map(linear_map: Map, shape: tuple[int, ...], **settings: Any) -> Repor
     indicators = np.eye(w.size).reshape(-1, *w.shape)
     counts = [np.count_nonzero(case.matrix(linear_map, one)) for one in indicators]
     counts = np.reshape(counts, w.shape).astype(float)
-    multiple = np.broadcast_to(linear_map.multiple(shape), w.shape)
-    case.compare("multiple", multiple, counts, np.ones(w.shape) if np.any(counts > 1) else None)
-    case.compare("fit", linear_map.fit(w), w)
+    multiplicity = np.broadcast_to(linear_map.multiplicity(shape), w.shape)
+    case.compare(
+        "multiplicity", multiplicity, counts, np.ones(w.shape) if np.any(counts > 1) else None
+    )
+    case.compare("pad_or_crop", linear_map.pad_or_crop(w), w)
     if dz.shape != x.shape:
         return case.report
     case.compare("identity", case.matrix(linear_map, linear_map.identity()), np.eye(len(t)))

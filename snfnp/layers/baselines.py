@@ -12,14 +12,16 @@ Derivation: derivations/11-emerging.md and 12-convolution-exponential.md.
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
+from snfnp.context import BackwardContext
 from snfnp.errors import SingularMatrixError, require_real, require_sizes, require_whole
-from snfnp.layers.base import Layer
+from snfnp.layers.base import Layer, Params, Shape
 from snfnp.layers.linear import Linear, xavier
 from snfnp.maps import Conv2d
-from snfnp.ops import RandomKey
+from snfnp.ops import Array, Ops, RandomKey
 from snfnp.rules import Exact
 
 _START = RandomKey(0, 0)  # of the power iteration: any direction, always the same
@@ -63,27 +65,28 @@ class CausalConv2d(Layer):
         require_whole(1, self, channels=self.channels)
         require_real(self, 0, math.inf, or_zero=True, gain=self.gain)
 
-    def parameter_shapes(self, shape) -> dict:
+    def parameter_shapes(self, shape: Shape) -> dict:
         c = self.channels
         return {"W": (2, 2, c, c), "b": (c,)} if self.bias else {"W": (2, 2, c, c)}
 
-    def init(self, rng, shape) -> dict:
-        params, size = super().init(rng, shape), (2, 2, self.channels, self.channels)
+    def init(self, rng: np.random.Generator, shape: Shape) -> dict:
+        params = super().init(rng, shape)
+        size = (2, 2, self.channels, self.channels)
         w = rng.normal(scale=xavier(size, self.gain), size=size)
         w[1, 1] = np.triu(w[1, 1]) + np.eye(self.channels)
         return params | {"W": w}
 
-    def output_shape(self, shape):
+    def output_shape(self, shape: Shape) -> Shape:
         return Conv2d((1, 1), self.channels).output_shape(shape)
 
-    def forward(self, ops, p, x):
+    def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
         """ldj is 0: see `log_det`. O(N H W C²)."""
         z = _causal(ops, _masked(ops, p["W"]), x, self.reverse)
         if self.bias:
             z = ops.channels.shift(z, p["b"])
         return z, 0, {"x": x}
 
-    def inverse(self, ops, p, z):
+    def inverse(self, ops: Ops, p: Params, z: Array) -> Array:
         """Exact, by substitution from row to row of the image. O(N H (W C)² + (W C)³). Rounding
         errors grow on the way if other taps are large against W[1, 1].
         """
@@ -94,7 +97,8 @@ class CausalConv2d(Layer):
         size = width * channels
         ones = ops.xp.eye(size, 2 * size, dtype=z.dtype).reshape(size, 2, width, channels)
         seen = ops.conv.correlate(ones, _masked(ops, p["W"])).reshape(size, 2, size)
-        b_inverse, a = ops.linalg.inverse(seen[:, 0]), seen[:, 1]
+        b_inverse = ops.linalg.inverse(seen[:, 0])
+        a = seen[:, 1]
         rows = x.reshape(n, height, size)
         for y in range(height):
             if y:
@@ -102,7 +106,9 @@ class CausalConv2d(Layer):
             rows[:, y] = rows[:, y] @ b_inverse
         return ops.xp.ascontiguousarray(_turned(x, self.reverse))
 
-    def backward(self, ctx, p, cache, dz, grads):
+    def backward(
+        self, ctx: BackwardContext, p: Params, cache: dict, dz: Array, grads: Params
+    ) -> Array:
         """G_W = mask ⊙ (δ_z ⋆ x) + H W / diagonal, and δ_x = T(W)ᵀ δ_z."""
         ops = ctx.ops
         x = cache["x"]
@@ -116,11 +122,11 @@ class CausalConv2d(Layer):
         # T(W)ᵀ is T of the transposed taps between two turns of the image
         return _causal(ops, _masked(ops, p["W"]).swapaxes(2, 3), dz, not self.reverse)
 
-    def log_det(self, ops, p, shape) -> float:
+    def log_det(self, ops: Ops, p: Params, shape: Shape) -> float:
         """log|det T(W)| = H W Σ_c log|W[1, 1, c, c]|. O(C)."""
         return shape[0] * shape[1] * float(ops.xp.log(abs(self._diagonal(ops, p))).sum())
 
-    def _diagonal(self, ops, p, wait: bool = True):
+    def _diagonal(self, ops: Ops, p: Params, wait: bool = True) -> Array:
         """The diagonal of W[1, 1] (C,). Raises SingularMatrixError; without `wait` only where the
         host need not wait for the device: a zero then becomes an infinite gradient."""
         diagonal = p["W"][1, 1].diagonal()
@@ -130,18 +136,18 @@ class CausalConv2d(Layer):
         return diagonal
 
 
-def _causal(ops, kernel, images, reverse: bool):
+def _causal(ops: Ops, kernel: Array, images: Array, reverse: bool) -> Array:
     """The convolution with a 2×2 kernel, between two turns of the images if `reverse`."""
     z = ops.conv.correlate(_turned(images, reverse), kernel)
     return ops.xp.ascontiguousarray(_turned(z, reverse))
 
 
-def _turned(images, reverse: bool):
+def _turned(images: Array, reverse: bool) -> Array:
     """Images (N, H, W, C), turned by 180 degrees if `reverse` (a view)."""
     return images[:, ::-1, ::-1] if reverse else images
 
 
-def _masked(ops, w):
+def _masked(ops: Ops, w: Array) -> Array:
     """A causal kernel with zeros for the values that are ignored."""
     k = w.copy()
     k[1, 1] = ops.xp.triu(k[1, 1])
@@ -164,16 +170,18 @@ def exponential_layers(name: str, channels: int, gain: float = 0.01) -> tuple:
 class Bias(Layer):
     """z = x + b with one b per value of a sample, initially 0. O(N D)."""
 
-    def parameter_shapes(self, shape) -> dict:
+    def parameter_shapes(self, shape: Shape) -> dict:
         return {"b": shape}
 
-    def forward(self, ops, p, x):
+    def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
         return ops.channels.shift(x, p["b"]), 0, {}
 
-    def inverse(self, ops, p, z):
+    def inverse(self, ops: Ops, p: Params, z: Array) -> Array:
         return z - p["b"]
 
-    def backward(self, ctx, p, cache, dz, grads):
+    def backward(
+        self, ctx: BackwardContext, p: Params, cache: dict, dz: Array, grads: Params
+    ) -> Array:
         """G_b = Σ_n δ_n; δ_x is δ_z itself."""
         dz.sum(axis=0, out=grads["b"])
         return dz
@@ -216,34 +224,41 @@ class ConvExponential(Layer):
     def map(self) -> Conv2d:
         return Conv2d(self.kernel, self.channels)
 
-    def parameter_shapes(self, shape) -> dict:
+    def parameter_shapes(self, shape: Shape) -> dict:
         return {"W": self.map.weight_shape}
 
-    def init(self, rng, shape) -> dict:
+    def init(self, rng: np.random.Generator, shape: Shape) -> dict:
         shape = self.map.weight_shape
         return {"W": rng.normal(scale=xavier(shape, self.gain), size=shape)}
 
-    def output_shape(self, shape):
+    def output_shape(self, shape: Shape) -> Shape:
         return self.map.output_shape(shape)
 
-    def forward(self, ops, p, x):
+    def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
         """z = Σ_i y_i with y_0 = x and y_i = T(K) y_{i-1} / i. ldj is 0: see `log_det`."""
         sigma, path = self._spectral_norm(ops, p["W"], x.shape[1:])
         z, powers = self._series(ops, p["W"] / self._scale(ops, sigma), x)
         return z, 0, {"powers": powers, "sigma": sigma, "path": path}
 
-    def inverse(self, ops, p, z):
+    def inverse(self, ops: Ops, p: Params, z: Array) -> Array:
         """x = exp(−T(K)) z: the same series with −T(K)."""
         sigma, _ = self._spectral_norm(ops, p["W"], z.shape[1:])
         return self._series(ops, p["W"] / -self._scale(ops, sigma), z)[0]
 
-    def backward(self, ctx, p, cache, dz, grads):
+    def backward(
+        self, ctx: BackwardContext, p: Params, cache: dict, dz: Array, grads: Params
+    ) -> Array:
         """δ_n = δ_z and δ_{i-1} = δ_z + T(K)ᵀ δ_i / i are the deltas of y_n, …, y_0 = x;
         G_K = Σ_i (δ_i / i) ⋆ y_{i-1}, plus H W on the diagonal of the central tap."""
-        ops, w, powers, sigma = ctx.ops, p["W"], cache["powers"], cache["sigma"]
+        ops = ctx.ops
+        w = p["W"]
+        powers = cache["powers"]
+        sigma = cache["sigma"]
         scale = self._scale(ops, sigma)
-        k, g_k = w / scale, grads["W"]
-        delta, of_term = dz, ops.xp.empty_like(g_k)
+        k = w / scale
+        g_k = grads["W"]
+        delta = dz
+        of_term = ops.xp.empty_like(g_k)
         g_k.fill(0)
         for i in range(len(powers) - 1, 0, -1):
             # 1/i is a factor of the small arrays
@@ -260,36 +275,38 @@ class ConvExponential(Layer):
             g_k -= slope * self._spectral_norm_grad(ops, w, sigma, cache["path"])
         return delta
 
-    def log_det(self, ops, p, shape) -> float:
+    def log_det(self, ops: Ops, p: Params, shape: Shape) -> float:
         """log det exp(T(K)) = trace T(K) = H W Σ_c K[centre, c, c]."""
         sigma, _ = self._spectral_norm(ops, p["W"], shape)
         trace = self._centre(p["W"]).diagonal().sum() / self._scale(ops, sigma)
         return shape[0] * shape[1] * float(trace)
 
-    def _series(self, ops, k, x):
+    def _series(self, ops: Ops, k: Array, x: Array) -> tuple[Array, list[Array]]:
         """Σ_i T(k)^i x / i! for i = 0, …, terms, and the list of its terms."""
-        z, powers = x.copy(), [x]
+        z = x.copy()
+        powers = [x]
         single, double = self.terms
         for i in range(1, (single if x.dtype == np.float32 else double) + 1):
             powers.append(self.map.apply(ops, k / i, powers[-1]))
             ops.linalg.axpby(1.0, powers[-1], 1.0, z)
         return z, powers
 
-    def _centre(self, w):
+    def _centre(self, w: Array) -> Array:
         """The centre tap (C, C) of a kernel (a view)."""
         return w[self.kernel[0] // 2, self.kernel[1] // 2]
 
-    def _scale(self, ops, sigma):
+    def _scale(self, ops: Ops, sigma: Array) -> Array:
         """S of K = W/S, a number of shape () on the device. A NaN stays a NaN."""
         return ops.xp.maximum(sigma / self.norm, 1.0) + _MARGIN
 
-    def _spectral_norm(self, ops, w, shape):
+    def _spectral_norm(self, ops: Ops, w: Array, shape: Shape) -> tuple[Array, tuple]:
         """σ = ‖T(w) v‖ at the unit image v that the power method reaches, and its path there:
         (v_j, T(w) v_j, ‖T(w)ᵀ T(w) v_j‖) for every step, and then (v, T(w) v)."""
         xp = ops.xp
         v = ops.random.normal(_START, (1, *shape), w.dtype)
         v /= xp.linalg.norm(v)
-        path, tiny = [], xp.finfo(w.dtype).tiny  # tiny: T(0) v = 0 has no direction
+        path = []
+        tiny = xp.finfo(w.dtype).tiny  # tiny: T(0) v = 0 has no direction
         for _ in range(self.iterations):
             u = self.map.apply(ops, w, v)
             following = self.map.adjoint(ops, w, u)
@@ -299,7 +316,7 @@ class ConvExponential(Layer):
         u = self.map.apply(ops, w, v)
         return xp.linalg.norm(u), (*path, (v, u))
 
-    def _spectral_norm_grad(self, ops, w, sigma, path):
+    def _spectral_norm_grad(self, ops: Ops, w: Array, sigma: Array, path: tuple) -> Array:
         """∂σ/∂w, through every step of the power method. At a singular vector v this is u ⋆ v, and
         T(w)ᵀ u − σ v, which starts the rest, is 0."""
         *steps, (v, u) = path

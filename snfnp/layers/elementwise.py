@@ -4,9 +4,14 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+
+from snfnp.context import BackwardContext
 from snfnp.errors import require_real, require_whole
-from snfnp.layers.base import Layer
+from snfnp.layers.base import Layer, Params, Shape
+from snfnp.ops import Array, Ops
 
 
 @dataclass(frozen=True)
@@ -22,16 +27,18 @@ class SmoothLeakyReLU(Layer):
     def __post_init__(self):
         require_real(self, 0, 1, alpha=self.alpha)
 
-    def forward(self, ops, p, x):
+    def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
         """f(x), and ldj (N,) = Σ log f'(x): the Σ_k(x) terms of Eq. 7."""
         y, ldj, sigma = ops.activation.smooth_leaky_relu(x, self.alpha)
         return y, ldj, {"sigma": sigma}
 
-    def inverse(self, ops, p, z):
+    def inverse(self, ops: Ops, p: Params, z: Array) -> Array:
         """Newton's method inside a bracket, to the residual that the precision allows."""
         return ops.activation.smooth_leaky_relu_inverse(z, self.alpha)
 
-    def backward(self, ctx, p, cache, dz, grads):
+    def backward(
+        self, ctx: BackwardContext, p: Params, cache: dict, dz: Array, grads: Params
+    ) -> Array:
         """δ_x = δ_z f'(x) + (∂𝓛/∂ldj) f''(x)/f'(x)."""
         activation = ctx.ops.activation
         return activation.smooth_leaky_relu_backward(cache["sigma"], dz, ctx.dldj, self.alpha)
@@ -64,29 +71,32 @@ class RationalQuadraticSpline(Layer):
         require_real(self, 0, 1 / self.bins, eps=self.eps)
         require_real(self, 0, math.inf, or_zero=True, gain=self.gain)
 
-    def parameter_shapes(self, shape) -> dict:
+    def parameter_shapes(self, shape: Shape) -> dict:
         sizes = {"widths": self.bins, "heights": self.bins, "slopes": self.bins - 1}
         return {name: (*shape, size) for name, size in sizes.items()}
 
-    def init(self, rng, shape) -> dict:
+    def init(self, rng: np.random.Generator, shape: Shape) -> dict:
         shapes = self.parameter_shapes(shape)
         return {name: rng.normal(scale=self.gain, size=size) for name, size in shapes.items()}
 
-    def forward(self, ops, p, x):
+    def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
         """y, and ldj (N,) = Σ log dy/dx: the Σ_k(x) terms of Eq. 7."""
         knots, factors = self._knots(ops, p)
         y, ldj = ops.spline.evaluate(x, knots)
         return y, ldj, {"x": x, "knots": knots, "factors": factors}
 
-    def inverse(self, ops, p, z):
+    def inverse(self, ops: Ops, p: Params, z: Array) -> Array:
         """Exact: x solves a quadratic equation."""
         return ops.spline.inverse(z, self._knots(ops, p)[0])
 
-    def backward(self, ctx, p, cache, dz, grads):
+    def backward(
+        self, ctx: BackwardContext, p: Params, cache: dict, dz: Array, grads: Params
+    ) -> Array:
         """δ_x = δ_z dy/dx + (∂𝓛/∂ldj) ∂(log dy/dx)/∂x; all three parameter gradients."""
         out = (grads["widths"], grads["heights"], grads["slopes"])
-        given = (cache["x"], cache["knots"], cache["factors"], self.bound, self.eps)
-        return ctx.ops.spline.backward(*given, dz, ctx.dldj, out)
+        backward = ctx.ops.spline.backward
+        knots, factors = cache["knots"], cache["factors"]
+        return backward(cache["x"], knots, factors, self.bound, self.eps, dz, ctx.dldj, out)
 
-    def _knots(self, ops, p) -> tuple:
+    def _knots(self, ops: Ops, p: Params) -> tuple:
         return ops.spline.knots(p["widths"], p["heights"], p["slopes"], self.bound, self.eps)

@@ -5,6 +5,9 @@ Derivation: derivations/13-actnorm-and-1x1.md, 14-coupling.md, 15-split-prior-an
 """
 
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from snfnp.context import BackwardContext
 from snfnp.errors import UsageError, require_whole
@@ -12,7 +15,7 @@ from snfnp.layers.base import Layer, Params, Shape
 from snfnp.ops import Array, Ops
 
 _FLOOR = 1e-8  # added to a standard deviation before its logarithm: e^{−s} is at most 1e8
-_CONSTANT = 16  # times eps: a channel whose std / root mean square is no more is constant
+_CONSTANT = 16  # times eps: channels with std / root mean square at or below this are constant
 _KERNEL = (3, 3)  # of the first and last convolution of a coupling's network
 _SCALE = 3  # in the output's scale exp(3 logs): as in Glow, the factor makes `logs` learn faster
 
@@ -27,10 +30,10 @@ class ActNorm(Layer):
 
     cheap_exact_inverse = True
 
-    def parameter_shapes(self, shape) -> dict:
+    def parameter_shapes(self, shape: Shape) -> dict:
         return {"t": shape[-1:], "s": shape[-1:]}
 
-    def init_from_data(self, ops, p, x) -> dict:
+    def init_from_data(self, ops: Ops, p: Params, x: Array) -> dict:
         """Parameters for the batch x (N, ..., C): t = mean, s = log(std + 1e-8) per channel.
 
         A channel whose std is rounding (16 eps of its root mean square or less) keeps s = 0: 1/std
@@ -38,27 +41,31 @@ class ActNorm(Layer):
         """
         xp = ops.xp
         rows = x.reshape(-1, x.shape[-1]).astype(xp.float64)
-        rows, first = rows - rows[0], rows[0]  # exactly 0 for a constant
+        first = rows[0]
+        rows = rows - first  # exactly 0 for a constant
         offset = rows.mean(axis=0)
-        mean, std = first + offset, xp.sqrt(((rows - offset) ** 2).mean(axis=0))
+        mean = first + offset
+        std = xp.sqrt(((rows - offset) ** 2).mean(axis=0))
         constant = std <= _CONSTANT * xp.finfo(x.dtype).eps * xp.sqrt(mean**2 + std**2)
         s = xp.where(constant, 0, xp.log(std + _FLOOR))
         return {"t": mean.astype(p["t"].dtype), "s": s.astype(p["s"].dtype)}
 
-    def forward(self, ops, p, x):
+    def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
         """z, and ldj (N,) = −H W Σ s for images."""
         z, ldj = ops.channels.shift_scale(x, -1.0, p["t"], -1.0, p["s"])
         return z, ldj, {"z": z}
 
-    def inverse(self, ops, p, z):
+    def inverse(self, ops: Ops, p: Params, z: Array) -> Array:
         """x = z eˢ + t, exact."""
         return ops.channels.scale_shift(z, p["s"], p["t"])
 
-    def backward(self, ctx, p, cache, dz, grads):
+    def backward(
+        self, ctx: BackwardContext, p: Params, cache: dict, dz: Array, grads: Params
+    ) -> Array:
         """δ_x = δ_z e^{−s}; G_t = −Σ δ_x; G_s = −Σ δ_z z − H W Σ ∂𝓛/∂ldj."""
         out = (grads["t"], grads["s"])
-        given = (dz, cache["z"], -1.0, -1.0, p["s"], ctx.dldj, out)
-        return ctx.ops.channels.shift_scale_backward(*given)
+        backward = ctx.ops.channels.shift_scale_backward
+        return backward(dz, cache["z"], -1.0, -1.0, p["s"], ctx.dldj, out)
 
 
 @dataclass(frozen=True)
@@ -91,42 +98,52 @@ class AffineCoupling(Layer):
         require_whole(1, self, width=self.width)
         require_whole(2, self, channels=self.channels)
         if self.channels % 2:
-            found = f"an affine coupling of {self.channels} channels"
-            raise UsageError(f"{found}: they cannot split into halves")
+            message = f"an affine coupling of {self.channels} channels"
+            raise UsageError(f"{message}: they cannot split into halves")
 
-    def parameter_shapes(self, shape) -> dict:
-        channels, width = self.channels, self.width
-        first, last = (*_KERNEL, channels // 2, width), (*_KERNEL, width, channels)
-        hidden = {"w1": first, "b1": (width,), "w2": (width, width), "b2": (width,)}
-        return hidden | {"w3": last, "b3": (channels,), "logs": (channels,)}
+    def parameter_shapes(self, shape: Shape) -> dict:
+        channels = self.channels
+        width = self.width
+        return {
+            "w1": (*_KERNEL, channels // 2, width),
+            "b1": (width,),
+            "w2": (width, width),
+            "b2": (width,),
+            "w3": (*_KERNEL, width, channels),
+            "b3": (channels,),
+            "logs": (channels,),
+        }
 
-    def init(self, rng, shape) -> dict:
+    def init(self, rng: np.random.Generator, shape: Shape) -> dict:
         params = super().init(rng, shape)
         for name in ("w1", "w2"):
             params[name] = rng.normal(scale=0.05, size=params[name].shape)
         return params
 
-    def output_shape(self, shape):
+    def output_shape(self, shape: Shape) -> Shape:
         if len(shape) != 3 or shape[2] != self.channels:
-            found = f"a coupling of {self.channels} channels cannot take {shape}"
-            raise UsageError(f"{found}: give it images (H, W, {self.channels})")
+            message = f"a coupling of {self.channels} channels cannot take {shape}"
+            raise UsageError(f"{message}: give it images (H, W, {self.channels})")
         return shape
 
-    def forward(self, ops, p, x):
+    def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
         """z, and ldj (N,) = Σ s."""
         h, hidden = ops.coupling.network(x, p, _SCALE, keep=True)
         z, ldj, s = ops.coupling.forward(x, h)
         return z, ldj, {"x": x, "h": h, "s": s} | hidden
 
-    def inverse(self, ops, p, z):
+    def inverse(self, ops: Ops, p: Params, z: Array) -> Array:
         """x₁ = z₁, x₂ = (z₂ − h₁) e^{−s}: z₁ is all that the network needs. Exact."""
         h, _ = ops.coupling.network(z, p, _SCALE, keep=False)
         return ops.coupling.inverse(z, h)
 
-    def backward(self, ctx, p, cache, dz, grads):
+    def backward(
+        self, ctx: BackwardContext, p: Params, cache: dict, dz: Array, grads: Params
+    ) -> Array:
         """δ_x₂, the direct part of δ_x₁, and δ_h; then through the network to its parameters and
         the rest of δ_x₁."""
-        coupling, x = ctx.ops.coupling, cache["x"]
+        coupling = ctx.ops.coupling
+        x = cache["x"]
         dx, dh = coupling.backward(x, cache["s"], dz, ctx.dldj)
         coupling.network_backward(x, cache, cache["h"], dh, p, _SCALE, dx, grads)
         return dx
@@ -138,7 +155,7 @@ class Squeeze(Layer):
 
     cheap_exact_inverse = True
 
-    def output_shape(self, shape):
+    def output_shape(self, shape: Shape) -> Shape:
         if len(shape) != 3:
             raise UsageError(f"a squeeze cannot take {shape}: give it images (H, W, C)")
         height, width, channels = shape
@@ -146,14 +163,16 @@ class Squeeze(Layer):
             raise UsageError(f"a squeeze needs an even height and width, found {height} × {width}")
         return height // 2, width // 2, 4 * channels
 
-    def forward(self, ops, p, x):
+    def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
         self.output_shape(x.shape[1:])
         return ops.channels.squeeze(x), 0, {}
 
-    def inverse(self, ops, p, z):
+    def inverse(self, ops: Ops, p: Params, z: Array) -> Array:
         return ops.channels.unsqueeze(z)
 
-    def backward(self, ctx, p, cache, dz, grads):
+    def backward(
+        self, ctx: BackwardContext, p: Params, cache: dict, dz: Array, grads: Params
+    ) -> Array:
         """The transpose of a permutation is its inverse."""
         return ctx.ops.channels.unsqueeze(dz)
 

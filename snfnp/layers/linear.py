@@ -3,12 +3,15 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
+from snfnp.context import BackwardContext
 from snfnp.errors import UsageError, require_instance, require_real
-from snfnp.layers.base import Layer
+from snfnp.layers.base import Layer, Params, Shape
 from snfnp.maps import Map
+from snfnp.ops import Array, Ops
 from snfnp.rules import Rule, SelfNormalizing
 
 
@@ -43,8 +46,8 @@ class Linear(Layer):
         require_instance(self, Rule, rule=self.rule)
         require_real(self, 0, math.inf, or_zero=True, gain=self.gain)
         if self.init_kind not in ("paper", "identity", "orthogonal"):
-            found = f"init_kind is {self.init_kind!r}"
-            raise UsageError(f"{found}: choose paper, identity or orthogonal")
+            message = f"init_kind is {self.init_kind!r}"
+            raise UsageError(f"{message}: choose paper, identity or orthogonal")
         if self.bias_init not in ("zero", "data"):
             raise UsageError(f"bias_init is {self.bias_init!r}: choose zero or data")
         if self.bias_init == "data" and not self.bias:
@@ -64,7 +67,7 @@ class Linear(Layer):
         """(f, g): the map that W is a weight of, and the map that R is a weight of."""
         return self.map, self.inverse_map or self.map
 
-    def parameter_shapes(self, shape) -> dict:
+    def parameter_shapes(self, shape: Shape) -> dict:
         f, g = self.maps
         shapes = {"W": f.weight_shape}
         if self.learns_inverse:
@@ -73,7 +76,7 @@ class Linear(Layer):
             shapes["b"] = self.output_shape(shape)[-1:]
         return shapes
 
-    def init(self, rng, shape) -> dict:
+    def init(self, rng: np.random.Generator, shape: Shape) -> dict:
         f, g = self.maps
         w = f.identity()
         one_tap = w.size == w.shape[-1] ** 2
@@ -83,12 +86,12 @@ class Linear(Layer):
             w = w + rng.normal(scale=xavier(w.shape, self.gain), size=w.shape)
         params = {"W": w}
         if self.learns_inverse:
-            params["R"] = g.fit(f.flip(w)).copy()  # T(R) = T(W)ᵀ (A.3)
+            params["R"] = g.pad_or_crop(f.flip(w)).copy()  # T(R) = T(W)ᵀ (A.3)
         if self.bias:
             params["b"] = np.zeros(self.output_shape(shape)[-1])
         return params
 
-    def init_from_data(self, ops, p, x) -> dict:
+    def init_from_data(self, ops: Ops, p: Params, x: Array) -> dict:
         """With bias_init "data": b = −mean of T(W) x, over samples and pixels, in float64."""
         if self.bias_init == "zero":
             return {}
@@ -96,39 +99,41 @@ class Linear(Layer):
         rows = z0.reshape(-1, z0.shape[-1]).astype(ops.xp.float64)
         return {"b": (-rows.mean(axis=0)).astype(p["b"].dtype)}
 
-    def output_shape(self, shape):
+    def output_shape(self, shape: Shape) -> Shape:
         f, g = self.maps
         output = f.output_shape(shape)
         back = g.output_shape(output) if self.inverse_map else shape
         if back != shape:
-            found = f"inverse_map leads from {output} to {back}"
-            raise UsageError(f"{found}: let it lead back to {shape}")
+            message = f"inverse_map leads from {output} to {back}"
+            raise UsageError(f"{message}: let it lead back to {shape}")
         return output
 
-    def forward(self, ops, p, x):
+    def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
         """ldj is 0: see `log_det`."""
         z0 = self.map.apply(ops, p["W"], x)
         z = ops.channels.shift(z0, p["b"]) if self.bias else z0
         return z, 0, {"x": x, "z0": z0}
 
-    def inverse(self, ops, p, z):
+    def inverse(self, ops: Ops, p: Params, z: Array) -> Array:
         """x ≈ T(R)(z − b), or exact if no R is learned."""
         if not self.learns_inverse:
             return self.exact_inverse(ops, p, z)
         return self.maps[1].apply(ops, p["R"], self._without_bias(p, z))
 
-    def exact_inverse(self, ops, p, z):
+    def exact_inverse(self, ops: Ops, p: Params, z: Array) -> Array:
         """x = T(W)⁻¹(z − b)."""
         return self.map.solve(ops, p["W"], self._without_bias(p, z))
 
-    def backward(self, ctx, p, cache, dz, grads):
+    def backward(
+        self, ctx: BackwardContext, p: Params, cache: dict, dz: Array, grads: Params
+    ) -> Any:
         return self.rule.backward(ctx, self.maps, p, cache, dz, grads)
 
-    def log_det(self, ops, p, shape) -> float:
+    def log_det(self, ops: Ops, p: Params, shape: Shape) -> float:
         """log|det T(W)| of Eq. 7."""
         return self.map.log_det(ops, p["W"], shape)
 
-    def _without_bias(self, p, z):
+    def _without_bias(self, p: Params, z: Array) -> Array:
         return z - p["b"] if self.bias else z
 
 
@@ -139,7 +144,7 @@ def xavier(shape: tuple[int, ...], gain: float) -> float:
     return gain * math.sqrt(2 / (math.prod(taps) * (inputs + outputs)))
 
 
-def _random_orthogonal(rng, size: int) -> np.ndarray:
+def _random_orthogonal(rng: np.random.Generator, size: int) -> np.ndarray:
     """A uniform (Haar) random orthogonal matrix: Q of a Gaussian G = QR with R's diagonal positive,
     so that the factors are unique, and rotating G rotates Q alike."""
     q, r = np.linalg.qr(rng.standard_normal((size, size)))

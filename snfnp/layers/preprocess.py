@@ -7,16 +7,19 @@ in the authors' code. Derivation: derivations/03-change-of-variables.md.
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from snfnp.errors import UsageError, require_real, require_whole
+from snfnp.ops import Array, Ops, RandomKey
 
 
 class _OfImages:
     """Values in [0, levels) on the way in, uint8 on the way back."""
 
-    noun, of_images = "images", True
+    noun = "images"
+    of_images = True
     levels: int
 
     def __post_init__(self):
@@ -29,7 +32,7 @@ class _OfImages:
         """Bits per dimension of uniform data."""
         return math.log2(self.levels)
 
-    def _integers(self, ops, noisy):
+    def _integers(self, ops: Ops, noisy: Array) -> Array:
         """The floor, which removes the noise."""
         return ops.xp.clip(ops.xp.floor(noisy), 0, self.levels - 1).astype(ops.xp.uint8)
 
@@ -48,18 +51,18 @@ class Preprocess(_OfImages):
         super().__post_init__()
         require_real(self, 0, 0.5, alpha=self.alpha)
 
-    def forward(self, ops, images, key, dtype):
+    def forward(self, ops: Ops, images: Array, key: RandomKey, dtype: Any) -> tuple[Array, Array]:
         """images (N, ...) -> x (N, ...) of `dtype`, ldj (N,)."""
         return ops.images.preprocess(images, key, self.alpha, self.levels, dtype)
 
-    def inverse(self, ops, x):
+    def inverse(self, ops: Ops, x: Array) -> Array:
         """The floor of levels · (σ(x) - α)/(1-2α), uint8."""
         x = x.astype(ops.xp.float64)
         e = ops.xp.exp(-abs(x))
         s = ops.xp.where(x >= 0, 1, e) / (1 + e)
         return self._integers(ops, self.levels * (s - self.alpha) / (1 - 2 * self.alpha))
 
-    def terms(self, ldj, dimension: int) -> dict:
+    def terms(self, ldj: float, dimension: int) -> dict:
         """Each step's part of ldj, a mean over samples. Adding noise changes no volume."""
         scale = dimension * (math.log1p(-2 * self.alpha) - math.log(self.levels))
         return {"dequantisation": 0.0, "scale": scale, "logit": ldj - scale}
@@ -71,15 +74,15 @@ class Scale(_OfImages):
 
     levels: int = 256
 
-    def forward(self, ops, images, key, dtype):
+    def forward(self, ops: Ops, images: Array, key: RandomKey, dtype: Any) -> tuple[Array, Array]:
         noisy = images + ops.random.uniform(key, images.shape, np.float64)
         ldj = -math.prod(images.shape[1:]) * math.log(self.levels)
         return (noisy / self.levels - 0.5).astype(dtype), ops.xp.full(len(images), ldj, dtype)
 
-    def inverse(self, ops, x):
+    def inverse(self, ops: Ops, x: Array) -> Array:
         return self._integers(ops, self.levels * (x.astype(ops.xp.float64) + 0.5))
 
-    def terms(self, ldj, dimension: int) -> dict:
+    def terms(self, ldj: float, dimension: int) -> dict:
         return {"dequantisation": 0.0, "scale": ldj}
 
 
@@ -100,11 +103,13 @@ class Standardise:
     unit: tuple[float, ...] = field(default=(), repr=False)
     least: tuple[float, ...] = field(default=(), repr=False)
     greatest: tuple[float, ...] = field(default=(), repr=False)
-    noun, of_images, levels = "rows", False, None
+    noun = "rows"
+    of_images = False
+    levels = None
 
     @property
     def moments(self) -> tuple[tuple[float, ...], ...]:
-        """The arguments that it was made with."""
+        """The constructor's arguments, without those that stand for none."""
         fields = self.mean, self.spread, self.step, self.origin, self.unit
         return (*fields, self.least, self.greatest)[: 7 if self.least else 5 if self.step else 2]
 
@@ -113,7 +118,7 @@ class Standardise:
         """Bits per dimension of independent Gaussians with these spreads."""
         return float(np.mean(np.log2(self.spread))) + math.log2(2 * math.pi * math.e) / 2
 
-    def forward(self, ops, rows, key, dtype):
+    def forward(self, ops: Ops, rows: Array, key: RandomKey, dtype: Any) -> tuple[Array, Array]:
         mean, spread = self._constants(ops, self.mean, self.spread)
         if self.step:
             noise = ops.random.uniform(key, rows.shape, np.float64) - 0.5
@@ -121,16 +126,17 @@ class Standardise:
         ldj = -float(np.log(self.spread).sum())
         return ((rows - mean) / spread).astype(dtype), ops.xp.full(len(rows), ldj, dtype)
 
-    def inverse(self, ops, x):
+    def inverse(self, ops: Ops, x: Array) -> Array:
         """Rows (N, D), float64; in columns with a step, the nearest value of the lattice between
         its ends."""
         mean, spread = self._constants(ops, self.mean, self.spread)
         return self.rounded(ops, x.astype(ops.xp.float64) * spread + mean)[0]
 
-    def rounded(self, ops, rows):
+    def rounded(self, ops: Ops, rows: Array) -> tuple[Array, Array]:
         """Rows (N, D) as `inverse` has them, and whether each was within the lattices' ends, with
         half a step beyond them: (N,)."""
-        xp, within = ops.xp, ops.xp.ones(len(rows), bool)
+        xp = ops.xp
+        within = ops.xp.ones(len(rows), bool)
         if not self.step:
             return rows, within
         step, origin, unit = self._constants(ops, self.step, self.origin, self.unit)
@@ -143,28 +149,31 @@ class Standardise:
         decimal = xp.rint(nearest * unit) / xp.where(unit > 0, unit, 1)  # 5.1, not 5.1…01
         return xp.where(step > 0, xp.where(unit > 0, decimal, nearest), rows), within
 
-    def terms(self, ldj, dimension: int) -> dict:
+    def terms(self, ldj: float, dimension: int) -> dict:
         return {**({"dequantisation": 0.0} if self.step else {}), "scale": ldj}
 
     @staticmethod
-    def _constants(ops, *arrays):
+    def _constants(ops: Ops, *arrays: tuple[float, ...]) -> list[Array]:
         return [ops.constant(np.array(array)) for array in arrays]
 
 
 WAYS = ("logit", "scale", "standardise", "none")
 
 
-def preprocess_by_name(name: str | None, shape: tuple[int, ...], moments=None):
+def preprocess_by_name(
+    name: str | None, shape: tuple[int, ...], moments: Any = None
+) -> Preprocess | Scale | Standardise:
     """The preprocessing of this name, or the default for data of this shape (None).
 
     moments: the fields of `Standardise` for the training rows.
     """
-    images = len(shape) == 3
-    name = name or ("logit" if images else "standardise")
-    if images != (name in WAYS[:2]):
-        found, right = ("images", WAYS[:2]) if images else ("rows of numbers", WAYS[2:])
-        raise UsageError(f"`preprocess={name}` is not for {found}: choose {' or '.join(right)}")
-    if images:
+    of_images = len(shape) == 3
+    name = name or ("logit" if of_images else "standardise")
+    ways = WAYS[:2] if of_images else WAYS[2:]
+    if name not in ways:
+        data = "images" if of_images else "rows of numbers"
+        raise UsageError(f"`preprocess={name}` is not for {data}: choose {' or '.join(ways)}")
+    if of_images:
         return Preprocess() if name == "logit" else Scale()
     if name == "none":
         moments = (np.zeros(shape), np.ones(shape), *(() if moments is None else moments[2:]))

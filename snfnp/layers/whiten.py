@@ -1,13 +1,16 @@
 """Whitening of a linear layer's input. Derivation: derivations/24-natural-coordinates.md."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from snfnp.context import BackwardContext
 from snfnp.errors import DivergedError, UsageError, require_whole
-from snfnp.layers.base import Layer
+from snfnp.layers.base import Layer, Params, Shape
 from snfnp.maps import Dense
-from snfnp.ops.linalg.definition import inverse_root
+from snfnp.ops import Array, Ops
+from snfnp.ops.linalg.definition import LinearAlgebra, inverse_root
 
 _FLOOR = 1e-6  # times the mean variance: U's condition number of 1e3 is safe in float32
 
@@ -33,40 +36,50 @@ class Whiten(Layer):
     def __post_init__(self):
         require_whole(1, self, features=self.features)
 
-    def output_shape(self, shape):
+    def output_shape(self, shape: Shape) -> Shape:
         return Dense(self.features).output_shape(shape)
 
-    def parameter_shapes(self, shape) -> dict:
+    def parameter_shapes(self, shape: Shape) -> dict:
         return {"U": (self.features,) * 2, "b": (self.features,)}
 
-    def init(self, rng, shape) -> dict:
+    def init(self, rng: np.random.Generator, shape: Shape) -> dict:
         return {"U": np.eye(self.features), "b": np.zeros(self.features)}
 
-    def forward(self, ops, p, x):
+    def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
         """ldj is 0: see `log_det`."""
         return ops.channels.shift(ops.linalg.matmul(x, p["U"].T), p["b"]), 0, {}
 
-    def inverse(self, ops, p, z):
+    def inverse(self, ops: Ops, p: Params, z: Array) -> Array:
         """x = U⁻¹ (z − b), exact. O(D³ + N D²)."""
         return ops.linalg.solve(p["U"], z - p["b"])
 
-    def log_det(self, ops, p, shape) -> float:
+    def log_det(self, ops: Ops, p: Params, shape: Shape) -> float:
         """log|det U|. O(D³)."""
         return ops.linalg.log_abs_det(p["U"])
 
-    def backward(self, ctx, p, cache, dz, grads):
+    def backward(
+        self, ctx: BackwardContext, p: Params, cache: dict, dz: Array, grads: Params
+    ) -> Array:
         """δ_x = Uᵀ δ_z."""
         return ctx.ops.linalg.matmul(dz, p["U"])
 
-    def needs_shift(self, count: int, total, products) -> bool:
+    def needs_shift(self, count: int, total: Array, products: Array) -> bool:
         """True if the difference of the mean squares in these sums and the squared means has too
         few digits: take the sums of x − Σ x / count. (For logits of noisy images the mean squares
         are at most some hundred times the variance.)"""
-        squares, mean = np.diagonal(products) / count, total / count
+        squares = np.diagonal(products) / count
+        mean = total / count
         variance = (squares - mean**2).mean()
         return bool(np.finfo(float).eps * squares.max() > 1e-2 * _FLOOR * variance)
 
-    def from_sums(self, count: int, total, products, shift=0.0, linalg=None) -> dict:
+    def from_sums(
+        self,
+        count: int,
+        total: Array,
+        products: Array,
+        shift: Array | float = 0.0,
+        linalg: LinearAlgebra | None = None,
+    ) -> dict:
         """U and b for `count` rows x with the sums Σ y (D,) and Σ y yᵀ of y = x − shift, float64.
         linalg: the operations of the arrays' device; None: the arrays are on the host. O(D³).
 
@@ -75,9 +88,10 @@ class Whiten(Layer):
         """
         features = self.features
         if count <= features and not self.shrink:
-            found = f"{count} images have no covariance in {features} dimensions"
-            raise UsageError(f"{found}: give more, `shrink=True`, or `coordinates=plain`")
-        mean, second = total / count, products / count
+            message = f"{count} images have no covariance in {features} dimensions"
+            raise UsageError(f"{message}: give more, `shrink=True`, or `coordinates=plain`")
+        mean = total / count
+        second = products / count
         covariance = second - np.outer(mean, mean)
         if not np.isfinite(covariance).all():
             raise DivergedError("the inputs of a whitening layer are not finite")
@@ -96,7 +110,8 @@ def _shrunk(covariance: np.ndarray, count: int) -> np.ndarray:
     `count` Gaussian rows: about 1/count for correlated columns, 1 for few independent ones."""
     features = len(covariance)
     mean = np.trace(covariance) / features
-    squares, square = np.vdot(covariance, covariance), (features * mean) ** 2
+    squares = np.vdot(covariance, covariance)
+    square = (features * mean) ** 2
     spread = (count + 1 - 2 / features) * (squares - square / features)
     known = (1 - 2 / features) * squares + square
     share = 1.0 if spread <= known else known / spread

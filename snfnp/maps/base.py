@@ -52,13 +52,14 @@ class Map:
         """The weight of the transposed map: T(flip w) = T(w)ᵀ (Eq. 26)."""
         raise NotImplementedError
 
-    def multiple(self, shape: Shape) -> Any:
-        """m, how often each element of w occurs in T(w) (Eqs. 24 and 27): 1, or a host array that
-        broadcasts to w's shape."""
+    def multiplicity(self, shape: Shape) -> Any:
+        """m, the number of positions of each element of w in T(w) (Eqs. 24 and 27): 1, or a host
+        array that broadcasts to w's shape."""
         raise NotImplementedError
 
-    def fit(self, w: Array, xp: Any = np) -> Array:
-        """The weight of a map of another size at this map's size (Eq. 30); xp: its namespace."""
+    def pad_or_crop(self, w: Array, xp: Any = np) -> Array:
+        """The weight of a map of another size, padded with zeros or cropped to this map's size
+        (Eq. 30); xp: its namespace."""
         raise NotImplementedError
 
     def log_det(self, ops: Ops, w: Array, shape: Shape) -> float:

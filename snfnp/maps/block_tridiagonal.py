@@ -7,6 +7,8 @@ larger than H. Where it breaks down, T(w) is written out. Arguments and precisio
 Derivation: derivations/10-block-tridiagonal.md.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 
@@ -14,6 +16,7 @@ import numpy as np
 
 from snfnp.errors import SingularMatrixError
 from snfnp.maps import explicit
+from snfnp.maps.base import Shape
 from snfnp.ops import Array, Ops
 from snfnp.ops.group import flat
 
@@ -25,13 +28,13 @@ GROWTH_LIMIT = 1e6
 STOP = float(np.finfo(np.float64).eps)
 
 
-def log_det(ops, w, shape) -> float:
+def log_det(ops: Ops, w: Array, shape: Shape) -> float:
     """log|det T(w)|."""
     block = BlockLU.of(ops, w, shape)
     return block.log_det if block else explicit.inverted(ops, w, shape)[1]
 
 
-def log_det_grad(ops, w, shape):
+def log_det_grad(ops: Ops, w: Array, shape: Shape) -> Array:
     """∂ log|det T(w)| / ∂w, like w: T(w)⁻ᵀ summed over each tap's positions (Eq. 13, term 2)."""
     block = BlockLU.of(ops, w, shape)
     if not block:
@@ -39,7 +42,7 @@ def log_det_grad(ops, w, shape):
     return block.log_det_grad().astype(w.dtype, order="C")
 
 
-def solve(ops, w, z):
+def solve(ops: Ops, w: Array, z: Array) -> Array:
     """x (N, H, W, C) with T(w) x = z. O(N H/p (pWC)²) beyond the factorisation."""
     block = BlockLU.of(ops, w, z.shape[1:])
     if not block:
@@ -66,21 +69,26 @@ class BlockLU:
     log_det: float
 
     @classmethod
-    def of(cls, ops, w, shape):
+    def of(cls, ops: Ops, w: Array, shape: Shape) -> BlockLU | None:
         """The factors, or None if elimination without pivoting is not accurate."""
         height, width, channels = shape
         rows = max(1, len(w) // 2)  # p: the image rows of a block
         count = -(-height // rows)
-        size, last = rows * width * channels, (height - (count - 1) * rows) * width * channels
+        size = rows * width * channels
+        last = (height - (count - 1) * rows) * width * channels
         strip = explicit.strip(ops, w, rows, 3 * rows, width).reshape(size, 3 * size)
         lower, diagonal, upper = (strip[:, k * size : (k + 1) * size] for k in range(3))
         minus_lower, (strip_norm,) = -lower, ops.linalg.norms(strip)
 
-        inverses, ratios, converged, log_det = [], [], count, 0.0
+        inverses = []
+        ratios = []
+        converged = count
+        log_det = 0.0
         d = diagonal
         with ops.linalg.chain_of_products(size):
             while len(inverses) < count:
-                left, copies = count - len(inverses), 1
+                left = count - len(inverses)
+                copies = 1
                 d = d if left > 1 else d[:last, :last]
                 try:
                     inverse, log_abs_det = ops.linalg.inverse_and_log_abs_det(d)
@@ -104,17 +112,19 @@ class BlockLU:
                 log_det += copies * log_abs_det
         return cls(ops, w.shape, shape, lower, inverses, ratios, converged, log_det)
 
-    def log_det_grad(self):
+    def log_det_grad(self) -> Array:
         """The blocks of T⁻¹ beside its diagonal, from the last to the first, summed as they come.
 
         G_{i,i+1} = −S_i G_{i+1}, G_{i+1,i} = −G_{i+1} K_i with K_i = L D_i⁻¹, and
         G_i = D_i⁻¹ + S_i G_{i+1} K_i. They too converge away from the ends.
         """
-        xp, size = self.ops.xp, len(self.lower)
+        xp = self.ops.xp
+        size = len(self.lower)
         above, diagonal, below = (xp.zeros((size, size)) for _ in range(3))
         g = self.inverses[-1]
         diagonal[: len(g), : len(g)] = g
-        i, inverse = len(self.inverses) - 2, None
+        i = len(self.inverses) - 2
+        inverse = None
         with self.ops.linalg.chain_of_products(size):
             while i >= 0:
                 if inverse is not self.inverses[i]:
@@ -138,9 +148,11 @@ class BlockLU:
         rows = size // math.prod(self.shape[1:])
         return explicit.gather(self.ops, strip, self.kernel, self.shape[1], rows)
 
-    def solve(self, z):
+    def solve(self, z: Array) -> Array:
         """Forward and back substitution for the rows z (N, HWC), block by block."""
-        x, size, count = self.ops.xp.array(z), len(self.lower), len(self.inverses)
+        x = self.ops.xp.array(z)
+        size = len(self.lower)
+        count = len(self.inverses)
         blocks = [x[:, i * size : (i + 1) * size] for i in range(count)]  # views
         with self.ops.linalg.chain_of_products(max(size, len(x))):
             for i, block in enumerate(blocks):

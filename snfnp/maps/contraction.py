@@ -8,22 +8,26 @@ import math
 
 import numpy as np
 
+from snfnp.maps.base import Map, Shape
+from snfnp.ops import Array, Ops
+
 UNIT = 2.0**-53  # the largest relative error of one rounding
-_BLOCK, _STEPS = 8, 10  # vectors that E is applied to at once, and how often EᵀE is
+_BLOCK = 8
+_STEPS = 10  # vectors that E is applied to at once, and how often EᵀE is
 _EXHAUSTED = 1e-10  # of EᵀE's part outside of the space so far: rounding leaves some 1e-15
 
 
-def error(ops, f, g, w, r, x):
+def error(ops: Ops, f: Map, g: Map, w: Array, r: Array, x: Array) -> Array:
     """E x = x − T(r) T(w) x for a batch x (N, ...)."""
     return x - g.apply(ops, r, f.apply(ops, w, x))
 
 
-def error_adjoint(ops, f, g, w, r, x):
+def error_adjoint(ops: Ops, f: Map, g: Map, w: Array, r: Array, x: Array) -> Array:
     """Eᵀ x = x − T(w)ᵀ T(r)ᵀ x for a batch x (N, ...)."""
     return x - f.adjoint(ops, w, g.adjoint(ops, r, x))
 
 
-def rounding(ops, f, g, w, r, x) -> float:
+def rounding(ops: Ops, f: Map, g: Map, w: Array, r: Array, x: Array) -> float:
     """A bound on the rounding errors in double precision of `error` for a single x, in the
     Euclidean norm: in each value at most (n_W + n_R + 2) units of |x| + |T(r)| |T(w)| |x|, as a sum
     of n products has n units."""
@@ -33,7 +37,7 @@ def rounding(ops, f, g, w, r, x) -> float:
     return 1.01 * terms * UNIT * ops.linalg.norms(x + absolute)[0]
 
 
-def rho(ops, f, g, w, r, shape) -> float:
+def rho(ops: Ops, f: Map, g: Map, w: Array, r: Array, shape: Shape) -> float:
     """A lower bound for ρ = ‖I − T(r) T(w)‖₂, rounding included: the gain of E on one direction,
     the best of a Krylov space of EᵀE. NaN if E is not finite.
 
@@ -43,15 +47,18 @@ def rho(ops, f, g, w, r, shape) -> float:
     """
     size = math.prod(shape)
 
-    def batch(columns):
+    def batch(columns: np.ndarray) -> Array:
         return ops.asarray(np.ascontiguousarray(columns.T).reshape(-1, *shape), w.dtype)
 
     if size <= _BLOCK * (_STEPS + 1):
-        new, steps = np.eye(size), 0
+        new = np.eye(size)
+        steps = 0
     else:
-        new, steps = np.random.default_rng(0).standard_normal((size, _BLOCK)), _STEPS
+        new = np.random.default_rng(0).standard_normal((size, _BLOCK))
+        steps = _STEPS
         new = np.linalg.qr(new)[0]
-    basis, images = new, np.empty((size, 0))
+    basis = new
+    images = np.empty((size, 0))
     for step in range(steps + 1):
         image = error(ops, f, g, w, r, batch(new))
         images = np.hstack([images, _columns(ops, image)])
@@ -71,7 +78,7 @@ def rho(ops, f, g, w, r, shape) -> float:
     return max(0.0, gained - rounding(ops, f, g, w, r, best)) / length
 
 
-def _remainder(basis, new):
+def _remainder(basis: np.ndarray, new: np.ndarray) -> np.ndarray:
     """An orthonormal basis (D, k) of what columns (D, 8) add to an orthonormal one. Directions that
     rounding decides are left out: k may be 0."""
     least = _EXHAUSTED * np.linalg.norm(new)
@@ -80,6 +87,6 @@ def _remainder(basis, new):
     return np.linalg.qr(new - basis @ (basis.T @ new))[0]  # a small remainder was not orthogonal
 
 
-def _columns(ops, batch):
+def _columns(ops: Ops, batch: Array) -> np.ndarray:
     """A batch (k, ...) as the columns of a host array (D, k), in double precision."""
     return ops.to_host(batch).reshape(len(batch), -1).T.astype(np.float64)

@@ -8,12 +8,15 @@ Derivation: derivations/07-convolutions.md and 08-asymmetric-kernels.md.
 
 from dataclasses import dataclass
 from functools import cache
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from snfnp.errors import UsageError, require_sizes, require_whole
 from snfnp.maps import block_tridiagonal, explicit
-from snfnp.maps.base import Map
+from snfnp.maps.base import Map, Shape
+from snfnp.ops import Array, Ops
 from snfnp.ops.conv.definition import flip
 
 
@@ -53,8 +56,8 @@ class Conv2d(Map):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         if len(shape) != 3 or shape[2] != self.channels:
-            found = f"a convolution of {self.channels} channels cannot take {shape}"
-            raise UsageError(f"{found}: give it images (H, W, {self.channels})")
+            message = f"a convolution of {self.channels} channels cannot take {shape}"
+            raise UsageError(f"{message}: give it images (H, W, {self.channels})")
         return (*shape[:2], self.weight_shape[3])
 
     def identity(self) -> np.ndarray:
@@ -63,29 +66,29 @@ class Conv2d(Map):
         w[self.kernel[0] // 2, self.kernel[1] // 2] = np.eye(*self.weight_shape[2:])
         return w
 
-    def apply(self, ops, w, x):
+    def apply(self, ops: Ops, w: Array, x: Array) -> Array:
         """w ⋆ x (Eq. 12). O(N H W kH kW I O)."""
         return ops.conv.correlate(x, w)
 
-    def adjoint(self, ops, w, dz):
+    def adjoint(self, ops: Ops, w: Array, dz: Array) -> Array:
         """flip(w) ⋆ δ (Eq. 26). O(N H W kH kW I O)."""
         return ops.conv.correlate(dz, self.flip(w))
 
-    def weight_grad(self, ops, delta, x, out, add=False):
+    def weight_grad(self, ops: Ops, delta: Array, x: Array, out: Array, add: bool = False) -> Array:
         """δ ⋆ x: the first term of Eq. 13, of Eq. 15 and (with −δ_x and z) of Eq. 16."""
         return ops.conv.weight_grad(delta, x, out, add)
 
     @staticmethod
-    def flip(w):
+    def flip(w: Array) -> Array:
         """Channels swapped, height and width mirrored (Eq. 26, which counts from 1): a view."""
         return flip(w)
 
-    def multiple(self, shape) -> np.ndarray:
+    def multiplicity(self, shape: Shape) -> np.ndarray:
         """m (kH, kW, 1, 1) of Eq. 24, by Eq. 27 in closed form: the number of output pixels for
         which a tap is inside the image."""
-        return _multiple(self.kernel, shape[:2])
+        return _multiplicity(self.kernel, shape[:2])
 
-    def fit(self, w, xp=np):
+    def pad_or_crop(self, w: Array, xp: Any = np) -> Array:
         """P of Eq. 30: a kernel zero-padded (the same map) or cropped about its centre."""
         if w.shape[:2] == tuple(self.kernel):
             return w
@@ -94,25 +97,25 @@ class Conv2d(Map):
         _centre(fitted, common)[...] = _centre(w, common)
         return fitted
 
-    def log_det(self, ops, w, shape) -> float:
+    def log_det(self, ops: Ops, w: Array, shape: Shape) -> float:
         """For 1×1 kernels: H W log|det w|."""
         if self.inverse_is_same_map:
             return shape[0] * shape[1] * ops.linalg.log_abs_det(w[0, 0])
         return self._exactly.log_det(ops, w, shape)
 
-    def log_det_grad(self, ops, w, shape):
+    def log_det_grad(self, ops: Ops, w: Array, shape: Shape) -> Array:
         """The second term of Eq. 13. For 1×1 kernels: H W w⁻ᵀ."""
         if self.inverse_is_same_map:
             return (shape[0] * shape[1] * ops.linalg.inverse(w[0, 0]).T)[None, None]
         return self._exactly.log_det_grad(ops, w, shape)
 
-    def solve(self, ops, w, z):
+    def solve(self, ops: Ops, w: Array, z: Array) -> Array:
         if self.inverse_is_same_map:
             return ops.linalg.solve(w[0, 0].T, z.reshape(-1, z.shape[-1])).reshape(z.shape)
         return self._exactly.solve(ops, w, z)
 
     @property
-    def _exactly(self):
+    def _exactly(self) -> ModuleType:
         """The module with log_det, log_det_grad and solve."""
         return block_tridiagonal if self.exact == "block" else explicit
 
@@ -122,7 +125,7 @@ class Conv2d(Map):
 
 
 @cache
-def _multiple(kernel, size) -> np.ndarray:
+def _multiplicity(kernel: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray:
     """max(H − |Δh|, 0) · max(W − |Δw|, 0) with the offsets (Δh, Δw) from the kernel's centre."""
     rows, columns = (
         np.maximum(length - np.abs(np.arange(taps) - taps // 2), 0.0)
@@ -133,7 +136,7 @@ def _multiple(kernel, size) -> np.ndarray:
     return m
 
 
-def _centre(array, size):
+def _centre(array: Array, size: list[int]) -> Array:
     """A view of an array, the central h × w of its first two axes. size: (h, w); all are odd."""
     top, left = ((n - m) // 2 for n, m in zip(array.shape, size, strict=False))
     return array[top : top + size[0], left : left + size[1]]

@@ -9,70 +9,74 @@ from functools import cache
 
 import numpy as np
 
+from snfnp.maps.base import Shape
+from snfnp.ops import Array, Ops
 from snfnp.ops.group import flat
 
 
-def log_det(ops, w, shape) -> float:
+def log_det(ops: Ops, w: Array, shape: Shape) -> float:
     """log|det T(w)|."""
     return inverted(ops, w, shape)[1]
 
 
-def log_det_grad(ops, w, shape):
+def log_det_grad(ops: Ops, w: Array, shape: Shape) -> Array:
     """∂ log|det T(w)| / ∂w."""
     inverse, _ = inverted(ops, w, shape)
     return gather(ops, inverse.T, w.shape, shape[1], shape[0]).astype(w.dtype, order="C")
 
 
-def solve(ops, w, z):
+def solve(ops: Ops, w: Array, z: Array) -> Array:
     """x (N, H, W, C) with T(w) x = z. Raises SingularMatrixError as `ops.linalg.solve`."""
     x = ops.linalg.solve(matrix(ops, w, z.shape[1:]), flat(z).astype(np.float64))
     return x.reshape(z.shape).astype(z.dtype)
 
 
-def inverted(ops, w, shape):
+def inverted(ops: Ops, w: Array, shape: Shape) -> tuple[Array, float]:
     """T(w)⁻¹ and log|det T(w)|. Raises SingularMatrixError if T(w) is not finite, or
     singular to double precision."""
     return ops.linalg.regular_inverse(matrix(ops, w, shape))
 
 
-def matrix(ops, w, shape):
+def matrix(ops: Ops, w: Array, shape: Shape) -> Array:
     """T(w) (HWC, HWC) of Eq. 12: vec(z) = T(w) vec(x)."""
     height, width, channels = shape
     size = height * width * channels
     return strip(ops, w, height, height, width).reshape(size, size)
 
 
-def strip(ops, w, rows, columns, width):
+def strip(ops: Ops, w: Array, rows: int, columns: int, width: int) -> Array:
     """`rows` image rows of T(w) as an array (rows, W, O, columns, W, I).
 
     columns is `rows` (T of an image that high) or 3 · rows (L, B, U side by side), and column
     row' = 0 is (columns − rows)/2 image rows above row = 0.
     """
     height, breadth, inputs, outputs = w.shape
-    down, across = _shifts(ops, height, rows, columns), _shifts(ops, breadth, width, width)
-    found = down.T @ w.astype(np.float64).reshape(height, -1)
-    found = across.T @ found.reshape(rows * columns, breadth, inputs * outputs)
-    found = found.reshape(rows, columns, width, width, inputs, outputs)
-    return ops.xp.ascontiguousarray(found.transpose(0, 2, 5, 1, 3, 4))
+    down = _shifts(ops, height, rows, columns)
+    across = _shifts(ops, breadth, width, width)
+    blocks = down.T @ w.astype(np.float64).reshape(height, -1)
+    blocks = across.T @ blocks.reshape(rows * columns, breadth, inputs * outputs)
+    blocks = blocks.reshape(rows, columns, width, width, inputs, outputs)
+    return ops.xp.ascontiguousarray(blocks.transpose(0, 2, 5, 1, 3, 4))
 
 
-def gather(ops, strip, kernel, width, rows):
+def gather(ops: Ops, strip: Array, kernel: Shape, width: int, rows: int) -> Array:
     """The adjoint of `strip`: each tap's positions in the strip added up, (kH, kW, I, O). It is the
     product with ∂(vec T(w))ᵀ/∂w, whose rows indicate a weight's positions (Eq. 23)."""
     height, breadth, inputs, outputs = kernel
     columns = rows * strip.shape[1] // strip.shape[0]
-    down, across = _shifts(ops, height, rows, columns), _shifts(ops, breadth, width, width)
-    found = strip.reshape(rows, width, outputs, columns, width, inputs).transpose(0, 3, 1, 4, 5, 2)
-    found = across @ found.reshape(rows * columns, width * width, inputs * outputs)
-    return (down @ found.reshape(rows * columns, -1)).reshape(kernel)
+    down = _shifts(ops, height, rows, columns)
+    across = _shifts(ops, breadth, width, width)
+    blocks = strip.reshape(rows, width, outputs, columns, width, inputs).transpose(0, 3, 1, 4, 5, 2)
+    blocks = across @ blocks.reshape(rows * columns, width * width, inputs * outputs)
+    return (down @ blocks.reshape(rows * columns, -1)).reshape(kernel)
 
 
-def _shifts(ops, taps, rows, columns):
+def _shifts(ops: Ops, taps: int, rows: int, columns: int) -> Array:
     """Indicators (taps, rows · columns): 1 where that tap stands between a row and a column."""
     return ops.constant(_indicators(taps, rows, columns))
 
 
 @cache
-def _indicators(taps, rows, columns) -> np.ndarray:
+def _indicators(taps: int, rows: int, columns: int) -> np.ndarray:
     first = (columns - rows) // 2 - (taps - 1) // 2
     return np.stack([np.eye(rows, columns, first + tap).ravel() for tap in range(taps)])

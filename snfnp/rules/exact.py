@@ -25,7 +25,9 @@ class Exact(Rule):
         dz: Array,
         grads: Params,
     ) -> Array:
-        ops, w, x = ctx.ops, p["W"], cache["x"]
+        ops = ctx.ops
+        w = p["W"]
+        x = cache["x"]
         f, _ = maps
         # Eq. 2 with the Jacobian T(W): δ_z xᵀ + W⁻ᵀ, the bracket of Eq. 8, for a dense map, and
         # summed over each weight's positions, Eq. 13, for a convolution.
@@ -57,7 +59,8 @@ class Relative(Rule):
         dz: Array,
         grads: Params,
     ) -> Array:
-        ops, w = ctx.ops, p["W"]
+        ops = ctx.ops
+        w = p["W"]
         f, _ = maps
         ops.linalg.scale_into(grads["W"], ctx.log_det_weight, w, 1)
         f.weight_grad(ops, dz, f.adjoint(ops, w, cache["z0"]), out=grads["W"], add=True)

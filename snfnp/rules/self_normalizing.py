@@ -40,10 +40,13 @@ class SelfNormalizing(Rule):
     ) -> tuple[Array, Measured]:
         """Six products instead of nine: the deltas of the likelihood and of the reconstruction
         error are added before the weights' gradients are formed."""
-        ops, linalg = ctx.ops, ctx.ops.linalg
+        ops = ctx.ops
+        linalg = ctx.ops.linalg
         f, g = maps
-        w, r = p["W"], p["R"]
-        x, z = cache["x"], cache["z0"]
+        w = p["W"]
+        r = p["R"]
+        x = cache["x"]
+        z = cache["z0"]
         a = ctx.error_factor  # −2λ/N
         v = ctx.log_det_weight  # Σ ∂𝓛/∂ldj
         c_f, c_g = (0.5, 0.5) if self.objective == "mixture" else (1.0, 0.0)
@@ -58,16 +61,16 @@ class SelfNormalizing(Rule):
         delta_w, delta_r = linalg.axpby_pair((c_f, -c_g), (dz, dx), a, errors)
         # r at w's size and w at r's, if their kernels differ (Eq. 30)
         shape = x.shape[1:]
-        r_fit, w_fit = (r, w) if f is g else (f.fit(r, ops.xp), g.fit(w, ops.xp))
+        r_fit, w_fit = (r, w) if f is g else (f.pad_or_crop(r, ops.xp), g.pad_or_crop(w, ops.xp))
         # G_W = Δ_W xᵀ + c v Rᵀ: Eq. 10 and Eq. 17, with R in place of W⁻¹ (Eq. 4).
         # Convolutions: Δ_W ⋆ x + c v flip(r) ⊙ m, Eq. 15 (flip(r) ⊙ m is T(r)ᵀ of Eq. 14 and
         # Eq. 21 summed over each weight's positions; of r's centre if r is larger, Eq. 28).
-        linalg.scale_into(grads["W"], c_f * v, f.flip(r_fit), f.multiple(shape))
+        linalg.scale_into(grads["W"], c_f * v, f.flip(r_fit), f.multiplicity(shape))
         f.weight_grad(ops, delta_w, x, out=grads["W"], add=True)
         # G_R = Δ_R zᵀ − c' v Wᵀ: Eq. 11 and Eq. 20, with W in place of R⁻¹ (Eq. 5).
         # Convolutions: Δ_R ⋆ z − c' v flip(w) ⊙ m, Eq. 16 (without m Eq. 22; w padded with
         # zeros if r is larger, Eq. 29).
-        linalg.scale_into(grads["R"], -c_g * v, g.flip(w_fit), g.multiple(shape))
+        linalg.scale_into(grads["R"], -c_g * v, g.flip(w_fit), g.multiplicity(shape))
         g.weight_grad(ops, delta_r, z, out=grads["R"], add=True)
         # G_b = Σ δ_z: both densities contain b, and ½ + ½ = 1
         bias_gradient(ops, dz, grads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -107,11 +107,11 @@ class TrainConfig(
         kernel = "" if self.kernel == 1 else f" kernel {self.kernel}"
         return f"glow {self.levels}L-{self.depth}K width {self.width}{kernel}"
 
-    def default_for(self, name: str):
+    def default_for(self, name: str) -> Any:
         """The default of an option, given the others."""
         return RELATIONS[name].fill(self)
 
-    def effective(self, name: str):
+    def effective(self, name: str) -> Any:
         """The value of an option, or its default."""
         value = getattr(self, name)
         return self.default_for(name) if value is None else value
@@ -127,16 +127,17 @@ class TrainConfig(
     def splits_of(self, data: str) -> dict:
         """The other arguments of `load_dataset` for a name or path of data."""
         names = ("validation", "test", "seed", "header", "columns", "drop_incomplete")
-        own = {name: getattr(self, name) for name in names}
-        return {} if data in DATA_SETS else own
+        return {} if data in DATA_SETS else {name: getattr(self, name) for name in names}
 
     def located(self) -> TrainConfig:
         """The configuration with absolute paths of the user's data, valid in any folder."""
-        own = {name: getattr(self, name) for name in ("data", "validation", "test")}
-        own = {name: os.path.abspath(at) for name, at in own.items() if at and os.path.exists(at)}
-        return self if self.data in DATA_SETS else replace(self, **own)
+        if self.data in DATA_SETS:
+            return self
+        paths = {name: getattr(self, name) for name in ("data", "validation", "test")}
+        existing = {name: path for name, path in paths.items() if path and os.path.exists(path)}
+        return replace(self, **{name: os.path.abspath(path) for name, path in existing.items()})
 
-    def build_flow(self, image_shape, moments=None):
+    def build_flow(self, image_shape: tuple[int, ...], moments: Any = None) -> Flow:
         """The flow that this configuration describes.
 
         Args:
@@ -144,21 +145,21 @@ class TrainConfig(
             moments: mean and standard deviation of the training rows.
         """
         if len(image_shape) == 1 and (self.augment or not self.preset.takes_rows):
-            given = "`augment`" if self.augment else f"`model={self.model_name}`"
+            option = "`augment`" if self.augment else f"`model={self.model_name}`"
             fits = groups.presets_with(lambda preset: preset.takes_rows)
             advice = "leave it out" if self.augment else f"choose {fits}"
-            found = f"found rows of {image_shape[0]} numbers"
-            raise UsageError(f"{given} needs images, {found}: {advice}")
+            message = f"found rows of {image_shape[0]} numbers"
+            raise UsageError(f"{option} needs images, {message}: {advice}")
         exact = "dense" if self.gradient == "exact-dense" else "block"
         names = {each.name for each in fields(Choices)} - {"rule", "exact"}
         choices = Choices(self.rule, exact, **{name: self.effective(name) for name in names})
         flow = self.preset.build(choices, tuple(image_shape))
         if bool(flow.learned_inverses()) != self.rule.learns_inverse:
-            found = f"`gradient={self.gradient}` is not that of the layers of {self.model_name}"
+            message = f"`gradient={self.gradient}` is not that of the layers of {self.model_name}"
             other = "exact" if self.rule.learns_inverse else "self-normalizing"
-            raise UsageError(f"{found}: choose {other}")
-        own = flow.preprocess != Preprocess()
-        if self.preprocess is None and (own or len(image_shape) == 3):
+            raise UsageError(f"{message}: choose {other}")
+        has_preprocess = flow.preprocess != Preprocess()
+        if self.preprocess is None and (has_preprocess or len(image_shape) == 3):
             return flow
         return replace(flow, preprocess=preprocess_by_name(self.preprocess, image_shape, moments))
 
@@ -185,7 +186,8 @@ class TrainConfig(
         check_known(self.model)
         config = self.filled()
         if self.levels is None and config.levels and len(shape) == 3:
-            side, halves = math.gcd(*shape[:2]), 1
+            side = math.gcd(*shape[:2])
+            halves = 1
             while halves < config.levels and side % 2 ** (halves + 1) == 0:
                 halves += 1
             config = replace(config, levels=halves)
@@ -202,17 +204,19 @@ class TrainConfig(
             config = replace(config, batch_size=min(config.batch_size, training_images))
         if config.batch_size > training_images:
             noun = "rows" if len(shape) == 1 else "images"
-            found = f"but there are only {training_images} training {noun}"
-            raise UsageError(f"`batch_size` is {config.batch_size}, {found}: choose a smaller one")
+            message = f"but there are only {training_images} training {noun}"
+            raise UsageError(
+                f"`batch_size` is {config.batch_size}, {message}: choose a smaller one"
+            )
         if config.epochs is None:
             epochs = math.ceil(steps / config.steps_per_epoch(training_images))
             return replace(self, epochs=epochs).resolve(training_images, shape)  # warm-up fits them
         if self.eval_every is None and len(shape) == 1:
             config = replace(config, eval_every=max(1, config.epochs // 40))
         if config.lr_schedule != "constant" and config.warmup_epochs >= config.epochs:
-            found = f"`lr_schedule={config.lr_schedule}` begins after `warmup_epochs`"
-            found += f" ({config.warmup_epochs:g}), and `epochs` is {config.epochs}"
-            raise UsageError(f"{found}: give more epochs, or fewer of warm-up")
+            message = f"`lr_schedule={config.lr_schedule}` begins after `warmup_epochs`"
+            message += f" ({config.warmup_epochs:g}), and `epochs` is {config.epochs}"
+            raise UsageError(f"{message}: give more epochs, or fewer of warm-up")
         return config
 
     def check(self) -> None:
@@ -233,8 +237,8 @@ class TrainConfig(
         """Raises UsageError if an option of a configuration that is filled in has no effect, or
         contradicts another."""
         for option, need in self._without_effect():
-            given = f"`{option.name}=False`" if option.default is True else f"`{option.name}`"
-            raise UsageError(f"{given} only has an effect with {need.words}: leave it out")
+            flag = f"`{option.name}=False`" if option.default is True else f"`{option.name}`"
+            raise UsageError(f"{flag} only has an effect with {need.words}: leave it out")
         for conflict in conflicts(self):
             raise UsageError(conflict)
 
@@ -242,8 +246,8 @@ class TrainConfig(
         """Raises UsageError if so many processes cannot share a batch."""
         batch = self.effective("batch_size")
         if batch % processes:
-            found = f"`batch_size={batch}` is not a multiple of {processes} processes"
-            raise UsageError(f"{found}: give a multiple of {processes}")
+            message = f"`batch_size={batch}` is not a multiple of {processes} processes"
+            raise UsageError(f"{message}: give a multiple of {processes}")
 
     def _without_effect(self) -> Iterator[tuple[Option, Need]]:
         """The options that are set but have no effect, each with its first unmet need."""
@@ -252,24 +256,24 @@ class TrainConfig(
             if need and getattr(self, name) not in (option.default, self.default_for(name)):
                 yield option, need
 
-    def resumed(self, given: dict, run: Path) -> TrainConfig:
-        """This configuration, that of `run`, changed by what is given. Raises UsageError if that
-        would not be the same run."""
+    def resumed(self, changes: dict[str, Any], run: Path) -> TrainConfig:
+        """This configuration, that of `run`, with changes. Raises UsageError if that would not be
+        the same run."""
         for name, option in OPTIONS.items():
             before = getattr(self, name)
-            value = given.get(name, before)
+            value = changes.get(name, before)
             moved = name != "data" or not {before, value} & set(DATA_SETS)  # the user's data may be
             moved = is_code(value) if name == "model" else moved  # its flow is compared later
             if value != before and not (option.changeable and moved):
-                found = f"{run} was started with {name} = {before}: it cannot be resumed"
-                raise UsageError(f"{found} with {value}; leave it out, or start a new run")
+                message = f"{run} was started with {name} = {before}: it cannot be resumed"
+                raise UsageError(f"{message} with {value}; leave it out, or start a new run")
             if value != before and name == "lam" and self.controller:
-                found = f"{run} was started with `lambda_control={self.lambda_control}`"
+                message = f"{run} was started with `lambda_control={self.lambda_control}`"
                 advice = "leave `lam` out, or start a new run"
-                raise UsageError(f"{found}: its λ is in the checkpoint; {advice}")
-        config = replace(self, **given)
+                raise UsageError(f"{message}: its λ is in the checkpoint; {advice}")
+        config = replace(self, **changes)
         for option, _ in config._without_effect():
-            if option.name in given:
+            if option.name in changes:
                 continue  # refused by `resolve`
             if not option.changeable:
                 missing = f"`{option.name}`, which `backend={config.backend}` does not have"
@@ -284,7 +288,8 @@ class TrainConfig(
 
     def changes_from(self, before: TrainConfig) -> dict[str, list]:
         """{option: [before, now]} of the options that differ, except paths."""
-        then, now = before.filled()._texts(), self.filled()._texts()
+        then = before.filled()._texts()
+        now = self.filled()._texts()
         return {
             name: [then[name], now[name]]
             for name, option in OPTIONS.items()
@@ -343,14 +348,14 @@ class TrainConfig(
 OPTIONS = options_in(TrainConfig)
 
 
-def _naming_unknown_options(init):
+def _naming_unknown_options(init: Callable[..., None]) -> Callable[..., None]:
     """`TrainConfig.__init__` with a UsageError for options that there are not."""
 
     @functools.wraps(init)
-    def checked(self, **options):
+    def checked(self, **options: Any) -> None:
         for name in options.keys() - OPTIONS.keys():
-            found = f"there is no option {name}{suggestion(name, OPTIONS)}"
-            raise UsageError(f"{found}: see snfnp.TrainConfig")
+            message = f"there is no option {name}{suggestion(name, OPTIONS)}"
+            raise UsageError(f"{message}: see snfnp.TrainConfig")
         init(self, **options)
 
     return checked
@@ -359,9 +364,10 @@ def _naming_unknown_options(init):
 TrainConfig.__init__ = _naming_unknown_options(TrainConfig.__init__)
 
 
-def help_of(option: Option, default=None) -> str:
+def help_of(option: Option, default: Any = None) -> str:
     """An option's line of `--help`: its own, what it needs, and its default (or a script's)."""
-    relation, text = RELATIONS[option.name], option.help
+    relation = RELATIONS[option.name]
+    text = option.help
     if relation.needs:
         text += f"; needs {', '.join(need.words for need in relation.needs)}"
     shown = relation.words if default is None else default

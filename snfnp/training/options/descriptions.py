@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
@@ -95,7 +95,7 @@ def first_difference(then: dict, now: dict) -> str | None:
     return None
 
 
-def _are_numbers(values) -> bool:
+def _are_numbers(values: Iterable) -> bool:
     return all(isinstance(each, (int, float, np.number)) for each in values)
 
 

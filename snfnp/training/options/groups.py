@@ -79,7 +79,7 @@ class Option:
         return None if holds(value) else words
 
 
-def option(default, help: str, must: Limits = Option.must, **about) -> Any:
+def option(default: Any, help: str, must: Limits = Option.must, **about: Any) -> Any:
     """A dataclass field with what `Option` says beside its name and type."""
     return field(default=default, metadata={"help": help, "must": must, **about})
 

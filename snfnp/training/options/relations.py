@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from snfnp.data import DATA_SETS, HELD_OUT
 from snfnp.data.table import is_table
-from snfnp.models import PRESETS
+from snfnp.models import PRESETS, Preset
 from snfnp.ops import BACKENDS
 from snfnp.step.update import SCHEDULES
 from snfnp.training.options.groups import by_preset, presets_with, shown
@@ -54,7 +54,8 @@ _GECO = _is("lambda_control", "geco")
 _TABLE = Need(lambda c: is_table(c.data), "`data=PATH` of a table (.csv)")
 _OWN_DATA = Need(lambda c: c.data not in DATA_SETS, "`data=PATH`")
 _ON_GPU = [name for name, device in BACKENDS.items() if device == "GPU"]
-_GPU, _CPU = _is("backend", *_ON_GPU), _is("backend", *(b for b in BACKENDS if b not in _ON_GPU))
+_GPU = _is("backend", *_ON_GPU)
+_CPU = _is("backend", *(b for b in BACKENDS if b not in _ON_GPU))
 _VECTOR = _preset_needs(lambda preset: "bins" in preset.size)
 _COORDINATES = _preset_needs(lambda preset: preset.has_coordinates)
 _BIAS_INIT = _preset_needs(lambda preset: preset.has_bias_init)
@@ -89,34 +90,36 @@ def _preset(name: str, otherwise: Any = None, needs: tuple[Need, ...] = ()) -> R
     """The relation of an option that the preset sets, or `recipe=white`; otherwise: its value if
     neither has a setting of this name."""
 
-    def paper(preset):
+    def paper(preset: Preset) -> Any:
         return getattr(preset, name, otherwise)
 
-    def white(preset):
+    def white(preset: Preset) -> Any:
         return preset.white.get(name, paper(preset))
 
-    words, other = by_preset(paper), by_preset(white)
+    words = by_preset(paper)
+    other = by_preset(white)
     words += f"; with `recipe=white` {other}" if other != words else ""
     words += "; for vector an eighth of the rows, 16 to 500" if name == "batch_size" else ""
     return Relation(needs, lambda c: (white if c.recipe == "white" else paper)(c.preset), words)
 
 
-def _warmup(c) -> float:
+def _warmup(c: Any) -> float:
     """The preset's or the recipe's; at most half of a run whose learning rate falls after it."""
     epochs = _WARMUP.fill(c)
     falls = c.recipe == "white" or c.preset.lr_schedule != "constant"
     return min(epochs, c.epochs / 2) if falls and c.epochs else epochs
 
 
-_WARMUP, _CLIP = _preset("warmup_epochs"), _preset("clip_norm")
+_WARMUP = _preset("warmup_epochs")
+_CLIP = _preset("clip_norm")
 
 
-def _clip(c) -> float | None:
+def _clip(c: Any) -> float | None:
     """The preset's or the recipe's; none for an exact gradient that the paper does not clip."""
     return _CLIP.fill(c) if c.preset.clip_exact or c.rule.learns_inverse else None
 
 
-def _lam(c) -> float:
+def _lam(c: Any) -> float:
     """The preset's λ for the objective; 0 if no inverse is learned."""
     if not LEARNS.holds(c):
         return 0.0
@@ -185,15 +188,16 @@ _RELATIONS = {
 RELATIONS: dict[str, Relation] = defaultdict(Relation, _RELATIONS)  # most options have none
 
 
-def conflicts(c) -> Iterator[str]:
+def conflicts(c: Any) -> Iterator[str]:
     """One line for each contradiction between options of a whole configuration."""
     if c.gradient not in c.preset.gradients:
-        choices, given = " or ".join(c.preset.gradients), f"`gradient={c.gradient}`"
-        yield f"`model={c.model_name}` cannot be trained with {given}: choose {choices}"
+        choices = ", ".join(c.preset.gradients)
+        gradient = f"`gradient={c.gradient}`"
+        yield f"`model={c.model_name}` cannot be trained with {gradient}: choose {choices}"
     for name, default in (("objective", "mixture"), ("jvp_weight", 0.0), ("init", "paper")):
         if not c.preset.takes_choices and getattr(c, name) != default:
-            given = f"`{name}={getattr(c, name)}`"
-            yield f"{given} has no effect on {c.model_name}, which takes no choices: leave it out"
+            flag = f"`{name}={getattr(c, name)}`"
+            yield f"{flag} has no effect on {c.model_name}, which takes no choices: leave it out"
     if c.init == "authors" and c.model != "fc" and c.kernel in (None, 1):
         needs = "`model=fc` or a `kernel` above 1 (elsewhere it is the same as paper)"
         yield f"`init=authors` only has an effect with {needs}: leave it out"

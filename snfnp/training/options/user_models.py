@@ -28,7 +28,7 @@ _REFERENCE = re.compile(r"(\w[\w.]*):((?!__)\w+(?:\.(?!__)\w+)*)")
 _MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-def register(name: str, build: Callable[..., Flow], **settings) -> None:
+def register(name: str, build: Callable[..., Flow], **settings: Any) -> None:
     """Let `name` stand for a model of the user's own in this process.
 
         snfnp.register("mine", build, lr=1e-3)    # TrainConfig(model="mine"), load_run, …
@@ -43,8 +43,8 @@ def register(name: str, build: Callable[..., Flow], **settings) -> None:
         UsageError: the name cannot be taken, `build` has other arguments, or a field is unknown.
     """
     if not re.fullmatch(r"[\w.-]+", str(name)) or name in _OURS:
-        found = f"{name!r} cannot be the name of a preset of your own"
-        raise UsageError(f"{found}: choose another, of letters, digits, hyphens and dots")
+        message = f"{name!r} cannot be the name of a preset of your own"
+        raise UsageError(f"{message}: choose another, of letters, digits, hyphens and dots")
     if unknown := sorted(settings.keys() - {field.name for field in fields(Preset)[1:]}):
         raise UsageError(f"a preset has no {unknown[0]}: see snfnp.models.Preset")
     PRESETS[name] = _preset(name, build, **settings)
@@ -118,8 +118,9 @@ def check_flow(flow: Any, shape: tuple[int, ...], name: str) -> Flow:
     problem = ""
     if not isinstance(flow, Flow):
         problem = f"the function returned a {type(flow).__name__}; let it return a snfnp.Flow"
-    elif (own := flow.image_shape or flow.shape) != shape:
-        problem = f"it is for data of shape {own}, found {shape}; give both the same (image_shape=)"
+    elif (expected := flow.image_shape or flow.shape) != shape:
+        problem = f"it is for data of shape {expected}, found {shape}; "
+        problem += "give both the same (image_shape=)"
     if problem:
         raise UsageError(f"{name}: {problem}")
     return flow
@@ -135,18 +136,20 @@ def _missing(model: str) -> Any:
     raise UsageError(f"{problem}: {advice}")
 
 
-def _preset(name: str, build: Any, **settings) -> Preset:
+def _preset(name: str, build: Any, **settings: Any) -> Preset:
     if isinstance(build, Preset):
         return build
-    found, takes, needed = f"{name} is of type {type(build).__name__}", [], set()
+    message = f"{name} is of type {type(build).__name__}"
+    takes = []
+    needed = set()
     with suppress(TypeError, ValueError):  # not a function, or one without a signature
         parameters = inspect.signature(build).parameters
         takes = list(parameters)
         needed = {key for key, each in parameters.items() if each.default is each.empty}
         needed -= {key for key, each in parameters.items() if each.kind in _MANY}
-        found = f"{name} takes {', '.join(takes) or 'nothing'}"
+        message = f"{name} takes {', '.join(takes) or 'nothing'}"
     if takes[:1] != ["shape"] or not needed <= {"shape", "choices"}:
-        raise UsageError(f"{found}: let it be build(shape) or build(shape, choices) -> Flow")
+        raise UsageError(f"{message}: let it be build(shape) or build(shape, choices) -> Flow")
     takes = "choices" in takes
 
     def built(choices: Choices, shape: tuple[int, ...]) -> Flow:
