@@ -28,7 +28,8 @@ from snfnp.rules import Rule, SelfNormalizing
 ROOT = Path(__file__).parents[1]
 # From the top down. A module imports what stands on lower floors, or belongs to itself. Of `beyond`
 # each file has a floor, as they are imported on demand.
-FLOORS = """scripts __main__ / cli density / training / step / beyond.training / step.update
+FLOORS = """scripts __main__ / cli density / training / step / beyond.training
+/ step.update / step.batches / step.settings
 / likelihood diagnostics gradcheck models data beyond.certificates / flow / layers beyond.rules
 / rules beyond / maps context parameters processes / ops __init__ / images / files
 / errors threads"""

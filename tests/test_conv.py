@@ -180,7 +180,7 @@ def test_flip_is_eq_26_in_the_papers_order(ops):
 
 @kernels
 @images
-def test_multiple_is_the_convolution_of_ones(ops, kernel, image):
+def test_multiplicity_is_the_convolution_of_ones(ops, kernel, image):
     """Eq. 27; test_maps.py has m by its definition."""
     for channels in ((1, 1), (2, 2), (1, 2)):
         f, shape = Conv2d(kernel, *channels), (*image, channels[0])
@@ -194,7 +194,7 @@ def test_multiple_is_the_convolution_of_ones(ops, kernel, image):
 
 
 @pytest.mark.parametrize("small, large", [((3, 3), (7, 7)), ((1, 3), (5, 3)), ((3, 3), (3, 3))])
-def test_fit_pads_and_crops_about_the_centre(ops, small, large):
+def test_pad_or_crop_pads_and_crops_about_the_centre(ops, small, large):
     f, g, shape = Conv2d(small, 2), Conv2d(large, 2), (4, 5, 2)
     _, w, _ = arrays(small, shape[:2], (2, 2))
     _, r, _ = arrays(large, shape[:2], (2, 2))
@@ -211,11 +211,11 @@ def test_fit_pads_and_crops_about_the_centre(ops, small, large):
     )
 
 
-def test_fit_crops_one_side_and_pads_the_other():
+def test_pad_or_crop_crops_one_side_and_pads_the_other():
     _, w, _ = arrays((3, 5), (4, 4), (1, 1))
     expected = np.zeros((5, 3, 1, 1))
     expected[1:4] = w[:, 1:4]
-    np.testing.assert_array_equal(Conv2d((5, 3), 1).fit(w), expected)
+    np.testing.assert_array_equal(Conv2d((5, 3), 1).pad_or_crop(w), expected)
 
 
 @pytest.mark.parametrize("small, large", [((3, 3), (7, 7)), ((3, 3), (3, 3)), ((3, 5), (5, 3))])

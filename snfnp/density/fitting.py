@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.random import Generator, RandomState
@@ -169,17 +169,10 @@ def _folds(options: Options, groups: np.ndarray) -> list[np.ndarray]:
 
 def _config(options: Options, rows: int, columns: int, seed: int) -> TrainConfig:
     """The configuration of flows that are trained on so many rows."""
-    config = TrainConfig(
-        model="vector",
-        seed=seed,
-        depth=options.layers,
-        activation=options.activation,
-        gradient=options.gradient,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        lr=options.lr,
-        patience=options.patience,
-    ).resolve(rows, (columns,))
+    names = ("activation", "gradient", "epochs", "batch_size", "lr", "patience")
+    settings: dict[str, Any] = {name: getattr(options, name) for name in names}  # None: the default
+    config = TrainConfig(model="vector", seed=seed, depth=options.layers, **settings)
+    config = config.resolve(rows, (columns,))
     plain = options.activation != "spline" and _is_small(config, columns)
     return replace(config, backend="numpy" if plain else "numba")
 

@@ -1,4 +1,4 @@
-"""What a training step needs besides layers: numbers that change, a log, Adam, the control of λ.
+"""Parts of a training step besides layers: numbers that change, a log, Adam, the control of λ.
 
 A device may work asynchronously: numbers that change from step to step are handed to operations as
 `StepScalars`, which such a device keeps in arrays, and a step's figures go to a log on it, which

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from types import NoneType
 from typing import Any, get_args
 
 from snfnp import models
@@ -20,8 +19,9 @@ from snfnp.models import PRESETS, Preset
 from snfnp.ops import BACKENDS
 from snfnp.step.update import SCHEDULES
 
-# int | Auto: an int, or None until `TrainConfig.resolve` fills it in, or what becomes one (a path).
-Auto = Any
+# The type of an option is that of its value once `TrainConfig.resolve` has filled it in, as it does
+# where the default is None. `T | None`: it may stay None. `T | Any`: other types become a T, as
+# text a path.
 LARGEST = 1e300  # of a real number, so that what is computed from it stays finite
 _KINDS: dict[type, tuple[Any, str]] = {  # {kind: (the types of its values, words for them)}
     bool: (bool, "True or False"),
@@ -92,8 +92,8 @@ def options_in(config: type) -> dict[str, Option]:
     options = {}
     for entry in fields(config):
         kind: Any
-        kind, *others = get_args(entry.type) or (entry.type,)
-        optional = NoneType in others or Any in others
+        kind, *_ = get_args(entry.type) or (entry.type,)
+        optional = entry.default is None
         options[entry.name] = Option(entry.name, kind, optional, entry.default, **entry.metadata)
     return options
 
@@ -135,7 +135,7 @@ _HELD_OUT = "data for `data=PATH`: another path, or a fraction of the data, draw
 class ModelOptions:
     """The flow and its initial weights."""
 
-    model: str | Auto = changeable(  # to another that builds the same flow
+    model: str | Any = changeable(  # to another that builds the same flow
         None, f"{_MODELS}; or module:function, a function of yours that builds the flow", _GIVEN
     )
     levels: int | None = option(None, "L of Glow: blocks between squeezes", _UP_TO_1000)
@@ -157,7 +157,7 @@ class ModelOptions:
         "that noise. identity: the identity",
         choices=models.INITS,
     )
-    bias_init: str | Auto = option(
+    bias_init: str = option(
         None,
         "biases start at 0 (zero), or where the first batch's outputs have mean 0 (data)",
         choices=models.BIAS_INITS,
@@ -168,14 +168,14 @@ class ModelOptions:
 class GradientOptions:
     """The gradient of log|det W|, and the objective."""
 
-    gradient: str | Auto = option(
+    gradient: str = option(
         None,
         "the gradient of log|det W|: from the learned inverse (self-normalizing; Eqs. 10, 11, 15, "
         "16), exact (Eq. 2; of convolutions by blocks or, exact-dense, through the whole matrix, "
         f"the paper's baseline), or relative (Gresele et al. 2020; {_RELATIVE} only)",
         choices=models.GRADIENTS,
     )
-    objective: str | Auto = option(
+    objective: str = option(
         None,
         "what training maximises: both densities (mixture, Eq. 3), the forward density alone, or "
         "the variational bound, with noise of variance 1/(2λ) in linear layers (A.4)",
@@ -197,7 +197,7 @@ class GradientOptions:
 class MultiplierOptions:
     """λ of Eq. 3, fixed or controlled (derivations/21-lambda-controllers.md)."""
 
-    lam: float | Auto = changeable(
+    lam: float = changeable(
         None,
         "λ, the weight of the error in Eq. 3; with geco its first and least value",
         NOT_NEGATIVE,
@@ -212,34 +212,35 @@ class MultiplierOptions:
         "the error of each layer that geco bounds: E/‖h‖² (relative), or E (absolute)",
         choices=("relative", "absolute"),
     )
-    tolerance: float | Auto = option(
+    tolerance: float = option(
         None, "κ, the error that geco tolerates; at 0 λ never falls, as in A.5", NOT_NEGATIVE
     )
-    lambda_rate: float | Auto = option(None, "η, how fast geco changes λ", POSITIVE)
-    lambda_smoothing: float | Auto = option(None, "α, the decay of geco's mean C", _SMOOTHING)
+    lambda_rate: float = option(None, "η, how fast geco changes λ", POSITIVE)
+    lambda_smoothing: float = option(None, "α, the decay of geco's mean C", _SMOOTHING)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserOptions:
     """Adam and its batches."""
 
-    batch_size: int | Auto = option(
+    batch_size: int = option(
         None, "samples per step; an epoch leaves out an incomplete last batch", AT_LEAST_1
     )
-    lr: float | Auto = changeable(None, "Adam's learning rate after warm-up", POSITIVE)
-    warmup_epochs: float | Auto = option(None, "epochs of a linear rise to `lr`", NOT_NEGATIVE)
-    coordinates: str | Auto = option(
+    lr: float = changeable(None, "Adam's learning rate after warm-up", POSITIVE)
+    warmup_epochs: float = option(None, "epochs of a linear rise to `lr`", NOT_NEGATIVE)
+    coordinates: str = option(
         None,
-        "what Adam updates: the weights (plain), or weights in coordinates in which their inputs "
-        "have second moments I (white: K-FAC's input preconditioning; dense layers get "
-        "layers before them that whiten)",
+        "precondition each layer's inputs to unit second moments (white: K-FAC's factor of the "
+        "inputs; dense layers get layers before them that whiten), or not (plain)",
         choices=("plain", "white"),
     )
-    lr_schedule: str | Auto = changeable(
-        None, "how the learning rate falls from warm-up to the last epoch", choices=SCHEDULES
+    lr_schedule: str = changeable(
+        None, "decay of the learning rate from warm-up to the last epoch", choices=SCHEDULES
     )
-    final_lr_fraction: float | Auto = changeable(None, "the last step's part of `lr`", _FRACTION)
-    clip_norm: float | None = changeable(None, "the largest norm of the gradient", POSITIVE)
+    final_lr_fraction: float = changeable(
+        None, "learning rate of the last step, as a fraction of `lr`", _FRACTION
+    )
+    clip_norm: float | None = changeable(None, "clip the gradient to this norm", POSITIVE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,9 +255,9 @@ class RunOptions:
     )
     validation: str | None = changeable(None, f"validation {_HELD_OUT}", _GIVEN)
     test: str | None = changeable(None, f"test {_HELD_OUT}", _GIVEN)
-    header: bool | None = option(None, "whether line 1 of a table has names of columns")
+    header: bool | None = option(None, "line 1 of a table names the columns")
     columns: str | None = option(None, "columns of a table to use: names, or numbers from 0")
-    drop_incomplete: bool = option(False, "leave out rows of a table without all numbers")
+    drop_incomplete: bool = option(False, "leave out rows of a table with gaps")
     preprocess: str | None = option(
         None,
         "how data become the flow's inputs: images by dequantisation and a logit, or scaled "
@@ -265,12 +266,12 @@ class RunOptions:
     )
     ties: str = option(
         "dequantise",
-        "columns of rows with repeated values, as whole numbers: uniform noise of one step is part "
-        "of the model and samples are rounded, or they are kept as they are, or refused (raise)",
+        "columns with repeated values, such as integers: add uniform noise of one step and round "
+        "samples (dequantise), leave them (keep), or refuse them (raise)",
         choices=TIES,
     )
-    data_dir: Path | Auto = changeable(None, "folder with the files of a published data set")
-    augment: bool | Auto = option(
+    data_dir: Path | Any = changeable(None, "folder with the files of a published data set")
+    augment: bool = option(
         None, "flip training images left to right and shift them by a pixel, at random"
     )
     noise: float = option(
@@ -278,10 +279,10 @@ class RunOptions:
         "standard deviation of the noise in the flow's training inputs, which smooths the density",
         NOT_NEGATIVE,
     )
-    shuffle: bool = option(True, "draw a new order of the training data for every epoch")
+    shuffle: bool = option(True, "shuffle the training data in every epoch")
     seed: int = option(0, "seed of initialisation, order and dequantisation noise", _SEED)
-    epochs: int | Auto = changeable(None, "passes over the training data", AT_LEAST_1)
-    eval_every: int | Auto = changeable(None, "epochs between evaluations", AT_LEAST_1)
+    epochs: int = changeable(None, "passes over the training data", AT_LEAST_1)
+    eval_every: int = changeable(None, "epochs between evaluations", AT_LEAST_1)
     checkpoint_every: str = changeable(
         "10m", "steps (500) or minutes (10m) between checkpoints: what a crash can cost", _INTERVAL
     )
@@ -291,7 +292,7 @@ class RunOptions:
     patience: int | None = changeable(
         None, "stop after this many evaluations in a row without a new best", AT_LEAST_1
     )
-    out: Path | Auto = changeable(None, "folder of the run: new or empty, unless resumed")
+    out: Path | Any = changeable(None, "folder of the run: new or empty, unless resumed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,7 +305,7 @@ class DeviceOptions:
         choices=tuple(BACKENDS),
     )
     threads: int | None = changeable(
-        None, "threads of each process at most; fix them to repeat a run bit for bit", AT_LEAST_1
+        None, "at most N threads for each process; set it to repeat a run bit for bit", AT_LEAST_1
     )
     dtype: str = option("float32", "precision of training", choices=_DTYPES)
     eval_dtype: str = changeable(
