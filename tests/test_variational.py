@@ -23,6 +23,7 @@ from snfnp.maps import Conv2d, Dense
 from snfnp.ops import RandomKey, get_ops
 from snfnp.rules import SelfNormalizing
 from snfnp.step.batches import Repeated
+from snfnp.step.trainer import Trainer
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.checkpoint import Checkpoint
 
@@ -149,8 +150,10 @@ def test_evaluation_has_no_noise(ops):
     assert result == expected
 
 
-def test_every_step_has_noise_of_its_own(ops):
-    """The same images, seed and parameters at another step: another gradient."""
+def test_every_step_has_noise_of_its_own(ops, monkeypatch):
+    """The same inputs, seed and parameters at another step: another gradient."""
+    encode = Trainer.encode  # the dequantisation noise stays that of step 0
+    monkeypatch.setattr(Trainer, "encode", lambda self, x, _, part: encode(self, x, 0, part))
     trainer = noisy_trainer(ops, dtype="float64")
     images = np.random.default_rng(0).integers(0, 256, (6, 64)).astype(np.uint8)
     gradients = []
