@@ -57,7 +57,7 @@ class Choices:
 class Preset:
     """A model and its training settings, the paper's (A.3) for the models of its tables."""
 
-    build: Callable[[Choices, tuple[int, ...]], Flow]  # of images (H, W, C) or rows (D,)
+    build: Callable[[Choices, tuple[int, ...]], Flow]  # for images (H, W, C) or rows (D,)
     summary: str  # a phrase, for help
     gradients: tuple[str, ...]  # the gradients for its training, the default first
     lr: float = 1e-3
@@ -75,7 +75,7 @@ class Preset:
     has_bias_init: bool = False  # biases may start from data
     has_coordinates: bool = True  # white coordinates change its training
     takes_rows: bool = False
-    takes_choices: bool = True  # build uses them
+    takes_choices: bool = True  # build takes a `Choices`
     white: dict = field(default_factory=WHITE.copy)  # settings of recipe="white"
     lam_forward: float | None = None  # λ of the forward objective
     # Options, and `steps`, that depend on the shape and the number of the training data.

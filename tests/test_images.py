@@ -318,7 +318,7 @@ def test_rows_on_a_lattice_get_noise_of_a_step_and_come_back(ops):
     np.testing.assert_allclose(back[:, 1], rows[:, 1], rtol=1e-12, atol=1e-12)
     assert tied.terms(-2.0, 2) == {"dequantisation": 0.0, "scale": -2.0}
     gaussian = np.log2(2 * np.pi * np.e) / 2  # bits of a standard Gaussian
-    np.testing.assert_allclose(plain.usual_bits, np.log2([2.0, 4.0]).mean() + gaussian)
+    np.testing.assert_allclose(plain.baseline_bits, np.log2([2.0, 4.0]).mean() + gaussian)
 
 
 def shifted(image: np.ndarray, down: int, right: int, flip: bool) -> np.ndarray:

@@ -26,19 +26,19 @@ class Layer:
     The same code runs on every backend and inside a recorded training step, if
 
     * arrays are used through their operators and methods, `ops.xp` (the array namespace) and the
-      groups of ops; matrix products through `ops.linalg.matmul`, never `@`, which no graph of a
-      GPU can record;
+      groups of ops; matrix products through `ops.linalg.matmul`, never `@`: a CUDA graph cannot
+      record it;
     * `forward` and `backward` read no value back to the host: no `float()`, `bool()`, `if` or
       iteration on arrays;
-    * a matrix R and its gradient, which are kept as Rᵀ, are written through their axes: their
-      `reshape` is a copy;
+    * a matrix R and its gradient, which are stored in Fortran order, are indexed: `reshape` would
+      copy them;
     * results have the dtype of x: constants are Python numbers, which do not widen float32;
     * `forward` and inverses change no argument, and `backward` neither dz nor the cache (another
       layer may hold the same array). It writes every element of the arrays in `grads`;
     * a NaN in a parameter or an input reaches the outputs.
     """
 
-    # Whether R, a learned inverse, is among the parameters: in a flow, those of a `Linear`.
+    # Whether the parameters include a learned inverse R. In a flow only a `Linear` has one.
     learns_inverse: ClassVar[bool] = False
     # Whether `inverse` is exact to rounding and costs about as much as `forward`: the backward
     # pass may then recompute x from z instead of keeping it.

@@ -28,7 +28,7 @@ class _OfImages:
             raise UsageError(f"levels is {self.levels}: images have bytes, so 2 to 256")
 
     @property
-    def usual_bits(self) -> float:
+    def baseline_bits(self) -> float:
         """Bits per dimension of uniform data."""
         return math.log2(self.levels)
 
@@ -114,7 +114,7 @@ class Standardise:
         return (*fields, self.least, self.greatest)[: 7 if self.least else 5 if self.step else 2]
 
     @property
-    def usual_bits(self) -> float:
+    def baseline_bits(self) -> float:
         """Bits per dimension of independent Gaussians with these spreads."""
         return float(np.mean(np.log2(self.spread))) + math.log2(2 * math.pi * math.e) / 2
 

@@ -25,7 +25,7 @@ class Whiten(Layer):
     Args:
         features: D.
         shrink: OAS shrinkage of C towards a multiple of I (`_shrunk`): C may be singular.
-        renewed: estimated again and again, for a layer whose input training changes; otherwise
+        renewed: re-estimated during training, for inputs that training changes; otherwise
             once, before the first step.
     """
 

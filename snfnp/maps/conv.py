@@ -101,21 +101,21 @@ class Conv2d(Map):
         """For 1×1 kernels: H W log|det w|."""
         if self.inverse_is_same_map:
             return shape[0] * shape[1] * ops.linalg.log_abs_det(w[0, 0])
-        return self._exactly.log_det(ops, w, shape)
+        return self._determinants.log_det(ops, w, shape)
 
     def log_det_grad(self, ops: Ops, w: Array, shape: Shape) -> Array:
         """The second term of Eq. 13. For 1×1 kernels: H W w⁻ᵀ."""
         if self.inverse_is_same_map:
             return (shape[0] * shape[1] * ops.linalg.inverse(w[0, 0]).T)[None, None]
-        return self._exactly.log_det_grad(ops, w, shape)
+        return self._determinants.log_det_grad(ops, w, shape)
 
     def solve(self, ops: Ops, w: Array, z: Array) -> Array:
         if self.inverse_is_same_map:
             return ops.linalg.solve(w[0, 0].T, z.reshape(-1, z.shape[-1])).reshape(z.shape)
-        return self._exactly.solve(ops, w, z)
+        return self._determinants.solve(ops, w, z)
 
     @property
-    def _exactly(self) -> ModuleType:
+    def _determinants(self) -> ModuleType:
         """The module with log_det, log_det_grad and solve."""
         return block_tridiagonal if self.exact == "block" else explicit
 

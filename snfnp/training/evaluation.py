@@ -91,7 +91,7 @@ class Evaluator:
         take fewer than 0."""
         trainer = self._trainer
         bits = evaluation.bits_per_dimension
-        baseline = trainer.flow.preprocess.usual_bits
+        baseline = trainer.flow.preprocess.baseline_bits
         if progress.best:
             best = progress.best.figures["validation_nll_nats"]
             baseline = max(baseline, best / (evaluation.dimension * math.log(2)))

@@ -75,7 +75,7 @@ def _size(name: str) -> Relation:
 
 
 def _only(need: Need, value: Any, words: str = "") -> Relation:
-    """The relation of an option that is None unless `need` holds. value: then; or value(c)."""
+    """The relation of an option that is None unless `need` holds, and then `value`, or value(c)."""
     fill = value if callable(value) else lambda c: value
     return Relation((need,), lambda c: fill(c) if need.holds(c) else None, words or shown(value))
 
