@@ -38,6 +38,10 @@ def gradients(
         lams: numbers or {layer: number}; None: the gradients of the likelihood alone, without the
             reconstruction error and Eq. 31.
         key: of the step's random numbers.
+
+    Returns:
+        Gradients like the parameters for each of `lams`. Costs a forward pass, and a backward pass
+        each.
     """
     latents, _, caches = flow.forward(ops, params, x)
     weights = ops.xp.full(len(x), 1 / len(x), x.dtype)
@@ -81,6 +85,7 @@ def gradient_angles(
 
     Raises:
         UsageError: if no layer learned an inverse.
+        SingularMatrixError: if a layer is singular; the message names it.
     """
     learned = flow.learned_inverses()
     if not learned:

@@ -31,36 +31,34 @@ CHANGED = "^the layer changed its argument {}$"
 class SinhLayer(Layer):
     """z = sinh(A x) + t, as a user would write it, with one line too many at some place."""
 
-    place: str = ""
+    position: str = ""
     line: str = ""
 
-    def at(self, place, **values):
+    def at(self, position, **values):
         """The values after that line, if it stands here."""
-        if place == self.place:
+        if position == self.position:
             exec(self.line, {"np": np}, values)
-        return values.values()
+        return values
 
     def parameter_shapes(self, shape):
-        (shapes,) = self.at("shapes", shapes={"A": (D, D), "t": (D,)})
-        return shapes
+        return self.at("shapes", shapes={"A": (D, D), "t": (D,)})["shapes"]
 
     def init(self, rng, shape):
         return {"A": np.eye(D), "t": np.zeros(D)}
 
     def output_shape(self, shape):
-        (shape,) = self.at("output", shape=shape)
-        return shape
+        return self.at("output", shape=shape)["shape"]
 
     def forward(self, ops, p, x):
         u = x @ p["A"].T
         of_a = np.linalg.slogdet(p["A"])[1]
         z = np.sinh(u) + p["t"]
         ldj = np.log(np.cosh(u)).sum(axis=1) + of_a
-        z, ldj, *_ = self.at("forward", z=z, ldj=ldj, x=x, of_a=of_a)
-        return z, ldj, {"x": x, "u": u}
+        values = self.at("forward", z=z, ldj=ldj, x=x, of_a=of_a)
+        return values["z"], values["ldj"], {"x": x, "u": u}
 
     def inverse(self, ops, p, z):
-        u, _ = self.at("inverse", u=np.arcsinh(z - p["t"]), z=z)
+        u = self.at("inverse", u=np.arcsinh(z - p["t"]), z=z)["u"]
         return np.linalg.solve(p["A"], u.T).T
 
     def backward(self, ctx, p, cache, dz, grads):
@@ -68,12 +66,11 @@ class SinhLayer(Layer):
         u = cache["u"]
         dldj = ctx.dldj
         volume = dldj[:, None] * np.tanh(u)
-        du, _ = self.at("du", du=dz * np.cosh(u) + volume, volume=volume)
+        du = self.at("du", du=dz * np.cosh(u) + volume, volume=volume)["du"]
         grads["A"][...] = du.T @ x + dldj.sum() * np.linalg.inv(p["A"]).T
         grads["t"][...] = dz.sum(axis=0)
         of = {"A": grads["A"], "t": grads["t"], "of_A": du.T @ x, "p": p}
-        dx, *_ = self.at("end", dx=du @ p["A"], dz=dz, dldj=dldj, u=u, grads=grads, **of)
-        return dx
+        return self.at("end", dx=du @ p["A"], dz=dz, dldj=dldj, u=u, grads=grads, **of)["dx"]
 
 
 def test_a_correct_layer_passes():
@@ -84,7 +81,7 @@ def test_a_correct_layer_passes():
 
 
 @pytest.mark.parametrize(
-    "place, line, message",
+    "position, line, message",
     [
         ("du", "du = du - 2 * volume", NUMBERS.format("x")),
         ("du", "du = du - volume", NUMBERS.format("x")),
@@ -119,9 +116,9 @@ def test_a_correct_layer_passes():
         ("end", "u *= 2", "^backward changed the cache"),
     ],
 )
-def test_a_wrong_layer_fails(place, line, message):
+def test_a_wrong_layer_fails(position, line, message):
     with pytest.raises(GradientError, match=message):
-        check_layer(SinhLayer(place, line), (D,))
+        check_layer(SinhLayer(position, line), (D,))
 
 
 @dataclass(frozen=True)
@@ -154,10 +151,10 @@ def test_layers_are_checked_on_every_backend_of_the_cpu(alone):
         check_layer(Shifted("numba"), (D,))
 
 
-def failures(place, line):
+def failures(position, line):
     """The lines of what check_layer finds wrong."""
     with pytest.raises(GradientError) as caught:
-        check_layer(SinhLayer(place, line), (D,))
+        check_layer(SinhLayer(position, line), (D,))
     return str(caught.value).splitlines()
 
 
@@ -177,9 +174,9 @@ class FlatR(SinhLayer):
         return super().inverse(ops, {"A": p["R"], **p}, z)
 
     def backward(self, ctx, p, cache, dz, grads):
-        own = {"A": np.empty((D, D)), "t": grads["t"]}
-        dx = super().backward(ctx, {"A": p["R"], **p}, cache, dz, own)
-        grads["R"].reshape(-1)[...] = own["A"].reshape(-1)
+        buffers = {"A": np.empty((D, D)), "t": grads["t"]}
+        dx = super().backward(ctx, {"A": p["R"], **p}, cache, dz, buffers)
+        grads["R"].reshape(-1)[...] = buffers["A"].reshape(-1)
         return dx
 
 
@@ -206,7 +203,7 @@ class Returns(SinhLayer):
     """A layer of which one method returns something else."""
 
     def __getattribute__(self, name):
-        if name == super().__getattribute__("place"):
+        if name == super().__getattribute__("position"):
             return lambda *arguments: eval(super(Returns, self).__getattribute__("line"))
         return super().__getattribute__(name)
 
