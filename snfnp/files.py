@@ -39,7 +39,9 @@ _ABANDONED = 3600  # seconds without a write
 PARTIAL = ".partial"  # the end of the name of a file that a crash may leave half written
 
 
-def open_regular(path: str | os.PathLike, flags: int = os.O_RDONLY, follow: bool = False) -> int:
+def open_regular(
+    path: str | os.PathLike[str], flags: int = os.O_RDONLY, follow: bool = False
+) -> int:
     """The descriptor of a file that is no pipe and no device, and no link unless `follow`.
 
     So nothing waits for the other end of a pipe or reads an endless device, and nothing outside a
@@ -58,7 +60,7 @@ def open_regular(path: str | os.PathLike, flags: int = os.O_RDONLY, follow: bool
     return descriptor
 
 
-def _require_regular(mode: int, path: str | os.PathLike) -> None:
+def _require_regular(mode: int, path: str | os.PathLike[str]) -> None:
     if not stat.S_ISREG(mode):
         why = os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "it is no regular file"
         raise OSError(errno.EINVAL, why, str(path))

@@ -143,8 +143,11 @@ class Published:
         import requests
 
         pooch.get_logger().setLevel("WARNING")
-        limits = {"chunk_size": 1 << 16, "timeout": (5.0, 15.0)}  # to connect; without a byte
-        fetch: Any = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), **limits)
+        fetch: Any = pooch.HTTPDownloader(
+            progressbar=sys.stderr.isatty(),
+            chunk_size=1 << 16,
+            timeout=(5.0, 15.0),  # seconds to connect, and without a byte
+        )
         known = f"md5:{self.files[name]}"
         failures: list[str] = []
         for mirror in self.mirrors:
