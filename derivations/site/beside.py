@@ -99,6 +99,7 @@ def show_code(app, doctree, docname):
             target = f"#{page.shown[file, pointer[2]]}"
         literal.replace_self(nodes.reference("", "", literal.deepcopy(), refuri=target))
     link_equations(doctree, page)
+    _mark_narrow(app, doctree)
     if with_code:
         _tell_the_reading(page, doctree)
         _list_citing_lines(page, doctree)
@@ -170,6 +171,16 @@ def _keep_together(doctree) -> None:
         block.rawsource = text
         block.children = [nodes.Text(text)]
         block.children[0].parent = block
+
+
+def _mark_narrow(app, doctree) -> None:
+    """The class of pictures that a phone shows whole: wider ones keep their size, and scroll."""
+    for image in doctree.findall(nodes.image):
+        path = app.srcdir / image["uri"]
+        if path.suffix == ".svg" and path.is_file():
+            width = re.search(r' width="([\d.]+)pt"', path.read_text(encoding="utf-8")[:500])
+            if width and float(width[1]) <= 345:
+                image["classes"].append("narrow")
 
 
 def _within(node, kind) -> bool:

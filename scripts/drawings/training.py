@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from benchmarks.steps import operations
+from matplotlib.ticker import NullFormatter
 
 from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, laid_out, plt
 from snfnp.layers import ActNorm
@@ -127,7 +128,7 @@ def _program():
 
 
 def _trained(program, draw, size: int, steps: int, rate: float, noise: float, samples: int):
-    """Page 00's flow after its training: samples, and a picture whose left panel is still empty."""
+    """Page 00's flow after its training: samples, and a picture whose top panel is still empty."""
     rng = np.random.default_rng(0)
     flow = [program["Dense"](size, rng, noise), program["Bend"]()]
     flow.append(program["Dense"](size, rng, noise))
@@ -135,29 +136,30 @@ def _trained(program, draw, size: int, steps: int, rate: float, noise: float, sa
     z = rng.standard_normal((samples, size))
     for layer in reversed(flow):
         z = layer.inverse(z)
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9.6, 3.2))
+    figure, axes = plt.subplot_mosaic("aa;bc", figsize=(4.7, 5.2), height_ratios=[1.5, 1])
     at = np.arange(1, len(seen) + 1) * steps / len(seen)
     for axis, column, title in (
-        (middle, 0, r"$\Vert R W - I\Vert$"),
-        (right, 1, "degrees from the exact gradient"),
+        (axes["b"], 0, r"$\Vert R W - I\Vert$"),
+        (axes["c"], 1, "degrees from the\nexact gradient"),
     ):
         for layer, (color, label) in enumerate(((BLUE, "first layer"), (ORANGE, "second layer"))):
             axis.semilogy(at, seen[:, layer, column], color=color, label=label, linewidth=1.4)
         axis.set(title=title, xlabel="step")
         axis.grid()
-    middle.legend(fontsize=8)
-    return z, figure, left
+        axis.yaxis.set_minor_formatter(NullFormatter())
+    axes["b"].legend(fontsize=8)
+    return z, figure, axes["a"]
 
 
 def method_plane():
     """Page 00's flow of the plane: data and samples, ‖RW − I‖, the angle."""
     program = _program()
-    z, figure, left = _trained(program, program["cloud"], 2, 2000, 0.02, 0.4, 250)
+    z, figure, top = _trained(program, program["cloud"], 2, 2000, 0.02, 0.4, 250)
     points = program["cloud"](np.random.default_rng(1), 250)
-    left.plot(*points.T, ".", color=INK, markersize=3, alpha=0.6, label="data")
-    left.plot(*z.T, ".", color=BLUE, markersize=3, label="samples")
-    left.set(title="data, and samples through $R$", xticks=[], yticks=[])
-    left.legend(fontsize=8)
+    top.plot(*points.T, ".", color=INK, markersize=3, alpha=0.6, label="data")
+    top.plot(*z.T, ".", color=BLUE, markersize=3, label="samples")
+    top.set(title="data, and samples through $R$", xticks=[], yticks=[])
+    top.legend(fontsize=8)
     return laid_out(figure)
 
 
@@ -169,8 +171,8 @@ def method_digits():
     def draw(rng):
         return program["digits"](rng, images)
 
-    z, figure, left = _trained(program, draw, 196, 1000, 3e-3, 0.02, 36)
+    z, figure, top = _trained(program, draw, 196, 1000, 3e-3, 0.02, 36)
     z = (z + images.mean(0)).reshape(6, 6, 14, 14).swapaxes(1, 2).reshape(84, 84)
-    left.imshow(z, cmap="gray", vmin=0, vmax=10)
-    left.set(title="samples through $R$", xticks=[], yticks=[])
+    top.imshow(z, cmap="gray", vmin=0, vmax=10)
+    top.set(title="samples through $R$", xticks=[], yticks=[])
     return laid_out(figure)
