@@ -13,9 +13,9 @@ import numpy as np
 
 import snfnp
 from snfnp import threads
-from snfnp.data import SPLITS
+from snfnp.data import SPLITS, Dataset
 from snfnp.errors import UsageError
-from snfnp.flow import Flow
+from snfnp.flow import Flow, Params
 from snfnp.layers.preprocess import Standardise
 from snfnp.likelihood import Likelihood
 from snfnp.ops import Ops, get_ops
@@ -29,10 +29,14 @@ from snfnp.training.runs.folder import RunFolder
 _PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "safetensors")
 
 
-def describe_run(config: TrainConfig, flow, dataset, ops, processes: int = 1) -> dict:
+def describe_run(
+    config: TrainConfig, flow: Flow, dataset: Dataset, ops: Ops, processes: int = 1
+) -> dict[str, Any]:
     """The contents of config.json."""
-    before = flow.preprocess
-    moments = before.moments if isinstance(before, Standardise) else dataset.moments or ()
+    preprocess = flow.preprocess
+    moments = dataset.moments or ()
+    if isinstance(preprocess, Standardise):
+        moments = preprocess.moments
     return {
         "config": config.as_dict(),
         "data": {
@@ -51,7 +55,7 @@ def describe_run(config: TrainConfig, flow, dataset, ops, processes: int = 1) ->
     }
 
 
-def _described(flow: Flow) -> dict:
+def _described(flow: Flow) -> dict[str, Any]:
     """A flow's description, without the moments of rows, which are among the data."""
     description = describe(flow, LISTED)
     if isinstance(flow.preprocess, Standardise):
@@ -59,7 +63,7 @@ def _described(flow: Flow) -> dict:
     return description
 
 
-def environment(ops) -> dict:
+def environment(ops: Ops) -> dict[str, Any]:
     """The backend, device, threads, versions and platform that compute."""
     versions = {"snfnp": snfnp.__version__, "python": platform.python_version()}
     for package in _PACKAGES:
@@ -74,7 +78,7 @@ def environment(ops) -> dict:
     }
 
 
-def check_same_flow(folder: RunFolder, record: dict, flow: Flow) -> None:
+def check_same_flow(folder: RunFolder, record: dict[str, Any], flow: Flow) -> None:
     """Raises UsageError if a flow is not the one that a config.json describes."""
     model: Any = record.get("model")
     described = model.get("flow") if isinstance(model, dict) else None
@@ -103,7 +107,7 @@ class LoadedRun:
     """
 
     folder: RunFolder
-    record: dict
+    record: dict[str, Any]
     config: TrainConfig
     ops: Ops
     flow: Flow
@@ -116,7 +120,7 @@ class LoadedRun:
         return f"<run {self.folder.path}: {model}, {data}, at step {self.checkpoint.step:,}>"
 
     @cached_property
-    def params(self) -> dict:
+    def params(self) -> Params:
         """{layer: {name: array}} on the device, in double precision."""
         return self.layout.views(self.ops.asarray(self.checkpoint.p, np.float64))
 
