@@ -45,7 +45,7 @@ def printed(script, **environment):
 
 
 @pytest.mark.parametrize(
-    "before, settings, found",
+    "before, settings, result",
     [
         ("", {}, "(omp|workqueue) 4 True passive " + SPINS),
         ("import numpy", {}, "(omp|workqueue) 4 False passive " + SPINS),
