@@ -30,6 +30,7 @@ from snfnp.training.checkpointer import Checkpointer
 from snfnp.training.options import OPTIONS, TrainConfig
 from snfnp.training.options.config import help_of
 from snfnp.training.options.groups import interval
+from snfnp.training.options.keywords import Changes, Options
 from snfnp.training.options.relations import RELATIONS
 from snfnp.training.runs.load import load_run
 from snfnp.training.session import started, train
@@ -383,6 +384,14 @@ def test_without_a_model_an_option_of_either_kind_of_data_waits_for_them(tmp_pat
     given = TrainConfig(bins=3, activation="smooth-leaky-relu", data="no/such.csv")  # of rows
     with one_line(UsageError, "`bins` only has an effect with `activation=spline`"), started(given):
         pass
+
+
+def test_the_keywords_of_fit_and_resume_are_the_options():
+    """With the types that they have in `TrainConfig`."""
+    types = {field.name: field.type for field in dataclasses.fields(TrainConfig)}
+    assert Changes.__annotations__ == types
+    parameters = set(inspect.signature(snfnp.fit).parameters)
+    assert set(Options.__annotations__) == set(types) - parameters
 
 
 # ---------------------------------------------------------------- every option has an effect

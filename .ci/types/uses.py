@@ -20,3 +20,7 @@ TrainConfig(epocs=5)  # pyright: ignore[reportCallIssue]
 
 run = fit(x, epochs=3, report=None)
 likelihood: snfnp.Likelihood = run.likelihood
+fit(x, epoch=3)  # pyright: ignore[reportCallIssue]
+fit(x, epochs="3")  # pyright: ignore[reportArgumentType]
+snfnp.resume("runs/mine", epochs=10, lr=1e-4)
+snfnp.resume("runs/mine", rolback=True)  # pyright: ignore[reportCallIssue]

@@ -1,16 +1,18 @@
 """A run from its options: `train` and `fit` start one, `resume` continues the one in a folder."""
 
+from __future__ import annotations
+
 import io
 import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -25,6 +27,9 @@ from snfnp.training.options.user_models import text_of
 from snfnp.training.progress import Callbacks, Report
 from snfnp.training.runs.folder import RunFolder, default_folder
 from snfnp.training.runs.load import LoadedRun, check_same_flow, load_run
+
+if TYPE_CHECKING:
+    from snfnp.training.options.keywords import Changes, Options
 
 
 @contextmanager
@@ -73,7 +78,7 @@ def started(
 @contextmanager
 def resumed(
     path: Path,
-    changes: dict[str, Any],
+    changes: Mapping[str, Any],
     rollback: bool = False,
     dataset: Dataset | None = None,
     world: Communicator = SINGLE_PROCESS,
@@ -175,7 +180,7 @@ def resume(
     optimiser: Optimiser | None = None,
     callbacks: Callbacks = (),
     flow: Any = None,
-    **changes: Any,
+    **changes: Unpack[Changes],
 ) -> dict[str, Any]:
     """Resume the run in a folder.
 
@@ -215,7 +220,7 @@ def fit(
     report: Report | None = print,
     callbacks: Callbacks = (),
     optimiser: Optimiser | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> LoadedRun:
     """Train a flow on data in one call.
 
