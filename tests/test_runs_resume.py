@@ -22,7 +22,7 @@ from snfnp.step.trainer import Trainer
 from snfnp.step.update import learning_rate
 from snfnp.training import checkpointer
 from snfnp.training.evaluation import _explosion_threshold
-from snfnp.training.runs.checkpoint import load_checkpoint
+from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 
@@ -51,13 +51,13 @@ def test_what_resume_needs_is_said(snfnp_train):
             snfnp_train(*options)
 
 
-@pytest.mark.parametrize("where", ["begin", "checkpoint"])
+@pytest.mark.parametrize("owner, method", [(Trainer, "begin"), (Checkpoint, "of")])
 def test_a_run_killed_before_its_first_checkpoint_starts_again(
-    snfnp_train, tmp_path, monkeypatch, where
+    snfnp_train, tmp_path, monkeypatch, owner, method
 ):
     start = (*START, "--out", tmp_path / "run")
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(Trainer, where, kill)
+        patched.setattr(owner, method, kill)
         snfnp_train(*start)
     (tmp_path / "run" / "run.lock").write_text("process 1 on elsewhere\n")
     (tmp_path / "run" / "last.safetensors.1-ab.partial").write_bytes(b"half")
