@@ -98,6 +98,7 @@ def test_a_table_is_trained_once_and_shown_again(everything, command, monkeypatc
     config = RunFolder.open(folder / "conv-lambda-0.3-seed-0")[1]["config"]
     assert (config["lam"], config["model"], config["epochs"]) == (0.3, "conv", 1)
     monkeypatch.setattr(runs, "train", no_training)
+    monkeypatch.setattr(runs, "resume", no_training)
     for file in folder.glob("*/*.safetensors"):  # which no table needs
         file.unlink()
     assert first.strip() in command("table4")
@@ -113,6 +114,7 @@ def test_a_row_that_diverges_is_shown_with_its_step(command, monkeypatch, tmp_pa
     record = json.loads(file.read_text())
     assert record["step"] == 4 and "is not finite" in record["message"]
     monkeypatch.setattr(runs, "train", no_training)
+    monkeypatch.setattr(runs, "resume", no_training)
     assert command(*row, "30") == first
     file.write_text(json.dumps(record | {"step": None}))
     assert "| diverged at step unknown" in command(*row, "30")
@@ -308,13 +310,14 @@ def test_unusable_runs_are_one_line_before_training(command, monkeypatch, tmp_pa
     def refused(said, *more, kind=SnfnpError, **where):
         with monkeypatch.context() as patch, one_line(kind, match=said) as caught:
             patch.setattr(runs, "train", no_training)
+            patch.setattr(runs, "resume", no_training)
             command(*(more or row), **where)
         assert "`out`" not in str(caught.value)
 
     refused("cannot make .* choose another --runs", folder="file")
     for name, content in whole.items():
         (folder / name).write_text("{")
-        refused(f"{name} is damaged")
+        refused(f"{name} (is|was edited,) damaged")
         (folder / name).write_bytes(content)
     with monkeypatch.context() as patch:
         patch.setattr(runs, "load_dataset", partial(reproduction.mnist, count=199))
