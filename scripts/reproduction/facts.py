@@ -88,7 +88,7 @@ def _epochs(rows: dict) -> dict:
 
 
 def _times(rows: dict) -> dict:
-    """Of Table 3: a convolutional step's time, as shares of exact ones'."""
+    """Table 3: a convolutional step's time, as shares of exact ones'."""
     batches = [
         rows.get(("table3", label), {}).get("batch", {})
         for label in (
@@ -107,7 +107,7 @@ def _times(rows: dict) -> dict:
 
 
 def _angles(rows: dict) -> dict:
-    """Of Fig. 3: the largest angle of the fully connected flow, and where angles are above 1°."""
+    """Fig. 3: the largest angle of the fully connected flow, and where angles are above 1°."""
     found = {
         name: rows.get(("figure3", f"{name}-snf"), {"runs": [{}]})["runs"][0]
         for name in ("fc", "conv")
@@ -152,7 +152,7 @@ def _tests(rows: dict) -> dict:
 
 
 def _parts(rows: dict) -> dict:
-    """What each part of the recipe is worth, the others being there."""
+    """The worth of each part of the recipe, the others being there."""
     found = {}
     for model in ("fc", "conv"):
 
@@ -171,7 +171,7 @@ def _parts(rows: dict) -> dict:
 
 
 def _over_time(rows: dict) -> dict:
-    """Of Fig. 5: SNF minus exact gradients at equal epochs, and when SNF's run ends."""
+    """Fig. 5: SNF minus exact gradients at equal epochs, and when SNF's run ends."""
     exact, snf = (
         rows.get(("figure5", name), {"runs": [{}]})["runs"][0].get("points", [])
         for name in ("fc-exact", "fc-snf")
