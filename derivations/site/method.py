@@ -2,46 +2,37 @@
 
 The pages are their only source. Page 00's Python blocks, one after the other, are its program; the
 prose and the blocks of a page are the cells of its notebook. Nothing but the standard library is
-needed.
+needed. A notebook keeps its outputs as long as its code stays the same; with --run, which needs the
+extra `notebooks`, the notebooks run and get theirs.
 """
 
+import base64
+import io
 import json
 import re
+import sys
 from pathlib import Path
 
 from pages import DERIVATIONS, ROOT
 
 PAGE = DERIVATIONS / "00-the-method.md"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.md"))
-# Where the project is on GitHub. It is not there yet: put owner and name here, run this program,
-# and leave out what README.md says of it.
-REPOSITORY = "OWNER/snfnp"
-_COLAB = f"https://colab.research.google.com/github/{REPOSITORY}/blob/main/notebooks/"
-_BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+_OPEN = '*To run it: `python -m pip install -e ".[notebooks]" && python -m jupyterlab notebooks`.*'
 _FOLDER = """import os
 
 if not os.path.isdir("snfnp"):  # the notebook's own folder: the data is found from the one above
     os.chdir("..")"""
-_INSTALL = f"""import importlib.util
-import subprocess
-import sys
-
-if not importlib.util.find_spec("snfnp"):  # in Colab, for example
-    address = "git+https://github.com/{REPOSITORY}"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", address], check=True)
-
-import snfnp"""
 _BLOCK = re.compile(r"^```python\n(.*?)^```\n", flags=re.M | re.S)
 
 
-def notebook(parts: list[str]) -> str:
-    """Prose and code in turn as a notebook (nbformat 4.5), without outputs."""
-    cells = []
+def notebook(parts: list[str], outputs: list[list] | None = None) -> str:
+    """Prose and code in turn as a notebook (nbformat 4.5). outputs: of each cell of code."""
+    cells, left = [], iter(outputs or ())
     for index, part in enumerate(parts):
         text = part.strip("\n")
         cell = {"id": f"cell-{index}", "metadata": {}, "source": text.splitlines(keepends=True)}
         if index % 2:
-            cell |= {"cell_type": "code", "execution_count": None, "outputs": []}
+            cell |= {"cell_type": "code", "execution_count": None, "outputs": next(left, [])}
         else:
             cell |= {"cell_type": "markdown"}
         if text:
@@ -49,22 +40,72 @@ def notebook(parts: list[str]) -> str:
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     whole = {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
-    return json.dumps(whole, ensure_ascii=False, indent=1) + "\n"
+    return _text_of(whole)
+
+
+def _text_of(notebook: dict) -> str:
+    return json.dumps(notebook, ensure_ascii=False, indent=1) + "\n"
+
+
+def kept(path: Path, code: list[str]) -> list[list] | None:
+    """The outputs of a notebook that has this code."""
+    if not path.exists():
+        return None
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    cells = [cell for cell in cells if cell["cell_type"] == "code"]
+    same = ["".join(cell["source"]) for cell in cells] == [block.strip("\n") for block in code]
+    return [cell["outputs"] for cell in cells] if same else None
 
 
 def files() -> dict[Path, str]:
     """What is made of the pages: {path: text}."""
     parts = _BLOCK.split(PAGE.read_text(encoding="utf-8"))
     made = {PAGE.with_suffix(".py"): "\n\n".join(parts[1::2])}
-    made[PAGE.with_suffix(".ipynb")] = notebook([*parts[:-2], _FOLDER, "", *parts[-2:]])
+    own, parts = PAGE.with_suffix(".ipynb"), [*parts[:-2], _FOLDER, "", *parts[-2:]]
+    made[own] = notebook(parts, kept(own, parts[1::2]))
     for page in NOTEBOOKS:
         path = page.with_suffix(".ipynb")
         first, *rest = _BLOCK.split(page.read_text(encoding="utf-8"))
-        made[path] = notebook([f"{_BADGE}({_COLAB}{path.name})\n\n{first}", _INSTALL, "", *rest])
+        parts = [f"{first.rstrip()}\n\n{_OPEN}\n", *rest]
+        made[path] = notebook(parts, kept(path, parts[1::2]))
     return made
+
+
+def _smaller(picture: str) -> str:
+    """A PNG in base64 with 128 colours, no wider than a page."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
+    image.thumbnail((1000, 1000))
+    file = io.BytesIO()
+    image.quantize(128).save(file, "png", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def run(path: Path) -> None:
+    """Run a notebook in its folder and keep what its cells print and draw, but no progress."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    done = nbformat.read(path, as_version=4)
+    settings = {"timeout": None, "coalesce_streams": True}
+    NotebookClient(done, **settings, resources={"metadata": {"path": str(path.parent)}}).execute()
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    for cell, ran in zip(notebook["cells"], done.cells, strict=True):
+        if cell["cell_type"] == "code":
+            shown = [output for output in ran.outputs if output.get("name") != "stderr"]
+            for output in shown:
+                if "execution_count" in output:
+                    output["execution_count"] = None
+                if "image/png" in output.get("data", ()):
+                    output["data"]["image/png"] = _smaller(output["data"]["image/png"])
+            cell["outputs"] = shown
+    path.write_text(_text_of(notebook), encoding="utf-8")
 
 
 if __name__ == "__main__":
     for path, text in files().items():
         path.write_text(text, encoding="utf-8")
         print(path)
+    for page in (PAGE, *NOTEBOOKS) if "--run" in sys.argv else ():
+        run(page.with_suffix(".ipynb"))
