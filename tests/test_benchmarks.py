@@ -274,7 +274,7 @@ def test_a_step_gives_options_that_its_script_has():
         if main:
             said = io.StringIO()
             with contextlib.redirect_stdout(said), pytest.raises(SystemExit):
-                main.main(["--help"])
+                main.main(["--help-all" if main is snfnp.cli.train else "--help"])
             given = set(re.findall(r"--[\w-]+", words))
             assert given <= set(re.findall(r"--[\w-]+", said.getvalue())), name
 

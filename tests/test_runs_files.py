@@ -106,7 +106,7 @@ def test_a_lock_on_a_removed_file_is_taken_again(tmp_path, monkeypatch):
 
 def test_a_folder_whose_start_lost_the_race_is_looked_at_again(tmp_path, monkeypatch):
     run_training(tmp_path / "run", epochs=1)
-    monkeypatch.setattr(RunFolder, "create", lambda path: RunFolder(path))  # looked at before
+    monkeypatch.setattr(RunFolder, "create", staticmethod(RunFolder))  # looked at before
     with pytest.raises(UsageError, match="exists and holds"):
         run_training(tmp_path / "run", epochs=1)
 

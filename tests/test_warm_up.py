@@ -127,8 +127,7 @@ def test_a_launcher_says_when_it_compiles(monkeypatch):
         cuda=SimpleNamespace(runtime=runtime), RawModule=lambda **options: module
     )
     launcher = Launcher(cupy)
-    launcher.begins = lambda: said.append("begins")
-    launcher.ends = said.append
+    launcher.observer = (lambda: said.append("begins"), said.append)
     for kernel in ("adam", "adam", "log_step"):
         launcher._function(kernel, np.dtype("float32"))
     assert said[0] == "begins" and said[1] > 1 and len(said) == 2
