@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from support import trainers
 from support.messages import one_line
-from support.trainers import BATCH, batches_of, host, images_of, make_trainer, run_training
+from support.trainers import BATCH, Given, batches_of, host, images_of, make_trainer, run_training
 
 from gpu.standin import run_alone
 from snfnp.errors import BackendError, DivergedError, SingularMatrixError, UsageError
@@ -32,7 +32,7 @@ SELF_NORMALIZING = [(model, "self-normalizing") for model in ("fc", "conv", "glo
 def take_steps(trainer, steps, batch=BATCH):
     """Steps, and a look whether they went well."""
     trainers.take_steps(trainer, steps, batch)
-    trainer.check(lambda step: images_of(trainer, step, batch))
+    trainer.check(Given(lambda step: images_of(trainer, step, batch)))
     return trainer
 
 
@@ -203,7 +203,7 @@ def test_a_nan_is_found_later_and_traced_to_its_step_and_layer(ops, graph, chang
     for _ in range(4, 9):
         trainer.training_step(batches_of(trainer))
     with pytest.raises(DivergedError, match="step 5: the output of layer dense2 is not finite"):
-        trainer.check(lambda step: images_of(trainer, step))
+        trainer.check(Given(lambda step: images_of(trainer, step)))
     for name, array in zip(("p", "m", "state"), before, strict=True):
         np.testing.assert_array_equal(host(trainer, name), array)  # nothing moved since
 
@@ -217,7 +217,7 @@ def test_an_infinite_gradient_is_traced_to_its_parameter(ops, graph, later):
     for _ in range(4, 5 + later):
         trainer.training_step(batches_of(trainer))
     with pytest.raises(DivergedError, match=r"step 5: the gradient of dense1\.[WR] is not finite"):
-        trainer.check(lambda step: images_of(trainer, step))
+        trainer.check(Given(lambda step: images_of(trainer, step)))
 
 
 def test_a_singular_matrix_raises_as_on_the_cpu(ops):
@@ -257,7 +257,9 @@ def test_batches_match_the_hosts(ops, change):
         Batches(each, images, config, (4, 6, 3)) for each in (ops, get_ops("numpy"))
     )
     for step in (0, 1, 2, 3, 4, 9, 2):
-        np.testing.assert_array_equal(ops.to_host(batch_of(batches, step)), expected(step))
+        np.testing.assert_array_equal(
+            ops.to_host(batch_of(batches, step)), batch_of(expected, step)
+        )
 
 
 def test_images_may_take_half_of_the_free_memory(ops, monkeypatch):

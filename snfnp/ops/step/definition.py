@@ -237,7 +237,8 @@ class Step(OperationGroup):
         exponent = xp.maximum(-LARGEST_EXPONENT, xp.minimum(exponent, LARGEST_EXPONENT))
         lam = xp.minimum(used * xp.exp(exponent), controller.highest)
         lam = xp.maximum(controller.lowest, lam)
-        mean = xp.where(total > 0, weighted / xp.where(total > 0, total, 1), 0)
+        positive = total > 0
+        mean = xp.where(positive, weighted / xp.where(positive, total, 1), 0)
         rows = {
             Row.LAM: lam,
             Row.AVERAGE: average,
