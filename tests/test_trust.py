@@ -395,7 +395,7 @@ def test_a_record_speaks_of_rows_has_each_thing_once_and_opens_as_earlier_versio
     record["model"]["flow"]["preprocess"] = preprocess
     data["images"] = data.pop("rows")
     config |= {"levels": None, "jvp_probes": 4, "sigma": None, "relative_bias": "plain"}
-    config |= {"lambda_min": None, "lambda_max": None}
+    config |= {"lambda_min": None, "lambda_max": None, "tensorboard": True}
     forge(run, record)
     np.testing.assert_array_equal(snfnp.load_run(run).likelihood.log_prob(ROWS), expected)
     preprocess["mean"] = [0.0, 0.0]

@@ -333,7 +333,8 @@ class TrainConfig(
         if not isinstance(values, dict):
             raise UsageError("the configuration is no JSON object")
         former = {"relative_bias": "plain", "lambda_min": values.get("lam"), "sigma": None}
-        former |= {"lambda_max": GREATEST_LAMBDA}
+        former["lambda_max"] = GREATEST_LAMBDA
+        former["tensorboard"] = values.get("tensorboard")  # it changed no run
         if values.get("objective") == "variational":
             former["sigma"] = values.get("sigma")  # `lam` says the same
         for name, value in former.items():
