@@ -157,7 +157,10 @@ def alike(*arrays: Array) -> bool:
     """True if the arrays are all in single, or all in double precision: what kernels are made for.
     (A byte order of another machine is neither.)"""
     dtype = arrays[0].dtype
-    return dtype in _PRECISIONS and all(each.dtype == dtype for each in arrays)
+    for each in arrays:  # a generator would cost a call for each, in every operation of a step
+        if each.dtype != dtype:
+            return False
+    return dtype in _PRECISIONS
 
 
 class _Compilations(event.Listener):
