@@ -72,13 +72,13 @@ def files() -> dict[Path, str]:
 
 
 def _smaller(picture: str) -> str:
-    """A PNG in base64 with 128 colours, no wider than a page."""
+    """A PNG in base64 with 256 colours, rare ones among them, no wider than a page."""
     from PIL import Image
 
     image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
     image.thumbnail((1000, 1000))
     file = io.BytesIO()
-    image.quantize(128).save(file, "png", optimize=True)
+    image.quantize(256, Image.Quantize.MAXCOVERAGE).save(file, "png", optimize=True)
     return base64.b64encode(file.getvalue()).decode()
 
 
