@@ -109,8 +109,8 @@ def reference_problems(site: Path) -> list[str]:
 
     pages = {path.name: read(path) for path in sorted((site / "site").glob("api*.html"))}
     ids = set().union(*(page.ids for page in pages.values()))
-    names = {name: f"snfnp.{name}" for name in snfnp.__all__ if not name.startswith("_")}
-    problems = [f"{name} is not in the reference" for name in names if names[name] not in ids]
+    names = [f"snfnp.{name}" for name in snfnp.__all__ if not name.startswith("_")]
+    problems = [f"{name} is not in the reference" for name in names if name not in ids]
     for name, page in pages.items():
         for text in page.text:
             if re.match(r"\s*(Args|Returns|Raises):\s+\S|bool\(x\)|attrgetter\(", text):

@@ -78,17 +78,15 @@ def restructured(lines: list[str]) -> list[str]:
 def _options() -> list[str]:
     """The options of `TrainConfig`, by groups, with their defaults."""
     from snfnp.training.options import TrainConfig
+    from snfnp.training.options.config import help_of
     from snfnp.training.options.groups import options_in
-    from snfnp.training.options.relations import RELATIONS
 
     out = []
     for group in reversed(TrainConfig.__bases__):
         entries = {}
         for name, option in options_in(group).items():
-            default = RELATIONS[name].words or option.default
-            default = "none" if default is None else default
-            choices = f" One of {', '.join(option.choices)}." if option.choices else ""
-            entries[name] = f"{option.help}.{choices} Default: {default}."
+            choices = f"; one of {', '.join(option.choices)}" if option.choices else ""
+            entries[name] = help_of(option, option.default) + choices
         out += [f"**{(group.__doc__ or '').rstrip('.')}**", "", *_definitions(entries, "")]
     return out
 

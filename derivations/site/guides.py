@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from functools import cache
 from pathlib import Path
 
 from pages import DERIVATIONS, ROOT
@@ -19,6 +20,7 @@ _CODE = re.compile(r"(^```.*?^```$)", re.M | re.S)
 _DEVELOPERS = re.compile(r"^---\s+# For developers.*", re.M | re.S)
 
 
+@cache
 def guides() -> dict[Path, Path]:
     """{the file: the page that holds its path}."""
     pages = sorted((DERIVATIONS / "site").glob("guide-*.md"))

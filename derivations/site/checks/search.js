@@ -20,7 +20,7 @@
     const results = window.searched(query).slice(0, 2);
     if (![wanted].flat().some((page) => results.some((href) => href.startsWith(page)))) problems.push(`${query}: ${results}`);
   }
-  if (!document.querySelector("#found .excerpt")?.textContent && !document.querySelectorAll("#found .excerpt")[1]?.textContent)
-    problems.push("results without excerpts");
+  const excerpts = [...document.querySelectorAll("#found .excerpt")].slice(0, 2);
+  if (!excerpts.some((excerpt) => excerpt.textContent)) problems.push("results without excerpts");
   return problems;
 })()

@@ -25,7 +25,7 @@
     const typed = query.trim().toLowerCase();
     const words = [...new Set(wordsOf(query))].filter((word) => !COMMON.has(word));
     const weights = words.map((word) => Math.log((all.length + 1) / (all.filter((page) => having(page, word)).length + 0.5)));
-    const fits = ({ text, heading, head, words: own }, title) => {
+    const fits = ({ text, heading, head, words: own }) => {
       let score = 0;
       words.forEach((word, index) => {
         const count = own.get(word) ?? 0;
@@ -37,7 +37,7 @@
       return score;
     };
     const results = all.map(({ page, title, sections }) => {
-      const scores = sections.map((section) => fits(section));
+      const scores = sections.map(fits);
       const best = scores.indexOf(Math.max(...scores));
       const score = scores.reduce((sum, each) => sum + each, 0) / 4 + (scores[best] ?? 0);
       const { id, heading, text } = sections[best] ?? { id: "", heading: "", text: "" };

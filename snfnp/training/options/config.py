@@ -332,11 +332,14 @@ class TrainConfig(
         for unknown options or bad values."""
         if not isinstance(values, dict):
             raise UsageError("the configuration is no JSON object")
-        former = {"relative_bias": "plain", "lambda_min": values.get("lam"), "sigma": None}
-        former["lambda_max"] = GREATEST_LAMBDA
-        former["tensorboard"] = values.get("tensorboard")  # it changed no run
-        if values.get("objective") == "variational":
-            former["sigma"] = values.get("sigma")  # `lam` says the same
+        variational = values.get("objective") == "variational"
+        former = {  # options that there were, and the value with which a run is still the same
+            "relative_bias": "plain",
+            "lambda_min": values.get("lam"),
+            "lambda_max": GREATEST_LAMBDA,
+            "sigma": values.get("sigma") if variational else None,  # `lam` says the same
+            "tensorboard": values.get("tensorboard"),  # any: it changed no run
+        }
         for name, value in former.items():
             if values.get(name) not in (None, value):
                 raise UsageError(f"the configuration has `{name}`, which is no option any more")
