@@ -14,13 +14,19 @@ def oldest(project: dict) -> list[str]:
     Raises ValueError where one has no lower bound, or something beside it that is not checked.
     """
     found = []
-    for requirement in project["dependencies"] + project["optional-dependencies"]["test"]:
+    for requirement in (
+        project["dependencies"] + project["optional-dependencies"]["test"]
+    ):
         match = re.fullmatch(rf"([\w.-]+)>=([\w.]+){NOT_ON_WINDOWS}", requirement)
         if not match:
-            raise ValueError(f"{requirement} in {PROJECT} is not of the form name>=version")
+            raise ValueError(
+                f"{requirement} in {PROJECT} is not of the form name>=version"
+            )
         found.append("{}=={}".format(*match.groups()))
     return found
 
 
 if __name__ == "__main__":
-    print("\n".join(oldest(tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"])))
+    print(
+        "\n".join(oldest(tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]))
+    )

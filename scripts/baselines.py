@@ -39,7 +39,13 @@ ROWS = 4000  # of a toy
 SMALL = ("dslabs/olive", "ISLR/Auto", "MASS/fgl", "DAAG/leafshape", "heplots/Diabetes")
 SMALL += ("texmex/summer", "texmex/liver", "MASS/gilgais", "MASS/Pima.tr", "carData/UN")
 SMALL += ("Stat2Data/MetabolicRate", "wooldridge/vote1", "palmerpenguins/penguins")
-SMALL += ("Ecdat/Irates", "datasets/attenu", "geepack/dietox", "AER/CASchools", "openintro/hsb2")
+SMALL += (
+    "Ecdat/Irates",
+    "datasets/attenu",
+    "geepack/dietox",
+    "AER/CASchools",
+    "openintro/hsb2",
+)
 LARGE = {  # columns, where not all of them are taken
     "robustbase/NOxEmissions": "LNOx LNOxEm sqrtWS",
     "fpp2/elecdemand": "Demand Temperature",
@@ -57,7 +63,11 @@ COMPONENTS_OF_MANY = (16, 32, 64, 128, 256)
 BANDWIDTHS = np.geomspace(0.03, 1.0, 14)
 KINDS = ("full", "tied", "diag", "spherical")
 FLOORS = (1e-6, 1e-3, 3e-2)
-SIZES = ((2, 32), (3, 64), (5, 64))  # of a spline flow: transforms, and units of their networks
+SIZES = (
+    (2, 32),
+    (3, 64),
+    (5, 64),
+)  # of a spline flow: transforms, and units of their networks
 Scores = tuple[np.ndarray, str]  # log p of held-out rows, and what was chosen, in words
 
 
@@ -84,7 +94,9 @@ def truth(name: str, x: np.ndarray) -> np.ndarray:
     radius = np.hypot(*x.T)
     if name == "rings":
         rings = [np.log(k / 6) - 50 * (radius - k) ** 2 for k in (1, 2, 3)]
-        return np.logaddexp.reduce(rings) - np.log(2 * np.pi * radius * 0.1 * np.sqrt(2 * np.pi))
+        return np.logaddexp.reduce(rings) - np.log(
+            2 * np.pi * radius * 0.1 * np.sqrt(2 * np.pi)
+        )
     return pinwheel((x[:, 0] + 1j * x[:, 1]) / 2)
 
 
@@ -167,7 +179,9 @@ def gaussian_mixture(x: np.ndarray, fresh: np.ndarray, seconds: float) -> Scores
             continue
         mixture = GaussianMixture(random_state=0, **options)
         try:
-            scores = [mixture.fit(x[rest]).score_samples(x[fold]) for rest, fold in folds]
+            scores = [
+                mixture.fit(x[rest]).score_samples(x[fold]) for rest, fold in folds
+            ]
         except ValueError:  # a covariance collapsed
             continue
         mean = np.concatenate(scores).mean()
@@ -186,7 +200,9 @@ def kernel_density(x: np.ndarray, fresh: np.ndarray, seconds: float) -> Scores:
         grid["rtol"] = [1e-3]
         folds = [(rest, fold[:2000]) for rest, fold in folds]
     search = GridSearchCV(KernelDensity(), grid, cv=folds).fit(x)
-    return search.best_estimator_.score_samples(fresh), str(search.best_params_["bandwidth"])
+    return search.best_estimator_.score_samples(fresh), str(
+        search.best_params_["bandwidth"]
+    )
 
 
 def flow(x: np.ndarray, fresh: np.ndarray, seconds: float) -> Scores:
@@ -206,7 +222,9 @@ def mixtures_alone(x: np.ndarray, fresh: np.ndarray, seconds: float) -> Scores:
         if weight:
             chosen[candidate.name] = weight
             members = candidate.refitted(0).members
-            log_p += [np.log(weight / len(members)) + each.log_prob(fresh) for each in members]
+            log_p += [
+                np.log(weight / len(members)) + each.log_prob(fresh) for each in members
+            ]
     return np.logaddexp.reduce(log_p), str(chosen)
 
 
@@ -225,7 +243,9 @@ def spline_flow(x: np.ndarray, fresh: np.ndarray, seconds: float) -> Scores:
     log_p = np.full(len(fresh), np.nan)
     chosen = SIZES[0]
     for transforms, units in SIZES:
-        model = zuko.flows.NSF(x.shape[1], transforms=transforms, hidden_features=(units, units))
+        model = zuko.flows.NSF(
+            x.shape[1], transforms=transforms, hidden_features=(units, units)
+        )
         optimiser = torch.optim.Adam(model.parameters(), 1e-3)
         start = time.process_time()
         while time.process_time() < start + seconds:
@@ -285,7 +305,9 @@ def summary(file: Path) -> None:
                 continue
             differences = np.array([ours[k]["nats"] - splits[k]["nats"] for k in both])
             if len(both) == 1:
-                differences = np.subtract(ours[both[0]]["rows"], splits[both[0]]["rows"])
+                differences = np.subtract(
+                    ours[both[0]]["rows"], splits[both[0]]["rows"]
+                )
             error = differences.std(ddof=1) / np.sqrt(len(differences))
             line += f" {differences.mean():+.3f} ± {error:.3f}"
         print(line)
@@ -314,20 +336,32 @@ def record_of(case: str, split: int, method: str, file: Path) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--cases", nargs="+", default=[*TOYS, *SMALL], help="toys and tables")
+    parser.add_argument(
+        "--cases", nargs="+", default=[*TOYS, *SMALL], help="toys and tables"
+    )
     parser.add_argument("--large", action="store_true", help="the tables of many rows")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS)[:4], choices=METHODS)
+    parser.add_argument(
+        "--methods", nargs="+", default=list(METHODS)[:4], choices=METHODS
+    )
     parser.add_argument("--splits", type=int, default=5, help="draws or splits of each")
-    parser.add_argument("--results", type=Path, default=Path("baselines.jsonl"), help="a file")
-    parser.add_argument("--summary", action="store_true", help="only print what the file has")
+    parser.add_argument(
+        "--results", type=Path, default=Path("baselines.jsonl"), help="a file"
+    )
+    parser.add_argument(
+        "--summary", action="store_true", help="only print what the file has"
+    )
     parser.add_argument("--search", action="store_true", help="only time grid searches")
     args = parser.parse_args()
     if args.search:
-        return print(*(f"{n}: {search_seconds(n):.1f} s" for n in (1, 2, 1, 2)), sep=", ")
+        return print(
+            *(f"{n}: {search_seconds(n):.1f} s" for n in (1, 2, 1, 2)), sep=", "
+        )
     if args.summary:
         return summary(args.results)
     cases = LARGE if args.large else args.cases
-    for split, case, method in itertools.product(range(args.splits), cases, args.methods):
+    for split, case, method in itertools.product(
+        range(args.splits), cases, args.methods
+    ):
         if split in results(args.results)[case][method]:
             continue
         record = record_of(case, split, method, args.results)
@@ -338,5 +372,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # about mixtures with too many components for their rows
+    warnings.simplefilter(
+        "ignore"
+    )  # about mixtures with too many components for their rows
     main()

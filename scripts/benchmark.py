@@ -29,21 +29,38 @@ def main(argv):
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("parts", nargs="*", metavar="PART", help=_PARTS)
-    add("--backend", choices=BACKENDS, default="numba", help="the backend (default: numba)")
+    add(
+        "--backend",
+        choices=BACKENDS,
+        default="numba",
+        help="the backend (default: numba)",
+    )
     add("--quick", action="store_true", help="fewer repeats and sizes")
     add("--json", type=Path, metavar="PATH", help="write every figure to this file")
     args = parser.parse_args(argv)
     known = GPU_PARTS if args.backend == "cupy" else CPU_PARTS
     for part in sorted(set(args.parts) - set(known)):
         found = f"no benchmark of {args.backend} is called {part}"
-        raise UsageError(f"{found}: choose from {', '.join(known)}, or another --backend")
+        raise UsageError(
+            f"{found}: choose from {', '.join(known)}, or another --backend"
+        )
     if args.json:
         check_file(args.json, "json")
     cores, quick = len(threads.cores()), args.quick
     ops, counts = get_ops(args.backend), sorted({1, min(2, cores)})
-    machine = {"snfnp": snfnp.__version__, "platform": platform.platform(), "cores": cores}
-    machine |= {"backend": ops.name, "device": ops.device.describe(), **threads.describe()}
-    print(f"{machine['platform']}, {cores} cores, {ops.name} backend, {_where(machine)}\n")
+    machine = {
+        "snfnp": snfnp.__version__,
+        "platform": platform.platform(),
+        "cores": cores,
+    }
+    machine |= {
+        "backend": ops.name,
+        "device": ops.device.describe(),
+        **threads.describe(),
+    }
+    print(
+        f"{machine['platform']}, {cores} cores, {ops.name} backend, {_where(machine)}\n"
+    )
     results, show = {"machine": machine}, partial(print, flush=True)
 
     def save(part: str, figures) -> None:
@@ -58,7 +75,9 @@ def main(argv):
             device.report(partial(get_ops, "cupy"), plan, show, partial(save, part))
         elif part == "launches":
             repeats = 20 if quick else 100
-            launches.report(partial(get_ops, "cupy"), show, partial(save, part), repeats=repeats)
+            launches.report(
+                partial(get_ops, "cupy"), show, partial(save, part), repeats=repeats
+            )
         else:
             figures, text = models.PARTS[part](ops, counts, quick)
             show(text + "\n")
@@ -71,7 +90,9 @@ def _where(machine: dict) -> str:
         text = "{name}, driver for CUDA {cuda_driver}, CUDA {cuda_runtime}, CuPy {cupy}"
         return text.format(**gpu)
     keys = ("internal_api", "version", "architecture")
-    return ", ".join(" ".join(str(blas[key]) for key in keys) for blas in machine["blas"])
+    return ", ".join(
+        " ".join(str(blas[key]) for key in keys) for blas in machine["blas"]
+    )
 
 
 if __name__ == "__main__":

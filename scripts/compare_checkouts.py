@@ -35,7 +35,12 @@ from safetensors import safe_open
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = ("parameters", "Adam m", "Adam v", "metrics", "reports", "samples")
 # "state": what controllers and running sums keep from step to step.
-_ROLES = {"parameter": "parameters", "state": "parameters", "adam_m": "Adam m", "adam_v": "Adam v"}
+_ROLES = {
+    "parameter": "parameters",
+    "state": "parameters",
+    "adam_m": "Adam m",
+    "adam_v": "Adam v",
+}
 # Figures that depend on the clock.
 _TIMED = {"seconds", "samples_per_second", "training_seconds", "milliseconds_per_step"}
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
@@ -91,7 +96,9 @@ _RUNS = (
     ("glow-3l-48k", f"{_SHORT} --depth 1 --width 8", "= --clip-norm 100"),
 )  # fmt: skip
 CONFIGURATIONS = {
-    f"{model}-{name}".removesuffix("-="): f"--model {model} {options} {' '.join(own)}".strip()
+    f"{model}-{name}".removesuffix(
+        "-="
+    ): f"--model {model} {options} {' '.join(own)}".strip()
     for model, options, runs in _RUNS
     for name, *own in map(str.split, runs.split("|"))
 }
@@ -108,7 +115,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     add = parser.add_argument
     add("other", type=Path, help="the checkout to compare with this one")
-    add("--backend", default="numpy,numba", help="one or several (default: numpy,numba)")
+    add(
+        "--backend", default="numpy,numba", help="one or several (default: numpy,numba)"
+    )
     names = "configurations: names or patterns, separated by commas (default: all): "
     add("--only", default="*", metavar="NAME", help=names + ", ".join(CONFIGURATIONS))
     args = parser.parse_args(argv)
@@ -128,7 +137,9 @@ def main(argv: list[str]) -> int:
     print(f"{_row('', '', COLUMNS)}  seconds")
     cases = [(name, backend) for name in chosen for backend in args.backend.split(",")]
     same = {case: _compare(*case, checkouts) for case in cases}
-    different = [f"{name} ({backend})" for (name, backend), own in same.items() if not own]
+    different = [
+        f"{name} ({backend})" for (name, backend), own in same.items() if not own
+    ]
     print(f"\n{len(cases) - len(different)} of {len(cases)} bit-equal", end="")
     print(f"; different: {', '.join(different)}" if different else "")
     return 1 if different else 0
@@ -136,7 +147,11 @@ def main(argv: list[str]) -> int:
 
 def choose(only: str) -> list[str]:
     """The configurations that one of the patterns names, in their order."""
-    return [name for name in CONFIGURATIONS if any(fnmatchcase(name, p) for p in only.split(","))]
+    return [
+        name
+        for name in CONFIGURATIONS
+        if any(fnmatchcase(name, p) for p in only.split(","))
+    ]
 
 
 def _compare(name: str, backend: str, checkouts) -> bool:
@@ -154,7 +169,9 @@ def _compare(name: str, backend: str, checkouts) -> bool:
         found = compare_runs(this, other)
     worst = {column: max(found[column].values(), default=0.0) for column in COLUMNS}
     cells = ["=" if value == 0 else f"{value:.1e}" for value in worst.values()]
-    print(f"{_row(name, backend, cells)}  {time.perf_counter() - start:7.1f}", flush=True)
+    print(
+        f"{_row(name, backend, cells)}  {time.perf_counter() - start:7.1f}", flush=True
+    )
     for column, value in worst.items():
         if value:
             what = max(found[column], key=found[column].get)
@@ -166,7 +183,9 @@ def _row(name: str, backend: str, cells) -> str:
     return f"{name:<26}{backend:<6}" + "".join(cell.rjust(12) for cell in cells)
 
 
-def _train(checkout: Path, name: str, backend: str, folder: Path, begun: Path | None = None):
+def _train(
+    checkout: Path, name: str, backend: str, folder: Path, begun: Path | None = None
+):
     """Train, and write the reports, into `folder`: run/ and *.txt. A run to be resumed is trained
     for one epoch into `folder`/begun, unless `begun` is given, the other checkout's."""
     folder.mkdir(parents=True)
@@ -205,7 +224,9 @@ def _python(checkout: Path, code: str, *arguments: str) -> str:
         text=True,
     )
     if process.returncode:
-        lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
+        lines = process.stderr.strip().splitlines() or [
+            f"exit status {process.returncode}"
+        ]
         raise FailedError(f"{checkout}: {lines[-1]}")
     return process.stdout
 
@@ -214,7 +235,9 @@ def _write_images(path: Path) -> None:
     """A file of some images of the sample, in its splits."""
     splits = {}
     for split, every in _EVERY.items():
-        with gzip.open(ROOT / f"snfnp/data/sample/{split}-images.idx3-ubyte.gz") as file:
+        with gzip.open(
+            ROOT / f"snfnp/data/sample/{split}-images.idx3-ubyte.gz"
+        ) as file:
             images = np.frombuffer(file.read(), np.uint8, offset=16)
         splits[split] = images.reshape(-1, 28, 28)[::every]
     np.savez(path, **splits)
@@ -223,7 +246,10 @@ def _write_images(path: Path) -> None:
 def compare_runs(this: Path, other: Path) -> dict[str, dict[str, float]]:
     """{column: {array, metric or report: its difference, 0.0 only if every bit is the same}}."""
     ours, theirs = _read(this), _read(other)
-    found = {column: dict.fromkeys(ours[column] | theirs[column], math.inf) for column in COLUMNS}
+    found = {
+        column: dict.fromkeys(ours[column] | theirs[column], math.inf)
+        for column in COLUMNS
+    }
     for column, names in found.items():
         for name in ours[column].keys() & theirs[column].keys():
             names[name] = difference(ours[column][name], theirs[column][name])
@@ -264,14 +290,18 @@ def _read(folder: Path) -> dict[str, dict[str, np.ndarray]]:
             for name, value in numbers.items():
                 found["metrics"][f"{checkpoint} {name}"] = np.array(float(value))
     names = ("metrics.jsonl", "summary.json")
-    lines, last = ((folder / "run" / name).read_text(encoding="utf-8") for name in names)
+    lines, last = (
+        (folder / "run" / name).read_text(encoding="utf-8") for name in names
+    )
     for index, text in enumerate([*lines.splitlines(), last]):
         for name, value in flat(json.loads(text)):
             if name.rpartition(" ")[2] not in _TIMED:
                 found["metrics"][f"{index} {name}"] = np.array(value)
     for path in folder.glob("*.txt"):
         numbers = _NUMBER.findall(path.read_text(encoding="utf-8"))
-        found["reports"][path.name] = np.array([float(text.replace(",", "")) for text in numbers])
+        found["reports"][path.name] = np.array(
+            [float(text.replace(",", "")) for text in numbers]
+        )
     with Image.open(folder / "run" / "samples.png") as image:
         found["samples"]["samples.png"] = np.asarray(image)
     return found

@@ -22,7 +22,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     unknown = [name for name in args.names if name not in FIGURES]
     if unknown:
-        parser.error(f"no figure {', '.join(unknown)}: choose from {', '.join(FIGURES)}")
+        parser.error(
+            f"no figure {', '.join(unknown)}: choose from {', '.join(FIGURES)}"
+        )
     for name in args.names or FIGURES:
         print(save(FIGURES[name](), FOLDER / f"{name}.svg"))
 

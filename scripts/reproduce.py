@@ -34,7 +34,9 @@ def main(argv):
     from snfnp.ops import BACKENDS, get_ops
 
     words = (ALL, PAGE, COMMANDS)
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("target", nargs="?", metavar="TARGET", help=", ".join((*TARGETS, *words)))
     kept = "the folder of the runs (default: %(default)s). Finished runs are not trained again, "
@@ -52,11 +54,18 @@ def main(argv):
     rows += "this order, and shown with those in results.json. The paper's large Glows are trained "
     rows += "only if they are named"
     add("--rows", nargs="+", metavar="NAME", help=rows)
-    add("--backend", choices=BACKENDS, default="numba", help="the backend (default: numba)")
+    add(
+        "--backend",
+        choices=BACKENDS,
+        default="numba",
+        help="the backend (default: numba)",
+    )
     add("--data-dir", type=Path, help="folder with the data sets' files")
     args = parser.parse_args(argv)
     if args.target is None:
-        print(*(f"{name}: {target.title}" for name, target in TARGETS.items()), sep="\n")
+        print(
+            *(f"{name}: {target.title}" for name, target in TARGETS.items()), sep="\n"
+        )
         print(f"{ALL}: all of these\n{PAGE}: publish --runs on the derivations' page")
         print(f"{COMMANDS}: those that train the rows of that page")
         return
@@ -80,7 +89,9 @@ def main(argv):
     for row in set(args.rows or ()).difference(known):
         raise UsageError(f"there is no row {row} here: choose from {', '.join(known)}")
     if args.rows:
-        wanted = {name: own for name, own in wanted.items() if set(args.rows) & rows[name]}
+        wanted = {
+            name: own for name, own in wanted.items() if set(args.rows) & rows[name]
+        }
     for name in ["eval_every"] + ["epochs"] * (args.epochs is not None):
         check_range(name, vars(args)[name], 1)
     seeds = args.seeds or [0]
@@ -106,7 +117,10 @@ def _reproduce(command, wanted: dict, order) -> None:
     for name, target in wanted.items():
         if target.rows and not plans[name]:  # without images, or too large for a CPU
             rows = ", ".join(row.name for row in target.rows)
-            print(f"{name}: nothing to train: name rows with --rows ({rows})", file=sys.stderr)
+            print(
+                f"{name}: nothing to train: name rows with --rows ({rows})",
+                file=sys.stderr,
+            )
             continue
         for run in plans[name]:
             if found[run.folder] is None:

@@ -44,7 +44,10 @@ __version__ = "0.1.0"
 _STUB = Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")
 _IMPORTS = re.findall(r"^from (\S+) import (\w+) as", _STUB, re.M)
 _MODULES = {name: module for module, name in _IMPORTS}
-__all__ = [*(name for name, module in _MODULES.items() if module != "snfnp"), "__version__"]
+__all__ = [
+    *(name for name, module in _MODULES.items() if module != "snfnp"),
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -54,8 +54,12 @@ def gradients(
         }
         by_layer = lam if isinstance(lam, dict) else dict.fromkeys(params, lam or 0.0)
         factors = {layer: value * (-2 / len(x)) for layer, value in by_layer.items()}
-        step = replace(ctx, key=None) if lam is None else ctx  # without a key, without Eq. 31
-        flow.backward(step, params, caches, flow.latent_gradients(latents), grads, factors)
+        step = (
+            replace(ctx, key=None) if lam is None else ctx
+        )  # without a key, without Eq. 31
+        flow.backward(
+            step, params, caches, flow.latent_gradients(latents), grads, factors
+        )
         passes.append(grads)
     return passes
 
@@ -89,9 +93,12 @@ def gradient_angles(
     """
     learned = flow.learned_inverses()
     if not learned:
-        raise UsageError("this flow was trained without learned inverses: there is no angle")
+        raise UsageError(
+            "this flow was trained without learned inverses: there is no angle"
+        )
     exact = {
-        name: replace(layer, rule=Exact(), inverse_map=None) for name, (layer, _) in learned.items()
+        name: replace(layer, rule=Exact(), inverse_map=None)
+        for name, (layer, _) in learned.items()
     }
     without, whole = gradients(ops, flow, params, x, (None, lam), key)
     (reference,) = gradients(ops, with_layers(flow, exact), params, x)
@@ -103,7 +110,9 @@ def gradient_angles(
         figures[name] = {"angle": _angle(w, ops.to_host(reference[name]["W"]))}
         if exact_of_r:
             r = ops.to_host(without[name]["R"])
-            figures[name]["inverse_angle"] = _angle(r, ops.to_host(exact_of_r[name]["R"]))
+            figures[name]["inverse_angle"] = _angle(
+                r, ops.to_host(exact_of_r[name]["R"])
+            )
         figures[name]["likelihood"] = float(np.linalg.norm(w))
         figures[name]["reconstruction"] = float(np.linalg.norm(reconstruction))
     return figures
@@ -118,7 +127,9 @@ class _Generated(Layer):
     def output_shape(self, shape: Shape) -> Shape:
         return self.map.output_shape(shape)
 
-    def forward(self, ops: Ops, p: dict[str, Array], x: Array) -> tuple[Array, int, dict]:
+    def forward(
+        self, ops: Ops, p: dict[str, Array], x: Array
+    ) -> tuple[Array, int, dict]:
         z0 = self.map.solve(ops, p["R"], x)
         return z0 + p["b"] if "b" in p else z0, 0, {"z0": z0, "shape": x.shape[1:]}
 

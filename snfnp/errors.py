@@ -58,7 +58,9 @@ class BackendError(UsageError):
 
 
 @contextmanager
-def within_memory(ops: Any, parameter: str, count: int, also: str = "") -> Iterator[None]:
+def within_memory(
+    ops: Any, parameter: str, count: int, also: str = ""
+) -> Iterator[None]:
     """Turn running out of memory into a SnfnpError that advises a smaller value of a parameter than
     `count`; also: other advice."""
     try:
@@ -75,7 +77,12 @@ def require_whole(least: int, owner: object = None, **values: Any) -> None:
     """Raises UsageError for anything but whole numbers of at least `least`; owner: what has them as
     settings, as a layer."""
     advice = f"give a whole number from {least} to 2**63 - 1"
-    _require(owner, values, lambda value: _is_number(value) and least <= value < 2**63, advice)
+    _require(
+        owner,
+        values,
+        lambda value: _is_number(value) and least <= value < 2**63,
+        advice,
+    )
 
 
 def require_real(
@@ -84,12 +91,18 @@ def require_real(
     """Raises UsageError for anything but numbers between low and high; or_zero: or 0."""
 
     def fits(value: Any) -> bool:
-        return _is_number(value, Real) and (low < value < high or or_zero and value == 0)
+        return _is_number(value, Real) and (
+            low < value < high or or_zero and value == 0
+        )
 
-    _require(owner, values, fits, f"it must be in ({low:g}, {high:g}){' or 0' * or_zero}")
+    _require(
+        owner, values, fits, f"it must be in ({low:g}, {high:g}){' or 0' * or_zero}"
+    )
 
 
-def require_sizes(owner: object, count: int | None = None, least: int = 1, **values: Any) -> None:
+def require_sizes(
+    owner: object, count: int | None = None, least: int = 1, **values: Any
+) -> None:
     """Raises UsageError for anything but tuples of whole numbers of at least `least`; count: how
     many, or None for any number."""
 
@@ -98,7 +111,12 @@ def require_sizes(owner: object, count: int | None = None, least: int = 1, **val
         return is_tuple and all(_is_number(size) and least <= size for size in value)
 
     number = "" if count is None else f"{count} "
-    _require(owner, values, fits, f"give a tuple of {number}whole numbers of at least {least}")
+    _require(
+        owner,
+        values,
+        fits,
+        f"give a tuple of {number}whole numbers of at least {least}",
+    )
 
 
 def require_instance(owner: object, *kinds: type, **values: Any) -> None:
@@ -107,7 +125,9 @@ def require_instance(owner: object, *kinds: type, **values: Any) -> None:
     _require(owner, values, lambda value: isinstance(value, kinds), advice)
 
 
-def _require(owner: object, values: dict, fits: Callable[[Any], bool], advice: str) -> None:
+def _require(
+    owner: object, values: dict, fits: Callable[[Any], bool], advice: str
+) -> None:
     for name, value in values.items():
         if not fits(value):
             whose = "" if owner is None else f" of {type(owner).__name__}"
@@ -122,7 +142,9 @@ def _is_number(value: object, kind: type = Integral) -> bool:
 
 def printable(text: object) -> str:
     """A text in which unprintable characters, such as newlines and escapes, are spelled out."""
-    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    shown = (
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)
+    )
     return "".join(shown)
 
 

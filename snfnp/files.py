@@ -36,7 +36,9 @@ _OTHER_WORDS = {  # for what NumPy says, which advises to unpickle
 LONGEST = 1 << 30  # bytes: more than the metrics of any run
 ADVICE = "free some space or choose another folder (`out`)"
 _ABANDONED = 3600  # seconds without a write
-PARTIAL = ".partial"  # the end of the name of a file that a crash may leave half written
+PARTIAL = (
+    ".partial"  # the end of the name of a file that a crash may leave half written
+)
 
 
 def open_regular(
@@ -51,7 +53,9 @@ def open_regular(
         raise OSError(errno.ELOOP, "it is a symbolic link", str(path))
     if os.path.exists(path):
         _require_regular(os.stat(path).st_mode, path)  # opening a device may act on it
-    descriptor = os.open(path, flags | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW), 0o666)
+    descriptor = os.open(
+        path, flags | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW), 0o666
+    )
     try:
         _require_regular(os.fstat(descriptor).st_mode, path)
     except OSError:
@@ -62,13 +66,17 @@ def open_regular(
 
 def _require_regular(mode: int, path: str | os.PathLike[str]) -> None:
     if not stat.S_ISREG(mode):
-        why = os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "it is no regular file"
+        why = (
+            os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "it is no regular file"
+        )
         raise OSError(errno.EINVAL, why, str(path))
 
 
 def user_cache() -> Path:
     """The folder of this package in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "snfnp")
+    return Path(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "snfnp"
+    )
 
 
 def private_folder(name: str) -> Path | None:
@@ -92,7 +100,9 @@ def private_folder(name: str) -> Path | None:
 
 
 @contextmanager
-def explained(action: str, advice: str, kind: type[SnfnpError] = SnfnpError) -> Iterator[None]:
+def explained(
+    action: str, advice: str, kind: type[SnfnpError] = SnfnpError
+) -> Iterator[None]:
     """Raise `kind` for an OSError: a line that says what cannot be done, why, and what to do."""
     try:
         yield
@@ -112,22 +122,30 @@ def readable(
         yield
     except kind:
         raise
-    except Exception as error:  # each library has its own, and a few that it does not document
+    except (
+        Exception
+    ) as error:  # each library has its own, and a few that it does not document
         if isinstance(error, MemoryError) and kind is not UsageError:
             raise  # the size of a user's file is what its header claims, that of a run's is right
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         reason = reason or type(error).__name__
-        reason = next((words for part, words in _OTHER_WORDS.items() if part in reason), reason)
+        reason = next(
+            (words for part, words in _OTHER_WORDS.items() if part in reason), reason
+        )
         if len(reason) > _LONGEST_REASON:
             reason = f"{reason[:_LONGEST_REASON]}…"
         raise kind(f"{path} {problem} ({reason}): {advice}") from None
 
 
-def write_atomically(path: Path, content: bytes | bytearray, advice: str = ADVICE) -> None:
+def write_atomically(
+    path: Path, content: bytes | bytearray, advice: str = ADVICE
+) -> None:
     """Write a temporary file in the same folder, make it durable, and rename it. Its name is
     unique; a crash may leave it behind, and the next write of that path after an hour removes it.
     advice: where it cannot be written."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
+    temporary = path.with_name(
+        f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}"
+    )
     try:
         with explained(f"write {path}", advice):
             if path.exists() and not path.is_file():
@@ -151,8 +169,12 @@ def write_atomically(path: Path, content: bytes | bytearray, advice: str = ADVIC
 
 def _remove_left_behind(path: Path, before: float) -> None:
     """Remove temporary files of a path that were last written before this time."""
-    names = re.compile(rf"{re.escape(path.name)}\.\d+-[0-9a-f]{{8}}{re.escape(PARTIAL)}")
-    with suppress(OSError):  # another process may remove it too, or the folder cannot be listed
+    names = re.compile(
+        rf"{re.escape(path.name)}\.\d+-[0-9a-f]{{8}}{re.escape(PARTIAL)}"
+    )
+    with suppress(
+        OSError
+    ):  # another process may remove it too, or the folder cannot be listed
         for entry in os.scandir(path.parent):
             if names.fullmatch(entry.name) and entry.stat().st_mtime < before:
                 os.remove(entry)
@@ -167,7 +189,9 @@ def write_by(path: Path, write: Callable[[io.BytesIO], Any]) -> None:
 
 def write_json(path: Path, content: Any, indent: int = 2, **options: Any) -> None:
     """Write JSON atomically; options: of `json.dumps`."""
-    write_atomically(path, (json.dumps(content, indent=indent, **options) + "\n").encode())
+    write_atomically(
+        path, (json.dumps(content, indent=indent, **options) + "\n").encode()
+    )
 
 
 def remove(path: Path) -> None:
@@ -177,7 +201,11 @@ def remove(path: Path) -> None:
 
 
 def read_bytes(
-    path: Path, kind: type[SnfnpError], missing: str, most: int = LONGEST, whole: bool = True
+    path: Path,
+    kind: type[SnfnpError],
+    missing: str,
+    most: int = LONGEST,
+    whole: bool = True,
 ) -> bytes:
     """A file's content of at most so many bytes; if not `whole`, the first ones of a longer file.
     Raises `kind` with the line `missing` if there is no such file, SnfnpError if it is unreadable.
@@ -187,14 +215,18 @@ def read_bytes(
             with open(open_regular(path, os.O_RDONLY, follow=True), "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 if whole and size > most:  # a hole of any size takes no room on a disk
-                    message = f"it has {size:,} bytes, and one of a run's at most {most:,}"
+                    message = (
+                        f"it has {size:,} bytes, and one of a run's at most {most:,}"
+                    )
                     raise OSError(errno.EFBIG, message)
                 return file.read(min(size, most))
         except (FileNotFoundError, NotADirectoryError):
             raise kind(missing) from None
 
 
-def read_json(path: Path, make: Callable[[Any], Any], advice: str, kind: type = dict) -> Any:
+def read_json(
+    path: Path, make: Callable[[Any], Any], advice: str, kind: type = dict
+) -> Any:
     """make(what is in a JSON file), None if there is no such file. Raises SnfnpError, with the
     advice, if it is no JSON, or `make` raises any exception."""
     if not os.path.exists(path):
@@ -207,7 +239,9 @@ def read_json(path: Path, make: Callable[[Any], Any], advice: str, kind: type = 
 def parse_json(content: bytes, kind: type = dict) -> Any:
     """A JSON object (or a list) of finite numbers. Raises ValueError for anything else."""
     try:
-        value = json.loads(content.decode(), parse_constant=_finite, parse_float=_finite)
+        value = json.loads(
+            content.decode(), parse_constant=_finite, parse_float=_finite
+        )
     except RecursionError:
         raise ValueError("too deep") from None
     if not isinstance(value, kind):
@@ -234,7 +268,9 @@ def folder_lock(path: Path) -> Iterator[None]:
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     with suppress(OSError):  # a full disk: the lock holds without the name
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode())
+        file.write(
+            f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode()
+        )
     try:
         yield
     finally:
@@ -252,18 +288,26 @@ def _locked(path: Path) -> Any:
             _lock(file)
         except (BlockingIOError, PermissionError):
             with file:
-                holder = file.read(200).decode(errors="replace").partition("\n")[0].strip()
+                holder = (
+                    file.read(200).decode(errors="replace").partition("\n")[0].strip()
+                )
             message = f"{path.parent} is in use by {holder or 'another process'}"
-            raise UsageError(f"{message}: stop it, or choose another folder (`out`)") from None
+            raise UsageError(
+                f"{message}: stop it, or choose another folder (`out`)"
+            ) from None
         except OSError as error:
             message = f"{path.parent} cannot be locked here ({error.strerror})"
-            print(f"{message}: see that no second program trains in it", file=sys.stderr)
+            print(
+                f"{message}: see that no second program trains in it", file=sys.stderr
+            )
         # A holder before may have removed the file since it was opened here.
         with suppress(FileNotFoundError):
             if os.path.samestat(status := os.fstat(descriptor), os.lstat(path)):
                 if status.st_nlink == 1:
                     return file
-                os.remove(path)  # a snapshot by hard links has it, too, which nobody holds
+                os.remove(
+                    path
+                )  # a snapshot by hard links has it, too, which nobody holds
         file.close()
 
 

@@ -36,7 +36,9 @@ def layer_key(key: RandomKey, index: int) -> RandomKey:
     return key._replace(stream=_FIRST_STREAM + _STREAMS * index, first=0)
 
 
-def context_at(ctx: BackwardContext, index: int, error_factor: Scalar) -> BackwardContext:
+def context_at(
+    ctx: BackwardContext, index: int, error_factor: Scalar
+) -> BackwardContext:
     """A step as layer `index` of a flow sees it."""
     owns = index % ctx.part.parts == ctx.part.index
     return BackwardContext(
@@ -139,25 +141,34 @@ class Flow:
 
     def parameter_shapes(self) -> dict[str, dict[str, Shape]]:
         """{layer name: {parameter name: shape}}."""
-        return {name: layer.parameter_shapes(shape) for name, layer, shape in self.with_shapes()}
+        return {
+            name: layer.parameter_shapes(shape)
+            for name, layer, shape in self.with_shapes()
+        }
 
     @cached_property
     def layout(self) -> Layout:
         """The position of each parameter in a flat buffer."""
-        constant = tuple(name for name, layer in self.layers if isinstance(layer, Whiten))
+        constant = tuple(
+            name for name, layer in self.layers if isinstance(layer, Whiten)
+        )
         return Layout.of(self.parameter_shapes(), constant)
 
     @cached_property
     def first_trainable(self) -> int:
         """The index of the first layer with parameters to learn: below it no gradient is needed."""
         learned = {entry.layer for entry in self.layout.optimised.entries}
-        indices = (index for index, (name, _) in enumerate(self.layers) if name in learned)
+        indices = (
+            index for index, (name, _) in enumerate(self.layers) if name in learned
+        )
         return next(indices, 0)
 
     def init(self, seed: int) -> Params:
         """Initial parameters, float64 on the host, the same for every backend."""
         rng = np.random.default_rng(seed)
-        return {name: layer.init(rng, shape) for name, layer, shape in self.with_shapes()}
+        return {
+            name: layer.init(rng, shape) for name, layer, shape in self.with_shapes()
+        }
 
     def init_from_data(
         self,
@@ -214,7 +225,9 @@ class Flow:
 
     def decode(self, ops: Ops, x: Array) -> Array:
         """x (N, *shape) -> images (N, *image_shape), uint8, or rows, float64, on the device."""
-        return self.preprocess.inverse(ops, x).reshape(-1, *(self.image_shape or self.shape))
+        return self.preprocess.inverse(ops, x).reshape(
+            -1, *(self.image_shape or self.shape)
+        )
 
     def require_images(self, images: Array) -> None:
         """Raises UsageError for images that `encode` does not take. O(1) for uint8."""
@@ -225,7 +238,9 @@ class Flow:
 
     def log_density(self, ops: Ops, latents: Sequence[Array]) -> Array:
         """Σ log N(latent; 0, I) over all latents of each sample, in nats: (N,)."""
-        densities = [ops.channels.gaussian_log_density(latent) for latent in reversed(latents)]
+        densities = [
+            ops.channels.gaussian_log_density(latent) for latent in reversed(latents)
+        ]
         return ops.channels.total(densities)
 
     def forward(
@@ -269,7 +284,9 @@ class Flow:
                     caches[-1] = _Recomputed(None, caches[-1].latent)
                 cache = _Recomputed(x, latent)
             caches.append(cache)
-            del cache  # frees it, if it is recomputed, before the next layer makes its own
+            del (
+                cache
+            )  # frees it, if it is recomputed, before the next layer makes its own
         return (*latents, x), ops.channels.total(ldjs) if ldjs else 0, caches  # Eq. 6
 
     def inverse(
@@ -346,7 +363,9 @@ class Flow:
                     z = x if cache.output is None else cache.output
                     x = layer.inverse(ctx.ops, params[name], z, *cache.latent)
                     cache = layer.forward(ctx.ops, params[name], x)[2]
-                result = layer.backward(context, params[name], cache, delta, grads[name], *dlatent)
+                result = layer.backward(
+                    context, params[name], cache, delta, grads[name], *dlatent
+                )
             except SnfnpError as error:
                 raise of_layer(name, error) from error
             if isinstance(result, tuple):  # of a layer that learns its inverse

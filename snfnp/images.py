@@ -17,8 +17,13 @@ from snfnp.files import open_regular
 
 _AT_ONCE = 1 << 20  # numbers of a large array that are checked together
 _COLOURS = (3, 4)  # channels of a colour image
-_OTHER_ARRAYS = (np.ma.MaskedArray, np.matrix)  # the first hides values, * of the second is @
-_SMALL = 1 << 28  # bytes of an array that is read at once: reading it by parts takes longer
+_OTHER_ARRAYS = (
+    np.ma.MaskedArray,
+    np.matrix,
+)  # the first hides values, * of the second is @
+_SMALL = (
+    1 << 28
+)  # bytes of an array that is read at once: reading it by parts takes longer
 
 
 class StoredArray:
@@ -77,7 +82,9 @@ class StoredArray:
             short |= len(part) > 0
         if short or self._now() != self._state:  # checked after each read
             message = f"{self._path} has changed since it was opened"
-            raise SnfnpError(f"{message}: restore it and continue with `resume`, or start again")
+            raise SnfnpError(
+                f"{message}: restore it and continue with `resume`, or start again"
+            )
         return samples.reshape(*form, *self.shape[1:])
 
     def select(self, indices: np.ndarray) -> "StoredArray":
@@ -115,7 +122,11 @@ def open_array(path: str | Path) -> Samples:
 
 def selected(samples: Samples, indices: np.ndarray) -> Samples:
     """The samples of these indices; those of a `StoredArray` are not read."""
-    return samples.select(indices) if isinstance(samples, StoredArray) else samples[indices]
+    return (
+        samples.select(indices)
+        if isinstance(samples, StoredArray)
+        else samples[indices]
+    )
 
 
 def evenly_spread(samples: Any, count: int) -> Any:
@@ -130,7 +141,11 @@ def with_channels(images: Any, shape: tuple[int, ...] | None = None) -> Any:
     """Images (N, H, W) as (N, H, W, 1), anything else unchanged. shape: (H, W, 1), a model's."""
     if getattr(images, "ndim", 0) != 3:
         return images
-    if _is_one_colour_image(images) if shape is None else (*images.shape[1:], 1) != shape:
+    if (
+        _is_one_colour_image(images)
+        if shape is None
+        else (*images.shape[1:], 1) != shape
+    ):
         return images
     stored = isinstance(images, StoredArray)
     return images.with_channels() if stored else images[..., np.newaxis]
@@ -138,7 +153,11 @@ def with_channels(images: Any, shape: tuple[int, ...] | None = None) -> Any:
 
 def _is_one_colour_image(images: Any) -> bool:
     """True if an array of three axes is (H, W, C) rather than (N, H, W)."""
-    return images.ndim == 3 and images.shape[-1] in _COLOURS and images.shape[1] > max(_COLOURS)
+    return (
+        images.ndim == 3
+        and images.shape[-1] in _COLOURS
+        and images.shape[1] > max(_COLOURS)
+    )
 
 
 def parts(samples: Samples) -> Iterator[tuple[int, np.ndarray]]:
@@ -150,7 +169,9 @@ def parts(samples: Samples) -> Iterator[tuple[int, np.ndarray]]:
 
 def is_rows(samples: Any) -> bool:
     """True for rows of floats, (N, D)."""
-    return isinstance(samples, Samples) and samples.ndim == 2 and samples.dtype.kind == "f"
+    return (
+        isinstance(samples, Samples) and samples.ndim == 2 and samples.dtype.kind == "f"
+    )
 
 
 def fault(
@@ -182,7 +203,9 @@ def fault(
     low = reduce(np.minimum, [low for low, _ in extremes])
     high = reduce(np.maximum, [high for _, high in extremes])
     real = images.dtype.kind == "f"
-    cast = "" if shape is not None and images.dtype.kind in "ui" else " and cast to uint8"
+    cast = (
+        "" if shape is not None and images.dtype.kind in "ui" else " and cast to uint8"
+    )
     extent = f"from {low:.4g} to {high:.4g}" if real else f"from {low} to {high}"
     if not (low >= 0 and high < levels):
         return f"values {extent}; bring them to 0 to {levels - 1}{cast}"
@@ -202,7 +225,9 @@ def _fault_of_type(samples: Any, on_host: bool) -> str | None:
     return None if dtype.kind in "buif" else f"{dtype} instead of numbers"
 
 
-def _fault_of_shape(images: Any, shape: tuple[int, ...] | None, wanted: str) -> str | None:
+def _fault_of_shape(
+    images: Any, shape: tuple[int, ...] | None, wanted: str
+) -> str | None:
     message = f"shape {images.shape}"
     if shape is None and _is_one_colour_image(images):
         advice = "give images[np.newaxis]"
@@ -216,8 +241,14 @@ def _fault_of_shape(images: Any, shape: tuple[int, ...] | None, wanted: str) -> 
         return f"{message} is not {wanted}; give images of that shape"
     if images.size == 0:
         return f"{message} has no pixels; give at least one image"
-    if shape is None and images.shape[1] in (1, *_COLOURS) and min(images.shape[2:]) > 4:
-        return f"{message} has the channels on axis 1; give images.transpose(0, 2, 3, 1)"
+    if (
+        shape is None
+        and images.shape[1] in (1, *_COLOURS)
+        and min(images.shape[2:]) > 4
+    ):
+        return (
+            f"{message} has the channels on axis 1; give images.transpose(0, 2, 3, 1)"
+        )
     return None
 
 
@@ -235,6 +266,8 @@ def _fault_of_rows(rows: Any, shape: tuple[int, ...] | None) -> str | None:
         finite = np.isfinite(part)
         if not finite.all():
             row, column = np.argwhere(~finite)[0]
-            message = f"{part[row, column]} in row {first + row}, column {column} (from 0)"
+            message = (
+                f"{part[row, column]} in row {first + row}, column {column} (from 0)"
+            )
             return f"{message}; leave such rows out, or fill them in"
     return None

@@ -22,11 +22,15 @@ from snfnp.images import with_channels
 from snfnp.ops import SINGLE_PROCESS, Array, Communicator, Ops, RandomKey, shares
 
 # The streams of the counter-based generator, one per purpose; for layers' see `snfnp.flow`.
-TRAINING_NOISE, EVALUATION_NOISE, SAMPLE_LATENTS, AUGMENTATION, WHITENING_NOISE = range(5)
+TRAINING_NOISE, EVALUATION_NOISE, SAMPLE_LATENTS, AUGMENTATION, WHITENING_NOISE = range(
+    5
+)
 SMOOTHING = 5
 _THREE_DIGITS = 1e-3
 _BATCH = 1000  # images whose noise is drawn together
-_quiet = np.errstate(all="ignore")  # on every backend alike, whatever state the caller has
+_quiet = np.errstate(
+    all="ignore"
+)  # on every backend alike, whatever state the caller has
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,9 @@ class Likelihood:
     """
 
     @_quiet
-    def __init__(self, ops: Ops, flow: Flow, flat: Array, dtype: DTypeLike = np.float64):
+    def __init__(
+        self, ops: Ops, flow: Flow, flat: Array, dtype: DTypeLike = np.float64
+    ):
         self.ops = ops
         self.flow = flow
         self._dtype: Any = np.dtype(dtype)
@@ -89,7 +95,9 @@ class Likelihood:
         self.log_dets = flow.log_dets(ops, flow.layout.views(flat.astype(np.float64)))
 
     @_quiet
-    def log_prob(self, images: Array, seed: int = 0, at_once: int = _BATCH) -> np.ndarray:
+    def log_prob(
+        self, images: Array, seed: int = 0, at_once: int = _BATCH
+    ) -> np.ndarray:
         """log p(x) of each image in nats (Eq. 1), (N,) on the host; the arguments of `evaluate`."""
         # Eq. 7: what depends on x, and the expensive terms, which are the same for every x
         expensive = sum(self.log_dets.values())
@@ -134,7 +142,9 @@ class Likelihood:
                 totals[term] = totals.get(term, 0.0) + total
         every = world.gather(totals)
         terms = {term for of_rank in every for term in of_rank}
-        means = {k: sum(each.get(k, 0.0) for each in every) / len(images) for k in terms}
+        means = {
+            k: sum(each.get(k, 0.0) for each in every) / len(images) for k in terms
+        }
         return Evaluation(self._in_order(means), self.flow.dimension)
 
     def _parts(self, images: Array, seed: int, at_once: int) -> list[_Part]:
@@ -148,7 +158,9 @@ class Likelihood:
             stop = min(start + _BATCH, len(images))
             for first in range(start, stop, at_once):
                 key = RandomKey(seed, EVALUATION_NOISE, index, first - start)
-                parts.append(_Part(first, images[first : min(first + at_once, stop)], key))
+                parts.append(
+                    _Part(first, images[first : min(first + at_once, stop)], key)
+                )
         return parts
 
     def _encode(self, part: _Part) -> tuple[Array, Array]:
@@ -173,7 +185,9 @@ class Likelihood:
             if name in flow.latent_shapes:
                 latents.append(cache["latent"])
             del cache  # frees it before the next layer makes its own
-            terms[name] = layer_ldj + ops.xp.zeros(len(x))  # in double; it may be the number 0
+            terms[name] = layer_ldj + ops.xp.zeros(
+                len(x)
+            )  # in double; it may be the number 0
         for name, latent in zip(flow.latent_shapes, (*latents, x), strict=True):
             terms[_density_row(name)] = flow.log_density(ops, (latent,))
         return terms
@@ -189,14 +203,18 @@ class Likelihood:
         return terms
 
     @_quiet
-    def latents(self, images: Array, seed: int = 0, at_once: int = _BATCH) -> tuple[Array, ...]:
+    def latents(
+        self, images: Array, seed: int = 0, at_once: int = _BATCH
+    ) -> tuple[Array, ...]:
         """All latents of images, device arrays (N, ...) as `sample` takes them; the arguments of
         `evaluate`."""
         latents = []
         for part in self._parts(images, seed, at_once):
             x, _ = self._encode(part)
             # recompute: caches are not needed here
-            latents.append(self.flow.forward(self.ops, self.params, x, recompute=True)[0])
+            latents.append(
+                self.flow.forward(self.ops, self.params, x, recompute=True)[0]
+            )
         return tuple(map(self.ops.xp.concatenate, zip(*latents, strict=True)))
 
     @_quiet
@@ -233,24 +251,32 @@ class Likelihood:
         require_whole(0, seed=seed)
         require_whole(1, count=count, at_once=at_once)
         if not 0 <= temperature < math.inf:
-            raise UsageError(f"temperature is {temperature}: it must be 0 or more, and finite")
+            raise UsageError(
+                f"temperature is {temperature}: it must be 0 or more, and finite"
+            )
         if latents is None:
             latents = (None,) * len(self.flow.latent_shapes)
         self._require_latents(latents, count)
         samples = np.empty(0)
         for first in range(0, count, at_once):
             part = slice(first, min(first + at_once, count))
-            drawn = self._draw(latents, part, RandomKey(seed, SAMPLE_LATENTS), temperature)
+            drawn = self._draw(
+                latents, part, RandomKey(seed, SAMPLE_LATENTS), temperature
+            )
             x = self.flow.inverse(self.ops, self.params, drawn, exact=exact)
             if not self.ops.channels.is_finite(x):
                 advice = "try" if exact else "try `exact=True`, or"
-                raise DivergedError(f"samples are not finite: {advice} another checkpoint")
+                raise DivergedError(
+                    f"samples are not finite: {advice} another checkpoint"
+                )
             decoded = self.ops.to_host(self.flow.decode(self.ops, x))
             if first == 0:
                 samples = np.empty((count, *decoded.shape[1:]), decoded.dtype)
             samples[part] = decoded
         if exact and self._loss_of_digits:
-            warnings.warn(self._loss_of_digits, stacklevel=3)  # `_quiet` is a call of its own
+            warnings.warn(
+                self._loss_of_digits, stacklevel=3
+            )  # `_quiet` is a call of its own
         return samples
 
     def _require_latents(self, latents: Any, count: int) -> None:
@@ -271,7 +297,11 @@ class Likelihood:
                 )
 
     def _draw(
-        self, latents: tuple[Array | None, ...], part: slice, key: RandomKey, temperature: float
+        self,
+        latents: tuple[Array | None, ...],
+        part: slice,
+        key: RandomKey,
+        temperature: float,
     ) -> tuple[Array, ...]:
         """The latents of the samples `part`, of which those that are None are drawn."""
         size = part.stop - part.start

@@ -30,9 +30,15 @@ GRADIENTS = ("self-normalizing", "exact", "exact-dense", "relative")
 INITS = ("paper", "authors", "identity")
 BIAS_INITS = ("zero", "data")
 ACTIVATIONS = ("spline", "smooth-leaky-relu")
-WHITE = {"coordinates": "white", "objective": "forward"}  # of recipe="white", for every preset
+WHITE = {
+    "coordinates": "white",
+    "objective": "forward",
+}  # of recipe="white", for every preset
 WHITE |= {"lr_schedule": "cosine", "warmup_epochs": 1}
-_CLIPPED = WHITE | {"lr": 2e-2, "clip_norm": 1000}  # for 5×5 kernels: derivations/16-adam.md
+_CLIPPED = WHITE | {
+    "lr": 2e-2,
+    "clip_norm": 1000,
+}  # for 5×5 kernels: derivations/16-adam.md
 
 
 @dataclass(frozen=True)
@@ -40,13 +46,19 @@ class Choices:
     """The choices that a preset leaves open."""
 
     rule: Rule = SelfNormalizing()
-    exact: str = "block"  # exact determinants of convolutions by "block" or "dense" matrices
+    exact: str = (
+        "block"  # exact determinants of convolutions by "block" or "dense" matrices
+    )
     init: str = "paper"  # one of INITS
     bias_init: str = "zero"  # one of BIAS_INITS
     coordinates: str = "plain"  # "white": Whiten layers before dense layers
-    inverse_kernel: int | None = None  # of the learned inverse; None: the forward kernel's size
+    inverse_kernel: int | None = (
+        None  # of the learned inverse; None: the forward kernel's size
+    )
     levels: int = 2  # L of Glow: blocks, each after a squeeze
-    depth: int = 4  # K of Glow: steps of flow per block; hidden dense layers of `vector`
+    depth: int = (
+        4  # K of Glow: steps of flow per block; hidden dense layers of `vector`
+    )
     width: int = 512  # channels in the networks of Glow's couplings
     kernel: int = 1  # size of Glow's mixing convolutions: 1, or 5 in Table 5
     bins: int = 8  # of the splines of `vector`
@@ -57,7 +69,9 @@ class Choices:
 class Preset:
     """A model and its training settings, the paper's (A.3) for the models of its tables."""
 
-    build: Callable[[Choices, tuple[int, ...]], Flow]  # for images (H, W, C) or rows (D,)
+    build: Callable[
+        [Choices, tuple[int, ...]], Flow
+    ]  # for images (H, W, C) or rows (D,)
     summary: str  # a phrase, for help
     gradients: tuple[str, ...]  # the gradients for its training, the default first
     lr: float = 1e-3
@@ -106,12 +120,17 @@ def fully_connected(choices: Choices, shape: tuple[int, ...]) -> Flow:
     """The 2-layer flow of Table 1: Dense D - smooth leaky ReLU(0.3) - Dense D, with biases."""
     dimension = math.prod(shape)
     kind = "identity" if choices.init == "authors" else choices.init
-    dense = Linear(Dense(dimension), choices.rule, init_kind=kind, bias_init=choices.bias_init)
+    dense = Linear(
+        Dense(dimension), choices.rule, init_kind=kind, bias_init=choices.bias_init
+    )
     layers = []
     for index in (1, 2):
         if choices.coordinates == "white":
             layers.append((f"whiten{index}", Whiten(dimension, renewed=index == 2)))
-        layers += [(f"dense{index}", dense), (f"activation{index}", SmoothLeakyReLU(0.3))]
+        layers += [
+            (f"dense{index}", dense),
+            (f"activation{index}", SmoothLeakyReLU(0.3)),
+        ]
     return Flow((dimension,), tuple(layers[:-1]), image_shape=shape)
 
 
@@ -131,7 +150,9 @@ def vector(choices: Choices, shape: tuple[int, ...]) -> Flow:
         kinds = ["identity"] * len(kinds)
     layers = [("activation0", activation), ("whiten", Whiten(dimension, shrink=True))]
     for index, kind in enumerate(kinds, start=1):
-        layers.append((f"dense{index}", Linear(Dense(dimension), choices.rule, init_kind=kind)))
+        layers.append(
+            (f"dense{index}", Linear(Dense(dimension), choices.rule, init_kind=kind))
+        )
         layers.append((f"activation{index}", activation))
     return Flow((dimension,), tuple(layers[:-1]), image_shape=shape)
 
@@ -150,7 +171,9 @@ def _fitting_vector(shape: tuple[int, ...], rows: int) -> dict:
     }
 
 
-def convolutional(choices: Choices, shape: tuple[int, ...], other: Callable | None = None) -> Flow:
+def convolutional(
+    choices: Choices, shape: tuple[int, ...], other: Callable | None = None
+) -> Flow:
     """The 9-layer flow of Table 1: 3 blocks of 3 convolutions, 3×3 with bias, splines between
     convolutions, and squeezes between blocks.
 
@@ -166,7 +189,9 @@ def convolutional(choices: Choices, shape: tuple[int, ...], other: Callable | No
         for index in (1, 2, 3):
             name = f"conv{block}.{index}"
             if other:
-                layers += other(name, channels, gain=0.0 if kind == "identity" else 0.01)
+                layers += other(
+                    name, channels, gain=0.0 if kind == "identity" else 0.01
+                )
             else:
                 f = Conv2d((3, 3), channels, exact=choices.exact)
                 g = Conv2d((kernel, kernel), channels) if kernel else None  # Eqs. 28-30
@@ -196,7 +221,9 @@ def glow(choices: Choices, shape: tuple[int, ...]) -> Flow:
         channels *= 4
         for step in range(1, choices.depth + 1):
             mix = Conv2d(kernel, channels, exact=choices.exact)
-            mixing = Linear(mix, choices.rule, bias=choices.rule.learns_inverse, init_kind=kind)
+            mixing = Linear(
+                mix, choices.rule, bias=choices.rule.learns_inverse, init_kind=kind
+            )
             layers += [
                 (f"actnorm{block}.{step}", ActNorm()),
                 (f"mix{block}.{step}", mixing),
@@ -218,10 +245,17 @@ def _other(convolution: Callable, summary: str) -> Preset:
 
 
 def _glow(
-    summary: str, levels: int, depth: int, width: int = 512, lam: float = 100, **settings: Any
+    summary: str,
+    levels: int,
+    depth: int,
+    width: int = 512,
+    lam: float = 100,
+    **settings: Any,
 ) -> Preset:
     size = {"levels": levels, "depth": depth, "width": width, "kernel": 1}
-    return Preset(glow, summary, ("self-normalizing", "exact"), lam=lam, size=size, **settings)
+    return Preset(
+        glow, summary, ("self-normalizing", "exact"), lam=lam, size=size, **settings
+    )
 
 
 _large = partial(_glow, lam=1000, clip_norm=10_000, steps=400)
@@ -265,11 +299,17 @@ PRESETS = {
         lam_forward=1.0,
     ),
     "emerging": _other(emerging_layers, "conv with emerging convolutions (Table 1)"),
-    "conv-exponential": _other(exponential_layers, "conv with convolution exponentials (Table 1)"),
-    "glow": _glow("Glow with L = 2 levels of K = 16 steps", 2, 16, steps=500, paper_epochs=250),
+    "conv-exponential": _other(
+        exponential_layers, "conv with convolution exponentials (Table 1)"
+    ),
+    "glow": _glow(
+        "Glow with L = 2 levels of K = 16 steps", 2, 16, steps=500, paper_epochs=250
+    ),
     "glow-2l-4k": _glow(
         "L = 2, K = 4, width 16", 2, 4, 16, steps=2500, white=_CLIPPED, lam_forward=10
     ),
     "glow-3l-32k": _large("L = 3, K = 32 (for CIFAR-10)", 3, 32, clip_exact=False),
-    "glow-3l-48k": _large("L = 3, K = 48 (for ImageNet32)", 3, 48, warmup_epochs=0, batch_size=64),
+    "glow-3l-48k": _large(
+        "L = 3, K = 48 (for ImageNet32)", 3, 48, warmup_epochs=0, batch_size=64
+    ),
 }

@@ -98,7 +98,9 @@ class Layout:
             views[entry.layer][entry.name] = entry.view(flat)
         return views
 
-    def pack(self, initial: dict[str, dict[str, np.ndarray]], dtype: DTypeLike) -> np.ndarray:
+    def pack(
+        self, initial: dict[str, dict[str, np.ndarray]], dtype: DTypeLike
+    ) -> np.ndarray:
         """Host parameters {layer: {name: array}} as one flat host array; padding is zero."""
         flat = np.zeros(self.size, dtype)
         for layer, params in self.views(flat).items():

@@ -25,14 +25,18 @@ _NUMBERS = ("NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 _in_force = {"blas_timeout_in_time": True}
 _lock = threading.Lock()  # of what follows, and of the numbers of BLAS's threads
 _limits: list[float] = []  # those in force, of all threads
-_unlimited: dict[str, tuple[Any, int]] = {}  # path: a BLAS library, and its threads without limits
+_unlimited: dict[
+    str, tuple[Any, int]
+] = {}  # path: a BLAS library, and its threads without limits
 
 
 def at_fork(lock: Any) -> None:
     """Let no thread hold a lock when another one forks: the child would wait for it for ever."""
     if hasattr(os, "register_at_fork"):  # Windows has no forks
         release = lock.release
-        os.register_at_fork(before=lock.acquire, after_in_parent=release, after_in_child=release)
+        os.register_at_fork(
+            before=lock.acquire, after_in_parent=release, after_in_child=release
+        )
 
 
 at_fork(_lock)
@@ -55,7 +59,9 @@ def configure_numba() -> None:
     import numba
     import threadpoolctl
 
-    loaded = any(pool["user_api"] == "openmp" for pool in threadpoolctl.threadpool_info())
+    loaded = any(
+        pool["user_api"] == "openmp" for pool in threadpoolctl.threadpool_info()
+    )
     if _OMP_WAIT not in os.environ and sys.platform == "linux":
         os.environ.setdefault(_GOMP_SPIN, _SPINS)
     os.environ.setdefault(_OMP_WAIT, "passive")
@@ -80,7 +86,9 @@ def quota(root: Path = Path("/")) -> float:
     infinite without a limit."""
     limits = [math.inf]
     with suppress(OSError, ValueError):
-        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+        for line in (
+            (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        ):
             _, controllers, path = line.split(":", 2)
             if controllers and "cpu" not in controllers.split(","):
                 continue
@@ -137,7 +145,9 @@ def limited(count: int | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def blas_limited(count: int | None, libraries: list[Any] | None = None) -> Iterator[None]:
+def blas_limited(
+    count: int | None, libraries: list[Any] | None = None
+) -> Iterator[None]:
     """A context in which BLAS has at most `count` threads (None: as many as before).
 
     The number is the process's: the smallest `count` of all threads that are in such a context
@@ -195,9 +205,13 @@ def describe() -> dict:
     import threadpoolctl
 
     pools = [
-        {k: pool.get(k) for k in ("internal_api", "version", "architecture", "num_threads")}
+        {
+            k: pool.get(k)
+            for k in ("internal_api", "version", "architecture", "num_threads")
+        }
         for pool in threadpoolctl.threadpool_info()
-        if pool["user_api"] == "blas"  # not Numba's OpenMP, which appears with its first kernel
+        if pool["user_api"]
+        == "blas"  # not Numba's OpenMP, which appears with its first kernel
     ]
     described = {
         "blas": pools,

@@ -73,7 +73,9 @@ def pytest_configure(config):
         config.addinivalue_line("markers", f"{name}: skipped where that is missing")
     for name in filter(None, os.environ.get("SNFNP_REQUIRE", "").split(",")):
         if name not in NEEDS:
-            raise pytest.UsageError(f"SNFNP_REQUIRE names {name}: choose of {', '.join(NEEDS)}")
+            raise pytest.UsageError(
+                f"SNFNP_REQUIRE names {name}: choose of {', '.join(NEEDS)}"
+            )
         if why := NEEDS[name]():
             raise pytest.UsageError(f"SNFNP_REQUIRE names {name}, but: {why}")
 

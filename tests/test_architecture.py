@@ -42,7 +42,9 @@ KNOW_NUMBA = {
 NUMBA = re.compile(r"numba\b|snfnp\.ops\.(jit\b|\w+\.cpu)")
 BEYOND = re.compile(r"snfnp\.beyond\b")
 CUPY = re.compile(r"cupyx?\b|snfnp\.ops\.(gpu\b|\w+\.gpu\b)")
-OPENINGS = re.compile(r"(What|Where|Whether|How|The same|As|Of|Those|That|Who|Which|When|If)\b")
+OPENINGS = re.compile(
+    r"(What|Where|Whether|How|The same|As|Of|Those|That|Who|Which|When|If)\b"
+)
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 CI = ROOT / ".ci"
 pytestmark = pytest.mark.skipif(not CI.exists(), reason="not a checkout")
@@ -86,7 +88,9 @@ def upward(root):
             if not f"{name}.".startswith("snfnp."):
                 continue
             other = on_floor((*name.split("."), ""))
-            other = other if other in level else "__init__"  # a name of the package itself
+            other = (
+                other if other in level else "__init__"
+            )  # a name of the package itself
             if other != module and level[other] >= level[module]:
                 yield f"{file} imports {name}"
 
@@ -101,11 +105,17 @@ def rings(root):
             other = tuple(name.split("."))
             other = other if other[0] == "snfnp" else ("scripts", *other)
             common = len(os.path.commonprefix([own, other]))
-            if common in (0, len(own), len(other)) or BEYOND.match(name):  # `upward` sees it
+            if common in (0, len(own), len(other)) or BEYOND.match(
+                name
+            ):  # `upward` sees it
                 continue
             one, another = own[common], root.joinpath(*other[: common + 1])
-            if one != "__init__" and (another.is_dir() or another.with_suffix(".py").exists()):
-                graphs.setdefault(own[:common], {}).setdefault(one, set()).add(other[common])
+            if one != "__init__" and (
+                another.is_dir() or another.with_suffix(".py").exists()
+            ):
+                graphs.setdefault(own[:common], {}).setdefault(one, set()).add(
+                    other[common]
+                )
     for folder, graph in graphs.items():
         try:
             TopologicalSorter(graph).prepare()
@@ -143,8 +153,14 @@ def beyond(root):
     """Imports of what goes beyond the paper, by other than its own files and scripts, that are not
     inside a function, where it is asked for."""
     for path, file, own in sources(root):
-        for node in ast.parse(path.read_text()).body if own not in ("beyond", "scripts") else ():
-            text = ast.unparse(node) if isinstance(node, (ast.Import, ast.ImportFrom)) else ""
+        for node in (
+            ast.parse(path.read_text()).body if own not in ("beyond", "scripts") else ()
+        ):
+            text = (
+                ast.unparse(node)
+                if isinstance(node, (ast.Import, ast.ImportFrom))
+                else ""
+            )
             if re.search(r"\bsnfnp\.beyond\b|from snfnp import .*\bbeyond\b", text):
                 yield f"{file}: {text}"
 
@@ -172,32 +188,80 @@ def test_the_architecture_is_as_planned(rule):
 @pytest.mark.parametrize(
     "rule, file, text, said",
     [
-        (upward, "snfnp/flow.py", "from snfnp.training import x", "imports snfnp.training.x"),
-        (upward, "snfnp/maps/conv.py", "from snfnp import rules", "imports snfnp.rules"),
-        (upward, "snfnp/ops/a.py", "def f():\n    import snfnp.layers", "imports snfnp.layers"),
+        (
+            upward,
+            "snfnp/flow.py",
+            "from snfnp.training import x",
+            "imports snfnp.training.x",
+        ),
+        (
+            upward,
+            "snfnp/maps/conv.py",
+            "from snfnp import rules",
+            "imports snfnp.rules",
+        ),
+        (
+            upward,
+            "snfnp/ops/a.py",
+            "def f():\n    import snfnp.layers",
+            "imports snfnp.layers",
+        ),
         (upward, "snfnp/cli/a.py", "import snfnp.__main__", "imports snfnp.__main__"),
         (upward, "snfnp/new.py", "", "snfnp/new.py stands on no floor"),
-        (upward, "snfnp/beyond/rules.py", "import snfnp.models", "imports snfnp.models"),
+        (
+            upward,
+            "snfnp/beyond/rules.py",
+            "import snfnp.models",
+            "imports snfnp.models",
+        ),
         (
             upward,
             "snfnp/layers/a.py",
             "def f():\n    import snfnp.beyond.training",
             "beyond.training",
         ),
-        (asking, "snfnp/cli/a.py", "getattr(layer, 'rule', None)", "a.py:1 asks a layer"),
+        (
+            asking,
+            "snfnp/cli/a.py",
+            "getattr(layer, 'rule', None)",
+            "a.py:1 asks a layer",
+        ),
         (asking, "snfnp/ops/a.py", "x = hasattr(self.rule, 'x')", "a.py:1 asks a rule"),
-        (asking, "snfnp/a.py", "getattr(self.layers[i + 1], 'x', 0)", "a.py:1 asks a layers"),
+        (
+            asking,
+            "snfnp/a.py",
+            "getattr(self.layers[i + 1], 'x', 0)",
+            "a.py:1 asks a layers",
+        ),
         (misplaced, "snfnp/flow.py", "from numba import njit", "imports numba.njit"),
-        (misplaced, "scripts/a.py", "from snfnp.ops.gpu import source", "imports snfnp.ops.gpu"),
+        (
+            misplaced,
+            "scripts/a.py",
+            "from snfnp.ops.gpu import source",
+            "imports snfnp.ops.gpu",
+        ),
         (misplaced, "snfnp/ops/conv/definition.py", "import cupy", "imports cupy"),
-        (misplaced, "snfnp/ops/conv/gpu.py", "from snfnp.ops import jit", "imports snfnp.ops.jit"),
-        (beyond, "snfnp/models.py", "from snfnp.beyond import variational", "snfnp.beyond"),
+        (
+            misplaced,
+            "snfnp/ops/conv/gpu.py",
+            "from snfnp.ops import jit",
+            "imports snfnp.ops.jit",
+        ),
+        (
+            beyond,
+            "snfnp/models.py",
+            "from snfnp.beyond import variational",
+            "snfnp.beyond",
+        ),
         (guessing, "snfnp/cli/a.py", "x.read_text()", "a.py:1 guesses an encoding"),
         (guessing, "scripts/a.py", "open(x, 'w')", "a.py:1 guesses an encoding"),
     ],
 )
 def test_a_violation_would_be_found(rule, file, text, said, tmp_path):
-    for name, content in (("snfnp/beyond/a.py", "from snfnp.ops import get_ops"), (file, text)):
+    for name, content in (
+        ("snfnp/beyond/a.py", "from snfnp.ops import get_ops"),
+        (file, text),
+    ):
         assert list(rule(tmp_path)) == []
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
@@ -209,7 +273,9 @@ def test_a_ring_would_be_found(tmp_path):
     folder.mkdir(parents=True)
     for name, other in ("ab", "ba"):
         assert not list(rings(tmp_path))
-        (folder / f"{name}.py").write_text(f"def f():\n    import snfnp.training.{other}\n")
+        (folder / f"{name}.py").write_text(
+            f"def f():\n    import snfnp.training.{other}\n"
+        )
     (ring,) = rings(tmp_path)
     assert ring.startswith("in snfnp/training: ")
 
@@ -233,7 +299,9 @@ def test_one_loop_takes_the_steps_of_every_training():
     assert files == ["snfnp/step/trainer.py"]
 
 
-def test_the_files_from_a_command_to_eq_15_are_those_of_the_page(undrawn, monkeypatch, tmp_path):
+def test_the_files_from_a_command_to_eq_15_are_those_of_the_page(
+    undrawn, monkeypatch, tmp_path
+):
     """Those of the package that are on the stack when a gradient is computed."""
     page = (ROOT / "snfnp" / "architecture.md").read_text(encoding="utf-8")
     section = page.partition("## From a command to Eq. 15")[2].partition("\n## ")[0]
@@ -245,15 +313,30 @@ def test_the_files_from_a_command_to_eq_15_are_those_of_the_page(undrawn, monkey
             frames.append(frames[-1].f_back)
         files = [Path(frame.f_code.co_filename) for frame in reversed(frames)]
         own = [file for file in files if ROOT / "snfnp" in file.parents]
-        stacks.append(list(dict.fromkeys(f"{file.relative_to(ROOT / 'snfnp')}" for file in own)))
+        stacks.append(
+            list(dict.fromkeys(f"{file.relative_to(ROOT / 'snfnp')}" for file in own))
+        )
         return backward(rule, *arguments, **named)
 
     monkeypatch.setattr(SelfNormalizing, "backward", noted)
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(40, 2)))
-    options = ["--epochs", "1", "--batch-size", "16", "--backend", "numpy", "--model", "fc"]
+    options = [
+        "--epochs",
+        "1",
+        "--batch-size",
+        "16",
+        "--backend",
+        "numpy",
+        "--model",
+        "fc",
+    ]
     train.main([str(tmp_path / "rows.npy"), *options, "--out", str(tmp_path / "run")])
     files = re.findall(r"^\| `(\S+\.py)` \|", section, re.M)
-    assert files[:-1] in stacks and files[-1] == "rules/self_normalizing.py" and len(files) <= 6
+    assert (
+        files[:-1] in stacks
+        and files[-1] == "rules/self_normalizing.py"
+        and len(files) <= 6
+    )
 
 
 # What makes the method fast, and what goes beyond it; and then what uses it.
@@ -316,7 +399,9 @@ def test_the_method_runs_without_what_makes_it_fast_and_without_what_uses_it(tmp
     """Every preset is trained on NumPy; and then built, checked, trained for a step and
     evaluated."""
     package = tmp_path / "snfnp"
-    shutil.copytree(ROOT / "snfnp", package, ignore=shutil.ignore_patterns(*FAST, "__pycache__"))
+    shutil.copytree(
+        ROOT / "snfnp", package, ignore=shutil.ignore_patterns(*FAST, "__pycache__")
+    )
     for code in (TRAINS, STEPS):
         done = python(code, cwd=tmp_path, PYTHONPATH="", PYTHONSAFEPATH="")
         assert done.stdout.split() == list(PRESETS), done.stderr
@@ -374,7 +459,9 @@ def test_the_oldest_versions_are_the_lower_bounds(oldest):
     assert set(project["optional-dependencies"]["mpi"]) <= set(required)
 
 
-@pytest.mark.parametrize("requirement", ["numpy", "numpy==2.0", "numpy>=2.0,<3", "numpy<3"])
+@pytest.mark.parametrize(
+    "requirement", ["numpy", "numpy==2.0", "numpy>=2.0,<3", "numpy<3"]
+)
 def test_a_version_that_would_not_be_checked_is_refused(oldest, requirement):
     project = {"dependencies": [requirement], "optional-dependencies": {"test": []}}
     with pytest.raises(ValueError, match="is not of the form name>=version"):
@@ -413,7 +500,9 @@ def test_the_size_budget_counts_tokens_by_room_and_refuses_one_too_many(tmp_path
         "snfnp/ops": 34,
         "tests": 17,
     }
-    assert rooms["tests"] == size.Size(lines=9, code=4, tokens=17, assignments=2, tuples=1)
+    assert rooms["tests"] == size.Size(
+        lines=9, code=4, tokens=17, assignments=2, tuples=1
+    )
     rooms["snfnp"].tokens += size.BUDGET["snfnp"] - 51
     assert size.excess(rooms) == []
     rooms["snfnp/ops"].tokens += 1
@@ -429,14 +518,19 @@ def test_ci_can_be_parsed_and_names_tests_that_exist():
     named = [word for word in script.read_text().split() if word.startswith("tests/")]
     assert len(named) > 8
     assert [word for word in named if not is_there(word)] == []
-    for missing in ("tests/test_nothing.py", "tests/test_architecture.py::test_nothing"):
+    for missing in (
+        "tests/test_nothing.py",
+        "tests/test_architecture.py::test_nothing",
+    ):
         assert not is_there(missing)
 
 
 def is_there(named: str) -> bool:
     """Whether a file or folder of tests, or a test named as in file.py::test, exists."""
     path, _, test = named.partition("::")
-    return (ROOT / path).exists() and (not test or f"\ndef {test}(" in (ROOT / path).read_text())
+    return (ROOT / path).exists() and (
+        not test or f"\ndef {test}(" in (ROOT / path).read_text()
+    )
 
 
 MISSING = "nvidia-cuda-nvrtc is nowhere"
@@ -484,7 +578,9 @@ def test_as_many_processes_as_cores_up_to_eight(
     request, monkeypatch, arguments, cores, device, processes
 ):
     """0 processes means none beside this one."""
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    monkeypatch.setattr(
+        "os.sched_getaffinity", lambda pid: set(range(cores)), raising=False
+    )
     monkeypatch.setenv("SNFNP_DEVICE", device)
     config = SimpleNamespace(args=arguments)
     assert request.config.hook.pytest_xdist_auto_num_workers(config=config) == processes

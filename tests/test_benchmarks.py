@@ -69,7 +69,9 @@ def test_operations_of_the_convolutional_and_the_glow_step():
     conv = sum(6 * 3 * 9 * pixels * c**2 for pixels, c in ((64, 1), (16, 4), (4, 16)))
     glow = 16 * (6 * 4**2 + 2 * 3 * network(4)) + 4 * (6 * 8**2 + 3 * network(8))
     assert operations(small_trainer("conv").flow, BATCH) == 2 * BATCH * conv
-    assert operations(small_trainer("glow", **SMALL_GLOW).flow, BATCH) == 2 * BATCH * glow
+    assert (
+        operations(small_trainer("glow", **SMALL_GLOW).flow, BATCH) == 2 * BATCH * glow
+    )
 
 
 def test_threads_are_given_back_after_an_exception():
@@ -110,23 +112,41 @@ def test_a_backend_without_a_device_is_refused():
 @pytest.mark.parametrize("graph, verdict", [(0.201, "MISSED"), (0.2, "reached")])
 def test_a_verdict_for_every_bar_by_the_recorded_step(graph, verdict):
     times = {"eager": 0.1, "graph": graph}
-    rows = [{"precision": SINGLE, "how": how, "median ms": ms} for how, ms in times.items()]
+    rows = [
+        {"precision": SINGLE, "how": how, "median ms": ms} for how, ms in times.items()
+    ]
     rows = [row | {"bar ms": 0.2 if row["how"] == "graph" else None} for row in rows]
-    rows += [row | {"precision": device.TF32, "median ms": 0.05, "bar ms": None} for row in rows]
-    assert device._verdict(rows) == [f"{SINGLE}: {graph:.3f} ms, bar 0.20 ms: {verdict}"]
+    rows += [
+        row | {"precision": device.TF32, "median ms": 0.05, "bar ms": None}
+        for row in rows
+    ]
+    assert device._verdict(rows) == [
+        f"{SINGLE}: {graph:.3f} ms, bar 0.20 ms: {verdict}"
+    ]
 
 
 def test_the_benchmark_prints_and_writes_its_figures(tmp_path, monkeypatch, capsys):
     """Each call of a few is timed: once is enough."""
     file = tmp_path / "figures.json"
-    monkeypatch.setattr(models, "measure", lambda calls, repeats: timing.measure(calls, 1, 0))
+    monkeypatch.setattr(
+        models, "measure", lambda calls, repeats: timing.measure(calls, 1, 0)
+    )
     benchmark.main(["fc", "--quick", "--json", str(file)])
     out, results = capsys.readouterr().out, json.loads(file.read_text())
-    names = {"self-normalizing", "exact", "relative", "variational", "self-normalizing, white"}
+    names = {
+        "self-normalizing",
+        "exact",
+        "relative",
+        "variational",
+        "self-normalizing, white",
+    }
     assert {row["step"] for row in results["fc"]["steps"]} == names
     times = (*results["fc"]["steps"], *results["fc"]["renewals"])
     assert all(0 < row["min ms"] <= row["median ms"] for row in times)
-    assert all(row["min / floor"] > 0 for row in results["fc"]["steps"]) and "Adam ms" in out
+    assert (
+        all(row["min / floor"] > 0 for row in results["fc"]["steps"])
+        and "Adam ms" in out
+    )
 
 
 @pytest.fixture
@@ -134,7 +154,9 @@ def results(finished, tmp_path):
     """Two results of the comparison, both of one run: the run, a report on it and a picture."""
     for folder in (tmp_path / "this", tmp_path / "other"):
         shutil.copytree(finished, folder / "run")
-        (folder / "evaluate.txt").write_text("mean log-likelihood    nats\nlog p(x)  -1,200.125\n")
+        (folder / "evaluate.txt").write_text(
+            "mean log-likelihood    nats\nlog p(x)  -1,200.125\n"
+        )
         Image.fromarray(np.full((8, 8), 200, np.uint8)).save(folder / "run/samples.png")
     return tmp_path / "this", tmp_path / "other"
 
@@ -173,14 +195,20 @@ def picture(*shape):
 def worst(results):
     """{column: largest difference} of two results, of the columns that differ at all."""
     differences = compare_runs(*results)
-    assert tuple(differences) == COLUMNS and all(differences.values())  # each compares something
-    return {name: max(of.values()) for name, of in differences.items() if any(of.values())}
+    assert tuple(differences) == COLUMNS and all(
+        differences.values()
+    )  # each compares something
+    return {
+        name: max(of.values()) for name, of in differences.items() if any(of.values())
+    }
 
 
 def test_equal_results_are_equal_at_any_speed(results):
     assert worst(results) == {}
     text("run/metrics.jsonl", r'"seconds": [^,]+', '"seconds": 9.5')(results[0])
-    text("run/summary.json", r'"training_seconds": [^,]+', '"training_seconds": 9.5')(results[0])
+    text("run/summary.json", r'"training_seconds": [^,]+', '"training_seconds": 9.5')(
+        results[0]
+    )
     assert worst(results) == {}
 
 
@@ -194,14 +222,30 @@ def test_equal_is_equal_bit_for_bit():
     "change,column,expected",
     [
         (checkpoint("parameter.dense1.W", lambda W: W * 1.5), "parameters", 0.5),
-        (checkpoint("state.control.rows", lambda _: np.ones(2)), "parameters", math.inf),
+        (
+            checkpoint("state.control.rows", lambda _: np.ones(2)),
+            "parameters",
+            math.inf,
+        ),
         (checkpoint("adam_m.dense2.R", lambda m: m * 1.25), "Adam m", 0.25),
-        (checkpoint("adam_v.dense1.b", lambda v: v.astype(np.float64)), "Adam v", math.inf),
+        (
+            checkpoint("adam_v.dense1.b", lambda v: v.astype(np.float64)),
+            "Adam v",
+            math.inf,
+        ),
         (checkpoint("step", lambda _: "18"), "metrics", 0.2),
-        (checkpoint("record", lambda r: r.replace('"seed": 0', '"seed": 1')), "metrics", math.inf),
+        (
+            checkpoint("record", lambda r: r.replace('"seed": 0', '"seed": 1')),
+            "metrics",
+            math.inf,
+        ),
         (text("run/metrics.jsonl", '"lam": 1.0', '"lam": 1.5'), "metrics", 0.5),
         (text("run/metrics.jsonl", "{.*\n$", ""), "metrics", math.inf),
-        (text("run/summary.json", '(test_nll_nats": )[^,]+', r"\1NaN"), "metrics", math.inf),
+        (
+            text("run/summary.json", '(test_nll_nats": )[^,]+', r"\1NaN"),
+            "metrics",
+            math.inf,
+        ),
         (text("evaluate.txt", "-1,200.125", "-1,200.126"), "reports", 8.3e-7),
         (text("evaluate.txt", "$", "and 2.5 more"), "reports", math.inf),
         (picture(8, 8), "samples", 1 / 200),
@@ -218,17 +262,28 @@ def test_every_preset_and_gradient_can_be_chosen():
     from snfnp.models import PRESETS
     from snfnp.training.options import TrainConfig
 
-    assert len(set(CONFIGURATIONS.values())) == len(CONFIGURATIONS) - 2  # but for "resume"
+    assert (
+        len(set(CONFIGURATIONS.values())) == len(CONFIGURATIONS) - 2
+    )  # but for "resume"
     assert compare_checkouts.choose("*") == list(CONFIGURATIONS)
     assert compare_checkouts.choose("glow-res*,fc") == ["fc", "glow-resume"]
     for name, preset in PRESETS.items():
-        own = [options for options in CONFIGURATIONS.values() if f"--model {name} " in options]
+        own = [
+            options
+            for options in CONFIGURATIONS.values()
+            if f"--model {name} " in options
+        ]
         assert own, name
         for gradient in () if "glow" in name else preset.gradients[1:]:
-            assert any(f"--gradient {gradient}" in options for options in own), (name, gradient)
+            assert any(f"--gradient {gradient}" in options for options in own), (
+                name,
+                gradient,
+            )
     for options in CONFIGURATIONS.values():  # none is refused
         given = vars(train._parser(None, {}).parse_args(options.split()))
-        TrainConfig(**given).resolve(6000, (2,) if given["model"] == "vector" else (28, 28, 1))
+        TrainConfig(**given).resolve(
+            6000, (2,) if given["model"] == "vector" else (28, 28, 1)
+        )
 
 
 def test_a_row_is_printed_and_a_difference_named(results, monkeypatch, capsys):
@@ -255,13 +310,18 @@ def test_a_row_is_printed_and_a_difference_named(results, monkeypatch, capsys):
 
 
 def test_a_checkout_is_equal_to_itself(capsys):
-    assert compare_checkouts.main([str(ROOT), "--only", "emerging", "--backend", "numpy"]) == 0
+    assert (
+        compare_checkouts.main([str(ROOT), "--only", "emerging", "--backend", "numpy"])
+        == 0
+    )
     assert capsys.readouterr().out.endswith("1 of 1 bit-equal\n")
 
 
 SCRIPT = ROOT / "scripts/gpu_hour.sh"
 TEXT = SCRIPT.read_text(encoding="utf-8")
-STEPS = re.findall(r"^    (\w+) ([\w-]+) (.*)$", TEXT[TEXT.index("\nsteps() {") :], re.M)
+STEPS = re.findall(
+    r"^    (\w+) ([\w-]+) (.*)$", TEXT[TEXT.index("\nsteps() {") :], re.M
+)
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="GNU's timeout")
 
@@ -270,7 +330,9 @@ def test_a_step_gives_options_that_its_script_has():
     """A wrong option would cost the step its place in the hour."""
     mains = {"train": snfnp.cli.train, "reproduce": reproduce, "benchmark": benchmark}
     for kind, name, words in STEPS:
-        main = mains.get(kind) or next((mains[own] for own in mains if f" {own} " in words), None)
+        main = mains.get(kind) or next(
+            (mains[own] for own in mains if f" {own} " in words), None
+        )
         if main:
             said = io.StringIO()
             with contextlib.redirect_stdout(said), pytest.raises(SystemExit):
@@ -288,7 +350,16 @@ def test_a_step_names_tests_and_rows_that_there_are():
     rows = {row.name for table in TABLES.values() for row in table.rows}
     assert set(re.findall(r"--rows ([\w-]+)", TEXT)) <= rows
     names = [name for _, name, _ in STEPS]
-    first = ["plain", "no-graph", "same", "device-quick", "launches", "graphs", "white", "memcheck"]
+    first = [
+        "plain",
+        "no-graph",
+        "same",
+        "device-quick",
+        "launches",
+        "graphs",
+        "white",
+        "memcheck",
+    ]
     assert len(names) == len(set(names)) == 21 and names[: len(first)] == first
 
 
@@ -300,7 +371,9 @@ def hour(tmp_path):
         (tmp_path / "steps.sh").write_text(f"steps() {{\n{steps}\n}}\n")
         own = {"GPU_HOUR_STEPS": str(tmp_path / "steps.sh"), "PYTHON": sys.executable}
         command = ["bash", str(SCRIPT), str(tmp_path), str(seconds)]
-        done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True)
+        done = subprocess.run(
+            command, env=os.environ | own, capture_output=True, text=True
+        )
         assert not done.stderr
         return done.returncode, done.stdout
 
@@ -327,11 +400,16 @@ def test_a_step_is_done_once_and_its_line_has_its_figure(hour, tmp_path):
         "4 steps, of at most 69 s in all; this call starts what fits into 100 s\n"
     )
     status, said = hour(steps)
-    assert status == 1 and said.startswith("0 steps, of at most 0 s") and len(said.split("\n")) == 4
+    assert (
+        status == 1
+        and said.startswith("0 steps, of at most 0 s")
+        and len(said.split("\n")) == 4
+    )
     assert (tmp_path / "b").read_text() == "x\n"
     report = (tmp_path / "report.txt").read_text()
     assert all(
-        line in report for line in ("failed: a: no such thing", "== b", "took 3 ms, min 2 ms")
+        line in report
+        for line in ("failed: a: no such thing", "== b", "took 3 ms, min 2 ms")
     )
     assert "commit " in report and "numpy " in report
 
@@ -341,7 +419,9 @@ def test_what_is_stopped_or_does_not_fit_is_not_done(hour, tmp_path):
     slow = f"echo x >> {tmp_path}/a; [ $(wc -l < {tmp_path}/a) -gt 1 ] || sleep 60"
     steps = f"step a 2 '.+' bash -c '{slow}; echo end'\nstep long 15 '.+' echo long"
     status, said = hour(steps, 10)
-    assert status == 3 and said.endswith("stopped at its limit: a\nleft: a long: run it again\n")
+    assert status == 3 and said.endswith(
+        "stopped at its limit: a\nleft: a long: run it again\n"
+    )
     status, said = hour(steps)
     assert status == 0 and "passed: a: end" in said and "passed: long: long" in said
 
@@ -405,7 +485,9 @@ def test_a_sanitizer_that_starts_no_program_is_said_to(hour, tmp_path, monkeypat
     tool = tools / "compute-sanitizer"
     for starts in (False, True):
         run = 'case $1 in --tool) echo "ERROR SUMMARY: 0 errors ($2)";; *) exec "$@";; esac'
-        tool.write_text(f"#!/bin/sh\n{run if starts else 'echo version 12.9; exit 255'}\n")
+        tool.write_text(
+            f"#!/bin/sh\n{run if starts else 'echo version 12.9; exit 255'}\n"
+        )
         tool.chmod(0o755)
         status, said = hour("sanitise memcheck 30")
         found = "passed: memcheck: ERROR SUMMARY: 0 errors (memcheck)"

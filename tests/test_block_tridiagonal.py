@@ -14,7 +14,10 @@ from snfnp.ops import get_ops
 
 EPS = float(np.finfo(np.float64).eps)
 PAPER_SHAPES = [(28, 28, 1), (14, 14, 4), (7, 7, 16)]
-PAPER, LARGER = 0.01, 0.3  # gains of the initial noise: A.3's, and far from the identity
+PAPER, LARGER = (
+    0.01,
+    0.3,
+)  # gains of the initial noise: A.3's, and far from the identity
 OPS = get_ops("numpy")
 
 
@@ -22,7 +25,11 @@ def kernel(size, channels, gain, seed=0):
     """Dirac plus Xavier normal noise (A.3), (kH, kW, C, C)."""
     height, width = size
     noise = math.sqrt(2 / (2 * height * width * channels))
-    w = gain * noise * np.random.default_rng(seed).standard_normal((*size, channels, channels))
+    w = (
+        gain
+        * noise
+        * np.random.default_rng(seed).standard_normal((*size, channels, channels))
+    )
     w[height // 2, width // 2] += np.eye(channels)
     return w
 
@@ -33,13 +40,18 @@ def images(shape, count=3):
 
 def assert_equals_dense(ops, w, shape, rtol=1e-10):
     """All three results, relative to the largest entry (a determinant: to the dimension)."""
-    log_det, gradient = by_blocks.log_det(ops, w, shape), by_blocks.log_det_grad(ops, w, shape)
+    log_det, gradient = (
+        by_blocks.log_det(ops, w, shape),
+        by_blocks.log_det_grad(ops, w, shape),
+    )
     dimension = math.prod(shape)
     assert abs(log_det - explicit.log_det(ops, w, shape)) <= rtol * dimension
     expected = explicit.log_det_grad(ops, w, shape)
     assert gradient.shape == w.shape
     assert gradient.flags.c_contiguous
-    np.testing.assert_allclose(gradient, expected, rtol=0, atol=rtol * np.abs(expected).max())
+    np.testing.assert_allclose(
+        gradient, expected, rtol=0, atol=rtol * np.abs(expected).max()
+    )
     z = images(shape)
     before = z.copy()
     x, expected = by_blocks.solve(ops, w, z), explicit.solve(ops, w, z)
@@ -61,10 +73,20 @@ def test_equals_dense_on_the_papers_shapes(ops, shape, size, gain):
     assert_equals_dense(ops, w, shape)
 
 
-@pytest.mark.parametrize("size", [(3, 3), (5, 5), (7, 3), (3, 7), (1, 1), (1, 3), (3, 1), (5, 1)])
+@pytest.mark.parametrize(
+    "size", [(3, 3), (5, 5), (7, 3), (3, 7), (1, 1), (1, 3), (3, 1), (5, 1)]
+)
 def test_equals_dense_on_odd_shapes(ops, size):
     """Images smaller than the kernel, heights that the blocks do not divide, kernels of one row."""
-    for shape in ((1, 1, 2), (1, 5, 2), (5, 1, 2), (2, 2, 3), (4, 9, 1), (9, 4, 1), (7, 5, 2)):
+    for shape in (
+        (1, 1, 2),
+        (1, 5, 2),
+        (5, 1, 2),
+        (2, 2, 3),
+        (4, 9, 1),
+        (9, 4, 1),
+        (7, 5, 2),
+    ):
         w = kernel(size, shape[2], 0.5)
         assert in_blocks(ops, w, shape)
         assert_equals_dense(ops, w, shape)
@@ -93,11 +115,16 @@ def test_stopping_early_changes_nothing(ops, monkeypatch, size, shape, gain):
     # one rounding of B in each block, seen through a T of condition below 10; and rounding itself
     bound = 100 * EPS
     assert abs(early.log_det - full.log_det) <= bound * dimension
-    stopped, expected = early.log_det_grad(), full.log_det_grad()  # the first one's stop is off
+    stopped, expected = (
+        early.log_det_grad(),
+        full.log_det_grad(),
+    )  # the first one's stop is off
     monkeypatch.undo()
     both = early.log_det_grad()
     for gradient in (stopped, both):
-        np.testing.assert_allclose(gradient, expected, rtol=0, atol=bound * np.abs(expected).max())
+        np.testing.assert_allclose(
+            gradient, expected, rtol=0, atol=bound * np.abs(expected).max()
+        )
     np.testing.assert_allclose(early.solve(z), full.solve(z), rtol=0, atol=bound * 10)
 
 
@@ -108,7 +135,10 @@ def test_single_precision_is_rounded_once(ops, shape):
     wide = w.astype(np.float64)
     assert by_blocks.log_det(ops, w, shape) == by_blocks.log_det(ops, wide, shape)
     for found, expected in (
-        (by_blocks.log_det_grad(ops, w, shape), by_blocks.log_det_grad(ops, wide, shape)),
+        (
+            by_blocks.log_det_grad(ops, w, shape),
+            by_blocks.log_det_grad(ops, wide, shape),
+        ),
         (explicit.log_det_grad(ops, w, shape), explicit.log_det_grad(ops, wide, shape)),
     ):
         assert found.dtype == np.float32
@@ -117,7 +147,9 @@ def test_single_precision_is_rounded_once(ops, shape):
     for solve in (by_blocks.solve, explicit.solve):
         x = solve(ops, w, z)
         assert x.dtype == np.float32
-        np.testing.assert_array_equal(x, solve(ops, wide, z.astype(np.float64)).astype(np.float32))
+        np.testing.assert_array_equal(
+            x, solve(ops, wide, z.astype(np.float64)).astype(np.float32)
+        )
 
 
 def nearly_singular_diagonal(delta, channels=3):
@@ -130,7 +162,9 @@ def nearly_singular_diagonal(delta, channels=3):
     return w
 
 
-@pytest.mark.parametrize("delta, blocks", [(0, 0), (1e-16, 0), (1e-8, 0), (1e-2, 1), (1e-3, 1)])
+@pytest.mark.parametrize(
+    "delta, blocks", [(0, 0), (1e-16, 0), (1e-8, 0), (1e-2, 1), (1e-3, 1)]
+)
 def test_a_nearly_singular_block_of_a_good_matrix(ops, delta, blocks):
     w, shape = nearly_singular_diagonal(delta), (6, 5, 3)
     assert np.linalg.cond(explicit.matrix(ops, w, shape)) < 20
@@ -158,7 +192,10 @@ def test_a_pivot_of_exactly_zero(ops, height, centre):
         (three_taps(1, 0, 1), (5, 2, 1)),
         (three_taps(1, 1, 1), (5, 2, 1)),
         (three_taps(1, 0, 1), (1, 2, 1)),
-        (np.ones((3, 3, 1, 1)), (5, 4, 1)),  # the Kronecker product of tridiagonals of ones
+        (
+            np.ones((3, 3, 1, 1)),
+            (5, 4, 1),
+        ),  # the Kronecker product of tridiagonals of ones
         (np.ones((3, 3, 1, 1)) / 3, (4, 8, 1)),
         (np.ones((1, 1, 2, 2)), (3, 3, 2)),
         (np.zeros((3, 3, 2, 2)), (4, 4, 2)),
@@ -248,7 +285,10 @@ def test_error_and_its_adjoint_are_the_matrix_and_its_transpose():
         e = written_out(f, g, w, r, shape)
         x = rng.standard_normal((3, *shape))
         flat = x.reshape(3, -1)
-        for function, matrix in ((contraction.error, e), (contraction.error_adjoint, e.T)):
+        for function, matrix in (
+            (contraction.error, e),
+            (contraction.error_adjoint, e.T),
+        ):
             found = function(OPS, f, g, w, r, x).reshape(3, -1)
             np.testing.assert_allclose(found, flat @ matrix.T, rtol=0, atol=1e-13)
 
@@ -271,12 +311,17 @@ def test_rho_of_a_large_matrix_is_from_below_and_close(rho):
     found = contraction.rho(OPS, Dense(200), Dense(200), w, r, (200,))
     # rounding, which is subtracted: 402 units of |R| |W| |x|
     least = (1 - 2e-5) * rho - 402 * EPS / 2 * np.linalg.norm(abs(r) @ abs(w), 2)
-    assert least < found <= (1 + 1e-12) * exact_rho(Dense(200), Dense(200), w, r, (200,))
+    assert (
+        least < found <= (1 + 1e-12) * exact_rho(Dense(200), Dense(200), w, r, (200,))
+    )
 
 
 def exact_rho(f, g, w, r, shape):
     """‖I − T(R) T(W)‖₂ of the matrix in extended precision, which is rounded once."""
-    w, r = (as_matrix(*each, shape).astype(np.longdouble) for each in ((f, OPS, w), (g, OPS, r)))
+    w, r = (
+        as_matrix(*each, shape).astype(np.longdouble)
+        for each in ((f, OPS, w), (g, OPS, r))
+    )
     return np.linalg.norm((np.eye(len(w)) - r @ w).astype(np.float64), 2)
 
 
@@ -309,7 +354,11 @@ def dense_pair(kind, rng, size):
     if kind == "ill-conditioned":
         w = rotation() * np.geomspace(1, 10 ** -rng.uniform(2, 15), size) @ rotation()
         return w, np.linalg.inv(w) * (1 + 1e-9 * rng.standard_normal((size, size)))
-    left, right, gains = rotation(), rotation(), np.linspace(1, 2, size)  # of deficient rank
+    left, right, gains = (
+        rotation(),
+        rotation(),
+        np.linspace(1, 2, size),
+    )  # of deficient rank
     gains[rng.integers(size) :] = 0
     deficient = left * gains @ right
     return (deficient, inverse) if rng.integers(2) else (inverse, deficient)

@@ -10,7 +10,12 @@ from support.gradients import moved
 from support.trainers import SMALL_GLOW, small_dataset
 
 from snfnp.beyond import certificates as module
-from snfnp.beyond.certificates import Certificate, activations_part, certificates, certify
+from snfnp.beyond.certificates import (
+    Certificate,
+    activations_part,
+    certificates,
+    certify,
+)
 from snfnp.diagnostics import _Generated, with_layers
 from snfnp.errors import UsageError
 from snfnp.gradcheck import as_matrix
@@ -48,7 +53,9 @@ def test_every_bound_that_is_given_holds():
     proved = tight = 0
     for _ in range(500):
         size = int(rng.integers(1, 21))
-        rho = float(rng.choice([rng.uniform(0, 1), rng.uniform(1, 2), 10 ** rng.uniform(-6, 0)]))
+        rho = float(
+            rng.choice([rng.uniform(0, 1), rng.uniform(1, 2), 10 ** rng.uniform(-6, 0)])
+        )
         w, r = pair(rng, size, rho)
         found, e = certified(w, r), np.eye(size) - r @ w
         exact = np.linalg.norm(e, 2)
@@ -110,7 +117,11 @@ MAPS = [
     (Conv2d((1, 1), 3), Conv2d((1, 1), 3), (4, 5, 3)),
     (Conv2d((3, 3), 2), Conv2d((3, 3), 2), (4, 5, 2)),
     (Conv2d((3, 3), 2), Conv2d((5, 5), 2), (4, 5, 2)),
-    (Conv2d((1, 1), 2), Conv2d((3, 3), 2), (4, 5, 2)),  # one of them sees more than a pixel
+    (
+        Conv2d((1, 1), 2),
+        Conv2d((3, 3), 2),
+        (4, 5, 2),
+    ),  # one of them sees more than a pixel
 ]
 
 
@@ -127,7 +138,10 @@ def test_convolutions_by_their_matrices(f, g, shape, noise):
     assert found.trace == pytest.approx(np.trace(e), rel=1e-10, abs=1e-12)
     assert found.frobenius == pytest.approx(np.linalg.norm(e), rel=1e-10)
     assert found.lower <= np.linalg.norm(e, 2) * (1 + 1e-12)
-    assert np.linalg.norm(e, 2) <= found.upper < 1.1 * np.linalg.norm(e, 2) or not found.holds
+    assert (
+        np.linalg.norm(e, 2) <= found.upper < 1.1 * np.linalg.norm(e, 2)
+        or not found.holds
+    )
     assert found.holds == (np.linalg.norm(e, 2) < 1)
     if found.holds:
         assert abs(sum_of_log_dets(t_w, t_r) + found.trace) <= found.slack + 1e-12
@@ -138,7 +152,9 @@ def test_rounding_is_part_of_the_bound():
     w = np.eye(50) + 0.05 * np.random.default_rng(5).standard_normal((50, 50))
     inverse = np.linalg.inv(w)
     found, whole = certified(w, inverse), certified(np.eye(3), np.eye(3))
-    assert 0 < found.upper < 1e-9 and abs(sum_of_log_dets(w, inverse)) <= found.difference
+    assert (
+        0 < found.upper < 1e-9 and abs(sum_of_log_dets(w, inverse)) <= found.difference
+    )
     assert whole.holds and 0 < whole.upper < 1e-13
     assert not certified(np.nan * np.eye(3), np.eye(3)).holds
 
@@ -158,7 +174,11 @@ def test_a_certificate_holds_for_the_worst_rounding(monkeypatch, f, g, shape, wo
     def wrong(*arguments):
         own = exact(*arguments)
         u, _, vt = np.linalg.svd(own)
-        direction = {"trace": np.eye(len(own)), "frobenius": own, "gain": np.outer(u[:, 0], vt[0])}
+        direction = {
+            "trace": np.eye(len(own)),
+            "frobenius": own,
+            "gain": np.outer(u[:, 0], vt[0]),
+        }
         return own - off * direction[worst] / np.linalg.norm(direction[worst])
 
     monkeypatch.setattr(module, "_written_out", wrong)
@@ -181,7 +201,10 @@ def test_the_bounds_survive_a_wrong_decomposition_that_rounding_hides(monkeypatc
 
     def matmul(a, b):
         product, right = a @ b, wanted.pop(0)
-        apart, most = np.linalg.norm(product - right), 4e-4 * np.linalg.norm(a) * np.linalg.norm(b)
+        apart, most = (
+            np.linalg.norm(product - right),
+            4e-4 * np.linalg.norm(a) * np.linalg.norm(b),
+        )
         return product + (right - product) * min(1, most / max(apart, 1e-300))
 
     def svd(e):
@@ -201,7 +224,9 @@ def test_norms_and_traces_survive_the_worst_rounding_of_a_sum(monkeypatch):
     monkeypatch.setattr(module, "_written_out", lambda *arguments: e)
     monkeypatch.setattr(module, "_rounding", lambda *arguments: 0.0)
     linalg = SimpleNamespace(
-        norms=lambda *all: [np.linalg.norm(m) * math.sqrt(1 - m.size * unit) for m in all],
+        norms=lambda *all: [
+            np.linalg.norm(m) * math.sqrt(1 - m.size * unit) for m in all
+        ],
         matmul=np.matmul,
     )
     trace = lambda m: np.trace(m) * (1 - len(m) * unit)  # noqa: E731
@@ -226,7 +251,9 @@ def log_densities(flow, params, x):
     latents, ldj, _ = flow.forward(OPS, params, x)
     log_dets, learned = flow.log_dets(OPS, params), flow.learned_inverses()
     of_f = flow.log_density(OPS, latents) + ldj + sum(log_dets.values())
-    back = with_layers(flow, {name: _Generated(own.maps[1]) for name, (own, _) in learned.items()})
+    back = with_layers(
+        flow, {name: _Generated(own.maps[1]) for name, (own, _) in learned.items()}
+    )
     again, ldj, _ = back.forward(OPS, params, flow.inverse(OPS, params, latents))
     for one, other in zip(latents, again, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-7, atol=1e-7)
@@ -244,7 +271,9 @@ def bounds(flow, params, x):
     return activations_part(OPS, flow, params, x), total
 
 
-@pytest.mark.parametrize("model, flows, side", [("fc", 60, 3), ("conv", 20, 4), ("glow", 20, 4)])
+@pytest.mark.parametrize(
+    "model, flows, side", [("fc", 60, 3), ("conv", 20, 4), ("glow", 20, 4)]
+)
 def test_the_densities_of_a_flow_are_within_the_bound(model, flows, side):
     """100 flows, R near W⁻¹: at every latent within the bound, and outside that of the
     log-determinants alone, which is none of the densities'."""
@@ -265,7 +294,9 @@ def test_the_densities_of_a_flow_are_within_the_bound(model, flows, side):
         part, total = bounds(flow, params, x)
         assert (np.abs(of_f - of_g - part) <= total + 1e-9).all()
         outside += (np.abs(of_f - of_g) > total).sum()
-    assert outside > 0 or model == "glow"  # whose few couplings hardly bend so near their start
+    assert (
+        outside > 0 or model == "glow"
+    )  # whose few couplings hardly bend so near their start
 
 
 def test_a_flow_has_a_certificate_for_each_learned_inverse():
@@ -292,11 +323,15 @@ def test_the_command_prints_what_is_proved(finished, capsys, monkeypatch):
     loaded, key = load_run(finished), RandomKey(0, EVALUATION_NOISE)
     x, _ = loaded.flow.encode(loaded.ops, small_dataset().test, key, np.float64)
     of_f, of_g = log_densities(loaded.flow, loaded.params, x)
-    (said,) = re.findall(r"of 30 samples differ by at most (\S+) nats, and by (\S+) on", out)
+    (said,) = re.findall(
+        r"of 30 samples differ by at most (\S+) nats, and by (\S+) on", out
+    )
     total = bounds(loaded.flow, loaded.params, x)[1]
     apart = np.abs(of_f - of_g)
     assert f"their sums differ by at most {total:.4g} nats" in out
-    for printed, true in zip(map(float, said), (apart.max(), apart.mean()), strict=True):
+    for printed, true in zip(
+        map(float, said), (apart.max(), apart.mean()), strict=True
+    ):
         assert true <= printed * 1.001 and printed <= true + 2 * total + 1e-3
 
 
@@ -306,7 +341,14 @@ def test_the_command_prints_what_is_not_proved():
     fine = Certificate("one", 0.1, 0.125, 0.5, 0.25, 0.0)
     poor = Certificate("two", 0.9, 1.5, 0.5, 2.0, 0.0)
     text = _proof([fine, poor], None).splitlines()
-    assert text[2].split() == ["one", "0.1", "0.125", "0.5", f"{fine.difference:.4g}", "nats"]
+    assert text[2].split() == [
+        "one",
+        "0.1",
+        "0.125",
+        "0.5",
+        f"{fine.difference:.4g}",
+        "nats",
+    ]
     assert text[3].split() == ["two", "0.9", "1.5", "0.5", "none"]
     assert "proved for 1 of 2 layers" in text[4]
     assert text[5].startswith("none: ρ < 1 is not proved there") and len(text) == 6

@@ -24,7 +24,13 @@ from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 
 OPS = get_ops("numpy")
-NAMES = ("last.safetensors", "best.safetensors", "config.json", "metrics.jsonl", "summary.json")
+NAMES = (
+    "last.safetensors",
+    "best.safetensors",
+    "config.json",
+    "metrics.jsonl",
+    "summary.json",
+)
 HUGE = 1 << 40
 
 
@@ -90,7 +96,9 @@ def test_a_corrupt_checkpoint_is_not_loaded(saved, data):
     elif how == 1:
         changed = content[:at]
     elif how == 2:
-        changed = content[:at] + data.draw(st.binary(min_size=1, max_size=9)) + content[at:]
+        changed = (
+            content[:at] + data.draw(st.binary(min_size=1, max_size=9)) + content[at:]
+        )
     else:
         changed = content[:at] + content[at + 1 :]
     if bytes(changed) != content:
@@ -133,16 +141,30 @@ def of_types(*dtypes):
     return change
 
 
-HEADERS = [{"step": -1}, {"step": 2**63}, {"step": 1.5}, {"sums": (1.0, 2.0)}, {"sums": "abcd"}]
+HEADERS = [
+    {"step": -1},
+    {"step": 2**63},
+    {"step": 1.5},
+    {"sums": (1.0, 2.0)},
+    {"sums": "abcd"},
+]
 HEADERS += [{"sums": (1.0, 2.0, 3.0, value)} for value in (np.nan, 10**400)]
 HEADERS += [{"record": []}, {"record": {"seconds": np.nan}}]
-STATES = [np.array([1.0, value]) for value in (np.nan, np.inf)] + [np.ones(2, np.float32)]
+STATES = [np.array([1.0, value]) for value in (np.nan, np.inf)] + [
+    np.ones(2, np.float32)
+]
 FORGED = [
     *(lambda checkpoint, of=of: checkpoint.state.update(control=of) for of in STATES),
-    *(spoiled(name, value) for name, value in (("p", np.nan), ("p", np.inf), ("m", -np.inf))),
+    *(
+        spoiled(name, value)
+        for name, value in (("p", np.nan), ("p", np.inf), ("m", -np.inf))
+    ),
     *(spoiled("v", value) for value in (np.nan, np.inf, -1.0)),
     *(of_types(*types) for types in ("iii", "eee", "fdf", "FFF")),
-    *(lambda checkpoint, change=change: vars(checkpoint).update(change) for change in HEADERS),
+    *(
+        lambda checkpoint, change=change: vars(checkpoint).update(change)
+        for change in HEADERS
+    ),
 ]
 
 
@@ -156,7 +178,13 @@ def test_a_valid_checksum_is_not_enough(saved, tmp_path, change):
         load_checkpoint(tmp_path / "c", layout)
 
 
-OTHERS = {"seed": 1, "batch_size": 10, "shuffle": False, "warmup_epochs": 2, "dtype": "float64"}
+OTHERS = {
+    "seed": 1,
+    "batch_size": 10,
+    "shuffle": False,
+    "warmup_epochs": 2,
+    "dtype": "float64",
+}
 OTHERS = {name: {name: value} for name, value in OTHERS.items()} | {"run": {"lr": 2e-3}}
 OTHERS["objective"] = {"objective": "forward"}
 
@@ -167,7 +195,9 @@ def test_files_of_another_run_are_refused(copy, tmp_path, differs):
     for name in ("last.safetensors", "best.safetensors", "config.json"):
         own = (copy / name).read_bytes()
         shutil.copy(tmp_path / "other" / name, copy)
-        with pytest.raises(CheckpointError, match=f"belongs to another run .*another {differs}"):
+        with pytest.raises(
+            CheckpointError, match=f"belongs to another run .*another {differs}"
+        ):
             load_run(copy, "last" if name == "config.json" else name.partition(".")[0])
         (copy / name).write_bytes(own)
 
@@ -180,18 +210,29 @@ def test_arrays_of_another_precision_than_the_runs_are_refused(copy):
         load_run(copy, "last")
 
 
-RECORDS = [{"config": None}, {"config": {"lr": "fast"}}, {"seconds": -1.0}, {"seconds": "long"}]
+RECORDS = [
+    {"config": None},
+    {"config": {"lr": "fast"}},
+    {"seconds": -1.0},
+    {"seconds": "long"},
+]
 RECORDS += [{"best": []}, {"best": {"epoch": 1}}, {"seconds": 10**400}]
-RECORDS += [{"best": {"epoch": 9, "step": 99, "seconds": 1, "validation_nll_nats": 1.0}}]
+RECORDS += [
+    {"best": {"epoch": 9, "step": 99, "seconds": 1, "validation_nll_nats": 1.0}}
+]
 BEST = {"step": 10**400, "epoch": 10**400, "validation_nll_nats": [1]}
 BEST |= {"validation_bits_per_dimension": -(10**400), "reconstruction": None}
-RECORDS += [{name: value} for name, value in BEST.items()] + [{"step": 16}]  # later than its own
+RECORDS += [{name: value} for name, value in BEST.items()] + [
+    {"step": 16}
+]  # later than its own
 
 
 @pytest.mark.parametrize("change", RECORDS, ids=range(len(RECORDS)))
 def test_an_impossible_record_is_refused(copy, change):
     saved = load_run(copy, "last").checkpoint
-    (saved.record["best"] if change.keys() <= BEST.keys() else saved.record).update(change)
+    (saved.record["best"] if change.keys() <= BEST.keys() else saved.record).update(
+        change
+    )
     save_checkpoint(copy / "last.safetensors", saved)
     with one_line(CheckpointError, match="the run's record in its header"):
         load_run(copy, "last")
@@ -232,8 +273,23 @@ DAMAGE = {
     "a digit": content(lambda old: old.replace(b"0", b"1", 1)),
     "later digits": content(lambda old: old.replace(b"3", b"4")),
 }
-LOST = ("missing", "empty", "zeros", "cut", "twice", "a digit", "later digits", "binary")
-UNREAD = ("missing", "a folder", "a pipe", "a hole", "zeros")  # enough for files that nothing reads
+LOST = (
+    "missing",
+    "empty",
+    "zeros",
+    "cut",
+    "twice",
+    "a digit",
+    "later digits",
+    "binary",
+)
+UNREAD = (
+    "missing",
+    "a folder",
+    "a pipe",
+    "a hole",
+    "zeros",
+)  # enough for files that nothing reads
 WAYS = {
     "load last": lambda path: load_run(path, "last").likelihood,
     "load best": lambda path: load_run(path, "best").likelihood,
@@ -257,7 +313,9 @@ def alarm():
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", NAMES)
-def test_damage_is_reported_in_one_line_or_harmless(finished, tmp_path, name, way, alarm):
+def test_damage_is_reported_in_one_line_or_harmless(
+    finished, tmp_path, name, way, alarm
+):
     """And at once: it does not wait at a pipe or read a file that is far too long."""
     needed = NEEDED[way] | {"config.json"}
     for damage in DAMAGE if name in needed else UNREAD:
@@ -273,10 +331,16 @@ def test_damage_is_reported_in_one_line_or_harmless(finished, tmp_path, name, wa
             assert len(str(error)) < 500
             assert str(copy) in str(error)
             assert name in needed or damage in ("a folder", "a pipe")
-            assert damage != "a hole" or f"has {HUGE:,} bytes, and one of a" in str(error)
+            assert damage != "a hole" or f"has {HUGE:,} bytes, and one of a" in str(
+                error
+            )
         else:
             lost = name == "metrics.jsonl" and damage in LOST
-            lost |= name == "summary.json" and damage in ("missing", "a digit", "later digits")
+            lost |= name == "summary.json" and damage in (
+                "missing",
+                "a digit",
+                "later digits",
+            )
             assert same or lost or name not in needed, damage
 
 
@@ -295,18 +359,24 @@ def test_an_unreadable_file_is_one_line(copy, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut"])
-def test_without_the_best_checkpoint_the_best_epoch_is_a_later_one(tmp_path, monkeypatch, damage):
+def test_without_the_best_checkpoint_the_best_epoch_is_a_later_one(
+    tmp_path, monkeypatch, damage
+):
     copy, said = tmp_path / "run", []
     with monkeypatch.context() as patched:
         at_step(patched, 12, spoil)
         run_training(copy)
     assert load_run(copy).checkpoint.step < 15
     DAMAGE[damage](copy / "best.safetensors")
-    with one_line(SnfnpError, "best.safetensors is not of the best eval", "give more `epochs`"):
+    with one_line(
+        SnfnpError, "best.safetensors is not of the best eval", "give more `epochs`"
+    ):
         run_training(copy, resume=True)  # nothing is left to do but test it
     _, summary = run_training(copy, resume=True, epochs=4, report=said.append)
     assert summary["best_epoch"] == 4 and load_run(copy).checkpoint.step == 20
-    assert any("is lost or damaged: the best epoch is one after step 15" in s for s in said)
+    assert any(
+        "is lost or damaged: the best epoch is one after step 15" in s for s in said
+    )
 
 
 def test_a_checkpoint_is_not_damaged_where_memory_runs_out(copy, monkeypatch):
@@ -343,7 +413,9 @@ def test_a_damaged_line_of_metrics_is_named(copy, line):
     file = copy / "metrics.jsonl"
     lines = file.read_text().splitlines()
     file.write_text("\n".join([lines[0], line, lines[2]]) + "\n")
-    with one_line(SnfnpError, "metrics.jsonl is damaged (line 2: ", "delete it to go on without"):
+    with one_line(
+        SnfnpError, "metrics.jsonl is damaged (line 2: ", "delete it to go on without"
+    ):
         RunFolder(copy).read_metrics()
 
 

@@ -74,9 +74,17 @@ def resumed(folder, given, **started):
         (NUMBA, {"graph": False}, NUMBA | {"graph": True}),
         ({"backend": "cupy"}, NUMBA, {"backend": "cupy", "graph": True}),
         ({}, {"tf32": True}, {"tf32": True}),
-        ({"eval_dtype": "float32"}, {"tf32": True}, "`tf32` would round the products of"),
+        (
+            {"eval_dtype": "float32"},
+            {"tf32": True},
+            "`tf32` would round the products of",
+        ),
         (NUMBA | {"graph": False}, {}, "`graph=False` only has an effect with"),
-        (NUMBA, {"tf32": True}, "`tf32`, which `backend=numba` does not have: leave `backend`"),
+        (
+            NUMBA,
+            {"tf32": True},
+            "`tf32`, which `backend=numba` does not have: leave `backend`",
+        ),
     ],
 )
 def test_a_resumed_run_may_change_its_backend_and_keeps_its_precision(
@@ -123,16 +131,28 @@ def test_training_that_runs_out_of_memory_ends_in_one_line(
     images = np.zeros((100, 28, 28, 1), np.uint8)
     dataset = Dataset("mnist", images, images, images, "zeros", False)
     monkeypatch.setattr(session, "load_dataset", lambda *arguments: dataset)
-    options = ["--model", model, "--batch-size", "100", *more, "--out", str(tmp_path / "run")]
+    options = [
+        "--model",
+        model,
+        "--batch-size",
+        "100",
+        *more,
+        "--out",
+        str(tmp_path / "run"),
+    ]
     monkeypatch.setattr("sys.argv", ["train.py", *options])
     with pytest.raises(SystemExit) as caught:
         run_script(train.main)
     assert caught.value.code == 1
     advice = f"choose a smaller --batch-size than 100{also}"
-    assert capsys.readouterr().err == f"error: out of memory: the card is full: {advice}\n"
+    assert (
+        capsys.readouterr().err == f"error: out of memory: the card is full: {advice}\n"
+    )
 
 
-@pytest.mark.parametrize("text, told", [("Unable.", "Unable"), ("", "nothing more is known")])
+@pytest.mark.parametrize(
+    "text, told", [("Unable.", "Unable"), ("", "nothing more is known")]
+)
 def test_memory_that_runs_out_elsewhere_is_one_line_too(capsys, text, told):
     def run_out(argv):
         raise MemoryError(text)
@@ -163,7 +183,9 @@ TYPOS |= dict.fromkeys(("train --qqq", "train --model qqq", "qqq"))
 def test_a_typo_gets_a_suggestion(typed):
     with pytest.raises(UsageError) as caught:
         main(typed.split())
-    assert_one_line(caught.value, f"(did you mean {TYPOS[typed]}?)" if TYPOS[typed] else typed[-3:])
+    assert_one_line(
+        caught.value, f"(did you mean {TYPOS[typed]}?)" if TYPOS[typed] else typed[-3:]
+    )
     assert TYPOS[typed] or "did you mean" not in str(caught.value)
 
 
@@ -187,7 +209,10 @@ def test_help_has_the_everyday_options_and_help_all_has_all(capsys, monkeypatch)
 def test_the_version_and_the_name_of_the_console_command(capsys, monkeypatch):
     module, _, name = SETTINGS["project"]["scripts"]["snfnp"].partition(":")
     console = getattr(importlib.import_module(module), name)
-    for argv, said in ((["--version"], f"snfnp {snfnp.__version__}\n"), ([], "usage: snfnp COM")):
+    for argv, said in (
+        (["--version"], f"snfnp {snfnp.__version__}\n"),
+        ([], "usage: snfnp COM"),
+    ):
         monkeypatch.setattr(sys, "argv", ["/somewhere/bin/snfnp", *argv])
         console()
         assert capsys.readouterr().out.startswith(said)
@@ -202,23 +227,34 @@ def test_every_file_of_the_kernels_is_packed():
     patterns = SETTINGS["tool"]["setuptools"]["package-data"]["snfnp.ops"]
     folder = ROOT / "snfnp" / "ops"
     files = [
-        path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
     ]
     others = {path for path in files if path.suffix != ".py"}
-    assert others and others <= {path for each in patterns for path in folder.glob(each)}
+    assert others and others <= {
+        path for each in patterns for path in folder.glob(each)
+    }
 
 
 def test_the_source_distribution_has_what_its_tests_need():
     """Everything at the top of the checkout, but for what concerns the checkout alone."""
     words = [line.split() for line in (ROOT / "MANIFEST.in").read_text().splitlines()]
-    packed = {name for first, *names in words if first in ("graft", "include") for name in names}
+    packed = {
+        name
+        for first, *names in words
+        if first in ("graft", "include")
+        for name in names
+    }
     assert [name for name in packed if not (ROOT / name).exists()] == []
     assert {"tests", "derivations", "scripts", "requirements.txt"} <= packed
     always = {"snfnp", "README.md", "LICENSE", "pyproject.toml", "MANIFEST.in"}
     if (ROOT / ".git").exists() and shutil.which("git"):
         listed = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True)
         tops = {name.split("/")[0] for name in listed.split("\0") if name}
-        assert tops - {".ci", ".gitignore", ".pre-commit-config.yaml"} <= packed | always
+        assert (
+            tops - {".ci", ".gitignore", ".pre-commit-config.yaml"} <= packed | always
+        )
 
 
 def test_messages_name_packages_and_pages_keep_the_checkout_editable():
@@ -226,7 +262,11 @@ def test_messages_name_packages_and_pages_keep_the_checkout_editable():
     a copy of it, whose scripts then ignore every edit."""
     for path in (ROOT / "snfnp").rglob("*.py"):
         assert '".[' not in path.read_text("utf-8"), path
-    pages = [*ROOT.glob("*.*"), *ROOT.glob("scripts/*.md"), *ROOT.glob("derivations/**/*.md")]
+    pages = [
+        *ROOT.glob("*.*"),
+        *ROOT.glob("scripts/*.md"),
+        *ROOT.glob("derivations/**/*.md"),
+    ]
     for path in (each for each in pages if each.suffix in (".md", ".txt")):
         assert not re.search(r'pip install "?\.', path.read_text("utf-8")), path
     extras = SETTINGS["project"]["optional-dependencies"]
@@ -238,10 +278,14 @@ def test_the_names_of_the_package_are_those_of_its_stub():
     """Folders among them, and nothing is loaded before it is asked for."""
     assert "__init__.pyi" in SETTINGS["tool"]["setuptools"]["package-data"]["snfnp"]
     names = [name for name, place in snfnp._MODULES.items() if place == "snfnp"]
-    code = "import sys, snfnp; assert 'numpy' not in sys.modules; snfnp.layers.ActNorm();"
+    code = (
+        "import sys, snfnp; assert 'numpy' not in sys.modules; snfnp.layers.ActNorm();"
+    )
     code += f"print(*(getattr(snfnp, name).__name__ for name in {names})); snfnp.room"
     done = python(code, cwd=ROOT)
-    assert done.stdout.split() == [f"snfnp.{name}" for name in names] and "layers" in names
+    assert (
+        done.stdout.split() == [f"snfnp.{name}" for name in names] and "layers" in names
+    )
     assert "module 'snfnp' has no attribute 'room'" in done.stderr
     assert all(getattr(snfnp, name) for name in snfnp.__all__)
 
@@ -275,7 +319,9 @@ def program(*words, cwd, also=ROOT, timeout=120):
     known = [os.environ.get("PYTHONPATH")]
     path = os.pathsep.join([str(ROOT), str(also), *filter(None, known)])
     how = {"cwd": cwd, "env": os.environ | {"PYTHONPATH": path}, "timeout": timeout}
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, **how)
+    return subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, **how
+    )
 
 
 @pytest.mark.slow
@@ -308,10 +354,14 @@ sys.path[:] = path
 """
 
 
-@pytest.mark.parametrize("way", [*COMMAND, pytest.param("script", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "way", [*COMMAND, pytest.param("script", marks=pytest.mark.slow)]
+)
 def test_a_command_in_a_strangers_folder_runs_none_of_its_files(way, tmp_path, undrawn):
     """One for each module that Python has, and others; but what Python imports for any program."""
-    rows, run, here, ran = (tmp_path / name for name in ("rows.npy", "run", "here", "ran"))
+    rows, run, here, ran = (
+        tmp_path / name for name in ("rows.npy", "run", "here", "ran")
+    )
     np.save(rows, np.random.default_rng(0).normal(size=(60, 3)))
     here.mkdir()
     for name in {*sys.stdlib_module_names, *OTHERS.split()} - {"__main__"}:
@@ -327,9 +377,24 @@ def test_a_command_in_a_strangers_folder_runs_none_of_its_files(way, tmp_path, u
 
     assert "plistlib" in noted("-c", "import plistlib")
     expected = noted("-m", "empty") if way == "python -m" else set()
-    quick = ["--epochs", "1", "--batch-size", "16", "--backend", "numpy", "--out", str(run)]
+    quick = [
+        "--epochs",
+        "1",
+        "--batch-size",
+        "16",
+        "--backend",
+        "numpy",
+        "--out",
+        str(run),
+    ]
     if way == "script":
-        words = [str(ROOT / "scripts" / "train_mnist.py"), str(rows), "--model", "fc", *quick]
+        words = [
+            str(ROOT / "scripts" / "train_mnist.py"),
+            str(rows),
+            "--model",
+            "fc",
+            *quick,
+        ]
     else:
         train.main([str(rows), *quick])
         words = [*COMMAND[way], "evaluate", str(run)]
@@ -339,12 +404,29 @@ def test_a_command_in_a_strangers_folder_runs_none_of_its_files(way, tmp_path, u
 def test_without_a_current_folder_a_command_says_what_it_needs(tmp_path, undrawn):
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(60, 3)))
     run, gone = str(tmp_path / "run"), tmp_path / "gone"
-    train.main([str(tmp_path / "rows.npy"), "--epochs", "1", "--backend", "numpy", "--out", run])
-    code = "import os, sys; folder = sys.argv.pop(); os.mkdir(folder); os.chdir(folder);"
-    code += "os.rmdir(folder); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    train.main(
+        [
+            str(tmp_path / "rows.npy"),
+            "--epochs",
+            "1",
+            "--backend",
+            "numpy",
+            "--out",
+            run,
+        ]
+    )
+    code = (
+        "import os, sys; folder = sys.argv.pop(); os.mkdir(folder); os.chdir(folder);"
+    )
+    code += (
+        "os.rmdir(folder); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    )
     for words, said in (
         ([], "NLL"),
-        (["--model", "my_flows:build"], "--model needs my_flows:build, which cannot be imported"),
+        (
+            ["--model", "my_flows:build"],
+            "--model needs my_flows:build, which cannot be imported",
+        ),
     ):
         whole = ["-m", "snfnp", "evaluate", run, *words]
         done = program("-c", code, *whole, str(gone), cwd=tmp_path)

@@ -189,16 +189,25 @@ print(scores(), flush=True)
 """
 )
 
-FIRST = {"alone": "", "scikit-learn first": "import sklearn.model_selection, sklearn.cluster"}
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no forks")
+FIRST = {
+    "alone": "",
+    "scikit-learn first": "import sklearn.model_selection, sklearn.cluster",
+}
+needs_fork = pytest.mark.skipif(
+    not hasattr(os, "fork"), reason="this system has no forks"
+)
 
 
 def child(script, before="", seconds=400):
     """The lines of a child process."""
     done = python(
-        script.format(before=before), timeout=seconds, PYTHONPATH=os.pathsep.join(sys.path)
+        script.format(before=before),
+        timeout=seconds,
+        PYTHONPATH=os.pathsep.join(sys.path),
     )
-    assert done.returncode == 0, f"{done.returncode}: {done.stdout}{done.stderr[-2000:]}"
+    assert done.returncode == 0, (
+        f"{done.returncode}: {done.stdout}{done.stderr[-2000:]}"
+    )
     return done.stdout.splitlines()
 
 

@@ -35,7 +35,11 @@ from snfnp.training.options.relations import RELATIONS
 from snfnp.training.runs.load import load_run
 from snfnp.training.session import started, train
 
-CASES = [(model, gradient) for model, preset in PRESETS.items() for gradient in preset.gradients]
+CASES = [
+    (model, gradient)
+    for model, preset in PRESETS.items()
+    for gradient in preset.gradients
+]
 SHAPE = (8, 8, 1)
 
 
@@ -46,7 +50,13 @@ def test_what_is_resolved_stays_as_it_is(model, gradient):
     assert TrainConfig.from_dict(resolved.as_dict()).resolve(1000) == resolved
     optional = {"inverse_kernel", "clip_norm", "data_dir", "out", "noise_vectors"}
     optional |= {"final_lr_fraction"}
-    optional |= {"threads", "track_angle", "tolerance", "lambda_rate", "lambda_smoothing"}
+    optional |= {
+        "threads",
+        "track_angle",
+        "tolerance",
+        "lambda_rate",
+        "lambda_smoothing",
+    }
     optional |= {"validation", "test", "preprocess", "patience", "header", "columns"}
     sizes = {"levels", "depth", "width", "kernel", "bins"}
     sizes -= set(PRESETS[model].size)
@@ -69,7 +79,9 @@ def test_presets_have_the_properties_that_they_state(model, gradient):
 
 
 def test_help_is_made_from_the_presets_and_the_rules():
-    help_texts = {name: help_of(option, option.default) for name, option in OPTIONS.items()}
+    help_texts = {
+        name: help_of(option, option.default) for name, option in OPTIONS.items()
+    }
     for name, preset in PRESETS.items():
         assert f"{name}: {preset.summary}" in help_texts["model"]
     assert "(default: 0.001 [fc: 0.0001; vector: 0.01]; with" in help_texts["lr"]
@@ -87,14 +99,24 @@ def test_a_resumed_run_may_change_what_says_so(name):
     choices = {*OPTIONS[name].choices} - {getattr(started, name)}
     others |= {Path: Path("elsewhere"), str: min(choices, default="7")}
     given = {name: others[OPTIONS[name].kind]}
-    may_change = {"epochs", "eval_every", "data_dir", "backend", "graph", "recompute", "out"}
+    may_change = {
+        "epochs",
+        "eval_every",
+        "data_dir",
+        "backend",
+        "graph",
+        "recompute",
+        "out",
+    }
     may_change |= {"lr", "lam", "clip_norm", "checkpoint_every", "track_angle"}
     may_change |= {"lr_schedule", "final_lr_fraction", "validation", "test", "patience"}
     may_change |= {"eval_dtype", "threads"}
     if name in may_change:
         assert getattr(started.resumed(given, Path("run")), name) == given[name]
     else:
-        with pytest.raises(UsageError, match=f"run was started with {name} = .*: it cannot"):
+        with pytest.raises(
+            UsageError, match=f"run was started with {name} = .*: it cannot"
+        ):
             started.resumed(given, Path("run"))
 
 
@@ -102,14 +124,21 @@ def test_the_forward_objective_has_the_lambda_of_its_preset():
     objectives = ("mixture", "forward")
     of = {"fc": (1, 0.1), "conv": (1, 1), "glow": (100, 100), "glow-2l-4k": (100, 10)}
     for model, expected in of.items():
-        configs = [TrainConfig(model=model, objective=each).resolve(1000) for each in objectives]
+        configs = [
+            TrainConfig(model=model, objective=each).resolve(1000)
+            for each in objectives
+        ]
         assert tuple(config.lam for config in configs) == expected
 
 
 @pytest.mark.parametrize("model", PRESETS)
 def test_a_rate_that_falls_rises_in_half_of_a_short_run_at_most(model):
     def warmup(epochs, **options):
-        return TrainConfig(model=model, epochs=epochs, **options).resolve(1000).warmup_epochs
+        return (
+            TrainConfig(model=model, epochs=epochs, **options)
+            .resolve(1000)
+            .warmup_epochs
+        )
 
     recipe = {"recipe": "white"}
     assert (warmup(1, **recipe), warmup(100, **recipe)) == (0.5, 1)
@@ -130,7 +159,9 @@ def test_checkpoints_are_steps_or_minutes_apart():
         TrainConfig(checkpoint_every=text).resolve(1000)
         assert interval(text) == (steps, seconds)
     for text in ("0", "0m", "m", "", "-1", "5h", "1e3", "nan", "5 m", "٣"):
-        with pytest.raises(UsageError, match="`checkpoint_every` is .*: it must be steps, as 500"):
+        with pytest.raises(
+            UsageError, match="`checkpoint_every` is .*: it must be steps, as 500"
+        ):
             TrainConfig(checkpoint_every=text).resolve(1000)
 
 
@@ -156,7 +187,9 @@ def wrong_values(name):
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_a_value_that_a_run_cannot_have_is_refused_before_its_first_step_and_in_its_file(name):
+def test_a_value_that_a_run_cannot_have_is_refused_before_its_first_step_and_in_its_file(
+    name,
+):
     """One rule for training and opening: what is trained can be opened."""
     saved = TrainConfig().resolve(1000).as_dict()
     for value in wrong_values(name):
@@ -188,16 +221,22 @@ def test_numbers_of_numpy_are_plain_ones():
     kinds = {"epochs": np.int64, "lr": np.float32, "lam": np.float64, "model": np.str_}
     given = {"epochs": 3, "lr": 0.5, "lam": 0.25, "model": "conv", "recompute": True}
     kinds["recompute"] = np.bool_
-    found = TrainConfig(**{name: kind(given[name]) for name, kind in kinds.items()}).resolve(1000)
+    found = TrainConfig(
+        **{name: kind(given[name]) for name, kind in kinds.items()}
+    ).resolve(1000)
     assert found == TrainConfig(**given).resolve(1000)
-    assert all(type(getattr(found, name)) is type(value) for name, value in given.items())
+    assert all(
+        type(getattr(found, name)) is type(value) for name, value in given.items()
+    )
     assert found.resumed({"epochs": np.int64(4)}, Path("run")).epochs == 4
     with pytest.raises(UsageError, match="`epochs` is 2.5: it must be a whole number"):
         TrainConfig(epochs=np.float32(2.5)).resolve(1000)
 
 
 @pytest.mark.parametrize("changes", [{"clip_norm": math.inf}, {"epochs": 2.5}])
-def test_what_changed_after_it_was_resolved_is_checked_before_the_first_step(tmp_path, changes):
+def test_what_changed_after_it_was_resolved_is_checked_before_the_first_step(
+    tmp_path, changes
+):
     """Otherwise it would be trained to the end and could never be opened again."""
     config = small_config(backend="numpy", out=tmp_path / "run")
     with one_line(UsageError, match="`.*` is .*: it must be "):
@@ -213,7 +252,8 @@ def test_a_configuration_is_a_flat_dataclass():
     assert pickle.loads(pickle.dumps(config)) == config
     assert set(RELATIONS) <= set(OPTIONS)
     with one_line(
-        UsageError, "there is no option colour (did you mean columns?): see snfnp.TrainConfig"
+        UsageError,
+        "there is no option colour (did you mean columns?): see snfnp.TrainConfig",
     ):
         TrainConfig(colour=3)
 
@@ -240,7 +280,9 @@ def test_words_of_other_libraries_lead_to_options(tmp_path, word, meant):
         with one_line(UsageError, hint):
             call()
     flag, of_option = "--" + word.replace("_", "-"), flag_of(meant)
-    with one_line(UsageError, f"unrecognized arguments: {flag}", f"(did you mean {of_option}?)"):
+    with one_line(
+        UsageError, f"unrecognized arguments: {flag}", f"(did you mean {of_option}?)"
+    ):
         command.main([flag, "3"])
 
 
@@ -260,7 +302,9 @@ def test_a_saved_configuration_with_other_entries_is_refused():
 
 
 @pytest.mark.parametrize("model", ["vector", "glow-2l-4k"])
-def test_a_builder_gets_the_size_of_its_preset_with_the_options_in_it(model, monkeypatch):
+def test_a_builder_gets_the_size_of_its_preset_with_the_options_in_it(
+    model, monkeypatch
+):
     found, preset = [], PRESETS[model]
 
     def build(choices, shape):
@@ -274,14 +318,21 @@ def test_a_builder_gets_the_size_of_its_preset_with_the_options_in_it(model, mon
 
 def test_messages_of_the_library_name_no_flags():
     """The command line turns the parameters that they name into its flags."""
-    known = "srun --mpi", "--data-dir or SNFNP_DATA_DIR"  # of mpiexec; a warning of a command
+    known = (
+        "srun --mpi",
+        "--data-dir or SNFNP_DATA_DIR",
+    )  # of mpiexec; a warning of a command
     found = []
     for path in (Path(__file__).parents[1] / "snfnp").rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         texts = {node for node in ast.walk(tree) if isinstance(node, ast.Constant)}
-        texts -= {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+        texts -= {
+            node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)
+        }  # docstrings
         for text in (node.value for node in texts if isinstance(node.value, str)):
-            if re.search(r"(^|\W)--[a-z]", text) and not any(each in text for each in known):
+            if re.search(r"(^|\W)--[a-z]", text) and not any(
+                each in text for each in known
+            ):
                 found.append((path.parent.name, text))
     assert {folder for folder, _ in found} <= {"cli", "processes"}, found
 
@@ -294,31 +345,64 @@ REFUSED = [
     ({"lr": 0.0}, "`lr` is 0.0: it must be positive"),
     ({"data": ""}, "`data` is : it must be a name or a path"),
     ({"model": "cnn"}, "`model=cnn` is unknown: choose one of fc, "),
-    ({"batch_size": 101}, "`batch_size` is 101, but there are only 100 training images"),
+    (
+        {"batch_size": 101},
+        "`batch_size` is 101, but there are only 100 training images",
+    ),
     ({"batch_size": 0}, "`batch_size` is 0"),
     ({"seed": -1}, "`seed` is -1"),
-    ({"model": "glow", "depth": 10**9}, "`depth` is 1000000000: it must be from 1 to 1000"),
-    ({"model": "glow", "levels": 10**9}, "`levels` is 1000000000: it must be from 1 to 1000"),
+    (
+        {"model": "glow", "depth": 10**9},
+        "`depth` is 1000000000: it must be from 1 to 1000",
+    ),
+    (
+        {"model": "glow", "levels": 10**9},
+        "`levels` is 1000000000: it must be from 1 to 1000",
+    ),
     ({"gradient": "exact", "lam": 2.0}, "`lam` only has an effect with"),
-    ({"gradient": "exact", "objective": "forward"}, "`objective` only has an effect with"),
+    (
+        {"gradient": "exact", "objective": "forward"},
+        "`objective` only has an effect with",
+    ),
     ({"inverse_kernel": 7}, "`inverse_kernel` only has an effect with `model=conv`"),
     ({"model": "conv", "inverse_kernel": 4}, "`inverse_kernel` is 4: it must be odd"),
-    ({"model": "conv", "gradient": "exact", "inverse_kernel": 5}, "`gradient=self-normalizing`"),
-    ({"model": "conv", "init": "authors"}, "`init=authors` only has an effect with `model=fc` or"),
+    (
+        {"model": "conv", "gradient": "exact", "inverse_kernel": 5},
+        "`gradient=self-normalizing`",
+    ),
+    (
+        {"model": "conv", "init": "authors"},
+        "`init=authors` only has an effect with `model=fc` or",
+    ),
     ({"model": "glow", "init": "authors"}, "elsewhere it is the same as paper"),
-    ({"graph": False}, "`graph=False` only has an effect with `backend=cupy`: leave it out"),
+    (
+        {"graph": False},
+        "`graph=False` only has an effect with `backend=cupy`: leave it out",
+    ),
     ({"tf32": True}, "`tf32` only has an effect with `backend=cupy`: leave it out"),
-    ({"backend": "cupy", "tf32": True, "dtype": "float64"}, "effect with `dtype=float32`"),
+    (
+        {"backend": "cupy", "tf32": True, "dtype": "float64"},
+        "effect with `dtype=float32`",
+    ),
     ({"gradient": "exact", "track_angle": 2}, "`track_angle` only has an effect with"),
     ({"track_angle": 0}, "`track_angle` is 0: it must be at least 1"),
-    ({"model": "glow", "bias_init": "data"}, "`bias_init` only has an effect with `model=fc or c"),
+    (
+        {"model": "glow", "bias_init": "data"},
+        "`bias_init` only has an effect with `model=fc or c",
+    ),
     ({"width": 3}, "`width` only has an effect with `model=glow"),
     ({"model": "glow", "kernel": 4}, "`kernel` is 4: it must be odd"),
     ({"model": "conv", "gradient": "relative"}, "`model=conv` cannot be trained with"),
-    ({"shuffle": False, "graph": False, "jvp_probes": 2}, "with a positive `jvp_weight`: leave"),
+    (
+        {"shuffle": False, "graph": False, "jvp_probes": 2},
+        "with a positive `jvp_weight`: leave",
+    ),
     ({"gradient": "exact", **GECO}, "`gradient=self-normalizing`: leave it out"),
     ({"gradient": "relative", **GECO}, "`gradient=self-normalizing`"),
-    ({"tolerance": 0.1}, "`tolerance` only has an effect … `lambda_control=geco`: leave"),
+    (
+        {"tolerance": 0.1},
+        "`tolerance` only has an effect … `lambda_control=geco`: leave",
+    ),
     ({"lambda_smoothing": 0.5}, "with `lambda_control=geco`: leave"),
     ({**GECO, "tolerance": -1.0}, "`tolerance` is -1.0: it must be 0 or more"),
     ({**GECO, "lambda_rate": 0.0}, "`lambda_rate` is 0.0: it must be positive"),
@@ -326,11 +410,26 @@ REFUSED = [
     ({**GECO, "constraint": "absolute"}, "absolute` needs `tolerance`"),
     ({**GECO, "lam": 0.0}, "`lam` is 0, where geco starts: it must be positive"),
     ({**GECO, "lam": 1e5}, "`lam` is 100000, where geco starts: … 10000 at most"),
-    ({"lr_schedule": "cosine", "epochs": 3}, "(10), and `epochs` is 3: give more epochs, or"),
-    ({"final_lr_fraction": 0.1}, "`final_lr_fraction` only has an effect with `lr_schedule="),
-    ({"coordinates": "white", **RELATIVE}, "`coordinates` only has an effect with a `gradient`"),
-    ({"recipe": "white", **RELATIVE}, "`recipe` only has an effect with a `gradient` other"),
-    ({"model": "vector", "coordinates": "white"}, "`coordinates` only has … `model=fc, conv"),
+    (
+        {"lr_schedule": "cosine", "epochs": 3},
+        "(10), and `epochs` is 3: give more epochs, or",
+    ),
+    (
+        {"final_lr_fraction": 0.1},
+        "`final_lr_fraction` only has an effect with `lr_schedule=",
+    ),
+    (
+        {"coordinates": "white", **RELATIVE},
+        "`coordinates` only has an effect with a `gradient`",
+    ),
+    (
+        {"recipe": "white", **RELATIVE},
+        "`recipe` only has an effect with a `gradient` other",
+    ),
+    (
+        {"model": "vector", "coordinates": "white"},
+        "`coordinates` only has … `model=fc, conv",
+    ),
     (
         {"model": "vector", "gradient": "exact", "recipe": "white"},
         "`recipe` only has an effect with … or `gradient=self-normalizing`",
@@ -339,19 +438,34 @@ REFUSED = [
         {"model": "vector", "activation": "smooth-leaky-relu", "bins": 3},
         "`bins` only has an effect with `activation=spline`",
     ),
-    ({**NOISY, "lam": 0.0}, "`lam` is 0: `objective=variational` has noise of variance"),
+    (
+        {**NOISY, "lam": 0.0},
+        "`lam` is 0: `objective=variational` has noise of variance",
+    ),
     ({**NOISY, "noise_vectors": 0}, "`noise_vectors` is 0: it must be at least 1"),
     (
         {**NOISY, "lambda_control": "geco"},
         "`lambda_control` only has an effect with `objective=mixt",
     ),
-    ({**NOISY, "gradient": "exact"}, "`objective` only has an effect with `gradient=self-norm"),
-    ({"objective": "mixture", "noise_vectors": 4}, "`noise_vectors` only has an effect with"),
+    (
+        {**NOISY, "gradient": "exact"},
+        "`objective` only has an effect with `gradient=self-norm",
+    ),
+    (
+        {"objective": "mixture", "noise_vectors": 4},
+        "`noise_vectors` only has an effect with",
+    ),
     ({"jvp_weight": -1.0}, "`jvp_weight` is -1.0: it must be 0 or more"),
     ({"jvp_weight": 0.2, "jvp_probes": 0}, "`jvp_probes` is 0: it must be at least 1"),
     ({"jvp_probes": 2}, "`jvp_probes` only has an effect with a positive `jvp_weight`"),
-    ({"jvp_weight": 0.2, "gradient": "exact"}, "only has an effect with `gradient=self-norm"),
-    ({"jvp_weight": 0.2, "objective": "variational"}, "`jvp_weight` … mixture or forward"),
+    (
+        {"jvp_weight": 0.2, "gradient": "exact"},
+        "only has an effect with `gradient=self-norm",
+    ),
+    (
+        {"jvp_weight": 0.2, "objective": "variational"},
+        "`jvp_weight` … mixture or forward",
+    ),
     ({"model": "fc", "recompute": True}, "`recompute` only has an effect with"),
 ]
 
@@ -376,13 +490,21 @@ def test_they_are_refused_before_data_are_read(tmp_path, changes, message):
 
 def test_without_a_model_an_option_of_either_kind_of_data_waits_for_them(tmp_path):
     """Splines are for rows; a kernel's size is for neither default model."""
-    with one_line(UsageError, "no such file"), started(TrainConfig(bins=3, data="no/such.npy")):
+    with (
+        one_line(UsageError, "no such file"),
+        started(TrainConfig(bins=3, data="no/such.npy")),
+    ):
         pass
     given = TrainConfig(kernel=3, data="no/such.npy")
     with one_line(UsageError, "`kernel` only has an effect with"), started(given):
         pass
-    given = TrainConfig(bins=3, activation="smooth-leaky-relu", data="no/such.csv")  # of rows
-    with one_line(UsageError, "`bins` only has an effect with `activation=spline`"), started(given):
+    given = TrainConfig(
+        bins=3, activation="smooth-leaky-relu", data="no/such.csv"
+    )  # of rows
+    with (
+        one_line(UsageError, "`bins` only has an effect with `activation=spline`"),
+        started(given),
+    ):
         pass
 
 
@@ -397,10 +519,18 @@ def test_the_keywords_of_fit_and_resume_are_the_options():
 # ---------------------------------------------------------------- every option has an effect
 
 GPU_ONLY = (
-    "needs a GPU: tests/gpu sees its effect, and tests/test_cli.py that it reaches the device"
+    "needs a GPU: its effect is seen in tests/gpu, its way there in tests/test_cli.py"
 )
-EXEMPT = {"out": "every run here has another"} | dict.fromkeys(("graph", "tf32"), GPU_ONLY)
-START = {"backend": "numpy", "batch_size": 12, "epochs": 2, "warmup_epochs": 0, "lr": 0.01}
+EXEMPT = {"out": "every run here has another"} | dict.fromkeys(
+    ("graph", "tf32"), GPU_ONLY
+)
+START = {
+    "backend": "numpy",
+    "batch_size": 12,
+    "epochs": 2,
+    "warmup_epochs": 0,
+    "lr": 0.01,
+}
 GLOW = {"model": "glow", "depth": 1, "width": 4}
 CONTROLLED = GECO | {"tolerance": 0.0}  # λ rises at once
 TABLE = {"data": "rows.csv", "model": "vector"}
@@ -470,14 +600,21 @@ def result(tmp_path_factory):
     with which they are refused."""
     folder, rng = tmp_path_factory.mktemp("effects"), np.random.default_rng(0)
     for name in ("images", "others"):
-        np.save(folder / f"{name}.npy", rng.integers(0, 256, (60, 8, 8, 1)).astype(np.uint8))
+        np.save(
+            folder / f"{name}.npy", rng.integers(0, 256, (60, 8, 8, 1)).astype(np.uint8)
+        )
     table = rng.normal(size=(60, 3)).round(3)
     table[:, 2] = table[:, 2].round(1)
     table = table.astype(str)
     for name, cell in (("rows", table[9, 1]), ("gaps", "")):
         table[9, 1] = cell
         (folder / f"{name}.csv").write_text("\n".join(map(",".join, table)) + "\n")
-    counts, saves, save, numbers = {"threads": 4}, [], Checkpointer.save, itertools.count()
+    counts, saves, save, numbers = (
+        {"threads": 4},
+        [],
+        Checkpointer.save,
+        itertools.count(),
+    )
 
     @functools.cache
     def run(options):
@@ -494,7 +631,10 @@ def result(tmp_path_factory):
         except SnfnpError as error:
             assert_one_line(error)
             return str(error)
-        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        lines = [
+            json.loads(line)
+            for line in (out / "metrics.jsonl").read_text().splitlines()
+        ]
         metrics = without_time(lines)
         files = sorted(path.name for path in out.iterdir())
         parameters = load_run(out, "last").checkpoint.p.tobytes()
@@ -540,9 +680,34 @@ def test_every_option_changes_a_run(name, result):
 
 # What these change no step shows: data, files, evaluations, and what every step needs. The runs
 # above show it, whatever the model is.
-OF_RUNS = {"model", "gradient", "data", "validation", "test", "header", "columns", "ties"}
-OF_RUNS |= {"drop_incomplete", "data_dir", "epochs", "eval_every", "checkpoint_every", "patience"}
-OF_RUNS |= {"track_angle", "out", "backend", "threads", "eval_dtype", "graph", "tf32", "recompute"}
+OF_RUNS = {
+    "model",
+    "gradient",
+    "data",
+    "validation",
+    "test",
+    "header",
+    "columns",
+    "ties",
+}
+OF_RUNS |= {
+    "drop_incomplete",
+    "data_dir",
+    "epochs",
+    "eval_every",
+    "checkpoint_every",
+    "patience",
+}
+OF_RUNS |= {
+    "track_angle",
+    "out",
+    "backend",
+    "threads",
+    "eval_dtype",
+    "graph",
+    "tf32",
+    "recompute",
+}
 OF_STEPS = [name for name in OPTIONS if name not in OF_RUNS]
 SIZES = {"levels": 1, "depth": 1, "width": 4}
 TINY = (4, 4, 1)
@@ -555,7 +720,11 @@ def after_four_steps(options):
     options are refused."""
     options, ops, rng = dict(options), get_ops("numpy"), np.random.default_rng(0)
     rows = options["model"] == "vector"
-    data = rng.normal(size=(24, 3)) if rows else rng.integers(0, 256, (24, *TINY), np.uint8)
+    data = (
+        rng.normal(size=(24, 3))
+        if rows
+        else rng.integers(0, 256, (24, *TINY), np.uint8)
+    )
     try:
         config = TrainConfig(**options).resolve(len(data), data.shape[1:])
         moments = (data.mean(axis=0), data.std(axis=0)) if rows else None
@@ -582,8 +751,12 @@ def test_an_option_changes_the_steps_of_a_model_or_is_refused(model, gradient):
         for value in {changed, *OPTIONS[name].choices}:
             for more in ({}, needed) if needed else ({},):
                 one, other = (usual | more, usual | more | {name: value})
-                before, after = (after_four_steps(tuple(each.items())) for each in (one, other))
+                before, after = (
+                    after_four_steps(tuple(each.items())) for each in (one, other)
+                )
                 filled = [TrainConfig(**each).filled() for each in (one, other)]
                 default = value == getattr(filled[0], name) and filled[0] == filled[1]
                 known = isinstance(before, str) or default or (name, value) in USUAL
-                assert known or after != before, f"{name}={value} with {more} changes nothing"
+                assert known or after != before, (
+                    f"{name}={value} with {more} changes nothing"
+                )

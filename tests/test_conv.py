@@ -43,7 +43,11 @@ def arrays(kernel, image, channels, dtype=np.float64, samples=11):
     """x (N, H, W, I), k (kH, kW, I, O), delta (N, H, W, O): more samples than one task takes."""
     rng = np.random.default_rng(5)
     inputs, outputs = channels
-    sizes = ((samples, *image, inputs), (*kernel, inputs, outputs), (samples, *image, outputs))
+    sizes = (
+        (samples, *image, inputs),
+        (*kernel, inputs, outputs),
+        (samples, *image, outputs),
+    )
     return tuple(rng.standard_normal(size).astype(dtype) for size in sizes)
 
 
@@ -59,7 +63,9 @@ def test_patches_are_windows(ops, kernel, image):
         padded = np.pad(x, ((0, 0), (kh // 2, kh // 2), (kw // 2, kw // 2), (0, 0)))
         places = np.ndindex(len(x), *image)
         expected = [padded[n, y : y + kh, c : c + kw].ravel() for n, y, c in places]
-        np.testing.assert_array_equal(ops.conv.patches(x, kernel), expected, f"{count} channels")
+        np.testing.assert_array_equal(
+            ops.conv.patches(x, kernel), expected, f"{count} channels"
+        )
 
 
 def test_patches_of_a_pointwise_kernel_are_a_view(ops):
@@ -70,7 +76,9 @@ def test_patches_of_a_pointwise_kernel_are_a_view(ops):
 @pytest.mark.parametrize("most", [16, 64])
 def test_all_ways_of_the_cpu_backend_are_tested(most):
     """Tiles, planes, and products of patches: see test_ops.py."""
-    shapes = [((*kernel, x[3], outputs), x[2], most) for x, kernel, outputs in CONVOLUTIONS]
+    shapes = [
+        ((*kernel, x[3], outputs), x[2], most) for x, kernel, outputs in CONVOLUTIONS
+    ]
     assert {direct(*shape) for shape in shapes} == {cpu_tiles, cpu_planes, None}
 
 
@@ -99,9 +107,12 @@ def test_tiles_of_two_precisions_are_refused():
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize(
-    "kernel, channels", [((3, 3), (1, 1)), ((5, 3), (2, 5)), ((7, 7), (1, 2)), ((5, 3), (4, 4))]
+    "kernel, channels",
+    [((3, 3), (1, 1)), ((5, 3), (2, 5)), ((7, 7), (1, 2)), ((5, 3), (4, 4))],
 )
-def test_nonfinite_pixels_spread_to_the_kernels_window_alone(ops, bad, kernel, channels):
+def test_nonfinite_pixels_spread_to_the_kernels_window_alone(
+    ops, bad, kernel, channels
+):
     x, k, _ = arrays(kernel, (9, 7), channels)
     for pixel in ((0, 0), (4, 6), (8, 6)):
         spoiled = x.copy()
@@ -193,7 +204,9 @@ def test_multiplicity_is_the_convolution_of_ones(ops, kernel, image):
 # ---------------------------------------------------------------- kernels of two sizes (A.4)
 
 
-@pytest.mark.parametrize("small, large", [((3, 3), (7, 7)), ((1, 3), (5, 3)), ((3, 3), (3, 3))])
+@pytest.mark.parametrize(
+    "small, large", [((3, 3), (7, 7)), ((1, 3), (5, 3)), ((3, 3), (3, 3))]
+)
 def test_pad_or_crop_pads_and_crops_about_the_centre(ops, small, large):
     f, g, shape = Conv2d(small, 2), Conv2d(large, 2), (4, 5, 2)
     _, w, _ = arrays(small, shape[:2], (2, 2))
@@ -203,7 +216,10 @@ def test_pad_or_crop_pads_and_crops_about_the_centre(ops, small, large):
     np.testing.assert_array_equal(
         as_matrix(g, ops, g.pad_or_crop(w), shape), as_matrix(f, ops, w, shape)
     )
-    cropped, whole = as_matrix(f, ops, f.pad_or_crop(r), shape), as_matrix(g, ops, r, shape)
+    cropped, whole = (
+        as_matrix(f, ops, f.pad_or_crop(r), shape),
+        as_matrix(g, ops, r, shape),
+    )
     np.testing.assert_array_equal(cropped[cropped != 0], whole[cropped != 0])
     # P of Eq. 30: cropping is the transpose of padding
     np.testing.assert_allclose(
@@ -218,7 +234,9 @@ def test_pad_or_crop_crops_one_side_and_pads_the_other():
     np.testing.assert_array_equal(Conv2d((5, 3), 1).pad_or_crop(w), expected)
 
 
-@pytest.mark.parametrize("small, large", [((3, 3), (7, 7)), ((3, 3), (3, 3)), ((3, 5), (5, 3))])
+@pytest.mark.parametrize(
+    "small, large", [((3, 3), (7, 7)), ((3, 3), (3, 3)), ((3, 5), (5, 3))]
+)
 def test_the_surrogate_gradient_of_the_log_determinant(ops, small, large):
     """Eqs. 28 and 29 (15 and 16 for one size) without data: Eqs. 21 and 22 by the matrices.
 
@@ -234,7 +252,9 @@ def test_the_surrogate_gradient_of_the_log_determinant(ops, small, large):
     _, grads, _ = layer_backward(ops, layer, params, cache, nothing, lam=1.0)
     t_w, t_r = as_matrix(f, ops, w, shape), as_matrix(g, ops, r, shape)
     expected_w = 0.5 * np.einsum("hwioab,ab->hwio", units(f.weight_shape, shape), t_r.T)
-    expected_r = -0.5 * np.einsum("hwioab,ab->hwio", units(g.weight_shape, shape), t_w.T)
+    expected_r = -0.5 * np.einsum(
+        "hwioab,ab->hwio", units(g.weight_shape, shape), t_w.T
+    )
     np.testing.assert_allclose(grads["W"], expected_w, rtol=0, atol=1e-13)
     np.testing.assert_allclose(grads["R"], expected_r, rtol=0, atol=1e-13)
     assert np.max(np.abs(expected_w)) > 1  # both gradients are there to be compared
@@ -256,7 +276,9 @@ def test_dirac_and_fans():
     z = f.apply(get_ops("numpy"), f.identity(), x)
     np.testing.assert_array_equal(z[..., :2], x)
     np.testing.assert_array_equal(z[..., 2:], 0)
-    assert xavier(f.weight_shape, 0.1) == 0.1 * np.sqrt(2 / (30 + 60))  # (fan-in, fan-out)
+    assert xavier(f.weight_shape, 0.1) == 0.1 * np.sqrt(
+        2 / (30 + 60)
+    )  # (fan-in, fan-out)
     assert f.output_shape((4, 6, 2)) == (4, 6, 4)
 
 
@@ -304,7 +326,9 @@ def test_forward_and_inverse_are_the_matrix_exponential(ops, shape, scale):
     for found, sign in ((z, 1), (layer.inverse(ops, p, x), -1)):
         expected = (rows @ expm(sign * t).T).reshape(x.shape)
         np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
-    np.testing.assert_allclose(layer.inverse(ops, p, z), x, rtol=0, atol=2 * math.exp(norm) * atol)
+    np.testing.assert_allclose(
+        layer.inverse(ops, p, z), x, rtol=0, atol=2 * math.exp(norm) * atol
+    )
 
 
 def test_the_series_is_shorter_in_single_precision(ops):
@@ -349,13 +373,17 @@ def test_the_gradient_of_the_norm_at_the_end_is_that_of_the_singular_vectors(ops
     for seed in range(100):
         layer, p, _ = case(shape, seed=seed, iterations=400)
         first, second = np.linalg.svd(as_matrix(layer.map, ops, p["W"], shape))[1][:2]
-        if second < gap * first:  # (gap²)⁴⁰⁰ is below the spacing of floating-point numbers
+        if (
+            second < gap * first
+        ):  # (gap²)⁴⁰⁰ is below the spacing of floating-point numbers
             break
     sigma, path = layer._spectral_norm(ops, p["W"], shape)
     v, u = path[-1]
     published = layer.map.weight_grad(ops, u / sigma, v, out=np.empty_like(p["W"]))
     found = layer._spectral_norm_grad(ops, p["W"], sigma, path)
-    np.testing.assert_allclose(found, published, rtol=0, atol=1e-11 * np.abs(published).max())
+    np.testing.assert_allclose(
+        found, published, rtol=0, atol=1e-11 * np.abs(published).max()
+    )
 
 
 def test_without_the_gradient_of_the_norm_the_check_fails(ops, monkeypatch):

@@ -54,17 +54,23 @@ def matrices(trainer):
     """{(layer, kernel): U} of a trainer."""
     u = trainer.coordinates.values
     found = {key: u[part] for key, part in trainer.coordinates._slices.items()}
-    return {key: a.reshape((round(a.size**0.5),) * 2).copy() for key, a in found.items()}
+    return {
+        key: a.reshape((round(a.size**0.5),) * 2).copy() for key, a in found.items()
+    }
 
 
 def flat(views):
-    return {(layer, name): a for layer, named in views.items() for name, a in named.items()}
+    return {
+        (layer, name): a for layer, named in views.items() for name, a in named.items()
+    }
 
 
 def turned(arrays, u, by):
     """Arrays by (layer, name), kernels as matrices multiplied by what `by` makes of their U."""
     return {
-        key: (by(u[key]) @ a.reshape(len(u[key]), -1)).reshape(a.shape) if key in u else a.copy()
+        key: (by(u[key]) @ a.reshape(len(u[key]), -1)).reshape(a.shape)
+        if key in u
+        else a.copy()
         for key, a in arrays.items()
     }
 
@@ -87,7 +93,9 @@ def adam_in_v(model, entering=True, leaving=True):
             m[key] = b1 * m[key] + (1 - b1) * g[key]
             v[key] = b2 * v[key] + (1 - b2) * g[key] ** 2
         step = {key: lr * m[key] / (1 - b1**t) for key in own}
-        step = {key: s / (np.sqrt(v[key] / (1 - b2**t)) + eps) for key, s in step.items()}
+        step = {
+            key: s / (np.sqrt(v[key] / (1 - b2**t)) + eps) for key, s in step.items()
+        }
         for key, s in (step if leaving else turned(step, u, np.linalg.inv)).items():
             own[key] += s
         for key, value in turned(own, u, lambda u: u).items():
@@ -109,7 +117,10 @@ def test_u_is_made_of_the_rows_that_a_kernel_multiplies(model):
     """On fewer rows than a kernel has inputs, its gradient is a combination of them."""
     trainer, kernels, rng = trainer_of(model), set(), np.random.default_rng(0)
     for place, (name, layer) in enumerate(trainer.flow.layers):
-        p = {k: a + 0.1 * rng.standard_normal(a.shape) for k, a in trainer.params[name].items()}
+        p = {
+            k: a + 0.1 * rng.standard_normal(a.shape)
+            for k, a in trainer.params[name].items()
+        }
         if "exp" in name:
             p["W"][...] = 0  # of the series z = x + K x + …, its second term alone
         channels = [*trainer.flow.with_shapes()][place][2][-1]
@@ -122,13 +133,21 @@ def test_u_is_made_of_the_rows_that_a_kernel_multiplies(model):
             context = BackwardContext.of(OPS, np.zeros(1), lam=0.3)
             layer.backward(context, p, cache, delta, grads)
             *taps, outputs = p[kernel].shape
-            by_output = grads[kernel].reshape(-1, outputs).T  # a causal kernel's last sees all
-            gradient = by_output[-1] if "causal" in name else max(by_output, key=np.linalg.norm)
+            by_output = (
+                grads[kernel].reshape(-1, outputs).T
+            )  # a causal kernel's last sees all
+            gradient = (
+                by_output[-1]
+                if "causal" in name
+                else max(by_output, key=np.linalg.norm)
+            )
             rows = OPS.conv.patches(images(cache), taps[:2])
             if rows.any(axis=0).sum() <= 3:
                 continue
             for seen, right in ((rows, True), (rows[:, ::-1], False)):
-                rest = gradient - seen.T @ np.linalg.lstsq(seen.T, gradient, rcond=None)[0]
+                rest = (
+                    gradient - seen.T @ np.linalg.lstsq(seen.T, gradient, rcond=None)[0]
+                )
                 relative = np.abs(rest).max() / np.abs(gradient).max()
                 assert relative < 1e-12 if right else relative > 1e-3, (name, kernel)
     assert kernels == set(MODELS[model])
@@ -139,10 +158,14 @@ def test_u_whitens_the_rows_of_a_batch():
     images, before = images_of(trainer, 0), trainer.p.copy()
     x, _ = trainer.encode(images, 0, trainer.slice_of(len(images))[0])
     padded = np.pad(x[..., 0], ((0, 0), (1, 1), (1, 1)))
-    rows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2)).reshape(-1, 9)
+    rows = np.lib.stride_tricks.sliding_window_view(
+        padded, (3, 3), axis=(1, 2)
+    ).reshape(-1, 9)
     trainer.renew(Repeated(images))
     u = matrices(trainer)["conv1.1", "W"]
-    np.testing.assert_allclose(u, whitening(rows.T @ rows / len(rows)), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        u, whitening(rows.T @ rows / len(rows)), rtol=1e-9, atol=1e-9
+    )
     np.testing.assert_array_equal(trainer.p, before)
 
 
@@ -151,12 +174,17 @@ def test_whitening_is_the_inverse_square_root_of_second_moments():
     basis = np.linalg.qr(np.random.default_rng(0).standard_normal((4, 4)))[0]
     for values, expected in (
         ([0.5, 2.0, 3.0, 10.5], [4.0, 4.0, 4.0, 4.0]),
-        ([0.0, 0.0, 1e-5, 4 - 1e-5], [0.0, 0.0, 1e-5 / 1e-2, 1.0]),  # a constant, and its noise
+        (
+            [0.0, 0.0, 1e-5, 4 - 1e-5],
+            [0.0, 0.0, 1e-5 / 1e-2, 1.0],
+        ),  # a constant, and its noise
     ):
         second = (basis * values) @ basis.T
         u = whitening(second)
         np.testing.assert_allclose(u, u.T, rtol=1e-12, atol=1e-12)
-        np.testing.assert_allclose(u @ second @ u, (basis * expected) @ basis.T, atol=1e-9)
+        np.testing.assert_allclose(
+            u @ second @ u, (basis * expected) @ basis.T, atol=1e-9
+        )
     for nothing in (np.zeros((3, 3)), np.full((3, 3), np.nan)):
         np.testing.assert_array_equal(whitening(nothing), np.eye(3))
 
@@ -164,12 +192,23 @@ def test_whitening_is_the_inverse_square_root_of_second_moments():
 @pytest.mark.parametrize("model", PRESETS)
 def test_the_recipe_sets_what_is_not_given(model):
     def chosen(**options):
-        config = TrainConfig(model=model, recipe="white", epochs=9, **options).resolve(1000)
+        config = TrainConfig(model=model, recipe="white", epochs=9, **options).resolve(
+            1000
+        )
         return {name: getattr(config, name) for name in (*sets, "objective", *given)}
 
-    given = {"lr": 0.1, "coordinates": "plain", "lr_schedule": "constant", "warmup_epochs": 2.5}
+    given = {
+        "lr": 0.1,
+        "coordinates": "plain",
+        "lr_schedule": "constant",
+        "warmup_epochs": 2.5,
+    }
     preset = PRESETS[model]
-    sets = {"bias_init": "zero", "lr": preset.lr, "clip_norm": preset.clip_norm} | preset.white
+    sets = {
+        "bias_init": "zero",
+        "lr": preset.lr,
+        "clip_norm": preset.clip_norm,
+    } | preset.white
     white = {"lr_schedule": "cosine", "warmup_epochs": 1}
     exact = sets | ({} if preset.clip_exact else {"clip_norm": None})
     if model == "vector":  # its own layers whiten, and its recipe is an objective alone
@@ -194,7 +233,11 @@ DENSE, UNBIASED = Linear(Dense(4)), Linear(Dense(4), bias=False)
 OWN = {
     "neither convolutions nor Whiten layers: leave it out": (DENSE,),
     "Whiten layer b is renewed, and needs a Linear": (DENSE, Whiten(4, renewed=True)),
-    "b is renewed, .* with a bias behind it": (DENSE, Whiten(4, renewed=True), UNBIASED),
+    "b is renewed, .* with a bias behind it": (
+        DENSE,
+        Whiten(4, renewed=True),
+        UNBIASED,
+    ),
 }
 
 
@@ -227,7 +270,9 @@ def test_the_root_its_inverse_and_its_determinant_have_their_closed_forms():
     assert abs(layer.log_det(OPS, p, (D,)) + np.log(values).sum() / 2) < 1e-10
     np.testing.assert_allclose(layer.inverse(OPS, p, z), x, atol=1e-11)
     root = (vectors * values**0.5) @ vectors.T
-    np.testing.assert_allclose(layer.inverse(OPS, p, np.eye(D) + p["b"]), root.T, atol=1e-11)
+    np.testing.assert_allclose(
+        layer.inverse(OPS, p, np.eye(D) + p["b"]), root.T, atol=1e-11
+    )
     np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-11)
     np.testing.assert_allclose(np.cov(z.T, bias=True), np.eye(D), atol=1e-10)
 
@@ -237,11 +282,16 @@ def test_a_large_mean_hides_no_covariance(mean):
     """The rounding of the rows remains: 1e-8 of their spread. (All are outside of the splines.)"""
     how = {"preprocess": "none", "epochs": 1, "dtype": "float64", "backend": "numpy"}
     near, far = (
-        snfnp.fit(correlated() + shift, report=None, **how).params["whiten"] for shift in (99, mean)
+        snfnp.fit(correlated() + shift, report=None, **how).params["whiten"]
+        for shift in (99, mean)
     )
-    np.testing.assert_allclose(far["U"], near["U"], rtol=0, atol=1e-6 * np.abs(near["U"]).max())
+    np.testing.assert_allclose(
+        far["U"], near["U"], rtol=0, atol=1e-6 * np.abs(near["U"]).max()
+    )
     assert not np.array_equal(far["U"], near["U"])
-    np.testing.assert_allclose(far["b"], near["b"] - near["U"] @ np.full(D, mean - 99), rtol=1e-5)
+    np.testing.assert_allclose(
+        far["b"], near["b"] - near["U"] @ np.full(D, mean - 99), rtol=1e-5
+    )
 
 
 def test_a_direction_without_variance_gets_the_smallest_variance_allowed():
@@ -250,7 +300,9 @@ def test_a_direction_without_variance_gets_the_smallest_variance_allowed():
     x[:, 0], x[:, 1] = 7.0, 2 * x[:, 2]
     u = numbers_of(x)["U"]
     mean = np.linalg.eigvalsh(np.cov(x.T, bias=True)).mean()
-    np.testing.assert_allclose(np.linalg.eigvalsh(u)[-2:] * (1e-6 * mean) ** 0.5, 1, rtol=1e-9)
+    np.testing.assert_allclose(
+        np.linalg.eigvalsh(u)[-2:] * (1e-6 * mean) ** 0.5, 1, rtol=1e-9
+    )
 
 
 BAD = {
@@ -278,10 +330,16 @@ def test_inputs_of_whitened_layers_are_white(ops):
     """The first layer's of the images of the first epoch, all together, with noise of their own;
     the second's of five images a feature, in the first steps."""
     trainer = started(make_trainer(ops, **WHITE))
-    layers, steps = trainer.flow.layers, {0: trainer.steps_per_epoch, 3: math.ceil(5 * 64 / BATCH)}
+    layers, steps = (
+        trainer.flow.layers,
+        {0: trainer.steps_per_epoch, 3: math.ceil(5 * 64 / BATCH)},
+    )
     for place, count in steps.items():
         keys = [RandomKey(0, WHITENING_NOISE, step) for step in range(count)]
-        z = [trainer.flow.encode(ops, images_of(trainer, k.step), k, float)[0] for k in keys]
+        z = [
+            trainer.flow.encode(ops, images_of(trainer, k.step), k, float)[0]
+            for k in keys
+        ]
         z = np.concatenate(z)
         for name, layer in layers[: place + 1]:
             z = layer.forward(ops, trainer.params[name], z)[0]
@@ -293,10 +351,16 @@ def test_a_layer_behind_one_that_starts_from_data_gets_its_statistics_after_it()
     layers = (("norm", ActNorm()), ("white", Whiten(64)), ("dense", Linear(Dense(64))))
     trainer = make_trainer(OPS, flow=Flow((64,), layers), dtype="float64")
     trainer.begin(batches_of(trainer))
-    keys = [RandomKey(0, WHITENING_NOISE, step) for step in range(trainer.steps_per_epoch)]
-    x = [trainer.flow.encode(OPS, images_of(trainer, k.step), k, float)[0] for k in keys]
+    keys = [
+        RandomKey(0, WHITENING_NOISE, step) for step in range(trainer.steps_per_epoch)
+    ]
+    x = [
+        trainer.flow.encode(OPS, images_of(trainer, k.step), k, float)[0] for k in keys
+    ]
     norm, white = (trainer.params[name] for name in ("norm", "white"))
-    z = Whiten(64).forward(OPS, white, ActNorm().forward(OPS, norm, np.concatenate(x))[0])[0]
+    z = Whiten(64).forward(
+        OPS, white, ActNorm().forward(OPS, norm, np.concatenate(x))[0]
+    )[0]
     assert norm["t"].any()
     np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-10)
     np.testing.assert_allclose(np.cov(z.T, bias=True), np.eye(64), atol=1e-9)
@@ -306,7 +370,9 @@ def test_whitening_does_not_change_the_likelihood():
     """The layer's matrix is W U, its bias b + W b_U."""
     trainer = take_steps(make_trainer(OPS, **WHITE), range(3))
     plain = make_trainer(OPS, **WHITE | {"coordinates": "plain"})
-    assert plain.layout.count == trainer.layout.count  # numbers that are not learned do not count
+    assert (
+        plain.layout.count == trainer.layout.count
+    )  # numbers that are not learned do not count
     plain.p[...] = trainer.p[: plain.layout.size]
     for k in "12":
         white, dense = trainer.params["whiten" + k], plain.params["dense" + k]
@@ -324,15 +390,24 @@ def test_steps_change_no_whitening_and_take_no_gradient_below_it(monkeypatch):
     assert trainer.flow.first_trainable == 1 and trainer.grads["whiten1"] == {}
     original, called = Whiten.backward, []
     monkeypatch.setattr(
-        Whiten, "backward", lambda layer, *args: called.append(layer) or original(layer, *args)
+        Whiten,
+        "backward",
+        lambda layer, *args: called.append(layer) or original(layer, *args),
     )
     take_steps(trainer, range(1, 4))
-    assert called == [Whiten(64, renewed=True)] * 3  # nobody needs a gradient below dense1
+    assert (
+        called == [Whiten(64, renewed=True)] * 3
+    )  # nobody needs a gradient below dense1
     np.testing.assert_array_equal(trainer.p[learned:], before[learned:])
-    assert np.mean(trainer.p[:learned] != before[:learned]) > 0.99  # all but the padding
+    assert (
+        np.mean(trainer.p[:learned] != before[:learned]) > 0.99
+    )  # all but the padding
     first = trainer.layout.views(trainer.start(batches_of(trainer)))
     for name, same in (("whiten1", True), ("dense1", False), ("whiten2", False)):
-        found = {k: np.array_equal(first[name][k], trainer.params[name][k]) for k in first[name]}
+        found = {
+            k: np.array_equal(first[name][k], trainer.params[name][k])
+            for k in first[name]
+        }
         assert set(found.values()) == {same}
 
 
@@ -343,7 +418,9 @@ def test_the_start_of_a_run_is_found_again_after_a_renewal():
     trainer.begin(batches)
     first = trainer.p.copy()
     trainer.training_step(batches)
-    moved = trainer.params["whiten2"]["U"] != trainer.layout.views(first)["whiten2"]["U"]
+    moved = (
+        trainer.params["whiten2"]["U"] != trainer.layout.views(first)["whiten2"]["U"]
+    )
     assert moved.all()
     np.testing.assert_array_equal(trainer.start(batches), first)
 
@@ -409,7 +486,10 @@ def test_moments_follow_the_chain_rule(monkeypatch):
     with one entry is its square."""
     trainer = take_steps(make_trainer(OPS, **WHITE, gradient="exact"), range(5))
     images, views = images_of(trainer, 9), trainer.layout.optimised.views
-    trainer.step, trainer.m[...] = 20, gradient_of(trainer, images)[: trainer.layout.fixed]
+    trainer.step, trainer.m[...] = (
+        20,
+        gradient_of(trainer, images)[: trainer.layout.fixed],
+    )
     trainer.renew(Given(partial(images_of, trainer)))
     expected = views(gradient_of(trainer, images))["dense2"]
     for name, found in views(trainer.m)["dense2"].items():
@@ -417,7 +497,8 @@ def test_moments_follow_the_chain_rule(monkeypatch):
 
     rng = np.random.default_rng(5)
     old, new = (
-        {"U": np.eye(3) + rng.uniform(0, 0.5, (3, 3)), "b": rng.standard_normal(3)} for _ in "on"
+        {"U": np.eye(3) + rng.uniform(0, 0.5, (3, 3)), "b": rng.standard_normal(3)}
+        for _ in "on"
     )
     for name in ("W", "b", "R"):
         m = {"W": np.zeros((3, 3)), "b": np.zeros(3), "R": np.zeros((3, 3))}
@@ -426,12 +507,16 @@ def test_moments_follow_the_chain_rule(monkeypatch):
         p, first, second = change_coordinates(OPS, new, old, m, m, v)
         assert np.vdot(first["R"], p["R"]) == pytest.approx(np.vdot(m["R"], m["R"]))
         for each in m:
-            np.testing.assert_allclose(second[each], first[each] ** 2, rtol=1e-12, atol=1e-15)
+            np.testing.assert_allclose(
+                second[each], first[each] ** 2, rtol=1e-12, atol=1e-15
+            )
 
 
 def test_renewals_come_early_and_then_every_500_steps():
     trainer, due = make_trainer(OPS), []
-    trainer.states = [SimpleNamespace(renew=lambda trainer, _: due.append(trainer.step))]
+    trainer.states = [
+        SimpleNamespace(renew=lambda trainer, _: due.append(trainer.step))
+    ]
     for trainer.step in range(1700):
         trainer.renew(None)
     assert due == [0, 20, 100, 500, 1000, 1500]
@@ -449,7 +534,9 @@ def test_a_covariance_is_shrunk_by_as_much_as_its_rows_deserve():
         assert np.trace(shrunk) == pytest.approx(np.trace(found))
         assert np.linalg.eigvalsh(shrunk).min() > 1e-3
         square, squares = np.trace(found) ** 2, np.trace(found @ found)
-        share = (1 - 2 / 20) * squares + square  # Eq. 23 of Chen et al. 2010, as printed
+        share = (
+            1 - 2 / 20
+        ) * squares + square  # Eq. 23 of Chen et al. 2010, as printed
         share = min(1, share / ((rows + 1 - 2 / 20) * (squares - square / 20)))
         expected = (1 - share) * found + share * np.trace(found) / 20 * np.eye(20)
         np.testing.assert_allclose(shrunk, expected, rtol=1e-12, atol=1e-14)

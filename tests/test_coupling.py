@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 from support.explicit import convolve
-from support.gradients import layer_backward, mean_log_density, moved, peak, random_parameters
+from support.gradients import (
+    layer_backward,
+    mean_log_density,
+    moved,
+    peak,
+    random_parameters,
+)
 from support.messages import one_line
 
 from snfnp.context import BackwardContext
@@ -24,14 +30,24 @@ from snfnp.training.options import TrainConfig
 EPS = np.finfo(np.float64).eps
 SHAPES = [(2, 3, 2), (4, 3, 4), (1, 2, 6)]
 N = 3
-CAUSAL_SHAPES = [(1, 1, 3), (4, 5, 1), (5, 4, 2), (1, 6, 4), (6, 1, 2), (3, 3, 7), (2, 2, 16)]
+CAUSAL_SHAPES = [
+    (1, 1, 3),
+    (4, 5, 1),
+    (5, 4, 2),
+    (1, 6, 4),
+    (6, 1, 2),
+    (3, 3, 7),
+    (2, 2, 16),
+]
 
 
 def case(shape, width=8, samples=5, dtype=np.float64, noise=0.3):
     """A layer, its parameters away from their start, and images."""
     rng = np.random.default_rng(3)
     layer = AffineCoupling(shape[2], width)
-    p = {k: v.astype(dtype) for k, v in moved(layer.init(rng, shape), rng, noise).items()}
+    p = {
+        k: v.astype(dtype) for k, v in moved(layer.init(rng, shape), rng, noise).items()
+    }
     return layer, p, rng.standard_normal((samples, *shape)).astype(dtype)
 
 
@@ -79,7 +95,9 @@ def test_results_do_not_depend_on_the_block_size(ops, rows, monkeypatch):
     monkeypatch.setattr(Coupling, "network_values", rows * layer.width)
     for name, result in everything().items():
         atol = 100 * EPS * max(1, np.abs(expected[name]).max())
-        np.testing.assert_allclose(result, expected[name], rtol=0, atol=atol, err_msg=name)
+        np.testing.assert_allclose(
+            result, expected[name], rtol=0, atol=atol, err_msg=name
+        )
 
 
 def test_an_empty_batch_passes_through(ops):
@@ -147,7 +165,9 @@ def images():
 def test_latents_that_do_not_fit_are_refused(ops):
     flow = glow()
     layout, flat = random_parameters(flow)
-    first, second, last = (np.zeros((N, *shape)) for shape in flow.latent_shapes.values())
+    first, second, last = (
+        np.zeros((N, *shape)) for shape in flow.latent_shapes.values()
+    )
     for latents, message in (
         ((last,), "found 1 latents: give 3, for latent1, latent2, z"),
         ((first, last), "found 2 latents: give 3"),
@@ -166,7 +186,12 @@ def test_likelihood_terms_keep_densities_and_volumes_apart(ops, images):
     terms = evaluation.terms
     rows = ("latent1 base density", "latent2 base density", "base density")
     before = ["dequantisation", "scale", "logit"]
-    assert list(terms) == [*rows[2:], *rows[:2], *before, *(name for name, _ in flow.layers)]
+    assert list(terms) == [
+        *rows[2:],
+        *rows[:2],
+        *before,
+        *(name for name, _ in flow.layers),
+    ]
     key = RandomKey(11, EVALUATION_NOISE, 0)
     x, _ = flow.encode(ops, images, key, np.float64)
     latents, _, _ = flow.forward(ops, params, x)
@@ -191,7 +216,9 @@ def test_samples_from_an_images_latents_are_the_image(ops, images):
     flow = glow()
     likelihood = Likelihood(ops, flow, random_parameters(flow, exact_inverse=True)[1])
     latents = likelihood.latents(images, seed=3)
-    assert [latent.shape for latent in latents] == [(N, *s) for s in flow.latent_shapes.values()]
+    assert [latent.shape for latent in latents] == [
+        (N, *s) for s in flow.latent_shapes.values()
+    ]
     for exact in (False, True):
         result = likelihood.sample(N, seed=0, exact=exact, latents=latents)
         np.testing.assert_array_equal(result, images)
@@ -213,10 +240,16 @@ def test_latents_are_given_or_drawn_one_by_one(ops, images):
     of_images = likelihood.latents(images, seed=3)
     results = []
     for conditions in ((0, 0, 0), (0, 0, 1), (1, 0, 0), (0, 1, 1), (1, 1, 0)):
-        mixed = [i if g else d for g, i, d in zip(conditions, of_images, drawn, strict=True)]
+        mixed = [
+            i if g else d for g, i, d in zip(conditions, of_images, drawn, strict=True)
+        ]
         x = flow.inverse(ops, layout.views(flat), tuple(mixed), exact=True)
-        asked = tuple(i if g else None for g, i in zip(conditions, of_images, strict=True))
-        result = likelihood.sample(N, seed=5, temperature=0.7, exact=True, latents=asked)
+        asked = tuple(
+            i if g else None for g, i in zip(conditions, of_images, strict=True)
+        )
+        result = likelihood.sample(
+            N, seed=5, temperature=0.7, exact=True, latents=asked
+        )
         np.testing.assert_array_equal(result, flow.decode(ops, x))
         results.append(result.tobytes())
     assert len(set(results)) == 5
@@ -229,13 +262,29 @@ FIRST = np.zeros((2, 4, 4, 2))
 @pytest.mark.parametrize(
     "count, latents, message",
     [
-        (2, (None,), "found 1 as latents: give a tuple of 3, for latent1, latent2, z, or None"),
+        (
+            2,
+            (None,),
+            "found 1 as latents: give a tuple of 3, for latent1, latent2, z, or None",
+        ),
         (2, (None,) * 4, "found 4 as latents: give a tuple of 3"),
         (3, np.zeros((3, 2)), "found ndarray as latents: give a tuple of 3"),
         (2, 3, "found int as latents: give a tuple of 3"),
-        (5, (FIRST, None, None), r"latent latent1 has shape \(2, 4, 4, 2\): .* \(5, 4, 4, 2\)"),
-        (1, (FIRST, None, None), r"latent latent1 has shape \(2, 4, 4, 2\): .* \(1, 4, 4, 2\)"),
-        (2, (None, FIRST, None), r"latent latent2 has shape \(2, 4, 4, 2\): .* \(2, 2, 2, 4\)"),
+        (
+            5,
+            (FIRST, None, None),
+            r"latent latent1 has shape \(2, 4, 4, 2\): .* \(5, 4, 4, 2\)",
+        ),
+        (
+            1,
+            (FIRST, None, None),
+            r"latent latent1 has shape \(2, 4, 4, 2\): .* \(1, 4, 4, 2\)",
+        ),
+        (
+            2,
+            (None, FIRST, None),
+            r"latent latent2 has shape \(2, 4, 4, 2\): .* \(2, 2, 2, 4\)",
+        ),
         (2, (None, None, [1, 2]), "latent z has shape None: give an array of shape"),
     ],
 )
@@ -313,7 +362,9 @@ def test_a_diagonal_without_an_inverse_is_one_clear_error(ops, value):
 def test_initial_causal_kernels():
     channels = 40
     gain = 0.01
-    p = CausalConv2d(channels, gain=gain).init(np.random.default_rng(0), (3, 3, channels))
+    p = CausalConv2d(channels, gain=gain).init(
+        np.random.default_rng(0), (3, 3, channels)
+    )
     np.testing.assert_array_equal(np.tril(p["W"][1, 1], -1), 0)
     np.testing.assert_array_equal(p["b"], np.zeros(channels))
     noise = p["W"].copy()
@@ -322,7 +373,9 @@ def test_initial_causal_kernels():
     xavier = gain * math.sqrt(2 / (4 * channels + 4 * channels))
     # the standard error of a standard deviation is about σ / √(2n)
     assert abs(drawn.std() - xavier) < 5 * xavier / math.sqrt(2 * drawn.size)
-    assert list(CausalConv2d(3, bias=False).init(np.random.default_rng(0), (3, 3, 3))) == ["W"]
+    assert list(
+        CausalConv2d(3, bias=False).init(np.random.default_rng(0), (3, 3, 3))
+    ) == ["W"]
 
 
 def test_emerging_convolution_sees_its_eight_neighbours(ops):

@@ -62,12 +62,18 @@ def fake_cupy(version="14.2.0", kernel=1.0, devices=1, **libraries):
     )
 
 
-CUDA13, CUDA12 = (f'python -m pip install "cupy-cuda{k}x[ctk]>=14.1,<15"' for k in (13, 12))
+CUDA13, CUDA12 = (
+    f'python -m pip install "cupy-cuda{k}x[ctk]>=14.1,<15"' for k in (13, 12)
+)
 INSTALL = f"{CUDA13} (driver 580 or newer) or {CUDA12} (driver 525"
-NO_CUPY, NO_CUDA = (ModuleNotFoundError(f"No module named {n!r}", name=n) for n in ("cupy", "cuda"))
+NO_CUPY, NO_CUDA = (
+    ModuleNotFoundError(f"No module named {n!r}", name=n) for n in ("cupy", "cuda")
+)
 BROKEN = ImportError("\n=====\nFailed to import CuPy.\n=====")
 BROKEN.__cause__ = ImportError("libstdc++.so.6: version `GLIBCXX_3.4.30' not found")
-CUBLAS = ImportError("Failure finding libcublas.so.13: No such file\n  listdir('/usr/lib')")
+CUBLAS = ImportError(
+    "Failure finding libcublas.so.13: No such file\n  listdir('/usr/lib')"
+)
 NONE = RuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
 HEADER = RuntimeError("\ncannot open source file cuda_fp16.h\n\n")
 FULL = RuntimeError("cudaErrorMemoryAllocation: out of memory")
@@ -75,7 +81,11 @@ FULL = RuntimeError("cudaErrorMemoryAllocation: out of memory")
 CASES = [
     (NO_CUPY, "be imported (No module named 'cupy')", INSTALL),
     (NO_CUDA, "be imported (No module named 'cuda')", INSTALL),
-    (BROKEN, "be imported (libstdc++.so.6: version `GLIBCXX_3.4.30' not found)", INSTALL),
+    (
+        BROKEN,
+        "be imported (libstdc++.so.6: version `GLIBCXX_3.4.30' not found)",
+        INSTALL,
+    ),
     (fake_cupy("14.0.1"), "be used (14.1 is the oldest that can)", INSTALL),
     (fake_cupy(devices=NONE), f"find a GPU ({NONE})", "nvidia-smi -L"),
     (
@@ -83,7 +93,11 @@ CASES = [
         "load CUDA's libraries (Failure finding libcublas.so.13: No such file)",
         f"{CUDA13} brings them along",
     ),
-    (fake_cupy(kernel=HEADER), f"run a first kernel ({str(HEADER).strip()})", "nvidia-smi"),
+    (
+        fake_cupy(kernel=HEADER),
+        f"run a first kernel ({str(HEADER).strip()})",
+        "nvidia-smi",
+    ),
     (fake_cupy(kernel=FULL), f"run a first kernel ({FULL})", "nvidia-smi"),
 ]
 
@@ -97,8 +111,12 @@ class Failing:
             raise self._error
 
 
-@pytest.mark.parametrize("cupy, found, remedy", CASES, ids=[found for _, found, _ in CASES])
-def test_a_missing_requirement_is_one_line_with_a_remedy(monkeypatch, cupy, found, remedy):
+@pytest.mark.parametrize(
+    "cupy, found, remedy", CASES, ids=[found for _, found, _ in CASES]
+)
+def test_a_missing_requirement_is_one_line_with_a_remedy(
+    monkeypatch, cupy, found, remedy
+):
     if isinstance(cupy, Exception):
         monkeypatch.delitem(sys.modules, "cupy", raising=False)
         monkeypatch.setattr(sys, "meta_path", [Failing(cupy), *sys.meta_path])
@@ -108,7 +126,9 @@ def test_a_missing_requirement_is_one_line_with_a_remedy(monkeypatch, cupy, foun
         requirements.require_cupy()
     message = str(caught.value)
     called = "CuPy" if isinstance(cupy, Exception) else f"CuPy {cupy.__version__}"
-    assert message.startswith(f"backend cupy cannot run: {called} cannot {found}: {remedy}")
+    assert message.startswith(
+        f"backend cupy cannot run: {called} cannot {found}: {remedy}"
+    )
     assert "scripts/gpu.md" in message and "backend numba" in message
     assert "\n" not in message and caught.value.exit_status == 2
 
@@ -122,7 +142,9 @@ def test_cublas_is_the_one_that_cupys_finder_has(monkeypatch):
         return path
 
     fake.cublas = SimpleNamespace()
-    found = SimpleNamespace(load_nvidia_dynamic_lib=lambda of: SimpleNamespace(abs_path=f"/{of}"))
+    found = SimpleNamespace(
+        load_nvidia_dynamic_lib=lambda of: SimpleNamespace(abs_path=f"/{of}")
+    )
     modules = {"cupy": fake, "cupy.cublas": fake.cublas, "cuda.pathfinder": found}
     for module, value in {**modules, "cuda": SimpleNamespace(pathfinder=found)}.items():
         monkeypatch.setitem(sys.modules, module, value)
@@ -142,7 +164,10 @@ def test_cupy_is_returned_if_nothing_is_missing_and_long_reasons_are_cut(monkeyp
 
 def test_the_description_of_a_device(monkeypatch):
     packages = {"cupy-cuda13x": "14.2.0", "nvidia-cublas": "13.1", "numpy": "2.4"}
-    found = [SimpleNamespace(name=name, version=version) for name, version in packages.items()]
+    found = [
+        SimpleNamespace(name=name, version=version)
+        for name, version in packages.items()
+    ]
     monkeypatch.setattr(requirements.metadata, "distributions", lambda: found)
     assert requirements.describe(fake_cupy()) == {
         "name": "NVIDIA H100 80GB HBM3",
@@ -162,17 +187,27 @@ def test_the_gpu_page_names_extras_that_exist():
     asked = [set(names.split(",")) for names in re.findall(r'"\.\[([\w,]+)\]"', page)]
     assert all(extras.keys() >= names for names in asked)
     assert {"cuda13", "nccl13", "test"} in asked
-    assert not any("gputest" in names and any("cuda" in each for each in names) for names in asked)
+    assert not any(
+        "gputest" in names and any("cuda" in each for each in names) for names in asked
+    )
     assert all(more.startswith(" -y ") for more in page.split("pip uninstall")[1:])
-    assert {each.replace("[ctk]", "") for each in extras["cuda12"]} <= set(page.split('"'))
+    assert {each.replace("[ctk]", "") for each in extras["cuda12"]} <= set(
+        page.split('"')
+    )
 
 
 def test_out_of_memory_is_told_from_other_errors():
     memory = "the GPU has 80.0 GiB, of which 30.0 GiB are free"
     pool = "Out of memory allocating 34 bytes (allocated so far: 43 bytes)"
-    found = requirements.explain_out_of_memory(OutOfMemoryError(f"{pool}."), fake_cupy())
+    found = requirements.explain_out_of_memory(
+        OutOfMemoryError(f"{pool}."), fake_cupy()
+    )
     assert found == f"{pool}; {memory}"
-    for text in ("cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY", "STATUS_ALLOC_FAILED"):
+    for text in (
+        "cudaErrorMemoryAllocation",
+        "CUDA_ERROR_OUT_OF_MEMORY",
+        "STATUS_ALLOC_FAILED",
+    ):
         found = requirements.explain_out_of_memory(RuntimeError(text), fake_cupy())
         assert found == f"{text}; {memory}"
     error = MemoryError("Unable to allocate 7.45 GiB for an array")
@@ -181,7 +216,10 @@ def test_out_of_memory_is_told_from_other_errors():
     host = HostDevice("numpy")
     assert host.shortfall(MemoryError("Unable")) == "Unable"
     assert host.shortfall(MemoryError()) == "nothing more is known"
-    for error in (ValueError("cudaErrorMemoryAllocation"), RuntimeError("cudaErrorLaunchFailure")):
+    for error in (
+        ValueError("cudaErrorMemoryAllocation"),
+        RuntimeError("cudaErrorLaunchFailure"),
+    ):
         assert requirements.explain_out_of_memory(error, fake_cupy()) is None
         assert host.shortfall(error) is None
 
@@ -209,5 +247,7 @@ def test_gpu_code_imports_without_the_download_packages():
     """The package, the benchmark and the tests of the device are imported without them."""
     tests = Path(__file__).parent
     scripts = str(tests.parent / "scripts")
-    done = python(_WITHOUT_DOWNLOADS, tests / "gpu", cwd=tests.parent, PYTHONPATH=scripts)
+    done = python(
+        _WITHOUT_DOWNLOADS, tests / "gpu", cwd=tests.parent, PYTHONPATH=scripts
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

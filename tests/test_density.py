@@ -21,7 +21,12 @@ from support.densities import (
 import snfnp
 from snfnp.density import fitting, training
 from snfnp.density.rows import drawn
-from snfnp.density.training import Candidate, Progress, flow_candidate, mixture_candidates
+from snfnp.density.training import (
+    Candidate,
+    Progress,
+    flow_candidate,
+    mixture_candidates,
+)
 from snfnp.errors import DivergedError
 from snfnp.ops import jit
 from snfnp.step.trainer import Trainer
@@ -48,7 +53,9 @@ def test_a_density_is_better_than_a_gaussian_and_samples_have_the_datas_spread(f
     fresh = moons(seed=1)
     root = np.linalg.cholesky(np.cov(x.T))
     z = np.linalg.solve(root, (fresh - x.mean(axis=0)).T)
-    gaussian = -(z**2).sum(axis=0).mean() / 2 - np.log(2 * np.pi) - np.log(np.diag(root)).sum()
+    gaussian = (
+        -(z**2).sum(axis=0).mean() / 2 - np.log(2 * np.pi) - np.log(np.diag(root)).sum()
+    )
     assert fitted.score(fresh) > gaussian + 0.3
     for exact in (True, False):
         samples = fitted.sample(1000, random_state=1, exact=exact)
@@ -74,9 +81,15 @@ def test_on_little_data_nothing_explodes():
     x = pytest.importorskip("sklearn.datasets").load_breast_cancer().data
     x = x[np.random.default_rng(0).permutation(len(x))]
     x = (x - x[114:].mean(axis=0)) / x[114:].std(axis=0)
-    density = snfnp.FlowDensity(random_state=0, noise=0.0, members=2, ties="keep").fit(x[114:])
-    assert density.score(x[:114]) > -8  # −55 by a loop without held-out rows; a Gaussian: about −7
-    assert all(0.7 < density.sample(500, 0, exact=exact).std() < 1.3 for exact in (True, False))
+    density = snfnp.FlowDensity(random_state=0, noise=0.0, members=2, ties="keep").fit(
+        x[114:]
+    )
+    assert (
+        density.score(x[:114]) > -8
+    )  # −55 by a loop without held-out rows; a Gaussian: about −7
+    assert all(
+        0.7 < density.sample(500, 0, exact=exact).std() < 1.3 for exact in (True, False)
+    )
 
 
 @pytest.mark.parametrize("columns, rows", [(1, 50), (3, 4), (60, 30)])
@@ -85,7 +98,9 @@ def test_any_number_of_columns_and_rows(columns, rows, activation):
     x = np.random.default_rng(0).normal(size=(rows, columns))
     density = snfnp.FlowDensity(activation=activation, epochs=2, members=2).fit(x)
     assert np.isfinite(density.score_samples(3 * x)).all()
-    np.testing.assert_allclose(density.inverse_transform(density.transform(x)), x, atol=1e-9)
+    np.testing.assert_allclose(
+        density.inverse_transform(density.transform(x)), x, atol=1e-9
+    )
 
 
 def test_a_fit_that_diverges_keeps_its_best_step(monkeypatch):
@@ -103,7 +118,9 @@ def test_a_fit_that_diverges_keeps_its_best_step(monkeypatch):
     assert np.isfinite(density.score(x))
 
 
-@pytest.mark.parametrize("state", [{"all": "raise"}, {"all": "call", "call": pytest.fail}])
+@pytest.mark.parametrize(
+    "state", [{"all": "raise"}, {"all": "call", "call": pytest.fail}]
+)
 def test_a_strict_numpy_changes_nothing(state, fitted, tmp_path):
     x = moons(60)
     usual = fit(x, PAIR)
@@ -140,9 +157,13 @@ def test_short_kernels_give_the_same_bits_without_threads(monkeypatch):
 def test_an_average_is_the_mean_of_its_members_densities(fitted):
     x = moons(seed=4)
     ensemble = fitted._ensemble
-    assert len(ensemble.members) >= 6 and sum(fitted.weights_.values()) == pytest.approx(1)
+    assert len(ensemble.members) >= 6 and sum(
+        fitted.weights_.values()
+    ) == pytest.approx(1)
     densities = np.exp([member.log_prob(x) for member in ensemble.members])
-    np.testing.assert_allclose(np.exp(fitted.score_samples(x)), ensemble.weights @ densities)
+    np.testing.assert_allclose(
+        np.exp(fitted.score_samples(x)), ensemble.weights @ densities
+    )
 
 
 def test_mixtures_that_are_kept_are_fitted_to_all_rows_as_well(fitted):
@@ -165,10 +186,14 @@ def test_one_noise_level_is_the_one_that_held_out_rows_prefer():
     chosen = fit(x, options)
     best = fits[int(np.argmax(scores))]
     assert_same(chosen, best, x)
-    assert list(chosen.weights_) == list(best.weights_) and chosen.n_iter_ == best.n_iter_
+    assert (
+        list(chosen.weights_) == list(best.weights_) and chosen.n_iter_ == best.n_iter_
+    )
 
 
-@pytest.mark.parametrize("rows, levels", [(500, [0, 0.1, 0.2]), (600, [0, 0.1]), (1001, [0])])
+@pytest.mark.parametrize(
+    "rows, levels", [(500, [0, 0.1, 0.2]), (600, [0, 0.1]), (1001, [0])]
+)
 def test_the_fewer_rows_the_more_noise_is_tried(rows, levels, monkeypatch):
     noted = noted_folds(monkeypatch)
     fit(moons(rows), RELU, epochs=1, members=2, mixtures=False)
@@ -287,7 +312,12 @@ def test_a_limit_of_time_stops_what_is_tried(monkeypatch):
 def test_rows_of_many_judge_in_part(rows, monkeypatch):
     """Beyond a number of rows, most are trained on by all members; mixtures have other sizes."""
     noted = noted_folds(monkeypatch)
-    for name, value in {"_JUDGED": 10, "FEW": 100, "_FIRST": 20, "_LONGEST": 40}.items():
+    for name, value in {
+        "_JUDGED": 10,
+        "FEW": 100,
+        "_FIRST": 20,
+        "_LONGEST": 40,
+    }.items():
         monkeypatch.setattr(fitting, name, value)
     monkeypatch.setattr(training, "FEW", 100)
     density = fit(moons(rows), RELU, members=3, noise=0.0)
@@ -363,7 +393,11 @@ def test_a_bootstrap_has_no_ties_but_those_of_distinct_rows(lattice, monkeypatch
     """Copies share a fold, unless every column has steps: there, rows are equal by chance."""
     noted = noted_folds(monkeypatch)
     rng = np.random.default_rng(0)
-    x = rng.integers(0, 9, (60, 2)) if lattice else np.c_[moons(60), rng.integers(0, 9, 60)]
+    x = (
+        rng.integers(0, 9, (60, 2))
+        if lattice
+        else np.c_[moons(60), rng.integers(0, 9, 60)]
+    )
     resampled = x[rng.integers(0, 60, 60)]
     density = fit(resampled, members=3)
     np.testing.assert_array_equal(density.step_, [1, 1] if lattice else [0, 0, 1])
@@ -371,7 +405,9 @@ def test_a_bootstrap_has_no_ties_but_those_of_distinct_rows(lattice, monkeypatch
     assert any(rows_in_fold_and_rest(table, fold) for fold in folds) == lattice
     assert len(table) == 60
     distinct, counts = np.unique(resampled, axis=0, return_counts=True)
-    once = snfnp.FlowDensity(**FAST | {"members": 3}).fit(distinct, sample_weight=counts)
+    once = snfnp.FlowDensity(**FAST | {"members": 3}).fit(
+        distinct, sample_weight=counts
+    )
     assert_same(once, density, x)
     assert not fit(resampled[:, -1:], ties="keep").step_.any()
 
@@ -422,5 +458,7 @@ def test_scores_compare_on_rows_with_noise(monkeypatch):
 
 def test_equal_columns_get_a_line():
     x = moons(50)[:, [0, 1, 0]]
-    with pytest.warns(UserWarning, match=r"column 0 .* and column 2 .* of X are equal: leave one"):
+    with pytest.warns(
+        UserWarning, match=r"column 0 .* and column 2 .* of X are equal: leave one"
+    ):
         fit(x)

@@ -76,7 +76,9 @@ def pointer_problems(page: Path, text: str) -> list[str]:
 def math_problems(page: Path, text: str) -> list[str]:
     """Mathematics that a code host may not render."""
     display, inline, rest = formulas(text)
-    problems = [f"{page.name}: {m}: fragile" for m in display + inline if FRAGILE.search(m)]
+    problems = [
+        f"{page.name}: {m}: fragile" for m in display + inline if FRAGILE.search(m)
+    ]
     problems += [f"{page.name}: {m}: space inside" for m in inline if m != m.strip()]
     if "$" in re.sub(r"\$[^$\n]+\$", "", rest):
         problems.append(f"{page.name}: a dollar sign without a partner on its line")
@@ -91,14 +93,18 @@ def index_problems(text: str) -> list[str]:
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
         if line.startswith("|") and cells[0].isdigit():
             if int(cells[0]) not in rows or len(cells) != 5:
-                problems.append(f"Eq. {cells[0]}: not a row of five cells about Eqs. 1-31")
+                problems.append(
+                    f"Eq. {cells[0]}: not a row of five cells about Eqs. 1-31"
+                )
             else:
                 rows[int(cells[0])].append(cells[2:])
     for n, found in rows.items():
         if len(found) != 1:
             problems.append(f"Eq. {n}: {len(found)} rows")
         else:
-            problems += [f"Eq. {n}: {problem}" for problem in _row_problems(n, *found[0])]
+            problems += [
+                f"Eq. {n}: {problem}" for problem in _row_problems(n, *found[0])
+            ]
     return problems
 
 
@@ -108,7 +114,9 @@ def _row_problems(n: int, page: str, code: str, test: str):
     if not (file and (DERIVATIONS / file).is_file()):
         yield f"no such page: {page}"
     else:
-        section = sections((DERIVATIONS / file).read_text(encoding="utf-8")).get(fragment)
+        section = sections((DERIVATIONS / file).read_text(encoding="utf-8")).get(
+            fragment
+        )
         if section is None:
             yield f"no such heading: {page}"
         elif n not in cited(section):
@@ -140,7 +148,9 @@ def order_problems(text: str, pages: dict[str, str]) -> list[str]:
         page, *_, on = (cell.strip() for cell in row.strip("|").split("|"))
         builds_on[LINK.search(page)[1][:2]] = set(re.findall(r"\d\d", on))
     problems = [
-        f"{page} is not in the reading order" for page in pages if page[:2] not in builds_on
+        f"{page} is not in the reading order"
+        for page in pages
+        if page[:2] not in builds_on
     ]
     order = list(builds_on)
     if order != [f"{place:02}" for place in range(len(order))]:
@@ -150,13 +160,18 @@ def order_problems(text: str, pages: dict[str, str]) -> list[str]:
         problems += [f"{number} builds on {other}: later" for other in sorted(later)]
     for page, page_text in pages.items():
         number = page[:2]
-        if f"[{page_text.partition(chr(10))[0].removeprefix('# ')}]({page})" not in text:
+        if (
+            f"[{page_text.partition(chr(10))[0].removeprefix('# ')}]({page})"
+            not in text
+        ):
             problems.append(f"{page} has another title in the reading order")
         known, new = set(), {number}
         while new:
             known |= new
             new = set().union(*(builds_on.get(n, set()) for n in new)) - known
-        used = {link[:2] for link in LINK.findall(prose(page_text)) if PAGE_NAME.match(link)}
+        used = {
+            link[:2] for link in LINK.findall(prose(page_text)) if PAGE_NAME.match(link)
+        }
         used &= set(takewhile(number.__ne__, order))
         problems += [
             f"{page} uses {other}: the reading order does not say so"
@@ -183,15 +198,21 @@ def module_problems(root: Path, pages: dict[str, str]) -> list[str]:
     }
     for module, by in sorted(pointing.items()):
         if module in naming and not naming[module] & by:
-            problems.append(f"{module}: the docstring names none of {', '.join(sorted(by))}")
+            problems.append(
+                f"{module}: the docstring names none of {', '.join(sorted(by))}"
+            )
     for module, named in naming.items():
         definition = f"{module.rpartition('/')[0]}/definition.py"
         for page in sorted(named):
             if page not in pages:
                 problems.append(f"{module}: names {page}: no such page")
-            elif page not in pointing.get(module, set()) | pointing.get(definition, set()):
+            elif page not in pointing.get(module, set()) | pointing.get(
+                definition, set()
+            ):
                 problems.append(f"{module}: names {page}, which does not point at it")
-        overrides = module.startswith("snfnp/ops/") and module.endswith(("/cpu.py", "/gpu.py"))
+        overrides = module.startswith("snfnp/ops/") and module.endswith(
+            ("/cpu.py", "/gpu.py")
+        )
         if overrides and naming.get(definition) and not named & naming[definition]:
             by = ", ".join(sorted(naming[definition]))
             problems.append(f"{module}: the docstring names none of {by}")
@@ -212,10 +233,15 @@ def early_problems(root: Path, pages: dict[str, str]) -> list[str]:
     problems = []
     for page, text in sorted(pages.items()):
         code = "\n".join(re.findall(r"^(?:>>>|\.\.\.) (.*)$", text, flags=re.M))
-        for package, names_of in re.findall(r"^from (snfnp[\w.]*) import (.+)$", code, flags=re.M):
+        for package, names_of in re.findall(
+            r"^from (snfnp[\w.]*) import (.+)$", code, flags=re.M
+        ):
             for name in re.findall(r"\w+", names_of):
                 found = getattr(import_module(package), name, None)
-                module = getattr(found, "__module__", getattr(found, "__name__", None)) or package
+                module = (
+                    getattr(found, "__module__", getattr(found, "__name__", None))
+                    or package
+                )
                 there = first.get(f"{module.replace('.', '/')}.py", page)
                 if there > page:
                     problems.append(f"{page} uses {name}, which {there} introduces")
@@ -235,16 +261,22 @@ def test_every_page_has_sound_links_pointers_and_formulas(page):
     assert page == INDEX or re.search(r"^>>> ", text, flags=re.M), "no executable check"
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *NOTEBOOKS], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *NOTEBOOKS], ids=lambda page: page.name
+)
 def test_the_links_of_the_repositorys_readme_and_the_notebooks(page):
     assert link_problems(page, page.read_text(encoding="utf-8")) == []
 
 
 def test_the_first_thing_to_read_is_page_00_and_it_is_told_in_plain_words():
     for page in (ROOT / "README.md", README):
-        before, link = re.search(r"(.*?)" + LINK.pattern, page.read_text("utf-8"), re.S).groups()
+        before, link = re.search(
+            r"(.*?)" + LINK.pattern, page.read_text("utf-8"), re.S
+        ).groups()
         assert Path(link).name == "00-the-method.md"
-        assert math_problems(page, before) == formulas(before)[1] == [], "formulas come later"
+        assert math_problems(page, before) == formulas(before)[1] == [], (
+            "formulas come later"
+        )
 
 
 def test_the_repositorys_readme_is_short_and_begins_with_code():
@@ -262,7 +294,10 @@ def test_no_page_uses_what_a_later_page_introduces():
     assert early_problems(ROOT, pages) == []
     pages["03-change-of-variables.md"] += "\n>>> from snfnp.maps import Conv2d\n"
     (problem,) = early_problems(ROOT, pages)
-    assert problem == "03-change-of-variables.md uses Conv2d, which 07-convolutions.md introduces"
+    assert (
+        problem
+        == "03-change-of-variables.md uses Conv2d, which 07-convolutions.md introduces"
+    )
 
 
 @pytest.mark.parametrize(
@@ -271,13 +306,21 @@ def test_no_page_uses_what_a_later_page_introduces():
         (r"^(\| \[06 .*\n)(\| \[07 .*\n)", r"\2\1", "the numbers of the pages are not"),
         (r"^\| \[06 .*\n", "", "the numbers of the pages are not"),
         (r"^(\| \[03 .*\|) [\d, ]+ \|$", r"\1 00, 02, 04 |", "03 builds on 04: later"),
-        (r"^(\| \[08 .*\|) [\d, ]+ \|$", r"\1 03 |", "08-asymmetric-kernels.md uses 04"),
+        (
+            r"^(\| \[08 .*\|) [\d, ]+ \|$",
+            r"\1 03 |",
+            "08-asymmetric-kernels.md uses 04",
+        ),
     ],
 )
 def test_guard_finds_a_wrong_order(pattern, replacement, problem):
-    text, count = re.subn(pattern, replacement, README.read_text(encoding="utf-8"), flags=re.M)
+    text, count = re.subn(
+        pattern, replacement, README.read_text(encoding="utf-8"), flags=re.M
+    )
     assert count == 1
-    assert any(found.startswith(problem) for found in order_problems(text, numbered_pages()))
+    assert any(
+        found.startswith(problem) for found in order_problems(text, numbered_pages())
+    )
 
 
 def test_every_module_names_its_derivation_and_every_derivation_its_modules():
@@ -292,20 +335,44 @@ def test_every_module_names_its_derivation_and_every_derivation_its_modules():
         (r"^\| 7 \|", "| 32 |", "Eq. 32: not a row"),
         (r"^(\| 9 \|.*)\(04-dense.md", r"\1(04-gone.md", "Eq. 9: no such page"),
         (r"^(\| 9 \|.*)#eq-9", r"\1#eq-90", "Eq. 9: no such heading"),
-        (r"^(\| 6 \|.*)#eq-6-layers-add-up", r"\1#preprocessing-counts", "Eq. 6: the section does"),
+        (
+            r"^(\| 6 \|.*)#eq-6-layers-add-up",
+            r"\1#preprocessing-counts",
+            "Eq. 6: the section does",
+        ),
         (r"^(\| 6 \|.*)snfnp/flow.py", r"\1snfnp/flows.py", "Eq. 6: no such code"),
         (r"^(\| 6 \|.*)Flow.forward", r"\1Flow.foreword", "Eq. 6: no such code"),
-        (r"^(\| 6 \|.*)Flow.forward", r"\1Flow.init", "Eq. 6: the code does not name it"),
-        (r"^(\| 19 \|.*)a .*?nowhere", r"\1`snfnp/rules/exact.py: Exact`", "Eq. 19: expected '"),
-        (r"^(\| 8 \|.*)`snfnp.*?`", r"\1a step of the derivation: computed nowhere", "Eq. 8: no s"),
-        (r"^(\| 1 \|.*)tests/test_likelihood.py", r"\1tests/test_gone.py", "Eq. 1: no such test"),
+        (
+            r"^(\| 6 \|.*)Flow.forward",
+            r"\1Flow.init",
+            "Eq. 6: the code does not name it",
+        ),
+        (
+            r"^(\| 19 \|.*)a .*?nowhere",
+            r"\1`snfnp/rules/exact.py: Exact`",
+            "Eq. 19: expected '",
+        ),
+        (
+            r"^(\| 8 \|.*)`snfnp.*?`",
+            r"\1a step of the derivation: computed nowhere",
+            "Eq. 8: no s",
+        ),
+        (
+            r"^(\| 1 \|.*)tests/test_likelihood.py",
+            r"\1tests/test_gone.py",
+            "Eq. 1: no such test",
+        ),
         (r"^(\| 1 \|.*)::test_log_prob", r"\1::test_log_probe", "Eq. 1: no such test"),
     ],
 )
 def test_guard_finds_a_broken_index(pattern, replacement, problem):
-    text, count = re.subn(pattern, replacement, INDEX.read_text(encoding="utf-8"), flags=re.M)
+    text, count = re.subn(
+        pattern, replacement, INDEX.read_text(encoding="utf-8"), flags=re.M
+    )
     assert count == 1
-    assert any(found.startswith(problem) for found in index_problems(text)), index_problems(text)
+    assert any(found.startswith(problem) for found in index_problems(text)), (
+        index_problems(text)
+    )
 
 
 @pytest.mark.parametrize(
@@ -331,7 +398,13 @@ def test_guard_finds_a_broken_page(check, text):
 def test_only_a_literal_names_an_equation():
     for text in ("Eq. 15", "(Eq. 14; Eq. 15)", "Eq. 15, with Eq. 3", "Eq. 15."):
         assert names(text, 15), text
-    others = ("Eqs. 14, 15 and 21", "Eqs. 15-20", "Eqs. 8-11, 15", "Eq. 15-20", "Eq. 15–20")
+    others = (
+        "Eqs. 14, 15 and 21",
+        "Eqs. 15-20",
+        "Eqs. 8-11, 15",
+        "Eq. 15-20",
+        "Eq. 15–20",
+    )
     for text in (*others, "Eq. 1", "Eq. 150", "sEq. 15", "Eq 15"):
         assert not names(text, 15), text
 

@@ -27,7 +27,9 @@ from snfnp.errors import CheckpointError, SnfnpError, UsageError
 from snfnp.ops import get_ops
 from snfnp.training.runs.checkpoint import save_checkpoint
 
-get_ops("numba")  # before scikit-learn's OpenMP, beside which Numba's threads are slower
+get_ops(
+    "numba"
+)  # before scikit-learn's OpenMP, beside which Numba's threads are slower
 sklearn = pytest.importorskip("sklearn")
 from sklearn.base import clone  # noqa: E402
 from sklearn.model_selection import GridSearchCV  # noqa: E402
@@ -52,7 +54,9 @@ print(*Parallel(n_jobs=2)(delayed(fit)(x) for _ in range(2)))
 """
 with warnings.catch_warnings(action="ignore"):  # it does not inherit from BaseEstimator
     with_checks, with_checks_of_an_average = [
-        parametrize_with_checks([snfnp.FlowDensity(2, epochs=2, noise=0.0, members=members)])
+        parametrize_with_checks(
+            [snfnp.FlowDensity(2, epochs=2, noise=0.0, members=members)]
+        )
         for members in (1, 2)
     ]
 
@@ -77,8 +81,13 @@ def test_pipelines_and_grid_searches_work():
     assert search.best_params_["flowdensity__noise"] in (0.0, 0.3)
     assert np.isfinite(search.score(x)) and search.transform(x).shape == x.shape
     assert clone(pipeline[-1]).get_params() == pipeline[-1].get_params()
-    assert repr(pipeline[-1]) == "FlowDensity(layers=2, members=1, epochs=2, random_state=0)"
-    with pytest.raises(ValueError, match="Invalid parameter 'depth' for estimator FlowDensity"):
+    assert (
+        repr(pipeline[-1])
+        == "FlowDensity(layers=2, members=1, epochs=2, random_state=0)"
+    )
+    with pytest.raises(
+        ValueError, match="Invalid parameter 'depth' for estimator FlowDensity"
+    ):
         pipeline[-1].set_params(depth=3)
 
 
@@ -141,25 +150,55 @@ TEXT = np.array([[1.0, "red"], [2.0, "blue"], [3.0, "red"]], object)
 CATEGORIES = "has text: leave it out, or give a column of 0 and 1 for each category"
 SCALAR = "got scalar array instead, of type {}. Reshape your data"
 SHAPES = {  # which `score_samples` refuses as well
-    "one axis": (np.arange(4.0), "Expected 2D array, got 1D array instead of shape (4,). Reshape"),
+    "one axis": (
+        np.arange(4.0),
+        "Expected 2D array, got 1D array instead of shape (4,). Reshape",
+    ),
     "None": (None, f"Expected 2D array, {SCALAR.format('NoneType')}"),
     "an iterator": (iter([[1.0], [2.0]]), SCALAR.format("list_iterator")),
     "a dictionary": ({"a": [1.0, 2.0]}, SCALAR.format("dict")),
     "a path": (Path("x.csv"), SCALAR.format("PosixPath")),
-    "records": ([{"a": 1.0}, {"a": 2.0}], "got 1D array instead of shape (2,). Reshape your data"),
+    "records": (
+        [{"a": 1.0}, {"a": 2.0}],
+        "got 1D array instead of shape (2,). Reshape your data",
+    ),
 }
 ROWS = SHAPES | {
     "one row": (np.ones((1, 3)), "n_samples = 1"),
-    "two rows": ([[1.0, 5.0], [2.0, 6.0]], "n_samples = 2: a density needs at least 3 rows"),
-    "huge": ([[1.0], [2e300], [3e300]], "column 0 (from 0) has the standard deviation inf: leave"),
-    "masked": (np.ma.masked_array([[1.0], [2.0], [4.0]]), "X is a masked array: leave masked rows"),
-    "constant": ([[1.0, 5.0], [2.0, 5.0], [4.0, 5.0]], "column 1 (from 0) has the standard devia"),
-    "NaN": ([[1.0, 2.0], [np.nan, 1.0]], "X contains NaN or infinity, first in row 1, column 0"),
-    "text": (TEXT, f"could not convert string to float: 'red': column 1 (from 0) {CATEGORIES}"),
+    "two rows": (
+        [[1.0, 5.0], [2.0, 6.0]],
+        "n_samples = 2: a density needs at least 3 rows",
+    ),
+    "huge": (
+        [[1.0], [2e300], [3e300]],
+        "column 0 (from 0) has the standard deviation inf: leave",
+    ),
+    "masked": (
+        np.ma.masked_array([[1.0], [2.0], [4.0]]),
+        "X is a masked array: leave masked rows",
+    ),
+    "constant": (
+        [[1.0, 5.0], [2.0, 5.0], [4.0, 5.0]],
+        "column 1 (from 0) has the standard devia",
+    ),
+    "NaN": (
+        [[1.0, 2.0], [np.nan, 1.0]],
+        "X contains NaN or infinity, first in row 1, column 0",
+    ),
+    "text": (
+        TEXT,
+        f"could not convert string to float: 'red': column 1 (from 0) {CATEGORIES}",
+    ),
     "named text": (Frame(TEXT, ["size", "colour"]), f"column 'colour' {CATEGORIES}"),
-    "dates": (np.array([["2024-01-01"]] * 3, "M8[D]"), "X has dates or durations: turn them"),
+    "dates": (
+        np.array([["2024-01-01"]] * 3, "M8[D]"),
+        "X has dates or durations: turn them",
+    ),
     "date objects": (np.array([[date(2024, 1, 1)]] * 3), "X has dates or durations"),
-    "mixed names": (Frame(moons(60), ["a", 1]), "names of X's columns are text and other things"),
+    "mixed names": (
+        Frame(moons(60), ["a", 1]),
+        "names of X's columns are text and other things",
+    ),
 }
 
 
@@ -191,8 +230,14 @@ WRONG = [
     ({"validation_fraction": 1.0}, "validation_fraction is 1.0: it must be in (0, 1)"),
     ({"validation_fraction": "a"}, "validation_fraction is 'a': it must be in (0, 1)"),
     ({"time_limit": -1}, "time_limit is -1: it must be in (0, inf) or 0"),
-    ({"random_state": "a"}, "random_state is 'a': give None, a whole number from 0 on, or a"),
-    ({"random_state": -1}, "random_state is -1: give None, a whole number from 0 on, or a"),
+    (
+        {"random_state": "a"},
+        "random_state is 'a': give None, a whole number from 0 on, or a",
+    ),
+    (
+        {"random_state": -1},
+        "random_state is -1: give None, a whole number from 0 on, or a",
+    ),
     ({"activation": "tanh"}, "`activation` is tanh: it must be one of"),
     ({"ties": "drop"}, "ties is 'drop': it must be one of dequantise, keep, raise"),
 ]
@@ -204,7 +249,9 @@ def test_parameters_are_refused_by_their_names(options, problem):
         snfnp.FlowDensity(**options).fit(moons(20))
 
 
-@pytest.mark.parametrize("weights", [[1.0] * 59, [-1.0] + [1.0] * 59, [np.nan] * 60, [0.0] * 60])
+@pytest.mark.parametrize(
+    "weights", [[1.0] * 59, [-1.0] + [1.0] * 59, [np.nan] * 60, [0.0] * 60]
+)
 def test_weights_are_finite_numbers_of_each_row(weights):
     with one_line(ValueError, "sample_weight"):
         snfnp.FlowDensity(**FAST).fit(moons(60), sample_weight=weights)
@@ -212,7 +259,9 @@ def test_weights_are_finite_numbers_of_each_row(weights):
 
 @pytest.mark.parametrize("count", [0, 2**63, 1.5])
 def test_a_number_of_samples_beyond_all_machines_is_refused(count):
-    with one_line(ValueError, f"n_samples is {count}: give a whole number from 1 to 2**63 - 1"):
+    with one_line(
+        ValueError, f"n_samples is {count}: give a whole number from 1 to 2**63 - 1"
+    ):
         fit(moons(20)).sample(count)
 
 
@@ -226,9 +275,13 @@ def test_names_of_columns_have_to_be_those_of_fit(tmp_path):
     for each in (density, snfnp.FlowDensity.load(tmp_path / "named")):
         assert list(each.feature_names_in_) == ["a", "b"]
         assert each.score_samples(Frame(x, ["a", "b"])).shape == (60,)
-        with pytest.raises(ValueError, match="should match .*\n.* must be in the same order"):
+        with pytest.raises(
+            ValueError, match="should match .*\n.* must be in the same order"
+        ):
             each.score(Frame(x[:, ::-1], ["b", "a"]))
-        with pytest.raises(ValueError, match="unseen at fit time:\n- c\n.*now missing:\n- b\n$"):
+        with pytest.raises(
+            ValueError, match="unseen at fit time:\n- c\n.*now missing:\n- b\n$"
+        ):
             each.transform(Frame(x, ["a", "c"]))
         with pytest.warns(UserWarning, match="X does not have valid feature names"):
             each.score(x)
@@ -271,7 +324,11 @@ def test_a_copy_a_pickle_and_a_file_are_the_same_density(tmp_path):
         assert same.n_iter_ == density.n_iter_ and same.epochs == 2
         assert repr(same).startswith("FlowDensity(layers=2, members=2, epochs=2")
     content = file.read_bytes()
-    for damaged in (content[: len(content) // 2], content[:-1] + bytes([content[-1] ^ 1]), b"{}"):
+    for damaged in (
+        content[: len(content) // 2],
+        content[:-1] + bytes([content[-1] ^ 1]),
+        b"{}",
+    ):
         file.write_bytes(damaged)
         with one_line(CheckpointError, match="damaged|no snfnp checkpoint"):
             snfnp.FlowDensity.load(file)
@@ -337,11 +394,15 @@ def test_a_forged_file_is_one_line(keys, value, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, factor", [("means", 1e30), ("roots", 1e30), ("roots", 1e-30)])
+@pytest.mark.parametrize(
+    "name, factor", [("means", 1e30), ("roots", 1e30), ("roots", 1e-30)]
+)
 def test_a_mixture_that_no_fit_leaves_is_damage(name, factor, tmp_path):
     forged = copy.deepcopy(fit(moons(), PAIR))
     mixture = mixtures_of(forged)[0].members[0]
     getattr(mixture, name)[...] *= factor
     forged.save(tmp_path / "forged")
-    with one_line(CheckpointError, "forged is damaged (a mixture in it): use another file"):
+    with one_line(
+        CheckpointError, "forged is damaged (a mixture in it): use another file"
+    ):
         snfnp.FlowDensity.load(tmp_path / "forged")

@@ -41,7 +41,11 @@ def test_copies_of_a_flow_have_their_own_layout():
     flow = two_layers(SelfNormalizing())
     count = flow.layout.count
     assert flow.layout is flow.layout and flow.first_trainable == 0
-    for again in (pickle.loads(pickle.dumps(flow)), copy.copy(flow), copy.deepcopy(flow)):
+    for again in (
+        pickle.loads(pickle.dumps(flow)),
+        copy.copy(flow),
+        copy.deepcopy(flow),
+    ):
         assert again == flow and again.layout == flow.layout
         assert [*again.layout.views(np.zeros(flow.layout.size))] == [
             name for name, _ in flow.layers
@@ -76,7 +80,9 @@ def test_initial_parameters_depend_on_the_seed_alone():
     first, again, other = (flow.init(seed)["dense2"]["W"] for seed in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
     assert np.any(first != other)
-    assert np.any(first != flow.init(3)["dense1"]["W"])  # layers draw one after the other
+    assert np.any(
+        first != flow.init(3)["dense1"]["W"]
+    )  # layers draw one after the other
 
 
 def test_parameter_shapes_are_those_of_the_initial_parameters():
@@ -86,7 +92,9 @@ def test_parameter_shapes_are_those_of_the_initial_parameters():
         assert list(shapes) == list(initial)
         for layer, named in initial.items():
             result = {name: tuple(shape) for name, shape in shapes[layer].items()}
-            assert list(result.items()) == [(name, value.shape) for name, value in named.items()]
+            assert list(result.items()) == [
+                (name, value.shape) for name, value in named.items()
+            ]
 
 
 def split_flow():
@@ -101,7 +109,9 @@ def split_flow():
             ("squeeze2", layers.Squeeze()),
             (
                 "mix2",
-                layers.Linear(Conv2d((1, 1), 16), Exact(), bias=False, init_kind="orthogonal"),
+                layers.Linear(
+                    Conv2d((1, 1), 16), Exact(), bias=False, init_kind="orthogonal"
+                ),
             ),
             ("actnorm2", layers.ActNorm()),
             ("split2", layers.Split()),
@@ -134,7 +144,9 @@ def test_latents_come_in_the_order_of_the_splits_then_z(ops, recompute):
             expected.append(cache["latent"])
     for latent, value in zip(result, (*expected, x), strict=True):
         np.testing.assert_array_equal(latent, value)
-    np.testing.assert_allclose(ldj, volume, rtol=1e-13)  # and no density of a latent in it
+    np.testing.assert_allclose(
+        ldj, volume, rtol=1e-13
+    )  # and no density of a latent in it
 
 
 class Exponential(layers.Split):
@@ -192,7 +204,9 @@ class BadVolume(layers.Layer):
 
 
 def test_first_nonfinite_checks_log_determinants(ops, x):
-    flow = Flow(shape=(D,), layers=(("good", layers.SmoothLeakyReLU()), ("bad", BadVolume())))
+    flow = Flow(
+        shape=(D,), layers=(("good", layers.SmoothLeakyReLU()), ("bad", BadVolume()))
+    )
     assert flow.first_nonfinite(ops, flow.init(0), x) == "the output of layer bad"
 
 
@@ -203,7 +217,9 @@ def test_first_nonfinite_gradient_names_layer_and_parameter(ops):
     assert flow.first_nonfinite_gradient(ops, grads) is None
     grads["dense1"]["R"][1, 1] = np.inf
     assert flow.first_nonfinite_gradient(ops, grads) == "dense1.R"
-    grads["dense2"]["b"][0] = np.nan  # nearer to the output, where the backward pass starts
+    grads["dense2"]["b"][0] = (
+        np.nan
+    )  # nearer to the output, where the backward pass starts
     assert flow.first_nonfinite_gradient(ops, grads) == "dense2.b"
 
 
@@ -212,7 +228,9 @@ def test_first_nonfinite_gradient_names_layer_and_parameter(ops):
     st.dictionaries(
         st.sampled_from("abcde"),
         st.dictionaries(
-            st.sampled_from("WRbx"), st.lists(st.integers(0, 4), max_size=3).map(tuple), max_size=4
+            st.sampled_from("WRbx"),
+            st.lists(st.integers(0, 4), max_size=3).map(tuple),
+            max_size=4,
         ),
         max_size=4,
     )
@@ -224,7 +242,9 @@ def test_parameters_of_any_shapes_survive_packing(shapes):
     for layer, named in shapes.items():
         for name, shape in named.items():
             size = int(np.prod(shape))
-            numbers[layer][name] = np.arange(count, count + size, dtype=float).reshape(shape) + 1
+            numbers[layer][name] = (
+                np.arange(count, count + size, dtype=float).reshape(shape) + 1
+            )
             count += size
     assert layout.count == count
     keys = {f"{layer}.{name}" for layer, named in shapes.items() for name in named}
@@ -232,7 +252,9 @@ def test_parameters_of_any_shapes_survive_packing(shapes):
     flat = layout.pack(numbers, np.float64)
     single = layout.pack(numbers, np.float32)  # whole numbers: nothing is rounded
     assert single.dtype == np.float32 and np.array_equal(single, flat)
-    assert flat.size == layout.size and flat.sum() == count * (count + 1) / 2  # padding is 0
+    assert (
+        flat.size == layout.size and flat.sum() == count * (count + 1) / 2
+    )  # padding is 0
     for layer, named in layout.views(flat).items():
         assert list(named) == list(shapes[layer])
         for name, view in named.items():
@@ -240,4 +262,6 @@ def test_parameters_of_any_shapes_survive_packing(shapes):
             assert np.shares_memory(view, flat) or view.size == 0
             transposed = name == "R" and view.ndim == 2
             assert (view.T if transposed else view).flags.c_contiguous
-    assert all(entry.start % 16 == 0 for entry in layout.entries)  # 64 bytes in single precision
+    assert all(
+        entry.start % 16 == 0 for entry in layout.entries
+    )  # 64 bytes in single precision

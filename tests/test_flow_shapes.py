@@ -17,9 +17,13 @@ from snfnp.rules import Exact
 D = 5
 
 
-@pytest.mark.parametrize("name", ["a", "preprocess", "scale", "logit", "base density", "z"])
+@pytest.mark.parametrize(
+    "name", ["a", "preprocess", "scale", "logit", "base density", "z"]
+)
 def test_a_name_that_is_taken_cannot_name_a_layer(name):
-    with one_line(UsageError, f"a layer is called {name!r}, as another or a term of the"):
+    with one_line(
+        UsageError, f"a layer is called {name!r}, as another or a term of the"
+    ):
         Flow((D,), tuple((each, layers.SmoothLeakyReLU()) for each in ("a", name)))
 
 
@@ -58,7 +62,9 @@ class Declared(layers.Layer):
         return self.latent
 
 
-LEARNS = type("Learns", (layers.SmoothLeakyReLU,), {"learns_inverse": True})  # without an R
+LEARNS = type(
+    "Learns", (layers.SmoothLeakyReLU,), {"learns_inverse": True}
+)  # without an R
 RELU = layers.SmoothLeakyReLU()
 SQUEEZE = layers.Squeeze()
 COUPLING = layers.AffineCoupling
@@ -81,15 +87,30 @@ def spline(**settings):
 IMAGE = "image_shape (4, 4, 1) has 16 values, but shape (8,) has 8: give shapes of the same samples"
 MISFITS = {
     # the ends
-    "fewer values than pixels": (lambda: in_flow(RELU, shape=(8,), image_shape=(4, 4, 1)), IMAGE),
+    "fewer values than pixels": (
+        lambda: in_flow(RELU, shape=(8,), image_shape=(4, 4, 1)),
+        IMAGE,
+    ),
     "more values than pixels": (
         lambda: in_flow(RELU, shape=(32,), image_shape=(4, 4, 1)),
         "image_shape (4, 4, 1) has 16 values, but shape (32,) has 32",
     ),
-    "a number for a shape": (lambda: in_flow(RELU, shape=4), "shape is 4: give a tuple of whole"),
-    "a list for a shape": (lambda: in_flow(RELU, shape=[4]), "shape is [4]: give a tuple of whole"),
-    "no rows": (lambda: in_flow(RELU, shape=(0,)), "shape is (0,): give a tuple of whole numbers"),
-    "part of a pixel": (lambda: in_flow(RELU, shape=(4, 2.5, 1)), "shape is (4, 2.5, 1): give a"),
+    "a number for a shape": (
+        lambda: in_flow(RELU, shape=4),
+        "shape is 4: give a tuple of whole",
+    ),
+    "a list for a shape": (
+        lambda: in_flow(RELU, shape=[4]),
+        "shape is [4]: give a tuple of whole",
+    ),
+    "no rows": (
+        lambda: in_flow(RELU, shape=(0,)),
+        "shape is (0,): give a tuple of whole numbers",
+    ),
+    "part of a pixel": (
+        lambda: in_flow(RELU, shape=(4, 2.5, 1)),
+        "shape is (4, 2.5, 1): give a",
+    ),
     "an image_shape in text": (
         lambda: in_flow(RELU, shape=(16,), image_shape="4x4"),
         "image_shape is '4x4': give a tuple of whole numbers of at least 1",
@@ -103,16 +124,35 @@ MISFITS = {
         "preprocess is the class Preprocess: give an instance of Preprocess or Scale or Stand",
     ),
     # the chain
-    "a dict": (lambda: Flow((4,), {"a": RELU}), "layers is of type dict, or empty: give a tuple"),
-    "a zip": (lambda: Flow((4,), zip("a", [RELU], strict=True)), "layers is of type zip, or empty"),
-    "no layers": (lambda: in_flow(), "layers is of type tuple, or empty: give a tuple of (name, l"),
-    "no names": (lambda: Flow((4,), (RELU,)), "SmoothLeakyReLU(alpha=0.3) is among the layers: g"),
-    "a number for a name": (lambda: Flow((4,), ((1, RELU),)), "is among the layers: give a (name,"),
+    "a dict": (
+        lambda: Flow((4,), {"a": RELU}),
+        "layers is of type dict, or empty: give a tuple",
+    ),
+    "a zip": (
+        lambda: Flow((4,), zip("a", [RELU], strict=True)),
+        "layers is of type zip, or empty",
+    ),
+    "no layers": (
+        lambda: in_flow(),
+        "layers is of type tuple, or empty: give a tuple of (name, l",
+    ),
+    "no names": (
+        lambda: Flow((4,), (RELU,)),
+        "SmoothLeakyReLU(alpha=0.3) is among the layers: g",
+    ),
+    "a number for a name": (
+        lambda: Flow((4,), ((1, RELU),)),
+        "is among the layers: give a (name,",
+    ),
     "a class": (
         lambda: in_flow(RELU, layers.SmoothLeakyReLU),
         "layer b is the class SmoothLeakyReLU: give an instance of Layer",
     ),
-    "a map": (lambda: in_flow(CONV1(4)), "layer a is Conv2d(kernel=(1, 1), channels=4", "Layer"),
+    "a map": (
+        lambda: in_flow(CONV1(4)),
+        "layer a is Conv2d(kernel=(1, 1), channels=4",
+        "Layer",
+    ),
     "R without a rule": (
         lambda: in_flow(LEARNS()),
         "layer a: it learns an inverse: make it a snfnp.layers.Linear with a rule",
@@ -210,7 +250,10 @@ MISFITS = {
         lambda: Dense(0),
         "features of Dense is 0: give a whole number from 1 to 2**63",
     ),
-    "negative features": (lambda: Dense(-3), "features of Dense is -3: give a whole number from 1"),
+    "negative features": (
+        lambda: Dense(-3),
+        "features of Dense is -3: give a whole number from 1",
+    ),
     "half a feature": (
         lambda: Dense(2.5),
         "features of Dense is 2.5: give a whole number from 1 t",
@@ -219,13 +262,22 @@ MISFITS = {
         lambda: Dense("3"),
         "features of Dense is '3': give a whole number from 1",
     ),
-    "True features": (lambda: Dense(True), "features of Dense is True: give a whole number from 1"),
+    "True features": (
+        lambda: Dense(True),
+        "features of Dense is True: give a whole number from 1",
+    ),
     "no channels": (
         lambda: CONV1(0),
         "channels of Conv2d is 0: give a whole number from 1 to 2**63",
     ),
-    "half a channel": (lambda: CONV1(1.5), "channels of Conv2d is 1.5: give a whole number from 1"),
-    "no outputs": (lambda: CONV1(2, 0), "out_channels of Conv2d is 0: give a whole number from 1"),
+    "half a channel": (
+        lambda: CONV1(1.5),
+        "channels of Conv2d is 1.5: give a whole number from 1",
+    ),
+    "no outputs": (
+        lambda: CONV1(2, 0),
+        "out_channels of Conv2d is 0: give a whole number from 1",
+    ),
     "a number for a kernel": (
         lambda: Conv2d(3, 4),
         "kernel of Conv2d is 3: give a tuple of 2 whole numbers of at least 0",
@@ -319,9 +371,17 @@ def test_what_does_not_fit_is_one_line_when_it_is_made(case):
 def test_what_fits_is_made_whatever_the_integers_are():
     """Sizes as arrays give them, lists, and parameters without axes or without values."""
     size = np.int64(4)
-    layers_of_own = (Declared(output=(2,), latent=(2,), parameter=()), Declared([0, 3], (1,), (1,)))
-    flow = Flow((size,), [("dense", linear(Dense(size))), *zip("ab", layers_of_own, strict=True)])
+    layers_of_own = (
+        Declared(output=(2,), latent=(2,), parameter=()),
+        Declared([0, 3], (1,), (1,)),
+    )
+    flow = Flow(
+        (size,),
+        [("dense", linear(Dense(size))), *zip("ab", layers_of_own, strict=True)],
+    )
     assert flow.dimension == 4 and flow.layout.count == 2 * 16 + 4 + 1
     assert flow.latent_shapes == {"a": (2,), "b": (1,), "z": (1,)}
-    spatial = linear(Conv2d((np.int32(3), 3), np.int64(4)), inverse_map=Conv2d((5, 5), 4))
+    spatial = linear(
+        Conv2d((np.int32(3), 3), np.int64(4)), inverse_map=Conv2d((5, 5), 4)
+    )
     assert in_flow(spatial).latent_shapes == {"z": (4, 4, 4)}

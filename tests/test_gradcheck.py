@@ -70,12 +70,20 @@ class SinhLayer(Layer):
         grads["A"][...] = du.T @ x + dldj.sum() * np.linalg.inv(p["A"]).T
         grads["t"][...] = dz.sum(axis=0)
         of = {"A": grads["A"], "t": grads["t"], "of_A": du.T @ x, "p": p}
-        return self.at("end", dx=du @ p["A"], dz=dz, dldj=dldj, u=u, grads=grads, **of)["dx"]
+        return self.at("end", dx=du @ p["A"], dz=dz, dldj=dldj, u=u, grads=grads, **of)[
+            "dx"
+        ]
 
 
 def test_a_correct_layer_passes():
     report = check_layer(SinhLayer(), (D,))
-    assert list(report.errors) == ["inverse(forward(x))", "log-determinant", "x", "A", "t"]
+    assert list(report.errors) == [
+        "inverse(forward(x))",
+        "log-determinant",
+        "x",
+        "A",
+        "t",
+    ]
     assert max(report.errors.values()) < 1e-8
     assert str(report).count("\n") == 4
 
@@ -103,12 +111,36 @@ def test_a_correct_layer_passes():
         ("forward", "ldj = ldj.sum(keepdims=True).repeat(2)", r"ldj has shape \(2,\)"),
         ("inverse", "u = np.arcsinh(z)", r"inverse\(forward\(x\)\) differs from x by"),
         ("output", "shape = (5,)", r"z has shape \(3, 4\), not the declared \(3, 5\)"),
-        ("forward", "z = z.astype('f4')", "^z is float32, but all arguments are float64"),
-        ("shapes", "shapes['t'] = (5,)", r"parameter_shapes says .*\(5,\).*, init makes .*\(4,\)"),
-        ("shapes", "shapes['A'] = shapes.pop('A')", "parameter_shapes says .*, init makes"),
-        ("forward", "z = z + np.zeros(4)", "^z is float64, but all arguments are float32"),
-        ("forward", "ldj = ldj + np.zeros(1)", "^ldj is float64, but all arguments are float32"),
-        ("end", "dx = dx + np.zeros(4)", "^dx is float64, but all arguments are float32"),
+        (
+            "forward",
+            "z = z.astype('f4')",
+            "^z is float32, but all arguments are float64",
+        ),
+        (
+            "shapes",
+            "shapes['t'] = (5,)",
+            r"parameter_shapes says .*\(5,\).*, init makes .*\(4,\)",
+        ),
+        (
+            "shapes",
+            "shapes['A'] = shapes.pop('A')",
+            "parameter_shapes says .*, init makes",
+        ),
+        (
+            "forward",
+            "z = z + np.zeros(4)",
+            "^z is float64, but all arguments are float32",
+        ),
+        (
+            "forward",
+            "ldj = ldj + np.zeros(1)",
+            "^ldj is float64, but all arguments are float32",
+        ),
+        (
+            "end",
+            "dx = dx + np.zeros(4)",
+            "^dx is float64, but all arguments are float32",
+        ),
         ("forward", "x *= 0.5", CHANGED.format("x")),
         ("end", "dz *= 2", CHANGED.format("dz")),
         ("end", "dldj *= 2", CHANGED.format("dldj")),
@@ -189,7 +221,9 @@ def test_every_failed_check_is_listed():
     head, *lines = failures("end", "A[1, 2] += 1; t[3] *= 1.01; dx = 1.02 * dx")
     assert head == "3 of 5 checks failed:"
     assert [line.split(",")[0] for line in lines] == ["x", "A", "t"]
-    assert "furthest off at A[1, 2]: " in lines[1] and "furthest off at t[3]: " in lines[2]
+    assert (
+        "furthest off at A[1, 2]: " in lines[1] and "furthest off at t[3]: " in lines[2]
+    )
 
 
 def test_a_multiple_of_the_correct_gradient_is_reported():
@@ -204,7 +238,9 @@ class Returns(SinhLayer):
 
     def __getattribute__(self, name):
         if name == super().__getattribute__("position"):
-            return lambda *arguments: eval(super(Returns, self).__getattribute__("line"))
+            return lambda *arguments: eval(
+                super(Returns, self).__getattribute__("line")
+            )
         return super().__getattribute__(name)
 
 
@@ -214,10 +250,25 @@ class Returns(SinhLayer):
         (SinhLayer, (D,), UsageError, "SinhLayer'> is no layer: give an instance"),
         (np.sinh, (D,), UsageError, "is no layer"),
         (SinhLayer(), D, UsageError, "shape is 4: give one sample's, as "),
-        (Returns("forward", "None"), (D,), GradientError, "forward must return z, ldj, cache, and"),
+        (
+            Returns("forward", "None"),
+            (D,),
+            GradientError,
+            "forward must return z, ldj, cache, and",
+        ),
         (Returns("forward", "(1, 2)"), (D,), GradientError, "and returns 2 of them"),
-        (Returns("backward", "None"), (D,), GradientError, "backward must return δ_x, and returns"),
-        (Returns("inverse", "None"), (D,), GradientError, "inverse must return x, and returns No"),
+        (
+            Returns("backward", "None"),
+            (D,),
+            GradientError,
+            "backward must return δ_x, and returns",
+        ),
+        (
+            Returns("inverse", "None"),
+            (D,),
+            GradientError,
+            "inverse must return x, and returns No",
+        ),
     ],
 )
 def test_a_mistake_in_the_call_is_one_line(layer, shape, error, said):
@@ -230,7 +281,9 @@ def test_a_failure_shows_both_derivatives():
     with pytest.raises(GradientError) as caught:
         check_layer(SinhLayer("end", "A *= 1.01"), (D,))
     words = str(caught.value).replace(",", "").split()
-    analytic, numeric = (float(words[words.index(w) + 1]) for w in ("analytic", "numeric"))
+    analytic, numeric = (
+        float(words[words.index(w) + 1]) for w in ("analytic", "numeric")
+    )
     np.testing.assert_allclose(analytic / numeric, 1.01, rtol=1e-8)
     assert str(caught.value).count("h=") == 3  # the same quotient at other steps
 
@@ -239,7 +292,9 @@ class TwoInverses(SinhLayer):
     """A layer whose exact inverse is right, and whose other one is what `line` says."""
 
     def inverse(self, ops, p, z):
-        return eval(self.line, {"np": np, "z": z, "exact": self.exact_inverse(ops, p, z)})
+        return eval(
+            self.line, {"np": np, "z": z, "exact": self.exact_inverse(ops, p, z)}
+        )
 
     def exact_inverse(self, ops, p, z):
         return SinhLayer().inverse(ops, p, z)
@@ -247,7 +302,9 @@ class TwoInverses(SinhLayer):
 
 def test_both_inverses_are_checked_and_change_nothing():
     check_layer(TwoInverses("", "exact"), (D,))
-    with pytest.raises(GradientError, match=r"^inverse\(forward\(x\)\) differs from x by"):
+    with pytest.raises(
+        GradientError, match=r"^inverse\(forward\(x\)\) differs from x by"
+    ):
         check_layer(TwoInverses("", "z"), (D,))
     with pytest.raises(GradientError, match=CHANGED.format("z")):
         check_layer(TwoInverses("", "np.subtract(z, 1, out=z) * 0 + exact"), (D,))
@@ -354,7 +411,10 @@ MISUSES = {
         lambda: check_rule("exact", Dense(D), (D,)),
         "exact is no rule: give an instance of a",
     ),
-    "rule's map": (lambda: check_rule(Exact(), Exact(), (D,)), "Exact() is no map: give an instan"),
+    "rule's map": (
+        lambda: check_rule(Exact(), Exact(), (D,)),
+        "Exact() is no map: give an instan",
+    ),
     "map": (
         lambda: check_map(Linear(Dense(D)), (D,)),
         "is no map: give an instance of a snfnp Map",
@@ -372,7 +432,10 @@ MISUSES = {
         lambda: check_gradient(np.sinh, X, np.cosh(X), rng=RNG),
         "f returned an array of shape (3, 4): let it return a number, as the sum",
     ),
-    "no function": (lambda: check_gradient(X, X, X, rng=RNG), "is no function: give f, and then x"),
+    "no function": (
+        lambda: check_gradient(X, X, X, rng=RNG),
+        "is no function: give f, and then x",
+    ),
 }
 
 

@@ -26,7 +26,9 @@ def test_a_stencil_converges_at_its_order():
     u = np.array([1.0])
 
     def error(h):
-        return abs(central_difference(lambda v: math.exp(v[0]), x, u, h) - math.exp(0.3))
+        return abs(
+            central_difference(lambda v: math.exp(v[0]), x, u, h) - math.exp(0.3)
+        )
 
     np.testing.assert_allclose(error(0.2) / error(0.1), 2**6, rtol=0.02)
     derivative = central_difference(lambda v: v[0] ** 6, x, u, 0.1)
@@ -52,7 +54,9 @@ X = np.random.default_rng(0).standard_normal((3, 4))
         (cubic, np.ones(3), np.ones((3, 1)), r"shape \(3, 1\), not \(3,\)"),
     ],
 )
-def test_check_gradient_refuses_a_wrong_gradient_a_nan_and_another_shape(f, x, gradient, message):
+def test_check_gradient_refuses_a_wrong_gradient_a_nan_and_another_shape(
+    f, x, gradient, message
+):
     with pytest.raises(GradientError, match=message):
         check_gradient(f, x, gradient, rng=np.random.default_rng(1))
 
@@ -64,20 +68,26 @@ def test_the_control_is_what_a_wrong_gradient_is_off_by():
     assert measured.error < 1e-10
     assert 1e-3 < measured.control <= 0.01
     still = check_gradient(lambda v: 2.0, x, np.zeros((3, 4)), rng=rng)
-    assert still.error == 0 and math.isnan(still.control)  # a zero times 1.01 is right too
+    assert still.error == 0 and math.isnan(
+        still.control
+    )  # a zero times 1.01 is right too
 
 
 def test_lists_are_arrays_and_results_are_plain_numbers():
     result = check_gradient(cubic, [1, 2, 3], [3.0, 12.0, 27.0], rng=RNG)
     assert "np." not in repr(result) and result.error < 1e-8
-    assert all(type(value) is float for value in (result.error, result.control, *result.slopes))
+    assert all(
+        type(value) is float for value in (result.error, result.control, *result.slopes)
+    )
     report = check_layer(SinhLayer(), (D,))
     assert "np." not in repr(report)
 
 
 def test_single_precision_is_named_where_a_check_fails_by_it():
     x = X.astype(np.float32)
-    with one_line(GradientError, "the arrays are float32, in which differences lose their digits"):
+    with one_line(
+        GradientError, "the arrays are float32, in which differences lose their digits"
+    ):
         check_gradient(cubic, x, 3 * x**2, rng=RNG)
 
 
@@ -96,7 +106,9 @@ def test_a_step_is_shortened_where_it_crosses_a_kink(kink, passes):
 def test_slopes_are_those_that_were_compared():
     x = X
     rng = np.random.default_rng(1)
-    u = np.random.default_rng(1).standard_normal((2, 3, 4))[1]  # the last of two directions
+    u = np.random.default_rng(1).standard_normal((2, 3, 4))[
+        1
+    ]  # the last of two directions
     expected = np.sum(3 * x**2 * u) / np.linalg.norm(u)
     result = slopes(cubic, x, 3 * x**2, rng=rng, directions=2)
     assert result == (float(f"{expected:.6g}"),) * 2
@@ -119,7 +131,9 @@ def test_the_negative_control_notices_a_check_that_catches_nothing():
     """At a tolerance of 2 % a gradient times 1.01 passes, so the check itself must not."""
     x = np.random.default_rng(0).standard_normal(5)
     rng = np.random.default_rng(1)
-    with pytest.raises(GradientError, match=r"negative control \(times 1.01\) was not caught"):
+    with pytest.raises(
+        GradientError, match=r"negative control \(times 1.01\) was not caught"
+    ):
         check_gradient(cubic, x, 3 * x**2, rng=rng, rtol=0.02)
     with pytest.raises(GradientError, match="negative control"):
         check_gradient(cubic, x, 3 * x**2, rng=rng, rtol=1.5)

@@ -42,13 +42,18 @@ def test_the_catalogue_is_complete():
 
 
 @pytest.mark.parametrize(
-    "check", ALL_CHECKS, ids=lambda check: f"{check.kind} {check.name}".replace("⁻¹", "^-1")
+    "check",
+    ALL_CHECKS,
+    ids=lambda check: f"{check.kind} {check.name}".replace("⁻¹", "^-1"),
 )
 def test_everything_in_the_catalogue_passes(ops, check):
     for dtype, most in ((np.float64, 1e-8), (np.float32, 2e-5)):
         report = check.run(ops=ops, dtype=dtype)
         assert max(report.errors.values()) < most
-        assert min(value for value in report.controls.values() if not math.isnan(value)) > 1e-4
+        assert (
+            min(value for value in report.controls.values() if not math.isnan(value))
+            > 1e-4
+        )
         assert set(report.errors) == set(reported(check))
 
 
@@ -103,18 +108,24 @@ MIRRORED = one_mistake(  # Eq. 26 without its swap of the channels
     flip=lambda f, w: w[::-1, ::-1],
     adjoint=lambda f, ops, w, dz: ops.conv.correlate(dz, Conv2d.flip(w)),
 )
-SWAPPED = one_mistake(MIRRORED, flip=lambda f, w: w.swapaxes(2, 3))  # without its mirrors
+SWAPPED = one_mistake(
+    MIRRORED, flip=lambda f, w: w.swapaxes(2, 3)
+)  # without its mirrors
 ONE = one_mistake(Conv2d, multiplicity=lambda f, shape: np.ones((1, 1, 1, 1)))
 # ∂ log|det T|/∂w of the flipped kernel: T⁻¹ gathered in place of T⁻ᵀ
 ONE_ROW = one_mistake(
-    Conv2d, log_det_grad=lambda f, ops, w, shape: f.flip(Conv2d.log_det_grad(f, ops, w, shape))
+    Conv2d,
+    log_det_grad=lambda f, ops, w, shape: f.flip(Conv2d.log_det_grad(f, ops, w, shape)),
 )
 MISTAKES = [
     ("apply", lambda f, ops, w, x: Dense.apply(f, ops, w, x) + 1),
     ("adjoint", lambda f, ops, w, dz: f.apply(ops, w, dz)),
     ("adjoint", partly_nan),
     ("weight_grad", doubled),
-    ("weight_grad", lambda f, ops, dz, x, out, add=False: Dense.weight_grad(f, ops, dz, x, out)),
+    (
+        "weight_grad",
+        lambda f, ops, dz, x, out, add=False: Dense.weight_grad(f, ops, dz, x, out),
+    ),
     ("flip", lambda f, w: w),
     ("pad_or_crop", lambda f, w: 2 * w),
     ("identity", lambda f: 2 * np.eye(D)),
@@ -127,7 +138,10 @@ MISTAKES = [
 @pytest.mark.parametrize(
     "wrong, right, name",
     [
-        *((one_mistake(Dense, **{name: mistake})(D), Dense(D), name) for name, mistake in MISTAKES),
+        *(
+            (one_mistake(Dense, **{name: mistake})(D), Dense(D), name)
+            for name, mistake in MISTAKES
+        ),
         (MIRRORED((3, 3), 2), Conv2d((3, 3), 2), "flip"),
         (SWAPPED((3, 3), 2), Conv2d((3, 3), 2), "flip"),
         (SWAPPED((3, 3), 2, 3), Conv2d((3, 3), 2, 3), "flip"),
@@ -234,7 +248,10 @@ def right_factor_first(ctx, maps, p, cache, dz, grads):
         (flawed(FORWARD, scaled("R", np.nan)), "^R: backward left its gradient"),
         (bias_in_z(MIXTURE), "^W, direction"),
         (bias_in_z(FORWARD), "^W, direction"),
-        (misled(Exact(), lambda ctx: replace(ctx, log_det_weight=0.0)), "^W, direction"),
+        (
+            misled(Exact(), lambda ctx: replace(ctx, log_det_weight=0.0)),
+            "^W, direction",
+        ),
         (flawed(Exact(), scaled("W", 0.5)), "^W, direction"),
         (flawed(Exact(), scaled("x", -1)), "^x, direction"),
     ],
@@ -248,7 +265,12 @@ def test_a_wrong_rule_fails(ops, wrong, message, linear_map, shape):
 @pytest.mark.parametrize(
     "wrong, name",
     [
-        (misled(MIXTURE, lambda ctx: replace(ctx, error_factor=2 * ctx.error_factor)), "W"),
+        (
+            misled(
+                MIXTURE, lambda ctx: replace(ctx, error_factor=2 * ctx.error_factor)
+            ),
+            "W",
+        ),
         (misled(FORWARD, lambda ctx: replace(ctx, error_factor=0.0)), "W"),
         (posing(FORWARD, mixed_forward), "R"),
     ],

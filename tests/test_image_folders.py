@@ -28,7 +28,11 @@ def test_a_folder_without_end_and_of_other_disks_is_refused(tmp_path, monkeypatc
         snfnp.load_dataset(str(tmp_path))
 
 
-NAMES = [("Train", "VAL", "test"), ("training", "valid", "testing"), ("train", "dev", "Test")]
+NAMES = [
+    ("Train", "VAL", "test"),
+    ("training", "valid", "testing"),
+    ("train", "dev", "Test"),
+]
 
 
 @pytest.mark.parametrize("names", NAMES)
@@ -37,10 +41,16 @@ def test_splits_are_found_in_capitals_and_by_their_other_names(names, tmp_path):
         for index in range(count):
             picture(tmp_path / name / f"{index}.png", GREY[10 * count + index])
     data = snfnp.load_dataset(tmp_path)
-    assert [len(split) for split in (data.train, data.validation, data.test)] == [2, 3, 4]
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [
+        2,
+        3,
+        4,
+    ]
     np.testing.assert_array_equal(data.validation[..., 0], GREY[30:33])
     (tmp_path / "validation").mkdir()
-    with one_line(UsageError, "has two folders of validation images: leave one of them out"):
+    with one_line(
+        UsageError, "has two folders of validation images: leave one of them out"
+    ):
         snfnp.load_dataset(str(tmp_path))
 
 
@@ -48,7 +58,9 @@ def test_splits_are_found_in_capitals_and_by_their_other_names(names, tmp_path):
 def test_images_beside_splits_are_an_error(name, tmp_path):
     picture(tmp_path / "train" / "a.png", GREY[0])
     picture(tmp_path / name, GREY[0])
-    with one_line(UsageError, "has images beside its train, such as", name, "move them into"):
+    with one_line(
+        UsageError, "has images beside its train, such as", name, "move them into"
+    ):
         snfnp.load_dataset(str(tmp_path))
 
 
@@ -57,7 +69,9 @@ def test_a_folder_without_images_is_not_walked_to_its_end(tmp_path, monkeypatch)
     monkeypatch.setattr(pictures, "_MOST_OTHERS", 20)
     for number in range(30):
         (tmp_path / f"{number:02}" / "below").mkdir(parents=True)
-    with one_line(UsageError, tmp_path, "has no images (.png, .jpg, .jpeg) among its first 30 ent"):
+    with one_line(
+        UsageError, tmp_path, "has no images (.png, .jpg, .jpeg) among its first 30 ent"
+    ):
         own_data(str(tmp_path))
     (tmp_path / "dev").mkdir()
     monkeypatch.setattr(os, "walk", lambda folder: pytest.fail("it was walked"))
@@ -71,7 +85,16 @@ def hidden(folder):
 
 
 def other_formats(folder):
-    for name in ("a.webp", "b.WEBP", "a.gif", "a.bmp", "a.tiff", "a.ppm", ".a.gif", "README"):
+    for name in (
+        "a.webp",
+        "b.WEBP",
+        "a.gif",
+        "a.bmp",
+        "a.tiff",
+        "a.ppm",
+        ".a.gif",
+        "README",
+    ):
         picture(folder / name, GREY[0], format="PPM")
 
 
@@ -123,7 +146,9 @@ def test_transparent_colours_of_a_palette_are_read_without_a_warning(tmp_path, r
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_images_are_turned_as_their_exif_data_say(orientation, tmp_path):
     """Orientation 6: the first row becomes the right-hand column."""
-    inverse = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]  # Image.Transpose
+    inverse = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[
+        orientation
+    ]  # Image.Transpose
     smooth = np.add.outer(np.arange(16) * 9, np.arange(24) * 3).astype(np.uint8)
     shown = Image.fromarray(smooth)
     stored = shown if inverse is None else shown.transpose(inverse)

@@ -30,7 +30,11 @@ from snfnp.step.batches import Repeated
 COUNT = 4
 IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, 8, 8, 1)).astype(np.uint8)
 RTOL = 1e-8
-PREPROCESSORS = [Preprocess(), Preprocess(alpha=0.05), Preprocess(alpha=0.01, levels=32)]
+PREPROCESSORS = [
+    Preprocess(),
+    Preprocess(alpha=0.05),
+    Preprocess(alpha=0.01, levels=32),
+]
 KEY = RandomKey(4, 1, 2)
 
 
@@ -44,7 +48,9 @@ def trained(model="fc", backend="numpy"):
 
 
 def encode(trainer, likelihood, images):
-    return trainer.flow.encode(trainer.ops, images, RandomKey(0, EVALUATION_NOISE), np.float64)
+    return trainer.flow.encode(
+        trainer.ops, images, RandomKey(0, EVALUATION_NOISE), np.float64
+    )
 
 
 ENTRIES = {
@@ -56,43 +62,90 @@ ENTRIES = {
 NOT = "instead of numbers; give a NumPy array of uint8, ({shape})"
 INTO_RANGE = "bring them to 0 to 255"
 WRONG = {
-    "floats up to 1": (IMAGES / 255, "float64 from 0 to 1; multiply by 255 and cast to uint8"),
-    "single precision": (IMAGES.astype("f4"), "float32 from 0 to 255; round and cast to uint8"),
-    "truth values": (IMAGES > 9, "bool from False to True; multiply by 255 and cast to uint8"),
+    "floats up to 1": (
+        IMAGES / 255,
+        "float64 from 0 to 1; multiply by 255 and cast to uint8",
+    ),
+    "single precision": (
+        IMAGES.astype("f4"),
+        "float32 from 0 to 255; round and cast to uint8",
+    ),
+    "truth values": (
+        IMAGES > 9,
+        "bool from False to True; multiply by 255 and cast to uint8",
+    ),
     "too large": (IMAGES + np.uint16(1), f"values from 1 to 256; {INTO_RANGE}"),
     "negative": (IMAGES.astype(int) - 1, f"values from -1 to 254; {INTO_RANGE}"),
-    "NaN": (np.where(IMAGES > 9, IMAGES, np.nan), f"values from nan to nan; {INTO_RANGE} and cast"),
-    "infinity": (np.where(IMAGES > 9, np.inf, 0), f"values from 0 to inf; {INTO_RANGE} and cast"),
-    "hidden values": (np.ma.masked_greater(2 * IMAGES.astype(int), 255), f"MaskedArray {NOT}"),
+    "NaN": (
+        np.where(IMAGES > 9, IMAGES, np.nan),
+        f"values from nan to nan; {INTO_RANGE} and cast",
+    ),
+    "infinity": (
+        np.where(IMAGES > 9, np.inf, 0),
+        f"values from 0 to inf; {INTO_RANGE} and cast",
+    ),
+    "hidden values": (
+        np.ma.masked_greater(2 * IMAGES.astype(int), 255),
+        f"MaskedArray {NOT}",
+    ),
     "objects": (IMAGES.astype(object), f"object {NOT}"),
     "complex": (IMAGES + 0j, f"complex128 {NOT}"),
     "a list": (IMAGES.tolist(), f"list {NOT}"),
     "None": (None, f"NoneType {NOT}"),
     "a picture": (Image.fromarray(IMAGES[0, :, :, 0]), f"Image {NOT}"),
-    "other rows": (IMAGES.reshape(8, 32), "(8, 32) is not ({shape}); give images of that shape"),
-    "a number": (np.array(3, np.uint8), "() is not ({shape}); give images of that shape"),
+    "other rows": (
+        IMAGES.reshape(8, 32),
+        "(8, 32) is not ({shape}); give images of that shape",
+    ),
+    "a number": (
+        np.array(3, np.uint8),
+        "() is not ({shape}); give images of that shape",
+    ),
     "no images": (IMAGES[:0], "(0, 8, 8, 1) has no pixels; give at least one image"),
 }
 OF_MODELS = {  # what a data set has as well, or says otherwise
-    "another size": (IMAGES.reshape(8, 4, 8), "(8, 4, 8) is not (N, 8, 8, 1); give images of that"),
-    "larger ones": (np.zeros((4, 28, 28, 1), np.uint8), "(4, 28, 28, 1) is not (N, 8, 8, 1)"),
-    "a single one": (IMAGES[0], "(8, 8, 1) is not (N, 8, 8, 1); give images of that shape"),
+    "another size": (
+        IMAGES.reshape(8, 4, 8),
+        "(8, 4, 8) is not (N, 8, 8, 1); give images of that",
+    ),
+    "larger ones": (
+        np.zeros((4, 28, 28, 1), np.uint8),
+        "(4, 28, 28, 1) is not (N, 8, 8, 1)",
+    ),
+    "a single one": (
+        IMAGES[0],
+        "(8, 8, 1) is not (N, 8, 8, 1); give images of that shape",
+    ),
 }
 OF_DATA = {
-    "whole numbers": (IMAGES.astype(int), "int64 from 0 to 255; round and cast to uint8"),
-    "zeros and ones": (IMAGES.astype(int) // 200, "int64 from 0 to 1; round and cast to uint8"),
-    "one image": (np.zeros((9, 8, 3), np.uint8), "is one image (H, W, C) without an axis of"),
+    "whole numbers": (
+        IMAGES.astype(int),
+        "int64 from 0 to 255; round and cast to uint8",
+    ),
+    "zeros and ones": (
+        IMAGES.astype(int) // 200,
+        "int64 from 0 to 1; round and cast to uint8",
+    ),
+    "one image": (
+        np.zeros((9, 8, 3), np.uint8),
+        "is one image (H, W, C) without an axis of",
+    ),
     "channels first": (
         np.zeros((4, 3, 8, 8), np.uint8),
         "(4, 3, 8, 8) has the channels on axis 1;",
     ),
-    "no array": (SimpleNamespace(shape=IMAGES.shape, dtype=IMAGES.dtype), f"SimpleNamespace {NOT}"),
+    "no array": (
+        SimpleNamespace(shape=IMAGES.shape, dtype=IMAGES.dtype),
+        f"SimpleNamespace {NOT}",
+    ),
 }
 
 
 @pytest.mark.parametrize("model", ["fc", "conv"])
 @pytest.mark.parametrize("wrong", WRONG | OF_MODELS)
-def test_what_is_no_image_is_one_line_before_a_device_gets_it(wrong, model, monkeypatch):
+def test_what_is_no_image_is_one_line_before_a_device_gets_it(
+    wrong, model, monkeypatch
+):
     trainer, likelihood = trained(model)
     images, problem = (WRONG | OF_MODELS)[wrong]
 
@@ -120,12 +173,15 @@ def test_grey_images_need_no_channel_axis(model):
     trainer, likelihood = trained(model)
     for entry in ("log_prob", "evaluate", "latents"):
         grey, expected = (
-            ENTRIES[entry](trainer, likelihood, images) for images in (IMAGES[..., 0], IMAGES)
+            ENTRIES[entry](trainer, likelihood, images)
+            for images in (IMAGES[..., 0], IMAGES)
         )
         np.testing.assert_equal(grey, expected)
     dataset = Dataset("mine", *[IMAGES[..., 0]] * 3)
     assert dataset.train.shape == IMAGES.shape
-    with one_line(UsageError, "(4, 8, 8) lacks the channel axis; give images[..., np.newaxis]"):
+    with one_line(
+        UsageError, "(4, 8, 8) lacks the channel axis; give images[..., np.newaxis]"
+    ):
         encode(trainer, likelihood, IMAGES[..., 0])
 
 
@@ -181,7 +237,9 @@ def test_noise_depends_on_the_seed_the_batch_and_the_index_in_it(monkeypatch):
     (latents,) = likelihood.latents(IMAGES, 7, at_once=2)
     for first, batch, index in ((0, 0, 0), (2, 0, 2), (3, 1, 0)):
         key = RandomKey(7, EVALUATION_NOISE, batch, index)
-        x, _ = trainer.flow.encode(trainer.ops, IMAGES[first : first + 1], key, np.float64)
+        x, _ = trainer.flow.encode(
+            trainer.ops, IMAGES[first : first + 1], key, np.float64
+        )
         (expected,), *_ = trainer.flow.forward(trainer.ops, likelihood.params, x)
         np.testing.assert_allclose(latents[first], expected[0], rtol=1e-12)
 
@@ -190,7 +248,9 @@ def test_noise_depends_on_the_seed_the_batch_and_the_index_in_it(monkeypatch):
 def test_a_seed_is_a_whole_number(entry):
     argument = COUNT if entry == "sample" else IMAGES
     for seed in (-1, 2**63, 0.0, "0", None, True, RandomKey(0, 1)):
-        with one_line(UsageError, f"seed is {seed!r}: give a whole number from 0 to 2**63 - 1"):
+        with one_line(
+            UsageError, f"seed is {seed!r}: give a whole number from 0 to 2**63 - 1"
+        ):
             getattr(trained()[1], entry)(argument, seed)
 
 
@@ -199,10 +259,26 @@ def test_a_seed_is_a_whole_number(entry):
     [
         ("sample", {"count": 0}, "count is 0: give a whole number from 1 to"),
         ("sample", {"count": 2.0}, "count is 2.0: give a whole number from 1 to"),
-        ("sample", {"count": 1, "at_once": 0}, "at_once is 0: give a whole number from 1 to"),
-        ("sample", {"count": 1, "temperature": -1}, "temperature is -1: it must be 0 or more, and"),
-        ("sample", {"count": 1, "temperature": np.nan}, "temperature is nan: it must be 0 or more"),
-        ("log_prob", {"images": IMAGES, "at_once": 0}, "at_once is 0: give a whole number from 1"),
+        (
+            "sample",
+            {"count": 1, "at_once": 0},
+            "at_once is 0: give a whole number from 1 to",
+        ),
+        (
+            "sample",
+            {"count": 1, "temperature": -1},
+            "temperature is -1: it must be 0 or more, and",
+        ),
+        (
+            "sample",
+            {"count": 1, "temperature": np.nan},
+            "temperature is nan: it must be 0 or more",
+        ),
+        (
+            "log_prob",
+            {"images": IMAGES, "at_once": 0},
+            "at_once is 0: give a whole number from 1",
+        ),
     ],
 )
 def test_other_numbers_are_checked_as_on_the_command_line(entry, arguments, problem):
@@ -229,8 +305,12 @@ def test_a_run_and_what_it_holds_are_shown_in_a_line(finished):
         assert len(repr(getattr(loaded, name))) < 200, name
 
 
-@pytest.mark.parametrize("backend", ["numpy", pytest.param("numba", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("again", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+@pytest.mark.parametrize(
+    "backend", ["numpy", pytest.param("numba", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize(
+    "again", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))]
+)
 def test_a_run_can_be_copied_and_pickled(finished, again, backend):
     images = small_dataset().test
     loaded = snfnp.load_run(finished, backend=backend)
@@ -246,7 +326,9 @@ def test_a_run_can_be_copied_and_pickled(finished, again, backend):
 @pytest.mark.parametrize("dataset", [IMAGES, {"train": IMAGES}], ids=["array", "dict"])
 def test_only_a_data_set_is_trained_on(dataset, function, finished):
     kind = type(dataset).__name__
-    with one_line(UsageError, f"the data is of type {kind}: make a snfnp.Dataset(name, train,"):
+    with one_line(
+        UsageError, f"the data is of type {kind}: make a snfnp.Dataset(name, train,"
+    ):
         if function == "train":
             snfnp.train(small_config(backend="numpy", out=finished), dataset)
         snfnp.resume(finished, dataset=dataset)
@@ -258,7 +340,9 @@ def preprocess(request):
 
 
 def some_images(preprocess, shape=(5, 3, 2, 1)):
-    images = np.random.default_rng(0).integers(0, preprocess.levels, shape).astype(np.uint8)
+    images = (
+        np.random.default_rng(0).integers(0, preprocess.levels, shape).astype(np.uint8)
+    )
     images.flat[0] = 0
     images.flat[-1] = preprocess.levels - 1
     return images
@@ -269,8 +353,14 @@ def test_preprocess_is_dequantise_scale_logit(preprocess, ops):
     x, ldj = preprocess.forward(ops, images, KEY, np.float64)
     u = get_ops("numpy").random.uniform(KEY, images.shape, np.float64)
     s = preprocess.alpha + (1 - 2 * preprocess.alpha) * (images + u) / preprocess.levels
-    np.testing.assert_allclose(x, logit(s), rtol=1e-9, atol=1e-12)  # 1 - s cancels in this form
-    per_pixel = np.log((1 - 2 * preprocess.alpha) / preprocess.levels) - np.log(s) - np.log1p(-s)
+    np.testing.assert_allclose(
+        x, logit(s), rtol=1e-9, atol=1e-12
+    )  # 1 - s cancels in this form
+    per_pixel = (
+        np.log((1 - 2 * preprocess.alpha) / preprocess.levels)
+        - np.log(s)
+        - np.log1p(-s)
+    )
     np.testing.assert_allclose(ldj, per_pixel.reshape(5, -1).sum(axis=1), rtol=1e-9)
 
 
@@ -280,15 +370,21 @@ def test_preprocess_inverse_gives_the_images_back(preprocess, ops):
         x, _ = preprocess.forward(ops, images, KEY, dtype)
         back = preprocess.inverse(ops, x)
         assert back.dtype == np.uint8
-        if dtype == np.float64:  # in single precision a rounding can cross into the next level
+        if (
+            dtype == np.float64
+        ):  # in single precision a rounding can cross into the next level
             np.testing.assert_array_equal(back, images)
         # the way back rounds nothing that single precision would
-        np.testing.assert_array_equal(back, preprocess.inverse(ops, x.astype(np.float64)))
+        np.testing.assert_array_equal(
+            back, preprocess.inverse(ops, x.astype(np.float64))
+        )
 
 
 def test_preprocess_inverse_clips_what_lies_outside(preprocess, ops):
     x = np.array([[-100.0, 100.0]])
-    np.testing.assert_array_equal(preprocess.inverse(ops, x), [[0, preprocess.levels - 1]])
+    np.testing.assert_array_equal(
+        preprocess.inverse(ops, x), [[0, preprocess.levels - 1]]
+    )
 
 
 def test_preprocess_in_single_precision(preprocess, ops):
@@ -312,13 +408,18 @@ def test_rows_on_a_lattice_get_noise_of_a_step_and_come_back(ops):
     np.testing.assert_array_equal(ops.to_host(ldj), ops.to_host(tied_ldj))
     noise = ops.to_host(noisy - x) * [2.0, 4.0]
     assert np.abs(noise[:, 1]).max() == 0 and np.abs(noise[:, 0]).max() <= 0.05 + 1e-12
-    assert abs(noise[:, 0].mean()) < 0.003 and abs(noise[:, 0].std() - 0.1 / 12**0.5) < 1e-3
+    assert (
+        abs(noise[:, 0].mean()) < 0.003
+        and abs(noise[:, 0].std() - 0.1 / 12**0.5) < 1e-3
+    )
     back = ops.to_host(tied.inverse(ops, noisy))
     np.testing.assert_array_equal(back[:, 0], rows[:, 0])  # 5.1, not 5.1000000000000005
     np.testing.assert_allclose(back[:, 1], rows[:, 1], rtol=1e-12, atol=1e-12)
     assert tied.terms(-2.0, 2) == {"dequantisation": 0.0, "scale": -2.0}
     gaussian = np.log2(2 * np.pi * np.e) / 2  # bits of a standard Gaussian
-    np.testing.assert_allclose(plain.baseline_bits, np.log2([2.0, 4.0]).mean() + gaussian)
+    np.testing.assert_allclose(
+        plain.baseline_bits, np.log2([2.0, 4.0]).mean() + gaussian
+    )
 
 
 def shifted(image: np.ndarray, down: int, right: int, flip: bool) -> np.ndarray:
@@ -343,9 +444,13 @@ def test_augment() -> None:
     kinds = [(d, r, f) for d in (-1, 0, 1) for r in (-1, 0, 1) for f in (False, True)]
     tally = dict.fromkeys(kinds, 0)
     for image, changed, (f, *shift) in zip(images, result, u, strict=True):
-        same = [kind for kind in kinds if np.array_equal(shifted(image, *kind), changed)]
+        same = [
+            kind for kind in kinds if np.array_equal(shifted(image, *kind), changed)
+        ]
         down, right = (int(3 * each) - 1 for each in shift)
-        assert same == [(down, -right if f < 0.5 else right, f < 0.5)]  # the flip comes first
+        assert same == [
+            (down, -right if f < 0.5 else right, f < 0.5)
+        ]  # the flip comes first
         tally[same[0]] += 1
     # Chi squared with 17 degrees of freedom is above 51 once in 30,000 draws; the draw is fixed.
     assert sum((n - 50) ** 2 / 50 for n in tally.values()) < 51
@@ -360,4 +465,9 @@ def test_augment_depends_on_the_key_alone() -> None:
 
 
 def test_augment_nothing() -> None:
-    assert augment(np.zeros((0, 32, 32, 3), np.uint8), RandomKey(0, 0)).shape == (0, 32, 32, 3)
+    assert augment(np.zeros((0, 32, 32, 3), np.uint8), RandomKey(0, 0)).shape == (
+        0,
+        32,
+        32,
+        3,
+    )

@@ -20,7 +20,14 @@ pytestmark = pytest.mark.slow
 # double it is twice as many. Of 64, 1024 threads share a multiprocessor's 65,536; the oldest run no
 # more at once, and of 72 three blocks of 256.
 # (In every kernel, sm_86 uses what sm_89 does.)
-ARCHITECTURES = {"sm_75": 72, "sm_80": 64, "sm_89": 64, "sm_90": 64, "sm_100": 64, "sm_120": 64}
+ARCHITECTURES = {
+    "sm_75": 72,
+    "sm_80": 64,
+    "sm_89": 64,
+    "sm_90": 64,
+    "sm_100": 64,
+    "sm_120": 64,
+}
 # For double, where at most 74 of the 128 are used, the oldest, an H100 and the newest are enough.
 DOUBLE = ("sm_75", "sm_90", "sm_120")
 # Bytes of local memory that are no spill: sine and cosine in double precision keep a table for
@@ -64,7 +71,10 @@ def test_the_dense_scaling_takes_few_instructions_an_element():
         source.source("linalg"), "scaled<float>", "compute_90", source.OPTIONS
     )
     assert each >= 4  # a load, a product, a store and a branch
-    items, threads = 784**2, min(-(-(784**2) // source.THREADS), _MOST_BLOCKS) * source.THREADS
+    items, threads = (
+        784**2,
+        min(-(-(784**2) // source.THREADS), _MOST_BLOCKS) * source.THREADS,
+    )
     assert each + once * threads / items <= 20
 
 
@@ -89,7 +99,9 @@ ALIVE = """T s[150] = {}; for (long long i = 0; i < n; ++i)
 for (int k = 0; k < 150; ++k) s[k] += x[i * k];
 #pragma unroll
 for (int k = 0; k < 150; ++k) x[k] = s[k];"""  # sums that are all alive at once
-INDEXED = "T s[40]; for (int k = 0; k < 40; ++k) s[k] = x[k]; x[0] = s[n];"  # by a variable
+INDEXED = (
+    "T s[40]; for (int k = 0; k < 40; ++k) s[k] = x[k]; x[0] = s[n];"  # by a variable
+)
 TOO_MUCH = {"registers": ALIVE, "stack": INDEXED, "spills": ALIVE.replace("150", "300")}
 
 
@@ -102,10 +114,14 @@ def test_a_kernel_that_takes_too_much_is_found(field, body):
 
 
 @pytest.mark.nvrtc
-@pytest.mark.parametrize("body", ["x[0] = M_PI;", "int64_t i = 0; x[i] = T(0);", "y[0] = T(0);"])
+@pytest.mark.parametrize(
+    "body", ["x[0] = M_PI;", "int64_t i = 0; x[i] = T(0);", "y[0] = T(0);"]
+)
 def test_the_compilers_log_is_the_error(body):
     """Also for code that other compilers accept and this one does not."""
-    with pytest.raises(nvrtc.CompileError, match=r"kernels.cu\(4\): error: .* undefined"):
+    with pytest.raises(
+        nvrtc.CompileError, match=r"kernels.cu\(4\): error: .* undefined"
+    ):
         compiled(KERNEL % body, ["bad"], "sm_80")
 
 
@@ -127,16 +143,28 @@ def code_of(group):
 
 @pytest.mark.parametrize("pattern", FORBIDDEN, ids=FORBIDDEN.values())
 def test_no_kernel_has(pattern):
-    assert [group for group in source.groups() if re.search(pattern, code_of(group))] == []
+    assert [
+        group for group in source.groups() if re.search(pattern, code_of(group))
+    ] == []
 
 
-BAD = ["x * 1/2", "1 / 3 * x", "__expf(x)", "0.5f", "expf(x)", "atomicAdd(sum, x)", "int64_t n"]
+BAD = [
+    "x * 1/2",
+    "1 / 3 * x",
+    "__expf(x)",
+    "0.5f",
+    "expf(x)",
+    "atomicAdd(sum, x)",
+    "int64_t n",
+]
 GOOD = ["x / 2", "T(1) / T(2)", "1.0 / n", "0x1p-24f", "(n + 31) / 32"]
 
 
 def test_forbidden_text_would_be_found_and_other_text_not():
     for text in BAD + GOOD:
-        assert any(re.search(pattern, text) for pattern in FORBIDDEN) == (text in BAD), text
+        assert any(re.search(pattern, text) for pattern in FORBIDDEN) == (
+            text in BAD
+        ), text
 
 
 def test_numbers_are_long_long_or_double():

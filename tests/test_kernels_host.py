@@ -30,7 +30,9 @@ ORDERS = {"forwards": False, "backwards": True}
 def folder(request, tmp_path_factory):
     """Where compiled kernels are kept from one session to the next, if pytest keeps anything."""
     cache = getattr(request.config, "cache", None)
-    folder = Path(cache.mkdir("hostcuda")) if cache else tmp_path_factory.mktemp("hostcuda")
+    folder = (
+        Path(cache.mkdir("hostcuda")) if cache else tmp_path_factory.mktemp("hostcuda")
+    )
     host_kernels.compile_all(folder)
     return folder
 
@@ -45,7 +47,10 @@ def ops(request, folder):
 def test_kernels_match_the_definition(ops, name):
     """At sizes that were chosen, and at random ones; of these templates, one type in each order."""
     dtype = calls.FLOATS[ops.device.launch.backwards]
-    for seed, size in (*((0, size) for size in calls.SIZES), *enumerate(calls.random_sizes(3, 8))):
+    for seed, size in (
+        *((0, size) for size in calls.SIZES),
+        *enumerate(calls.random_sizes(3, 8)),
+    ):
         hold(ops, name, OVERRIDES[name](np.random.default_rng(seed), dtype, size))
 
 
@@ -54,9 +59,16 @@ def test_kernels_match_the_definition(ops, name):
 def test_kernels_take_any_layout_no_samples_and_nan_which_spreads_as_defined(ops, name):
     for size in calls.TWO_SIZES:
         for layout in (calls.every_second, calls.transposed):
-            hold(ops, name, OVERRIDES[name](np.random.default_rng(1), np.float64, size), layout)
+            hold(
+                ops,
+                name,
+                OVERRIDES[name](np.random.default_rng(1), np.float64, size),
+                layout,
+            )
         call = OVERRIDES[name](np.random.default_rng(0), np.float32, size)
-        calls.assert_nan_spreads_as_defined(ops, name, call, calls.in_order(ops.device.guarded))
+        calls.assert_nan_spreads_as_defined(
+            ops, name, call, calls.in_order(ops.device.guarded)
+        )
         ops.device.check(name)
     for size in calls.NO_SAMPLES if name not in NEVER_EMPTY else ():
         hold(ops, name, OVERRIDES[name](np.random.default_rng(0), np.float32, size))
@@ -79,19 +91,55 @@ FEW, MANY = (5, 37), (3, 16_411)  # values for one block, and for several
     "name, size, old, new, message",
     [
         # barriers before partial sums are read, and before it is known which block is the last
-        ("linalg.sum_squares", FEW, "= v;\n  __syncthreads();", "= v;", "beyond the bound"),
-        ("linalg.sum_squares", MANY, "__syncthreads();\n  return", "return", "divergent"),
+        (
+            "linalg.sum_squares",
+            FEW,
+            "= v;\n  __syncthreads();",
+            "= v;",
+            "beyond the bound",
+        ),
+        (
+            "linalg.sum_squares",
+            MANY,
+            "__syncthreads();\n  return",
+            "return",
+            "divergent",
+        ),
         # two tiles of channels count their blocks together
-        ("coupling.bias_relu_backward", (300, 40), "arrived + at.tile", "arrived", "beyond"),
+        (
+            "coupling.bias_relu_backward",
+            (300, 40),
+            "arrived + at.tile",
+            "arrived",
+            "beyond",
+        ),
         # one store too many, one too few, and a digit of 2π
         ("linalg.axpby", FEW, STORE, TOO_MANY, "stored outside"),
         ("random.uniform", FEW, "i < n)", "i < n - 1)", "beyond the bound"),
-        ("random.rademacher", FEW, "word(four, lane) >> 31", "word(four, 0) >> 31", "beyond"),
+        (
+            "random.rademacher",
+            FEW,
+            "word(four, lane) >> 31",
+            "word(four, 0) >> 31",
+            "beyond",
+        ),
         # the block that the first element is in the midst of
         ("random.uniform", FEW, "i >= 0 && i < n", "i < n", "stored outside"),
-        ("random.normal", FEW, "first_word / 4 +", "(first_word + 3) / 4 +", "beyond the bound"),
+        (
+            "random.normal",
+            FEW,
+            "first_word / 4 +",
+            "(first_word + 3) / 4 +",
+            "beyond the bound",
+        ),
         ("images.preprocess", FEW, "lane - first_word", "lane", "beyond the bound"),
-        ("random.normal", FEW, "6.28318530717958", "6.28318530717948", "beyond the bound"),
+        (
+            "random.normal",
+            FEW,
+            "6.28318530717958",
+            "6.28318530717948",
+            "beyond the bound",
+        ),
         # where CUDA would hang, or what it does is not defined
         *(
             ("linalg.axpby", FEW, BEFORE_LOOP, f"{code}\n{BEFORE_LOOP}", "divergent")
@@ -121,7 +169,10 @@ def test_a_wrong_kernel_is_found(folder, name, size, old, new, message):
 def test_a_wrong_argument_is_found(ops):
     """Before anything is launched."""
     x, y, kernel = np.ones((2, 3)), np.ones((2, 3)), ("axpby", np.float64, 1)
-    right, launch = {"a": 1, "x": x, "b": np.array(2.0), "out": y, "n": x.size}, ops.device.launch
+    right, launch = (
+        {"a": 1, "x": x, "b": np.array(2.0), "out": y, "n": x.size},
+        ops.device.launch,
+    )
     right |= {"second_a": 1.0, "second_x": None, "second_out": None, "m": 0}
     launch(*kernel, **right)
     assert np.all(y == 3.0)
@@ -130,8 +181,16 @@ def test_a_wrong_argument_is_found(ops):
         ({"k": 1}, TypeError, "kernel axpby has no parameter k"),
         ({"b_at": None}, TypeError, "kernel axpby has no parameter b_at"),
         ({"n": 6.0}, TypeError, "float"),
-        ({"x": x.astype(np.float32)}, TypeError, "axpby: x is .* not an array of float32"),
-        ({"out": np.ones((3, 2)).T}, ValueError, "axpby: out is written to, .* contiguous"),
+        (
+            {"x": x.astype(np.float32)},
+            TypeError,
+            "axpby: x is .* not an array of float32",
+        ),
+        (
+            {"out": np.ones((3, 2)).T},
+            ValueError,
+            "axpby: out is written to, .* contiguous",
+        ),
         ({"out": x}, AssertionError, "axpby: out and x overlap"),
     ]:
         with pytest.raises(error, match=message):
@@ -146,7 +205,11 @@ def test_a_wrong_argument_is_found(ops):
 
 
 def test_a_launch_expands_numbers_and_strides(ops):
-    k, x, out = np.zeros((3, 3, 4, 2))[::-1, ::-1].swapaxes(2, 3), np.ones(5), np.ones(5)
+    k, x, out = (
+        np.zeros((3, 3, 4, 2))[::-1, ::-1].swapaxes(2, 3),
+        np.ones(5),
+        np.ones(5),
+    )
     found = {}
 
     def values_of(kernel, **arguments):
@@ -186,7 +249,9 @@ def under_sanitizers(folder, *patch):
     environment = os.environ | {"LD_PRELOAD": runtime, "ASAN_OPTIONS": options}
     command = [sys.executable, "-m", host_kernels.__name__, str(folder), *patch]
     tests = Path(host_kernels.__file__).parents[1]
-    return subprocess.run(command, cwd=tests, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        command, cwd=tests, env=environment, capture_output=True, text=True
+    )
 
 
 def test_every_kernel_runs_under_the_sanitizers(folder):
@@ -200,7 +265,10 @@ def test_every_kernel_runs_under_the_sanitizers(folder):
     [
         # a store behind an array, and an index beyond a row of shared memory
         (("linalg", STORE, TOO_MANY), "heap-buffer-overflow"),
-        (("linalg", "rows[MOST_ROWS][MOST_ROWS + 1]", "rows[MOST_ROWS][2]"), "out of bounds"),
+        (
+            ("linalg", "rows[MOST_ROWS][MOST_ROWS + 1]", "rows[MOST_ROWS][2]"),
+            "out of bounds",
+        ),
     ],
 )
 def test_the_sanitizers_would_find_it(folder, patch, message):

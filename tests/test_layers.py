@@ -83,7 +83,9 @@ class Point:
         rng = np.random.default_rng(3)
         self.x = settings.get("x", rng.standard_normal((5, *shape))).copy()
         shapes = [layer.output_shape(shape), layer.latent_shape(shape)]
-        self.deltas = [rng.standard_normal((len(self.x), *each)) for each in shapes if each]
+        self.deltas = [
+            rng.standard_normal((len(self.x), *each)) for each in shapes if each
+        ]
         self.dldj = rng.standard_normal(len(self.x))
 
     def results(self, ops, dtype=np.float64):
@@ -113,7 +115,9 @@ def test_single_precision(of, ops):
         scale = max(1.0, np.max(np.abs(expected)))
         error = np.max(np.abs(single[name] - expected)) / scale
         assert error <= roundings(point.layer) * np.finfo(np.float32).eps, (name, error)
-        assert np.any(single[name] != expected), f"{name} was not computed in single precision"
+        assert np.any(single[name] != expected), (
+            f"{name} was not computed in single precision"
+        )
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
@@ -130,9 +134,14 @@ def test_nan_reaches_every_result_of_its_sample_and_of_no_other(of, ops, dtype):
         spoilt = np.isnan(found[name]).reshape(len(samples), -1)
         np.testing.assert_array_equal(spoilt.all(axis=1), samples, name)
         np.testing.assert_array_equal(spoilt.any(axis=1), samples, name)
-    if "ldj" in found and ActNorm() not in (point.layer, getattr(point.layer, "coupling", None)):
+    if "ldj" in found and ActNorm() not in (
+        point.layer,
+        getattr(point.layer, "coupling", None),
+    ):
         np.testing.assert_array_equal(np.isnan(found["ldj"]), samples)
-    assert all(np.isnan(found[name]).any() for name in point.params.keys() & found.keys())
+    assert all(
+        np.isnan(found[name]).any() for name in point.params.keys() & found.keys()
+    )
 
 
 # ---------------------------------------------------------------- linear layers
@@ -148,7 +157,9 @@ def test_the_learned_inverse_inverts_where_r_is_the_inverse_of_w(ops, bias):
     z, _, _ = layer.forward(ops, params, x)
     np.testing.assert_allclose(layer.inverse(ops, params, z), x, rtol=0, atol=1e-13)
     params["R"] = params["R"] + 0.1  # what the exact inverse must not read
-    np.testing.assert_allclose(layer.exact_inverse(ops, params, z), x, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(
+        layer.exact_inverse(ops, params, z), x, rtol=0, atol=1e-13
+    )
     assert np.max(np.abs(layer.inverse(ops, params, z) - x)) > 1e-2
 
 
@@ -156,7 +167,9 @@ def test_initial_parameters():
     rng = np.random.default_rng(0)
     features, gain = 300, 0.01
     params = Linear(Dense(features), SelfNormalizing()).init(rng, (features,))
-    assert {k: v.dtype for k, v in params.items()} == dict.fromkeys("WRb", np.dtype(np.float64))
+    assert {k: v.dtype for k, v in params.items()} == dict.fromkeys(
+        "WRb", np.dtype(np.float64)
+    )
     noise = params["W"] - np.eye(features)
     xavier = gain * np.sqrt(2 / (2 * features))
     # the standard error of a standard deviation is about σ / √(2n)
@@ -176,13 +189,17 @@ def test_an_orthogonal_start_is_exactly_invertible(map, rule, ops):
     shape = (6,) if isinstance(map, Dense) else (3, 2, 6)
     params = layer.init(np.random.default_rng(0), shape)
     q = params["W"].reshape(6, 6)
-    rounding = 6 * 10 * np.finfo(float).eps  # sums of 6 products of columns known to a few eps
+    rounding = (
+        6 * 10 * np.finfo(float).eps
+    )  # sums of 6 products of columns known to a few eps
     np.testing.assert_allclose(q @ q.T, np.eye(6), rtol=0, atol=rounding)
     assert abs(layer.log_det(ops, params, shape)) < 6 * rounding
     if layer.learns_inverse:  # R = flip(W) is W⁻¹
         x = np.random.default_rng(1).standard_normal((4, *shape))
         z, _, _ = layer.forward(ops, params, x)
-        np.testing.assert_allclose(layer.inverse(ops, params, z), x, rtol=0, atol=4 * rounding)
+        np.testing.assert_allclose(
+            layer.inverse(ops, params, z), x, rtol=0, atol=4 * rounding
+        )
         params["R"] = params["W"]  # the transpose matters
         assert np.max(np.abs(layer.inverse(ops, params, z) - x)) > 0.1
 
@@ -197,15 +214,21 @@ def test_an_orthogonal_start_is_random_and_uniform():
     # E q⁴ = 3/(C(C + 2)) bounds the variance of q²; five standard errors each
     variance = 3 / (size * (size + 2)) - 1 / size**2
     assert np.max(np.abs(q.mean(axis=0))) < 5 * np.sqrt(1 / size / draws)
-    assert np.max(np.abs((q**2).mean(axis=0) - 1 / size)) < 5 * np.sqrt(variance / draws)
+    assert np.max(np.abs((q**2).mean(axis=0) - 1 / size)) < 5 * np.sqrt(
+        variance / draws
+    )
     assert abs(np.linalg.det(q).mean()) < 5 / np.sqrt(draws)
-    unfixed = np.array([np.linalg.qr(rng.standard_normal((size, size)))[0] for _ in range(draws)])
+    unfixed = np.array(
+        [np.linalg.qr(rng.standard_normal((size, size)))[0] for _ in range(draws)]
+    )
     assert np.max(np.abs(unfixed.mean(axis=0))) > 5 * np.sqrt(1 / size / draws)
 
 
 def test_a_larger_kernel_starts_at_a_rotation_plus_noise():
     size, gain = 16, 0.01
-    layer = Linear(Conv2d((5, 5), size), SelfNormalizing(), init_kind="orthogonal", gain=gain)
+    layer = Linear(
+        Conv2d((5, 5), size), SelfNormalizing(), init_kind="orthogonal", gain=gain
+    )
     params = layer.init(np.random.default_rng(0), (8, 8, size))
     w = params["W"]
     xavier = gain * np.sqrt(2 / (2 * 25 * size))
@@ -215,8 +238,12 @@ def test_a_larger_kernel_starts_at_a_rotation_plus_noise():
     centre = w[2, 2]
     assert np.max(np.abs(centre @ centre.T - np.eye(size))) < 2 * 5 * xavier
     np.testing.assert_array_equal(params["R"], layer.map.flip(w))
-    quiet = Linear(Conv2d((5, 5), size), SelfNormalizing(), init_kind="orthogonal", gain=0.0)
-    taps = quiet.init(np.random.default_rng(0), (8, 8, size))["W"].reshape(25, size, size)
+    quiet = Linear(
+        Conv2d((5, 5), size), SelfNormalizing(), init_kind="orthogonal", gain=0.0
+    )
+    taps = quiet.init(np.random.default_rng(0), (8, 8, size))["W"].reshape(
+        25, size, size
+    )
     assert np.count_nonzero(np.delete(taps, 12, axis=0)) == 0
     np.testing.assert_allclose(taps[12] @ taps[12].T, np.eye(size), rtol=0, atol=1e-14)
 
@@ -232,46 +259,91 @@ WRONG = [
         for alpha in (0.0, 0.5, -1e-6, math.nan)
     ),
     *(
-        (lambda kind=kind, n=n: kind(levels=n), f"levels is {n}: images have bytes, so 2 to 256")
+        (
+            lambda kind=kind, n=n: kind(levels=n),
+            f"levels is {n}: images have bytes, so 2 to 256",
+        )
         for kind in (Preprocess, Scale)
         for n in (1, 257)
     ),
     (lambda: Linear(Dense(3), bias_init="mean"), "choose zero or data"),
     (lambda: Linear(Dense(3), bias=False, bias_init="data"), "has no bias"),
-    (lambda: Linear(Dense(2), Exact(), inverse_map=Dense(2)), "a rule that learns an inverse"),
-    (lambda: Linear(Conv2d((3, 3), 2), Relative()), "^the relative gradient needs a dense layer"),
+    (
+        lambda: Linear(Dense(2), Exact(), inverse_map=Dense(2)),
+        "a rule that learns an inverse",
+    ),
+    (
+        lambda: Linear(Conv2d((3, 3), 2), Relative()),
+        "^the relative gradient needs a dense layer",
+    ),
     (lambda: Conv2d((2, 3), 1), "^kernel is 2x3: height and width must be odd$"),
     (lambda: Conv2d((3, 4), 1), "^kernel is 3x4: height and width must be odd$"),
     (lambda: Conv2d((0, 3), 1), "^kernel is 0x3: height and width must be odd$"),
     (lambda: Conv2d((3, 3), 1, exact="lu"), "^exact is 'lu': choose block or dense$"),
     (lambda: ConvExponential(2, norm=0.0), r"norm .* 0.0: it must be in \(0, inf\)"),
-    (lambda: ConvExponential(2, norm=math.nan), "norm of ConvExponential is nan: it must"),
-    (lambda: ConvExponential(2, iterations=0), "^iterations of ConvExponential is 0: give a whole"),
+    (
+        lambda: ConvExponential(2, norm=math.nan),
+        "norm of ConvExponential is nan: it must",
+    ),
+    (
+        lambda: ConvExponential(2, iterations=0),
+        "^iterations of ConvExponential is 0: give a whole",
+    ),
     (
         lambda: ConvExponential(2, terms=(0, 13)),
         r"is \(0, 13\): give a tuple of 2 whole .* least 1",
     ),
     (lambda: ConvExponential(2, kernel=(2, 3)), "2x3: height and width must be odd"),
-    (lambda: JacobianPenalty(weight=-1), "weight of JacobianPenalty is -1: it must be in"),
-    (lambda: JacobianPenalty(probes=0), "probes of JacobianPenalty is 0: give a whole n"),
+    (
+        lambda: JacobianPenalty(weight=-1),
+        "weight of JacobianPenalty is -1: it must be in",
+    ),
+    (
+        lambda: JacobianPenalty(probes=0),
+        "probes of JacobianPenalty is 0: give a whole n",
+    ),
     (lambda: JacobianPenalty("all"), "'all'.*choose"),
     (lambda: SelfNormalizing("both"), "'both'.*choose"),
     (lambda: RationalQuadraticSpline(bins=1), "bins of .*Spline is 1: give .* from 2"),
-    (lambda: RationalQuadraticSpline(bound=0.0), r"bound .* 0.0: it must be in \(0, inf\)"),
+    (
+        lambda: RationalQuadraticSpline(bound=0.0),
+        r"bound .* 0.0: it must be in \(0, inf\)",
+    ),
     (lambda: RationalQuadraticSpline(bound=math.nan), "bound of .* is nan: it must be"),
     (lambda: RationalQuadraticSpline(bound=math.inf), "bound of .* is inf: it must be"),
-    (lambda: RationalQuadraticSpline(eps=0.0), r"eps of .* is 0.0: it must be in \(0, 0.2\)"),
-    (lambda: RationalQuadraticSpline(eps=0.2), r"eps of .* is 0.2: it must be in \(0, 0.2\)"),
+    (
+        lambda: RationalQuadraticSpline(eps=0.0),
+        r"eps of .* is 0.0: it must be in \(0, 0.2\)",
+    ),
+    (
+        lambda: RationalQuadraticSpline(eps=0.2),
+        r"eps of .* is 0.2: it must be in \(0, 0.2\)",
+    ),
     *(
-        (lambda channels=channels: AffineCoupling(channels), "channels of .* give .* number from 2")
+        (
+            lambda channels=channels: AffineCoupling(channels),
+            "channels of .* give .* number from 2",
+        )
         for channels in (1, 0, -2)
     ),
     (lambda: AffineCoupling(3), "3 channels.*cannot split"),
-    (lambda: AffineCoupling(4, 0), "width of AffineCoupling is 0: give a whole number from 1"),
+    (
+        lambda: AffineCoupling(4, 0),
+        "width of AffineCoupling is 0: give a whole number from 1",
+    ),
     (lambda: Split().output_shape((2, 2, 3)), "channels: 3 is an odd number"),
-    (lambda: Squeeze().output_shape((7, 8, 16)), "an even height and width, found 7 × 8"),
-    (lambda: Squeeze().output_shape((4, 5, 1)), "an even height and width, found 4 × 5"),
-    (lambda: Squeeze().forward(get_ops("numpy"), {}, np.zeros((1, 3, 2, 1))), "found 3 × 2"),
+    (
+        lambda: Squeeze().output_shape((7, 8, 16)),
+        "an even height and width, found 7 × 8",
+    ),
+    (
+        lambda: Squeeze().output_shape((4, 5, 1)),
+        "an even height and width, found 4 × 5",
+    ),
+    (
+        lambda: Squeeze().forward(get_ops("numpy"), {}, np.zeros((1, 3, 2, 1))),
+        "found 3 × 2",
+    ),
 ]
 
 
@@ -344,7 +416,9 @@ def test_a_constant_up_to_rounding_is_a_constant(ops, dtype):
     eps = np.finfo(dtype).eps
     x = some_images(dtype)
     x[..., 0] = 7 * (1 + 2 * eps * rng.standard_normal(x.shape[:-1]))
-    x[..., 1] = 7 * (1 + 200 * eps * rng.standard_normal(x.shape[:-1]))  # this one does vary
+    x[..., 1] = 7 * (
+        1 + 200 * eps * rng.standard_normal(x.shape[:-1])
+    )  # this one does vary
     assert x[..., 0].std() > 0
     layer, p = initialised(ops, x)
     assert p["s"][0] == 0
@@ -367,7 +441,10 @@ def deep_flow():
     for k in range(3):
         layers += [
             (f"actnorm{k}", ActNorm()),
-            (f"mix{k}", Linear(Conv2d((1, 1), 8), SelfNormalizing(), init_kind="orthogonal")),
+            (
+                f"mix{k}",
+                Linear(Conv2d((1, 1), 8), SelfNormalizing(), init_kind="orthogonal"),
+            ),
             (f"activation{k}", SmoothLeakyReLU(0.3)),
         ]
     return Flow((4, 6, 2), tuple(layers))
@@ -443,7 +520,10 @@ def test_every_linear_layers_first_batch_comes_out_with_mean_0(ops, model, gradi
 
 
 def test_the_bias_has_the_batchs_precision_and_its_mean_the_double():
-    x = np.full((4096, 3), 1e4, np.float32) + np.arange(4096, dtype=np.float32)[:, None] / 64
+    x = (
+        np.full((4096, 3), 1e4, np.float32)
+        + np.arange(4096, dtype=np.float32)[:, None] / 64
+    )
     layer = Linear(Dense(3), bias_init="data")
     p = {"W": np.eye(3, dtype=np.float32), "b": np.zeros(3, np.float32)}
     b = layer.init_from_data(get_ops("numpy"), p, x)["b"]

@@ -47,7 +47,11 @@ class Reverse(Layer):
 
 def small_flow(rule=None, dimension=D):
     dense = Linear(Dense(dimension), rule or SelfNormalizing())
-    before = (("dense1", dense), ("activation1", SmoothLeakyReLU(0.3)), ("reverse", Reverse()))
+    before = (
+        ("dense1", dense),
+        ("activation1", SmoothLeakyReLU(0.3)),
+        ("reverse", Reverse()),
+    )
     return Flow((dimension,), (*before, ("dense2", dense)), Preprocess(alpha=0.01))
 
 
@@ -122,7 +126,9 @@ def test_each_likelihood_term_is_that_of_its_step(ops, images):
         "reverse": 0.0,
         "dense2": np.linalg.slogdet(params["dense2"]["W"])[1],
     }
-    np.testing.assert_allclose(list(terms.values()), list(expected.values()), rtol=1e-12)
+    np.testing.assert_allclose(
+        list(terms.values()), list(expected.values()), rtol=1e-12
+    )
     assert list(terms) == list(expected)
 
 
@@ -160,13 +166,17 @@ def test_both_terms_of_a_layer_count(ops):
     expected = norm.logpdf(z).sum(axis=1) + ldj + 0.5 * D
     np.testing.assert_allclose(result.log_prob(rows), expected, rtol=1e-14)
     assert result.evaluate(rows).nll == pytest.approx(-expected.mean(), rel=1e-14)
-    assert result.evaluate(rows).terms["own"] == pytest.approx((ldj + 0.5 * D).mean(), rel=1e-14)
+    assert result.evaluate(rows).terms["own"] == pytest.approx(
+        (ldj + 0.5 * D).mean(), rel=1e-14
+    )
 
 
 def test_bits_per_dimension():
     evaluation = Evaluation({"a": -1000.0, "b": 400.0}, 784)
     assert evaluation.nll == 600.0
-    np.testing.assert_allclose(evaluation.bits_per_dimension, 600 / (784 * math.log(2)), rtol=1e-15)
+    np.testing.assert_allclose(
+        evaluation.bits_per_dimension, 600 / (784 * math.log(2)), rtol=1e-15
+    )
 
 
 def test_a_likelihood_never_changes(ops, images):
@@ -177,7 +187,11 @@ def test_a_likelihood_never_changes(ops, images):
     log_dets = dict(likelihood.log_dets)
     before = likelihood.log_prob(images, seed=3), log_dets, likelihood.sample(4, seed=0)
     flat *= 1.5
-    after = likelihood.log_prob(images, seed=3), likelihood.log_dets, likelihood.sample(4, seed=0)
+    after = (
+        likelihood.log_prob(images, seed=3),
+        likelihood.log_dets,
+        likelihood.sample(4, seed=0),
+    )
     np.testing.assert_array_equal(before[0], after[0])
     assert before[1] == after[1]
     np.testing.assert_array_equal(before[2], after[2])
@@ -207,19 +221,27 @@ def test_single_precision_evaluation_is_off_by_rounding(ops, images):
     assert single.log_dets == double.log_dets
     images = ops.to_host(images_of(trainer, 0))
     result, expected = (each.evaluate(images, seed=3).nll for each in (single, double))
-    assert 0 < abs(result - expected) <= 10 * 30 * trainer.flow.dimension * np.finfo(np.float32).eps
+    assert (
+        0
+        < abs(result - expected)
+        <= 10 * 30 * trainer.flow.dimension * np.finfo(np.float32).eps
+    )
 
 
 def test_learned_and_exact_samples_agree_where_r_is_the_inverse(ops):
     flow = small_flow()
     likelihood = Likelihood(ops, flow, random_parameters(flow, exact_inverse=True)[1])
-    learned, exact = (likelihood.sample(50, seed=4, exact=exact) for exact in (False, True))
+    learned, exact = (
+        likelihood.sample(50, seed=4, exact=exact) for exact in (False, True)
+    )
     assert learned.shape == (50, D)
     assert learned.dtype == np.uint8
     assert len(np.unique(learned)) > 20
     np.testing.assert_array_equal(learned, exact)
     approximate = Likelihood(ops, flow, random_parameters(flow)[1])
-    assert np.any(approximate.sample(50, seed=4) != approximate.sample(50, seed=4, exact=True))
+    assert np.any(
+        approximate.sample(50, seed=4) != approximate.sample(50, seed=4, exact=True)
+    )
 
 
 def test_samples_are_the_inverse_of_latents(ops):
@@ -256,12 +278,19 @@ def test_latents_of_several_scales_are_drawn_independently(ops, monkeypatch):
 
 
 def test_latents_are_cast_to_the_precision_of_the_likelihood(ops):
-    flow = Flow((2,), (("bend", SmoothLeakyReLU(0.3)), ("spline", RationalQuadraticSpline(4))))
+    flow = Flow(
+        (2,), (("bend", SmoothLeakyReLU(0.3)), ("spline", RationalQuadraticSpline(4)))
+    )
     flow = replace(flow, preprocess=Standardise((0.0, 0.0), (1.0, 1.0)))
     z = np.array([[3, -2], [0, 1]])
     for dtype in ("float64", "float32"):
-        likelihood = Likelihood(ops, flow, flow.layout.pack(flow.init(0), np.float64), dtype)
-        drawn = [likelihood.sample(2, latents=(z.astype(kind),)) for kind in (int, "f4", "f8")]
+        likelihood = Likelihood(
+            ops, flow, flow.layout.pack(flow.init(0), np.float64), dtype
+        )
+        drawn = [
+            likelihood.sample(2, latents=(z.astype(kind),))
+            for kind in (int, "f4", "f8")
+        ]
         assert np.array_equal(drawn[0], drawn[1]) and np.array_equal(drawn[0], drawn[2])
         result = likelihood.sample(2, temperature=np.float64(0.7))
         assert np.array_equal(result, likelihood.sample(2, temperature=0.7))
@@ -276,7 +305,9 @@ def mean_and_variance_of_log_jacobian(alpha=1e-6):
         return math.log((1 - 2 * alpha) / 256) - math.log(s) - math.log(one_minus_s)
 
     def moment(power):
-        return np.array([quad(lambda v: log_jacobian(v) ** power, k, k + 1)[0] for k in range(256)])
+        return np.array(
+            [quad(lambda v: log_jacobian(v) ** power, k, k + 1)[0] for k in range(256)]
+        )
 
     mean = moment(1)
     return mean, moment(2) - mean**2
@@ -309,8 +340,12 @@ def test_nonfinite_samples_are_an_error():
     layout, flat = random_parameters(flow)
     layout.views(flat)["dense2"]["R"][0, 0] = np.nan
     likelihood = Likelihood(get_ops("numpy"), flow, flat)
-    with pytest.raises(DivergedError, match="samples are not finite: try `exact=True`, or another"):
+    with pytest.raises(
+        DivergedError, match="samples are not finite: try `exact=True`, or another"
+    ):
         likelihood.sample(3, seed=0)
-    with pytest.raises(DivergedError, match="samples are not finite: try another checkpoint"):
+    with pytest.raises(
+        DivergedError, match="samples are not finite: try another checkpoint"
+    ):
         likelihood.sample(1, latents=(np.full((1, D), np.nan),), exact=True)
     assert likelihood.sample(3, seed=0, exact=True).shape == (3, *flow.shape)

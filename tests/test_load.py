@@ -23,14 +23,26 @@ from snfnp.training.runs.folder import RunFolder
 from snfnp.training.session import train
 
 SIZES = {"fc": {}, "conv": {}, "glow": {"levels": 2, "depth": 1, "width": 4}}
-BAD = [{"epoch": 0}, {"epoch": 10**400}, {"step": 10**400}, {"seconds": 10**400}, {"epoch": [1]}]
+BAD = [
+    {"epoch": 0},
+    {"epoch": 10**400},
+    {"step": 10**400},
+    {"seconds": 10**400},
+    {"epoch": [1]},
+]
 
 
 def trained(folder, model="fc"):
     """A run of two epochs: `last` and `best` may differ in what they hold."""
     dataset, size = small_dataset(40, side=8), SIZES[model]
     config = TrainConfig(
-        model=model, epochs=2, batch_size=20, lr=1e-3, backend="numpy", out=folder, **size
+        model=model,
+        epochs=2,
+        batch_size=20,
+        lr=1e-3,
+        backend="numpy",
+        out=folder,
+        **size,
     ).resolve(40)
     return dataset, config, train(config, dataset, report=None)
 
@@ -53,10 +65,17 @@ def test_a_run_comes_back_in_one_line(tmp_path, monkeypatch, model):
         found = run.params[entry.layer][entry.name]
         assert found.dtype == np.float64
         np.testing.assert_array_equal(found, views[entry.layer][entry.name])
-    assert "likelihood" not in vars(run)  # a determinant is computed when it is asked for
+    assert "likelihood" not in vars(
+        run
+    )  # a determinant is computed when it is asked for
     found = run.likelihood.evaluate(dataset.test, 0)
     assert found.nll == summary["test_nll_nats"]
-    assert run.likelihood.sample(2, seed=0, exact=True).reshape(-1, *run.image_shape).shape[0] == 2
+    assert (
+        run.likelihood.sample(2, seed=0, exact=True)
+        .reshape(-1, *run.image_shape)
+        .shape[0]
+        == 2
+    )
     last = snfnp.load_run(str(tmp_path / "run"), "last", backend="numba")
     assert last.ops.name == "numba" and last.checkpoint.step == 4
     assert snfnp.load_run(tmp_path / "run", ops=run.ops).ops is run.ops
@@ -66,7 +85,9 @@ def test_what_is_no_run_or_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(UsageError, match="is no run folder"):
         snfnp.load_run(tmp_path)
     trained(tmp_path / "run")
-    with pytest.raises(UsageError, match="checkpoint is 'first': choose one of best, last"):
+    with pytest.raises(
+        UsageError, match="checkpoint is 'first': choose one of best, last"
+    ):
         snfnp.load_run(tmp_path / "run", "first")
     (tmp_path / "run" / "best.safetensors").unlink()
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
@@ -90,7 +111,9 @@ def test_what_is_not_the_same_run_is_refused_in_a_notebook(tmp_path):
 
 SAME, LARGER = small_dataset(), small_dataset(side=6)
 # the same images in another order, split by split; and fewer of them
-OTHERS = {s: replace(SAME, source="elsewhere", **{s: getattr(SAME, s)[::-1]}) for s in SPLITS}
+OTHERS = {
+    s: replace(SAME, source="elsewhere", **{s: getattr(SAME, s)[::-1]}) for s in SPLITS
+}
 FEWER = replace(SAME, train=SAME.train[:90], test=SAME.test[:20])
 COMMANDS = {"evaluate": evaluate, "angle": angle}
 SEES = {"evaluate": ("test",), "angle": ("train",), "resume": SPLITS}
@@ -99,7 +122,10 @@ SEES = {"evaluate": ("test",), "angle": ("train",), "resume": SPLITS}
 @pytest.fixture(scope="module")
 def with_photographs(tmp_path_factory):
     """A run of the user's own photographs."""
-    path, own = tmp_path_factory.mktemp("runs") / "run", replace(SAME, name="photographs")
+    path, own = (
+        tmp_path_factory.mktemp("runs") / "run",
+        replace(SAME, name="photographs"),
+    )
     return run_training(path, own)[0].path
 
 
@@ -113,7 +139,9 @@ def said(monkeypatch, capsys):
     """Lines that a command prints that finds this data, or that are reported of more training."""
 
     def look(way, path, dataset, *options):
-        monkeypatch.setattr(shared, "load_dataset", lambda name, folder, **splits: dataset)
+        monkeypatch.setattr(
+            shared, "load_dataset", lambda name, folder, **splits: dataset
+        )
         lines = []
         if way == "resume":
             snfnp.resume(path, dataset=dataset, epochs=4, report=lines.append)
@@ -132,19 +160,30 @@ def refusal(path, shape="(5, 5, 1)", source="elsewhere"):
     )
 
 
-@pytest.mark.parametrize("way, split", [(way, split) for way in SEES for split in SEES[way]])
+@pytest.mark.parametrize(
+    "way, split", [(way, split) for way in SEES for split in SEES[way]]
+)
 def test_other_images_are_refused(way, split, photographs, said):
     others = "" if way == "resume" else ", or other data of that shape to evaluate,"
     advice = f"give the original data{others} with `data` (dataset= in Python)"
     with one_line(UsageError, f"{refusal(photographs)}: {advice}"):
         said(way, photographs, OTHERS[split])
-    with one_line(UsageError, f"{refusal(photographs, '(6, 6, 1)', 'random images')}: {advice}"):
-        said(way, photographs, LARGER, *(() if way == "resume" else ("--data-dir", "there")))
+    with one_line(
+        UsageError, f"{refusal(photographs, '(6, 6, 1)', 'random images')}: {advice}"
+    ):
+        said(
+            way,
+            photographs,
+            LARGER,
+            *(() if way == "resume" else ("--data-dir", "there")),
+        )
 
 
 @pytest.mark.parametrize("way", COMMANDS)
 def test_others_that_were_asked_for_are_said_to_be_others(way, photographs, said):
-    first, second, *_ = said(way, photographs, OTHERS[SEES[way][0]], "--data-dir", "there")
+    first, second, *_ = said(
+        way, photographs, OTHERS[SEES[way][0]], "--data-dir", "there"
+    )
     assert first == refusal(photographs) and "images from elsewhere" in second
 
 
@@ -153,12 +192,16 @@ def test_nothing_is_said_of_the_same_images(way, photographs, said):
     """Under another name, and even if a split that is not used differs."""
     unused = OTHERS["validation"] if way in COMMANDS else SAME
     lines = said(way, photographs, unused)
-    assert lines and not any("trained on" in line or "SHA-256" in line for line in lines)
+    assert lines and not any(
+        "trained on" in line or "SHA-256" in line for line in lines
+    )
 
 
 @pytest.mark.parametrize("way", SEES)
 def test_fewer_images_are_refused(way, photographs, said):
-    with pytest.raises(UsageError, match=r"photographs from .*, but these are \[90, 30, 20\]"):
+    with pytest.raises(
+        UsageError, match=r"photographs from .*, but these are \[90, 30, 20\]"
+    ):
         said(way, photographs, FEWER)
 
 
@@ -172,7 +215,12 @@ def test_a_fingerprint_is_of_values_order_and_shape_alone(tmp_path, monkeypatch)
         assert replace(SAME, train=images).fingerprint("train") == known
     changed = SAME.train.copy()
     changed[-1, -1, -1] ^= 1
-    for images in (changed, SAME.train[::-1], SAME.train[:-1], SAME.train.reshape(25, 10, 10, 1)):
+    for images in (
+        changed,
+        SAME.train[::-1],
+        SAME.train[:-1],
+        SAME.train.reshape(25, 10, 10, 1),
+    ):
         other = Dataset("mnist", images, images[:1], images[:1], "random images", False)
         assert other.fingerprint("train") != known
 
@@ -181,7 +229,10 @@ def test_a_run_of_the_sample_finds_it_again(tmp_path, monkeypatch, capsys):
     """Even if MNIST has been downloaded since. (Small images stand in for both.)"""
     path, sample = tmp_path / "run", replace(SAME, source=SAMPLE, is_sample=True)
     run_training(path, sample, epochs=1)
-    for name, data in (("mnist", replace(SAME, source="the cache")), ("mnist-sample", sample)):
+    for name, data in (
+        ("mnist", replace(SAME, source="the cache")),
+        ("mnist-sample", sample),
+    ):
         monkeypatch.setitem(LOADERS, name, lambda *arguments, data=data: data)
     resume = lambda arguments: snfnp.resume(arguments[0], epochs=2, report=print)  # noqa: E731
     for way in (evaluate.main, angle.main, resume):
@@ -201,7 +252,11 @@ def test_a_folder_that_is_given_has_files_of_mnist_and_no_sample(name, tmp_path)
 def runs(tmp_path_factory):
     """Two runs of three epochs that differ in their seed, and one of two epochs."""
     folder = tmp_path_factory.mktemp("runs")
-    for name, changes in (("a", {}), ("b", {"seed": 1}), ("c", {"seed": 2, "epochs": 2})):
+    for name, changes in (
+        ("a", {}),
+        ("b", {"seed": 1}),
+        ("c", {"seed": 2, "epochs": 2}),
+    ):
         run_training(folder / name, **{"epochs": 3, **changes})
     return folder
 
@@ -230,7 +285,9 @@ def test_runs_that_differ_in_nothing_are_told_apart_by_their_folders(runs):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("names", ["ac", "a"])
 def test_a_picture_is_drawn(runs, tmp_path, capsys, names):
-    compare.main([*(str(runs / name) for name in names), "--plot", str(tmp_path / "runs.svg")])
+    compare.main(
+        [*(str(runs / name) for name in names), "--plot", str(tmp_path / "runs.svg")]
+    )
     assert "</svg>" in (tmp_path / "runs.svg").read_text()
     assert str(tmp_path / "runs.svg") in capsys.readouterr().out
 
@@ -242,7 +299,10 @@ def test_one_line_says_what_is_wrong(runs, tmp_path):
     shutil.copy(runs / "a" / "config.json", tmp_path / "new")
     for arguments, message in (
         ([runs / "a", tmp_path / "other"], "was trained on other data than"),
-        ([runs / "a", tmp_path / "unlike"], "was trained on other data than"),  # of the same name
+        (
+            [runs / "a", tmp_path / "unlike"],
+            "was trained on other data than",
+        ),  # of the same name
         ([tmp_path], "is no run folder"),
         ([tmp_path / "new"], "has no evaluation yet"),
         ([runs / "a", "--plot", tmp_path / "a.txt"], "`plot` is"),

@@ -50,7 +50,9 @@ def dense(features):
         w[-1] = w[0] if f.features > 1 else 0
         return w
 
-    return Case(Dense(features), (features,), lambda w, shape: w, last_row_repeats_the_first)
+    return Case(
+        Dense(features), (features,), lambda w, shape: w, last_row_repeats_the_first
+    )
 
 
 def convolution(kernel, shape, **options):
@@ -107,7 +109,9 @@ def close(found, expected):
 def test_the_identity_is_one_and_a_weight_of_its_own_size_fits(point):
     identity = point.f.identity()
     assert point.f.weight_shape == identity.shape
-    np.testing.assert_array_equal(point.explicit(identity, point.shape), np.eye(len(point.t)))
+    np.testing.assert_array_equal(
+        point.explicit(identity, point.shape), np.eye(len(point.t))
+    )
     np.testing.assert_array_equal(point.f.pad_or_crop(point.w), point.w)
 
 
@@ -143,7 +147,11 @@ def test_a_singular_weight_is_an_error(case, ops):
     f, w = case.map, case.singular(case.map)
     assert np.linalg.matrix_rank(case.explicit(w, case.shape)) < np.prod(case.shape)
     z = np.ones((1, *f.output_shape(case.shape)))
-    for name, last in (("log_det", case.shape), ("log_det_grad", case.shape), ("solve", z)):
+    for name, last in (
+        ("log_det", case.shape),
+        ("log_det_grad", case.shape),
+        ("solve", z),
+    ):
         with pytest.raises(SingularMatrixError, match="singular"):
             getattr(f, name)(ops, w, last)
 
@@ -152,7 +160,9 @@ def matrices(size, smallest):
     """Matrices with singular values from 1 to 2, but for the smallest one."""
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        left, right = (np.linalg.qr(rng.standard_normal((size, size)))[0] for _ in range(2))
+        left, right = (
+            np.linalg.qr(rng.standard_normal((size, size)))[0] for _ in range(2)
+        )
         yield left * np.r_[np.linspace(2, 1, size - 1), smallest] @ right
 
 
@@ -187,7 +197,9 @@ def test_an_ill_conditioned_matrix_is_not(ops, size):
     for w in matrices(size, 1e-12):
         log_det, gradient, samples = (result() for result in exact_results(ops, w))
         of_log_det = math.log(1e-12) + np.log(np.linspace(2, 1, size - 1)).sum()
-        assert log_det == pytest.approx(of_log_det, abs=size * 2e12 * np.finfo(float).eps)
+        assert log_det == pytest.approx(
+            of_log_det, abs=size * 2e12 * np.finfo(float).eps
+        )
         assert np.isfinite(gradient).all() and np.isfinite(samples).all()
 
 
@@ -214,9 +226,13 @@ def test_the_condition_of_a_convolution_is_estimated(point, ops):
 def test_exact_samples_of_few_digits_say_so(ops, smallest, dtype, said):
     w = next(matrices(6, smallest))
     flow = Flow(
-        (6,), (("ill", Linear(Dense(6), Exact(), bias=False)),), preprocess=Standardise(*UNIT)
+        (6,),
+        (("ill", Linear(Dense(6), Exact(), bias=False)),),
+        preprocess=Standardise(*UNIT),
     )
-    likelihood = Likelihood(ops, flow, flow.layout.pack({"ill": {"W": w}}, np.float64), dtype)
+    likelihood = Likelihood(
+        ops, flow, flow.layout.pack({"ill": {"W": w}}, np.float64), dtype
+    )
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         likelihood.sample(3, exact=True)
@@ -228,7 +244,9 @@ def test_exact_samples_of_few_digits_say_so(ops, smallest, dtype, said):
         assert lines[0].startswith(head)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy's own, beside the error
+@pytest.mark.filterwarnings(
+    "ignore:invalid value:RuntimeWarning"
+)  # NumPy's own, beside the error
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_log_det_of_a_weight_that_is_not_finite_is_an_error(point, ops, bad):
     w = point.w.copy()
@@ -245,5 +263,17 @@ def test_dense_refuses_rows_of_another_length():
 
 def test_the_inverse_of_a_dense_map_and_of_a_pointwise_convolution_is_one():
     """A 1×1 convolution then needs one small matrix and not that of the image."""
-    maps = (Dense(3), Conv2d((1, 1), 3), Conv2d((1, 3), 3), Conv2d((3, 1), 3), Conv2d((3, 3), 3))
-    assert [each.inverse_is_same_map for each in maps] == [True, True, False, False, False]
+    maps = (
+        Dense(3),
+        Conv2d((1, 1), 3),
+        Conv2d((1, 3), 3),
+        Conv2d((3, 1), 3),
+        Conv2d((3, 3), 3),
+    )
+    assert [each.inverse_is_same_map for each in maps] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]

@@ -44,18 +44,36 @@ def test_what_is_made_of_the_pages_is_the_pages_as_they_stand(path):
 def test_the_program_is_short_and_imports_nothing_of_the_package():
     text = PROGRAM.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 160
-    imports = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Import | ast.ImportFrom)]
+    imports = [
+        n
+        for n in ast.walk(ast.parse(text))
+        if isinstance(n, ast.Import | ast.ImportFrom)
+    ]
     names = {alias.name for node in imports for alias in node.names}
-    assert names == {"argparse", "gzip", "os", "sys", "Path", "numpy", "matplotlib.pyplot"}
+    assert names == {
+        "argparse",
+        "gzip",
+        "os",
+        "sys",
+        "Path",
+        "numpy",
+        "matplotlib.pyplot",
+    }
 
 
 def by_the_program(method, size, lam):
     """The batches of every step, the parameters before each, and the flow at the end."""
     rng, batches, before = np.random.default_rng(0), [], []
-    flow = [method["Dense"](size, rng, 0.1), method["Bend"](), method["Dense"](size, rng, 0.1)]
+    flow = [
+        method["Dense"](size, rng, 0.1),
+        method["Bend"](),
+        method["Dense"](size, rng, 0.1),
+    ]
 
     def draw(rng):
-        before.append([getattr(layer, name).copy() for layer in flow[::2] for name in "WRb"])
+        before.append(
+            [getattr(layer, name).copy() for layer in flow[::2] for name in "WRb"]
+        )
         batches.append(rng.standard_normal((30, size)) ** 3)
         return batches[-1]
 
@@ -67,7 +85,11 @@ def by_the_program(method, size, lam):
 def by_the_package(batches, start, size, lam):
     """The parameters before every step, of the package's layers, rule and Adam."""
     ops, dense = get_ops("numpy"), Linear(Dense(size), SelfNormalizing())
-    layers = (("dense1", dense), ("activation1", SmoothLeakyReLU(0.3)), ("dense2", dense))
+    layers = (
+        ("dense1", dense),
+        ("activation1", SmoothLeakyReLU(0.3)),
+        ("dense2", dense),
+    )
     flow = Flow((size,), layers)
     layout = Layout.of(flow.parameter_shapes())
     names = [(layer, name) for layer in ("dense1", "dense2") for name in "WRb"]
@@ -94,7 +116,9 @@ def test_every_step_is_the_packages(method, size):
     for mine, other in zip(ours, theirs, strict=True):
         for a, b in zip(mine, other, strict=True):
             np.testing.assert_allclose(a, b, **TOLERANCE)
-    assert max(np.abs(a - b).max() for a, b in zip(ours[0], ours[-1], strict=True)) > 0.1
+    assert (
+        max(np.abs(a - b).max() for a, b in zip(ours[0], ours[-1], strict=True)) > 0.1
+    )
 
     ops, x = get_ops("numpy"), batches[0]
     z = x
@@ -111,7 +135,9 @@ def test_every_step_is_the_packages(method, size):
 def test_the_notebook_runs_from_its_first_cell_to_its_last(monkeypatch):
     """With 50 steps in the place of thousands."""
     names, drawn = {"__name__": "__main__"}, []
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, name: drawn.append(name))
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.savefig", lambda self, name: drawn.append(name)
+    )
     monkeypatch.chdir(PAGE.parent)  # a notebook has no __file__
     assert cells(PAGE, "markdown")
     for text in texts(PAGE, "code"):
@@ -124,17 +150,23 @@ RUNS = {
     "1-plane": (
         ("EPOCHS = 20", "EPOCHS = 2"),
         1,
-        lambda names: abs(names["whole"] - 1) < 0.01 and names["picture"].stat().st_size > 1000,
+        lambda names: (
+            abs(names["whole"] - 1) < 0.01 and names["picture"].stat().st_size > 1000
+        ),
     ),
     "2-mnist": (
         ('DATA, EPOCHS = "mnist", 10', 'DATA, EPOCHS = "mnist-sample", 1'),
         1,
-        lambda names: 0 < names["found"].bits_per_dimension < 8 and len(names["exact"]) == 64,
+        lambda names: (
+            0 < names["found"].bits_per_dimension < 8 and len(names["exact"]) == 64
+        ),
     ),
     "3-table": (
         ("ROWS, EPOCHS = 3000, None", "ROWS, EPOCHS = 600, 1"),
         1,
-        lambda names: names["found"] > 0.5 and np.allclose(names["back"], names["held_out"]),
+        lambda names: (
+            names["found"] > 0.5 and np.allclose(names["back"], names["held_out"])
+        ),
     ),
 }
 
@@ -151,7 +183,9 @@ def texts(page, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", NOTEBOOKS, ids=lambda page: page.stem)
-def test_a_notebook_runs_and_has_the_outputs_of_its_code(page, monkeypatch, tmp_path, capsys):
+def test_a_notebook_runs_and_has_the_outputs_of_its_code(
+    page, monkeypatch, tmp_path, capsys
+):
     """A cell has a text if it prints, and a picture if it draws; its last value is left out."""
     if page.stem == "3-table":
         pytest.importorskip("sklearn")
@@ -167,7 +201,9 @@ def test_a_notebook_runs_and_has_the_outputs_of_its_code(page, monkeypatch, tmp_
         outputs = [o for o in cell["outputs"] if o["output_type"] != "execute_result"]
         pictures = [o for o in outputs if "image/png" in o.get("data", ())]
         assert len(pictures) == len(shown) - before
-        assert bool(capsys.readouterr().out) == any(o["output_type"] == "stream" for o in outputs)
+        assert bool(capsys.readouterr().out) == any(
+            o["output_type"] == "stream" for o in outputs
+        )
     assert len(shown) == figures and holds(names)
     whole = page.with_suffix(".ipynb").read_text(encoding="utf-8")
     assert len(whole) < 300_000
@@ -177,7 +213,9 @@ def test_a_notebook_runs_and_has_the_outputs_of_its_code(page, monkeypatch, tmp_
 def test_outputs_go_when_the_code_changes(tmp_path):
     path = tmp_path / "one.ipynb"
     outputs = [[{"output_type": "stream", "name": "stdout", "text": "1"}], []]
-    path.write_text(notebook(["# A", "print(1)\n", "", "2\n"], outputs), encoding="utf-8")
+    path.write_text(
+        notebook(["# A", "print(1)\n", "", "2\n"], outputs), encoding="utf-8"
+    )
     assert kept(path, ["print(1)\n", "2\n"]) == outputs
     assert kept(path, ["print(2)\n", "2\n"]) is None
     assert kept(tmp_path / "none.ipynb", []) is None
@@ -186,12 +224,20 @@ def test_outputs_go_when_the_code_changes(tmp_path):
 FOLDER = DERIVATIONS / "figures"
 MOVING = "plane-training"
 IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
-PAGES = [ROOT / "README.md", ROOT / "snfnp/architecture.md", *sorted(DERIVATIONS.glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "snfnp/architecture.md",
+    *sorted(DERIVATIONS.glob("*.md")),
+]
 
 
 def test_the_folder_has_what_the_scripts_draw_and_no_other_vector_graphics():
     """Those of reproduce.py are tested in tests/test_reproduce_page.py."""
-    found = {path.stem for path in FOLDER.glob("*.svg") if not path.stem.startswith("reproduced-")}
+    found = {
+        path.stem
+        for path in FOLDER.glob("*.svg")
+        if not path.stem.startswith("reproduced-")
+    }
     assert found == set(FIGURES)
 
 
@@ -222,7 +268,9 @@ def test_a_figure_is_drawn_and_has_no_background(name, tmp_path):
     first = next(e for e in root.iter() if e.get("id") == "patch_1")
     assert "fill: none" in "".join(e.get("style", "") for e in first.iter())
     assert path.stat().st_size < (210_000 if name == MOVING else 150_000)
-    assert "#000000" not in path.read_text(encoding="utf-8"), "black is not seen on a dark page"
+    assert "#000000" not in path.read_text(encoding="utf-8"), (
+        "black is not seen on a dark page"
+    )
 
 
 def test_what_moves_does_so_with_the_same_strokes_and_ends_as_what_stands_still():
@@ -236,7 +284,11 @@ def test_what_moves_does_so_with_the_same_strokes_and_ends_as_what_stands_still(
         assert frames[0] == frames[-1] == frames[-2] == path.get("d") != frames[1]
         assert len({re.sub(r"[\d.-]+", "", frame) for frame in frames}) == 1
         at = [float(time) for time in times]
-        assert len(at) == len(frames) and (at[0], at[-1]) == (0, 1) and at == sorted(set(at))
+        assert (
+            len(at) == len(frames)
+            and (at[0], at[-1]) == (0, 1)
+            and at == sorted(set(at))
+        )
         assert about.get("repeatCount").isdigit(), "it has to come to rest"
 
 

@@ -21,7 +21,9 @@ def test_weights_are_those_at_which_held_out_rows_are_likeliest():
     scores = -((x - np.array([[0.0], [4.0], [40.0]])) ** 2) / 2
     weights = stacked_weights(scores)
     grid = np.linspace(1e-3, 1 - 1e-3, 999)
-    total = np.logaddexp(scores[0] + np.log(grid)[:, None], scores[1] + np.log1p(-grid)[:, None])
+    total = np.logaddexp(
+        scores[0] + np.log(grid)[:, None], scores[1] + np.log1p(-grid)[:, None]
+    )
     assert abs(weights[0] - grid[total.sum(axis=1).argmax()]) < 2e-3
     assert weights[2] == 0 and weights.sum() == pytest.approx(1)
 
@@ -29,7 +31,9 @@ def test_weights_are_those_at_which_held_out_rows_are_likeliest():
 def test_samples_come_from_every_member_by_its_weight():
     """The two members lie far apart, so that each sample's origin is plain."""
     preprocess = Standardise((0.0,), (1.0,))
-    mixtures = (Mixture(np.ones(1), np.array([[m]]), np.ones((1, 1, 1))) for m in (0.0, 100.0))
+    mixtures = (
+        Mixture(np.ones(1), np.array([[m]]), np.ones((1, 1, 1))) for m in (0.0, 100.0)
+    )
     members = tuple(MixtureMember(preprocess, mixture) for mixture in mixtures)
     ensemble = Ensemble(np.array([0.8, 0.2]), members, preprocess)
     drawn = ensemble.sample(5000, np.random.default_rng(0), True)[:, 0]
@@ -42,7 +46,9 @@ def test_samples_come_from_every_member_by_its_weight():
 def test_em_finds_the_mixture_that_rows_come_from(kind):
     rng = np.random.default_rng(0)
     covariances = np.stack([np.eye(2), np.eye(2) / 2])
-    truth = Mixture(np.array([0.3, 0.7]), np.array([[0.0, 0.0], [5.0, 1.0]]), covariances)
+    truth = Mixture(
+        np.array([0.3, 0.7]), np.array([[0.0, 0.0], [5.0, 1.0]]), covariances
+    )
     x = truth.sample(2000, rng)
     fresh = truth.sample(2000, rng)
     result = Mixture.fit(x, 2, kind, 0.3, 0)
@@ -50,7 +56,9 @@ def test_em_finds_the_mixture_that_rows_come_from(kind):
     assert abs(result.log_prob(fresh).mean() - truth.log_prob(fresh).mean()) < 0.01
     side = np.linspace(-8, 12, 400)
     grid = np.stack(np.meshgrid(side, side), axis=2).reshape(-1, 2)
-    assert np.exp(result.log_prob(grid)).sum() * (side[1] - side[0]) ** 2 == pytest.approx(1)
+    assert np.exp(result.log_prob(grid)).sum() * (
+        side[1] - side[0]
+    ) ** 2 == pytest.approx(1)
     alike = Mixture.fit(np.ones((5, 2)) + rng.normal(size=(5, 1)), 3, kind, 0.3, 0)
     assert np.isfinite(alike.log_prob(x)).all()  # of columns that are equal
 
@@ -62,13 +70,17 @@ def test_a_step_of_em_is_the_formula_with_its_prior(kind):
     rows = rng.normal(size=(50, 3))
     prior = 0.7
     usual = np.diag([1.0, 2.0, 0.5])
-    before = Mixture(np.array([0.3, 0.7]), rng.normal(size=(2, 3)), np.stack([np.eye(3)] * 2))
+    before = Mixture(
+        np.array([0.3, 0.7]), rng.normal(size=(2, 3)), np.stack([np.eye(3)] * 2)
+    )
     apart = rows - before.means[:, np.newaxis]
     joint = np.log([[0.3], [0.7]]) + norm.logpdf(apart).sum(axis=2)
     shares = np.exp(joint - np.logaddexp.reduce(joint))
     mean, sums = before._expected(rows)
     assert mean == pytest.approx(np.logaddexp.reduce(joint).mean(), rel=1e-12)
-    np.testing.assert_allclose(before.log_prob(rows), np.logaddexp.reduce(joint), rtol=1e-12)
+    np.testing.assert_allclose(
+        before.log_prob(rows), np.logaddexp.reduce(joint), rtol=1e-12
+    )
     result = Mixture._maximised(sums, usual, kind, prior)
     counts = shares.sum(axis=1)
     np.testing.assert_allclose(result.weights, (counts + 1) / 52, rtol=1e-12)
@@ -110,7 +122,9 @@ def test_a_start_has_a_row_of_each_of_groups_far_apart():
         labels = mixture._start(rows, 3, np.random.default_rng(seed))
         assert all(len(set(labels[first : first + 50])) == 1 for first in (0, 50, 100))
         assert len(set(labels)) == 3
-    assert set(mixture._start(rows[:1].repeat(9, axis=0), 3, rng)) == {0}  # no other row is left
+    assert set(mixture._start(rows[:1].repeat(9, axis=0), 3, rng)) == {
+        0
+    }  # no other row is left
 
 
 def test_samples_of_a_mixture_have_its_covariances():
@@ -142,7 +156,9 @@ def test_many_rows_go_through_a_mixture_in_parts(monkeypatch):
     assert set(seen) == {150, 300} and 0 < seen.count(300) <= mixture._ON_ALL
 
 
-def test_scores_of_mixtures_have_the_units_of_the_data_and_come_from_other_rows(monkeypatch):
+def test_scores_of_mixtures_have_the_units_of_the_data_and_come_from_other_rows(
+    monkeypatch,
+):
     rng = np.random.default_rng(0)
     fitted = []
     rows = rng.normal(size=(60, 2))
@@ -193,7 +209,10 @@ def test_mixtures_of_many_rows_take_more_components_while_they_are_better(monkey
 def test_components_are_as_many_as_rows_and_columns_allow():
     def most(rows, columns):
         x = np.random.default_rng(0).normal(size=(rows, columns))
-        names = [each.name for each in mixture_candidates(x, [np.arange(5)], 0, np.zeros(rows))]
+        names = [
+            each.name
+            for each in mixture_candidates(x, [np.arange(5)], 0, np.zeros(rows))
+        ]
         return max(int(name.split()[2].rstrip(",")) for name in names)
 
     assert most(60, 2) == 8 and most(60, 12) == 4
@@ -219,7 +238,9 @@ def test_small_weights_of_an_average_are_left_out():
         scores = np.zeros((2, 1000))
         scores[1] = -50.0
         scores[:, :rows] = [[-50.0], [0.0]]
-        np.testing.assert_allclose(stacked_weights(scores), [1 - expected, expected], atol=1e-3)
+        np.testing.assert_allclose(
+            stacked_weights(scores), [1 - expected, expected], atol=1e-3
+        )
 
 
 def test_mixtures_close_in_on_values_that_many_rows_share():
@@ -233,4 +254,6 @@ def test_mixtures_close_in_on_values_that_many_rows_share():
     truth = np.log(normal / 2 + inside / (2 * width)).sum(axis=1).mean()
     folds = [np.arange(k, 400, 5) for k in range(5)]
     best = max(each.mean for each in mixture_candidates(rows, folds, 0, np.zeros(400)))
-    assert best > truth - 1  # 0.4 to 0.6 below in eight seeds; 1.7 to 2.1 with a prior of one row
+    assert (
+        best > truth - 1
+    )  # 0.4 to 0.6 below in eight seeds; 1.7 to 2.1 with a prior of one row

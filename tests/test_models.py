@@ -17,7 +17,11 @@ from snfnp.parameters import Layout
 from snfnp.rules import Exact
 
 make_trainer = partial(trainer_on, get_ops("numpy"))
-CASES = [(model, gradient) for model, preset in PRESETS.items() for gradient in preset.gradients]
+CASES = [
+    (model, gradient)
+    for model, preset in PRESETS.items()
+    for gradient in preset.gradients
+]
 
 
 @pytest.mark.parametrize("init", ["paper", "identity"])
@@ -51,7 +55,9 @@ def test_a_new_model_reconstructs_its_input(model, gradient, init):
 )
 def test_where_weights_start(model, init, changes, centre, noisy):
     """At the centre tap the identity or a rotation; noise of gain 0.01, far below 0.1, or none."""
-    trainer = make_trainer(model, "self-normalizing", init=init, dtype="float64", **changes)
+    trainer = make_trainer(
+        model, "self-normalizing", init=init, dtype="float64", **changes
+    )
     learning = [p["W"] for p in trainer.params.values() if "R" in p]
     assert learning
     for w in learning:
@@ -59,7 +65,9 @@ def test_where_weights_start(model, init, changes, centre, noisy):
         assert np.abs(tap.T @ tap - np.eye(len(tap))).max() < (0.1 if noisy else 1e-12)
         assert (np.abs(tap - np.eye(len(tap))).max() < 0.1) == (centre == "identity")
         flat = w if w.ndim == 4 else w[None, None]
-        beside = np.delete(flat.reshape(-1, flat[0, 0].size), flat[..., 0, 0].size // 2, axis=0)
+        beside = np.delete(
+            flat.reshape(-1, flat[0, 0].size), flat[..., 0, 0].size // 2, axis=0
+        )
         rest = beside if w.ndim == 4 else tap - np.diag(np.diag(tap))
         assert bool(np.any(rest)) == noisy
         assert np.abs(rest).max(initial=0.0) < 0.1
@@ -80,7 +88,9 @@ def test_the_convolutional_flow_is_the_papers():
             names.append(name)
         shape = layer.output_shape(shape)
     assert seen == [(28, 28, 1)] * 3 + [(14, 14, 4)] * 3 + [(7, 7, 16)] * 3
-    assert names == [f"conv{block}.{index}" for block in (1, 2, 3) for index in (1, 2, 3)]
+    assert names == [
+        f"conv{block}.{index}" for block in (1, 2, 3) for index in (1, 2, 3)
+    ]
     # three kernels of 9 C² and three biases per block, twice the kernels for R; 14 per spline pixel
     kernels = sum(3 * 2 * 9 * c * c + 3 * c for c in (1, 4, 16))
     assert Layout.of(flow.parameter_shapes()).count == kernels + 8 * 784 * 14
@@ -102,14 +112,22 @@ def test_the_glow_of_table_1():
     flow = preset.build(Choices(rule=Exact(), **preset.size), (28, 28, 1))
     kinds = [type(layer).__name__ for _, layer in flow.layers]
     assert kinds[:4] == ["Squeeze", "ActNorm", "Linear", "AffineCoupling"]
-    counts = {"Squeeze": 2, "ActNorm": 32, "Linear": 32, "AffineCoupling": 33, "Split": 1}
+    counts = {
+        "Squeeze": 2,
+        "ActNorm": 32,
+        "Linear": 32,
+        "AffineCoupling": 33,
+        "Split": 1,
+    }
     assert {kind: kinds.count(kind) for kind in counts} == counts
     assert kinds[1 + 3 * 16 :][:2] == ["AffineCoupling", "Split"]
     assert flow.latent_shapes == {"latent1": (14, 14, 2), "z": (7, 7, 8)}
     mixing = [layer for _, layer in flow.layers if isinstance(layer, layers.Linear)]
     assert not any(layer.bias for layer in mixing)  # Glow's own has none
     learned = preset.build(Choices(**preset.size), (28, 28, 1))
-    assert all(layer.bias for _, layer in learned.layers if isinstance(layer, layers.Linear))
+    assert all(
+        layer.bias for _, layer in learned.layers if isinstance(layer, layers.Linear)
+    )
 
 
 @pytest.mark.parametrize("side", [6, 9, 30])

@@ -60,7 +60,9 @@ def test_the_parts_in_which_images_come_do_not_matter():
     x, f = np.random.default_rng(3).standard_normal((30, 4, 5, 2)), Conv2d((3, 3), 2)
     values = [smallest(x, f, step) for step in (30, 7, 1)]
     np.testing.assert_allclose(values, values[0], rtol=1e-12)
-    assert values[0] < 0.6  # receptive fields: a corner tap meets (1 − 1/4)(1 − 1/5) of the pixels
+    assert (
+        values[0] < 0.6
+    )  # receptive fields: a corner tap meets (1 − 1/4)(1 − 1/5) of the pixels
 
 
 def test_the_order_of_the_images_does_not_matter_much():
@@ -76,7 +78,9 @@ def test_the_order_of_the_images_does_not_matter_much():
 def test_too_few_images_have_none_and_nan_is_not_hidden():
     rng = np.random.default_rng(3)
     assert smallest(np.ones((1, 3))) is None
-    assert smallest(rng.standard_normal((8, 4))) is None  # half of them choose among 4 directions
+    assert (
+        smallest(rng.standard_normal((8, 4))) is None
+    )  # half of them choose among 4 directions
     assert smallest(rng.standard_normal((10, 4))) is not None
     assert math.isnan(smallest(np.full((8, 3), np.nan)))
 
@@ -99,7 +103,8 @@ def test_the_norms_of_both_gradients_by_their_definitions():
 
 def test_eq_31_adds_its_weight_to_the_margin():
     without, pulled = (
-        inspected(make_trainer(OPS, "fc", jvp_weight=weight))[1]() for weight in (0.0, 0.5)
+        inspected(make_trainer(OPS, "fc", jvp_weight=weight))[1]()
+        for weight in (0.0, 0.5)
     )
     for name, own in without.items():
         assert pulled[name]["margin"] == pytest.approx(own["margin"] + 0.5, rel=1e-12)
@@ -136,7 +141,9 @@ def test_what_a_rule_does_not_have_is_left_out(tmp_path, changes, names):
 
 
 def test_where_rules_are_stable():
-    assert stable_above(SelfNormalizing("mixture")) == 0.125  # derivations/04: λσ² > 1/8
+    assert (
+        stable_above(SelfNormalizing("mixture")) == 0.125
+    )  # derivations/04: λσ² > 1/8
     for rule in (SelfNormalizing("forward"), Exact(), Relative()):
         assert stable_above(rule) is None
 
@@ -145,7 +152,9 @@ def inspected(trainer):
     rng = np.random.default_rng(6)
     images = rng.integers(0, 256, (200, *trainer.flow.shape)).astype(np.uint8)
     tracked = trainer.config.track_angle
-    inspection = Monitors(trainer, lambda step: trainer.ops.asarray(images[:6]), tracked)
+    inspection = Monitors(
+        trainer, lambda step: trainer.ops.asarray(images[:6]), tracked
+    )
     likelihood = trainer.likelihood()
     likelihood.evaluate(images, 0, at_once=70, watch=inspection.watch(len(images)))
     return inspection, lambda: inspection.figures(likelihood)["layers"]
@@ -156,7 +165,9 @@ def test_figures_are_in_double_precision_if_evaluations_are_not(model, monkeypat
     """Kernels of a GPU refuse inputs and parameters of two types."""
 
     def noting(ops, flow, params, x, *rest):
-        types.update({x.dtype, *(a.dtype for own in params.values() for a in own.values())})
+        types.update(
+            {x.dtype, *(a.dtype for own in params.values() for a in own.values())}
+        )
         return gradients(ops, flow, params, x, *rest)
 
     types = set()
@@ -189,7 +200,9 @@ def test_a_controlled_lambda_is_each_layers_own():
     assert trainer.multipliers.lam["dense2"] == 2 * lams["dense2"]
     after = figures()
     assert after["dense1"] == before["dense1"]
-    assert after["dense2"]["margin"] == pytest.approx(2 * before["dense2"]["margin"], rel=1e-12)
+    assert after["dense2"]["margin"] == pytest.approx(
+        2 * before["dense2"]["margin"], rel=1e-12
+    )
 
 
 def test_a_figure_that_is_not_finite_stops_the_run_and_names_the_layer(monkeypatch):
@@ -213,31 +226,46 @@ def test_a_warning_names_layer_cause_action_and_page_once():
         ((0.499, 0.01), (0.0, 0.126)),  # no error has grown
         ((0.999, 0.126), (1.0, 0.126), (*FAR, "1 in dense2")),
         ((0.999, 0.126), (0.5, 0.125), (*UNSTABLE, "0.125 in dense2")),
-        ((2.0, 0.01), (1.5, 0.12), (*FAR, "2 in dense1"), (*UNSTABLE, "0.01 in dense1")),
+        (
+            (2.0, 0.01),
+            (1.5, 0.12),
+            (*FAR, "2 in dense1"),
+            (*UNSTABLE, "0.01 in dense1"),
+        ),
         ((2.0, 0.01), (1.5, 0.12)),
     ):
-        figures = [dict(zip(("rho", "margin"), own, strict=True)) for own in (first, second)]
-        said = inspection.warnings({"layers": {"dense1": figures[0], "dense2": figures[1]}})
+        figures = [
+            dict(zip(("rho", "margin"), own, strict=True)) for own in (first, second)
+        ]
+        said = inspection.warnings(
+            {"layers": {"dense1": figures[0], "dense2": figures[1]}}
+        )
         assert said == [
             f"early warning, not a verdict: {cause}: {where}; if the likelihood suffers, raise "
             f"`lam` ({page})"
             for cause, page, where in expected
         ]
     assert inspection.warnings({}) == []
-    assert all((Path(__file__).parents[1] / page).is_file() for _, page in (FAR, UNSTABLE))
+    assert all(
+        (Path(__file__).parents[1] / page).is_file() for _, page in (FAR, UNSTABLE)
+    )
 
 
 def test_a_run_reports_its_warnings(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(contraction, "rho", lambda *arguments: 0.5)
-    run_training(tmp_path / "run", lam=1e-3, report=said.append, dataset=small_dataset(side=3))
+    run_training(
+        tmp_path / "run", lam=1e-3, report=said.append, dataset=small_dataset(side=3)
+    )
     warned = [line for line in said if line.startswith("early warning")]
     assert len(warned) == 1 and "λσ²_min is not above 1/8" in warned[0]
     assert "in dense1" in warned[0] and "in dense2" in warned[0]
 
 
 def test_differences_between_runs_reach_into_layers():
-    record = json.loads('{"epoch": 1, "layers": {"a": {"rho": 0.5}, "b": {"rho": 0.25}}}')
+    record = json.loads(
+        '{"epoch": 1, "layers": {"a": {"rho": 0.5}, "b": {"rho": 0.25}}}'
+    )
     assert dict(flat(record)) == {"epoch": 1, "layers a rho": 0.5, "layers b rho": 0.25}
 
 
@@ -256,7 +284,9 @@ def test_no_angle_where_the_inverses_are_exact():
         assert found["angle"] < 1e-5 and found["inverse_angle"] < 1e-5
         assert found["reconstruction"] < 1e-9 < found["likelihood"]
     params["dense1"]["R"] *= 1.5
-    assert gradient_angles(ops, flow, params, x, lam=1.0)["dense1"]["inverse_angle"] > 0.1
+    assert (
+        gradient_angles(ops, flow, params, x, lam=1.0)["dense1"]["inverse_angle"] > 0.1
+    )
 
 
 @pytest.mark.parametrize("bad", [0.0, math.nan, math.inf])
@@ -343,14 +373,20 @@ def test_the_batches_are_those_of_the_next_steps():
     """Their mean gradient is what the angle is of."""
     trainer = make_trainer(get_ops("numpy"), "fc", dtype="float64")
     batches = [
-        np.random.default_rng(step).integers(0, 256, (6, *trainer.flow.shape)).astype(np.uint8)
+        np.random.default_rng(step)
+        .integers(0, 256, (6, *trainer.flow.shape))
+        .astype(np.uint8)
         for step in range(3)
     ]
     inspection, params = Monitors(trainer, batches.__getitem__, 2), trainer.params
     trainer.step = 1
     found = inspection.figures(trainer.likelihood())["layers"]
     whole = Slice(0, 6, 6)
-    x = np.concatenate([trainer.encode(batches[step], step, whole)[0] for step in (1, 2)])
-    for layer, own in gradient_angles(trainer.ops, trainer.flow, params, x, 1.0).items():
+    x = np.concatenate(
+        [trainer.encode(batches[step], step, whole)[0] for step in (1, 2)]
+    )
+    for layer, own in gradient_angles(
+        trainer.ops, trainer.flow, params, x, 1.0
+    ).items():
         for figure in ("angle", "inverse_angle"):
             assert found[layer][figure] == pytest.approx(own[figure], rel=1e-9)

@@ -17,7 +17,11 @@ LAUNCHERS = {
     "srun": {"SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "1", "SLURM_NTASKS": "8"},
 }
 # Nothing, one process of hydra, and a job of Slurm's without srun.
-ONE = ({}, {"PMI_SIZE": "1", "PMI_RANK": "0"}, {"SLURM_NTASKS": "8", "SLURM_PROCID": "0"})
+ONE = (
+    {},
+    {"PMI_SIZE": "1", "PMI_RANK": "0"},
+    {"SLURM_NTASKS": "8", "SLURM_PROCID": "0"},
+)
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +30,9 @@ def environment(monkeypatch):
         for name in names:
             monkeypatch.delenv(name, raising=False)
     world.cache_clear()
-    yield lambda variables: [monkeypatch.setenv(*variable) for variable in variables.items()]
+    yield lambda variables: [
+        monkeypatch.setenv(*variable) for variable in variables.items()
+    ]
     world.cache_clear()
 
 
@@ -50,28 +56,37 @@ def test_operations_of_a_single_process_are_the_identity():
     alone.all_reduce(array)
     assert array.tolist() == [0, 1, 2]
     assert (alone.rank, alone.size, alone.local_rank, alone.local_size) == (0, 1, 0, 1)
-    assert alone.any(5) == 5 and alone.gather("a") == ["a"] and alone.broadcast("a") == "a"
-    assert alone.on_rank_zero(lambda: 7) == 7 and alone.exchange_exit_status(3, 0.0) == [3]
+    assert (
+        alone.any(5) == 5 and alone.gather("a") == ["a"] and alone.broadcast("a") == "a"
+    )
+    assert alone.on_rank_zero(lambda: 7) == 7 and alone.exchange_exit_status(
+        3, 0.0
+    ) == [3]
     assert get_ops("numpy").device.communicator(alone) is alone
 
 
 def test_a_missing_mpi4py_is_one_line_with_a_remedy(environment, monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     environment(LAUNCHERS["hydra"])
-    with pytest.raises(BackendError, match=r"one of 3 processes .*pip install mpi4py mpich"):
+    with pytest.raises(
+        BackendError, match=r"one of 3 processes .*pip install mpi4py mpich"
+    ):
         world()
 
 
 def test_a_launcher_of_another_mpi_is_detected(environment, monkeypatch):
     """Each process is then one of one to its own library, and would train by itself."""
     alone = SimpleNamespace(
-        COMM_WORLD=SimpleNamespace(size=1), Get_library_version=lambda: "MPICH Version: 5.0\nmore"
+        COMM_WORLD=SimpleNamespace(size=1),
+        Get_library_version=lambda: "MPICH Version: 5.0\nmore",
     )
     mpi4py = SimpleNamespace(rc=SimpleNamespace(), MPI=alone)
     monkeypatch.setitem(sys.modules, "mpi4py", mpi4py)
     monkeypatch.setitem(sys.modules, "mpi4py.MPI", alone)
     environment(LAUNCHERS["Open MPI"])
-    with pytest.raises(BackendError, match="one of 3 processes .* MPICH Version: 5.0 sees 1: use"):
+    with pytest.raises(
+        BackendError, match="one of 3 processes .* MPICH Version: 5.0 sees 1: use"
+    ):
         world()
 
 
@@ -147,9 +162,14 @@ except UsageError as error:
 @pytest.mark.mpi
 @pytest.mark.slow
 def test_an_error_of_rank_0_and_a_difference_are_raised_by_all():
-    differences = ["`seed` is 0 for rank 0 and 1", "`seed` is not given for rank 0 and 1"]
+    differences = [
+        "`seed` is 0 for rank 0 and 1",
+        "`seed` is not given for rank 0 and 1",
+    ]
     differences.append("`backend` is numpy for rank 0 and numba")
-    lines = [f"{result} for rank 1: give all processes the same" for result in differences]
+    lines = [
+        f"{result} for rank 1: give all processes the same" for result in differences
+    ]
     assert processes.run(2, ERRORS) == sorted(2 * lines)
 
 

@@ -38,7 +38,12 @@ OF_NUMBA = [name for name in OVERRIDES if name in calls.overridden(overrides("cp
 WIDER = {"conv.weight_grad"}
 # They take no arrays, or such as are always contiguous.
 CONTIGUOUS = {f"random.{name}" for name in ("uniform", "normal", "rademacher")}
-CONTIGUOUS |= {"step.adam", "step.log_step", "step.apply_block_matrices", "linalg.inverse_root"}
+CONTIGUOUS |= {
+    "step.adam",
+    "step.log_step",
+    "step.apply_block_matrices",
+    "linalg.inverse_root",
+}
 
 
 def test_philox_known_answers():
@@ -58,28 +63,45 @@ def test_signs_are_the_highest_bits(ops):
     assert 20 < half.sum() < 57
 
 
-def test_uniform_stays_below_one_and_normal_is_finite_for_the_extreme_words(monkeypatch):
+def test_uniform_stays_below_one_and_normal_is_finite_for_the_extreme_words(
+    monkeypatch,
+):
     for word in (0, 2**32 - 1):
         pair = np.full(2, word, np.uint64)
         monkeypatch.setattr(philox, "words", lambda *_, pair=pair: pair)
         for dtype in calls.FLOATS:
-            assert (calls.DEFINITION.random.uniform(RandomKey(0, 0), (2,), dtype) < 1).all()
-            assert np.isfinite(calls.DEFINITION.random.normal(RandomKey(0, 0), (2,), dtype)).all()
+            assert (
+                calls.DEFINITION.random.uniform(RandomKey(0, 0), (2,), dtype) < 1
+            ).all()
+            assert np.isfinite(
+                calls.DEFINITION.random.normal(RandomKey(0, 0), (2,), dtype)
+            ).all()
 
 
 @pytest.mark.parametrize(
     "distribution, mean, variance, fourth",
     # E (x - mean)^4: 1/80 for U[0, 1), 3 for N(0, 1), 1 for signs
-    [("uniform", 1 / 2, 1 / 12, 1 / 80), ("normal", 0.0, 1.0, 3.0), ("rademacher", 0.0, 1.0, 1.0)],
+    [
+        ("uniform", 1 / 2, 1 / 12, 1 / 80),
+        ("normal", 0.0, 1.0, 3.0),
+        ("rademacher", 0.0, 1.0, 1.0),
+    ],
 )
 def test_moments(ops, distribution, mean, variance, fourth):
     count = 200_000  # the central limit theorem: five standard errors
     sigmas = 5
-    draws = getattr(ops.random, distribution)(RandomKey(11, 1, 5), (count,), np.float64) - mean
+    draws = (
+        getattr(ops.random, distribution)(RandomKey(11, 1, 5), (count,), np.float64)
+        - mean
+    )
     assert abs(draws.mean()) < sigmas * math.sqrt(variance / count)
-    assert abs((draws**2).mean() - variance) <= sigmas * math.sqrt((fourth - variance**2) / count)
+    assert abs((draws**2).mean() - variance) <= sigmas * math.sqrt(
+        (fourth - variance**2) / count
+    )
     for lag in (1, 2, 3, 4):  # inside one block of four words and across
-        assert abs((draws[lag:] * draws[:-lag]).mean()) < sigmas * variance / math.sqrt(count - lag)
+        assert abs((draws[lag:] * draws[:-lag]).mean()) < sigmas * variance / math.sqrt(
+            count - lag
+        )
 
 
 # ---------------------------------------------------------------- overrides and definitions
@@ -95,7 +117,9 @@ WITHOUT_CASE = {
 
 def test_every_override_has_a_definition_and_a_case():
     for kind in ("cpu", "gpu"):
-        assert all(issubclass(made, DEFINITIONS[g]) for g, made in overrides(kind).items())
+        assert all(
+            issubclass(made, DEFINITIONS[g]) for g, made in overrides(kind).items()
+        )
     assert calls.overridden(overrides("cpu")) <= set(OVERRIDES)
     assert WITHOUT_CASE.keys() <= calls.overridden(overrides("gpu"))
     cases = (
@@ -107,9 +131,13 @@ def test_every_override_has_a_definition_and_a_case():
     assert cases == set(OVERRIDES)
 
 
-@pytest.mark.parametrize("groups", [overrides("cpu"), overrides("gpu")], ids=["numba", "cupy"])
+@pytest.mark.parametrize(
+    "groups", [overrides("cpu"), overrides("gpu")], ids=["numba", "cupy"]
+)
 def test_an_override_without_a_case_would_be_found(groups, monkeypatch):
-    monkeypatch.setattr(groups["linalg"], "log_abs_det", lambda self, w: 0.0, raising=False)
+    monkeypatch.setattr(
+        groups["linalg"], "log_abs_det", lambda self, w: 0.0, raising=False
+    )
     assert "linalg.log_abs_det" in calls.overridden(groups) - set(OVERRIDES)
 
 
@@ -118,7 +146,9 @@ def test_an_override_without_a_case_would_be_found(groups, monkeypatch):
 @pytest.mark.parametrize("name", OVERRIDES)
 def test_override_matches_its_definition(name, dtype):
     for size in calls.SIZES:
-        calls.assert_as_defined(NUMBA, name, OVERRIDES[name](np.random.default_rng(0), dtype, size))
+        calls.assert_as_defined(
+            NUMBA, name, OVERRIDES[name](np.random.default_rng(0), dtype, size)
+        )
 
 
 @pytest.mark.parametrize("name", OF_NUMBA)
@@ -126,7 +156,9 @@ def test_a_kernel_without_its_parallel_loop_matches_its_definition(name, alone):
     """In the quick tier: each kernel once, in the precision in which bounds are tightest. The
     convolutions of these sizes take planes, patches and tiles."""
     for size in [(5, 37), (300, 3), (96, 8)]:
-        calls.assert_as_defined(NUMBA, name, OVERRIDES[name](np.random.default_rng(0), float, size))
+        calls.assert_as_defined(
+            NUMBA, name, OVERRIDES[name](np.random.default_rng(0), float, size)
+        )
 
 
 @pytest.mark.slow
@@ -142,7 +174,13 @@ def test_the_number_of_threads_does_not_change_a_bit(name, monkeypatch):
     with threads.limited():
         for count in (1, 2):
             numba.set_num_threads(count)
-            actual.append([result for call in arguments for result in calls.run(NUMBA, name, call)])
+            actual.append(
+                [
+                    result
+                    for call in arguments
+                    for result in calls.run(NUMBA, name, call)
+                ]
+            )
     for one, two in zip(*actual, strict=True):
         np.testing.assert_array_equal(one, two)
 
@@ -185,7 +223,9 @@ def test_override_takes_arguments_that_disagree_as_its_definition_does(name, alo
 
 
 def test_matmul_add_leaves_the_rest_of_the_flat_buffer_alone(ops):
-    a, b, start = call_linalg_matmul_add(np.random.default_rng(2), np.float64, (5, 9)).args
+    a, b, start = call_linalg_matmul_add(
+        np.random.default_rng(2), np.float64, (5, 9)
+    ).args
     flat = np.full(start.size + 32, 7.0)
     view = flat[16:-16].reshape(start.shape)
     view[...] = start
@@ -194,7 +234,9 @@ def test_matmul_add_leaves_the_rest_of_the_flat_buffer_alone(ops):
     np.testing.assert_array_equal(np.delete(flat, np.s_[16:-16]), 7.0)
 
 
-@pytest.mark.parametrize("multiple", [1, 3, np.arange(1.0, 7.0)[:, None]], ids=["1", "3", "array"])
+@pytest.mark.parametrize(
+    "multiple", [1, 3, np.arange(1.0, 7.0)[:, None]], ids=["1", "3", "array"]
+)
 @pytest.mark.parametrize("transposed", [False, True])
 def test_scale_into_is_the_product(ops, multiple, transposed):
     a = np.random.default_rng(0).standard_normal((6, 6))
@@ -240,7 +282,11 @@ def test_a_residual_is_a_difference_and_its_mean_square(ops):
 
 def test_a_singular_matrix_is_an_error(ops):
     linalg = ops.linalg
-    for call in (linalg.inverse, linalg.log_abs_det, lambda w: linalg.solve(w, np.ones((1, 3)))):
+    for call in (
+        linalg.inverse,
+        linalg.log_abs_det,
+        lambda w: linalg.solve(w, np.ones((1, 3))),
+    ):
         with pytest.raises(SingularMatrixError, match="singular"):
             call(np.zeros((3, 3)))
 
@@ -261,7 +307,9 @@ class TestValues(OperationValues):
 @pytest.mark.parametrize("dtype", calls.FLOATS)
 def test_smooth_leaky_relu_inverse_converges_on_a_wide_grid(ops, alpha, dtype):
     sizes = np.logspace(-8, 4, 400)
-    y = np.concatenate([-sizes[::-1], [0], sizes, np.linspace(-3, 3, 601)]).astype(dtype)
+    y = np.concatenate([-sizes[::-1], [0], sizes, np.linspace(-3, 3, 601)]).astype(
+        dtype
+    )
     x = ops.activation.smooth_leaky_relu_inverse(y, alpha)
     assert x.dtype == dtype
     wide = x.astype(np.float64)
@@ -293,22 +341,33 @@ def test_smooth_leaky_relu_inverse_is_newtons_method():
 def test_preprocess_survives_a_draw_next_to_one(monkeypatch):
     """255 + u rounds to 256 in single precision; in double precision nothing is lost."""
     nearly_one = np.array([[1 - 2.0**-32]])
-    monkeypatch.setattr("snfnp.ops.images.definition.uniform", lambda xp, key, shape: nearly_one)
+    monkeypatch.setattr(
+        "snfnp.ops.images.definition.uniform", lambda xp, key, shape: nearly_one
+    )
     images = np.array([[255]], np.uint8)
-    x, ldj = calls.DEFINITION.images.preprocess(images, RandomKey(0, 0), 1e-6, 256, np.float32)
+    x, ldj = calls.DEFINITION.images.preprocess(
+        images, RandomKey(0, 0), 1e-6, 256, np.float32
+    )
     one_minus_s = 1e-6 + (1 - 2e-6) * 2.0**-32 / 256
-    np.testing.assert_allclose(x[0, 0], math.log((1 - one_minus_s) / one_minus_s), rtol=2**-23)
+    np.testing.assert_allclose(
+        x[0, 0], math.log((1 - one_minus_s) / one_minus_s), rtol=2**-23
+    )
     assert np.isfinite(ldj).all()
 
 
 def test_numpy_needs_no_numba():
-    assert get_ops().name == get_ops("numba").name == "numba" and get_ops("numpy").name == "numpy"
+    assert (
+        get_ops().name == get_ops("numba").name == "numba"
+        and get_ops("numpy").name == "numpy"
+    )
     code = "import sys, snfnp.ops; snfnp.ops.get_ops('numpy'); assert 'numba' not in sys.modules"
     assert python(code).returncode == 0
 
 
 def test_an_unknown_backend_is_a_usage_error():
-    with pytest.raises(UsageError, match=f"^backend is 'tpu': choose .* {', '.join(BACKENDS)}$"):
+    with pytest.raises(
+        UsageError, match=f"^backend is 'tpu': choose .* {', '.join(BACKENDS)}$"
+    ):
         get_ops("tpu")
 
 

@@ -24,7 +24,16 @@ RNG = np.random.default_rng(0)
 ROWS = RNG.normal((5.0, -3e4), (0.1, 4e3), (200, 2))
 GREY = RNG.integers(0, 256, (60, 4, 6)).astype(np.uint8)
 COLOUR = RNG.integers(0, 256, (60, 4, 6, 3)).astype(np.uint8)
-SHORT = ("--backend", "numpy", "--batch-size", "20", "--epochs", "2", "--warmup-epochs", "0.5")
+SHORT = (
+    "--backend",
+    "numpy",
+    "--batch-size",
+    "20",
+    "--epochs",
+    "2",
+    "--warmup-epochs",
+    "0.5",
+)
 KEY = RandomKey(0, 1)
 
 
@@ -44,14 +53,20 @@ def write(folder, name, array):
     elif path.suffix == ".npz":
         np.savez(path, array)
     elif path.suffix == ".csv":
-        np.savetxt(path, array, fmt="%.17g", delimiter=";", header="first;second", comments="")
+        np.savetxt(
+            path, array, fmt="%.17g", delimiter=";", header="first;second", comments=""
+        )
     else:
         pictures(path, array)
     return path
 
 
 SOURCES = dict.fromkeys(("rows.npy", "rows.npz", "rows.csv"), ROWS)
-SOURCES |= {"single.npy": ROWS.astype(np.float32), "grey.npy": GREY, "colour.npz": COLOUR}
+SOURCES |= {
+    "single.npy": ROWS.astype(np.float32),
+    "grey.npy": GREY,
+    "colour.npz": COLOUR,
+}
 SOURCES |= {"greys": GREY, "colours": COLOUR}
 
 
@@ -70,8 +85,14 @@ def test_every_kind_of_source_is_cut_by_the_seed(name, tmp_path, monkeypatch):
     assert data.train.shape[1:] == array.shape[1:] + (1,) * (array.ndim == 3)
     everything = np.concatenate([split.reshape(len(split), -1) for split in splits])
     expected = array.reshape(len(array), -1)
-    np.testing.assert_array_equal(*(rows[np.lexsort(rows.T)] for rows in (everything, expected)))
-    assert data.fingerprint("train") == again.fingerprint("train") != other.fingerprint("train")
+    np.testing.assert_array_equal(
+        *(rows[np.lexsort(rows.T)] for rows in (everything, expected))
+    )
+    assert (
+        data.fingerprint("train")
+        == again.fingerprint("train")
+        != other.fingerprint("train")
+    )
     assert isinstance(data.train, StoredArray) == (path.suffix == ".npy")
 
 
@@ -92,9 +113,16 @@ def test_splits_by_name_in_files_of_their_own_and_in_folders(tmp_path):
         own_data(named, None, "0.1")
 
 
-@pytest.mark.parametrize("state", [{"all": "raise"}, {"all": "call", "call": pytest.fail}])
+@pytest.mark.parametrize(
+    "state", [{"all": "raise"}, {"all": "call", "call": pytest.fail}]
+)
 def test_a_strict_numpy_changes_no_run(state):
-    options = {"backend": "numpy", "activation": "smooth-leaky-relu", "epochs": 2, "report": None}
+    options = {
+        "backend": "numpy",
+        "activation": "smooth-leaky-relu",
+        "epochs": 2,
+        "report": None,
+    }
     far = ROWS * [[1.0, 1e9]]
     usual = snfnp.fit(ROWS, **options).likelihood.log_prob(far)
     with np.errstate(**state):
@@ -109,25 +137,58 @@ def test_a_strict_numpy_changes_no_run(state):
 @pytest.mark.parametrize(
     "options, problem",
     [
-        (["mnits"], "'mnits' is neither a data set nor a path (did you mean mnist?): use one of"),
+        (
+            ["mnits"],
+            "'mnits' is neither a data set nor a path (did you mean mnist?): use one of",
+        ),
         (["{rows}", "--data", "mnist"], "rows.npy and `data=mnist`: give one of them"),
-        (["{rows}", "--data-dir", "x"], "`data_dir=x` is for published data sets, and "),
-        (["{rows}", "--test", "1.5"], "`test` is 1.5: give a fraction between 0 and 1, or a path"),
+        (
+            ["{rows}", "--data-dir", "x"],
+            "`data_dir=x` is for published data sets, and ",
+        ),
+        (
+            ["{rows}", "--test", "1.5"],
+            "`test` is 1.5: give a fraction between 0 and 1, or a path",
+        ),
         (["{rows}", "--test", "there.npy"], "there.npy does not exist: check the path"),
         (["{rows}", "--test", "moons"], "moons does not exist: check the path"),
         (["{rows}", "--test", "0.995"], "would be left to train on"),
-        (["{rows}", "--model", "conv"], "`model=conv` needs images, found rows of 2 numbers: ch"),
-        (["{rows}", "--augment"], "`augment` needs images, found rows of 2 numbers: leave it out"),
-        (["{rows}", "--preprocess", "logit"], "`preprocess=logit` is not for rows of numbers: cho"),
-        (["{grey}", "--ties", "keep"], "`ties` needs rows of numbers, found images: leave it out"),
-        (["{grey}", "--preprocess", "none"], "`preprocess=none` is not for images: choose logit"),
+        (
+            ["{rows}", "--model", "conv"],
+            "`model=conv` needs images, found rows of 2 numbers: ch",
+        ),
+        (
+            ["{rows}", "--augment"],
+            "`augment` needs images, found rows of 2 numbers: leave it out",
+        ),
+        (
+            ["{rows}", "--preprocess", "logit"],
+            "`preprocess=logit` is not for rows of numbers: cho",
+        ),
+        (
+            ["{grey}", "--ties", "keep"],
+            "`ties` needs rows of numbers, found images: leave it out",
+        ),
+        (
+            ["{grey}", "--preprocess", "none"],
+            "`preprocess=none` is not for images: choose logit",
+        ),
         (["{grey}", "--test", "{rows}"], "shape (200, 2) beside ("),
-        (["{rows}", "--batch-size", "500"], "there are only 160 training rows: choose a smaller"),
-        (["--data", "mnist-sample", "--test", "0.1"], "`test` only has an effect with `data=PATH`"),
+        (
+            ["{rows}", "--batch-size", "500"],
+            "there are only 160 training rows: choose a smaller",
+        ),
+        (
+            ["--data", "mnist-sample", "--test", "0.1"],
+            "`test` only has an effect with `data=PATH`",
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_one_line(options, problem, tmp_path):
-    paths = {"rows": write(tmp_path, "rows.npy", ROWS), "grey": write(tmp_path, "g.npy", GREY)}
+    paths = {
+        "rows": write(tmp_path, "rows.npy", ROWS),
+        "grey": write(tmp_path, "g.npy", GREY),
+    }
     argv = [option.format(**paths) for option in options]
     with one_line(UsageError, problem):
         train.main([*SHORT, "--out", str(tmp_path / "run"), *argv])
@@ -145,7 +206,10 @@ def test_a_way_back_a_jacobian_and_its_terms(way, ops):
     np.testing.assert_allclose(preprocess.inverse(ops, x), data, rtol=1e-12)
     real = data.astype(float)
     slopes = central_difference(
-        lambda v: preprocess.forward(ops, v, KEY, np.float64)[0], real, np.ones_like(real), 1.0
+        lambda v: preprocess.forward(ops, v, KEY, np.float64)[0],
+        real,
+        np.ones_like(real),
+        1.0,
     )
     expected = np.log(slopes).reshape(len(data), -1).sum(axis=1)
     np.testing.assert_allclose(ldj, expected, atol=1e-6)
@@ -154,7 +218,9 @@ def test_a_way_back_a_jacobian_and_its_terms(way, ops):
     single = preprocess.forward(ops, data, KEY, np.float32)
     assert [each.dtype for each in single] == [np.float32] * 2
     if way == "standardise":
-        np.testing.assert_allclose([x.mean(axis=0), x.std(axis=0)], [[0, 0], [1, 1]], atol=1e-12)
+        np.testing.assert_allclose(
+            [x.mean(axis=0), x.std(axis=0)], [[0, 0], [1, 1]], atol=1e-12
+        )
 
 
 def test_the_moments_are_those_of_numpy_in_parts(monkeypatch):
@@ -166,10 +232,26 @@ def test_the_moments_are_those_of_numpy_in_parts(monkeypatch):
 @pytest.mark.parametrize(
     "splits, columns, problem",
     [
-        ([np.ma.array(ROWS), ROWS, ROWS], None, "the train rows of mine: MaskedArray instead of"),
-        ([ROWS[:1], ROWS, ROWS], None, "the train rows of mine: there is only one; give more"),
-        ([ROWS, ROWS, COLOUR], None, "the test rows of mine: shape (60, 4, 6, 3) beside (200, 2)"),
-        ([0 * ROWS, ROWS, ROWS], ["a"], "mine has 2 columns, and `columns` has 1 names: give each"),
+        (
+            [np.ma.array(ROWS), ROWS, ROWS],
+            None,
+            "the train rows of mine: MaskedArray instead of",
+        ),
+        (
+            [ROWS[:1], ROWS, ROWS],
+            None,
+            "the train rows of mine: there is only one; give more",
+        ),
+        (
+            [ROWS, ROWS, COLOUR],
+            None,
+            "the test rows of mine: shape (60, 4, 6, 3) beside (200, 2)",
+        ),
+        (
+            [0 * ROWS, ROWS, ROWS],
+            ["a"],
+            "mine has 2 columns, and `columns` has 1 names: give each",
+        ),
     ],
 )
 def test_rows_that_are_no_data_set(splits, columns, problem):
@@ -196,13 +278,17 @@ def run(request, tmp_path, undrawn, monkeypatch, capsys):
     return tmp_path / "run", path, capsys.readouterr().out
 
 
-def test_a_run_finds_its_data_again_and_says_what_they_are(run, tmp_path, monkeypatch, capsys):
+def test_a_run_finds_its_data_again_and_says_what_they_are(
+    run, tmp_path, monkeypatch, capsys
+):
     out, path, printed = run
     rows = path.stem == "rows"
     noun = "rows" if rows else "images"
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert f"training {noun} from {path}" in printed and ("bits" in printed) == (not rows)
+    assert f"training {noun} from {path}" in printed and ("bits" in printed) == (
+        not rows
+    )
     for command in (evaluate, angle):
         command.main([str(out)])
         printed = capsys.readouterr().out
@@ -217,8 +303,12 @@ def test_a_run_finds_its_data_again_and_says_what_they_are(run, tmp_path, monkey
     train.main(["--resume", "--out", str(out), "--epochs", "3", "--data", str(moved)])
     assert snfnp.load_run(out, "last").checkpoint.step > 0
     other = write(tmp_path, "other.npy", SOURCES[path.name][::-1])
-    with one_line(UsageError, f"{noun} (train, validation, test)", "with `data` (dataset= in"):
-        train.main(["--resume", "--out", str(out), "--epochs", "4", "--data", str(other)])
+    with one_line(
+        UsageError, f"{noun} (train, validation, test)", "with `data` (dataset= in"
+    ):
+        train.main(
+            ["--resume", "--out", str(out), "--epochs", "4", "--data", str(other)]
+        )
 
 
 def test_curves_that_were_not_drawn_are_not_listed(tmp_path, capsys):
@@ -229,7 +319,10 @@ def test_curves_that_were_not_drawn_are_not_listed(tmp_path, capsys):
     for name in ("metrics.jsonl", "curves.png"):
         (out / name).unlink()
     train.main(["--resume", "--out", str(out)])
-    assert "curves.png" not in capsys.readouterr().out and not (out / "curves.png").exists()
+    assert (
+        "curves.png" not in capsys.readouterr().out
+        and not (out / "curves.png").exists()
+    )
 
 
 def test_a_run_of_rows_has_an_exact_likelihood_in_their_own_units(run, capsys):
@@ -240,15 +333,25 @@ def test_a_run_of_rows_has_an_exact_likelihood_in_their_own_units(run, capsys):
         assert samples.dtype == np.uint8 and samples.shape == (50, 4, 6, 1)
         return
     assert np.abs((samples.mean(0) - ROWS.mean(0)) / ROWS.std(0)).max() < 2
-    grid = np.stack(np.meshgrid(np.linspace(4, 6, 201), np.linspace(-7e4, 1e4, 201)), -1)
+    grid = np.stack(
+        np.meshgrid(np.linspace(4, 6, 201), np.linspace(-7e4, 1e4, 201)), -1
+    )
     density = np.exp(likelihood.log_prob(grid.reshape(-1, 2)))
     np.testing.assert_allclose(density.sum() * (2 / 200) * (8e4 / 200), 1, atol=1e-3)
     evaluation = likelihood.evaluate(ROWS)
-    np.testing.assert_allclose(-likelihood.log_prob(ROWS).mean(), evaluation.nll, rtol=1e-12)
+    np.testing.assert_allclose(
+        -likelihood.log_prob(ROWS).mean(), evaluation.nll, rtol=1e-12
+    )
     assert "scale" in evaluation.terms and "logit" not in evaluation.terms
     with one_line(UsageError, "`seed` is -1"):
         snfnp.fit(ROWS, seed=-1)
-    for bad in (ROWS + [0, np.nan], ROWS[:, :1], ROWS.tolist(), ROWS[0], np.ma.masked_array(ROWS)):
+    for bad in (
+        ROWS + [0, np.nan],
+        ROWS[:, :1],
+        ROWS.tolist(),
+        ROWS[0],
+        np.ma.masked_array(ROWS),
+    ):
         with pytest.raises(UsageError, match="^the rows: .*; "):
             likelihood.log_prob(bad)
     for suffix in (".npy", ".png"):
@@ -258,7 +361,9 @@ def test_a_run_of_rows_has_an_exact_likelihood_in_their_own_units(run, capsys):
         sample.main([str(out), "--columns", "2"])
 
 
-@pytest.mark.parametrize("backend", ["numpy", pytest.param("numba", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "backend", ["numpy", pytest.param("numba", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("data, way", [(ROWS, "none"), (ROWS, None), (COLOUR, "scale")])
 def test_arrays_in_code_are_trained_on_and_kept_by_name(data, way, backend, tmp_path):
     data = (data - data.mean(0)) / data.std(0) if way == "none" else data
@@ -323,6 +428,9 @@ def test_the_preset_fits_the_columns_and_the_rows():
         config = TrainConfig(model="vector").resolve(rows, (2,))
         assert 0 <= config.epochs * config.steps_per_epoch(rows) - steps < rows / 500
     assert TrainConfig(model="vector", depth=3, lr=1.0).resolve(3000, (2,)).depth == 3
-    for model, images, shape in (("vector", 10**7, (2,)), ("glow", 50_000, (28, 28, 1))):
+    for model, images, shape in (
+        ("vector", 10**7, (2,)),
+        ("glow", 50_000, (28, 28, 1)),
+    ):
         config = TrainConfig(model=model, recipe="white").resolve(images, shape)
         assert (config.epochs, config.warmup_epochs) == (1, 0.5)

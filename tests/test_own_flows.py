@@ -31,7 +31,13 @@ from snfnp.training.runs.folder import RunFolder
 
 ROWS = np.random.default_rng(0).normal((5.0, -30.0), (1.0, 4.0), (140, 2))
 DATA = snfnp.Dataset("mine", ROWS[40:], ROWS[:20], ROWS[20:40])
-QUICK = {"backend": "numpy", "batch_size": 20, "epochs": 3, "warmup_epochs": 1, "lr": 1e-3}
+QUICK = {
+    "backend": "numpy",
+    "batch_size": 20,
+    "epochs": 3,
+    "warmup_epochs": 1,
+    "lr": 1e-3,
+}
 MODULE = """
 from dataclasses import dataclass
 import snfnp
@@ -96,7 +102,9 @@ def test_an_own_map_of_images_and_a_parameter_of_no_axis_train(tmp_path):
     own = Linear(WholeImage(4)), Stretch(0.3)
     check_map(own[0].map, (2, 2, 1))
     images = np.random.default_rng(0).integers(0, 256, (60, 2, 2, 1)).astype(np.uint8)
-    run = snfnp.fit(images, flow=flow(*own, shape=(2, 2, 1)), out=tmp_path / "run", **QUICK)
+    run = snfnp.fit(
+        images, flow=flow(*own, shape=(2, 2, 1)), out=tmp_path / "run", **QUICK
+    )
     assert run.params["b"]["s"].shape == () and run.params["b"]["s"] != 0
     again = snfnp.load_run(tmp_path / "run", flow=run.flow)
     assert again.params["b"]["s"] == run.params["b"]["s"]
@@ -133,7 +141,9 @@ def test_everything_that_is_done_with_a_run_is_done_with_one_of_an_own_flow(
     given, typed = {"flow": model}, ["--model", "mine:build"]
     if kind == "registered":
         given, typed = {}, []
-    run = snfnp.fit(DATA, flow=model, out=part, report=None, eval_every=1, **QUICK | {"epochs": 1})
+    run = snfnp.fit(
+        DATA, flow=model, out=part, report=None, eval_every=1, **QUICK | {"epochs": 1}
+    )
     assert run.flow.layers == mine.build((2,)).layers and "{" not in repr(run)
     resume(part, epochs=3, **given)
     assert_same_run(whole, part, **given)
@@ -151,15 +161,23 @@ def test_a_builder_gets_the_choices_and_a_preset_has_settings(mine, tmp_path):
     config = snfnp.TrainConfig(model="registered").resolve(100)
     assert (config.lr, config.epochs, config.gradient) == (0.5, 30, "self-normalizing")
     for gradient, learns in (("exact", False), ("self-normalizing", True)):
-        flow = dataclasses.replace(config, gradient=gradient).build_flow((2,), np.ones((2, 2)))
+        flow = dataclasses.replace(config, gradient=gradient).build_flow(
+            (2,), np.ones((2, 2))
+        )
         assert bool(flow.learned_inverses()) == learns
     assert snfnp.TrainConfig(model=mine.Inside.PRESET).resolve(100).lr == 0.25
-    assert snfnp.TrainConfig(model=imported("mine:Inside.PRESET")).resolve(100).lr == 0.25
+    assert (
+        snfnp.TrainConfig(model=imported("mine:Inside.PRESET")).resolve(100).lr == 0.25
+    )
     own = Standardise((1.0, 2.0), (1.0, 4.0))
     exact = snfnp.Flow((2,), (("a", Linear(Dense(2), Exact())),), own)
     folder, _ = trained(tmp_path / "run", exact)
     run = snfnp.load_run(folder.path)
-    assert run.flow == exact and run.flow.preprocess == own and run.config.gradient == "exact"
+    assert (
+        run.flow == exact
+        and run.flow.preprocess == own
+        and run.config.gradient == "exact"
+    )
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -176,10 +194,19 @@ LOST = {
         "`model=registered` is unknown: choose one of fc, ",
         "or first import what registers it (snfnp.register), or give module:function (in Python",
     ),
-    "a function": ("the model mine:build is code of your own, which is not imported by its name",),
-    "no name": ("the model test_own_flows:<lambda>.<locals>.<lambda> is code of your own",),
-    "a preset": ("the model mine:Inside.<lambda> is code of your own", "give it with `model` (in"),
-    "a flow": ("the flow has mine:Own, which is no class of this package: give the code that",),
+    "a function": (
+        "the model mine:build is code of your own, which is not imported by its name",
+    ),
+    "no name": (
+        "the model test_own_flows:<lambda>.<locals>.<lambda> is code of your own",
+    ),
+    "a preset": (
+        "the model mine:Inside.<lambda> is code of your own",
+        "give it with `model` (in",
+    ),
+    "a flow": (
+        "the flow has mine:Own, which is no class of this package: give the code that",
+    ),
 }
 
 
@@ -208,10 +235,14 @@ class Odd(SmoothLeakyReLU):
 
 def test_a_flow_may_hold_what_json_cannot(tmp_path):
     """It is then described by a digest, and the flow is given to open its run."""
-    own, other = (flow(Linear(Dense(2)), Odd(table=np.full(2, each))) for each in (0.0, 1.0))
+    own, other = (
+        flow(Linear(Dense(2)), Odd(table=np.full(2, each))) for each in (0.0, 1.0)
+    )
     path = trained(tmp_path / "run", own)[0].path
     assert snfnp.load_run(path, flow=own).flow is not own
-    with one_line(UsageError, "(layers.b.table was float64 (2,), SHA-256 ", ", is float64 (2,), "):
+    with one_line(
+        UsageError, "(layers.b.table was float64 (2,), SHA-256 ", ", is float64 (2,), "
+    ):
         snfnp.load_run(path, flow=other)
 
 
@@ -221,25 +252,43 @@ def flow(*layers, names="ab", shape=(2,)):
 
 BUILD = lambda shape: flow(Linear(Dense(2)))  # noqa: E731
 WRONG = {
-    "typo": ("glwo", "`model=glwo` is unknown (did you mean glow?): choose one of fc, "),
+    "typo": (
+        "glwo",
+        "`model=glwo` is unknown (did you mean glow?): choose one of fc, ",
+    ),
     "number": (3, "`model` is 3: it must be text"),
-    "a name": ("mine:build", "the model mine:build is code of your own, which is not imported by"),
+    "a name": (
+        "mine:build",
+        "the model mine:build is code of your own, which is not imported by",
+    ),
     "nothing": (
         local(),
         "local.<locals>.<lambda>: the function returned a NoneType; let it return",
     ),
-    "no class": ('{"class": "os:system"}', "the flow has os:system, which is no class of this"),
-    "own class": ('{"class": "mine:Own", "x": 1}', "the flow has mine:Own, which is no class of"),
+    "no class": (
+        '{"class": "os:system"}',
+        "the flow has os:system, which is no class of this",
+    ),
+    "own class": (
+        '{"class": "mine:Own", "x": 1}',
+        "the flow has mine:Own, which is no class of",
+    ),
     "fields": (
         '{"class": "snfnp.maps:Dense", "x": 1}',
         "cannot be built (ValueError: Dense has",
     ),
-    "shape": (flow(Linear(Dense(3)), shape=(3,)), "for data of shape (3,), found (2,); give both"),
+    "shape": (
+        flow(Linear(Dense(3)), shape=(3,)),
+        "for data of shape (3,), found (2,); give both",
+    ),
     "rule": (
         BUILD,
         "`gradient=exact` is not that of the layers of test_own_flows:<lambda>: ",
     ),
-    "choices": (BUILD, "`objective=forward` has no effect on test_own_flows:<lambda>, which takes"),
+    "choices": (
+        BUILD,
+        "`objective=forward` has no effect on test_own_flows:<lambda>, which takes",
+    ),
 }
 OPTIONS = {"rule": {"gradient": "exact"}, "choices": {"objective": "forward"}}
 
@@ -248,16 +297,28 @@ OPTIONS = {"rule": {"gradient": "exact"}, "choices": {"objective": "forward"}}
 def test_a_model_that_is_none_is_one_line_before_a_folder_is_made(case, mine, tmp_path):
     model, problem = WRONG[case]
     with one_line(UsageError, problem):
-        snfnp.fit(ROWS, flow=model, out=tmp_path / "run", **QUICK, **OPTIONS.get(case, {}))
+        snfnp.fit(
+            ROWS, flow=model, out=tmp_path / "run", **QUICK, **OPTIONS.get(case, {})
+        )
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     "name, build, settings, problem",
     [
-        ("fc", local(), {}, "'fc' cannot be the name of a preset of your own: choose another"),
+        (
+            "fc",
+            local(),
+            {},
+            "'fc' cannot be the name of a preset of your own: choose another",
+        ),
         ("a:b", local(), {}, "'a:b' cannot be the name"),
-        ("x", 3, {}, "x is of type int: let it be build(shape) or build(shape, choices) -> Flow"),
+        (
+            "x",
+            3,
+            {},
+            "x is of type int: let it be build(shape) or build(shape, choices) -> Flow",
+        ),
         (
             "x",
             lambda size: None,
@@ -276,7 +337,9 @@ def test_a_registration_that_is_none_is_one_line(name, build, settings, problem)
 
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (60, 4, 4)).astype(np.uint8)
-MISFIT = "layer a: a dense map of 3 features cannot take (2,): give it rows of 3 numbers"
+MISFIT = (
+    "layer a: a dense map of 3 features cannot take (2,): give it rows of 3 numbers"
+)
 
 
 def misfit(shape):
@@ -292,7 +355,11 @@ def of_half_an_image(shape):
     "build, data, problem",
     [
         (misfit, ROWS, MISFIT),
-        (of_half_an_image, IMAGES, "image_shape (4, 4, 1) has 16 values, but shape (8,) has 8: gi"),
+        (
+            of_half_an_image,
+            IMAGES,
+            "image_shape (4, 4, 1) has 16 values, but shape (8,) has 8: gi",
+        ),
     ],
 )
 def test_a_builder_whose_flow_does_not_fit_is_one_line_and_leaves_nothing(
@@ -314,7 +381,9 @@ def test_json_of_a_flow_that_does_not_fit_is_one_line():
 
 
 def test_a_flow_that_does_not_fit_is_one_line_of_the_command(tmp_path):
-    lines = "import snfnp\nfrom snfnp.layers import Linear\nfrom snfnp.maps import Dense\n"
+    lines = (
+        "import snfnp\nfrom snfnp.layers import Linear\nfrom snfnp.maps import Dense\n"
+    )
     code = lines + inspect.getsource(misfit)
     (tmp_path / "misfits.py").write_text(code, encoding="utf-8")
     np.save(tmp_path / "rows.npy", ROWS)
@@ -335,19 +404,25 @@ FITTED = {
 
 
 @pytest.mark.parametrize("case", FITTED)
-def test_fit_takes_data_in_one_line_and_leaves_no_folder(case, tmp_path, monkeypatch, capfd):
+def test_fit_takes_data_in_one_line_and_leaves_no_folder(
+    case, tmp_path, monkeypatch, capfd
+):
     data, held_out, counts = FITTED[case]
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     run = snfnp.fit(data, **held_out, report=None, backend="numpy", epochs=12, seed=3)
     noun = "rows" if len(run.image_shape) == 1 else "images"
     assert run.record["data"][noun] == counts and len(run.folder.read_metrics()) == 12
     assert capfd.readouterr() == ("", "")
-    assert run.config.batch_size == (48 if case == "images" else 16)  # an eighth of few rows
+    assert run.config.batch_size == (
+        48 if case == "images" else 16
+    )  # an eighth of few rows
     assert run.likelihood.sample(3).shape[1:] == run.image_shape
     if case == "rows":  # split as in a file
         np.save(tmp_path / "array.npy", data)
         file = snfnp.load_dataset(str(tmp_path / "array.npy"), seed=3)
-        digests = {split: file.fingerprint(split) for split in ("train", "validation", "test")}
+        digests = {
+            split: file.fingerprint(split) for split in ("train", "validation", "test")
+        }
         assert digests == run.record["data"]["sha256"]
         (tmp_path / "array.npy").unlink()
     del run
@@ -358,24 +433,45 @@ def test_fit_takes_data_in_one_line_and_leaves_no_folder(case, tmp_path, monkeyp
 def test_values_of_rows_are_looked_at_where_data_enter_and_not_in_steps(monkeypatch):
     """By the data set, in the first batch, and in each evaluation."""
     looks, original = [], images.parts
-    monkeypatch.setattr(images, "parts", lambda rows: looks.append(len(rows)) or original(rows))
+    monkeypatch.setattr(
+        images, "parts", lambda rows: looks.append(len(rows)) or original(rows)
+    )
     how = {"epochs": 2, "eval_every": 1, "report": None, "backend": "numpy"}
     for batch_size in (40, 10):
         looks.clear()
         data = snfnp.Dataset("mine", *(DATA.train[:count] for count in (80, 31, 30)))
         snfnp.fit(data, batch_size=batch_size, **how)
-        assert looks == [80, 31, 30, batch_size, *4 * [31], 30]  # 31 training rows, too, twice
+        assert looks == [
+            80,
+            31,
+            30,
+            batch_size,
+            *4 * [31],
+            30,
+        ]  # 31 training rows, too, twice
 
 
 @pytest.mark.parametrize(
     "data, options, problem",
     [
-        (ROWS[:, 0], {}, "the array: float64 of shape (140,) is not (N, H, W, C); give"),
+        (
+            ROWS[:, 0],
+            {},
+            "the array: float64 of shape (140,) is not (N, H, W, C); give",
+        ),
         ([[1.0], [1.0, 2.0]], {}, "the array cannot be read (setting an array element"),
         ("x.npy", {}, "fit takes data themselves: give it snfnp.load_dataset('x.npy')"),
-        (ROWS, {"validation": ROWS[:, :1]}, "the validation rows of array: shape (140, 1) beside"),
+        (
+            ROWS,
+            {"validation": ROWS[:, :1]},
+            "the validation rows of array: shape (140, 1) beside",
+        ),
         (ROWS, {"validation": 2}, "`validation` is 2: give a fraction between 0 and 1"),
-        (DATA, {"test": 0.1}, "mine has its splits already: leave validation and test out"),
+        (
+            DATA,
+            {"test": 0.1},
+            "mine has its splits already: leave validation and test out",
+        ),
         (ROWS, {"patience": 0}, "`patience` is 0: it must be at least 1"),
         (ROWS, {"model": "conv"}, "`model=conv` needs images, found rows of 2 numbers"),
     ],
@@ -410,23 +506,37 @@ def test_patience_ends_a_run_at_its_best_and_a_resumed_one_knows(tmp_path, monke
 def test_callbacks_get_what_metrics_hold_and_steps_between(tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "_LINE_EVERY", 0.0)
     found = []
-    folder, _ = trained(tmp_path / "run", callbacks=[found.append, lambda record: [record]])
+    folder, _ = trained(
+        tmp_path / "run", callbacks=[found.append, lambda record: [record]]
+    )
     evaluations = [record for record in found if record.nll is not None]
     assert [record.figures for record in evaluations] == folder.read_metrics()
     for record, line in zip(evaluations, folder.read_metrics(), strict=True):
-        assert all(getattr(record, name) == line[name] for name in ("step", "epoch", "surrogate"))
-        assert record.nll == line["validation_nll_nats"] and record.bits_per_dimension is None
+        assert all(
+            getattr(record, name) == line[name]
+            for name in ("step", "epoch", "surrogate")
+        )
+        assert (
+            record.nll == line["validation_nll_nats"]
+            and record.bits_per_dimension is None
+        )
     steps = [record for record in found if record.nll is None]
-    assert [(each.step, each.epoch) for each in steps] == [(n, n // 5) for n in range(1, 16)]
+    assert [(each.step, each.epoch) for each in steps] == [
+        (n, n // 5) for n in range(1, 16)
+    ]
     assert {each.steps for each in found} == {15}
     nats = np.array([record.nll for record in evaluations])
-    assert [record.best for record in evaluations] == list(nats == np.minimum.accumulate(nats))
+    assert [record.best for record in evaluations] == list(
+        nats == np.minimum.accumulate(nats)
+    )
     with pytest.raises(dataclasses.FrozenInstanceError):
         steps[0].step = 3
 
 
 @pytest.mark.parametrize("step", [7, 10])
-@pytest.mark.parametrize("ending", [True, np.True_, ValueError("mine"), UsageError("mine")])
+@pytest.mark.parametrize(
+    "ending", [True, np.True_, ValueError("mine"), UsageError("mine")]
+)
 def test_a_callback_ends_a_run_and_nothing_is_lost(step, ending, tmp_path, monkeypatch):
     """True ends it after the epoch, an error at once; the resumed run has the same end."""
     monkeypatch.setattr(progress, "_LINE_EVERY", 0.0)

@@ -24,8 +24,23 @@ MAGIC |= dict.fromkeys((".jpg", ".jpeg"), b"\xff\xd8\xff") | {".webp": b"RIFF"}
 MAGIC |= dict.fromkeys((".tif", ".tiff"), b"II*\0")
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 5  # of the images of the run `finished`
-ODD_NAMES = ["a$_$", "$x^$", "\udcff", "_hidden", "\u65e5\u672c", "a\x1b[31m\nb", "", "{x}_\\alpha"]
-RECORD = {"epoch": 1, "seconds": 2.0, "validation_nll_nats": 5.0, "reconstruction": 0.5, "lam": 1.0}
+ODD_NAMES = [
+    "a$_$",
+    "$x^$",
+    "\udcff",
+    "_hidden",
+    "\u65e5\u672c",
+    "a\x1b[31m\nb",
+    "",
+    "{x}_\\alpha",
+]
+RECORD = {
+    "epoch": 1,
+    "seconds": 2.0,
+    "validation_nll_nats": 5.0,
+    "reconstruction": 0.5,
+    "lam": 1.0,
+}
 
 
 def images(count, side=SIDE):
@@ -59,8 +74,14 @@ def refuse(*arguments):
 @pytest.mark.parametrize(
     "out, message",
     [
-        ("no/such/a.png", "cannot write {} (No such file or directory): choose another `out`"),
-        (f"{'x' * 300}.png", "cannot write {} (File name too long): choose another `out`"),
+        (
+            "no/such/a.png",
+            "cannot write {} (No such file or directory): choose another `out`",
+        ),
+        (
+            f"{'x' * 300}.png",
+            "cannot write {} (File name too long): choose another `out`",
+        ),
         (
             "x.txt",
             "`out` is {}: its name must end in one of .png, .pdf, .svg, .jpg, .jpeg, .tif, .tiff, "
@@ -79,13 +100,21 @@ def test_a_bad_path_is_refused_before_the_work(out, message, tmp_path, monkeypat
 
 
 TOO_LARGE = [
-    (["--count", "100000000"], "100000000 images would be a picture of 59,999 x 59,999 pixels"),
-    (["--count", "20000", "--columns", "1"], "5 x 119,999 pixels: ask for fewer, for other"),
+    (
+        ["--count", "100000000"],
+        "100000000 images would be a picture of 59,999 x 59,999 pixels",
+    ),
+    (
+        ["--count", "20000", "--columns", "1"],
+        "5 x 119,999 pixels: ask for fewer, for other",
+    ),
 ]
 
 
 @pytest.mark.parametrize("options, message", TOO_LARGE)
-def test_a_picture_that_nobody_could_see_is_refused(finished, options, message, monkeypatch):
+def test_a_picture_that_nobody_could_see_is_refused(
+    finished, options, message, monkeypatch
+):
     monkeypatch.setattr("snfnp.likelihood.Likelihood.sample", refuse)
     with one_line(UsageError, message):
         sample.main([str(finished), *options])
@@ -112,7 +141,9 @@ for kind, draw in work.items():
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="has no limit for the size of a file")
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="has no limit for the size of a file"
+)
 def test_a_full_disk_leaves_the_old_picture(tmp_path):
     out = tmp_path / "a.png"
     out.write_bytes(b"the old one")
@@ -169,7 +200,9 @@ def test_images_of_any_channels_and_a_height_of_one_are_drawn(shape, tmp_path):
 
 def test_the_default_picture_is_about_square_and_shows_every_pixel(tmp_path):
     for count in (1, 2, 64, 90_000):
-        height, width = plots.grid_size(count, plots.default_columns(count), (28, 28, 1))
+        height, width = plots.grid_size(
+            count, plots.default_columns(count), (28, 28, 1)
+        )
         assert height <= width <= height + 29 and (count != 64 or width == 8 * 29 - 1)
     out = tmp_path / "some.png"
     plots.save_samples(out, {"a": images(700, 28)}, "title")
@@ -188,12 +221,16 @@ def test_drawing_leaves_the_users_backend_alone(tmp_path):
     code += "plots.save_samples(Path(sys.argv[1]), {'a': images}, '');"
     code += "import matplotlib.pyplot as p; print(m.get_backend(), p.get_fignums())"
     done = python(code, tmp_path / "a.png")
-    assert (done.stdout.strip(), (tmp_path / "a.png").exists()) == ("svg []", True), done.stderr
+    assert (done.stdout.strip(), (tmp_path / "a.png").exists()) == ("svg []", True), (
+        done.stderr
+    )
 
 
 def test_settings_of_the_users_own_change_no_picture(tmp_path, finished):
     """Such as LaTeX for all text, which few machines have."""
-    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfigure.dpi: 30\naxes.grid: True\n")
+    (tmp_path / "matplotlibrc").write_text(
+        "text.usetex: True\nfigure.dpi: 30\naxes.grid: True\n"
+    )
     code = "import sys; from snfnp.cli import main; import matplotlib as m; own = dict(m.rcParams);"
     code += "[main(words.split()) for words in sys.argv[1:]]; assert dict(m.rcParams) == own"
     train = "train moons --depth 1 --bins 4 --backend numpy --epochs 2 --out run"
@@ -202,7 +239,11 @@ def test_settings_of_the_users_own_change_no_picture(tmp_path, finished):
     for folder in (tmp_path, tmp_path / "none"):
         cwd = folder / "here"
         cwd.mkdir(parents=True)
-        changes = {"MPLCONFIGDIR": str(folder), "SNFNP_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+        changes = {
+            "MPLCONFIGDIR": str(folder),
+            "SNFNP_OFFLINE": "1",
+            "PYTHONPATH": str(ROOT),
+        }
         done = python(code, *commands, cwd=cwd, **changes)
         assert done.returncode == 0, done.stderr
         names = ("run/training.gif", "run/samples.png", "s.png")  # c.png shows seconds
@@ -215,7 +256,9 @@ def test_any_name_is_drawn_as_it_is_and_without_a_warning(tmp_path, recwarn):
     plots.save_samples(tmp_path / "a.svg", dict.fromkeys(ODD_NAMES, images(4)), "")
     plots.save_points(tmp_path / "b.svg", dict.fromkeys(ODD_NAMES, points), "")
     figures = {key: [1.0, 2.0] for key in curves.COMPARED}
-    curves.save_comparison(tmp_path / "d.svg", dict.fromkeys(ODD_NAMES, figures), "nats")
+    curves.save_comparison(
+        tmp_path / "d.svg", dict.fromkeys(ODD_NAMES, figures), "nats"
+    )
     records = [dict(zip(curves.COMPARED, (1, 2, 3), strict=True), reconstruction=0.0)]
     for index, name in enumerate(ODD_NAMES):
         curves.save_curves(tmp_path / f"{index}.svg", records, name)
@@ -228,7 +271,9 @@ def labels(*records):
 
 def test_rows_are_drawn_where_there_is_something_to_draw():
     without = {**RECORD, "reconstruction": 0.0, "lam": 0.0}
-    assert [label.partition(" (")[0] for label in labels(without)] == ["exact validation NLL"]
+    assert [label.partition(" (")[0] for label in labels(without)] == [
+        "exact validation NLL"
+    ]
     assert len(labels(RECORD, RECORD)) == 2  # λ stays where it is
     learns = labels(RECORD, {**RECORD, "lam": 2.0})
     assert len(learns) == 3 and learns[2].startswith("λ")
@@ -246,11 +291,18 @@ def test_a_row_has_a_gap_where_a_record_lacks_it_and_a_band_where_one_has_one():
 
 def test_the_picture_has_all_rows_and_whole_epochs(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(plots.Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes))
-    save_curves(tmp_path / "a.png", [RECORD, {**RECORD, "epoch": 2, "seconds": 3.0}], "title")
+    monkeypatch.setattr(
+        plots.Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes)
+    )
+    save_curves(
+        tmp_path / "a.png", [RECORD, {**RECORD, "epoch": 2, "seconds": 3.0}], "title"
+    )
     assert [axis.get_ylabel() for axis in drawn[::2]] == labels(RECORD)
     assert [axis.get_xlabel() for axis in drawn[-2:]] == ["epoch", "training seconds"]
-    assert [list(axis.lines[0].get_xdata()) for axis in drawn[-2:]] == [[1, 2], [2.0, 3.0]]
+    assert [list(axis.lines[0].get_xdata()) for axis in drawn[-2:]] == [
+        [1, 2],
+        [2.0, 3.0],
+    ]
     epochs, seconds = (axis.get_xticks() for axis in drawn[-2:])
     assert (epochs % 1 == 0).all() and not (seconds % 1 == 0).all()
 
@@ -258,19 +310,33 @@ def test_the_picture_has_all_rows_and_whole_epochs(tmp_path, monkeypatch):
 def test_the_row_of_rho_has_a_line_at_1_and_no_other_has_one(tmp_path, monkeypatch):
     """Beyond it R is no approximate inverse."""
     drawn = []
-    monkeypatch.setattr(plots.Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes))
-    save_curves(tmp_path / "a.png", [RECORD | {"layers": {"dense1": {"rho": 0.5}}}], "title")
+    monkeypatch.setattr(
+        plots.Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes)
+    )
+    save_curves(
+        tmp_path / "a.png", [RECORD | {"layers": {"dense1": {"rho": 0.5}}}], "title"
+    )
     for axis in drawn[::2]:
-        level = [line.get_ydata() for line in axis.lines if line.get_linestyle() == "--"]
-        assert [list(each) for each in level] == [[1, 1]] * axis.get_ylabel().startswith("ρ")
+        level = [
+            line.get_ydata() for line in axis.lines if line.get_linestyle() == "--"
+        ]
+        assert [list(each) for each in level] == [
+            [1, 1]
+        ] * axis.get_ylabel().startswith("ρ")
 
 
 def test_a_comparison_shows_all_but_the_first_evaluations(tmp_path, monkeypatch):
     """A fifth of each run's, which are far above the others."""
     drawn = []
-    monkeypatch.setattr(plots.Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes))
+    monkeypatch.setattr(
+        plots.Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes)
+    )
     nll = [9e3, 250.0, 240.0, 215.0, 205.0, 200.0]
-    line = {"epoch": [*range(1, 7)], "seconds": [*range(2, 8)], "validation_nll_nats": nll}
+    line = {
+        "epoch": [*range(1, 7)],
+        "seconds": [*range(2, 8)],
+        "validation_nll_nats": nll,
+    }
     curves.save_comparison(tmp_path / "a.png", {"a": line, "b": line}, "NLL")
     for axis in drawn:
         lowest, highest = axis.get_ylim()

@@ -28,7 +28,11 @@ CURVES = {
     "moons": ([HALF, -HALF], 0.1**2, [1, 1]),
     "rings": ([CIRCLE, 2 * CIRCLE, 3 * CIRCLE], 0.1**2, [1, 2, 3]),
     "spirals": ([ARM, -ARM], 0.1**2, [1, 1]),
-    "gaussians": (np.split(2 * np.exp(0.25j * np.pi * np.arange(8)), 8), 2 * 0.2**2, [1] * 8),
+    "gaussians": (
+        np.split(2 * np.exp(0.25j * np.pi * np.arange(8)), 8),
+        2 * 0.2**2,
+        [1] * 8,
+    ),
 }
 
 
@@ -60,7 +64,8 @@ def test_a_density_is_a_data_set_by_name(name):
     np.testing.assert_array_equal(data.test, snfnp.load_dataset(name).test)
     assert (densities.draw(name, 50, 1) != densities.draw(name, 50, 0)).any()
     with one_line(
-        UsageError, f"`data_dir=x` is for published data sets, and {name} is none: leave it out"
+        UsageError,
+        f"`data_dir=x` is for published data sets, and {name} is none: leave it out",
     ):
         snfnp.load_dataset(name, "x")
 
@@ -90,21 +95,33 @@ def test_a_run_on_a_plane_leaves_a_picture_and_an_animation(folder, capsys):
     assert "5,000 test rows from 2-D toy data" in capsys.readouterr().out
     kept = (folder / "training.gif").read_bytes()
     train.main(["--resume", "--out", str(folder)])  # nothing is left to do, and to draw
-    assert (folder / "training.gif").read_bytes() == kept and "gif" not in capsys.readouterr().out
+    assert (
+        folder / "training.gif"
+    ).read_bytes() == kept and "gif" not in capsys.readouterr().out
 
 
 def test_a_view_is_what_the_flow_says(run):
-    view = View.of(run.likelihood, snfnp.load_dataset("moons").test, ["learned", "exact"])
+    view = View.of(
+        run.likelihood, snfnp.load_dataset("moons").test, ["learned", "exact"]
+    )
     x, y = np.linspace(*view.extent[:2], 128), np.linspace(*view.extent[2:], 128)
-    expected = np.exp(run.likelihood.log_prob(np.array([[x[100], y[7]], [x[3], y[64]]])))
+    expected = np.exp(
+        run.likelihood.log_prob(np.array([[x[100], y[7]], [x[3], y[64]]]))
+    )
     rows, columns = [7, 64], [100, 3]  # a row is a height, the lowest first
     np.testing.assert_allclose(view.density[rows, columns], expected, rtol=1e-12)
     assert not np.allclose(view.density[columns, rows], expected, rtol=1e-3)
     back = run.ops.to_host(run.likelihood.latents(view.grid["exact"].reshape(-1, 2))[0])
     for lines, still in zip(np.split(back.reshape(22, -1, 2), 2), (1, 0), strict=True):
-        assert np.ptp(lines[..., still], axis=1).max() < 1e-9 < np.ptp(lines[..., 1 - still])
+        assert (
+            np.ptp(lines[..., still], axis=1).max()
+            < 1e-9
+            < np.ptp(lines[..., 1 - still])
+        )
     np.testing.assert_array_equal(view.latents, run.likelihood.latents(view.data)[0])
-    assert (view.samples["learned"] != view.samples["exact"]).any() and len(view.data) >= 600
+    assert (view.samples["learned"] != view.samples["exact"]).any() and len(
+        view.data
+    ) >= 600
 
 
 def record(epoch: int, likelihood=None) -> Record:
@@ -130,8 +147,13 @@ def test_an_animation_is_thinned_and_skips_frames_that_are_not_finite(run, monke
 
 def test_a_run_without_an_animation_builds_no_likelihood_for_it(tmp_path, monkeypatch):
     made, make = [], Trainer.likelihood
-    monkeypatch.setattr(Trainer, "likelihood", lambda *given: made.append(1) or make(*given))
-    for columns, count in ((3, 3), (2, 5)):  # two evaluations and the test's, and two of a frame
+    monkeypatch.setattr(
+        Trainer, "likelihood", lambda *given: made.append(1) or make(*given)
+    )
+    for columns, count in (
+        (3, 3),
+        (2, 5),
+    ):  # two evaluations and the test's, and two of a frame
         np.save(tmp_path / "a.npy", RNG.normal(size=(60, columns)))
         options = (*FAST, "--batch-size", "20", "--epochs", "2", "--out")
         train.main([str(tmp_path / "a.npy"), *options, str(tmp_path / str(columns))])
@@ -157,7 +179,11 @@ def test_scores_are_the_log_likelihood_of_each_sample(run, folder, tmp_path, cap
     evaluate.main(argv)
     first, *lines = out.read_text().splitlines()
     index, nats = zip(*(line.split(",") for line in lines), strict=True)
-    assert first == "index,nats" and index == tuple(map(str, range(21))) and nats[-1] == "-inf"
+    assert (
+        first == "index,nats"
+        and index == tuple(map(str, range(21)))
+        and nats[-1] == "-inf"
+    )
     expected = run.likelihood.log_prob(far[:-1])
     np.testing.assert_allclose(np.array(nats[:-1], float), expected, rtol=1e-12)
     said = capsys.readouterr().out
@@ -166,7 +192,9 @@ def test_scores_are_the_log_likelihood_of_each_sample(run, folder, tmp_path, cap
     with one_line(UsageError, f"`scores` is {out}, which exists: choose another name"):
         evaluate.main(argv)
     assert out.read_bytes() == before
-    evaluate.main([str(folder), "--scores", str(tmp_path / "own.csv"), "--batch-size", "70"])
+    evaluate.main(
+        [str(folder), "--scores", str(tmp_path / "own.csv"), "--batch-size", "70"]
+    )
     own = np.genfromtxt(tmp_path / "own.csv", delimiter=",", names=True)["nats"]
     np.testing.assert_allclose(own, run.likelihood.log_prob(data), rtol=1e-12)
 
@@ -201,6 +229,8 @@ def test_data_without_a_score_are_one_line(other, folder, tmp_path, monkeypatch)
     with one_line(UsageError, "`scores` is a.txt: its name must end in one of .csv"):
         evaluate.main([str(folder), "--scores", "a.txt"])
     with one_line(
-        UsageError, "give the original data, or other data", "with `data` (dataset= in Python)"
+        UsageError,
+        "give the original data, or other data",
+        "with `data` (dataset= in Python)",
     ):
         evaluate.main([str(folder), "--data", "mnist-sample"])

@@ -60,7 +60,16 @@ for sys.argv[1:] in eval(sys.argv[1]):
         print("status", end.code)
 """
 SEVERAL = COMMAND.replace("run_script(command.main)", IN_TURN)
-SMALL = ["--backend", "numpy", "--batch-size", "12", "--warmup-epochs", "1", "--lr", "1e-3"]
+SMALL = [
+    "--backend",
+    "numpy",
+    "--batch-size",
+    "12",
+    "--warmup-epochs",
+    "1",
+    "--lr",
+    "1e-3",
+]
 GLOW = [word for name, value in SMALL_GLOW.items() for word in (f"--{name}", value)]
 LIMIT = 60  # seconds in which all processes have ended after one of them has
 TIGHT = 1e-12
@@ -79,7 +88,9 @@ def launch(size, path, *arguments, **environment):
 def ended(*words, **environment):
     """The finished process of a command."""
     environment = processes.environment(**environment)
-    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        words, env=environment, capture_output=True, text=True, timeout=60
+    )
 
 
 def trained(size, path, *arguments, **environment):
@@ -90,8 +101,12 @@ def trained(size, path, *arguments, **environment):
 
 def all_trained(size, runs):
     """What so many processes print that train one run after another: (folder, arguments …)."""
-    words = [[*SMALL, "--out", str(path), *map(str, arguments)] for path, *arguments in runs]
-    status, output, errors = processes.finish(processes.start(size, ["-c", SEVERAL, repr(words)]))
+    words = [
+        [*SMALL, "--out", str(path), *map(str, arguments)] for path, *arguments in runs
+    ]
+    status, output, errors = processes.finish(
+        processes.start(size, ["-c", SEVERAL, repr(words)])
+    )
     assert status == 0 and "status" not in output, errors[-2000:]
     return output
 
@@ -99,7 +114,9 @@ def all_trained(size, runs):
 @pytest.fixture
 def alone(snfnp_train, monkeypatch):
     """The same runs in this process."""
-    monkeypatch.setattr(session, "load_dataset", lambda *of: small_dataset(images=96, side=8))
+    monkeypatch.setattr(
+        session, "load_dataset", lambda *of: small_dataset(images=96, side=8)
+    )
 
     def run(path, *arguments):
         until = time.monotonic() + 60
@@ -141,7 +158,9 @@ def test_the_numbers_do_not_depend_on_how_many_processes_there_are(tmp_path, alo
     runs = []
     for name, options in MODELS.items():
         words = ["--dtype", "float64", "--epochs", "2", *options]
-        one, two, again = (tmp_path / f"{name}-{copy}" for copy in ("one", "two", "again"))
+        one, two, again = (
+            tmp_path / f"{name}-{copy}" for copy in ("one", "two", "again")
+        )
         alone(one, *words)
         runs += [(two, *words), (again, *words)]
         paths.append((one, two, again))
@@ -158,7 +177,9 @@ def pids(folder, size):
     while time.monotonic() < until:
         texts = [(folder / str(rank)) for rank in range(size)]
         result = [path.read_text().split() for path in texts if path.exists()]
-        if len(result) == size and all(len(words) == 2 and words[1] != "0" for words in result):
+        if len(result) == size and all(
+            len(words) == 2 and words[1] != "0" for words in result
+        ):
             return [int(process) for process, _ in result]
         time.sleep(0.02)
     raise AssertionError("the processes have not started")
@@ -224,7 +245,11 @@ def test_ranks_resume_a_model_of_the_users_own_without_sending_its_code(tmp_path
 
 FULL = "out of memory: 4 GiB: choose a smaller"
 FAILURES = {
-    "memory": ("raise MemoryError('4 GiB')", 1, f"rank 1: {FULL} --batch-size than 12\n"),
+    "memory": (
+        "raise MemoryError('4 GiB')",
+        1,
+        f"rank 1: {FULL} --batch-size than 12\n",
+    ),
     # which all ranks find in the same sum, and tell once
     "divergence": ("trainer.p[:] = float('nan')", 1, "training diverged at step 10"),
     "interrupt": ("raise KeyboardInterrupt", 130, ""),
@@ -306,8 +331,12 @@ WRONG = {
 @pytest.mark.mpi
 def test_wrong_use_is_one_line(tmp_path):
     """All ranks fail alike, and none of them ends the others."""
-    words = [[*SMALL, "--out", str(tmp_path / "run"), *options.split()] for options in WRONG]
-    status, output, errors = processes.finish(processes.start(2, ["-c", SEVERAL, repr(words)]))
+    words = [
+        [*SMALL, "--out", str(tmp_path / "run"), *options.split()] for options in WRONG
+    ]
+    status, output, errors = processes.finish(
+        processes.start(2, ["-c", SEVERAL, repr(words)])
+    )
     assert (status, output) == (0, 2 * len(WRONG) * "status 2\n"), errors
     for line, said in zip(errors.splitlines(), WRONG.values(), strict=True):
         assert re.fullmatch(f"error: .*{re.escape(said)}.*", line), errors
@@ -316,9 +345,21 @@ def test_wrong_use_is_one_line(tmp_path):
 
 @pytest.mark.mpi
 def test_ranks_with_different_options_are_refused(tmp_path):
-    words = [sys.executable, "-c", COMMAND, *SMALL, "--out", str(tmp_path / "run"), "--seed"]
-    done = ended(processes.mpiexec(), "-n", "1", *words, "1", ":", "-n", "1", *words, "2")
-    line = "error: --seed is 1 for rank 0 and 2 for rank 1: give all processes the same\n"
+    words = [
+        sys.executable,
+        "-c",
+        COMMAND,
+        *SMALL,
+        "--out",
+        str(tmp_path / "run"),
+        "--seed",
+    ]
+    done = ended(
+        processes.mpiexec(), "-n", "1", *words, "1", ":", "-n", "1", *words, "2"
+    )
+    line = (
+        "error: --seed is 1 for rank 0 and 2 for rank 1: give all processes the same\n"
+    )
     assert (done.returncode, done.stderr) == (2, line)
 
 
@@ -329,7 +370,10 @@ def test_far_too_many_ranks_end_before_mpi_and_one_of_them_says_why(tmp_path):
     assert (first.returncode, last.returncode) == (2, 2)
     said = f"error: 999999 processes are far more than the {os.cpu_count()} cores of this machine"
     assert first.stderr.startswith(said) and first.stderr.count("\n") == 1
-    assert not (first.stdout + last.stdout + last.stderr) and not (tmp_path / "run").exists()
+    assert (
+        not (first.stdout + last.stdout + last.stderr)
+        and not (tmp_path / "run").exists()
+    )
 
 
 FEW = "is not a multiple of 999999 processes: give a multiple"
@@ -349,7 +393,9 @@ def test_too_many_processes_are_refused_before_anything_starts(
     snfnp_train, monkeypatch, copy, count, arguments, said
 ):
     for owner, name in ((starting.os, "execv"), (session, "load_dataset")):
-        monkeypatch.setattr(owner, name, lambda *of, name=name: pytest.fail(f"{name} was called"))
+        monkeypatch.setattr(
+            owner, name, lambda *of, name=name: pytest.fail(f"{name} was called")
+        )
     with one_line(UsageError, said):
         snfnp_train("--processes", count, *arguments, "--out", copy)
 
@@ -371,11 +417,22 @@ def test_the_command_that_mpiexec_gets(monkeypatch, word, last):
     started = []
     words = ["-O", "train.py", "--lr", "1", *word]
     monkeypatch.setattr(sys, "orig_argv", ["python", *words, *last])
-    monkeypatch.setattr(starting.shutil, "which", lambda name, path=None: path and f"bin/{name}")
+    monkeypatch.setattr(
+        starting.shutil, "which", lambda name, path=None: path and f"bin/{name}"
+    )
     monkeypatch.setattr(starting.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(starting.os, "execv", lambda *of: started.append(of))
     starting.start(3, SINGLE_PROCESS)
-    command = ["bin/mpiexec", "-n", "3", sys.executable, *words, "-x", "--processes=1", *last[1:]]
+    command = [
+        "bin/mpiexec",
+        "-n",
+        "3",
+        sys.executable,
+        *words,
+        "-x",
+        "--processes=1",
+        *last[1:],
+    ]
     assert started == [("bin/mpiexec", command)]
 
 
@@ -386,5 +443,7 @@ def test_a_missing_mpi_is_one_line(monkeypatch, missing):
 
     monkeypatch.setattr(starting.shutil, "which", result)
     monkeypatch.setattr(starting.importlib.util, "find_spec", result)
-    with pytest.raises(UsageError, match=rf"needs {missing}, .*: python -m pip install mpi4py"):
+    with pytest.raises(
+        UsageError, match=rf"needs {missing}, .*: python -m pip install mpi4py"
+    ):
         starting.start(2, SINGLE_PROCESS)

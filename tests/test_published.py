@@ -11,7 +11,16 @@ import numpy as np
 import pooch
 import pytest
 from support import data_files
-from support.data_files import FILES, FULL_MNIST, TEST, TEST_GZ, TRAIN, TRAIN_GZ, put, refused
+from support.data_files import (
+    FILES,
+    FULL_MNIST,
+    TEST,
+    TEST_GZ,
+    TRAIN,
+    TRAIN_GZ,
+    put,
+    refused,
+)
 from support.messages import assert_one_line, no_announcement
 from support.processes import python
 
@@ -80,14 +89,19 @@ def load(name, folder=None):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_files_are_looked_for_in_the_documented_order(name, tmp_path, cache, small, monkeypatch):
+def test_files_are_looked_for_in_the_documented_order(
+    name, tmp_path, cache, small, monkeypatch
+):
     """The argument, its subfolder first; the environment; the cache."""
     put(cache / name, FILES[name])
     for folder in ("argument", "environment"):
         put(tmp_path / folder, dict.fromkeys(FILES[name], b"damaged"))
         put(tmp_path / folder / name, FILES[name])
     monkeypatch.setenv("SNFNP_DATA_DIR", str(tmp_path / "environment"))
-    assert f"folder {tmp_path / 'argument' / name}" in load(name, tmp_path / "argument").source
+    assert (
+        f"folder {tmp_path / 'argument' / name}"
+        in load(name, tmp_path / "argument").source
+    )
     assert f"folder {tmp_path / 'environment' / name}" in load(name).source
     monkeypatch.setenv("SNFNP_DATA_DIR", "")
     dataset = load(name)
@@ -105,7 +119,9 @@ def test_a_tilde_is_the_home_folder(tmp_path, small, monkeypatch):
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_folder_without_the_files_is_refused(name, tmp_path, cache, monkeypatch):
-    put(cache / name, FILES[name])  # must not take the place of the folder that was given
+    put(
+        cache / name, FILES[name]
+    )  # must not take the place of the folder that was given
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "empty").mkdir()
     problems = {"none": "is not a folder", "file": "is not a folder", "empty": "lacks"}
@@ -122,7 +138,9 @@ def test_a_folder_without_the_files_is_refused(name, tmp_path, cache, monkeypatc
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
 def test_a_missing_file_is_named(name, tmp_path):
     for missing in FILES[name]:
-        half = {file: content for file, content in FILES[name].items() if file != missing}
+        half = {
+            file: content for file, content in FILES[name].items() if file != missing
+        }
         place = tmp_path / missing / name
         put(place.parent, FILES[name])
         put(place, half)
@@ -212,23 +230,38 @@ def test_a_data_set_found_nowhere_is_one_line_with_advice(
     name, offline, cache, unreachable, monkeypatch
 ):
     monkeypatch.setenv("SNFNP_OFFLINE", "1" if offline else "0")
-    message = refused(name, None, *FILES[name], "`data_dir`", "no download", cache / name)
-    addresses = {"fashion-mnist": unreachable, "cifar-10": "https://www.cs.toronto.edu/~kriz/"}
+    message = refused(
+        name, None, *FILES[name], "`data_dir`", "no download", cache / name
+    )
+    addresses = {
+        "fashion-mnist": unreachable,
+        "cifar-10": "https://www.cs.toronto.edu/~kriz/",
+    }
     assert addresses.get(name, "register at https://image-net.org") in message
     assert ("SNFNP_OFFLINE" in message) == (offline and name != "imagenet32")
 
 
 @pytest.mark.parametrize(
-    "name, said", [("cifar-10", "python version is pickled"), ("imagenet32", "the npz version")]
+    "name, said",
+    [("cifar-10", "python version is pickled"), ("imagenet32", "the npz version")],
 )
 def test_other_versions_are_not_read(name, said, tmp_path):
-    put(tmp_path, {"cifar-10-python.tar.gz": b"", "data_batch_1.bin": b"", "val_data.npz": b""})
+    put(
+        tmp_path,
+        {"cifar-10-python.tar.gz": b"", "data_batch_1.bin": b"", "val_data.npz": b""},
+    )
     refused(name, tmp_path, "which lacks", *FILES[name], said, kind=UsageError)
 
 
 def test_an_unknown_name_is_refused():
     names = "mnist, fashion-mnist, cifar-10, imagenet32, mnist-sample"
-    refused("cifar", None, "'cifar' is neither a data set nor a path", names, kind=UsageError)
+    refused(
+        "cifar",
+        None,
+        "'cifar' is neither a data set nor a path",
+        names,
+        kind=UsageError,
+    )
 
 
 GOOD = data_files.idx_bytes(TEST)
@@ -254,8 +287,15 @@ def test_a_damaged_gzip_file_is_one_line_or_harmless(tmp_path):
     """Cuts and changed bytes give SnfnpError or, if they do not matter, the images."""
     whole, refusals = gzip.compress(GOOD, mtime=0), 0
     contents = [whole[:end] for end in range(0, len(whole), 40)]
-    for at in (*range(12), *range(12, len(whole), 40), *range(len(whole) - 8, len(whole))):
-        contents += [whole[:at] + bytes([whole[at] ^ mask]) + whole[at + 1 :] for mask in (1, 0xFF)]
+    for at in (
+        *range(12),
+        *range(12, len(whole), 40),
+        *range(len(whole) - 8, len(whole)),
+    ):
+        contents += [
+            whole[:at] + bytes([whole[at] ^ mask]) + whole[at + 1 :]
+            for mask in (1, 0xFF)
+        ]
     for content in contents:
         put(tmp_path, FILES["mnist"] | {TEST_GZ: content})
         try:
@@ -286,7 +326,9 @@ BOMBS = {
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
 @pytest.mark.parametrize("name, files, problem", BOMBS.values(), ids=BOMBS.keys())
-def test_a_decompression_bomb_is_refused_in_little_memory(tmp_path, name, files, problem):
+def test_a_decompression_bomb_is_refused_in_little_memory(
+    tmp_path, name, files, problem
+):
     put(tmp_path, files)
     done = python(SCRIPT, name, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -310,14 +352,20 @@ def test_damage_to_every_file_of_every_set(name, tmp_path, cache, small):
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("end", ["-idx3-ubyte", "-idx3-ubyte.gz", ".idx3-ubyte", ".idx3-ubyte.gz"])
+@pytest.mark.parametrize(
+    "end", ["-idx3-ubyte", "-idx3-ubyte.gz", ".idx3-ubyte", ".idx3-ubyte.gz"]
+)
 def test_all_four_spellings_of_file_names_are_found(tmp_path, end):
     files = {f"train-images{end}": TRAIN, f"t10k-images{end}": TEST}
     files = {name: data_files.idx_bytes(images) for name, images in files.items()}
-    if not end.endswith(".gz"):  # the content tells what is compressed, and not the name
+    if not end.endswith(
+        ".gz"
+    ):  # the content tells what is compressed, and not the name
         files = {name: gzip.compress(content) for name, content in files.items()}
     put(tmp_path, files)
-    data_files.assert_is("mnist", load_dataset("mnist", tmp_path, report=no_announcement))
+    data_files.assert_is(
+        "mnist", load_dataset("mnist", tmp_path, report=no_announcement)
+    )
 
 
 @pytest.mark.usefixtures("small")
@@ -332,7 +380,11 @@ def test_files_may_be_links(name, tmp_path):
 
 @pytest.mark.usefixtures("small")
 def test_the_published_file_name_is_preferred(tmp_path):
-    put(tmp_path, FILES["cifar-10"] | {sets.ARCHIVE.removesuffix(".gz"): b"unpacked by a browser"})
+    put(
+        tmp_path,
+        FILES["cifar-10"]
+        | {sets.ARCHIVE.removesuffix(".gz"): b"unpacked by a browser"},
+    )
     data_files.assert_is("cifar-10", load("cifar-10", tmp_path))
 
 
@@ -340,11 +392,20 @@ def test_the_published_file_name_is_preferred(tmp_path):
 def test_files_of_another_data_set_are_refused(tmp_path):
     put(tmp_path, FILES["mnist"])
     file = tmp_path / TRAIN_GZ
-    refused("fashion-mnist", tmp_path, f"{file} cannot be read (it is a file of MNIST, not Fashion")
+    refused(
+        "fashion-mnist",
+        tmp_path,
+        f"{file} cannot be read (it is a file of MNIST, not Fashion",
+    )
     put(tmp_path, {TRAIN_GZ: data_files.idx_bytes(data_files.FASHION[TRAIN_GZ])})
     refused("fashion-mnist", tmp_path, tmp_path / TEST_GZ, "it is a file of MNIST")
     put(tmp_path, {TEST_GZ: data_files.idx_bytes(TEST[::-1])})
-    refused("fashion-mnist", tmp_path, tmp_path / TEST_GZ, "it is a file of no published data set")
+    refused(
+        "fashion-mnist",
+        tmp_path,
+        tmp_path / TEST_GZ,
+        "it is a file of no published data set",
+    )
 
 
 @pytest.mark.parametrize("fault", ["no mirror", "offline", "a file in the way"])
@@ -366,7 +427,13 @@ def test_the_sample_is_announced_once(fault, cache, monkeypatch):
         assert (images.min(), images.max()) == (0, 255)
     (line,) = lines
     assert "\n" not in line
-    for part in ("WARNING: NOT THE FULL MNIST", "sample", "5000 train", "--data-dir", *reason):
+    for part in (
+        "WARNING: NOT THE FULL MNIST",
+        "sample",
+        "5000 train",
+        "--data-dir",
+        *reason,
+    ):
         assert part in line
     assert not (cache / "mnist").exists() or not list((cache / "mnist").iterdir())
 
@@ -382,7 +449,11 @@ def test_the_sample_is_announced_on_stderr(capfd):
 def test_full_mnist_and_the_sample_of_it(monkeypatch):
     full = load_dataset("mnist", FULL_MNIST, report=no_announcement)
     assert not full.is_sample
-    assert list(map(len, (full.train, full.validation, full.test))) == [50_000, 10_000, 10_000]
+    assert list(map(len, (full.train, full.validation, full.test))) == [
+        50_000,
+        10_000,
+        10_000,
+    ]
     monkeypatch.setenv("SNFNP_OFFLINE", "1")
     sample = load_dataset("mnist", report=lambda line: None)
     np.testing.assert_array_equal(sample.train, full.train[:5000])
@@ -405,11 +476,22 @@ def test_imagenet_is_read_as_needed(tmp_path, small, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "array", [np.zeros((29, 32, 32, 3), np.uint8), np.zeros((30, 32, 32, 3), np.int8), np.zeros(())]
+    "array",
+    [
+        np.zeros((29, 32, 32, 3), np.uint8),
+        np.zeros((30, 32, 32, 3), np.int8),
+        np.zeros(()),
+    ],
 )
 def test_an_imagenet_array_of_another_shape_or_type_is_refused(tmp_path, small, array):
     np.save(tmp_path / sets.ARRAY, array)
-    refused("imagenet32", tmp_path, tmp_path / sets.ARRAY, f"{array.dtype} of shape", "is not")
+    refused(
+        "imagenet32",
+        tmp_path,
+        tmp_path / sets.ARRAY,
+        f"{array.dtype} of shape",
+        "is not",
+    )
 
 
 def test_the_documented_command_makes_the_file(tmp_path, small, monkeypatch):
@@ -425,12 +507,18 @@ def test_the_documented_command_makes_the_file(tmp_path, small, monkeypatch):
     code = code.replace("0.015611", str(5 / 23))
     assert python(code, cwd=tmp_path, PYTHONPATH=str(ROOT), PATH="").returncode == 0
     dataset = load_dataset("imagenet32", tmp_path)
-    assert [len(dataset.train), len(dataset.validation), len(dataset.test)] == [18, 5, 7]
+    assert [len(dataset.train), len(dataset.validation), len(dataset.test)] == [
+        18,
+        5,
+        7,
+    ]
 
 
 def test_a_data_set_leaves_its_arrays_as_they_were():
     images = IMAGES.copy()
-    dataset = Dataset("mine", images, images[:1], images[:2], source="made here", is_sample=False)
+    dataset = Dataset(
+        "mine", images, images[:1], images[:2], source="made here", is_sample=False
+    )
     with pytest.raises(ValueError, match="read-only"):
         dataset.train[0] = 1
     images[0] = 1
@@ -438,5 +526,9 @@ def test_a_data_set_leaves_its_arrays_as_they_were():
 
 
 def test_splits_of_two_shapes_are_one_line():
-    with pytest.raises(UsageError, match=r"^the test images of mine: shape \(3, 2, 4, 1\) beside"):
-        Dataset("mine", IMAGES, IMAGES, IMAGES[:, :2], source="made here", is_sample=False)
+    with pytest.raises(
+        UsageError, match=r"^the test images of mine: shape \(3, 2, 4, 1\) beside"
+    ):
+        Dataset(
+            "mine", IMAGES, IMAGES, IMAGES[:, :2], source="made here", is_sample=False
+        )

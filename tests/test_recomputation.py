@@ -60,14 +60,29 @@ def glow(rule=None, split=True):
 
 def splines():
     spline = RationalQuadraticSpline(gain=0.1)
-    first = (("mix1", Linear(Conv2d((3, 3), 1))), ("spline1", spline), ("actnorm1", ActNorm()))
-    rest = (("squeeze1", Squeeze()), ("mix2", Linear(Conv2d((3, 3), 4))), ("spline2", spline))
+    first = (
+        ("mix1", Linear(Conv2d((3, 3), 1))),
+        ("spline1", spline),
+        ("actnorm1", ActNorm()),
+    )
+    rest = (
+        ("squeeze1", Squeeze()),
+        ("mix2", Linear(Conv2d((3, 3), 4))),
+        ("spline2", spline),
+    )
     return Flow((4, 4, 1), first + rest)
 
 
 def mixed():
     """Layers without a cheap exact inverse at both ends, in between, and before a split."""
-    layers = [Bias(), ActNorm(), SmoothLeakyReLU(), ActNorm(), ActNorm(), SmoothLeakyReLU()]
+    layers = [
+        Bias(),
+        ActNorm(),
+        SmoothLeakyReLU(),
+        ActNorm(),
+        ActNorm(),
+        SmoothLeakyReLU(),
+    ]
     layers += [Split(), Squeeze(), SmoothLeakyReLU()]
     names = [f"{type(layer).__name__}{index}" for index, layer in enumerate(layers)]
     return Flow((4, 4, 2), tuple(zip(names, layers, strict=True)))
@@ -80,7 +95,9 @@ FLOWS = {
     "splines": splines(),
     "mixed": mixed(),
     "one layer": Flow((4, 4, 1), (("actnorm", ActNorm()),)),
-    "one split": Flow((4, 4, 2), (("coupling", AffineCoupling(2, 6)), ("split", Split()))),
+    "one split": Flow(
+        (4, 4, 2), (("coupling", AffineCoupling(2, 6)), ("split", Split()))
+    ),
 }
 
 
@@ -116,7 +133,9 @@ def difference(result, expected) -> float:
     errors = []
     for key, value in expected.items():
         error = np.linalg.norm(result[key] - value)
-        errors.append(error / np.linalg.norm(value) if error != 0 else 0.0)  # 0 where both are 0
+        errors.append(
+            error / np.linalg.norm(value) if error != 0 else 0.0
+        )  # 0 where both are 0
     return float(np.max(errors))
 
 
@@ -161,7 +180,9 @@ BYTES = 16 * N * 8 * 8 * 4 * 4  # one activation: batch 64, single precision
 LAYERS = {
     "actnorm": lambda: ActNorm(),
     "spline": lambda: RationalQuadraticSpline(),
-    "coupling": lambda: AffineCoupling(4, 16),  # its cache is 4 times as wide as its input
+    "coupling": lambda: AffineCoupling(
+        4, 16
+    ),  # its cache is 4 times as wide as its input
 }
 
 
@@ -171,11 +192,14 @@ LAYERS = {
 def test_depth_costs_no_activation_memory(ops, kind):
     """Above 4 layers, 20 more do not add a single activation; stored, each adds one or more."""
     shallow, deep = (
-        Flow(SHAPE, tuple((f"layer{k}", LAYERS[kind]()) for k in range(depth))) for depth in (4, 24)
+        Flow(SHAPE, tuple((f"layer{k}", LAYERS[kind]()) for k in range(depth)))
+        for depth in (4, 24)
     )
     growth = {
         recompute: height(deep, ops, recompute) - height(shallow, ops, recompute)
         for recompute in (False, True)
     }
     assert growth[False] >= 20 * BYTES
-    assert growth[True] < BYTES / 2  # records of recomputed layers, a few hundred bytes each
+    assert (
+        growth[True] < BYTES / 2
+    )  # records of recomputed layers, a few hundred bytes each

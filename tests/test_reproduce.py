@@ -49,7 +49,9 @@ def everything(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         small(patch)
         printed = []
-        patch.setattr("builtins.print", lambda *text, **_: printed.append(" ".join(text)))
+        patch.setattr(
+            "builtins.print", lambda *text, **_: printed.append(" ".join(text))
+        )
         reproduce.main(["all", "--runs", str(folder), "--backend", "numpy", *SEED])
     tables = [text for text in printed if text.startswith("**")]
     names = [name for name in TARGETS if name != "table2"]  # whose images are not there
@@ -79,20 +81,36 @@ def test_all_makes_every_table_and_picture_of_results_json_alone(everything):
         magic = {".svg": b"<?xml", ".png": b"\x89PNG"}[target.suffix]
         picture = (folder / f"{name}{target.suffix}").read_bytes()
         assert picture.startswith(magic) and target.show(record) in tables[name]
-        if target.made_of_record:  # or every page would have new pictures of old results
+        if (
+            target.made_of_record
+        ):  # or every page would have new pictures of old results
             target.draw(record, folder / "again.svg")
             assert (folder / "again.svg").read_bytes() == picture
     config = records["white"]["rows"][0]["config"]  # all that decides, whoever set it
-    recorded = {name: config[name] for name in ("lam", "lr", "lr_schedule", "objective")}
-    assert recorded == {"lam": 0.1, "lr": 4e-3, "lr_schedule": "cosine", "objective": "forward"}
+    recorded = {
+        name: config[name] for name in ("lam", "lr", "lr_schedule", "objective")
+    }
+    assert recorded == {
+        "lam": 0.1,
+        "lr": 4e-3,
+        "lr_schedule": "cosine",
+        "objective": "forward",
+    }
     assert not {"seed", "epochs", "backend", "out"} & set(config)
 
 
 @pytest.mark.slow
-def test_a_table_is_trained_once_and_shown_again(everything, command, monkeypatch, tmp_path):
-    folder, first = shutil.copytree(everything[0], tmp_path / "runs"), everything[1]["table4"]
+def test_a_table_is_trained_once_and_shown_again(
+    everything, command, monkeypatch, tmp_path
+):
+    folder, first = (
+        shutil.copytree(everything[0], tmp_path / "runs"),
+        everything[1]["table4"],
+    )
     rows = [list(row.values()) for row in rows_of(first)]
-    assert [row[:2] for row in rows] == [list(row.cells) for row in TABLES["table4"].rows[:14]]
+    assert [row[:2] for row in rows] == [
+        list(row.cells) for row in TABLES["table4"].rows[:14]
+    ]
     assert rows[3][4:6] == ["1 / 6,000", "946.3"]  # and no Glow, which nobody named
     assert all(float(row[2]) > 0 and row[3] == "0" for row in rows)
     config = RunFolder.open(folder / "conv-lambda-0.3-seed-0")[1]["config"]
@@ -136,8 +154,14 @@ def test_a_row_that_diverges_is_shown_with_its_step(command, monkeypatch, tmp_pa
 def test_a_row_can_be_trained_longer_with_fewer_evaluations(command, tmp_path):
     command("all", "--rows", "fc-snf")
     shown = command("all", "--rows", "fc-snf", "--epochs", "5", "--eval-every", "2")
-    titles = [TARGETS[name].title for name in ("table1", "table4", "figure3", "figure5")]
-    heads = [line[2:].partition("**")[0] for line in shown.splitlines() if line.startswith("**")]
+    titles = [
+        TARGETS[name].title for name in ("table1", "table4", "figure3", "figure5")
+    ]
+    heads = [
+        line[2:].partition("**")[0]
+        for line in shown.splitlines()
+        if line.startswith("**")
+    ]
     assert heads == titles  # all that have such a row, and nothing else
     lines = (tmp_path / "runs/fc-snf-seed-0/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 4, 5]
@@ -145,8 +169,13 @@ def test_a_row_can_be_trained_longer_with_fewer_evaluations(command, tmp_path):
     assert (run["epochs"], run["eval_every"]) == (5, 2)
     command("table1", "--rows", "conv-snf")
     (tmp_path / "runs/fc-snf-seed-0/summary.json").unlink()  # made again
-    again = command("table1", "--rows", "fc-snf")  # what is longer stays, other rows as well
-    assert [row["epochs: ours / paper"] for row in rows_of(again)] == ["5 / 6,000", "1 / 1,000"]
+    again = command(
+        "table1", "--rows", "fc-snf"
+    )  # what is longer stays, other rows as well
+    assert [row["epochs: ours / paper"] for row in rows_of(again)] == [
+        "5 / 6,000",
+        "1 / 1,000",
+    ]
 
 
 def write_metrics(run, nlls, **layer):
@@ -163,7 +192,9 @@ def write_metrics(run, nlls, **layer):
 def made_up(tmp_path, monkeypatch):
     """made_up(target, …): the target, the runs that it plans, and its collect."""
     monkeypatch.setattr(provenance, "of_run", lambda folder: {"commit": "c0ffee"})
-    monkeypatch.setattr(RunFolder, "config", lambda folder: TrainConfig(model="fc").resolve(500))
+    monkeypatch.setattr(
+        RunFolder, "config", lambda folder: TrainConfig(model="fc").resolve(500)
+    )
 
     def planned(name, **options):
         command = FullSize(tmp_path, get_ops("numpy"), **options)
@@ -187,12 +218,15 @@ def test_a_table_has_means_deviations_and_epochs(made_up):
     ]
     for run in planned:
         write_metrics(run, {})
-    for run, (nll, epochs) in zip(planned, ((700.0, (10, 11, 30, 60)), (702.0, (10, 30)))):  # noqa: B905
+    curves = ((700.0, (10, 11, 30, 60)), (702.0, (10, 30)))
+    for run, (nll, epochs) in zip(planned, curves, strict=False):
         write_metrics(run, {n: nll - n for n in epochs})
     found = {run.folder: own for run, own in zip(planned, outcomes, strict=True)}
     record = collect(planned, found)
     assert [row["made_with"] for row in record["rows"]] == [[{"commit": "c0ffee"}]] * 3
-    shown, _, learning = target.show(record).partition("Exact validation NLL in nats while")
+    shown, _, learning = target.show(record).partition(
+        "Exact validation NLL in nats while"
+    )
     (row,) = rows_of(learning)  # 10 and 30: both have them
     assert row == {"model": "Glow 1x1", "epoch 10": "691.0", "epoch 30": "671.0"}
     went = "680.3 and diverged at step 77 (seed 1), after epoch 3: ρ ≥ 1.25"
@@ -214,12 +248,16 @@ def test_a_run_whose_likelihood_was_lost_says_from_which_step_on(made_up):
         (row,) = rows_of(target.show(collect([run], {run.folder: outcome})))
         return row["ours"]
 
-    assert ours(900.0, 800.0, 890.0, 790.0) == "786.0"  # what was lost in between came back
+    assert (
+        ours(900.0, 800.0, 890.0, 790.0) == "786.0"
+    )  # what was lost in between came back
     # 870 is more than a tenth above 790, 868 is not
     assert ours(900.0, 800.0, 890.0, 790.0, 870.0, 1200.0) == (
         "786.0; best at epoch 4, lost from step 2500 on, after epoch 4: ρ ≥ 0.5"
     )
-    assert "step 3000 on, after epoch 5" in ours(900.0, 800.0, 890.0, 790.0, 868.0, 1200.0)
+    assert "step 3000 on, after epoch 5" in ours(
+        900.0, 800.0, 890.0, 790.0, 868.0, 1200.0
+    )
 
 
 @pytest.mark.slow
@@ -237,7 +275,9 @@ def test_figures_and_times_are_made_of_metrics_and_timings(everything):
 
     (run,) = records["figure2"]["rows"][0]["runs"]
     likelihood = load_run(folder / "glow-2l-4k-lambda-100-seed-0").likelihood
-    exact, learned = (likelihood.sample(64, 0, exact=how).astype(int) for how in (True, False))
+    exact, learned = (
+        likelihood.sample(64, 0, exact=how).astype(int) for how in (True, False)
+    )
     apart, drawn = np.abs(exact - learned), (exact > 1) | (learned > 1)
     assert run["mean_difference"] == pytest.approx(apart.mean(), rel=1e-12)
     assert run["same_pixels"] == np.mean(apart <= 1)
@@ -249,7 +289,9 @@ def test_figures_and_times_are_made_of_metrics_and_timings(everything):
     assert (epoch, len(angles)) == (1, 9)
     assert found == pytest.approx([np.mean(angles), np.std(angles)])
 
-    sizes = [[point["D"] for point in row["points"]] for row in records["figure4"]["rows"]]
+    sizes = [
+        [point["D"] for point in row["points"]] for row in records["figure4"]["rows"]
+    ]
     assert sizes == [[8, 16, 24], [64, 144, 256]]
     (line,) = RunFolder(folder / "fc-snf-seed-0").read_metrics()
     points = records["figure5"]["rows"][1]["runs"][0]["points"]
@@ -259,14 +301,20 @@ def test_figures_and_times_are_made_of_metrics_and_timings(everything):
 def test_curves_keep_their_ends():
     points = [[epoch] for epoch in range(1, 6001)]
     few = figures.thinned(points, 200)
-    assert len(few) == 200 and few[0] == [1] and few[-1] == [6000] and few == sorted(few)
+    assert (
+        len(few) == 200 and few[0] == [1] and few[-1] == [6000] and few == sorted(few)
+    )
     assert all(figures.thinned(points[:n], 200) == points[:n] for n in (0, 1, 200))
 
 
-def test_a_diverged_run_has_no_curve_and_the_others_are_shown(command, monkeypatch, tmp_path):
+def test_a_diverged_run_has_no_curve_and_the_others_are_shown(
+    command, monkeypatch, tmp_path
+):
     diverge(monkeypatch, gradient="self-normalizing")
     exact, snf = rows_of(command("figure5"))
-    assert snf["s / epoch"] == "diverged" and snf["NLL at 1"] == "–" != exact["NLL at 1"]
+    assert (
+        snf["s / epoch"] == "diverged" and snf["NLL at 1"] == "–" != exact["NLL at 1"]
+    )
     picture = tmp_path / "runs/figure3.svg"
     picture.write_text("older")
     shown = command("figure3", "--rows", "fc-snf")
@@ -295,9 +343,13 @@ def test_bad_input_is_one_line(monkeypatch, tmp_path, line):
 
 def test_a_sample_of_mnist_is_not_enough(monkeypatch, tmp_path):
     monkeypatch.setattr(
-        runs, "load_dataset", lambda *_: replace(reproduction.mnist("mnist"), is_sample=True)
+        runs,
+        "load_dataset",
+        lambda *_: replace(reproduction.mnist("mnist"), is_sample=True),
     )
-    with pytest.raises(UsageError, match="200 training images of mnist, a sample: give"):
+    with pytest.raises(
+        UsageError, match="200 training images of mnist, a sample: give"
+    ):
         reproduce.main(["table1", "--runs", str(tmp_path)])
 
 
@@ -305,7 +357,9 @@ def test_unusable_runs_are_one_line_before_training(command, monkeypatch, tmp_pa
     row, folder = ("table1", "--rows", "fc-snf"), tmp_path / "runs/fc-snf-seed-0"
     command(*row)
     (tmp_path / "file").write_text("")
-    whole = {name: (folder / name).read_bytes() for name in ("summary.json", "config.json")}
+    whole = {
+        name: (folder / name).read_bytes() for name in ("summary.json", "config.json")
+    }
 
     def refused(said, *more, kind=SnfnpError, **where):
         with monkeypatch.context() as patch, one_line(kind, match=said) as caught:
@@ -338,8 +392,19 @@ def test_unusable_runs_are_one_line_before_training(command, monkeypatch, tmp_pa
 
 def test_a_commit_is_marked_if_files_differ_from_it(tmp_path, monkeypatch):
     def git(*arguments):
-        command = ["git", "-c", "user.name=a", "-c", "user.email=b", "-C", tmp_path, *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        command = [
+            "git",
+            "-c",
+            "user.name=a",
+            "-c",
+            "user.email=b",
+            "-C",
+            tmp_path,
+            *arguments,
+        ]
+        return subprocess.run(
+            command, check=True, capture_output=True, text=True
+        ).stdout.strip()
 
     monkeypatch.setattr(provenance, "_ROOT", tmp_path)
     assert provenance.commit() == "not known"
@@ -358,8 +423,14 @@ def test_a_run_that_was_resumed_has_both_commits(tmp_path, monkeypatch):
         provenance.note(tmp_path / "run")
     record = {"platform": "Linux", "backend": "numpy", "device": {}, "versions": {}}
     numbers = (("openblas", 1), ("openblas", 2), ("openmp", 4))
-    pools = [{"internal_api": library, "num_threads": number} for library, number in numbers]
+    pools = [
+        {"internal_api": library, "num_threads": number} for library, number in numbers
+    ]
     record["threads"] = {"blas": pools}
     monkeypatch.setattr(provenance.RunFolder, "open", lambda folder: (None, record))
     found = provenance.of_run(tmp_path / "run")
-    assert (found["commit"], found["processor"], found["threads"]) == ("first, second", "p", 2)
+    assert (found["commit"], found["processor"], found["threads"]) == (
+        "first, second",
+        "p",
+        2,
+    )

@@ -31,11 +31,20 @@ EVERY_ROW = [pytest.param(row, id=f"{row.name}-{row.data}") for row in ROWS]
 
 def row(name, paper, *values, **more):
     runs = [{"seed": n, "epochs": 3, "value": value} for n, value in enumerate(values)]
-    made_with = {"commit": "c0ffee", "processor": "a processor", "platform": "Linux-6, x86_64"}
+    made_with = {
+        "commit": "c0ffee",
+        "processor": "a processor",
+        "platform": "Linux-6, x86_64",
+    }
     made_with |= {"backend": "numba", "device": {}, "threads": 2}
     made_with["versions"] = {"python": "3.11", "numpy": "2.4"}
     known = {"name": name, "cells": [name.upper()], "unit": "nats"}
-    known |= {"paper": paper, "paper_spread": 0.5, "paper_epochs": 3, "config": {"model": "fc"}}
+    known |= {
+        "paper": paper,
+        "paper_spread": 0.5,
+        "paper_epochs": 3,
+        "config": {"model": "fc"},
+    }
     return known | {"data": "mnist", "runs": runs, "made_with": [made_with]} | more
 
 
@@ -81,7 +90,8 @@ def same_picture(one, other):
     shapes = [[own.shape for own in each] for each in (places, where)]
     same = texts == others and shapes[0] == shapes[1]
     return same and all(
-        np.allclose(*pair, rtol=0, atol=1e-4) for pair in zip(places, where, strict=True)
+        np.allclose(*pair, rtol=0, atol=1e-4)
+        for pair in zip(places, where, strict=True)
     )
 
 
@@ -92,7 +102,10 @@ def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
         text = page(committed())
         assert (FOLDER / NAME).read_text(encoding="utf-8") == text
         for name, record in committed().items():
-            picture, again = FOLDER / "figures" / module.picture_of(name), tmp_path / f"{name}.svg"
+            picture, again = (
+                FOLDER / "figures" / module.picture_of(name),
+                tmp_path / f"{name}.svg",
+            )
             assert picture.exists()
             if TARGETS[name].made_of_record:
                 TARGETS[name].draw(record, again)
@@ -105,7 +118,12 @@ def test_rows_are_reproduced_by_the_commands_printed():
     for name, record in committed().items():
         changed += module._otherwise(TARGETS[name], record)
     assert all(note in text for note in changed)
-    rows = [own for record in committed().values() for own in record["rows"] if "runs" in own]
+    rows = [
+        own
+        for record in committed().values()
+        for own in record["rows"]
+        if "runs" in own
+    ]
     assert len(rows) > 50 and all(len(own["config"]) > 20 for own in rows)
     assert all("lam" in own["config"] for own in rows)
     first = committed()["table1"]["rows"][0]
@@ -120,12 +138,23 @@ def test_the_page_has_every_table_and_picture(records):
     table = TARGETS["table1"].show(records["table1"])
     assert table in text and "@" not in text
     assert "beside the paper's](figures/reproduced-table1.svg)" in text
-    assert "\n\nNot run here: `python scripts/reproduce.py table2 --rows …` does it." in text
+    assert (
+        "\n\nNot run here: `python scripts/reproduce.py table2 --rows …` does it."
+        in text
+    )
     words = " ".join(text.replace("\\\n", "").split())
-    assert "as the paper's: FC-EXACT 951.0 ± 1.4 nats, the paper's 947.6 ± 0.5; FC-SNF" in words
+    assert (
+        "as the paper's: FC-EXACT 951.0 ± 1.4 nats, the paper's 947.6 ± 0.5; FC-SNF"
+        in words
+    )
     assert "as long as the paper's: 3 of 5 rows (those of Table 1" in words
-    assert "s, fully connected: +3.5 nats (test, 3 epochs, seed 0), in the paper -0.5" in words
-    assert [line for line in text.splitlines() if len(line) > 100 and line[0] != "|"] == []
+    assert (
+        "s, fully connected: +3.5 nats (test, 3 epochs, seed 0), in the paper -0.5"
+        in words
+    )
+    assert [
+        line for line in text.splitlines() if len(line) > 100 and line[0] != "|"
+    ] == []
 
 
 def test_every_row_has_a_command(records, capsys):
@@ -153,7 +182,10 @@ TYPED = {"-0.5", "0.1", "0.3", "8 nats", "7 nats", "0.001", "0.9", "574.8"}
 def typed_figures(text: str) -> set[str]:
     """Figures of results in the prose of page.md that nobody computes."""
     prose = re.sub(
-        r"```.*?```|`[^`]*`|\$[^$]*\$|\]\([^)]*\)|^\|[^\n]*", "", text, flags=re.S | re.M
+        r"```.*?```|`[^`]*`|\$[^$]*\$|\]\([^)]*\)|^\|[^\n]*",
+        "",
+        text,
+        flags=re.S | re.M,
     )
     return set(re.findall(r"[-+]?\d+\.\d+|\d+ nats", prose)) - TYPED
 
@@ -252,7 +284,9 @@ def test_published_results_are_merged_with_those_that_are_there(folder, records)
     assert rows["fc-snf"] == longer and rows["fc-exact"] == records["table1"]["rows"][0]
     assert list(committed()) == ["table1", "figure2"]
     assert picture.read_bytes() != before
-    assert (folder / "derivations/figures/reproduced-figure2.png").read_bytes() == b"samples"
+    assert (
+        folder / "derivations/figures/reproduced-figure2.png"
+    ).read_bytes() == b"samples"
 
 
 @pytest.mark.parametrize(
@@ -264,7 +298,9 @@ def test_published_results_are_merged_with_those_that_are_there(folder, records)
 )
 def test_what_belongs_on_no_page_is_refused(folder, records, targets, said):
     content = dict.fromkeys(targets, records["table1"])
-    (folder / "runs/results.json").write_text(json.dumps({"format": 1, "targets": content}))
+    (folder / "runs/results.json").write_text(
+        json.dumps({"format": 1, "targets": content})
+    )
     with one_line(UsageError, said):
         reproduce.main(["page", "--runs", str(folder / "runs")])
     assert not list((folder / "derivations").rglob("*.*"))
@@ -288,10 +324,14 @@ def test_seeds_come_together_and_the_new_one_of_two_counts():
     known = own | {"runs": [RUN, last]}
     new = own | {"runs": [RUN | {"value": 5.0}, RUN | {"seed": 1}, DIVERGED]}
     new["made_with"] = [origin | {"commit": "decade"}]
-    found = merge(known, new)  # a run that diverged takes the place of none that did not
+    found = merge(
+        known, new
+    )  # a run that diverged takes the place of none that did not
     assert found["runs"] == [RUN | {"value": 5.0}, RUN | {"seed": 1}, last]
     assert found["made_with"] == [origin, *new["made_with"]]
-    assert merge(own | {"runs": [RUN]}, new)["made_with"] == new["made_with"]  # RUN was replaced
+    assert (
+        merge(own | {"runs": [RUN]}, new)["made_with"] == new["made_with"]
+    )  # RUN was replaced
     assert merge(own | {"runs": [DIVERGED]}, own | {"runs": [last]})["runs"] == [last]
 
 
@@ -330,9 +370,20 @@ def test_a_row_has_the_configuration_of_appendix_a_3(row):
     clipped = kind == "glow-3l-48k" or kind == "glow-3l-32k" and not exact
     assert config.clip_norm == (10_000 if clipped else None)
     assert config.shuffle and config.augment == (row.data == "cifar-10")
-    known = {"fc": 6000, "glow": 250, "glow-2l-4k": 250, "glow-3l-32k": 1000, "glow-3l-48k": 15}
+    known = {
+        "fc": 6000,
+        "glow": 250,
+        "glow-2l-4k": 250,
+        "glow-3l-32k": 1000,
+        "glow-3l-48k": 15,
+    }
     assert row.epochs == known.get(kind, 1000)
-    sizes = {"glow": (2, 16), "glow-2l-4k": (2, 4), "glow-3l-32k": (3, 32), "glow-3l-48k": (3, 48)}
+    sizes = {
+        "glow": (2, 16),
+        "glow-2l-4k": (2, 4),
+        "glow-3l-32k": (3, 32),
+        "glow-3l-48k": (3, 48),
+    }
     assert (config.levels, config.depth) == sizes.get(kind, (None, None))
     assert config.width == {"glow-2l-4k": 16}.get(kind, config.levels and 512)
     if config.gradient == "self-normalizing":
@@ -342,7 +393,13 @@ def test_a_row_has_the_configuration_of_appendix_a_3(row):
         elif row.cells[-1] == f"{config.lam:g}":  # a row of Table 4
             assert config.lambda_control == "fixed"
         else:
-            lam = {"fc": 1, "conv": 1, "glow": 100, "glow-3l-32k": 1000, "glow-3l-48k": 1000}
+            lam = {
+                "fc": 1,
+                "conv": 1,
+                "glow": 100,
+                "glow-3l-32k": 1000,
+                "glow-3l-48k": 1000,
+            }
             assert config.lam == lam[kind] and config.lambda_control == "fixed"
     assert config.init == ("authors" if config.kernel == 5 else "paper")
     assert config.recipe == "paper" and config.effective("bias_init") in ("zero", None)

@@ -105,11 +105,17 @@ def plain_frozen_scalar(objective, bar, dz, dldj, lam, x):
 def test_stop_gradient_objective(ops, rng, objective, lam):
     layer = Linear(Dense(D), SelfNormalizing(objective))
     p = {"W": matrix(rng), "R": matrix(rng), "b": rng.standard_normal(D)}
-    x, dz, dldj = rng.standard_normal((N, D)), rng.standard_normal((N, D)), rng.standard_normal(N)
+    x, dz, dldj = (
+        rng.standard_normal((N, D)),
+        rng.standard_normal((N, D)),
+        rng.standard_normal(N),
+    )
     plain = plain_frozen_scalar(objective, p, dz, dldj, lam, x)
     package = stop_gradient_objective(layer, (D,), ops, p, x, dz, dldj, lam)
 
-    moved = {name: value + rng.standard_normal(value.shape) for name, value in p.items()}
+    moved = {
+        name: value + rng.standard_normal(value.shape) for name, value in p.items()
+    }
     for point in (p, moved):
         np.testing.assert_allclose(package(x, point), plain(point), rtol=1e-12)
 
@@ -125,7 +131,9 @@ def test_without_reconstruction_weight_the_update_is_equations_10_and_11(ops, rn
     x = rng.standard_normal((N, D))
     grads, _ = gradients(ops, Linear(Dense(D)), p, x, lam=0.0)
     dz = -(x @ p["W"].T + p["b"]) / N
-    np.testing.assert_allclose(grads["W"], 0.5 * (dz.T @ x + p["R"].T), rtol=0, atol=1e-13)
+    np.testing.assert_allclose(
+        grads["W"], 0.5 * (dz.T @ x + p["R"].T), rtol=0, atol=1e-13
+    )
     z0 = x @ p["W"].T
     expected = -0.5 * ((dz @ p["W"]).T @ z0 + p["W"].T)
     np.testing.assert_allclose(grads["R"], expected, rtol=0, atol=1e-13)
@@ -133,7 +141,11 @@ def test_without_reconstruction_weight_the_update_is_equations_10_and_11(ops, rn
 
 def two_layers(rule, features=D):
     dense = Linear(Dense(features), rule)
-    layers = (("dense1", dense), ("activation1", SmoothLeakyReLU(0.3)), ("dense2", dense))
+    layers = (
+        ("dense1", dense),
+        ("activation1", SmoothLeakyReLU(0.3)),
+        ("dense2", dense),
+    )
     return Flow((features,), layers)
 
 
@@ -196,14 +208,20 @@ def test_whole_flow_with_exact_inverses_ascends_the_mixture(ops, rng):
     grads = flow_backward(ops, flow, params, x, lam=2.0).grads
 
     def mixture(p):
-        return 0.5 * mean_log_likelihood(p, x) + 0.5 * mean_log_likelihood(p, x, inverses=True)
+        return 0.5 * mean_log_likelihood(p, x) + 0.5 * mean_log_likelihood(
+            p, x, inverses=True
+        )
 
     check_flow(mixture, params, grads, rng)
 
 
 def test_relative_gradient_is_exact_times_wtw(ops, rng):
     w, b = matrix(rng), rng.standard_normal(D)
-    p, x, dz = {"W": w, "b": b}, rng.standard_normal((N, D)), rng.standard_normal((N, D))
+    p, x, dz = (
+        {"W": w, "b": b},
+        rng.standard_normal((N, D)),
+        rng.standard_normal((N, D)),
+    )
 
     def under(rule, params=p):
         layer = Linear(Dense(D), rule, bias="b" in params)
@@ -238,4 +256,6 @@ def test_a_self_normalizing_step_allocates_no_matrix(ops):
     """Products write into the gradient's views: activations are allocated, D × D arrays are not."""
     one_matrix = 512 * 512 * 4
     assert peak(step_of(ops, SelfNormalizing())) < one_matrix
-    assert peak(step_of(ops, Exact())) > one_matrix  # the inverse: the measure sees a matrix
+    assert (
+        peak(step_of(ops, Exact())) > one_matrix
+    )  # the inverse: the measure sees a matrix

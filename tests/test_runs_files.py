@@ -37,9 +37,13 @@ def holder(tmp_path):
         process.kill()
 
 
-def test_a_second_trainer_is_told_who_is_the_first_and_its_death_is_enough(tmp_path, holder):
+def test_a_second_trainer_is_told_who_is_the_first_and_its_death_is_enough(
+    tmp_path, holder
+):
     path = tmp_path / "run"
-    with one_line(UsageError, path, "is in use by process", holder.pid, os.uname().nodename):
+    with one_line(
+        UsageError, path, "is in use by process", holder.pid, os.uname().nodename
+    ):
         run_training(path)
     assert {file.name for file in path.iterdir()} == {"run.lock"}
     holder.kill()
@@ -106,7 +110,9 @@ def test_a_lock_on_a_removed_file_is_taken_again(tmp_path, monkeypatch):
 
 def test_a_folder_whose_start_lost_the_race_is_looked_at_again(tmp_path, monkeypatch):
     run_training(tmp_path / "run", epochs=1)
-    monkeypatch.setattr(RunFolder, "create", staticmethod(RunFolder))  # looked at before
+    monkeypatch.setattr(
+        RunFolder, "create", staticmethod(RunFolder)
+    )  # looked at before
     with pytest.raises(UsageError, match="exists and holds"):
         run_training(tmp_path / "run", epochs=1)
 
@@ -172,7 +178,9 @@ def test_a_file_is_durable_under_its_name(tmp_path, monkeypatch):
         fsync(number)
 
     monkeypatch.setattr(os, "fsync", noted_fsync)
-    monkeypatch.setattr(os, "replace", lambda *paths: done.append("rename") or replace(*paths))
+    monkeypatch.setattr(
+        os, "replace", lambda *paths: done.append("rename") or replace(*paths)
+    )
     files.write_atomically(tmp_path / "file", b"content")
     assert done == ["file", "rename", "folder"]
 
@@ -199,7 +207,9 @@ def test_nothing_is_written_through_a_link(copy, tmp_path, name):
     if name == "run.lock":
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / name).symlink_to(victim)
-        with pytest.raises(UsageError, match="it is a symbolic link"):  # nor by a new run
+        with pytest.raises(
+            UsageError, match="it is a symbolic link"
+        ):  # nor by a new run
             run_training(tmp_path / "run", epochs=1)
     assert victim.read_bytes() == before
 
@@ -217,7 +227,10 @@ def test_a_snapshot_by_hard_links_stays_as_it_is(copy, tmp_path):
 def test_a_hard_link_to_a_lock_lets_nobody_in(holder, tmp_path):
     path = tmp_path / "run"
     os.link(path / "run.lock", tmp_path / "link")
-    with one_line(UsageError, path, "is in use by process", holder.pid), RunFolder(path).lock:
+    with (
+        one_line(UsageError, path, "is in use by process", holder.pid),
+        RunFolder(path).lock,
+    ):
         pass
     assert os.path.samefile(path / "run.lock", tmp_path / "link")
 
@@ -237,7 +250,9 @@ def test_a_lock_does_not_need_room_for_its_holders_name(tmp_path):
 
 
 @pytest.mark.parametrize("out", ["a" * 256, "a" * 5000, "file/run"])
-def test_auto_on_a_path_that_cannot_be_is_one_line(snfnp_train, tmp_path, monkeypatch, out):
+def test_auto_on_a_path_that_cannot_be_is_one_line(
+    snfnp_train, tmp_path, monkeypatch, out
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     with one_line(UsageError, match="cannot make"):
@@ -263,7 +278,9 @@ print(get_ops("numba").images.preprocess(black, RandomKey(0, 0), 0.05, 256.0, np
 def package(tmp_path_factory):
     """A copy of the package in which nothing can be kept."""
     root = tmp_path_factory.mktemp("read-only")
-    shutil.copytree(ROOT / "snfnp", root / "snfnp", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "snfnp", root / "snfnp", ignore=shutil.ignore_patterns("__pycache__")
+    )
     for folder in [path for path in root.rglob("*") if path.is_dir()]:
         (folder / "__pycache__").touch()
     return root
@@ -323,7 +340,9 @@ def test_matplotlib_does_not_need_a_home(machine, tmp_path):
     out, err = run(machine, code)
     assert Path(out.strip()).parent == Path(machine["TMPDIR"]) and err == ""
     (home := tmp_path / "home").mkdir()
-    assert run(machine, code, HOME=str(home))[0].strip() == str(home / ".config" / "matplotlib")
+    assert run(machine, code, HOME=str(home))[0].strip() == str(
+        home / ".config" / "matplotlib"
+    )
 
 
 def test_a_private_folder_is_refused_if_others_can_write_to_it(tmp_path, monkeypatch):
@@ -371,18 +390,25 @@ def checkout(tmp_path):
 
 def test_a_changed_function_is_seen_by_kernels_of_other_files(checkout):
     root, run = checkout
-    helper, place = root / "snfnp/ops/random/definition.py", root / "snfnp/ops/__pycache__"
+    helper, place = (
+        root / "snfnp/ops/random/definition.py",
+        root / "snfnp/ops/__pycache__",
+    )
     text = helper.read_text()
     assert run() == WORD
     first = kernels(place)
     with open(root / "snfnp/ops/step/gpu.py", "a") as file:
         file.write("# kernels of the CPU do not see this\n")
-    assert first and run() == WORD and kernels(place) == first, "nothing is compiled again"
+    assert first and run() == WORD and kernels(place) == first, (
+        "nothing is compiled again"
+    )
     assert text.count(INLINED) == 1
     helper.write_text(text.replace(INLINED, "return c1, c1, c2, c3"))
     assert run() == SECOND_WORD
     helper.write_text(text)
-    assert run() == WORD and first.items() <= kernels(place).items(), "the old ones are found again"
+    assert run() == WORD and first.items() <= kernels(place).items(), (
+        "the old ones are found again"
+    )
     (folder,) = place.glob("snfnp-*")
     for age in range(5):  # those of other sources, each of its own
         helper.write_text(f"{text}# {age}\n")

@@ -14,7 +14,13 @@ from support.messages import assert_one_line, one_line
 from support.runs import START, Killed, around, arrays, assert_same_run, kill, state
 from support.trainers import at_step, run_training, small_config, spoil
 
-from snfnp.errors import CheckpointError, DivergedError, SnfnpError, UsageError, in_flags
+from snfnp.errors import (
+    CheckpointError,
+    DivergedError,
+    SnfnpError,
+    UsageError,
+    in_flags,
+)
 from snfnp.flow import Flow
 from snfnp.likelihood import Likelihood
 from snfnp.ops.step.definition import StepScalars
@@ -34,14 +40,28 @@ NO_START = [
     (("--resume", "later"), "invalid choice: 'later'"),
     (("--rollback", "--resume", "auto"), "would go back each time"),
 ]
-EVERY = [("3", [0, 3, 5, 8, 10, 13, 15]), ("1000", [0, 5, 10, 15]), ("10m", [0, 5, 10, 15])]
+EVERY = [
+    ("3", [0, 3, 5, 8, 10, 13, 15]),
+    ("1000", [0, 5, 10, 15]),
+    ("10m", [0, 5, 10, 15]),
+]
 WRITES = ["save_checkpoint", "cut_metrics", "write_config", "remove_summary"]
 
 
 @pytest.mark.parametrize("options, message", NO_START)
-def test_a_start_that_is_refused_makes_no_folder(snfnp_train, tmp_path, options, message):
+def test_a_start_that_is_refused_makes_no_folder(
+    snfnp_train, tmp_path, options, message
+):
     with one_line(SnfnpError, match=message):
-        snfnp_train("--backend", "numpy", "--batch-size", 20, *options, "--out", tmp_path / "run")
+        snfnp_train(
+            "--backend",
+            "numpy",
+            "--batch-size",
+            20,
+            *options,
+            "--out",
+            tmp_path / "run",
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -69,7 +89,9 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(
     assert not list((tmp_path / "run").glob("*.partial"))
 
 
-def test_one_command_starts_goes_on_and_reports_the_end(snfnp_train, tmp_path, monkeypatch, capsys):
+def test_one_command_starts_goes_on_and_reports_the_end(
+    snfnp_train, tmp_path, monkeypatch, capsys
+):
     same = (*START, "--resume", "auto", "--out", tmp_path / "run")
     for step in (2, 8):
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
@@ -101,7 +123,9 @@ def saved_steps(monkeypatch):
     return steps
 
 
-def test_sigusr1_writes_a_checkpoint_and_training_goes_on(tmp_path, monkeypatch, saved_steps):
+def test_sigusr1_writes_a_checkpoint_and_training_goes_on(
+    tmp_path, monkeypatch, saved_steps
+):
     said = []
     at_step(monkeypatch, 7, lambda trainer: os.kill(os.getpid(), signal.SIGUSR1))
     run_training(tmp_path / "run", report=said.append)
@@ -110,7 +134,10 @@ def test_sigusr1_writes_a_checkpoint_and_training_goes_on(tmp_path, monkeypatch,
 
 
 def test_sigusr1_ends_no_run_that_is_not_taking_steps(tmp_path, monkeypatch):
-    sent, before = [], signal.signal(signal.SIGUSR1, lambda *_: pytest.fail("the run was ended"))
+    sent, before = (
+        [],
+        signal.signal(signal.SIGUSR1, lambda *_: pytest.fail("the run was ended")),
+    )
 
     def send(*_):
         sent.append(os.kill(os.getpid(), signal.SIGUSR1))
@@ -129,7 +156,9 @@ def test_checkpoints_come_between_evaluations(tmp_path, saved_steps, every, step
     assert saved_steps == steps
 
 
-@pytest.mark.parametrize("name", ["append_metrics", "last.safetensors", "best.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["append_metrics", "last.safetensors", "best.safetensors"]
+)
 @pytest.mark.parametrize("epoch", [1, 3])
 def test_a_kill_between_the_files_of_an_evaluation_changes_no_number(
     finished, tmp_path, monkeypatch, name, epoch
@@ -195,18 +224,26 @@ def test_a_changed_option_applies_from_the_next_step(tmp_path, monkeypatch):
 
 def test_a_schedule_goes_on_as_if_there_had_been_no_end(tmp_path, monkeypatch):
     """After a kill, and with the rates of more epochs if there are more."""
-    falling, rates, note = {"lr_schedule": "cosine", "final_lr_fraction": 0.1}, {}, StepScalars.set
+    falling, rates, note = (
+        {"lr_schedule": "cosine", "final_lr_fraction": 0.1},
+        {},
+        StepScalars.set,
+    )
     with monkeypatch.context() as patched, pytest.raises(Killed):
         at_step(patched, 12, kill)
         run_training(tmp_path / "run", **falling)
     monkeypatch.setattr(
-        StepScalars, "set", lambda *args: (rates.update({args[1]: args[2]}), note(*args))
+        StepScalars,
+        "set",
+        lambda *args: (rates.update({args[1]: args[2]}), note(*args)),
     )
     for first, epochs in ((10, 3), (15, 4)):
         rates.clear()
         run_training(tmp_path / "run", resume=True, epochs=epochs, **falling)
         config = small_config(epochs=epochs, **falling)
-        assert rates == {n: learning_rate(config, n, 5) for n in range(first, 5 * epochs)}
+        assert rates == {
+            n: learning_rate(config, n, 5) for n in range(first, 5 * epochs)
+        }
 
 
 @pytest.fixture
@@ -220,7 +257,9 @@ def spoiled(tmp_path, monkeypatch):
     return tmp_path / "run"
 
 
-def test_rollback_goes_back_to_the_best_with_its_settings(spoiled, snfnp_train, tmp_path):
+def test_rollback_goes_back_to_the_best_with_its_settings(
+    spoiled, snfnp_train, tmp_path
+):
     again = shutil.copytree(spoiled, tmp_path / "again")
     snfnp_train("--rollback", "--out", spoiled)
     run_training(tmp_path / "never", epochs=1)
@@ -234,7 +273,9 @@ def test_rollback_goes_back_to_the_best_with_its_settings(spoiled, snfnp_train, 
     assert [record["lam"] for record in loaded.folder.read_metrics()] == [1, 4, 4]
 
 
-def test_rollback_before_the_first_evaluation_goes_back_to_the_start(snfnp_train, tmp_path):
+def test_rollback_before_the_first_evaluation_goes_back_to_the_start(
+    snfnp_train, tmp_path
+):
     whole, part = tmp_path / "whole", tmp_path / "part"
     snfnp_train(*START, "--out", whole)
     with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
@@ -268,19 +309,31 @@ def test_a_crash_during_a_rollback_is_repaired_by_the_same_command(
 def ways_on(error):
     """The options that an error's advice names."""
     message = in_flags(str(error))
-    return [shlex.split(found) for found in re.findall(r"--r\w+ --out .*? --lr \S+", message)]
+    return [
+        shlex.split(found)
+        for found in re.findall(r"--r\w+ --out .*? --lr \S+", message)
+    ]
 
 
-@pytest.mark.parametrize("step, where", [(2, "the start"), (8, "the best evaluation saved")])
+@pytest.mark.parametrize(
+    "step, where", [(2, "the start"), (8, "the best evaluation saved")]
+)
 def test_every_command_advised_after_a_nan_works(
     snfnp_train, tmp_path, monkeypatch, capsys, step, where
 ):
     path = tmp_path / "a run"  # a shell needs quotes
 
-    with monkeypatch.context() as patched, pytest.raises(DivergedError, match=where) as caught:
-        at_step(patched, step, lambda trainer: trainer.params["dense1"]["W"].fill(np.nan))
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(DivergedError, match=where) as caught,
+    ):
+        at_step(
+            patched, step, lambda trainer: trainer.params["dense1"]["W"].fill(np.nan)
+        )
         snfnp_train(*START, "--lr", 0.01, "--out", path)
-    assert_one_line(caught.value, f"diverged at step {step + 1}", "`clip_norm`", "`lam`")
+    assert_one_line(
+        caught.value, f"diverged at step {step + 1}", "`clip_norm`", "`lam`"
+    )
     ways = ways_on(caught.value)
     assert [way[0] for way in ways] == ["--resume", "--rollback"]
     kept = shutil.copytree(path, tmp_path / "kept")
@@ -291,14 +344,20 @@ def test_every_command_advised_after_a_nan_works(
         assert state(path).step == 15 and load_run(path, "last").config.lr == 0.001
 
 
-def test_worse_than_twice_the_best_and_the_pixels_is_an_explosion(tmp_path, monkeypatch):
-    at_step(monkeypatch, 12, lambda trainer: trainer.params["dense1"]["W"].__imul__(100))
+def test_worse_than_twice_the_best_and_the_pixels_is_an_explosion(
+    tmp_path, monkeypatch
+):
+    at_step(
+        monkeypatch, 12, lambda trainer: trainer.params["dense1"]["W"].__imul__(100)
+    )
     with pytest.raises(DivergedError, match="epoch 3 has exploded") as caught:
         run_training(tmp_path / "run", lr=1e-6)
     assert "best evaluation saved" in str(caught.value)
     metrics = RunFolder(tmp_path / "run").read_metrics()
     best = min(record["validation_bits_per_dimension"] for record in metrics)
-    assert best > 8 and f"(a run that learns has at most {2 * best:.4g})" in str(caught.value)
+    assert best > 8 and f"(a run that learns has at most {2 * best:.4g})" in str(
+        caught.value
+    )
     assert [way[0] for way in ways_on(caught.value)] == ["--rollback"]
     assert not (tmp_path / "run" / "summary.json").exists()  # it is never called done
 
@@ -312,14 +371,20 @@ def test_twice_the_best_is_no_explosion(tmp_path, monkeypatch):
     at_step(monkeypatch, 4, further(2.4))
     at_step(monkeypatch, 9, further(1.7))
     run, _ = run_training(tmp_path / "run", lr=1e-6, epochs=2)
-    best, later = (record["validation_bits_per_dimension"] for record in run.read_metrics())
+    best, later = (
+        record["validation_bits_per_dimension"] for record in run.read_metrics()
+    )
     assert 8 < best < 16 and _explosion_threshold(
         max(8, best * math.log(2))
     ) < later < _explosion_threshold(best)
 
 
-@pytest.mark.parametrize("usual, most", [(8.0, 16.0), (1.0, 9.0), (-2.0, 6.0), (-30.0, 0.0)])
-def test_the_limit_of_an_explosion_is_above_what_is_usual_also_in_small_units(usual, most):
+@pytest.mark.parametrize(
+    "usual, most", [(8.0, 16.0), (1.0, 9.0), (-2.0, 6.0), (-30.0, 0.0)]
+)
+def test_the_limit_of_an_explosion_is_above_what_is_usual_also_in_small_units(
+    usual, most
+):
     assert _explosion_threshold(usual) == most
 
 
@@ -353,12 +418,16 @@ def test_figures_that_are_not_finite_stop_a_run(tmp_path, monkeypatch, name):
     original, nan = Trainer.averages, {name: math.nan}
     spoiled = lambda trainer: dataclasses.replace(original(trainer), **nan)  # noqa: E731
     monkeypatch.setattr(Trainer, "averages", spoiled)
-    with pytest.raises(DivergedError, match=f"{name.replace('_', ' ')} after epoch 1 is not fin"):
+    with pytest.raises(
+        DivergedError, match=f"{name.replace('_', ' ')} after epoch 1 is not fin"
+    ):
         run_training(tmp_path / "run")
     assert not RunFolder(tmp_path / "run").metrics_file.exists()
 
 
-def test_a_test_likelihood_that_is_not_finite_is_never_called_done(tmp_path, monkeypatch):
+def test_a_test_likelihood_that_is_not_finite_is_never_called_done(
+    tmp_path, monkeypatch
+):
     original, calls = Likelihood.evaluate, []  # three epochs, the test images
 
     def evaluate(*args, **options):
@@ -367,12 +436,16 @@ def test_a_test_likelihood_that_is_not_finite_is_never_called_done(tmp_path, mon
         return spoiled if len(calls) == 4 else calls[-1]
 
     monkeypatch.setattr(Likelihood, "evaluate", evaluate)
-    with pytest.raises(DivergedError, match="exact test likelihood at the best epoch is not fin"):
+    with pytest.raises(
+        DivergedError, match="exact test likelihood at the best epoch is not fin"
+    ):
         run_training(tmp_path / "run")
     assert len(calls) == 4 and not RunFolder(tmp_path / "run").summary_file.exists()
 
 
-def test_the_test_figure_is_never_that_of_another_epoch_than_the_best(tmp_path, monkeypatch):
+def test_the_test_figure_is_never_that_of_another_epoch_than_the_best(
+    tmp_path, monkeypatch
+):
     run, _ = run_training(tmp_path / "run", epochs=1)
     older = run.best.read_bytes()
 
@@ -381,5 +454,7 @@ def test_the_test_figure_is_never_that_of_another_epoch_than_the_best(tmp_path, 
             path.write_bytes(older)
 
     around(monkeypatch, checkpointer, "save_checkpoint", after=swap)
-    with pytest.raises(CheckpointError, match="is of step 5, but the best evaluation was at"):
+    with pytest.raises(
+        CheckpointError, match="is of step 5, but the best evaluation was at"
+    ):
         run_training(tmp_path / "run", resume=True)

@@ -35,7 +35,11 @@ def environment(tmp_path_factory):
 
 def start(environment, name, *arguments):
     command = [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+    pipes = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "stdin": subprocess.DEVNULL,
+    }
     return subprocess.Popen(command, env=os.environ | environment, text=True, **pipes)
 
 
@@ -63,7 +67,9 @@ def run_all(environment, *commands, cwd=ROOT):
     process, for those that would take longest to start."""
     folder = ROOT / "scripts"
     paths = filter(None, [str(folder), os.environ.get("PYTHONPATH")])
-    placed = ((folder / name if ".py" in name else name, *words) for name, *words in commands)
+    placed = (
+        (folder / name if ".py" in name else name, *words) for name, *words in commands
+    )
     told = json.dumps([[*map(str, words)] for words in placed])
     own = environment | {"PYTHONPATH": os.pathsep.join(paths)}
     done = python(ONE_AFTER_ANOTHER, told, cwd=cwd, **own)
@@ -93,14 +99,24 @@ def test_training_reports_its_progress(finished):
     folder, out, err = finished
     assert err.count("sample") >= 1 and "--data-dir" in err  # the loud line
     for epoch in (1, 2):
-        assert re.search(rf"epoch +{epoch}/2  exact validation NLL +[\d.]+ nats = [\d.]+ bits", out)
-    assert re.search(r"best epoch 2: .* exact test NLL [\d.]+ nats = [\d.]+ bits/dim", out)
+        assert re.search(
+            rf"epoch +{epoch}/2  exact validation NLL +[\d.]+ nats = [\d.]+ bits", out
+        )
+    assert re.search(
+        r"best epoch 2: .* exact test NLL [\d.]+ nats = [\d.]+ bits/dim", out
+    )
     assert "surrogate" in out and str(folder) in out
 
 
 def test_the_run_folder_is_complete(finished):
     folder, _, _ = finished
-    names = ["best.safetensors", "config.json", "curves.png", "last.safetensors", "metrics.jsonl"]
+    names = [
+        "best.safetensors",
+        "config.json",
+        "curves.png",
+        "last.safetensors",
+        "metrics.jsonl",
+    ]
     names += ["samples.png", "summary.json"]
     assert sorted(file.name for file in folder.iterdir()) == names
     summary = json.loads((folder / "summary.json").read_text())
@@ -118,7 +134,10 @@ def test_the_run_folder_is_complete(finished):
 def test_commands_look_at_a_finished_run(environment, finished, tmp_path):
     """As installed, outside the checkout: evaluate finds what training found."""
     folder, trained, _ = finished
-    commands = [("snfnp", "evaluate", folder), ("snfnp", "angle", folder, "--images", 200)]
+    commands = [
+        ("snfnp", "evaluate", folder),
+        ("snfnp", "angle", folder, "--images", 200),
+    ]
     pictures = [tmp_path / f"{number}.png" for number in range(3)]
     ways = (("learned", 1.0), ("exact", 1.0), ("learned", 0.5))
     for picture, (inverse, temperature) in zip(pictures, ways, strict=True):
@@ -168,16 +187,25 @@ def test_bad_input_is_one_line_and_a_status(environment, finished, tmp_path):
         ("snfnp", ["evaluate", str(tmp_path)], 2, "is no run folder"),
         ("snfnp", ["sample", exact], 2, "learned no inverse: use --inverse exact"),
         ("snfnp", ["angle", exact], 2, "without learned inverses"),
-        ("train_imagenet32.py", ["--data-dir", tmp_path, "--out", "x"], 2, "of ImageNet32: "),
+        (
+            "train_imagenet32.py",
+            ["--data-dir", tmp_path, "--out", "x"],
+            2,
+            "of ImageNet32: ",
+        ),
         ("benchmark.py", ["nonsense"], 2, "no benchmark of numba is called nonsense"),
     ]
     results = run_all(environment, *((name, *words) for name, words, *_ in cases))
-    for (name, words, expected, message), (status, out, err) in zip(cases, results, strict=True):
+    for (name, words, expected, message), (status, out, err) in zip(
+        cases, results, strict=True
+    ):
         assert status == expected and "Traceback" not in err, f"{name} {words}: {err}"
         assert not out, f"{name} {words}: {out}"
         lines = [line for line in err.splitlines() if "error: " in line]
         assert len(lines) == 1 and message in lines[0], f"{name} {words}: {err}"
-        assert len(err.splitlines()) <= 2, err  # training may say first which images it has
+        assert len(err.splitlines()) <= 2, (
+            err
+        )  # training may say first which images it has
 
 
 def test_a_small_glow_trains_on_own_colour_images(environment, tmp_path):
@@ -190,11 +218,15 @@ def test_a_small_glow_trains_on_own_colour_images(environment, tmp_path):
     assert "glow 3L-1K width 8" in out
     assert "latent1 base density" in terms and "latent2 base density" in terms
     record = json.loads((folder / "config.json").read_text())
-    assert record["data"]["shape"] == [32, 32, 3] and record["config"]["augment"] is True
+    assert (
+        record["data"]["shape"] == [32, 32, 3] and record["config"]["augment"] is True
+    )
 
 
 SCRIPTS = sorted(
-    path.name for path in (ROOT / "scripts").glob("*.py") if "run_script(" in path.read_text()
+    path.name
+    for path in (ROOT / "scripts").glob("*.py")
+    if "run_script(" in path.read_text()
 )
 
 
@@ -206,7 +238,9 @@ def test_help_explains_every_option(environment):
         assert status == 0 and not err, f"{name}: {err}"
         options = re.findall(r"^  (--[\w-]+)", out, re.M)
         assert len(options) >= fewest.get(name, 4), name
-        for text in re.split(r"^  (?=--)", out, flags=re.M)[1:]:  # names and values, then words
+        for text in re.split(r"^  (?=--)", out, flags=re.M)[
+            1:
+        ]:  # names and values, then words
             assert re.match(r"(--[\w-]+(, )?)+( [A-Z_]+| \{[^}]*\})?\s+\S", text), text
         if name.startswith("train"):
             expected = """--gradient --backend --epochs --batch-size --lr --seed --data-dir --out
@@ -216,7 +250,9 @@ def test_help_explains_every_option(environment):
 
 PAGE = DERIVATIONS / "27-the-paper-reproduced.md"
 GIVEN = re.findall(r"`python (scripts/\w+\.py[^`]*)`", PAGE.read_text(encoding="utf-8"))
-TRAINING = sorted({command for command in GIVEN if command.startswith("scripts/train_")})
+TRAINING = sorted(
+    {command for command in GIVEN if command.startswith("scripts/train_")}
+)
 IMAGES = {"mnist": 50_000, "cifar-10": 40_000, "imagenet32": 1_261_149}
 
 
@@ -237,10 +273,15 @@ def configuration(command: str, monkeypatch) -> TrainConfig:
 
 def test_every_command_of_the_readme_can_be_given(monkeypatch):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^    python (scripts/train_.*?)(?:  #.*)?$", text, flags=re.M)
+    commands = re.findall(
+        r"^    python (scripts/train_.*?)(?:  #.*)?$", text, flags=re.M
+    )
     options = re.findall(r"^\| `(--[^`]+)` \|", text, flags=re.M)
     assert (len(commands), len(options)) == (1, 6)
-    for command in (*commands, *(f"scripts/train_mnist.py {words}" for words in options)):
+    for command in (
+        *commands,
+        *(f"scripts/train_mnist.py {words}" for words in options),
+    ):
         configuration(command, monkeypatch)
 
 

@@ -10,7 +10,15 @@ from types import SimpleNamespace
 import pytest
 import sources
 from check_site import formula_problems, link_problems
-from pages import CODE, ROOT, equation_pages, formulas, lines_of, reading_order, source_of
+from pages import (
+    CODE,
+    ROOT,
+    equation_pages,
+    formulas,
+    lines_of,
+    reading_order,
+    source_of,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +63,13 @@ def plain(code: str) -> str:
     """The text of a block of HTML, without the line numbers."""
     code = re.sub(r'<a class="ln".*?</a>', "", code)
     text = re.sub(r"<[^>]*>", "", code)
-    for name, sign in (("lt", "<"), ("gt", ">"), ("quot", '"'), ("#39", "'"), ("amp", "&")):
+    for name, sign in (
+        ("lt", "<"),
+        ("gt", ">"),
+        ("quot", '"'),
+        ("#39", "'"),
+        ("amp", "&"),
+    ):
         text = text.replace(f"&{name};", sign)
     return text
 
@@ -73,15 +87,26 @@ def test_the_code_on_the_site_is_the_source_as_it_stands():
 def test_equations_and_pages_in_code_are_links():
     first, last = lines_of(ROOT / RULE, "SelfNormalizing.backward")
     code = sources.code_html(RULE, first, last, top="../", ids="L")
-    assert 'href="../04-dense.html#eqs-17-19-and-20-the-reconstruction-error">20</a>' in code
-    assert 'href="../04-dense.html">04-dense.md</a>' in sources.code_html(RULE, top="../", ids="")
-    assert 20 in sources.citing_lines(RULE) and first < sources.citing_lines(RULE)[20][0] <= last
+    assert (
+        'href="../04-dense.html#eqs-17-19-and-20-the-reconstruction-error">20</a>'
+        in code
+    )
+    assert 'href="../04-dense.html">04-dense.md</a>' in sources.code_html(
+        RULE, top="../", ids=""
+    )
+    assert (
+        20 in sources.citing_lines(RULE)
+        and first < sources.citing_lines(RULE)[20][0] <= last
+    )
 
 
 def test_every_equation_of_the_index_has_a_place_on_the_site():
     text = "| 3 | what | [03](03-x.md#eq-3) | `code` | `test` |\n| 31 | later | later: x | | |\n"
     assert equation_pages(text) == {3: "03-x.md#eq-3"}
-    assert len(equation_pages((ROOT / "derivations/equations.md").read_text("utf-8"))) >= 30
+    assert (
+        len(equation_pages((ROOT / "derivations/equations.md").read_text("utf-8")))
+        >= 30
+    )
 
 
 CORE = [0, *range(2, 11), 13, 14, *range(16, 19), 22]
@@ -89,18 +114,26 @@ CORE = [0, *range(2, 11), 13, 14, *range(16, 19), 22]
 
 @pytest.mark.parametrize("number", CORE)
 def test_a_core_page_ends_with_exercises_whose_answers_are_folded_and_run(number):
-    page = next((ROOT / "derivations").glob(f"{number:02}-*.md")).read_text(encoding="utf-8")
-    exercises = re.split(r"^\*\*\d+\.\*\* ", page.partition("\n## Exercises\n")[2], flags=re.M)[1:]
+    page = next((ROOT / "derivations").glob(f"{number:02}-*.md")).read_text(
+        encoding="utf-8"
+    )
+    exercises = re.split(
+        r"^\*\*\d+\.\*\* ", page.partition("\n## Exercises\n")[2], flags=re.M
+    )[1:]
     assert len(exercises) >= 3
     for text in exercises:
         question, answer = text.rstrip().split("<details><summary>Answer</summary>\n\n")
-        assert "?" in question and "\n>>> " in answer and answer.endswith("\n</details>")
+        assert (
+            "?" in question and "\n>>> " in answer and answer.endswith("\n</details>")
+        )
 
 
 def test_the_reading_order_has_the_pages_own_titles_and_what_a_page_builds_on_before_it():
     index = (ROOT / "derivations" / "README.md").read_text(encoding="utf-8")
     order = [name for pages in reading_order(index).values() for name in pages]
-    assert sorted(order) == sorted(p.name for p in (ROOT / "derivations").glob("[0-9]*.md"))
+    assert sorted(order) == sorted(
+        p.name for p in (ROOT / "derivations").glob("[0-9]*.md")
+    )
     read = {"02"}  # to look things up: no page of its own in the order
     for row in re.findall(r"^\| \[\d\d .+\|$", index, flags=re.M):
         cells = [cell.strip() for cell in row.strip("|").split("|")]
@@ -144,8 +177,14 @@ PAGE = (
         ('<a href="#gone">x</a>', "#gone: no such place"),
         ('<a href="page.html#gone">x</a>', "page.html#gone: no such place"),
         ('<img src="gone.svg">', "gone.svg: no such file"),
-        ('<script src="https://example.org/x.js"></script>', "loads https://example.org/x.js"),
-        ('<link rel="stylesheet" href="//example.org/x.css">', "loads //example.org/x.css"),
+        (
+            '<script src="https://example.org/x.js"></script>',
+            "loads https://example.org/x.js",
+        ),
+        (
+            '<link rel="stylesheet" href="//example.org/x.css">',
+            "loads //example.org/x.css",
+        ),
         ('<math display="inline"><mi>x</mi></math>', "2 inline formulas of 1"),
         ('<div class="formula"></div>', "1 displayed formulas of 0"),
         ("<p>$x$</p>", "raw text: $x$"),
@@ -175,7 +214,9 @@ class TestWithSphinx:
         """A site of a few pages; returns the finished process and the folder."""
         folder = tmp_path / "pages"
         folder.mkdir()
-        (folder / "README.md").write_text("# Start\n\n[04](04-dense.md)\n", encoding="utf-8")
+        (folder / "README.md").write_text(
+            "# Start\n\n[04](04-dense.md)\n", encoding="utf-8"
+        )
         for name, text in pages.items():
             (folder / f"{name.replace('_', '-')}.md").write_text(text, encoding="utf-8")
         (folder / "site").mkdir()
@@ -194,12 +235,21 @@ class TestWithSphinx:
         done, out = self.build(tmp_path, **{"04-dense": text})
         assert done.returncode == 0, done.stderr
         page = (out / "04-dense.html").read_text(encoding="utf-8")
-        assert re.search(r'<p class="reading">\d+ minutes, builds on <a [^>]*>03 Change', page)
+        assert re.search(
+            r'<p class="reading">\d+ minutes, builds on <a [^>]*>03 Change', page
+        )
         first, last = lines_of(ROOT / RULE, "SelfNormalizing.backward")
         assert page.count('<aside class="beside"') == 1
-        assert page.index("First") < page.index('<aside class="beside"') < page.index("Again")
+        assert (
+            page.index("First")
+            < page.index('<aside class="beside"')
+            < page.index("Again")
+        )
         assert f'id="code-1-L{first}"' in page and f'id="code-1-L{last}"' in page
-        assert f'id="code-1-L{first - 1}"' not in page and f'id="code-1-L{last + 1}"' not in page
+        assert (
+            f'id="code-1-L{first - 1}"' not in page
+            and f'id="code-1-L{last + 1}"' not in page
+        )
         assert page.count('href="#code-1"') == 2
         assert "<math" in page and "$x^2$" not in page
         assert (out / f"source/{RULE}.html").is_file()
@@ -214,17 +264,35 @@ class TestWithSphinx:
         ]
 
     def test_pointers_that_point_nowhere_fail_the_build(self, tmp_path):
-        gone = ["snfnp/rules/gone.py: Rule", f"{RULE}: Rule.gone", "tests/test_site.py::gone"]
+        gone = [
+            "snfnp/rules/gone.py: Rule",
+            f"{RULE}: Rule.gone",
+            "tests/test_site.py::gone",
+        ]
         text = "# Page\n\n" + "\n\n".join(f"`{pointer}`" for pointer in gone)
         done, _ = self.build(tmp_path, builder="dummy", **{"04-dense": text})
         assert done.returncode != 0
-        assert [f"`{pointer}` points nowhere" in done.stderr for pointer in gone] == [True] * 3
+        assert [f"`{pointer}` points nowhere" in done.stderr for pointer in gone] == [
+            True
+        ] * 3
 
     def test_docstrings_are_shown_as_they_are_written(self):
         from docstrings import restructured
 
-        prose, code, points = ["|x| of *all* `a.b` and x_"], "    code *", ["* one", "  more"]
-        expected = ["\\|x\\| of \\*all\\* ``a.b`` and x\\_", "", "::", "", f"    {code}", "", ""]
+        prose, code, points = (
+            ["|x| of *all* `a.b` and x_"],
+            "    code *",
+            ["* one", "  more"],
+        )
+        expected = [
+            "\\|x\\| of \\*all\\* ``a.b`` and x\\_",
+            "",
+            "::",
+            "",
+            f"    {code}",
+            "",
+            "",
+        ]
         assert restructured([*prose, "", code, "", *points]) == [*expected, *points, ""]
 
     def test_a_formula_is_set_without_the_converters_spaces(self):
@@ -241,7 +309,11 @@ class TestWithSphinx:
         found = pieces(
             r"f(a - b) = \lvert a + b\rvert - c_{i+1}, \qquad x = -1 . \quad \text{(Eq. 9)}"
         )
-        first = [("f(a - b)", False), (r"= \lvert a + b\rvert", False), ("- c_{i+1},", False)]
+        first = [
+            ("f(a - b)", False),
+            (r"= \lvert a + b\rvert", False),
+            ("- c_{i+1},", False),
+        ]
         assert found == [*first, ("x = -1 .", True), (r"\text{(Eq. 9)}", True)]
         assert pieces(r"\left( a = b \right)") == [(r"\left( a = b \right)", False)]
         html = with_breaks("a = b - c", "block")

@@ -38,7 +38,12 @@ STEPS = {
     "exact": {"model": "fc", "gradient": "exact"},
     "relative": {"model": "fc", "gradient": "relative"},
     "Eq. 31": {"model": "conv", "jvp_weight": 0.3},
-    "variational": {"model": "conv", "objective": "variational", "lam": 50.0, "noise_vectors": 5},
+    "variational": {
+        "model": "conv",
+        "objective": "variational",
+        "lam": 50.0,
+        "noise_vectors": 5,
+    },
     "conv": {"model": "conv"},
     "whitened": {"model": "fc", "coordinates": "white"},
     "5x5": {"model": "conv", "inverse_kernel": 5},
@@ -67,7 +72,9 @@ def slices_of(trainer):
 
 
 def trainer_of(step, world=SINGLE_PROCESS):
-    result = make_trainer(OPS, **STEPS[step], dtype="float64", batch_size=BATCH, world=world)
+    result = make_trainer(
+        OPS, **STEPS[step], dtype="float64", batch_size=BATCH, world=world
+    )
     result.begin(slices_of(result))
     result.scalars.set(0, 1e-3)
     return result
@@ -79,7 +86,9 @@ def gradient_in_slices(trainer, images, parts):
         for named in trainer.grads.values():
             for view in named.values():
                 view[...] = np.nan
-        total += gradient_of(trainer, images[part.first : part.first + part.count], part)
+        total += gradient_of(
+            trainer, images[part.first : part.first + part.count], part
+        )
     return total
 
 
@@ -87,7 +96,9 @@ def assert_close(result, expected, tolerance=ROUNDING):
     assert np.abs(result - expected).max() <= tolerance * np.abs(expected).max()
 
 
-@pytest.mark.parametrize(("total", "parts"), [*product((1, 5, 12, 100), (1, 2, 3, 4, 5))])
+@pytest.mark.parametrize(
+    ("total", "parts"), [*product((1, 5, 12, 100), (1, 2, 3, 4, 5))]
+)
 def test_slices_cover_a_batch_in_order(total, parts):
     result = cut(total, parts)
     assert [part.index for part in result] == list(range(parts))
@@ -109,7 +120,9 @@ def test_gradients_of_slices_add_up_to_the_gradient_of_the_batch(step):
     first, second = cut(BATCH, 2)
     twice = [second._replace(first=0)]
     part = gradient_in_slices(trainer, images, [first])
-    same_noise = part + gradient_in_slices(trainer, np.roll(images, -second.first, axis=0), twice)
+    same_noise = part + gradient_in_slices(
+        trainer, np.roll(images, -second.first, axis=0), twice
+    )
     alone = [Slice(part.first, part.count, BATCH) for part in (first, second)]
     everybody = gradient_in_slices(trainer, images, alone)
     for wrong in (same_noise, everybody):
@@ -123,9 +136,17 @@ def steps_on_ranks(step, size, count):
         trainer = trainer_of(step, world)
         for _ in range(count):
             trainer.training_step(slices_of(trainer))
-        metrics = [*vars(trainer.metrics()).values(), *vars(trainer.averages()).values()]
+        metrics = [
+            *vars(trainer.metrics()).values(),
+            *vars(trainer.averages()).values(),
+        ]
         figures = [*metrics, *trainer.figures().values()]
-        return host(trainer, "p"), host(trainer, "m"), host(trainer, "state"), np.array(figures)
+        return (
+            host(trainer, "p"),
+            host(trainer, "m"),
+            host(trainer, "state"),
+            np.array(figures),
+        )
 
     return on_ranks(size, take)
 
@@ -135,7 +156,9 @@ def test_a_few_steps_on_ranks_are_those_of_one_process(step):
     (expected,) = steps_on_ranks(step, 1, 4)
     for size in (2, 3):
         ranks = steps_on_ranks(step, size, 4)
-        for name, a, b in zip(("p", "m", "state", "log"), ranks[0], expected, strict=True):
+        for name, a, b in zip(
+            ("p", "m", "state", "log"), ranks[0], expected, strict=True
+        ):
             if b.size:  # a step divides by a square root of sums whose digits cancel
                 assert_close(a, b, 1e3 * ROUNDING), name
         for other in ranks[1:]:  # the same bits on all of them
@@ -160,7 +183,9 @@ def run_on_ranks(path, size, resume=False, epochs=2, **changes):
         else:
             run = started(small_config(out=path, **changes), small_dataset(), world)
         with run as session:
-            return train_session(session, lines.append if world.rank == 0 else pytest.fail)
+            return train_session(
+                session, lines.append if world.rank == 0 else pytest.fail
+            )
 
     return RunFolder(path), on_ranks(size, take), lines
 
@@ -187,7 +212,9 @@ def test_a_run_on_ranks_is_that_of_one_process(tmp_path):
         for figure in ("validation_nll_nats", "surrogate", "gradient_norm", "lam"):
             assert record[figure] == pytest.approx(other[figure], rel=1e-10)
         for layer, figures in other["layers"].items():
-            assert record["layers"][layer] == pytest.approx(figures, rel=1e-6)  # power iterations
+            assert record["layers"][layer] == pytest.approx(
+                figures, rel=1e-6
+            )  # power iterations
     assert run.open(run.path)[1]["processes"] == 2
 
 
@@ -208,7 +235,9 @@ def test_a_nan_in_one_ranks_slice_stops_all_and_names_the_layer(tmp_path, monkey
             trainer.params["dense2"]["b"][3] = np.nan
 
     at_step(monkeypatch, 7, spoil)
-    with pytest.raises(DivergedError, match="diverged at step 8: the output of layer dense2 "):
+    with pytest.raises(
+        DivergedError, match="diverged at step 8: the output of layer dense2 "
+    ):
         run_on_ranks(tmp_path / "run", 2)
 
 
@@ -243,7 +272,9 @@ def test_ranks_share_a_monitor(ranks):
 
     def margins(world):
         monitors = Monitors(trainer, lambda step: images_of(trainer, step, BATCH))
-        likelihood.evaluate(images, 3, 5, watch=monitors.watch(len(images)), world=world)
+        likelihood.evaluate(
+            images, 3, 5, watch=monitors.watch(len(images)), world=world
+        )
         monitors.share(world)
         figures = monitors.figures(likelihood)["layers"]
         return [layer["margin"] for layer in figures.values()]
@@ -264,6 +295,8 @@ def test_batches_of_ranks_are_slices_of_the_whole(tmp_path):
     (whole,) = on_ranks(1, taken)
     slices = on_ranks(4, taken)
     np.testing.assert_array_equal(np.concatenate(slices), whole)
-    everything = on_ranks(2, lambda world: Batches(OPS, images, config, (25,), world).whole(3))
+    everything = on_ranks(
+        2, lambda world: Batches(OPS, images, config, (25,), world).whole(3)
+    )
     for result in everything:
         np.testing.assert_array_equal(result, whole)

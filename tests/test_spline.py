@@ -15,7 +15,11 @@ from snfnp.ops import get_ops
 
 BOUND = 10.0
 FLOATS = [np.float64, np.float32]
-SHAPE = (5, 7, 1)  # 35 pixels: more than one task of a kernel, and the second is not full
+SHAPE = (
+    5,
+    7,
+    1,
+)  # 35 pixels: more than one task of a kernel, and the second is not full
 LAYER = RationalQuadraticSpline()
 PARAMETERS = ("widths", "heights", "slopes")
 pytestmark = pytest.mark.usefixtures("alone")
@@ -24,11 +28,16 @@ pytestmark = pytest.mark.usefixtures("alone")
 def parameters(spread=1.0, shape=SHAPE, layer=LAYER, seed=0, dtype=np.float64):
     rng = np.random.default_rng(seed)
     initial = layer.init(rng, shape)
-    return {k: (spread * rng.standard_normal(v.shape)).astype(dtype) for k, v in initial.items()}
+    return {
+        k: (spread * rng.standard_normal(v.shape)).astype(dtype)
+        for k, v in initial.items()
+    }
 
 
 def knots_of(ops, p, layer=LAYER):
-    return ops.spline.knots(*(p[name] for name in PARAMETERS), layer.bound, layer.eps)[0]
+    return ops.spline.knots(*(p[name] for name in PARAMETERS), layer.bound, layer.eps)[
+        0
+    ]
 
 
 def everything(ops, p, x, dy=None, dldj=None, layer=LAYER):
@@ -91,7 +100,9 @@ def test_a_spline_matches_a_scalar_reference(ops, layer):
     np.testing.assert_allclose(result["y"], y, rtol=0, atol=tolerance)
     np.testing.assert_allclose(result["dx"], slope, rtol=tolerance)
     expected = np.log(slope).reshape(len(x), -1).sum(axis=1)
-    np.testing.assert_allclose(result["ldj"], expected, rtol=0, atol=tolerance * x[0].size)
+    np.testing.assert_allclose(
+        result["ldj"], expected, rtol=0, atol=tolerance * x[0].size
+    )
 
 
 def around_the_knots(knots):
@@ -138,7 +149,12 @@ def test_values_far_beyond_the_bound_pass_through(ops):
     near = everything(ops, p, x, dy[:3], dldj[:3])
     for name in PARAMETERS:
         np.testing.assert_allclose(result[name], near[name], rtol=1e-12, atol=1e-12)
-    for name, value in (("y", far[3:]), ("inverse", far[3:]), ("dx", dy[3:]), ("ldj", 0)):
+    for name, value in (
+        ("y", far[3:]),
+        ("inverse", far[3:]),
+        ("dx", dy[3:]),
+        ("ldj", 0),
+    ):
         np.testing.assert_array_equal(result[name][3:], value)
 
 
@@ -163,7 +179,9 @@ def test_the_inverse_is_accurate_where_the_textbook_root_cancels(ops):
 
 
 @pytest.mark.parametrize(("dtype", "steep"), [(np.float64, 1e8), (np.float32, 1e3)])
-def test_the_inverse_is_right_where_the_textbook_discriminant_is_below_zero(ops, dtype, steep):
+def test_the_inverse_is_right_where_the_textbook_discriminant_is_below_zero(
+    ops, dtype, steep
+):
     """b² − 4ac with a and b that cancel, in a bin that begins steep and ends flat."""
     p = {k: np.zeros((1, n), dtype) for k, n in zip(PARAMETERS, (5, 5, 4), strict=True)}
     p["widths"][0, 2], p["slopes"][0, 1:3] = 0.3, (steep, -50.0)
@@ -196,7 +214,9 @@ def test_equal_bins_and_unit_slopes_are_the_identity(ops):
     initial = LAYER.init(np.random.default_rng(0), (200,))
     shapes = {"widths": (200, 5), "heights": (200, 5), "slopes": (200, 4)}
     assert {k: v.shape for k, v in initial.items()} == shapes
-    for value in initial.values():  # the standard error of a standard deviation is σ/√(2n)
+    for (
+        value
+    ) in initial.values():  # the standard error of a standard deviation is σ/√(2n)
         assert abs(value.std() - 0.01) < 5 * 0.01 / math.sqrt(2 * value.size)
 
 
@@ -204,13 +224,18 @@ def test_equal_bins_and_unit_slopes_are_the_identity(ops):
 @pytest.mark.parametrize("seed", range(3))
 def test_raw_parameters_of_50_stay_finite_and_monotone(ops, dtype, seed):
     rng = np.random.default_rng(seed)
-    p = {k: rng.choice([-50.0, 50.0], v.shape).astype(dtype) for k, v in parameters().items()}
+    p = {
+        k: rng.choice([-50.0, 50.0], v.shape).astype(dtype)
+        for k, v in parameters().items()
+    }
     knots = knots_of(ops, p)
     assert np.isfinite(knots).all()
     assert np.all(np.diff(knots[:2], axis=1) > 0)
     assert np.all(knots[2] >= LAYER.eps)
     grid = np.linspace(-11, 11, 301).reshape(-1, 1, 1, 1) * np.ones((1, *SHAPE))
-    x = np.sort(np.concatenate([grid.astype(dtype), around_the_knots(knots[0])]), axis=0)
+    x = np.sort(
+        np.concatenate([grid.astype(dtype), around_the_knots(knots[0])]), axis=0
+    )
     result = everything(ops, p, x, dldj=np.ones(len(x), dtype))
     for name, value in result.items():
         assert np.isfinite(value).all(), name
@@ -218,7 +243,9 @@ def test_raw_parameters_of_50_stay_finite_and_monotone(ops, dtype, seed):
     assert np.all(np.diff(result["y"], axis=0) >= -4 * eps * BOUND)
     # x is exact to a few eps B, y then to that times the largest slope, 4 max(1/ε, d)
     back = LAYER.forward(ops, p, result["inverse"])[0]
-    np.testing.assert_allclose(back, result["y"], rtol=0, atol=20 * eps * BOUND * 4 / LAYER.eps)
+    np.testing.assert_allclose(
+        back, result["y"], rtol=0, atol=20 * eps * BOUND * 4 / LAYER.eps
+    )
 
 
 def test_steep_and_flat_slopes_do_not_leave_the_range_of_a_product(ops):
@@ -228,7 +255,9 @@ def test_steep_and_flat_slopes_do_not_leave_the_range_of_a_product(ops):
     x = np.zeros((2, 784))
     result = everything(ops, p, x)
     assert result["dx"].max() < 1e-9
-    np.testing.assert_allclose(result["ldj"], 784 * np.log(result["dx"][0, 0]), rtol=1e-12)
+    np.testing.assert_allclose(
+        result["ldj"], 784 * np.log(result["dx"][0, 0]), rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("value", [0.0, 30.0], ids=["inside", "in the tail"])
@@ -241,17 +270,23 @@ def test_nan_stays_in_its_pixel(ops, dtype, value):
     dldj = np.ones(3, dtype)
     spoilt = np.zeros(x.shape, bool)
     spoilt[1, 4, 2, 0], dy[1, 4, 2, 0] = True, np.nan
-    np.testing.assert_array_equal(np.isnan(everything(ops, p, x, dy, dldj)["dx"]), spoilt)
+    np.testing.assert_array_equal(
+        np.isnan(everything(ops, p, x, dy, dldj)["dx"]), spoilt
+    )
     dldj[2] = np.nan
     of_ldj = spoilt | ((np.arange(3) == 2) & (value == 0)).reshape(3, 1, 1, 1)
-    np.testing.assert_array_equal(np.isnan(everything(ops, p, x, dy, dldj)["dx"]), of_ldj)
+    np.testing.assert_array_equal(
+        np.isnan(everything(ops, p, x, dy, dldj)["dx"]), of_ldj
+    )
     x[1, 4, 2, 0] = np.nan
     result = everything(ops, p, x)
     for name in ("y", "dx", "inverse"):
         np.testing.assert_array_equal(np.isnan(result[name]), spoilt, name)
     np.testing.assert_array_equal(np.isnan(result["ldj"]), [False, True, False])
     for name in PARAMETERS:
-        np.testing.assert_array_equal(np.isnan(result[name]).any(axis=-1), spoilt[1], name)
+        np.testing.assert_array_equal(
+            np.isnan(result[name]).any(axis=-1), spoilt[1], name
+        )
     for value in (np.inf, -np.inf):
         x[1, 4, 2, 0] = value
         y, ldj, _ = LAYER.forward(ops, p, x)
@@ -265,7 +300,9 @@ def test_an_overflowed_parameter_shows(ops, name, value, dtype):
     """Even where it would give a valid spline (exp(-∞) = 0) and in the tails."""
     p = parameters(0.5, dtype=dtype)
     p[name][4, 2, 0, 1] = value
-    x = np.linspace(-12, 12, 9, dtype=dtype).reshape(-1, 1, 1, 1) * np.ones((1, *SHAPE), dtype)
+    x = np.linspace(-12, 12, 9, dtype=dtype).reshape(-1, 1, 1, 1) * np.ones(
+        (1, *SHAPE), dtype
+    )
     spoilt = np.zeros(SHAPE, bool)
     spoilt[4, 2, 0] = True
     result = everything(ops, p, x)
@@ -278,7 +315,9 @@ def test_an_overflowed_parameter_shows(ops, name, value, dtype):
         np.testing.assert_array_equal(np.isnan(result[key]).any(axis=-1), spoilt, key)
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy reports the overflows tested here
+@pytest.mark.filterwarnings(
+    "ignore::RuntimeWarning"
+)  # NumPy reports the overflows tested here
 def test_slopes_that_overflow_give_no_finite_log_determinant(ops):
     p = parameters(0.0, dtype=np.float32)
     p["slopes"][4, 2, 0, 1:3] = 3e38
@@ -318,4 +357,6 @@ def test_squeeze_is_space_to_depth_in_the_documented_order(ops):
     assert z.flags.c_contiguous
     assert ldj == 0
     for c, dy, dx in np.ndindex(3, 2, 2):
-        np.testing.assert_array_equal(z[..., c * 4 + dy * 2 + dx], x[:, dy::2, dx::2, c])
+        np.testing.assert_array_equal(
+            z[..., c * 4 + dy * 2 + dx], x[:, dy::2, dx::2, c]
+        )

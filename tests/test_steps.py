@@ -28,7 +28,14 @@ from snfnp.likelihood import AUGMENTATION
 from snfnp.ops import RandomKey, get_ops
 from snfnp.ops.gpu import source
 from snfnp.ops.images.definition import augment
-from snfnp.ops.step.definition import Controller, Entry, Reading, Row, StepLog, clip_scale
+from snfnp.ops.step.definition import (
+    Controller,
+    Entry,
+    Reading,
+    Row,
+    StepLog,
+    clip_scale,
+)
 from snfnp.step.batches import Batches, Repeated, batch_of, epoch_order
 from snfnp.step.update import Adam, learning_rate, warmed_up
 from snfnp.training.options import TrainConfig
@@ -37,7 +44,10 @@ from snfnp.training.runs.load import load_run
 
 BEFORE_DENSITY = slice(0, Entry.DENSITY)
 PACKAGE = str(Path(snfnp.__file__).parent)
-BUDGET = {"fc": (115, 16), "conv": (650, 18)}  # calls, and files of the functions that are called
+BUDGET = {
+    "fc": (115, 16),
+    "conv": (650, 18),
+}  # calls, and files of the functions that are called
 STEPS, LAYERS, SAMPLES = 60, 3, 7
 FAST = {"lambda_rate": 20.0}
 
@@ -76,8 +86,12 @@ def test_the_first_failure_stays_in_the_log(ops, where, value):
     before = log.array.copy()
     for number in (2, 3):
         assert bool(failed) == (number == 3)
-        ops.step.log_density([np.array([value if where == "density" else -1.0])], number, log.array)
-        ops.step.log_step([0.5], abs(value) if where == "gradient" else 4.0, 1.0, number, log.array)
+        ops.step.log_density(
+            [np.array([value if where == "density" else -1.0])], number, log.array
+        )
+        ops.step.log_step(
+            [0.5], abs(value) if where == "gradient" else 4.0, 1.0, number, log.array
+        )
     assert log.read().failed == failed == 2
     assert math.isfinite(log.read().density) == (where == "gradient")
     np.testing.assert_array_equal(log.array[BEFORE_DENSITY], before[BEFORE_DENSITY])
@@ -121,7 +135,9 @@ def test_adam_matches_reference(ops):
     """Algorithm 1 of Kingma & Ba (2014) with the sign of ascent, one scalar at a time."""
     size, steps, lr, beta1, beta2, eps = 37, 50, 1e-2, 0.9, 0.999, 1e-8
     p, m, v = buffers(size)
-    gradients = np.random.default_rng(1).standard_normal((steps, size)) * np.logspace(-9, 3, size)
+    gradients = np.random.default_rng(1).standard_normal((steps, size)) * np.logspace(
+        -9, 3, size
+    )
     expected = []
     for i in range(size):
         theta, first, second = p[i], 0.0, 0.0
@@ -162,7 +178,9 @@ def test_gradients_beyond_the_norm_are_clipped(ops):
         np.testing.assert_allclose(m, 0.1 * scale * g, rtol=rtol + 1e-14)
         np.testing.assert_allclose(v, 0.001 * (scale * g) ** 2, rtol=2 * rtol + 1e-13)
     for squares, scale in ((25.0, 1.0), (0.0, 1.0), (1600.0, 0.25)):
-        np.testing.assert_allclose(clip_scale(squares, 10.0), scale, rtol=0 if scale == 1 else 1e-6)
+        np.testing.assert_allclose(
+            clip_scale(squares, 10.0), scale, rtol=0 if scale == 1 else 1e-6
+        )
     assert clip_scale(1600.0, 10.0) * 40.0 <= 10.0
 
 
@@ -199,15 +217,25 @@ def test_the_rate_rises_linearly_during_warm_up():
         np.testing.assert_allclose(found, min(lr, formula), rtol=1e-15)
     assert warmed_up(lr, epochs * per_epoch - 1, per_epoch, epochs) == lr
     for epochs, step, fraction in ((0, 0, 1.0), (0.5, 0, 0.2), (0.5, 4, 1.0)):
-        np.testing.assert_allclose(warmed_up(2.0, step, 10, epochs), 2.0 * fraction, rtol=1e-15)
+        np.testing.assert_allclose(
+            warmed_up(2.0, step, 10, epochs), 2.0 * fraction, rtol=1e-15
+        )
 
 
 RATES = [  # schedule, final fraction, rates of two steps of warm-up and six more, for --lr 1
     ("constant", None, [0.5, 1, 1, 1, 1, 1, 1, 1]),
     ("linear", 0.0, [0.5, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0]),
     ("linear", 0.4, [0.5, 1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4]),
-    ("cosine", 0.0, [0.5, 1, *(0.5 + 0.5 * math.cos(math.pi * k / 6) for k in range(1, 7))]),
-    ("cosine", 0.2, [0.5, 1, *(0.6 + 0.4 * math.cos(math.pi * k / 6) for k in range(1, 7))]),
+    (
+        "cosine",
+        0.0,
+        [0.5, 1, *(0.5 + 0.5 * math.cos(math.pi * k / 6) for k in range(1, 7))],
+    ),
+    (
+        "cosine",
+        0.2,
+        [0.5, 1, *(0.6 + 0.4 * math.cos(math.pi * k / 6) for k in range(1, 7))],
+    ),
 ]
 
 
@@ -216,13 +244,21 @@ def test_the_rate_falls_from_warm_up_to_the_last_step(schedule, final, rates):
     options = {"lr_schedule": schedule, "final_lr_fraction": final}
     config = TrainConfig(lr=2.0, warmup_epochs=1, epochs=4, **options).resolve(1000)
     found = [learning_rate(config, step, steps_per_epoch=2) for step in range(9)]
-    np.testing.assert_allclose(found, 2 * np.array([*rates, rates[-1]]), rtol=1e-14, atol=1e-15)
+    np.testing.assert_allclose(
+        found, 2 * np.array([*rates, rates[-1]]), rtol=1e-14, atol=1e-15
+    )
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
-@pytest.mark.parametrize("warmup, per_epoch, first", [(0.5, 1, 2.0), (0, 1, 2.0), (0.5, 4, 1.0)])
+@pytest.mark.parametrize(
+    "warmup, per_epoch, first", [(0.5, 1, 2.0), (0, 1, 2.0), (0.5, 4, 1.0)]
+)
 def test_the_first_step_of_a_run_has_a_rate(schedule, warmup, per_epoch, first):
-    options = {"lr_schedule": schedule, "final_lr_fraction": 0.0, "warmup_epochs": warmup}
+    options = {
+        "lr_schedule": schedule,
+        "final_lr_fraction": 0.0,
+        "warmup_epochs": warmup,
+    }
     config = TrainConfig(lr=2.0, epochs=1, **options).resolve(1000)
     assert learning_rate(config, 0, per_epoch) == first
 
@@ -260,7 +296,13 @@ def test_a_step_makes_few_calls_in_few_files(model):
 
 
 def controller(**changes):
-    defaults = {"relative": False, "tolerance": 0.3, "rate": 0.1, "highest": 5.0, "lowest": 1e-3}
+    defaults = {
+        "relative": False,
+        "tolerance": 0.3,
+        "rate": 0.1,
+        "highest": 5.0,
+        "lowest": 1e-3,
+    }
     return Controller(**{**defaults, "smoothing": 0.9, **changes})
 
 
@@ -269,7 +311,9 @@ def geco(constraints, lam, own):
     average, found = None, []
     for c in constraints:
         e = c - own.tolerance
-        average = e if average is None else own.smoothing * average + (1 - own.smoothing) * e
+        average = (
+            e if average is None else own.smoothing * average + (1 - own.smoothing) * e
+        )
         lam = min(max(lam * math.exp(own.rate * average), own.lowest), own.highest)
         found.append(lam)
     return found
@@ -289,7 +333,9 @@ def run_control(ops, own, found, lam=0.9):
 @pytest.mark.parametrize("relative", [False, True])
 def test_controllers_follow_their_formulas_over_many_steps(ops, relative):
     rng = np.random.default_rng(3)
-    errors = rng.uniform(0, 0.8, (STEPS, LAYERS)) * np.linspace(1.6, 0.2, STEPS)[:, None]
+    errors = (
+        rng.uniform(0, 0.8, (STEPS, LAYERS)) * np.linspace(1.6, 0.2, STEPS)[:, None]
+    )
     inputs = rng.uniform(0.5, 2.0, (STEPS, LAYERS)) * SAMPLES
     own = controller(relative=relative)
     found = np.stack([errors, inputs], axis=2)
@@ -302,7 +348,9 @@ def test_controllers_follow_their_formulas_over_many_steps(ops, relative):
     np.testing.assert_allclose(totals[:, 0], errors.sum(axis=1), rtol=1e-12)
     weighted = (used * errors).sum(axis=1)
     np.testing.assert_allclose(totals[:, 1] * totals[:, 0], weighted, rtol=1e-12)
-    np.testing.assert_allclose(state[Row.CONSTRAINT_SUM], constraints.sum(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(
+        state[Row.CONSTRAINT_SUM], constraints.sum(axis=0), rtol=1e-12
+    )
     assert (state[Row.COUNTED] == STEPS).all()
 
 
@@ -351,7 +399,10 @@ def test_a_step_sees_each_layers_constraint(ops, model, constraint):
     changes = {"lambda_control": "geco", "constraint": constraint, "tolerance": 1e-3}
     trainer = make_trainer(ops, model, dtype="float64", **changes)
     trainer.begin(Repeated(images_of(trainer, 0)))
-    images, params = images_of(trainer, 0), trainer.layout.views(host(trainer, "p").copy())
+    images, params = (
+        images_of(trainer, 0),
+        trainer.layout.views(host(trainer, "p").copy()),
+    )
     trainer.training_step(Repeated(images))
     x, _ = trainer.encode(images, 0, Slice(0, BATCH, BATCH))
     expected = []
@@ -397,7 +448,9 @@ def test_the_surrogate_has_every_layers_lambda(ops):
     metrics, errors = trainer.metrics(), trainer.multipliers.sums[::2]
     density = trainer.log.array[7]
     assert metrics.reconstruction == pytest.approx(errors.sum(), rel=1e-12)
-    assert metrics.surrogate == pytest.approx(density - (used * errors).sum(), rel=1e-12)
+    assert metrics.surrogate == pytest.approx(
+        density - (used * errors).sum(), rel=1e-12
+    )
 
 
 def test_a_run_has_lambda_and_constraint_in_its_metrics(tmp_path):
@@ -409,7 +462,9 @@ def test_a_run_has_lambda_and_constraint_in_its_metrics(tmp_path):
         for name in ("lam", "constraint"):
             assert record[f"{name}_min"] <= record[name] <= record[f"{name}_max"]
     loaded = load_run(whole.path, "last")
-    assert np.mean(list(loaded.lam.values())) == pytest.approx(records[-1]["lam"], rel=1e-12)
+    assert np.mean(list(loaded.lam.values())) == pytest.approx(
+        records[-1]["lam"], rel=1e-12
+    )
 
 
 def test_a_resumed_runs_lambda_is_the_controllers(tmp_path):
@@ -417,12 +472,16 @@ def test_a_resumed_runs_lambda_is_the_controllers(tmp_path):
     with pytest.raises(UsageError, match="its λ is in the checkpoint; leave `lam` out"):
         config.resumed({"lam": 3.0}, tmp_path)
     assert config.resumed({"lam": 1.0}, tmp_path) == config
-    with pytest.raises(UsageError, match="lambda_control = geco: it cannot be resumed with fixed"):
+    with pytest.raises(
+        UsageError, match="lambda_control = geco: it cannot be resumed with fixed"
+    ):
         config.resumed({"lambda_control": "fixed"}, tmp_path)
     assert small_config().resumed({"lam": 3.0}, tmp_path).lam == 3.0
 
 
-@pytest.mark.parametrize("change", [{}, {"other": np.ones((6, 2))}, {"control.rows": np.ones(2)}])
+@pytest.mark.parametrize(
+    "change", [{}, {"other": np.ones((6, 2))}, {"control.rows": np.ones(2)}]
+)
 def test_states_of_other_names_or_shapes_are_refused(change):
     trainer = make_trainer(get_ops("numpy"), lambda_control="geco")
     checkpoint = Checkpoint.of(trainer, {})
@@ -434,4 +493,7 @@ def test_states_of_other_names_or_shapes_are_refused(change):
 def test_defaults_follow_where_lambda_starts():
     """At first ln λ moves by C − κ in each step, for every λ."""
     for model in ("fc", "glow"):
-        assert TrainConfig(model=model, lambda_control="geco").resolve(1000).lambda_rate == 1.0
+        assert (
+            TrainConfig(model=model, lambda_control="geco").resolve(1000).lambda_rate
+            == 1.0
+        )

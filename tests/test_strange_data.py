@@ -48,9 +48,15 @@ def rewrite(path):
 @LARGE
 @pytest.mark.parametrize("change", [cut, rewrite])
 @pytest.mark.parametrize("mapped", [False, True])
-def test_a_file_that_changes_while_it_is_trained_on_stops_the_run(change, mapped, tmp_path):
+def test_a_file_that_changes_while_it_is_trained_on_stops_the_run(
+    change, mapped, tmp_path
+):
     def load():
-        return own_data(np.load(path, mmap_mode="r")) if mapped else snfnp.load_dataset(path)
+        return (
+            own_data(np.load(path, mmap_mode="r"))
+            if mapped
+            else snfnp.load_dataset(path)
+        )
 
     path = tmp_path / "rows.npy"
     run = tmp_path / "run"
@@ -62,9 +68,17 @@ def test_a_file_that_changes_while_it_is_trained_on_stops_the_run(change, mapped
             steps.append(record.step)
             change(path)
 
-    options = {"model": "fc", "backend": "numpy", "batch_size": 20, "epochs": 9, "report": None}
+    options = {
+        "model": "fc",
+        "backend": "numpy",
+        "batch_size": 20,
+        "epochs": 9,
+        "report": None,
+    }
     options |= {"warmup_epochs": 1, "eval_every": 1, "callbacks": [callback]}
-    with one_line(SnfnpError, "rows.npy has changed since it was opened", "restore it and cont"):
+    with one_line(
+        SnfnpError, "rows.npy has changed since it was opened", "restore it and cont"
+    ):
         snfnp.fit(load(), out=run, **options)
     assert len(steps) == 1, "it is noticed at the next step"
     np.save(path, ROWS)
@@ -90,14 +104,25 @@ def test_samples_are_read_as_numpy_reads_them(dtype, order, tmp_path):
     array = np.asarray(RNG.integers(0, 200, (50, 3, 2)).astype(dtype), order=order)
     np.save(tmp_path / "a.npy", array)
     opened = images.open_array(tmp_path / "a.npy")
-    assert isinstance(opened, StoredArray) == (order == "C") and opened.dtype == array.dtype
+    assert (
+        isinstance(opened, StoredArray) == (order == "C")
+        and opened.dtype == array.dtype
+    )
     assert opened.nbytes == array.nbytes  # by which a GPU holds it or streams it
-    for chosen in (slice(None), slice(3, 9), np.array([7, 8, 3, 4, 5, 49, 0]), np.arange(0), 4):
+    for chosen in (
+        slice(None),
+        slice(3, 9),
+        np.array([7, 8, 3, 4, 5, 49, 0]),
+        np.arange(0),
+        4,
+    ):
         np.testing.assert_array_equal(opened[chosen], array[chosen])
     if isinstance(opened, StoredArray):
         some = opened.select(np.array([9, 2, 3]))
         np.testing.assert_array_equal(some[1:], array[[2, 3]])
-        np.testing.assert_array_equal(opened.with_channels()[5:7], array[5:7, ..., np.newaxis])
+        np.testing.assert_array_equal(
+            opened.with_channels()[5:7], array[5:7, ..., np.newaxis]
+        )
 
 
 def endless_socket(path):
@@ -112,7 +137,9 @@ NO_FILES |= {"loop": lambda path: path.symlink_to(path)}
 
 @pytest.mark.parametrize("kind", NO_FILES)
 @pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.csv", "folder/a.png", "folder"])
-def test_what_is_no_file_is_refused_before_it_is_opened(kind, name, tmp_path, monkeypatch):
+def test_what_is_no_file_is_refused_before_it_is_opened(
+    kind, name, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
@@ -122,7 +149,10 @@ def test_what_is_no_file_is_refused_before_it_is_opened(kind, name, tmp_path, mo
 
 
 def archive(path, members, method=zipfile.ZIP_DEFLATED):
-    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(path, "w", method) as file:
+    with (
+        warnings.catch_warnings(action="ignore"),
+        zipfile.ZipFile(path, "w", method) as file,
+    ):
         for name, content in members:
             file.writestr(name, content)  # with a warning if it is there
 
@@ -183,7 +213,9 @@ def pictures_of(*images):
 def png(width, height, depth, kind, rows):
     def chunk(name, content):
         check = zlib.crc32(name + content)
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
+        )
 
     start = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))
     data = chunk(b"IDAT", zlib.compress(rows))
@@ -203,7 +235,9 @@ def deep(channels):
 CONTENT = content_of(ROWS)
 FIELDS = np.zeros(3, [(f"x{k}", "f8") for k in range(999)])
 LONG = b"\x93NUMPY\x02\x00" + (10**6).to_bytes(4, "little") + b"(" * 10**6
-PICKLED = "cannot be read (it is no array of numbers, and Python objects are never loaded)"
+PICKLED = (
+    "cannot be read (it is no array of numbers, and Python objects are never loaded)"
+)
 READ = "cannot be read ("
 # {file: (its bytes, text or array, or a function that writes it; what is said)}
 FILES = (
@@ -217,9 +251,18 @@ FILES = (
             ROWS * (1, 0),
             "column 1 (from 0) has the standard deviation 0: leave such",
         ),
-        "large.npy": (ROWS * 1e300, "column 0 (from 0) has the standard deviation inf, and 1 more"),
-        "text.npy": (ROWS.astype(str), "instead of numbers; give a NumPy array of uint8, (N"),
-        "an axis.npy": (ROWS[:, 0], "float64 of shape (200,) is not (N, H, W, C); give"),
+        "large.npy": (
+            ROWS * 1e300,
+            "column 0 (from 0) has the standard deviation inf, and 1 more",
+        ),
+        "text.npy": (
+            ROWS.astype(str),
+            "instead of numbers; give a NumPy array of uint8, (N",
+        ),
+        "an axis.npy": (
+            ROWS[:, 0],
+            "float64 of shape (200,) is not (N, H, W, C); give",
+        ),
         "pickled.npy": (ROWS.astype(object), PICKLED),
         "empty.npy": (b"", READ),
         "cut.npy": (CONTENT[:-40], READ),
@@ -232,12 +275,18 @@ FILES = (
         "many fields.npy": (FIELDS, "(its header is too long for an array of numbers)"),
         "long header.npy": (LONG, "(its header is too long for an array of numbers)"),
         "odd header.npy": (flipped(CONTENT, 20) + b"\0", READ),  # in the header's text
-        "two arrays.npy": (2 * CONTENT, "(3,328 bytes follow the array that its header describes)"),
+        "two arrays.npy": (
+            2 * CONTENT,
+            "(3,328 bytes follow the array that its header describes)",
+        ),
         "a byte more.npy": (
             CONTENT + b"\n",
             "(1 bytes follow the array that its header describes)",
         ),
-        "fewer rows.npy": (header((4, 1)), "(32 bytes follow the array that its header describes)"),
+        "fewer rows.npy": (
+            header((4, 1)),
+            "(32 bytes follow the array that its header describes)",
+        ),
         "an archive.npy": (lambda path: archive(path, [("train.npy", CONTENT)]), READ),
         "an array.npz": (CONTENT, "cannot be read (File is not a zip file)"),
         "pickled.npz": (lambda path: np.savez(path, ROWS.astype(object)), PICKLED),
@@ -250,22 +299,41 @@ FILES = (
             "has the arrays train, other: name them train, validation and test",
         ),
         "twice.npz": (
-            lambda path: archive(path, [*2 * [("train.npy", CONTENT)], ("test.npy", CONTENT)]),
+            lambda path: archive(
+                path, [*2 * [("train.npy", CONTENT)], ("test.npy", CONTENT)]
+            ),
             "has several arrays of one name: name each split once",
         ),
-        "no array in.npz": (lambda path: archive(path, [("train.npy", b"hello")]), "train"),
+        "no array in.npz": (
+            lambda path: archive(path, [("train.npy", b"hello")]),
+            "train",
+        ),
         "encrypted.npz": (encrypted, READ),
         "deflated.npz": (damaged_archive(zipfile.ZIP_DEFLATED), READ),
         "lzma.npz": (damaged_archive(zipfile.ZIP_LZMA), READ),
         "bzip2.npz": (damaged_archive(zipfile.ZIP_BZIP2), READ),
-        "huge in.npz": (lambda path: archive(path, [("a.npy", header((1 << 40, 9)))]), READ),
-        "negative in.npz": (lambda path: archive(path, [("a.npy", header((-1, 9)))]), READ),
+        "huge in.npz": (
+            lambda path: archive(path, [("a.npy", header((1 << 40, 9)))]),
+            READ,
+        ),
+        "negative in.npz": (
+            lambda path: archive(path, [("a.npy", header((-1, 9)))]),
+            READ,
+        ),
         "many names.npz": (
-            lambda path: archive(path, [(f"{index}.npy", header((9,))) for index in range(999)]),
+            lambda path: archive(
+                path, [(f"{index}.npy", header((9,))) for index in range(999)]
+            ),
             "has the arrays 0, 1, 2",
         ),
-        "infinite.csv": ("1,2\n3,-inf\n", "has '-inf': fill it in, or leave such rows out with"),
-        "a word.csv": ("a,b\n1,2\n3,x\n", "csv, line 3, column 'b' has 'x', which is not a number"),
+        "infinite.csv": (
+            "1,2\n3,-inf\n",
+            "has '-inf': fill it in, or leave such rows out with",
+        ),
+        "a word.csv": (
+            "a,b\n1,2\n3,x\n",
+            "csv, line 3, column 'b' has 'x', which is not a number",
+        ),
         "short.csv": ("1,2\n3\n4\n5\n6\n", "csv, line 2: the number of cells is 1"),
         "names.csv": ("a,b\n", "has no rows of numbers: check the file"),
         "empty.csv": ("", "has no rows of numbers: check the file"),
@@ -275,13 +343,22 @@ FILES = (
             "it is not UTF-8 text: save it",
         ),
         "plain.csv.gz": ("a,b\n1,2\n", "cannot be read (Not a gzipped file"),
-        "sheet.xls": ("1 2", "give a .npy, .npz, .csv, .tsv or .txt file, or a folder of images"),
-        "folder/notes.md": ("no picture", "has no images (.png, .jpg, .jpeg): check the path"),
+        "sheet.xls": (
+            "1 2",
+            "give a .npy, .npz, .csv, .tsv or .txt file, or a folder of images",
+        ),
+        "folder/notes.md": (
+            "no picture",
+            "has no images (.png, .jpg, .jpeg): check the path",
+        ),
         "gif/a.png": (
             lambda path: picture(path, GREY[0], format="GIF"),
             "it is not a PNG or JPEG image",
         ),
-        "cut/a.png": (b"\x89PNG\r\n\x1a\n" + bytes(30), "it is not a PNG or JPEG image"),
+        "cut/a.png": (
+            b"\x89PNG\r\n\x1a\n" + bytes(30),
+            "it is not a PNG or JPEG image",
+        ),
         "text/a.jpg": ("no picture", "it is not a PNG or JPEG image"),
         "sizes/a.png": (pictures_of(GREY[0], COLOUR[:3]), "1.png is 6 x 3, and "),
         "large/a.png": (png(10_000, 10_000, 8, 0, b""), "decompression bomb"),
@@ -295,7 +372,9 @@ FILES = (
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_fits_nothing_is_one_short_line_and_leaves_nothing(name, tmp_path, recwarn):
+def test_a_file_that_fits_nothing_is_one_short_line_and_leaves_nothing(
+    name, tmp_path, recwarn
+):
     content, problem = FILES[name]
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
@@ -326,7 +405,9 @@ def test_a_flipped_byte_is_one_line_or_harmless(seed, tmp_path):
     files = ["a.npz", "a.npy", "images/a.png", "images/b.jpg"]
     contents = {name: (tmp_path / name).read_bytes() for name in files}
     for name in files * 25:
-        content = flipped(contents[name], int(rng.integers(min(400, len(contents[name])))))
+        content = flipped(
+            contents[name], int(rng.integers(min(400, len(contents[name]))))
+        )
         (tmp_path / name).write_bytes(content)
         try:
             load_whole(str(tmp_path / name.partition("/")[0]))
@@ -335,15 +416,21 @@ def test_a_flipped_byte_is_one_line_or_harmless(seed, tmp_path):
         (tmp_path / name).write_bytes(contents[name])
 
 
-def test_names_and_sizes_in_an_archive_are_checked_before_it_is_read(tmp_path, monkeypatch):
+def test_names_and_sizes_in_an_archive_are_checked_before_it_is_read(
+    tmp_path, monkeypatch
+):
     path = tmp_path / "a.npz"
     np.savez(path, train=ROWS, other=ROWS)
-    monkeypatch.setattr(np.lib.format, "read_array", lambda *a, **b: pytest.fail("it is read"))
+    monkeypatch.setattr(
+        np.lib.format, "read_array", lambda *a, **b: pytest.fail("it is read")
+    )
     with one_line(UsageError, "has the arrays train, other"):
         snfnp.load_dataset(path)
     np.savez(path, train=ROWS)
     monkeypatch.setattr(snfnp.data, "_memory", lambda: 1000)
-    with one_line(UsageError, path, "its arrays take 3,328 bytes, and this machine has 1,000"):
+    with one_line(
+        UsageError, path, "its arrays take 3,328 bytes, and this machine has 1,000"
+    ):
         snfnp.load_dataset(path)
 
 
@@ -358,7 +445,9 @@ def test_escapes_and_newlines_of_a_name_are_shown(tmp_path):
 
 
 def test_other_data_that_do_not_exist_are_no_advice_about_the_runs_own(tmp_path):
-    with one_line(UsageError, "mnits does not exist (did you mean mnist?): check the path"):
+    with one_line(
+        UsageError, "mnits does not exist (did you mean mnist?): check the path"
+    ):
         load_whole("mnits")
     picture(tmp_path / "test" / "a.png", GREY[0])
     with one_line(UsageError, f"{tmp_path} has no folder train beside test: add one"):
@@ -369,11 +458,15 @@ def test_a_path_is_taken_as_its_text_and_arrays_are_refused(tmp_path):
     np.save(tmp_path / "rows.npy", ROWS)
     assert snfnp.load_dataset(tmp_path / "rows.npy").name == "rows"
     for name in (ROWS, [1], None, 3):
-        with one_line(UsageError, "load_dataset takes a name or a path", type(name).__name__):
+        with one_line(
+            UsageError, "load_dataset takes a name or a path", type(name).__name__
+        ):
             snfnp.load_dataset(name)
 
 
-@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # NumPy's, of np.matrix
+@pytest.mark.filterwarnings(
+    "ignore::PendingDeprecationWarning"
+)  # NumPy's, of np.matrix
 def test_a_matrix_is_refused():
     """For np.matrix, ** is a power of matrices."""
     with one_line(UsageError, "matrix instead of numbers; give an array of floats"):

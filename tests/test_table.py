@@ -43,7 +43,12 @@ def read(tmp_path):
         ("b,word,a\n2,x,1\n4.5,y,3\n", "utf-8", {"columns": "a, b"}, ("a", "b")),
         ("1,x,2\n3,y,4.5\n", "utf-8", {"columns": "0,2"}, None),
         ("a,b\n1,2\nNA,3\n,\n3,4.5\n", "utf-8", {"drop_incomplete": True}, ("a", "b")),
-        ("id,2019,2020\n7,1,2\n8,3,4.5\n", "utf-8", {"columns": "1,2"}, ("2019", "2020")),
+        (
+            "id,2019,2020\n7,1,2\n8,3,4.5\n",
+            "utf-8",
+            {"columns": "1,2"},
+            ("2019", "2020"),
+        ),
         ("1,0;2,0\n3,0;4,5\n", "utf-8", {}, None),  # more commas than semicolons
         ("\na;b\n1;2\n3;4,5\n", "utf-8", {}, ("a", "b")),
         ('"a;b",c\n1,2\n3,4.5\n', "utf-8", {}, ("a;b", "c")),
@@ -71,7 +76,11 @@ def read(tmp_path):
 def test_rows_and_names_are_read(text, encoding, options, names, read):
     rows, read_names, lines = read(text, encoding, **options)
     assert rows == TWO and read_names == names
-    expected = ["incomplete rows are left out (2 of 4)"] if "drop_incomplete" in options else []
+    expected = (
+        ["incomplete rows are left out (2 of 4)"]
+        if "drop_incomplete" in options
+        else []
+    )
     if names and "2019" in names:
         expected = [GUESSED.format("id, 2019, 2020")]
     assert [line.partition(": ")[2] for line in lines] == expected
@@ -80,13 +89,38 @@ def test_rows_and_names_are_read(text, encoding, options, names, read):
 @pytest.mark.parametrize(
     "text, rows, names, line",
     [
-        ("cat,1,2\n1,2,4.5\n", [[1.0, 2.0, 4.5]], ("cat", "1", "2"), GUESSED.format("cat, 1, 2")),
-        ("3,5\n4,25\n", [[3.0, 5.0], [4.0, 25.0]], None, "pairs of whole numbers are read as two"),
+        (
+            "cat,1,2\n1,2,4.5\n",
+            [[1.0, 2.0, 4.5]],
+            ("cat", "1", "2"),
+            GUESSED.format("cat, 1, 2"),
+        ),
+        (
+            "3,5\n4,25\n",
+            [[3.0, 5.0], [4.0, 25.0]],
+            None,
+            "pairs of whole numbers are read as two",
+        ),
         ("x\n3,5\n4,25\n", [[3.5], [4.25]], ("x",), None),
         ("first name\n1\n2\n", [[1.0], [2.0]], ("first name",), None),
-        ("+AOQ-,b\n1,2\n", [[1.0, 2.0]], ("+AOQ-", "b"), "the name '+AOQ-' looks like UTF-7: sav"),
-        ("# by me, today\n#\na,b\n1,2\n", [[1.0, 2.0]], ("a", "b"), "lines before the table are"),
-        ("# me\n\n1,2\n3,4.5\n", TWO, None, "lines before the table are left out, as they begin"),
+        (
+            "+AOQ-,b\n1,2\n",
+            [[1.0, 2.0]],
+            ("+AOQ-", "b"),
+            "the name '+AOQ-' looks like UTF-7: sav",
+        ),
+        (
+            "# by me, today\n#\na,b\n1,2\n",
+            [[1.0, 2.0]],
+            ("a", "b"),
+            "lines before the table are",
+        ),
+        (
+            "# me\n\n1,2\n3,4.5\n",
+            TWO,
+            None,
+            "lines before the table are left out, as they begin",
+        ),
     ],
 )
 def test_what_may_mean_something_else_is_said(text, rows, names, line, read):
@@ -95,11 +129,15 @@ def test_what_may_mean_something_else_is_said(text, rows, names, line, read):
     assert len(lines) == bool(line) and (line or "") in "".join(lines)
 
 
-@pytest.mark.parametrize("cell", ["#N/A", "#DIV/0!", "<NA>", ".", "inf", "-Infinity", "?", ""])
+@pytest.mark.parametrize(
+    "cell", ["#N/A", "#DIV/0!", "<NA>", ".", "inf", "-Infinity", "?", ""]
+)
 def test_a_cell_without_a_number_is_incomplete(cell, read):
     text = f"a,b\n1,2\n{cell},7\n3,4.5\n"
     assert read(text, drop_incomplete=True)[0] == TWO
-    with one_line(UsageError, "t.csv, line 3, column 'a'", "fill it in, or leave such rows out"):
+    with one_line(
+        UsageError, "t.csv, line 3, column 'a'", "fill it in, or leave such rows out"
+    ):
         read(text)
     assert read(f"{cell},7\n1,2\n3,4.5\n", drop_incomplete=True)[:2] == (TWO, None)
 
@@ -108,7 +146,9 @@ def test_a_cell_without_a_number_is_incomplete(cell, read):
 def test_a_wide_table_is_read_in_linear_time(columns, read):
     """In a second; a minute or more if each name is looked for among all."""
     width = 60_000
-    text = ",".join(f"g{k}" for k in range(width)) + 2 * ("\n" + ",".join(["0.5"] * width))
+    text = ",".join(f"g{k}" for k in range(width)) + 2 * (
+        "\n" + ",".join(["0.5"] * width)
+    )
     start = time.process_time()
     rows, names, _ = read(text, columns=columns)
     assert time.process_time() - start < 8
@@ -118,7 +158,9 @@ def test_a_wide_table_is_read_in_linear_time(columns, read):
 def test_many_comments_are_left_out_in_linear_time(read):
     """In a second; a minute if lines are counted from the start of the file at each comment."""
     start = time.process_time()
-    rows, _, lines = read(10_000 * "# a line of a comment, as long as they are\n" + "1,2\n3,4.5\n")
+    rows, _, lines = read(
+        10_000 * "# a line of a comment, as long as they are\n" + "1,2\n3,4.5\n"
+    )
     assert time.process_time() - start < 8
     assert rows == TWO and len(lines) == 1
 
@@ -126,13 +168,19 @@ def test_many_comments_are_left_out_in_linear_time(read):
 def test_a_compressed_table_is_read_up_to_a_limit(read, monkeypatch):
     monkeypatch.setattr(table, "_MOST", 100)
     assert len(read(50 * "1\n", name="t.csv.gz")[0]) == 50
-    with one_line(UsageError, "t.csv.gz has more than 100 bytes of text: decompress it"):
+    with one_line(
+        UsageError, "t.csv.gz has more than 100 bytes of text: decompress it"
+    ):
         read(51 * "1\n", name="t.csv.gz")
 
 
 POINT = "write numbers with a decimal point, without separators of thousands"
 REFUSED = [
-    ("NA,1,2\n1,2,3\n", {}, "line 1, column '0' has 'NA': fill it in, or leave such rows out"),
+    (
+        "NA,1,2\n1,2,3\n",
+        {},
+        "line 1, column '0' has 'NA': fill it in, or leave such rows out",
+    ),
     (",x\n1,2\n1,\n", {}, "line 3, column 'x' is empty: fill it in"),
     ("1_000,2\n1,2\n", {}, "line 1, column '0' has '1_000', which is not a number"),
     ('a,b\n"1,234",2\n', {}, f"line 2, column 'a' has '1,234': {POINT}"),
@@ -140,21 +188,61 @@ REFUSED = [
     ("a;b\n1,234;2\n", {}, f"line 2, column 'a' has '1,234': {POINT}"),
     ("a;b\n1.234;3,5\n", {}, f"line 2, column 'a' has '1.234': {POINT}"),
     ("x\n3,512\n", {}, f"line 2, column 'x' has '3,512': {POINT}"),
-    ("sep=;\n# me\n1;2\n3;x\n", {}, "line 4, column '1' has 'x', which is not a number"),
-    ("a,b,\n1,2,\n3,4,5\n", {}, "line 3: the number of cells is 3, in line 1 it is 2: give all"),
+    (
+        "sep=;\n# me\n1;2\n3;x\n",
+        {},
+        "line 4, column '1' has 'x', which is not a number",
+    ),
+    (
+        "a,b,\n1,2,\n3,4,5\n",
+        {},
+        "line 3: the number of cells is 3, in line 1 it is 2: give all",
+    ),
     ("a,b,c\n1,2,\n", {}, "line 2, column 'c' is empty: fill it in"),
-    ("a,b\n1,5,2,5\n", {}, "line 2: the number of cells is 4, in line 1 it is 2: give all"),
-    ("a\n2024-01-01\n", {}, "line 2, column 'a' has '2024-01-01', which is not a number"),
-    ("1,2 3\n3,4\n", {"header": False}, "line 1, column '1' has '2 3': separate columns by comm"),
-    ("a\n1,é\n", {"encoding": "latin-1"}, "line 2: it is not UTF-8 text: save it as UTF-8"),
-    ("a,b,c\n1,2,\n", {"drop_incomplete": True}, "has no rows of numbers: choose columns with"),
+    (
+        "a,b\n1,5,2,5\n",
+        {},
+        "line 2: the number of cells is 4, in line 1 it is 2: give all",
+    ),
+    (
+        "a\n2024-01-01\n",
+        {},
+        "line 2, column 'a' has '2024-01-01', which is not a number",
+    ),
+    (
+        "1,2 3\n3,4\n",
+        {"header": False},
+        "line 1, column '1' has '2 3': separate columns by comm",
+    ),
+    (
+        "a\n1,é\n",
+        {"encoding": "latin-1"},
+        "line 2: it is not UTF-8 text: save it as UTF-8",
+    ),
+    (
+        "a,b,c\n1,2,\n",
+        {"drop_incomplete": True},
+        "has no rows of numbers: choose columns with",
+    ),
     ("a,a\n1,2\n", {}, "several columns are called 'a': rename them"),
     ("a,b\n1,2\n", {"columns": "a,c"}, "has no column 'c': its columns are a, b"),
-    ('a,"b,c"\n1,2\n', {"columns": "a,b,c"}, "has no column 'b': its columns are a, \"b,c\""),
+    (
+        'a,"b,c"\n1,2\n',
+        {"columns": "a,b,c"},
+        "has no column 'b': its columns are a, \"b,c\"",
+    ),
     ("a,b\n1,2\n", {"columns": ""}, "has no column '': its columns are a, b"),
     # the density of a column beside itself is infinite
-    ("a,b\n1,2\n", {"columns": "b,a,b"}, "`columns` has 'b' more than once: name each column once"),
-    ("a,b\n1,2\n", {"columns": ["b", "b"]}, "`columns` has 'b' more than once: name each column"),
+    (
+        "a,b\n1,2\n",
+        {"columns": "b,a,b"},
+        "`columns` has 'b' more than once: name each column once",
+    ),
+    (
+        "a,b\n1,2\n",
+        {"columns": ["b", "b"]},
+        "`columns` has 'b' more than once: name each column",
+    ),
 ]
 
 
@@ -166,7 +254,10 @@ def test_what_is_no_table_is_named_by_line_and_column(text, options, problem, re
 
 def test_numbers_in_line_one_are_a_row_unless_text_stands_above_a_number(read):
     assert read("1,x,2\n", columns=[2, 0])[0] == [[2.0, 1.0]]
-    assert read("1,NA\n3,4.5\n1,2\n", drop_incomplete=True)[0] == [[3.0, 4.5], [1.0, 2.0]]
+    assert read("1,NA\n3,4.5\n1,2\n", drop_incomplete=True)[0] == [
+        [3.0, 4.5],
+        [1.0, 2.0],
+    ]
     assert read("0,1\n3,4.5\n") == ([[0.0, 1.0], [3.0, 4.5]], None, [])
 
 

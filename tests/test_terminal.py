@@ -19,16 +19,26 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 HELP = ("-m", "snfnp", "evaluate", "--help")
 LISTING = ("-m", "snfnp")
-NO_SPACE = "error: the output cannot be written (No space left on device): send it elsewhere\n"
+NO_SPACE = (
+    "error: the output cannot be written (No space left on device): send it elsewhere\n"
+)
 
 
 def python(*arguments, **settings):
     """Python in a process of its own, with PYTHONPATH and these environment variables."""
     variables = {name: settings.pop(name) for name in list(settings) if name.isupper()}
-    kept = {name: value for name, value in os.environ.items() if name != "SNFNP_DATA_DIR"}
-    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": 200} | settings
+    kept = {
+        name: value for name, value in os.environ.items() if name != "SNFNP_DATA_DIR"
+    }
+    settings = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "timeout": 200,
+    } | settings
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, env={**kept, "SNFNP_OFFLINE": "1", **variables}, **settings)
+    return subprocess.run(
+        command, env={**kept, "SNFNP_OFFLINE": "1", **variables}, **settings
+    )
 
 
 def every_help():
@@ -41,13 +51,18 @@ def every_help():
 
 @pytest.mark.parametrize("encoding, lam", [("utf-8", "λ"), ("ascii", "\\u03bb")])
 def test_characters_that_an_output_lacks_are_escaped(encoding, lam, monkeypatch):
-    streams = [io.TextIOWrapper(io.BytesIO(), encoding, write_through=True) for _ in "12"]
+    streams = [
+        io.TextIOWrapper(io.BytesIO(), encoding, write_through=True) for _ in "12"
+    ]
     with monkeypatch.context() as patched:
         for name, stream in zip(("stdout", "stderr"), streams, strict=True):
             patched.setattr(sys, name, stream)
         assert terminal.run(every_help) == 2
     out, err = (stream.buffer.getvalue().decode(encoding) for stream in streams)
-    assert out.count("usage: python -m snfnp ") == len(COMMANDS) and f"{lam} of Eq. 3" in out
+    assert (
+        out.count("usage: python -m snfnp ") == len(COMMANDS)
+        and f"{lam} of Eq. 3" in out
+    )
     snowman, minus = ("\u2603", "−") if encoding == "utf-8" else ("\\u2603", "\\u2212")
     assert out.splitlines()[-1] == f"a {snowman} \\udcff"
     assert err == f"error: {lam} is {minus}1\n"
@@ -59,7 +74,10 @@ def test_every_line_is_flushed_to_a_log_file(monkeypatch, tmp_path):
     path = tmp_path / "log"
     with open(path, "w") as log, monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", log)
-        assert terminal.run(lambda: result.append((print("a line"), path.read_text())[1])) == 0
+        assert (
+            terminal.run(lambda: result.append((print("a line"), path.read_text())[1]))
+            == 0
+        )
         assert result == ["a line\n"] and not log.line_buffering
 
 
@@ -90,7 +108,9 @@ def test_a_closed_pipe_is_quiet_and_a_full_disk_one_line(unbuffered):
 def test_a_closed_pipe_for_errors_keeps_the_status():
     writer = closed_pipe()
     try:
-        assert python("-m", "snfnp", "trian", stdout=writer, stderr=writer).returncode == 2
+        assert (
+            python("-m", "snfnp", "trian", stdout=writer, stderr=writer).returncode == 2
+        )
     finally:
         os.close(writer)
 
@@ -101,17 +121,32 @@ def test_without_an_output_there_is_no_error():
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
-MOONS = ["-m", "snfnp", "train", "moons", "--depth", "1", "--backend", "numpy", "--epochs", "1"]
+MOONS = [
+    "-m",
+    "snfnp",
+    "train",
+    "moons",
+    "--depth",
+    "1",
+    "--backend",
+    "numpy",
+    "--epochs",
+    "1",
+]
 
 
 @pytest.mark.parametrize("closed", [(1,), (2,), (0, 1, 2)])
-def test_without_its_streams_a_run_is_whole_and_an_error_has_its_status(closed, tmp_path):
+def test_without_its_streams_a_run_is_whole_and_an_error_has_its_status(
+    closed, tmp_path
+):
     code = f"import os, sys; [os.close(each) for each in {closed}];"
     code += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     done = python("-c", code, *MOONS, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert (done.stdout == b"", done.stderr) == (1 in closed, b"")
-    assert (tmp_path / "run" / "summary.json").exists() and (tmp_path / "run/samples.png").exists()
+    assert (tmp_path / "run" / "summary.json").exists() and (
+        tmp_path / "run/samples.png"
+    ).exists()
     assert python("-c", code, *MOONS, "--out", tmp_path / "run").returncode == 2
 
 
@@ -144,9 +179,18 @@ os.rmdir(os.getcwd())
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
 NO_FOLDER = [
-    ([*MOONS, "--out", "run"], "cannot make run (No such file or directory): choose another"),
-    (["-m", "snfnp", "train", "t.csv", "--out", "{}/r"], "no such file: t.csv: give the path of"),
-    (["-m", "snfnp", "sample", "run"], "run is no run folder (it has no config.json): check the"),
+    (
+        [*MOONS, "--out", "run"],
+        "cannot make run (No such file or directory): choose another",
+    ),
+    (
+        ["-m", "snfnp", "train", "t.csv", "--out", "{}/r"],
+        "no such file: t.csv: give the path of",
+    ),
+    (
+        ["-m", "snfnp", "sample", "run"],
+        "run is no run folder (it has no config.json): check the",
+    ),
     (
         [
             "-c",
@@ -162,7 +206,10 @@ def test_a_current_folder_that_is_gone_is_one_line(words, line, tmp_path):
     (gone := tmp_path / "gone").mkdir()
     words = [word.format(tmp_path) for word in words]
     done = python("-c", GONE, *words, cwd=gone, PYTHONPATH=str(ROOT))
-    assert done.stderr.decode().startswith(f"error: {line}") and done.stderr.count(b"\n") == 1
+    assert (
+        done.stderr.decode().startswith(f"error: {line}")
+        and done.stderr.count(b"\n") == 1
+    )
 
 
 def test_an_error_of_the_program_itself_keeps_its_traceback():
@@ -201,8 +248,12 @@ sys.meta_path.insert(0, Press())
     ],
 )
 def test_ctrl_c_during_an_import_is_quiet(program, module, becomes, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(AT_IMPORT.format(module=module, becomes=becomes))
-    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    (tmp_path / "sitecustomize.py").write_text(
+        AT_IMPORT.format(module=module, becomes=becomes)
+    )
+    path = os.pathsep.join(
+        [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     done = python(*program.split(), "--help", PYTHONPATH=path, cwd=ROOT)
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
 
@@ -254,22 +305,48 @@ def test_a_request_for_a_checkpoint_before_there_is_a_run_ends_no_command():
 WHOLE = "from 0 to 9,223,372,036,854,775,807"
 OPTIONS = [
     ("sample", ["r", "--seed", "-1"], f"`seed` is -1: it must be {WHOLE}"),
-    ("sample", ["r", "--seed", str(10**23)], f"`seed` is 1{'0' * 23}: it must be {WHOLE}"),
+    (
+        "sample",
+        ["r", "--seed", str(10**23)],
+        f"`seed` is 1{'0' * 23}: it must be {WHOLE}",
+    ),
     ("sample", ["r", "--seed", "1e23"], "argument --seed: invalid int value: '1e23'"),
-    ("sample", ["r", "--temperature", "inf"], "`temperature` is inf: it must be at least 0 and"),
-    ("sample", ["r", "--temperature", "-1"], "`temperature` is -1.0: it must be at least 0 and"),
+    (
+        "sample",
+        ["r", "--temperature", "inf"],
+        "`temperature` is inf: it must be at least 0 and",
+    ),
+    (
+        "sample",
+        ["r", "--temperature", "-1"],
+        "`temperature` is -1.0: it must be at least 0 and",
+    ),
     ("sample", ["r", "--count", "0"], "`count` is 0: it must be at least 1"),
-    ("sample", ["r", "--count", f"-{'9' * 2000}"], "`count` is -999999999…: it must be at"),
+    (
+        "sample",
+        ["r", "--count", f"-{'9' * 2000}"],
+        "`count` is -999999999…: it must be at",
+    ),
     ("sample", ["r", "--columns", "0"], "`columns` is 0: it must be at least 1"),
-    ("evaluate", ["r", "--batch-size", "-2"], "`batch_size` is -2: it must be at least 1"),
+    (
+        "evaluate",
+        ["r", "--batch-size", "-2"],
+        "`batch_size` is -2: it must be at least 1",
+    ),
     ("evaluate", [], "the following arguments are required: run"),
-    ("check", ["--dtype", "int"], "argument --dtype: invalid choice: 'int' (choose from "),
+    (
+        "check",
+        ["--dtype", "int"],
+        "argument --dtype: invalid choice: 'int' (choose from ",
+    ),
     ("train", ["--bogus"], "unrecognized arguments: --bogus"),
 ]
 
 
 @pytest.mark.parametrize("command, arguments, message", OPTIONS)
-def test_a_wrong_option_is_one_short_line(command, arguments, message, capsys, monkeypatch):
+def test_a_wrong_option_is_one_short_line(
+    command, arguments, message, capsys, monkeypatch
+):
     monkeypatch.setenv("SNFNP_OFFLINE", "1")
     with pytest.raises(UsageError) as caught:
         main([command, *arguments])

@@ -33,13 +33,20 @@ blas = (found["blas_thread_timeout"], found["blas_timeout_in_time"])
 print(numba.threading_layer(), *blas, found["omp_wait_policy"], found["gomp_spincount"])
 """
 
-NAMES = ["OPENBLAS_THREAD_TIMEOUT", "NUMBA_THREADING_LAYER", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"]
+NAMES = [
+    "OPENBLAS_THREAD_TIMEOUT",
+    "NUMBA_THREADING_LAYER",
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
+]
 SPINS = "5000" if sys.platform == "linux" else "None"
 
 
 def printed(script, **environment):
     """The output of a script in a process of its own; a variable that is "" is left out."""
-    done = python(script, PYTHONPATH=os.pathsep.join(filter(None, sys.path)), **environment)
+    done = python(
+        script, PYTHONPATH=os.pathsep.join(filter(None, sys.path)), **environment
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -55,7 +62,9 @@ def printed(script, **environment):
         ("", {"OMP_WAIT_POLICY": "passive"}, "(omp|workqueue) 4 True passive None"),
     ],
 )
-def test_idle_threads_sleep_and_the_environment_has_the_last_word(before, settings, result):
+def test_idle_threads_sleep_and_the_environment_has_the_last_word(
+    before, settings, result
+):
     """NumPy before the package is recorded; OpenMP threads that are to spin are not used."""
     said = printed(_PRINT.format(before=before), **dict.fromkeys(NAMES, "") | settings)
     assert re.fullmatch(result, said.strip())
@@ -113,7 +122,9 @@ for ranks in (1, 2, 4):
 
 def test_ranks_of_a_machine_share_its_cores():
     names = {f"{name}_NUM_THREADS": "4" for name in ("OMP", "OPENBLAS", "NUMBA")}
-    lines = [[*map(int, line.split())] for line in printed(_SHARED, **names).splitlines()]
+    lines = [
+        [*map(int, line.split())] for line in printed(_SHARED, **names).splitlines()
+    ]
     assert [ranks for ranks, *_ in lines] == [1, 2, 2, 4, 4, 4, 4]
     for ranks, numba, *blas in lines:  # OpenBLAS has no more than there are cores here
         assert numba == 4 // ranks and blas and max(blas) <= numba
@@ -123,7 +134,9 @@ def test_cores_that_a_launcher_gave_to_one_rank_are_not_shared(monkeypatch):
     cores_of = {}
 
     def count(world):
-        cores_of[threading.get_ident()] = frozenset([2 * world.rank, 2 * world.rank + 1])
+        cores_of[threading.get_ident()] = frozenset(
+            [2 * world.rank, 2 * world.rank + 1]
+        )
         return ranks_on_shared_cores(world)
 
     monkeypatch.setattr(threads, "cores", lambda: cores_of[threading.get_ident()])
@@ -135,7 +148,10 @@ def test_cores_that_a_launcher_gave_to_one_rank_are_not_shared(monkeypatch):
 def test_what_is_said_of_blas_is_not_of_openmp(monkeypatch):
     """Numba's OpenMP library is loaded with its first kernel: what a process tells of BLAS would
     depend on what it had computed before."""
-    pools = [{"user_api": "openmp", "num_threads": 4}, {"user_api": "blas", "num_threads": 2}]
+    pools = [
+        {"user_api": "openmp", "num_threads": 4},
+        {"user_api": "blas", "num_threads": 2},
+    ]
     monkeypatch.setattr("threadpoolctl.threadpool_info", lambda: pools)
     assert [pool["num_threads"] for pool in threads.describe()["blas"]] == [2]
 
@@ -185,7 +201,9 @@ def test_sums_over_blocks_have_the_same_bits_on_any_number_of_threads():
 )
 def test_a_containers_share_of_the_cores_is_counted(tmp_path, groups, files, cores):
     files = {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
-    for name, text in (files | ({"proc/self/cgroup": groups} if groups else {})).items():
+    for name, text in (
+        files | ({"proc/self/cgroup": groups} if groups else {})
+    ).items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text + "\n")
     assert threads.quota(tmp_path) == cores
@@ -217,5 +235,7 @@ def test_a_run_gives_its_threads_back_and_goes_on_with_as_many(monkeypatch, tmp_
 
 def test_more_threads_than_cores_are_refused(snfnp_train):
     most = len(threads.cores())
-    with pytest.raises(UsageError, match=f"there are {most} cores here: choose {most} or fewer"):
+    with pytest.raises(
+        UsageError, match=f"there are {most} cores here: choose {most} or fewer"
+    ):
         snfnp_train("--threads", most + 1)

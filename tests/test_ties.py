@@ -14,7 +14,16 @@ from snfnp.maps import Dense
 from snfnp.ops import get_ops
 from snfnp.rules import SelfNormalizing
 
-SHORT = ("--backend", "numpy", "--batch-size", "20", "--epochs", "2", "--warmup-epochs", "0.5")
+SHORT = (
+    "--backend",
+    "numpy",
+    "--batch-size",
+    "20",
+    "--epochs",
+    "2",
+    "--warmup-epochs",
+    "0.5",
+)
 
 
 def test_steps_of_columns_with_ties():
@@ -30,10 +39,14 @@ def test_steps_of_columns_with_ties():
     }
     rows = np.stack([values for values, _ in columns.values()], axis=1)
     step, origin, *ends = find_steps(rows)
-    np.testing.assert_allclose(step, [expected for _, expected in columns.values()], rtol=1e-6)
+    np.testing.assert_allclose(
+        step, [expected for _, expected in columns.values()], rtol=1e-6
+    )
     assert list(decimals(step, origin)[:3]) == [1.0, 10.0, 1.0]
     extremes = [rows.min(axis=0), rows.max(axis=0)]
-    np.testing.assert_allclose((origin + ends * step)[:, :4], np.array(extremes)[:, :4], rtol=1e-6)
+    np.testing.assert_allclose(
+        (origin + ends * step)[:, :4], np.array(extremes)[:, :4], rtol=1e-6
+    )
     (step,), (origin,), *_ = find_steps(zeros[:, np.newaxis])
     assert origin == 0 and 1e-3 < step < 0.1  # as far as the other values lie apart
     ordered = np.stack([rng.normal(size=25_000), np.arange(25_000) // 12_500], axis=1)
@@ -44,14 +57,18 @@ def test_steps_of_columns_with_ties():
 def test_numbers_of_single_precision_have_the_steps_that_were_written(step, most):
     """Larger numbers, whose eight digits single precision holds, stay as they are."""
     counts = np.random.default_rng(0).integers(0, most, 20_000)
-    table = np.stack([counts * step, 1_234_567.25 + counts % 7 / 4], axis=1).astype(np.float32)
+    table = np.stack([counts * step, 1_234_567.25 + counts % 7 / 4], axis=1).astype(
+        np.float32
+    )
     steps, origin, *_ = find_steps(table)
     assert list(steps) == [step, 0.25] and origin[0] == round(origin[0], 3)
     assert list(decimals(steps, origin)) == [round(1 / step), 100.0]
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
-@pytest.mark.parametrize("step, most", [(1 / 60, 4320), (1 / 3, 20_000), (np.pi, 1000), (2.54, 20)])
+@pytest.mark.parametrize(
+    "step, most", [(1 / 60, 4320), (1 / 3, 20_000), (np.pi, 1000), (2.54, 20)]
+)
 def test_a_lattice_fits_all_values_of_a_step_without_decimals(step, most, kind):
     """Single precision rounds the smallest gap: by it alone, far values lie beside the lattice."""
     counts = np.random.default_rng(0).integers(0, most, 20_000)
@@ -88,7 +105,9 @@ def test_steps_may_be_small_and_spikes_rare_among_the_rows_looked_at():
     few = rng.normal(size=200)
     few[:3] = 0.0  # of three rows
     assert find_steps(few[:, np.newaxis])[0] == 0
-    large = 1e15 + rng.integers(0, 100, (300, 1)) / 8  # ten times that is beyond 53 bits
+    large = (
+        1e15 + rng.integers(0, 100, (300, 1)) / 8
+    )  # ten times that is beyond 53 bits
     assert find_steps(large)[0] == 0.125
 
 
@@ -103,20 +122,29 @@ def test_columns_with_steps_are_dequantised_and_samples_lie_on_them():
     assert caught[0].filename == __file__  # the line that calls `fit`
     cells = np.arange(30, 70)[:, np.newaxis] / 10
     mass = np.exp(density.score_samples(cells)) * 0.1
-    assert mass.sum() == pytest.approx(1, abs=1e-3) and density.step_ == pytest.approx(0.1)
+    assert mass.sum() == pytest.approx(1, abs=1e-3) and density.step_ == pytest.approx(
+        0.1
+    )
     np.testing.assert_allclose(mass[19:23], [0.1, 0.4, 0.3, 0.2], atol=0.06)
     samples = density.sample(400, random_state=0)
     assert set(samples.ravel()) <= set(cells.ravel())  # 5.1, not 5.1000000000000005
     np.testing.assert_array_equal(density.inverse_transform(density.transform(x)), x)
     assert "dequantisation" in density.likelihood_.evaluate(x).terms
-    with one_line(ValueError, "ties in column 0 (from 0) (step 0.1): choose `ties=dequantise`"):
+    with one_line(
+        ValueError, "ties in column 0 (from 0) (step 0.1): choose `ties=dequantise`"
+    ):
         snfnp.FlowDensity(ties="raise").fit(x)
     kept = snfnp.FlowDensity(2, members=1, epochs=2, ties="keep", random_state=0).fit(x)
-    assert not kept.step_.any() and "dequantisation" not in kept.likelihood_.evaluate(x).terms
+    assert (
+        not kept.step_.any()
+        and "dequantisation" not in kept.likelihood_.evaluate(x).terms
+    )
 
 
 @pytest.mark.parametrize("way", ["standardise", "none"])
-def test_columns_with_ties_are_dequantised_by_every_preprocessing(way, tmp_path, undrawn, capsys):
+def test_columns_with_ties_are_dequantised_by_every_preprocessing(
+    way, tmp_path, undrawn, capsys
+):
     rows = np.random.default_rng(0).normal(size=(100, 2)).round(1)
     path = tmp_path / "t.csv"
     out = str(tmp_path / "run")
@@ -132,9 +160,13 @@ def test_columns_with_ties_are_dequantised_by_every_preprocessing(way, tmp_path,
 
 def test_no_note_on_ties_with_a_preprocessing_of_ones_own(tmp_path):
     preprocess = Standardise(mean=(0.0, 0.0), spread=(1.0, 1.0))
-    flow = Flow((2,), (("dense", Linear(Dense(2), SelfNormalizing())),), preprocess=preprocess)
+    flow = Flow(
+        (2,), (("dense", Linear(Dense(2), SelfNormalizing())),), preprocess=preprocess
+    )
     rows = np.random.default_rng(0).integers(0, 9, (100, 2)).astype(float)
     options = {"epochs": 1, "batch_size": 20, "warmup_epochs": 0, "backend": "numpy"}
     lines = []
-    run = snfnp.fit(rows, flow=flow, out=tmp_path / "run", report=lines.append, **options)
+    run = snfnp.fit(
+        rows, flow=flow, out=tmp_path / "run", report=lines.append, **options
+    )
     assert run.flow.preprocess == preprocess and "ties in" not in "".join(lines)

@@ -46,7 +46,13 @@ from snfnp.training.session import resumed
 
 OPS = get_ops("numpy")
 SIDE, BATCH = 4, 10
-CHOICES = {"lr": 3e-3, "warmup_epochs": 0, "dtype": "float64", "batch_size": BATCH, "threads": 1}
+CHOICES = {
+    "lr": 3e-3,
+    "warmup_epochs": 0,
+    "dtype": "float64",
+    "batch_size": BATCH,
+    "threads": 1,
+}
 
 
 @pytest.mark.parametrize("patience, last", [(1, 6), (2, 8), (3, 10), (None, 99)])
@@ -56,7 +62,9 @@ def test_patience_counts_the_evaluations_since_the_best(patience, last):
     for step in range(5, 20):
         progress = Progress(99, 1, step, best=best)
         assert within_patience(progress, 2, patience) == (step < last)
-        assert within_patience(progress, None, patience)  # how far apart they are is not known
+        assert within_patience(
+            progress, None, patience
+        )  # how far apart they are is not known
         assert within_patience(Progress(99, 1, step), 2, patience)
 
 
@@ -83,7 +91,10 @@ def test_which_images_and_which_epoch_the_figures_are_of(disagreeing):
     validation = [record["validation_nll_nats"] for record in run.read_metrics()]
     best, steps = int(np.argmin(validation)), len(data.train) // BATCH
     assert 0 < best < 8 == len(validation) - 1
-    assert (summary["best_epoch"], summary["validation_nll_nats"]) == (best + 1, validation[best])
+    assert (summary["best_epoch"], summary["validation_nll_nats"]) == (
+        best + 1,
+        validation[best],
+    )
     test = {}
     for name, epoch in (("best", best), ("last", 8)):
         loaded = load_run(run.path, name)
@@ -95,7 +106,10 @@ def test_which_images_and_which_epoch_the_figures_are_of(disagreeing):
     assert summary["test_nll_nats"] == pytest.approx(test["best"], rel=1e-12)
     bits = test["best"] / (SIDE * SIDE * math.log(2))
     assert summary["test_bits_per_dimension"] == pytest.approx(bits, rel=1e-12)
-    assert json.loads(run.summary_file.read_text())["test_nll_nats"] == summary["test_nll_nats"]
+    assert (
+        json.loads(run.summary_file.read_text())["test_nll_nats"]
+        == summary["test_nll_nats"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -166,10 +180,16 @@ def encodings(request, tmp_path_factory):
         patched.setattr(Monitors, "figures", lambda *_: {})
         how = CHOICES | {"epochs": 2, "seed": request.param}
         run_training(tmp_path_factory.mktemp("runs") / "run", grey, **how)
-    training, evaluation = ([x for x in made if len(x) == count] for count in (BATCH, 40))
-    first, *training = training  # biases and the like may start from the first step's batch
+    training, evaluation = (
+        [x for x in made if len(x) == count] for count in (BATCH, 40)
+    )
+    first, *training = (
+        training  # biases and the like may start from the first step's batch
+    )
     np.testing.assert_array_equal(first, training[0])
-    assert len(training) == 8 and len(evaluation) == 3  # two epochs, and the test images
+    assert (
+        len(training) == 8 and len(evaluation) == 3
+    )  # two epochs, and the test images
     return training, evaluation
 
 
@@ -215,8 +235,13 @@ def test_likelihood_terms_are_in_nats_and_in_bits_per_dimension(
     assert [name for name, _, _ in rows] == list(nats)
     for name, in_nats, in_bits in rows:
         assert float(in_nats) == pytest.approx(nats[name], abs=6e-4)
-        assert float(in_bits) == pytest.approx(nats[name] / (16 * 0.6931471805599453), abs=6e-5)
-    assert f"NLL {expected.nll:.3f} nats = {expected.nll / 11.090354888959125:.4f} bits/dim" in out
+        assert float(in_bits) == pytest.approx(
+            nats[name] / (16 * 0.6931471805599453), abs=6e-5
+        )
+    assert (
+        f"NLL {expected.nll:.3f} nats = {expected.nll / 11.090354888959125:.4f} bits/dim"
+        in out
+    )
 
 
 CONTROLLED = {"tolerance": 1e-5, "lambda_rate": 20.0}
@@ -238,7 +263,9 @@ RESUMED = [
 
 
 @pytest.mark.parametrize("changes", RESUMED, ids=str)
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, monkeypatch, changes):
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
+    tmp_path, monkeypatch, changes
+):
     """After an epoch, and after a kill in the next, metrics (averages of whole epochs) included.
 
     White coordinates are estimated again at step 8, and there is no summary of an unfinished run.
@@ -251,7 +278,10 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, monkeypatc
     with monkeypatch.context() as patched, pytest.raises(Killed):
         at_step(patched, 8, kill)
         run_training(tmp_path / "part", resume=True, checkpoint_every="2", **make)
-    assert state(tmp_path / "part").step == 7 and not (tmp_path / "part/summary.json").exists()
+    assert (
+        state(tmp_path / "part").step == 7
+        and not (tmp_path / "part/summary.json").exists()
+    )
     run_training(tmp_path / "part", resume=True, report=said.append, **make)
     assert said.count("resumed from step 7 (epoch 1)") == 1
     assert_same_run(tmp_path / "whole", tmp_path / "part")
@@ -264,7 +294,11 @@ def test_an_interruption_in_mid_epoch_loses_nothing(
     """A second SIGTERM does not cut off the checkpoint."""
     said = []
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        at_step(patched, 7, lambda trainer: [os.kill(os.getpid(), number) for _ in range(signals)])
+        at_step(
+            patched,
+            7,
+            lambda trainer: [os.kill(os.getpid(), number) for _ in range(signals)],
+        )
         run_training(tmp_path / "part", report=said.append)
     assert "`resume`" in said[-1] and str(tmp_path / "part") in said[-1]
     assert state(tmp_path / "part").step == 8  # the step in progress was finished
@@ -282,7 +316,10 @@ def test_a_run_outside_the_main_thread_is_the_same(finished, tmp_path):
 def test_a_clock_that_stands_still_stops_no_run(tmp_path, monkeypatch):
     monkeypatch.setattr(progress.time, "perf_counter", lambda: 5.0)
     run, summary = run_training(tmp_path / "run", epochs=1)
-    assert summary["training_seconds"] == 0 and run.read_metrics()[0]["samples_per_second"] > 0
+    assert (
+        summary["training_seconds"] == 0
+        and run.read_metrics()[0]["samples_per_second"] > 0
+    )
 
 
 def test_a_log_file_gets_a_line_every_so_often(tmp_path, monkeypatch):
@@ -293,7 +330,9 @@ def test_a_log_file_gets_a_line_every_so_often(tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "_LINE_EVERY", 0.0)
     run_training(tmp_path / "run", report=said.append)
     lines = [line for line in said if "steps left" in line]
-    assert len(lines) == 15 and lines[6].startswith("step 7 of 15, 0.0 minutes of steps left at ")
+    assert len(lines) == 15 and lines[6].startswith(
+        "step 7 of 15, 0.0 minutes of steps left at "
+    )
     assert "surrogate" in lines[6] and progress.tqdm is tqdm.auto.tqdm
 
 
@@ -306,27 +345,43 @@ def test_an_optimiser_of_ones_own_goes_on_with_its_own_state(tmp_path):
     run_training(tmp_path / "part", resume=True, **settings)
     assert_same_run(tmp_path / "whole", tmp_path / "part")
     assert RunFolder.open(tmp_path / "part")[1]["optimiser"] == "Momentum"
-    with one_line(UsageError, "was trained by the optimiser Momentum, not by Adam", "resume("):
+    with one_line(
+        UsageError, "was trained by the optimiser Momentum, not by Adam", "resume("
+    ):
         run_training(tmp_path / "part", resume=True, epochs=4, lr=1e-5)
 
 
 def poison(monkeypatch, step, layer, parameter, value):
     """Spoil a parameter right before a step."""
-    at_step(monkeypatch, step, lambda t: t.params[layer][parameter].flat.__setitem__(0, value))
+    at_step(
+        monkeypatch,
+        step,
+        lambda t: t.params[layer][parameter].flat.__setitem__(0, value),
+    )
 
 
 @pytest.mark.parametrize("layer, parameter", [("dense1", "W"), ("dense2", "b")])
-def test_a_nan_stops_the_run_and_names_layer_and_step(tmp_path, monkeypatch, layer, parameter):
+def test_a_nan_stops_the_run_and_names_layer_and_step(
+    tmp_path, monkeypatch, layer, parameter
+):
     poison(monkeypatch, 6, layer, parameter, np.nan)
-    with pytest.raises(DivergedError, match=f"step 7: the output of layer {layer} is not finite"):
+    with pytest.raises(
+        DivergedError, match=f"step 7: the output of layer {layer} is not finite"
+    ):
         run_training(tmp_path / "run")
     checkpoint = state(tmp_path / "run")
     assert checkpoint.step == 5 and np.isfinite(checkpoint.p).all()
 
 
-def test_latents_whose_squares_overflow_are_the_base_density_and_no_layer(tmp_path, monkeypatch):
-    poison(monkeypatch, 4, "dense2", "b", 1e30)  # finite in single precision, unlike its square
-    with pytest.raises(DivergedError, match="at step 5: the base density is not finite;"):
+def test_latents_whose_squares_overflow_are_the_base_density_and_no_layer(
+    tmp_path, monkeypatch
+):
+    poison(
+        monkeypatch, 4, "dense2", "b", 1e30
+    )  # finite in single precision, unlike its square
+    with pytest.raises(
+        DivergedError, match="at step 5: the base density is not finite;"
+    ):
         run_training(tmp_path / "run", dtype="float32")
 
 
@@ -336,7 +391,9 @@ def test_a_nan_in_a_gradient_names_the_parameter(tmp_path, monkeypatch, clip_nor
     trainers = []
     at_step(monkeypatch, 2, trainers.append)
     poison(monkeypatch, 3, "dense1", "R", np.inf)  # R is not in the forward pass
-    with pytest.raises(DivergedError, match=r"step 4: the gradient of dense1\.[WR] is not finite"):
+    with pytest.raises(
+        DivergedError, match=r"step 4: the gradient of dense1\.[WR] is not finite"
+    ):
         run_training(tmp_path / "run", clip_norm=clip_norm)
     (trainer,) = trainers
     assert np.isfinite(trainer.m).all() and np.isfinite(trainer.v).all()
@@ -358,13 +415,18 @@ def test_config_json_records_what_a_repetition_needs(tmp_path):
     assert record["device"] == get_ops("numba").device.describe()
     assert {"numpy", "numba", "snfnp", "python"} <= set(record["versions"])
     assert record["threads"]["numba_layer"] and record["threads"]["blas"]
-    assert (record["config"]["init"], record["config"]["bias_init"]) == ("paper", "data")
+    assert (record["config"]["init"], record["config"]["bias_init"]) == (
+        "paper",
+        "data",
+    )
 
 
 def test_nothing_is_saved_that_loading_refuses(tmp_path, monkeypatch):
     """The square of a finite gradient may be infinite: then so is Adam's v."""
     at_step(monkeypatch, 7, lambda trainer: trainer.v.__setitem__(3, np.inf))
-    with one_line(DivergedError, "`rollback`", match="diverged by step 10: .* moment of Adam's"):
+    with one_line(
+        DivergedError, "`rollback`", match="diverged by step 10: .* moment of Adam's"
+    ):
         run_training(tmp_path / "run")
     assert state(tmp_path / "run").step == state(tmp_path / "run", "best").step == 5
 
@@ -392,7 +454,9 @@ def test_a_spacing_that_a_clock_chose_is_kept(tmp_path, monkeypatch, step):
     line = "exact evaluations every 2 epochs, as an evaluation takes about 0.1 s, an epoch 1.5 s"
     assert len([each for each in said if line in each]) == 1
     kept = run.config().eval_every
-    assert kept == 2 and load_run(run.path).checkpoint.record["config"]["eval_every"] == 2
+    assert (
+        kept == 2 and load_run(run.path).checkpoint.record["config"]["eval_every"] == 2
+    )
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
         at_step(patched, step, kill)
@@ -428,6 +492,8 @@ def test_an_evaluation_is_timed(monkeypatch):
         return evaluate(likelihood, some, *rest, **more)
 
     monkeypatch.setattr(Likelihood, "evaluate", counted)
-    monkeypatch.setattr("snfnp.training.evaluation.time.perf_counter", lambda: float(next(now)))
+    monkeypatch.setattr(
+        "snfnp.training.evaluation.time.perf_counter", lambda: float(next(now))
+    )
     monkeypatch.setattr(Monitors, "figures", lambda *_: next(now))  # takes a second
     assert evaluator.seconds(images) == 2.0 + 2.5 and seen == [1000]

@@ -23,7 +23,13 @@ from snfnp.training.runs.folder import RunFolder
 
 ROWS = np.random.default_rng(0).normal((5.0, -30.0), (1.0, 4.0), (140, 2))
 DATA = snfnp.Dataset("mine", ROWS[40:], ROWS[:20], ROWS[20:40])
-QUICK = {"backend": "numpy", "batch_size": 20, "epochs": 2, "warmup_epochs": 1, "report": None}
+QUICK = {
+    "backend": "numpy",
+    "batch_size": 20,
+    "epochs": 2,
+    "warmup_epochs": 1,
+    "report": None,
+}
 STRANGE = """
 from pathlib import Path
 import snfnp
@@ -81,7 +87,9 @@ COMMANDS = {
     "angle": lambda run, *given: angle.main([run, *given]),
     "sample": lambda run, *given: sample.main([run, "--count", "4", *given]),
     "compare": lambda run, *_: compare.main([run, run]),
-    "train": lambda run, *given: train.main(["--resume", "--out", run, "--epochs", "3", *given]),
+    "train": lambda run, *given: train.main(
+        ["--resume", "--out", run, "--epochs", "3", *given]
+    ),
     "rollback": lambda run, *given: train.main(["--rollback", "--out", run, *given]),
 }
 PYTHON = {"load_run": snfnp.load_run, "resume": partial(snfnp.resume, report=None)}
@@ -95,18 +103,26 @@ def undone(strange):
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, *PYTHON])
-@pytest.mark.parametrize("model", ["strange:build", '{"class": "strange:Own", "of": [1, {}]}'])
+@pytest.mark.parametrize(
+    "model", ["strange:build", '{"class": "strange:Own", "of": [1, {}]}']
+)
 def test_opening_a_folder_runs_no_code(name, model, run, strange):
     """Not even of a module that is imported; `compare` needs no flow."""
     model = model.replace("{}", '{"class": "snfnp.maps.dense:Dense", "features": 2}')
-    said = "strange:build is code of your own" if model == "strange:build" else "has strange:Own"
+    said = (
+        "strange:build is code of your own"
+        if model == "strange:build"
+        else "has strange:Own"
+    )
     forge(run, model=model)
     for imported in (False, True):
         module = importlib.import_module("strange") if imported else None
         strange.unlink(missing_ok=True)
         if imported:
             module.build = module.Own = lambda *_: pytest.fail("it was called")
-        with nullcontext() if name == "compare" else one_line(UsageError, said, "flow="):
+        with (
+            nullcontext() if name == "compare" else one_line(UsageError, said, "flow=")
+        ):
             (COMMANDS | PYTHON)[name](str(run))
         assert not strange.exists() and ("strange" in sys.modules) == imported
 
@@ -146,14 +162,25 @@ def test_a_module_that_was_renamed_is_given_anew(own, strange, monkeypatch):
     assert history[0]["changed"]["model"] == ["strange:build", "renamed:build"]
     again = snfnp.load_run(own, flow=sys.modules["renamed"].build)
     assert again.flow.layers[0][1].__class__.__module__ == "renamed"
-    assert before.checkpoint.step < snfnp.load_run(own, "last", flow=again.flow).checkpoint.step
+    assert (
+        before.checkpoint.step
+        < snfnp.load_run(own, "last", flow=again.flow).checkpoint.step
+    )
     monkeypatch.setattr(sys.modules["renamed"], "Own", snfnp.layers.Linear)
-    with one_line(UsageError, "(layers.a.class was strange:Own, is snfnp.layers.linear:Linear)"):
+    with one_line(
+        UsageError, "(layers.a.class was strange:Own, is snfnp.layers.linear:Linear)"
+    ):
         COMMANDS["evaluate"](str(own), *given)
 
 
 HARMFUL = [
-    *("builtins:input", "os:system", "subprocess:Popen", "this:d", "snfnp.models:import_module"),
+    *(
+        "builtins:input",
+        "os:system",
+        "subprocess:Popen",
+        "this:d",
+        "snfnp.models:import_module",
+    ),
     *("snfnp.layers:np.load", "snfnp.flow:Flow.__init__", "x" * 999),
     '{"class": "subprocess:Popen", "args": "id"}',
     '{"class": "snfnp.flow:Flow.init"}',
@@ -168,7 +195,10 @@ LINEAR = '{"class": "snfnp.layers:Linear", "map": {"class": "snfnp.maps:Dense", 
 FLOW = '{"class": "snfnp.flow:Flow", "shape": [2], "layers": %s}'
 MISFITS = [
     *("snfnp.flow:Flow", "numpy:full", FLOW % 3, FLOW % "[3]", FLOW % '[["a"]]'),
-    *(FLOW % f'[["a", {LINEAR % size}]]' for size in ("1000000000", "-1", "null", '"x"', "1e9")),
+    *(
+        FLOW % f'[["a", {LINEAR % size}]]'
+        for size in ("1000000000", "-1", "null", '"x"', "1e9")
+    ),
     FLOW % '[["a", {"class": "snfnp.layers:Linear", "map": 3}]]',
 ]
 
@@ -234,7 +264,9 @@ def test_a_forged_config_of_any_size_is_one_line_in_seconds(case, run):
     assert time.process_time() - start < 15
 
 
-@pytest.mark.parametrize("model", ["[" * 50_000, '{"class":' * 50_000, '{"class": "a:b"}'])
+@pytest.mark.parametrize(
+    "model", ["[" * 50_000, '{"class":' * 50_000, '{"class": "a:b"}']
+)
 def test_a_model_that_is_typed_may_be_damaged(model, run):
     with one_line(UsageError, "flow"):
         evaluate.main([str(run), "--model", model])
@@ -258,7 +290,9 @@ def test_code_that_cannot_be_imported_is_one_line(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize("model", HARMFUL, ids=lambda model: model[:40])
 def test_no_other_callable_is_called(model, run, monkeypatch):
     for name in ("os.system", "subprocess.Popen", "builtins.input"):
-        monkeypatch.setattr(name, lambda *given, **more: pytest.fail(f"called with {given}"))
+        monkeypatch.setattr(
+            name, lambda *given, **more: pytest.fail(f"called with {given}")
+        )
     forge(run, model=model)
     monkeypatch.setattr(sys, "stdout", None)  # "import this" prints
     with one_line(SnfnpError):
@@ -272,8 +306,13 @@ def test_opening_a_header_or_an_estimators_file_runs_no_code(run, strange, tmp_p
     saved.record["config"]["model"] = "strange:build"
     save_checkpoint(run / "best.safetensors", saved)
     assert snfnp.load_run(run).config.model == "fc"
-    path, quick = tmp_path / "density", {"layers": 1, "members": 1, "epochs": 1, "noise": 0.0}
-    snfnp.FlowDensity(**quick, activation="smooth-leaky-relu", random_state=0).fit(ROWS).save(path)
+    path, quick = (
+        tmp_path / "density",
+        {"layers": 1, "members": 1, "epochs": 1, "noise": 0.0},
+    )
+    snfnp.FlowDensity(**quick, activation="smooth-leaky-relu", random_state=0).fit(
+        ROWS
+    ).save(path)
     saved = estimator_checkpoint(path)
     saved.record["config"]["model"] = "strange:build"
     save_checkpoint(path, saved)
@@ -316,7 +355,8 @@ def test_code_that_changed_is_noticed_when_its_run_is_opened(
         ((a, b), "layer[2] was c, is absent"),
         ((a, b, c, ("d", b[1])), "layer[3] was absent, is d"),
     ):
-        monkeypatch.setattr(module, "build", lambda shape: replace(whole, layers=layers))  # noqa: B023
+        other = replace(whole, layers=layers)
+        monkeypatch.setattr(module, "build", lambda shape, other=other: other)
         refused(difference)
     monkeypatch.setattr(module, "build", lambda shape: whole)
     assert fitted(tmp_path / "again", module.build).flow.layers[1][1].alpha == 0.5
@@ -334,15 +374,21 @@ def test_a_default_of_this_package_that_changed_is_noticed(run):
     assert first["class"] == "snfnp.layers.linear:Linear"
     first["gain"] = 0.02  # as if this had been the default
     forge(run, record)
-    with one_line(UsageError, "(layers.dense1.gain was 0.02, is 0.01): restore the code"):
+    with one_line(
+        UsageError, "(layers.dense1.gain was 0.02, is 0.01): restore the code"
+    ):
         snfnp.load_run(run)
     del first["gain"]
     forge(run, record)
     snfnp.load_run(run)
-    del first["init_kind"]  # trained with another value than its default, which is "paper"
+    del first[
+        "init_kind"
+    ]  # trained with another value than its default, which is "paper"
     first["gain"], first["map"]["class"] = 0.01, "snfnp.maps.conv:Dense"
     forge(run, record)
-    with one_line(UsageError, "(layers.dense1.map.class was snfnp.maps.conv:Dense, is snfnp.maps"):
+    with one_line(
+        UsageError, "(layers.dense1.map.class was snfnp.maps.conv:Dense, is snfnp.maps"
+    ):
         snfnp.load_run(run)
 
 
@@ -365,7 +411,10 @@ def test_an_older_description_is_compared_as_well(tmp_path, strange):
     for changed, difference in (
         ({}, None),
         ({"b": {"class": "SmoothLeakyReLU"}}, "layers.b.alpha was 0.3, is 0.5"),
-        ({"b": {"class": "Squeeze", "alpha": 0.5}}, "layers.b.class was Squeeze, is snfnp.layers"),
+        (
+            {"b": {"class": "Squeeze", "alpha": 0.5}},
+            "layers.b.class was Squeeze, is snfnp.layers",
+        ),
         ({"c": {**layers["c"], "gain": 0.1}}, "layers.c.gain was 0.1, is 0.01"),
         ({"d": {"class": "Squeeze"}}, "layer[3] was d, is absent"),
     ):
@@ -383,13 +432,30 @@ def test_an_older_description_is_compared_as_well(tmp_path, strange):
         snfnp.load_run(path, flow=module.build)
 
 
-def test_a_record_speaks_of_rows_has_each_thing_once_and_opens_as_earlier_versions_wrote_it(run):
+def test_a_record_speaks_of_rows_has_each_thing_once_and_opens_as_earlier_versions_wrote_it(
+    run,
+):
     record = json.loads((run / "config.json").read_text())
     config, data = record["config"], record["data"]
     expected = snfnp.load_run(run).likelihood.log_prob(ROWS)
-    assert "rows" in data and "images" not in data and "preprocess" not in record["model"]["flow"]
-    absent = {"levels", "width", "kernel", "bins", "jvp_probes", "noise_vectors", "tolerance"}
-    assert not absent & config.keys() and {"lr", "lam", "objective", "patience"} <= config.keys()
+    assert (
+        "rows" in data
+        and "images" not in data
+        and "preprocess" not in record["model"]["flow"]
+    )
+    absent = {
+        "levels",
+        "width",
+        "kernel",
+        "bins",
+        "jvp_probes",
+        "noise_vectors",
+        "tolerance",
+    }
+    assert (
+        not absent & config.keys()
+        and {"lr", "lam", "objective", "patience"} <= config.keys()
+    )
     moments = dict(zip(("mean", "spread"), data["moments"], strict=True))
     preprocess = {"class": "snfnp.layers.preprocess:Standardise", **moments}
     record["model"]["flow"]["preprocess"] = preprocess
@@ -397,14 +463,18 @@ def test_a_record_speaks_of_rows_has_each_thing_once_and_opens_as_earlier_versio
     config |= {"levels": None, "jvp_probes": 4, "sigma": None, "relative_bias": "plain"}
     config |= {"lambda_min": None, "lambda_max": None, "tensorboard": True}
     forge(run, record)
-    np.testing.assert_array_equal(snfnp.load_run(run).likelihood.log_prob(ROWS), expected)
+    np.testing.assert_array_equal(
+        snfnp.load_run(run).likelihood.log_prob(ROWS), expected
+    )
     preprocess["mean"] = [0.0, 0.0]
     forge(run, record)
     with one_line(UsageError, "(preprocess.mean[0] was 0.0, is "):
         snfnp.load_run(run)
     config["relative_bias"] = "full"
     forge(run, record)
-    with one_line(SnfnpError, "the configuration has `relative_bias`, which is no option any more"):
+    with one_line(
+        SnfnpError, "the configuration has `relative_bias`, which is no option any more"
+    ):
         snfnp.load_run(run)
 
 
@@ -413,7 +483,9 @@ def test_a_glow_of_an_earlier_version_opens(tmp_path):
     pixels = np.random.default_rng(1).integers(0, 256, (40, 8, 8, 1)).astype(np.uint8)
     how = {"backend": "numpy", "epochs": 1, "batch_size": 20, "report": None}
     size = {"model": "glow", "depth": 1, "width": 4}
-    expected = snfnp.fit(pixels, out=tmp_path, **size, **how).likelihood.log_prob(pixels)
+    expected = snfnp.fit(pixels, out=tmp_path, **size, **how).likelihood.log_prob(
+        pixels
+    )
     record = json.loads((tmp_path / "config.json").read_text())
     layers = dict(record["model"]["flow"]["layers"])
     coupling, split = layers["split1"], layers.pop("latent1")
@@ -421,7 +493,9 @@ def test_a_glow_of_an_earlier_version_opens(tmp_path):
     layers["split1"] = {"class": "snfnp.layers.glow:SplitPrior", "coupling": coupling}
     record["model"]["flow"]["layers"] = list(layers.items())
     forge(tmp_path, record)
-    np.testing.assert_array_equal(snfnp.load_run(tmp_path).likelihood.log_prob(pixels), expected)
+    np.testing.assert_array_equal(
+        snfnp.load_run(tmp_path).likelihood.log_prob(pixels), expected
+    )
     coupling["width"] = 5
     forge(tmp_path, record)
     with one_line(UsageError, "(layers.split1.width was 5, is 4)"):
@@ -431,7 +505,19 @@ def test_a_glow_of_an_earlier_version_opens(tmp_path):
 GONE = "gone"  # no value: the entry is removed
 ODD = (
     *(GONE, None, True, 0, 1, -1, 10**400, -(2**63), 0.5, -0.0, 1e308, 5e-324),
-    *("", "x", "0", "a\x1b[31m\n", "é" * 9999, [], [[]], {}, {"class": None}, [None], [1e300] * 2),
+    *(
+        "",
+        "x",
+        "0",
+        "a\x1b[31m\n",
+        "é" * 9999,
+        [],
+        [[]],
+        {},
+        {"class": None},
+        [None],
+        [1e300] * 2,
+    ),
 )
 
 
@@ -439,7 +525,13 @@ ODD = (
 def runs(tmp_path_factory):
     """Finished runs of rows, and of images with a controller of λ."""
     root = tmp_path_factory.mktemp("runs")
-    how = {"backend": "numpy", "batch_size": 20, "epochs": 1, "warmup_epochs": 0.5, "report": None}
+    how = {
+        "backend": "numpy",
+        "batch_size": 20,
+        "epochs": 1,
+        "warmup_epochs": 0.5,
+        "report": None,
+    }
     small = {"model": "vector", "depth": 1, "activation": "smooth-leaky-relu"}
     snfnp.fit(DATA, out=root / "rows", **small, **how)
     pixels = np.random.default_rng(1).integers(0, 256, (140, 4, 4)).astype(np.uint8)
@@ -530,7 +622,9 @@ def test_a_forged_header_opens_or_is_one_line(seed, runs, tmp_path):
 @pytest.mark.parametrize("seed", range(2))
 def test_a_forged_estimator_loads_or_is_one_line(seed, tmp_path):
     rng, path = np.random.default_rng(300 + seed), tmp_path / "density"
-    density = snfnp.FlowDensity(1, activation="smooth-leaky-relu", epochs=1, random_state=0)
+    density = snfnp.FlowDensity(
+        1, activation="smooth-leaky-relu", epochs=1, random_state=0
+    )
     density.fit(ROWS).save(path)
     saved = estimator_checkpoint(path)
     record = saved.record
@@ -545,7 +639,9 @@ def test_a_forged_estimator_loads_or_is_one_line(seed, tmp_path):
         opens_or_is_one_line(load, said)
 
 
-def test_records_and_names_of_files_are_shown_and_not_sent_to_a_terminal(runs, tmp_path, capsys):
+def test_records_and_names_of_files_are_shown_and_not_sent_to_a_terminal(
+    runs, tmp_path, capsys
+):
     path, name = next(iter(runs)), "a\x1b[31m\nb"
     record = json.loads((path / "config.json").read_text())
     record["data"]["source"] = record["config"]["data"] = "x\x1b]0;title\x07\n"

@@ -69,7 +69,9 @@ def test_a_linear_map_has_lambda_and_one_more_term(ops, rng):
     result = expected_gradients(ops, p, x)
     forward = Linear(Dense(D), SelfNormalizing("forward"))
     z, _, cache = forward.forward(ops, p, x)
-    _, expected, _ = layer_backward(ops, forward, p, cache, -z / len(z), lam=1 / (2 * SIGMA**2))
+    _, expected, _ = layer_backward(
+        ops, forward, p, cache, -z / len(z), lam=1 / (2 * SIGMA**2)
+    )
     expected["W"] -= r.T @ r @ w + SIGMA**2 * w
     expected["R"] -= r @ w @ w.T
     for name, gradient in expected.items():
@@ -80,7 +82,10 @@ def test_a_linear_map_has_lambda_and_one_more_term(ops, rng):
 def test_noise_does_not_widen_single_precision(ops):
     layer = Linear(Dense(D), Variational(SIGMA))
     x = np.ones((3, D), np.float32)
-    p = {name: value.astype(np.float32) for name, value in layer.init(np.random, (D,)).items()}
+    p = {
+        name: value.astype(np.float32)
+        for name, value in layer.init(np.random, (D,)).items()
+    }
     z, _, cache = layer.forward(ops, p, x)
     z = layer.rule.perturb(ops, f=layer.map, p=p, z=z, cache=cache, key=KEY)
     arrays = (z, *cache["noise"][:2])
@@ -111,7 +116,9 @@ def plain_bound(ops, params, x):
         r = params[name]["R"]
         nu = noise_of(ops, index)
         total += np.linalg.slogdet(w)[1] + D / 2
-        total -= np.mean([np.sum((r @ w @ row - row) ** 2) for row in h]) / (2 * SIGMA**2)
+        total -= np.mean([np.sum((r @ w @ row - row) ** 2) for row in h]) / (
+            2 * SIGMA**2
+        )
         total -= np.mean([np.sum((r @ w @ each) ** 2) for each in nu]) / 2
         noisy = [row + SIGMA * (-1) ** n * nu[n // 2 % 2] for n, row in enumerate(h)]
         h = np.array([w @ row + params[name]["b"] for row in noisy])
@@ -126,7 +133,9 @@ def test_a_flow_with_exact_inverses_ascends_the_bound(ops, rng):
     bound, end to end."""
     flow, params = variational_flow(rng, inverted=True)
     x = rng.standard_normal((6, D))
-    latents, _, caches = flow.forward(ops, params, x, noise=Noise(ops, flow, params, KEY))
+    latents, _, caches = flow.forward(
+        ops, params, x, noise=Noise(ops, flow, params, KEY)
+    )
     grads = flow.layout.views(np.full(flow.layout.size, np.nan))
     ctx = BackwardContext.of(ops, np.full(len(x), 1 / len(x)), 1 / (2 * SIGMA**2))
     dx, _ = flow.backward(ctx, params, caches, flow.latent_gradients(latents), grads)
@@ -146,14 +155,18 @@ def test_evaluation_has_no_noise(ops):
     trainer = noisy_trainer(ops, dtype="float64")
     plain = noisy_trainer(ops, dtype="float64", objective="forward")
     images = np.random.default_rng(0).integers(0, 256, (9, 64)).astype(np.uint8)
-    result, expected = (each.likelihood().evaluate(images, 0).nll for each in (trainer, plain))
+    result, expected = (
+        each.likelihood().evaluate(images, 0).nll for each in (trainer, plain)
+    )
     assert result == expected
 
 
 def test_every_step_has_noise_of_its_own(ops, monkeypatch):
     """The same inputs, seed and parameters at another step: another gradient."""
     encode = Trainer.encode  # the dequantisation noise stays that of step 0
-    monkeypatch.setattr(Trainer, "encode", lambda self, x, _, part: encode(self, x, 0, part))
+    monkeypatch.setattr(
+        Trainer, "encode", lambda self, x, _, part: encode(self, x, 0, part)
+    )
     trainer = noisy_trainer(ops, dtype="float64")
     images = np.random.default_rng(0).integers(0, 256, (6, 64)).astype(np.uint8)
     gradients = []
@@ -204,7 +217,10 @@ def layer_of(which, rule):
 
 
 def point(layer, shape, rng):
-    p = {k: v + 0.2 * rng.standard_normal(v.shape) for k, v in layer.init(rng, shape).items()}
+    p = {
+        k: v + 0.2 * rng.standard_normal(v.shape)
+        for k, v in layer.init(rng, shape).items()
+    }
     return p, rng.standard_normal((N, *shape)), rng.standard_normal((N, *shape))
 
 
@@ -235,7 +251,9 @@ def test_the_expected_penalty_is_the_distance_from_the_identity(
     dx, grads, measured = backward(ops, layer, p, x, dz)
     layer = layer_of(which, SelfNormalizing(objective))
     plain_dx, plain, plain_measured = backward(ops, layer, p, x, dz)
-    assert measured.jacobian_error == pytest.approx(penalty(ops, which, p) / MU, rel=1e-12)
+    assert measured.jacobian_error == pytest.approx(
+        penalty(ops, which, p) / MU, rel=1e-12
+    )
     assert measured.error == pytest.approx(plain_measured.error, rel=1e-12)
     np.testing.assert_allclose(dx, plain_dx, rtol=0, atol=1e-13)
     np.testing.assert_allclose(grads["b"], plain["b"], rtol=0, atol=1e-13)
@@ -256,7 +274,9 @@ def test_probes_are_the_same_on_every_backend_and_others_in_every_layer_and_step
     for ops, first in ((get_ops("numpy"), 0), (get_ops("numba"), 5)):
         for index, step in ((0, 0), (1, 0), (0, 1)):
             key = layer_key(RandomKey(3, 0, step, first), index)
-            drawn.append(module.draw_probes(ops, key, 2, np.empty((5, 4, 3), np.float32)))
+            drawn.append(
+                module.draw_probes(ops, key, 2, np.empty((5, 4, 3), np.float32))
+            )
     for a, b in zip(drawn[:3], drawn[3:], strict=True):
         np.testing.assert_array_equal(a, b)
         assert (a.shape, a.dtype) == ((2, 4, 3), np.float32)
@@ -302,6 +322,8 @@ def test_the_metrics_have_the_average_of_the_steps(ops):
     Checkpoint.of(trainer, {}).restore(again)
     for step in (2, 3):
         again.training_step(Repeated(images[step]))
-    assert again.figures()["jacobian_error"] == pytest.approx(np.mean(errors), rel=1e-12)
+    assert again.figures()["jacobian_error"] == pytest.approx(
+        np.mean(errors), rel=1e-12
+    )
     assert again.figures()["jacobian_error"] == 0.0
     assert min(errors) > 0

@@ -57,7 +57,9 @@ def test_what_is_compiled_is_said_and_no_step_takes_its_time(tmp_path, slow_ops)
     run = RunFolder(tmp_path / "run")
     config = small_config(backend="numpy", epochs=1, out=run.path)
     summary = train(config, small_dataset(), ops=slow_ops, report=said.append)
-    assert said.count("compiling kernels (cached for later runs; safe to interrupt)") == 1
+    assert (
+        said.count("compiling kernels (cached for later runs; safe to interrupt)") == 1
+    )
     assert "compiled 2 kernels in 1000 s" in said
     assert summary["training_seconds"] < 1000 > run.read_metrics()[0]["seconds"]
 
@@ -88,7 +90,12 @@ for model in ("fc", "conv", "glow-2l-4k"):
 def test_nothing_is_compiled_after_the_warm_up(tmp_path):
     """From the first checkpoint, before the first step, to that after the last evaluation: what
     looks at layers once an epoch has no kernels of its own."""
-    options = {"cwd": tmp_path, "env": processes.environment(), "text": True, "timeout": 300}
+    options = {
+        "cwd": tmp_path,
+        "env": processes.environment(),
+        "text": True,
+        "timeout": 300,
+    }
     result = subprocess.check_output([sys.executable, "-c", _KERNELS], **options)
     assert result.splitlines() == ["3 True []"] * 3
 
@@ -148,15 +155,28 @@ _TRAIN = ["train", "--model", "conv", "--out", "run"]
     [
         (["check"], signal.SIGINT),
         (_TRAIN, signal.SIGTERM),
-        pytest.param([*_TRAIN, "--processes", "2"], signal.SIGINT, marks=pytest.mark.mpi),
+        pytest.param(
+            [*_TRAIN, "--processes", "2"], signal.SIGINT, marks=pytest.mark.mpi
+        ),
     ],
     ids=["check", "train", "processes"],
 )
 def test_a_signal_ends_a_compilation_at_once(tmp_path, words, number):
-    environment = processes.environment(NUMBA_CACHE_DIR=str(tmp_path), SNFNP_OFFLINE="1")
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
-    process = subprocess.Popen([sys.executable, "-c", _COMMAND, *words], env=environment, **options)
-    while process.poll() is None and not list(tmp_path.rglob("*.nbc")):  # the first kernel
+    environment = processes.environment(
+        NUMBA_CACHE_DIR=str(tmp_path), SNFNP_OFFLINE="1"
+    )
+    options = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "cwd": tmp_path,
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", _COMMAND, *words], env=environment, **options
+    )
+    while process.poll() is None and not list(
+        tmp_path.rglob("*.nbc")
+    ):  # the first kernel
         time.sleep(0.02)
     process.send_signal(number)
     status, output, errors = processes.finish(process, 15)

@@ -55,7 +55,9 @@ def every_choice():
 
 
 def words(choice):
-    return "-".join(str(v) if k in ("model", "gradient") else f"{k}={v}" for k, v in choice.items())
+    return "-".join(
+        str(v) if k in ("model", "gradient") else f"{k}={v}" for k, v in choice.items()
+    )
 
 
 CHOICES = list(every_choice())
@@ -78,7 +80,11 @@ def move(trainer):
     rng = np.random.default_rng(6)
     for layer in trainer.params.values():
         for name, p in layer.items():
-            fan = np.prod(p.shape[:-1]) if name in ("U", "W", "R", "w1", "w2", "w3") else 1
+            fan = (
+                np.prod(p.shape[:-1])
+                if name in ("U", "W", "R", "w1", "w2", "w3")
+                else 1
+            )
             p += 0.02 / np.sqrt(fan) * rng.standard_normal(p.shape)
             if name in ("b1", "b2"):
                 p[:] += np.resize([1.5, -1.5], p.shape)
@@ -121,7 +127,9 @@ class Objective:
 
     def __post_init__(self):
         trainer = self.trainer
-        self.shares = (0.5, 0.5) if trainer.config.objective == "mixture" else (1.0, 0.0)
+        self.shares = (
+            (0.5, 0.5) if trainer.config.objective == "mixture" else (1.0, 0.0)
+        )
         key = RandomKey(trainer.config.seed, TRAINING_STREAM, trainer.step)
         self.x, self.ldj = trainer.flow.encode(NUMPY, self.pixels, key, np.float64)
         self(trainer.p.copy())
@@ -213,14 +221,21 @@ class Comparison:
     def by_parameter(self) -> str:
         layout = self.trainer.layout
         rng = np.random.default_rng(8)
-        errors = {entry.key: self.error(along(layout, rng, entry)) for entry in learned(layout)}
-        return ", ".join(f"{key}: {error:.0e}" for key, error in errors.items() if error > RTOL)
+        errors = {
+            entry.key: self.error(along(layout, rng, entry))
+            for entry in learned(layout)
+        }
+        return ", ".join(
+            f"{key}: {error:.0e}" for key, error in errors.items() if error > RTOL
+        )
 
 
 def step(ops, choice):
     """A trainer after a step, and what its gradient is to be compared with."""
     learns = choice.get("gradient", "self-normalizing") == "self-normalizing"
-    trainer = make_trainer(ops, dtype="float64", **({"lam": LAM} if learns else {}), **choice)
+    trainer = make_trainer(
+        ops, dtype="float64", **({"lam": LAM} if learns else {}), **choice
+    )
     pixels = images(trainer)
     x, _ = trainer.encode(pixels, 0, trainer.slice_of(BATCH)[0])
     trainer.flow.init_from_data(ops, trainer.params, x)
@@ -246,9 +261,13 @@ def test_the_gradient_of_a_step_is_that_of_eq_3(ops, choice):
     objective = compared.objective
     metrics = compared.trainer.metrics()
     assert metrics.reconstruction == pytest.approx(objective.reconstruction, rel=1e-12)
-    surrogate = objective.density - compared.trainer.config.lam * objective.reconstruction
+    surrogate = (
+        objective.density - compared.trainer.config.lam * objective.reconstruction
+    )
     assert metrics.surrogate == pytest.approx(surrogate, rel=1e-12)
-    assert metrics.gradient_norm == pytest.approx(np.linalg.norm(compared.gradient), rel=1e-12)
+    assert metrics.gradient_norm == pytest.approx(
+        np.linalg.norm(compared.gradient), rel=1e-12
+    )
     for _ in range(2):
         error = compared.error(along(compared.trainer.layout, rng))
         assert error <= RTOL, compared.by_parameter()

@@ -51,13 +51,19 @@ class Plan(NamedTuple):
     shape: tuple[int, int, int] = IMAGE
     images: int = 50_000
     batch: int = BATCH
-    products: tuple = ((4096, 4096, 4096), (BATCH * 14 * 14, 512, 512), (BATCH, 784, 784))
+    products: tuple = (
+        (4096, 4096, 4096),
+        (BATCH * 14 * 14, 512, 512),
+        (BATCH, 784, 784),
+    )
     copied: int = 1 << 30
     bursts: int = 9
     seconds: float = 0.2
 
     def time(self, ops, calls: dict[str, Callable]) -> dict[str, Timing]:
-        return measure_asynchronous(calls, ops.device.synchronise, self.bursts, self.seconds)
+        return measure_asynchronous(
+            calls, ops.device.synchronise, self.bursts, self.seconds
+        )
 
 
 QUICK = Plan(bursts=3, seconds=0.05)
@@ -69,7 +75,9 @@ def report(ops_of: Callable, plan: Plan, show: Callable, save: Callable) -> None
     first = ops_of(tf32=False)
     if not first.asynchronous:
         raise UsageError(f"the {first.name} backend has no device to measure")
-    precisions = [p for p in (SINGLE, TF32) if any(p in case.precisions for case in plan.cases)]
+    precisions = [
+        p for p in (SINGLE, TF32) if any(p in case.precisions for case in plan.cases)
+    ]
     limits = _limits({each: ops_of(tf32=each == TF32) for each in precisions}, plan)
     results = {"device": first.device.describe()["name"], "limits": limits, "steps": []}
     show(
@@ -82,7 +90,10 @@ def report(ops_of: Callable, plan: Plan, show: Callable, save: Callable) -> None
         rows, notes = [], []
         for precision in case.precisions:
             found, said = _measure(ops_of, case, precision, plan, limits)
-            rows, notes = rows + found, notes + [f"{precision}, {note}" for note in said]
+            rows, notes = (
+                rows + found,
+                notes + [f"{precision}, {note}" for note in said],
+            )
         results["steps"] += rows
         save(results)
         title = f"{case.title} on {results['device']}, self-normalizing step, batch {plan.batch}"
@@ -95,26 +106,38 @@ def _limits(backends: dict, plan: Plan) -> dict:
     ops = next(iter(backends.values()))
     source = ops.xp.zeros(plan.copied, np.uint8)
     target = ops.xp.empty_like(source)
-    copy = plan.time(ops, {"copy": lambda: target.__setitem__(..., source)})["copy"].minimum
+    copy = plan.time(ops, {"copy": lambda: target.__setitem__(..., source)})[
+        "copy"
+    ].minimum
     products, rng = [], np.random.default_rng(0)
     for rows, inner, columns in plan.products:
         products.append({"product": f"({rows}, {inner}) × ({inner}, {columns})"})
         for precision, ops in backends.items():
             a = ops.asarray(rng.standard_normal((rows, inner), np.float32))
             b = ops.asarray(rng.standard_normal((inner, columns), np.float32))
-            call = partial(ops.linalg.matmul, a, b, out=ops.xp.empty((rows, columns), np.float32))
+            call = partial(
+                ops.linalg.matmul, a, b, out=ops.xp.empty((rows, columns), np.float32)
+            )
             fastest = plan.time(ops, {"product": call})["product"].minimum
-            products[-1][f"{precision} TFLOP/s"] = 2e-9 * rows * inner * columns / fastest
+            products[-1][f"{precision} TFLOP/s"] = (
+                2e-9 * rows * inner * columns / fastest
+            )
     rates = {p: max(row[f"{p} TFLOP/s"] for row in products) for p in backends}
     return {"memory": 2e3 * plan.copied / copy, "products": products, **rates}
 
 
 def _measure(ops_of, case: Case, precision: str, plan: Plan, limits):
     """The rows of a model in one precision, and what is to be said about them."""
-    images = np.random.default_rng(0).integers(0, 256, (plan.images, *plan.shape)).astype(np.uint8)
+    images = (
+        np.random.default_rng(0)
+        .integers(0, 256, (plan.images, *plan.shape))
+        .astype(np.uint8)
+    )
     calls, runs, notes = {}, [], []
     for how, way in WAYS.items():
-        settings = {"batch_size": plan.batch, "tf32": precision == TF32} | way | case.settings
+        settings = (
+            {"batch_size": plan.batch, "tf32": precision == TF32} | way | case.settings
+        )
         ops = ops_of(tf32=precision == TF32)
         said = partial(lambda how, text: notes.append(f"{how}: {text}"), how)
         which = (case.model, "self-normalizing", plan.shape, plan.images, said)
@@ -131,9 +154,15 @@ def _measure(ops_of, case: Case, precision: str, plan: Plan, limits):
     rows = []
     for how, timing in timings.items():
         row = {"step": case.title, "precision": precision, "how": how}
-        row |= {"min ms": timing.minimum, "median ms": timing.median, "host ms": timing.host}
+        row |= {
+            "min ms": timing.minimum,
+            "median ms": timing.median,
+            "host ms": timing.host,
+        }
         row |= {"floor: Adam ms": adam, "floor: operations ms": products}
-        rows.append(row | {"bar ms": case.bars.get(precision) if how == "graph" else None})
+        rows.append(
+            row | {"bar ms": case.bars.get(precision) if how == "graph" else None}
+        )
     return rows, notes
 
 

@@ -50,13 +50,19 @@ def report(
     for title, (model, settings) in cases.items():
         ops = ops_of(tf32=settings.get("tf32", False))
         if not ops.asynchronous:
-            raise UsageError(f"the {ops.name} backend has no launches: give --backend cupy")
+            raise UsageError(
+                f"the {ops.name} backend has no launches: give --backend cupy"
+            )
         launches = launches_of_a_step(ops, model, shape, batch, settings)
-        rows = summary(launches, [microseconds(ops.xp, each.repeat, repeats) for each in launches])
+        rows = summary(
+            launches, [microseconds(ops.xp, each.repeat, repeats) for each in launches]
+        )
         results[title] = rows
         total = sum(row["all µs"] for row in rows)
         count = f"{len(launches)} launches of our own kernels and of products"
-        show(f"{title}, batch {batch}: {count}, {total:.0f} µs one by one\n{table(rows)}\n")
+        show(
+            f"{title}, batch {batch}: {count}, {total:.0f} µs one by one\n{table(rows)}\n"
+        )
         save(results)
 
 
@@ -124,6 +130,13 @@ def summary(launches: list[Launch], times: list[float]) -> list[dict]:
     for (name, blocks, size, operations), each in groups.items():
         mean = float(np.mean(each))
         row = {"launch": name, "of them": len(each), "blocks": blocks, "kB": size / 1e3}
-        row |= {"µs": mean, "all µs": float(np.sum(each)), "GB/s": 1e-3 * size / max(mean, 1e-9)}
-        rows.append(row | {"TFLOP/s": 1e-6 * operations / max(mean, 1e-9) if operations else None})
+        row |= {
+            "µs": mean,
+            "all µs": float(np.sum(each)),
+            "GB/s": 1e-3 * size / max(mean, 1e-9),
+        }
+        rows.append(
+            row
+            | {"TFLOP/s": 1e-6 * operations / max(mean, 1e-9) if operations else None}
+        )
     return sorted(rows, key=lambda row: -row["all µs"])

@@ -5,7 +5,14 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.steps import ADAM_BYTES, BATCH, IMAGE, make_trainer, operations, random_images
+from benchmarks.steps import (
+    ADAM_BYTES,
+    BATCH,
+    IMAGE,
+    make_trainer,
+    operations,
+    random_images,
+)
 from benchmarks.timing import measure, parallel_copy, table
 from snfnp.layers.linear import xavier
 from snfnp.likelihood import Likelihood
@@ -32,10 +39,16 @@ _CONV = {
     "conv-exponential, exact": ("conv-exponential", "exact", {}),
     "conv, self-normalizing, inverse 5x5": ("conv", _SNF, {"inverse_kernel": 5}),
 }
-_SHAPES = ((28, 28, 1), (14, 14, 4), (7, 7, 16))  # the images that nine convolutions see, (H, W, C)
+_SHAPES = (
+    (28, 28, 1),
+    (14, 14, 4),
+    (7, 7, 16),
+)  # the images that nine convolutions see, (H, W, C)
 
 
-def _timed(thread_counts, calls: dict[str, Callable], repeats: int, head: str) -> list[dict]:
+def _timed(
+    thread_counts, calls: dict[str, Callable], repeats: int, head: str
+) -> list[dict]:
     """A row for every call and thread count. head: of the column with the calls' names."""
     rows = []
     for count in thread_counts:
@@ -58,7 +71,9 @@ def floor_calls(shape: tuple[int, int, int], parameters: int) -> dict[str, Calla
     x, z = (rng.standard_normal((rows, size), np.float32) for size in (inner, columns))
     w = rng.standard_normal((2, 2, columns, inner), np.float32)  # W and R of two layers
     dx, dz, gradients = np.empty_like(x), np.empty_like(z), np.empty_like(w)
-    moved = np.zeros((2, parameters * ADAM_BYTES // 2 // 4), np.float32)  # read once, written once
+    moved = np.zeros(
+        (2, parameters * ADAM_BYTES // 2 // 4), np.float32
+    )  # read once, written once
 
     def products():
         for layer in range(2):
@@ -87,9 +102,13 @@ def with_floors(rows: list[dict], shape: tuple, work: dict[str, float]) -> list[
     for row in rows:
         if row["step"] in work:
             adam = least["copy", row["threads"]]
-            products = (least["both", row["threads"]] - adam) * work[row["step"]] / of_products
+            products = (
+                (least["both", row["threads"]] - adam) * work[row["step"]] / of_products
+            )
             floor = {"products ms": products, "Adam ms": adam}
-            found.append(row | floor | {"min / floor": row["min ms"] / (products + adam)})
+            found.append(
+                row | floor | {"min / floor": row["min ms"] / (products + adam)}
+            )
     return found
 
 
@@ -106,7 +125,9 @@ def _steps(ops, thread_counts, cases: dict, repeats: int, floor: tuple = (), wor
         calls |= floor_calls(floor, trainer.flow.layout.count)
     rows = _timed(thread_counts, calls, repeats, "step")
     if floor:
-        work = work or {name: operations(own.flow, BATCH) for name, own in trainers.items()}
+        work = work or {
+            name: operations(own.flow, BATCH) for name, own in trainers.items()
+        }
         rows = with_floors(rows, floor, work)
     return rows, f"training step, batch {BATCH}, float32\n{table(rows)}"
 
@@ -114,7 +135,9 @@ def _steps(ops, thread_counts, cases: dict, repeats: int, floor: tuple = (), wor
 def fully_connected(ops, thread_counts, quick: bool) -> tuple[dict, str]:
     """The 2-layer flow, D = 784."""
     shape, repeats = (BATCH, _D, _D), 20 if quick else 100
-    work = {name: 2.0 * products * np.prod(shape) for name, (*_, products) in _FC.items()}
+    work = {
+        name: 2.0 * products * np.prod(shape) for name, (*_, products) in _FC.items()
+    }
     cases = {name: ("fc", gradient, more) for name, (gradient, more, _) in _FC.items()}
     steps, text = _steps(ops, thread_counts, cases, repeats, shape, work)
     renewals = _renewals(ops, thread_counts, "fc", repeats // 10)
@@ -142,7 +165,9 @@ def convolutional(ops, thread_counts, quick: bool) -> tuple[dict, str]:
     calls = {"nine determinants": trainer.likelihood}
     calls[whole] = lambda: Likelihood(*own).log_prob(images)
     for name, exact in (("learned", False), ("exact", True)):
-        calls[f"one sample, {name} inverse"] = partial(snapshot.sample, 1, seed=0, exact=exact)
+        calls[f"one sample, {name} inverse"] = partial(
+            snapshot.sample, 1, seed=0, exact=exact
+        )
     found = {
         "steps": steps + slow,
         "renewals": _renewals(ops, thread_counts, "conv", repeats // 10),
@@ -158,12 +183,16 @@ def determinants(ops, repeats: int) -> list[dict]:
     """Block recursion against the whole matrix, 3×3 kernels at the paper's initialisation."""
     rng, rows = np.random.default_rng(0), []
     for shape in _SHAPES:
-        block, dense = (Conv2d((3, 3), shape[2], exact=how) for how in ("block", "dense"))
+        block, dense = (
+            Conv2d((3, 3), shape[2], exact=how) for how in ("block", "dense")
+        )
         noise = rng.standard_normal(block.weight_shape)
         w = block.identity() + xavier(block.weight_shape, 0.01) * noise
         for what in ("log_det", "log_det_grad"):
             ours, theirs = (
-                measure({what: partial(getattr(f, what), ops, w, shape)}, count, 1)[what].median
+                measure({what: partial(getattr(f, what), ops, w, shape)}, count, 1)[
+                    what
+                ].median
                 for f, count in ((block, repeats), (dense, max(3, repeats // 10)))
             )
             row = {"exact determinants, float64": f"{what} {shape}", "block ms": ours}
@@ -174,7 +203,9 @@ def determinants(ops, repeats: int) -> list[dict]:
 def glow(ops, thread_counts, quick: bool) -> tuple[dict, str]:
     """MNIST 2L-16K, beside the products of its couplings."""
     shape, repeats = (BATCH * 14 * 14, 512, 512), 2 if quick else 5
-    steps, text = _steps(ops, thread_counts, {"2L-16K": ("glow", _SNF, {})}, repeats, shape)
+    steps, text = _steps(
+        ops, thread_counts, {"2L-16K": ("glow", _SNF, {})}, repeats, shape
+    )
     return {"steps": steps}, text
 
 

@@ -13,7 +13,9 @@ from snfnp.training.options import TrainConfig
 BATCH, IMAGE = 100, (28, 28, 1)
 # Products of one linear layer's step, forward and backward. The exact rule's inverse is no product.
 PRODUCTS = {"self-normalizing": 6, "relative": 5, "exact": 3}
-ADAM_BYTES = 28  # of a parameter in single precision: reads g, p, m and v, writes p, m and v
+ADAM_BYTES = (
+    28  # of a parameter in single precision: reads g, p, m and v, writes p, m and v
+)
 
 
 def make_trainer(
@@ -29,7 +31,10 @@ def make_trainer(
 
 def random_images(ops, trainer: Trainer):
     """A batch of random images (N, *shape): the time of a step does not depend on them."""
-    rng, size = np.random.default_rng(0), (trainer.config.batch_size, *trainer.flow.shape)
+    rng, size = (
+        np.random.default_rng(0),
+        (trainer.config.batch_size, *trainer.flow.shape),
+    )
     return ops.asarray(rng.integers(0, 256, size).astype(np.uint8))
 
 

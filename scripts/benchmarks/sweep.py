@@ -12,7 +12,10 @@ from snfnp.maps import Conv2d, Dense
 from snfnp.rules import Exact, SelfNormalizing
 
 # The gradients of log|det| that are timed, by the number of axes of an input: (D,) or (H, W, C).
-_GRADIENTS = {1: ("self-normalizing", "exact"), 3: ("self-normalizing", "exact", "exact-dense")}
+_GRADIENTS = {
+    1: ("self-normalizing", "exact"),
+    3: ("self-normalizing", "exact", "exact-dense"),
+}
 
 
 def sweep(ops, shapes, batch: int = 128, budget: float = 2.0) -> list[dict]:
@@ -24,12 +27,22 @@ def sweep(ops, shapes, batch: int = 128, budget: float = 2.0) -> list[dict]:
     rng, rows = np.random.default_rng(0), []
     for shape in shapes:
         x = ops.asarray(rng.standard_normal((batch, *shape)), np.float32)
-        calls = {gradient: _layer_step(ops, gradient, x) for gradient in _GRADIENTS[len(shape)]}
+        calls = {
+            gradient: _layer_step(ops, gradient, x)
+            for gradient in _GRADIENTS[len(shape)]
+        }
         if ops.asynchronous:
-            timings = measure_asynchronous(calls, ops.device.synchronise, 5, seconds=budget / 10)
+            timings = measure_asynchronous(
+                calls, ops.device.synchronise, 5, seconds=budget / 10
+            )
         else:
-            once = sum(t.minimum for t in measure(calls, repeats=1, warmup=1).values()) / 1e3
-            timings = measure(calls, repeats=max(3, min(50, int(budget / once))), warmup=0)
+            once = (
+                sum(t.minimum for t in measure(calls, repeats=1, warmup=1).values())
+                / 1e3
+            )
+            timings = measure(
+                calls, repeats=max(3, min(50, int(budget / once))), warmup=0
+            )
         medians = {f"{gradient} ms": timings[gradient].median for gradient in calls}
         rows.append({"D": math.prod(shape)} | medians)
     return rows
@@ -39,7 +52,9 @@ def _layer_step(ops, gradient: str, x):
     shape = x.shape[1:]
     exact = "dense" if gradient == "exact-dense" else "block"
     f = Dense(*shape) if len(shape) == 1 else Conv2d((3, 3), shape[2], exact=exact)
-    layer = Linear(f, SelfNormalizing() if gradient == "self-normalizing" else Exact(), bias=False)
+    layer = Linear(
+        f, SelfNormalizing() if gradient == "self-normalizing" else Exact(), bias=False
+    )
     flow = Flow(shape, (("linear", layer),))
     flat = ops.asarray(flow.layout.pack(flow.init(0), np.float32))
     params, grads = map(flow.layout.views, (flat, ops.xp.zeros_like(flat)))

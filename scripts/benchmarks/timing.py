@@ -35,11 +35,17 @@ def measure(calls: dict[str, Call], repeats: int, warmup: int = 3) -> dict[str, 
                 start = time.perf_counter()
                 call()
                 times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: Timing(min(own), statistics.median(own)) for name, own in times.items()}
+    return {
+        name: Timing(min(own), statistics.median(own)) for name, own in times.items()
+    }
 
 
 def measure_asynchronous(
-    calls: dict[str, Call], synchronise: Call, bursts: int, seconds: float, warmup: int = 5
+    calls: dict[str, Call],
+    synchronise: Call,
+    bursts: int,
+    seconds: float,
+    warmup: int = 5,
 ) -> dict[str, Timing]:
     """Time calls that return before the device is done, in `bursts` alternating bursts each.
 
@@ -69,7 +75,9 @@ def measure_asynchronous(
     found = {}
     for name, own in times.items():
         whole, host = zip(*own, strict=True)
-        found[name] = Timing(min(whole), statistics.median(whole), statistics.median(host))
+        found[name] = Timing(
+            min(whole), statistics.median(whole), statistics.median(host)
+        )
     return found
 
 
@@ -90,7 +98,9 @@ def table(rows: list[dict]) -> str:
     names = list(rows[0])
     texts = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
     columns = [[len(cell) for cell in column] for column in zip(*texts, strict=True)]
-    formats = "  ".join(f"{{:{'>' * bool(i)}{max(own)}}}" for i, own in enumerate(columns))
+    formats = "  ".join(
+        f"{{:{'>' * bool(i)}{max(own)}}}" for i, own in enumerate(columns)
+    )
     return "\n".join(formats.format(*cells) for cells in texts)
 
 

@@ -4,7 +4,19 @@ import math
 
 import numpy as np
 
-from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, arrow, box, canvas, laid_out, plt
+from drawings.style import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    PURPLE,
+    RED,
+    arrow,
+    box,
+    canvas,
+    laid_out,
+    plt,
+)
 from snfnp.layers import RationalQuadraticSpline, SmoothLeakyReLU
 from snfnp.ops import get_ops
 from snfnp.step.update import Adam
@@ -18,8 +30,12 @@ def rows():
         box(axis, x, y, width, height, "", color)
         for k in range(1, lines):
             at = y - height / 2 + k * height / lines
-            axis.plot([x - width / 2, x + width / 2], [at, at], color=color, linewidth=0.6)
-        axis.text(x, y + height / 2 + 0.14, label, ha="center", color=color, fontsize=11)
+            axis.plot(
+                [x - width / 2, x + width / 2], [at, at], color=color, linewidth=0.6
+            )
+        axis.text(
+            x, y + height / 2 + 0.14, label, ha="center", color=color, fontsize=11
+        )
 
     matrix(0.9, 1.75, 0.9, 1.4, "$X$: (N, D)", BLUE, 5)
     axis.text(1.55, 1.75, "·", ha="center", va="center", fontsize=16)
@@ -48,11 +64,15 @@ def stretching():
     x = np.linspace(-4.5, 2.2, 1200)
     z, log_slope = f(x)
     figure, axis = plt.subplots(figsize=(6.4, 3.9))
-    axis.plot(x, 1.4 * np.exp(-0.5 * z**2 + log_slope) / math.sqrt(2 * math.pi), color=BLUE)
+    axis.plot(
+        x, 1.4 * np.exp(-0.5 * z**2 + log_slope) / math.sqrt(2 * math.pi), color=BLUE
+    )
     axis.text(-4.4, 0.65, "$p(x) = p_Z(f(x)) \\cdot f'(x)$", color=BLUE, fontsize=10)
     noise = np.linspace(-3, 3, 300)
     top = 3.4
-    axis.plot(noise, top + 2.2 * np.exp(-0.5 * noise**2) / math.sqrt(2 * math.pi), color=GREEN)
+    axis.plot(
+        noise, top + 2.2 * np.exp(-0.5 * noise**2) / math.sqrt(2 * math.pi), color=GREEN
+    )
     axis.text(-4.4, top + 0.35, "$p_Z(z)$", color=GREEN, fontsize=10)
     for level in (0, top):
         axis.plot([-4.5, 3], [level, level], color=INK, linewidth=1)
@@ -84,7 +104,14 @@ def six_products():
         box(axis, x, y, 0.8, 0.55, label, color, 13)
     arrow(axis, (1.0, top), (2.5, top), "1: $W x$", BLUE)
     arrow(axis, (3.3, top), (4.8, top), "2: $R z - x$", RED)
-    arrow(axis, (5.2, top - 0.28), (5.2, middle + 0.28), r"3: $R^\top e$", BLUE, offset=(0.62, 0))
+    arrow(
+        axis,
+        (5.2, top - 0.28),
+        (5.2, middle + 0.28),
+        r"3: $R^\top e$",
+        BLUE,
+        offset=(0.62, 0),
+    )
     arrow(axis, (2.5, low), (1.0, low), r"4: $W^\top \delta_z$", GREEN)
     arrow(axis, (0.6, low + 0.28), (0.6, middle - 0.28), "", ORANGE)
     arrow(axis, (4.8, top - 0.2), (1.0, middle + 0.12), "", RED)
@@ -113,10 +140,14 @@ def newton():
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.2), width_ratios=[3, 2])
     x = np.linspace(-3.2, 2.6, 300)
     left.plot(x, f(x)[0], color=BLUE, label="$f(x)$")
-    left.plot(x, np.where(x > 0, x, alpha * x), color=INK, linestyle=":", label="leaky ReLU")
+    left.plot(
+        x, np.where(x > 0, x, alpha * x), color=INK, linestyle=":", label="leaky ReLU"
+    )
     y = 0.1
     low, high = leaky_inverse(y - (1 - alpha) * math.log(2)), leaky_inverse(y)
-    left.axvspan(low, high, color=ORANGE, alpha=0.15, label="the bracket of $f^{-1}(y)$")
+    left.axvspan(
+        low, high, color=ORANGE, alpha=0.15, label="the bracket of $f^{-1}(y)$"
+    )
     left.axhline(y, color=INK, linewidth=0.8)
     root = float(layer.inverse(ops, {}, np.array([y]))[0])
     at, errors = high, []
@@ -146,9 +177,13 @@ def adam_steps():
     at = np.arange(1, steps + 1)
     without = (1 - 0.9**at) / np.sqrt(1 - 0.999**at)
     figure, axis = plt.subplots(figsize=(6.2, 3.0))
-    axis.semilogx(at, with_corrections, color=BLUE, label="with both corrections: always 1")
+    axis.semilogx(
+        at, with_corrections, color=BLUE, label="with both corrections: always 1"
+    )
     axis.semilogx(at, without, color=ORANGE, label="without: $m/\\sqrt{v}$")
-    axis.semilogx(at, 1 - 0.9**at, color=PURPLE, linestyle="--", label="$v$ corrected, $m$ not")
+    axis.semilogx(
+        at, 1 - 0.9**at, color=PURPLE, linestyle="--", label="$v$ corrected, $m$ not"
+    )
     axis.set(xlabel="step", ylabel="length / learning rate", ylim=(0, None))
     return laid_out(figure, axis, loc="upper right")
 
@@ -184,5 +219,7 @@ def spline():
         middle = (at[k] + at[k + 1]) / 2
         above.text(middle, -12.6, f"bin {k}", ha="center", fontsize=8)
     for end in (-1, 1):
-        above.text(end * 11.6, -8 if end > 0 else 4, "tail:\n$y = x$", ha="center", fontsize=8)
+        above.text(
+            end * 11.6, -8 if end > 0 else 4, "tail:\n$y = x$", ha="center", fontsize=8
+        )
     return laid_out(figure)

@@ -21,18 +21,42 @@ def framework():
     # forward, and the reconstruction
     arrow(axis, (left + 0.45, top + 0.1), (3.15, top + 0.1), "$x$", BLUE)
     arrow(axis, (4.25, top + 0.1), (right - 0.45, top + 0.1), "$z = Wx$", BLUE)
-    arrow(axis, (right, top - 0.3), (4.25, low), "$z$", ORANGE, curve=-0.28, offset=(0.5, -0.42))
+    arrow(
+        axis,
+        (right, top - 0.3),
+        (4.25, low),
+        "$z$",
+        ORANGE,
+        curve=-0.28,
+        offset=(0.5, -0.42),
+    )
     arrow(axis, (3.15, low), (left + 0.45, low), "$Rz$", ORANGE)
     # backward
     back = top - 0.14
-    arrow(axis, (right - 0.45, back), (4.25, back), r"$\delta_z$", GREEN, offset=(0, -0.17))
+    arrow(
+        axis,
+        (right - 0.45, back),
+        (4.25, back),
+        r"$\delta_z$",
+        GREEN,
+        offset=(0, -0.17),
+    )
     to_x = r"$\delta_x = W^T\delta_z$"
     arrow(axis, (3.15, back), (left + 0.45, back), to_x, GREEN, offset=(0, -0.19))
     ends, error = ((left, top - 0.3), (left, low + 0.3)), "$e = Rz - x$"
     arrow(axis, *ends, error, RED, offset=(-0.64, 0), style="<|-|>")
     # the exchange that gives the method its name
-    arrow(axis, (3.5, low + 0.35), (3.5, top - 0.35), r"$R^T$", ORANGE, offset=(-0.22, 0.0))
-    arrow(axis, (3.9, top - 0.35), (3.9, low + 0.35), r"$W^T$", BLUE, offset=(0.26, 0.0))
+    arrow(
+        axis,
+        (3.5, low + 0.35),
+        (3.5, top - 0.35),
+        r"$R^T$",
+        ORANGE,
+        offset=(-0.22, 0.0),
+    )
+    arrow(
+        axis, (3.9, top - 0.35), (3.9, low + 0.35), r"$W^T$", BLUE, offset=(0.26, 0.0)
+    )
     axis.text(right, top + 0.5, r"$\log p_Z(z)$", ha="center", color=GREEN)
     of_w = r"$W$ learns from $\frac{1}{2}(\delta_z x^T + R^T) - 2\lambda R^T e\, x^T$"
     of_r = r"$R$ learns from $\frac{1}{2}(-\delta_x z^T - W^T) - 2\lambda\, e\, z^T$"
@@ -77,30 +101,47 @@ def multi_scale():
     y, colors = 1.9, (BLUE, PURPLE, GREEN)
     axis.text(0.35, y, "$x$\nH × W\n× C", ha="center", va="center", fontsize=9)
     x = 0.75
-    shapes = (("H/2 × W/2\n× 4C", "H/2 × W/2\n× 2C"), ("H/4 × W/4\n× 8C", "H/4 × W/4\n× 4C"))
+    shapes = (
+        ("H/2 × W/2\n× 4C", "H/2 × W/2\n× 2C"),
+        ("H/4 × W/4\n× 8C", "H/4 × W/4\n× 4C"),
+    )
     for level, (squeezed, kept) in enumerate(shapes):
         color = colors[level]
         arrow(axis, (x, y), (x + 0.25, y))
         box(axis, x + 0.6, y, 0.7, 0.6, "squeeze", color, 8)
         arrow(axis, (x + 0.95, y), (x + 1.2, y))
         box(axis, x + 1.6, y, 0.8, 0.6, "K steps", color, 9)
-        axis.text(x + 1.1, y + 0.58, squeezed, ha="center", va="center", fontsize=7.5, color=color)
+        axis.text(
+            x + 1.1,
+            y + 0.58,
+            squeezed,
+            ha="center",
+            va="center",
+            fontsize=7.5,
+            color=color,
+        )
         arrow(axis, (x + 2.0, y), (x + 2.2, y))
         box(axis, x + 2.5, y, 0.6, 0.6, "split", color, 8)
         axis.text(x + 2.95, y + 0.58, kept, ha="center", va="center", fontsize=7.5)
         arrow(axis, (x + 2.5, y - 0.3), (x + 2.5, 0.75))
-        axis.text(x + 2.5, 0.5, f"$z_{level + 1}$", ha="center", fontsize=12, color=color)
+        axis.text(
+            x + 2.5, 0.5, f"$z_{level + 1}$", ha="center", fontsize=12, color=color
+        )
         x += 2.8
     arrow(axis, (x, y), (x + 0.25, y))
     axis.text(x + 0.6, y, "…  $z_L$", ha="center", va="center", fontsize=12)
-    density = r"$\log p(x) = \sum_l \log N(z_l; 0, I) + $ the log-determinants on the way"
+    density = (
+        r"$\log p(x) = \sum_l \log N(z_l; 0, I) + $ the log-determinants on the way"
+    )
     axis.text(3.8, 0.14, density, ha="center", va="center", fontsize=10)
     return figure
 
 
 def _floor_names() -> list[list[str]]:
     """The names on each floor, from the roof down."""
-    (floors,) = re.findall('FLOORS = """(.*?)"""', _TEST.read_text(encoding="utf-8"), re.DOTALL)
+    (floors,) = re.findall(
+        'FLOORS = """(.*?)"""', _TEST.read_text(encoding="utf-8"), re.DOTALL
+    )
     return [sorted(re.findall(r"\b[a-z][\w.]*", names)) for names in floors.split("/")]
 
 
@@ -113,10 +154,17 @@ def floors():
     figure, axis = canvas(width, height)
     colors = (INK, ORANGE, PURPLE, BLUE, GREEN)
     for floor, (names, row, line) in enumerate(zip(drawn, widths, lines, strict=True)):
-        x, y = (width - line) / 2, height - _GAP - floor * (_HEIGHT + _GAP) - _HEIGHT / 2
+        x, y = (
+            (width - line) / 2,
+            height - _GAP - floor * (_HEIGHT + _GAP) - _HEIGHT / 2,
+        )
         for name, own in zip(names, row, strict=True):
-            box(axis, x + own / 2, y, own, _HEIGHT, name, colors[floor % len(colors)], 9)
+            box(
+                axis, x + own / 2, y, own, _HEIGHT, name, colors[floor % len(colors)], 9
+            )
             x += own + _GAP
     arrow(axis, (0.2, height - _GAP), (0.2, _GAP), color=INK)
-    axis.text(0.08, height / 2, "imports", rotation=90, ha="center", va="center", fontsize=8)
+    axis.text(
+        0.08, height / 2, "imports", rotation=90, ha="center", va="center", fontsize=8
+    )
     return figure

@@ -16,7 +16,9 @@ def dequantisation():
     above.bar(np.arange(8) + 0.5, weights, width=1.0, color=BLUE, alpha=0.35)
     above.vlines(np.arange(8), 0, weights, color=ORANGE)
     above.plot(np.arange(8), weights, "o", color=ORANGE, markersize=4)
-    above.set(xlabel="grey level $y$ (orange), $y + u$ (blue)", ylabel="probability, density")
+    above.set(
+        xlabel="grey level $y$ (orange), $y + u$ (blue)", ylabel="probability, density"
+    )
     x = np.linspace(-6, 6, 2000)
     s = 1 / (1 + np.exp(-x))
     density = weights[(8 * s).astype(int)] * 8 * s * (1 - s)
@@ -32,10 +34,16 @@ def operations():
     figure, axis = plt.subplots(figsize=(4.2, 3.0))
     axis.loglog(ratio, 0.5 + ratio / 6, color=BLUE)
     axis.axhline(1, color=INK, linewidth=1)
-    for x, label, place in ((3, "$N = D/3$", (3.6, 0.78)), (7.84, "D = 784, N = 100", (0.75, 2.4))):
+    for x, label, place in (
+        (3, "$N = D/3$", (3.6, 0.78)),
+        (7.84, "D = 784, N = 100", (0.75, 2.4)),
+    ):
         axis.plot(x, 0.5 + x / 6, "o", color=ORANGE)
         axis.annotate(label, (x, 0.5 + x / 6), place, color=ORANGE)
-    axis.set(xlabel="features per image of the batch, $D / N$", ylabel="exact / self-normalizing")
+    axis.set(
+        xlabel="features per image of the batch, $D / N$",
+        ylabel="exact / self-normalizing",
+    )
     axis.set_xticks([0.3, 1, 3, 10, 30], ["0.3", "1", "3", "10", "30"])
     axis.set_yticks([0.5, 1, 2, 5], ["0.5", "1", "2", "5"])
     axis.minorticks_off()
@@ -51,7 +59,10 @@ def flip():
     named = ((kernel, "$w$", "$T(w)$"), (f.flip(kernel), "flip$(w)$", "$T($flip$(w))$"))
     for column, (own, title, of_matrix) in enumerate(named):
         matrix = as_matrix(f, get_ops("numpy"), own, (4, 3, 1))
-        panels = ((axes[0, column], own[:, :, 0, 0], title), (axes[1, column], matrix, of_matrix))
+        panels = (
+            (axes[0, column], own[:, :, 0, 0], title),
+            (axes[1, column], matrix, of_matrix),
+        )
         for axis, values, name in panels:
             image = np.zeros((*values.shape, 4))
             image[values > 0] = colors((values[values > 0] - 1).astype(int))
@@ -62,7 +73,9 @@ def flip():
             axis.spines[:].set_visible(False)
         for (row, place), value in np.ndenumerate(own[:, :, 0, 0]):
             label = f"$w_{value:.0f}$"
-            axes[0, column].text(place, row, label, ha="center", va="center", color="white")
+            axes[0, column].text(
+                place, row, label, ha="center", va="center", color="white"
+            )
         axes[1, column].set(xlabel="pixel in", ylabel="pixel out")
         axes[1, column].plot([-0.5, 11.5], [-0.5, 11.5], color=INK, linewidth=0.8)
     return laid_out(figure)

@@ -28,7 +28,9 @@ def _returns(variances, lam: float, rule: SelfNormalizing) -> bool:
         return np.concatenate([grads["W"].ravel(), grads["R"].ravel()])
 
     at, step = np.concatenate([np.diag(1 / s).ravel(), np.diag(s).ravel()]), 1e-5
-    columns = [(update(at + e) - update(at - e)) / (2 * step) for e in step * np.eye(len(at))]
+    columns = [
+        (update(at + e) - update(at - e)) / (2 * step) for e in step * np.eye(len(at))
+    ]
     found = np.linalg.eigvals(np.stack(columns, axis=1))
     rotations = np.argsort(np.abs(found))[: size * (size - 1) // 2]
     return bool(np.delete(found, rotations).real.max() < 0)
@@ -45,15 +47,34 @@ def stability():
         found = [_returns([variance, 1.0, 2.0], lam, rule) for lam, variance in points]
         looks = ((True, GREEN, "o", "returns"), (False, RED, "x", "is driven away"))
         for good, color, marker, label in looks:
-            at = [point for point, returns in zip(points, found, strict=True) if returns is good]
+            at = [
+                point
+                for point, returns in zip(points, found, strict=True)
+                if returns is good
+            ]
             if at:
-                axis.plot(*zip(*at, strict=True), marker, color=color, label=label, markersize=5)
+                axis.plot(
+                    *zip(*at, strict=True),
+                    marker,
+                    color=color,
+                    label=label,
+                    markersize=5,
+                )
         if objective == "mixture":
-            axis.plot(line, 1 / (8 * line), color=BLUE, label=r"$\lambda\,\sigma^2_{\min} = 1/8$")
-            axis.fill_between(line, 1 / (8 * line), 2, color=GREEN, alpha=0.1, linewidth=0)
+            axis.plot(
+                line,
+                1 / (8 * line),
+                color=BLUE,
+                label=r"$\lambda\,\sigma^2_{\min} = 1/8$",
+            )
+            axis.fill_between(
+                line, 1 / (8 * line), 2, color=GREEN, alpha=0.1, linewidth=0
+            )
         else:
             axis.axhspan(5e-3, 2, color=GREEN, alpha=0.1, linewidth=0)
-        axis.set(xscale="log", yscale="log", xlim=(0.02, 50), ylim=(5e-3, 2), title=objective)
+        axis.set(
+            xscale="log", yscale="log", xlim=(0.02, 50), ylim=(5e-3, 2), title=objective
+        )
         axis.set_xlabel(r"$\lambda$")
     axes[0].set_ylabel(r"$\sigma^2_{\min}$ of the layer's input")
     figure.tight_layout()
@@ -69,23 +90,34 @@ def natural_coordinates():
     figure, axes = plt.subplots(1, 3, figsize=(10.2, 3.5))
     start, side = np.array([1.6, -0.4]), np.linspace(-2.2, 2.2, 200)
     own, grid = inverse_root(moments, 0.0), np.stack(np.meshgrid(side, side), axis=-1)
-    turns = (("the pixels' coordinates", np.eye(2), ORANGE), ("white coordinates", own, BLUE))
+    turns = (
+        ("the pixels' coordinates", np.eye(2), ORANGE),
+        ("white coordinates", own, BLUE),
+    )
     for axis, (title, u, color) in zip(axes, turns, strict=False):
         rng, at = np.random.default_rng(29), np.linalg.solve(u, start)
         second, path, state = u @ moments @ u, [at], np.zeros((2, 2))
         root = np.linalg.cholesky(second)
         for t in range(1, 301):
-            gradient, step = -second @ at + 6 * root @ rng.standard_normal(2), np.zeros(2)
+            gradient, step = (
+                -second @ at + 6 * root @ rng.standard_normal(2),
+                np.zeros(2),
+            )
             Adam().update(get_ops("numpy"), gradient, 0.04, t, out=(step, *state))
             at = at + step
             path.append(at)
         height = np.einsum("...i,ij,...j", grid, second, grid)
-        axis.contour(side, side, height, np.geomspace(0.02, 8, 9), colors=INK, linewidths=0.7)
+        axis.contour(
+            side, side, height, np.geomspace(0.02, 8, 9), colors=INK, linewidths=0.7
+        )
         axis.plot(*np.array(path).T, color=color, linewidth=1.3)
         axis.plot(*path[0], "o", color=color)
         axis.plot(0, 0, "*", color=RED, markersize=11)
         axis.set(title=title, xticks=[], yticks=[], aspect="equal")
-    lam, correlations = np.geomspace(0.03, 30, 60), np.array([0.0, 0.3, 0.6, 0.8, 0.9, 0.97])
+    lam, correlations = (
+        np.geomspace(0.03, 30, 60),
+        np.array([0.0, 0.3, 0.6, 0.8, 0.9, 0.97]),
+    )
     for c in correlations:
         for each in np.geomspace(0.05, 20, 9):
             stable = _returns([1 - c, 1 + c], each, SelfNormalizing())
@@ -93,7 +125,9 @@ def natural_coordinates():
             axes[2].plot(each, c, color=GREEN if stable else RED, markersize=4, **look)
     axes[2].plot(lam, 1 - 1 / (8 * lam), color=ORANGE, label="the pixels")
     axes[2].axvline(1 / 8, color=BLUE, label="white")
-    axes[2].set(xscale="log", xlabel=r"$\lambda$", ylabel="correlation", ylim=(-0.05, 1))
+    axes[2].set(
+        xscale="log", xlabel=r"$\lambda$", ylabel="correlation", ylim=(-0.05, 1)
+    )
     axes[2].set_title("stable to the right of the line")
     axes[2].legend(fontsize=8, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     return laid_out(figure)
@@ -103,7 +137,10 @@ def probes():
     """Page 19: probes as the paper prints them and as signs, and the weight of every direction."""
     figure, axes = plt.subplots(1, 2, figsize=(6.6, 3.3), sharex=True, sharey=True)
     angle = np.linspace(0, 2 * np.pi, 200)
-    circle, signs = np.stack([np.cos(angle), np.sin(angle)]), np.array([[1, 1], [1, -1]])
+    circle, signs = (
+        np.stack([np.cos(angle), np.sin(angle)]),
+        np.array([[1, 1], [1, -1]]),
+    )
     uniform = np.random.default_rng(18).random((150, 2))
     second = np.eye(2) / 12 + 1 / 4
     for axis, title, drawn, q in (
@@ -119,11 +156,19 @@ def probes():
 def newton_inverse():
     """Page 18: how far R and R' = 2R - RWR are from the inverse of W = I, by the norm of E."""
     figure, axis = plt.subplots(figsize=(5.6, 3.3))
-    noise, sizes = np.random.default_rng(28).standard_normal((4, 4)), np.geomspace(0.03, 5, 40)
+    noise, sizes = (
+        np.random.default_rng(28).standard_normal((4, 4)),
+        np.geomspace(0.03, 5, 40),
+    )
     axis.loglog(sizes, sizes, color=ORANGE, label="$R$")
-    for label, e, line in (("symmetric", noise + noise.T, "-"), ("random", noise, "--")):
+    for label, e, line in (
+        ("symmetric", noise + noise.T, "-"),
+        ("random", noise, "--"),
+    ):
         unit = e / np.linalg.norm(e, 2)
         squared = sizes**2 * np.linalg.norm(unit @ unit, 2)
-        axis.loglog(sizes, squared, color=BLUE, linestyle=line, label=f"$R'$, {label} $E$")
+        axis.loglog(
+            sizes, squared, color=BLUE, linestyle=line, label=f"$R'$, {label} $E$"
+        )
     axis.set(xlabel=r"$\Vert E\Vert$", ylabel="relative error")
     return laid_out(figure, axis)

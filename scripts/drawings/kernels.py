@@ -3,7 +3,19 @@
 import numpy as np
 from scipy.linalg import expm
 
-from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, arrow, box, canvas, laid_out, plt
+from drawings.style import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    PURPLE,
+    RED,
+    arrow,
+    box,
+    canvas,
+    laid_out,
+    plt,
+)
 from snfnp.gradcheck import as_matrix
 from snfnp.layers.baselines import CausalConv2d, ConvExponential
 from snfnp.maps import Conv2d
@@ -45,7 +57,9 @@ def masks():
     centre = side * side // 2
     figure, axes = plt.subplots(1, 3, figsize=(7.0, 2.6))
     titles = ("one: above and left", "its mirror image", "one after the other")
-    for axis, matrix, title in zip(axes, (first, turned, turned @ first), titles, strict=True):
+    for axis, matrix, title in zip(
+        axes, (first, turned, turned @ first), titles, strict=True
+    ):
         seen = (np.abs(matrix[centre]) > 1e-12).reshape(side, side)
         for row, column in np.argwhere(seen):
             axis.fill([column, column + 1, column + 1, column], [row, row, row + 1, row + 1],
@@ -76,7 +90,9 @@ def exponential_terms():
         power, total, errors = x.reshape(5, -1), x.reshape(5, -1), []
         exact = power @ expm(matrix).T
         for k in terms:
-            power = layer.map.apply(ops, kernel, power.reshape(x.shape)).reshape(5, -1) / k
+            power = (
+                layer.map.apply(ops, kernel, power.reshape(x.shape)).reshape(5, -1) / k
+            )
             total = total + power
             errors.append(np.linalg.norm(total - exact) / np.linalg.norm(exact))
         axis.semilogy(terms, np.maximum(errors, 1e-17), "o-", color=color, markersize=3,
@@ -99,15 +115,23 @@ def convolution_matrix():
     axes = [grid[0, 0], grid[1, 0], grid[1, 1], grid[0, 1]]
     for axis, values, title in (
         (axes[0], kernel[:, :, 0, 0], "the kernel $w$"),
-        (axes[3], f.multiplicity(shape)[:, :, 0, 0], "$m$: how often each\nelement is used"),
+        (
+            axes[3],
+            f.multiplicity(shape)[:, :, 0, 0],
+            "$m$: how often each\nelement is used",
+        ),
     ):
         axis.set_title(title)
-        axis.set(xticks=[], yticks=[], xlim=(-0.5, 2.5), ylim=(2.5, -0.5), aspect="equal")
+        axis.set(
+            xticks=[], yticks=[], xlim=(-0.5, 2.5), ylim=(2.5, -0.5), aspect="equal"
+        )
         for (row, column), value in np.ndenumerate(values):
             corner, color = (column - 0.5, row - 0.5), colors(3 * row + column)
             axis.add_patch(plt.Rectangle(corner, 1, 1, facecolor=color, alpha=0.8))
             label = f"$w_{int(value)}$" if axis is axes[0] else f"{value:.0f}"
-            axis.text(column, row, label, ha="center", va="center", color="white", fontsize=12)
+            axis.text(
+                column, row, label, ha="center", va="center", color="white", fontsize=12
+            )
         axis.spines[:].set_visible(False)
     whole = as_matrix(f, ops, kernel, shape)
     image = np.zeros((*whole.shape, 4))
@@ -118,7 +142,9 @@ def convolution_matrix():
     indicator = as_matrix(f, ops, chosen, shape)
     axes[2].imshow(np.where(indicator[..., None] > 0, colors(1), 0.0))
     count = int(indicator.sum())
-    axes[2].set_title(f"$U_2$: 1 where $w_2$ stands,\n{count} places, so $m_2 = {count}$")
+    axes[2].set_title(
+        f"$U_2$: 1 where $w_2$ stands,\n{count} places, so $m_2 = {count}$"
+    )
     for axis in axes[1:3]:
         for edge in range(0, height * width + 1, width):  # between blocks
             axis.axhline(edge - 0.5, color=INK, linewidth=0.5, alpha=0.6)
@@ -140,7 +166,9 @@ def block_elimination():
                 x, y = left + (j + 0.5) * size, 2.75 - (i + 0.5) * size
                 if i == j:
                     label = f"$D_{i + 1}$" if done else "$B$"
-                    box(axis, x, y, 0.47, 0.47, label, GREEN if done else BLUE, 11, 0.25)
+                    box(
+                        axis, x, y, 0.47, 0.47, label, GREEN if done else BLUE, 11, 0.25
+                    )
                 elif j == i + 1:
                     box(axis, x, y, 0.47, 0.47, "$U$", ORANGE, 11)
                 elif j == i - 1:

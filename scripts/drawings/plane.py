@@ -28,7 +28,9 @@ def _trained(steps=2000):
             z, points = data, np.concatenate([noise, grid.reshape(-1, 2)])
             for layer, back in zip(flow, reversed(flow), strict=True):
                 z, points = layer.forward(z), back.inverse(points)
-            seen.append((z[:, None], points[:120, None], points[120:].reshape(grid.shape)))
+            seen.append(
+                (z[:, None], points[:120, None], points[120:].reshape(grid.shape))
+            )
         return program["cloud"](rng)
 
     program["train"](flow, draw, steps, 0.02, rng)
@@ -49,9 +51,15 @@ def plane_training():
     left.plot(*data.T, ".", color=INK, markersize=3, alpha=0.6)
     angle = np.linspace(0, 2 * np.pi, 80)
     for radius in (1, 2):
-        right.plot(radius * np.cos(angle), radius * np.sin(angle), color=GREEN, linewidth=0.8)
-    left.set(title="noise becomes data, through $R$", xlim=(-4.1, 4.1), ylim=(-3.8, 2.4))
-    right.set(title="data become noise, through $W$", xlim=(-4.1, 4.1), ylim=(-3.1, 3.1))
+        right.plot(
+            radius * np.cos(angle), radius * np.sin(angle), color=GREEN, linewidth=0.8
+        )
+    left.set(
+        title="noise becomes data, through $R$", xlim=(-4.1, 4.1), ylim=(-3.8, 2.4)
+    )
+    right.set(
+        title="data become noise, through $W$", xlim=(-4.1, 4.1), ylim=(-3.1, 3.1)
+    )
     for axis in (left, right):
         axis.set(xticks=[], yticks=[])
         axis.title.set_fontsize(13)  # to be read on a phone, too
@@ -67,7 +75,10 @@ def plane_matrices():
     """Unit vectors, unit circle and a grid, under W, R and R W of each dense layer of the flow."""
     layers, _, _ = _trained()
     angle = np.linspace(0, 2 * np.pi, 100)
-    circle, grid = np.stack([np.cos(angle), np.sin(angle)]), _grid(np.linspace(-1, 1, 5), 2)
+    circle, grid = (
+        np.stack([np.cos(angle), np.sin(angle)]),
+        _grid(np.linspace(-1, 1, 5), 2),
+    )
     figure, axes = plt.subplots(3, 4, figsize=(9.2, 5.7), sharex=True, sharey=True)
     for number, (layer, column) in enumerate(zip(layers[::2], axes.T, strict=True), 1):
         matrices = (layer.W, layer.R, layer.R @ layer.W)
@@ -80,7 +91,12 @@ def plane_matrices():
                 axis.annotate("", end, (0, 0), arrowprops={"arrowstyle": "-|>", **how})
             title = f"$R_{number} W_{number}$" if name == "E" else f"${name}_{number}$"
             area = abs(np.linalg.det(matrix))
-            axis.set(title=f"{title}: areas × {area:.2f}", xticks=[], yticks=[], aspect="equal")
+            axis.set(
+                title=f"{title}: areas × {area:.2f}",
+                xticks=[],
+                yticks=[],
+                aspect="equal",
+            )
             axis.spines[:].set_visible(False)
     return laid_out(figure)
 
@@ -101,5 +117,7 @@ def plane_layers():
         axis.plot(*dots.T, ".", color=BLUE, markersize=3)
         middle, half = dots.mean(axis=0), 1.25 * np.abs(dots - dots.mean(axis=0)).max()
         (left, bottom), (right, top) = middle - half, middle + half
-        axis.set(title=name, xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
+        axis.set(
+            title=name, xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[]
+        )
     return laid_out(figure)

@@ -14,7 +14,13 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 INK = "#7a828c"
 BLUE, ORANGE, GREEN, RED, PURPLE = "#3b82d6", "#d0722a", "#2b9a66", "#d6455d", "#8f6bd1"
 
-_GREY = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+_GREY = (
+    "text.color",
+    "axes.edgecolor",
+    "axes.labelcolor",
+    "xtick.color",
+    "ytick.color",
+)
 plt.rcParams.update(dict.fromkeys((*_GREY, "grid.color"), INK))
 _FACES = ("axes.facecolor", "figure.facecolor", "savefig.facecolor")
 plt.rcParams.update(dict.fromkeys(_FACES, "none"))
@@ -47,12 +53,27 @@ def box(axis, x, y, width, height, label, color=INK, size=10, alpha=0.14):
     """A rounded box around (x, y) with a label."""
     place, shape = (x - width / 2, y - height / 2), "round,pad=0,rounding_size=0.08"
     for face, edge in (((color, alpha), "none"), ("none", color)):
-        look = {"facecolor": face, "edgecolor": edge, "linewidth": 1.3, "boxstyle": shape}
+        look = {
+            "facecolor": face,
+            "edgecolor": edge,
+            "linewidth": 1.3,
+            "boxstyle": shape,
+        }
         axis.add_patch(FancyBboxPatch(place, width, height, **look))
     axis.text(x, y, label, ha="center", va="center", fontsize=size)
 
 
-def arrow(axis, start, end, label="", color=INK, curve=0.0, offset=(0, 0.14), size=10, style="-|>"):
+def arrow(
+    axis,
+    start,
+    end,
+    label="",
+    color=INK,
+    curve=0.0,
+    offset=(0, 0.14),
+    size=10,
+    style="-|>",
+):
     """An arrow with a label above its middle (moved by `offset`)."""
     look = {"arrowstyle": style, "mutation_scale": 12, "color": color, "linewidth": 1.5}
     look |= {"shrinkA": 0, "shrinkB": 0, "connectionstyle": f"arc3,rad={curve}"}
@@ -70,10 +91,17 @@ def move(axis, frames, color: str, width: float, seconds: float = 10) -> None:
     """
     figure, place = axis.figure, axis.get_position()
     across, up = figure.get_size_inches() * 72
-    x, y, w, h = place.x0 * across, (1 - place.y1) * up, place.width * across, place.height * up
+    x, y, w, h = (
+        place.x0 * across,
+        (1 - place.y1) * up,
+        place.width * across,
+        place.height * up,
+    )
     low, high = np.transpose([axis.get_xlim(), axis.get_ylim()])
     drawn = [
-        "".join("M" + " ".join(f"{v:.1f}" for v in line.ravel()) + "h0" for line in frame)
+        "".join(
+            "M" + " ".join(f"{v:.1f}" for v in line.ravel()) + "h0" for line in frame
+        )
         for frame in (frames - low) / (high - low) * [w, -h] + [0, h]
     ]
     values = ";".join([drawn[-1], *drawn, drawn[-1]])

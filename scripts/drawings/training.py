@@ -38,14 +38,20 @@ def planar_density():
     """The density that page 17's flow learns, by the page's own code."""
     names: dict = {}
     text = (_PAGES / "17-write-your-own-layer.md").read_text(encoding="utf-8")
-    for example in doctest.DocTestParser().get_examples(text.partition("## Write your own map")[0]):
+    for example in doctest.DocTestParser().get_examples(
+        text.partition("## Write your own map")[0]
+    ):
         if example.exc_msg is None and "check_layer" not in example.source:
             if example.source.startswith(("before", "print")):
                 continue
             exec(compile(example.source, "page 17", "exec"), names)
-    flow, ops, params, points = (names[name] for name in ("flow", "ops", "params", "points"))
+    flow, ops, params, points = (
+        names[name] for name in ("flow", "ops", "params", "points")
+    )
     side = 120
-    first, second = np.meshgrid(np.linspace(-3.2, 3.2, side), np.linspace(-2.4, 2.4, side))
+    first, second = np.meshgrid(
+        np.linspace(-3.2, 3.2, side), np.linspace(-2.4, 2.4, side)
+    )
     at = np.stack([first.ravel(), second.ravel()], axis=1)
     latents, ldj, _ = flow.forward(ops, params, at)
     log_dets = sum(flow.log_dets(ops, params).values())
@@ -94,7 +100,12 @@ def controllers():
             theta -= dt * (a * (theta - b) + float(state[Row.LAM, 0]) * 2 * theta)
         path = np.array(path)
         plane.plot(*path.T, color=color, linewidth=1.3, label=f"η = {rate}")
-        time.plot(np.arange(len(path)) * dt, path[:, 0] ** 2 - kappa, color=color, linewidth=1.3)
+        time.plot(
+            np.arange(len(path)) * dt,
+            path[:, 0] ** 2 - kappa,
+            color=color,
+            linewidth=1.3,
+        )
     plane.plot(theta_star, lam_star, "*", color=RED, markersize=11)
     plane.set(xlabel="θ", ylabel="λ", ylim=(-0.5, 3.2))
     time.axhline(0, color=PURPLE, linewidth=0.8, linestyle=":")
@@ -117,7 +128,9 @@ def processes():
         time = work / (counts * rate) + 2 * (counts - 1) / counts * size / bandwidth
         time = time + 2 * (counts - 1) * latency
         axis.loglog(counts, time * 1e3, color=color, label=model)
-        axis.loglog(counts, work / rate / counts * 1e3, color=color, linestyle=":", linewidth=1)
+        axis.loglog(
+            counts, work / rate / counts * 1e3, color=color, linestyle=":", linewidth=1
+        )
         axis.plot(counts[time.argmin()], time.min() * 1e3, "o", color=color)
     axis.set(xlabel="processes P", ylabel="ms", ylim=(1e-3, 200))
     return laid_out(figure, axis)
@@ -127,7 +140,9 @@ def _program():
     return runpy.run_path(str(_PAGES / "00-the-method.py"))
 
 
-def _trained(program, draw, size: int, steps: int, rate: float, noise: float, samples: int):
+def _trained(
+    program, draw, size: int, steps: int, rate: float, noise: float, samples: int
+):
     """Page 00's flow after its training: samples, and a picture whose top panel is still empty."""
     rng = np.random.default_rng(0)
     flow = [program["Dense"](size, rng, noise), program["Bend"]()]
@@ -136,14 +151,20 @@ def _trained(program, draw, size: int, steps: int, rate: float, noise: float, sa
     z = rng.standard_normal((samples, size))
     for layer in reversed(flow):
         z = layer.inverse(z)
-    figure, axes = plt.subplot_mosaic("aa;bc", figsize=(4.7, 5.2), height_ratios=[1.5, 1])
+    figure, axes = plt.subplot_mosaic(
+        "aa;bc", figsize=(4.7, 5.2), height_ratios=[1.5, 1]
+    )
     at = np.arange(1, len(seen) + 1) * steps / len(seen)
     for axis, column, title in (
         (axes["b"], 0, r"$\Vert R W - I\Vert$"),
         (axes["c"], 1, "degrees from the\nexact gradient"),
     ):
-        for layer, (color, label) in enumerate(((BLUE, "first layer"), (ORANGE, "second layer"))):
-            axis.semilogy(at, seen[:, layer, column], color=color, label=label, linewidth=1.4)
+        for layer, (color, label) in enumerate(
+            ((BLUE, "first layer"), (ORANGE, "second layer"))
+        ):
+            axis.semilogy(
+                at, seen[:, layer, column], color=color, label=label, linewidth=1.4
+            )
         axis.set(title=title, xlabel="step")
         axis.grid()
         axis.yaxis.set_minor_formatter(NullFormatter())

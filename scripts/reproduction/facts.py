@@ -17,14 +17,18 @@ def facts(records: dict[str, dict]) -> dict[str, str]:
     for part in (_epochs, _times, _angles, _tests, _parts, _over_time):
         found |= part(rows)
     return {
-        name: "–" if value != value else f"{value:{form}}" for name, (value, form) in found.items()
+        name: "–" if value != value else f"{value:{form}}"
+        for name, (value, form) in found.items()
     }
 
 
 def paired(row: dict | None, other: dict | None) -> dict[int, float]:
     """{epoch: validation NLL of a row minus another's}, the mean over the seeds of both."""
     curves = [
-        {run["seed"]: dict(run.get("validation", [])) for run in (own or {"runs": []})["runs"]}
+        {
+            run["seed"]: dict(run.get("validation", []))
+            for run in (own or {"runs": []})["runs"]
+        }
         for own in (row, other)
     ]
     seeds = curves[0].keys() & curves[1].keys()
@@ -37,13 +41,16 @@ def paired(row: dict | None, other: dict | None) -> dict[int, float]:
         for seed in sorted(seeds)
     ]
     common = set.intersection(*map(set, each)) if each else set()
-    return {epoch: statistics.fmean(own[epoch] for own in each) for epoch in sorted(common)}
+    return {
+        epoch: statistics.fmean(own[epoch] for own in each) for epoch in sorted(common)
+    }
 
 
 def by_seed(row: dict | None, other: dict | None) -> list[float]:
     """Test NLL of a row minus another's, for each seed that both have."""
     ours, others = (
-        {run["seed"]: run["value"] for run in finished(own or {"runs": []})} for own in (row, other)
+        {run["seed"]: run["value"] for run in finished(own or {"runs": []})}
+        for own in (row, other)
     )
     return [ours[seed] - others[seed] for seed in sorted(ours.keys() & others.keys())]
 
@@ -60,7 +67,9 @@ def _epochs(rows: dict) -> dict:
     """Differences on the validation images, by epochs, and when λ = 0.3 was lost."""
 
     def apart(target: str, name: str, other: str, epoch: int, of: str = "") -> float:
-        return paired(rows.get((target, name)), rows.get((of or target, other))).get(epoch, nan)
+        return paired(rows.get((target, name)), rows.get((of or target, other))).get(
+            epoch, nan
+        )
 
     conv = paired(rows.get(("table1", "conv-snf")), rows.get(("table1", "conv-exact")))
     early = [difference for epoch, difference in conv.items() if epoch <= 100]
@@ -124,16 +133,25 @@ def _angles(rows: dict) -> dict:
 
 def _tests(rows: dict) -> dict:
     """Differences on the test images: of the relative gradient, and by the recipe."""
-    found, of = {}, {name: row for (target, name), row in rows.items() if target == "white"}
+    found, of = (
+        {},
+        {name: row for (target, name), row in rows.items() if target == "white"},
+    )
     relative = rows.get(("table1", "fc-relative"))
     found["relative"] = _test(relative), ".0f"
-    found["relative_gain"] = (relative["paper"] - _test(relative) if relative else nan), ".0f"
+    found["relative_gain"] = (
+        (relative["paper"] - _test(relative) if relative else nan),
+        ".0f",
+    )
     for name in ("conv-white-exact", "emerging-white"):
         found[name.replace("-", "_")] = _test(of.get(name)), ".1f"
     seeds = [run["value"] for run in finished(of.get("conv-white", {"runs": []}))]
     found["conv_white"] = _mean(seeds), ".1f"
     found["conv_seeds"] = (max(seeds) - min(seeds) if seeds else nan), ".1f"
-    found["fc_white_gap"] = _mean(by_seed(of.get("fc-white-20"), of.get("fc-white-exact"))), "+.1f"
+    found["fc_white_gap"] = (
+        _mean(by_seed(of.get("fc-white-20"), of.get("fc-white-exact"))),
+        "+.1f",
+    )
     found["conv_white_gap"] = (
         _mean(by_seed(of.get("conv-white-60"), of.get("conv-white-exact"))),
         "+.1f",
@@ -157,7 +175,9 @@ def _parts(rows: dict) -> dict:
     for model in ("fc", "conv"):
 
         def nll(*parts: str, model: str = model) -> float:
-            return _test(rows.get(("white-parts", "-".join(("ablation", model, *parts)))))
+            return _test(
+                rows.get(("white-parts", "-".join(("ablation", model, *parts))))
+            )
 
         objectives = ("mixture", "forward")
         white = {own: nll("white", own, "cosine") for own in objectives}
@@ -176,7 +196,9 @@ def _over_time(rows: dict) -> dict:
         rows.get(("figure5", name), {"runs": [{}]})["runs"][0].get("points", [])
         for name in ("fc-exact", "fc-snf")
     )
-    apart = {n: b[2] - a[2] for a, b in zip(exact, snf, strict=False) if (n := a[0]) == b[0]}
+    apart = {
+        n: b[2] - a[2] for a, b in zip(exact, snf, strict=False) if (n := a[0]) == b[0]
+    }
     end = snf[-1][1] if snf else nan
     before = [nll for _, seconds, nll in exact if seconds <= end]
     return {

@@ -42,7 +42,9 @@ def _curves(record: dict) -> dict[str, tuple[dict, list[tuple]]]:
 def thinned(points: list, most: int) -> list:
     """At most `most` of the points, evenly spread, with the first and the last."""
     most = min(most, len(points))
-    return [points[round(i * (len(points) - 1) / max(most - 1, 1))] for i in range(most)]
+    return [
+        points[round(i * (len(points) - 1) / max(most - 1, 1))] for i in range(most)
+    ]
 
 
 _IMAGES = 64
@@ -55,37 +57,65 @@ class Figure2(_OneSeed):
     suffix, made_of_record = ".png", False
     options = {"model": "glow-2l-4k", "lam": 100.0}
     rows = (
-        Row("glow-2l-4k-lambda-100", ("SNF Glow 2L-4K",), options, NOT_GIVEN, GLOW_EPOCHS, ours=10),
+        Row(
+            "glow-2l-4k-lambda-100",
+            ("SNF Glow 2L-4K",),
+            options,
+            NOT_GIVEN,
+            GLOW_EPOCHS,
+            ours=10,
+        ),
     )
 
     def __init__(self):
-        self._panels: dict[str, np.ndarray] = {}  # of the last `measure`: the record has no samples
+        self._panels: dict[
+            str, np.ndarray
+        ] = {}  # of the last `measure`: the record has no samples
 
     def measure(self, run: Run) -> dict:
         loaded, panels = load_run(run.folder), {}
         try:
             for name in ("exact", "learned"):
-                images = loaded.likelihood.sample(_IMAGES, run.seed, exact=name == "exact")
+                images = loaded.likelihood.sample(
+                    _IMAGES, run.seed, exact=name == "exact"
+                )
                 panels[name] = images.reshape(-1, *loaded.image_shape)
         except DivergedError:  # none that are finite
             return {}
         self._panels |= {
-            f"{TITLES[run.row.data]}, {name} inverse": images for name, images in panels.items()
+            f"{TITLES[run.row.data]}, {name} inverse": images
+            for name, images in panels.items()
         }
         exact, learned = (images.astype(float) for images in panels.values())
         apart = np.abs(exact - learned)
         drawn = np.maximum(exact, learned) > 1  # most of a digit's image is black
-        found = {"mean_difference": float(apart.mean()), "same_pixels": float((apart <= 1).mean())}
-        return found | {"same_drawn": float((apart <= 1)[drawn].mean()) if drawn.any() else None}
+        found = {
+            "mean_difference": float(apart.mean()),
+            "same_pixels": float((apart <= 1).mean()),
+        }
+        return found | {
+            "same_drawn": float((apart <= 1)[drawn].mean()) if drawn.any() else None
+        }
 
     def show(self, record: dict) -> str:
-        heads = ["data", "model", "epochs: ours / paper", "pixels within 1 level of 256"]
-        table = [[*heads, "of those not black in both", "mean difference in levels", "paper"]]
+        heads = [
+            "data",
+            "model",
+            "epochs: ours / paper",
+            "pixels within 1 level of 256",
+        ]
+        table = [
+            [*heads, "of those not black in both", "mean difference in levels", "paper"]
+        ]
         for row in record["rows"]:
             run, ours = row["runs"][0], ("no finite samples", "–", "–")
             if "same_pixels" in run:
                 drawn = "–" if run["same_drawn"] is None else f"{run['same_drawn']:.1%}"
-                ours = (f"{run['same_pixels']:.1%}", drawn, f"{run['mean_difference']:.2f}")
+                ours = (
+                    f"{run['same_pixels']:.1%}",
+                    drawn,
+                    f"{run['mean_difference']:.2f}",
+                )
             model = (TITLES[row["data"]], row["cells"][0], trained(row))
             table.append((*model, *ours, '"nearly exact", no figure'))
         return grid(table)
@@ -108,7 +138,11 @@ class Figure3(_OneSeed):
     def measure(self, run: Run) -> dict:
         points = []
         for line in RunFolder(run.folder).read_metrics():
-            angles = [own["angle"] for own in line.get("layers", {}).values() if "angle" in own]
+            angles = [
+                own["angle"]
+                for own in line.get("layers", {}).values()
+                if "angle" in own
+            ]
             if angles:
                 mean, spread = statistics.fmean(angles), statistics.pstdev(angles)
                 points.append([line["epoch"], mean, spread])
@@ -126,14 +160,22 @@ class Figure3(_OneSeed):
                 run, (_, mean, spread) = row["runs"][0], points[-1]
                 epoch, largest, _ = run["largest"]
                 below = "{:,} of {:,} epochs".format(*run["below"])
-                ours = (f"{largest:.2f}° at epoch {epoch:,}", below, f"{mean:.2f}° ± {spread:.2f}°")
+                ours = (
+                    f"{largest:.2f}° at epoch {epoch:,}",
+                    below,
+                    f"{mean:.2f}° ± {spread:.2f}°",
+                )
                 difference = _difference(mean, words, degrees)
-            table.append((row["cells"][0], trained(row), *ours, f"{words}°", difference))
+            table.append(
+                (row["cells"][0], trained(row), *ours, f"{words}°", difference)
+            )
         return grid(table)
 
     def draw(self, record: dict, path: Path) -> None:
         if found := _curves(record):
-            panels = {label: (_SAID[row["name"]], own) for label, (row, own) in found.items()}
+            panels = {
+                label: (_SAID[row["name"]], own) for label, (row, own) in found.items()
+            }
             pictures.save_angles(path, panels)
 
 
@@ -158,14 +200,24 @@ class Figure5(_OneSeed):
 
     def measure(self, run: Run) -> dict:
         lines = RunFolder(run.folder).read_metrics()
-        return {"points": thinned([[line[key] for key in curves.COMPARED] for line in lines], 200)}
+        return {
+            "points": thinned(
+                [[line[key] for key in curves.COMPARED] for line in lines], 200
+            )
+        }
 
     def show(self, record: dict) -> str:
         rows = record["rows"]
         known = [[point[0] for point in _points(row)] for row in rows if _points(row)]
         epochs = common_epochs(known or [[]], _SHOWN)
-        heads = ["model", "epochs: ours / paper", *(f"NLL at {epoch}" for epoch in epochs)]
-        table = [[*heads, "s / epoch", "time / exact's: ours", "paper", "difference in time"]]
+        heads = [
+            "model",
+            "epochs: ours / paper",
+            *(f"NLL at {epoch}" for epoch in epochs),
+        ]
+        table = [
+            [*heads, "s / epoch", "time / exact's: ours", "paper", "difference in time"]
+        ]
         # times of different machines do not compare
         machines = {own["processor"] for row in rows for own in row["made_with"]}
         base = next((_seconds(row) for row in rows if _SHARES[row["name"]] == 1), None)

@@ -29,11 +29,20 @@ class LikelihoodTable(Trained):
     def measure(self, run: Run) -> dict:
         unit = "nll_nats" if run.row.unit == "nats" else "bits_per_dimension"
         lines, key = RunFolder(run.folder).read_metrics(), f"validation_{unit}"
-        kept = [[line["epoch"], line[key]] for line in lines if line["epoch"] in _EPOCHS]
+        kept = [
+            [line["epoch"], line[key]] for line in lines if line["epoch"] in _EPOCHS
+        ]
         return {"validation": kept, "lost": lost(lines)}
 
     def show(self, record: dict) -> str:
-        heads = (*self.heads, "ours", "seeds", "epochs: ours / paper", "paper", "difference")
+        heads = (
+            *self.heads,
+            "ours",
+            "seeds",
+            "epochs: ours / paper",
+            "paper",
+            "difference",
+        )
         table = [heads, *((*row["cells"], *compared(row)) for row in record["rows"])]
         return grid(table) + self._learning(record["rows"])
 
@@ -42,10 +51,16 @@ class LikelihoodTable(Trained):
         curves = [(row, curve) for row in rows if len(curve := learning(row)) > 1]
         if not curves:
             return ""
-        epochs = [epoch for epoch in _SHOWN_EPOCHS if any(epoch in curve for _, curve in curves)]
+        epochs = [
+            epoch
+            for epoch in _SHOWN_EPOCHS
+            if any(epoch in curve for _, curve in curves)
+        ]
         table = [(*self.heads, *(f"epoch {epoch:,}" for epoch in epochs))]
         for row, curve in curves:
-            own = (_number(row, curve[epoch]) if epoch in curve else "" for epoch in epochs)
+            own = (
+                _number(row, curve[epoch]) if epoch in curve else "" for epoch in epochs
+            )
             table.append((*row["cells"], *own))
         said = f"Exact validation NLL in {rows[0]['unit']} while training (mean over the seeds):"
         return f"\n\n{said}\n\n{grid(table)}"
@@ -60,11 +75,20 @@ class LikelihoodTable(Trained):
         """(label, ours, the paper's) of a row in a picture. The label says how long both were
         trained, and whether ours was lost later."""
         named = zip(self.heads, row["cells"], strict=True)
-        label = ", ".join(f"λ = {cell}" if head == "λ" else cell for head, cell in named)
+        label = ", ".join(
+            f"λ = {cell}" if head == "λ" else cell for head, cell in named
+        )
         lost = ", then lost" * any(run.get("lost") for run in row["runs"])
         given = row.get("paper_epochs_given", True)
-        epochs = f" of {_paper_epochs(row)} epochs" if given else " epochs, the paper's not given"
-        paper = None if isinstance(row["paper"], str) else row["paper"], row["paper_spread"]
+        epochs = (
+            f" of {_paper_epochs(row)} epochs"
+            if given
+            else " epochs, the paper's not given"
+        )
+        paper = (
+            None if isinstance(row["paper"], str) else row["paper"],
+            row["paper_spread"],
+        )
         return f"{label}\n{_epochs(row)}{epochs}{lost}", _mean(nlls(row)), paper
 
 
@@ -72,7 +96,9 @@ def learning(row: dict) -> dict[int, float]:
     """{epoch: validation NLL}, the mean over the seeds, at the epochs that all of them have."""
     found = [dict(run.get("validation", [])) for run in row["runs"]]
     common = set.intersection(*map(set, found)) if found else set()
-    return {epoch: statistics.fmean(own[epoch] for own in found) for epoch in sorted(common)}
+    return {
+        epoch: statistics.fmean(own[epoch] for own in found) for epoch in sorted(common)
+    }
 
 
 def nlls(row: dict) -> list[float]:
@@ -87,7 +113,9 @@ def _epochs(row: dict) -> str:
 
 
 def _paper_epochs(row: dict) -> str:
-    return f"{row['paper_epochs']:,}" if row.get("paper_epochs_given", True) else NOT_GIVEN
+    return (
+        f"{row['paper_epochs']:,}" if row.get("paper_epochs_given", True) else NOT_GIVEN
+    )
 
 
 def _mean(values: list[float]) -> tuple[float | None, float | None]:
@@ -106,32 +134,52 @@ def compared(row: dict) -> tuple[str, ...]:
         seed = f"seed {run['seed']}" if runs[1:] else ""
         if "value" not in run:
             said = f"diverged at step {run['diverged_at'] or 'unknown'}"
-            ours.append(_with_monitors(said + (f" ({seed})" if seed else ""), run["before"]))
+            ours.append(
+                _with_monitors(said + (f" ({seed})" if seed else ""), run["before"])
+            )
         elif run.get("lost"):
             said = f"best at epoch {run['best_epoch']}, lost from step {run['lost']['step']} on"
             said = f"{seed}: {said}" if seed else said
             lost_runs.append(_with_monitors(said, run["lost"]["before"]))
     seeds, epochs = ", ".join(str(run["seed"]) for run in runs), _epochs(row)
     said = "; ".join([" and ".join(ours), *lost_runs])
-    return said, seeds, f"{epochs} / {_paper_epochs(row)}", paper, _difference(row, values)
+    return (
+        said,
+        seeds,
+        f"{epochs} / {_paper_epochs(row)}",
+        paper,
+        _difference(row, values),
+    )
 
 
 def _difference(row: dict, values: list[float]) -> str:
     """Ours minus the paper's if they compare, or else the reason."""
-    if row["paper"] == DIVERGED and all("value" not in r or r.get("lost") for r in row["runs"]):
+    if row["paper"] == DIVERGED and all(
+        "value" not in r or r.get("lost") for r in row["runs"]
+    ):
         return "diverges here as well"
     said, paper = [], None if isinstance(row["paper"], str) else row["paper"]
     if values and paper is not None:
         said.append(_number(row, statistics.fmean(values) - paper, sign="+"))
     given = row.get("paper_epochs_given", True)
-    if values and given and min(run["epochs"] for run in finished(row)) < row["paper_epochs"]:
+    if (
+        values
+        and given
+        and min(run["epochs"] for run in finished(row)) < row["paper_epochs"]
+    ):
         better = paper is not None and statistics.fmean(values) < paper
-        said.append("(although not trained as long)" if better else "(not trained as long)")
+        said.append(
+            "(although not trained as long)" if better else "(not trained as long)"
+        )
     return " ".join(said)
 
 
 def _with_monitors(said: str, before: dict) -> str:
-    found = f", after epoch {before['epoch']}: ρ ≥ {before['rho']:.3g}" if "rho" in before else ""
+    found = (
+        f", after epoch {before['epoch']}: ρ ≥ {before['rho']:.3g}"
+        if "rho" in before
+        else ""
+    )
     return said + found
 
 
@@ -152,7 +200,9 @@ _PART_EPOCHS = 10
 def _part_rows():
     for model, values in product(_MODELS, product(*_PARTS.values())):
         # the recipe, with some of its parts as they are without it
-        options = {"model": model, "recipe": "white"} | dict(zip(_PARTS, values, strict=True))
+        options = {"model": model, "recipe": "white"} | dict(
+            zip(_PARTS, values, strict=True)
+        )
         name, cells = "-".join(("ablation", model, *values)), (_MODELS[model], *values)
         how = {"ours": _PART_EPOCHS, "epochs_given": False}
         yield Row(name, cells, options, NOT_GIVEN, _PART_EPOCHS, **how)
@@ -170,17 +220,29 @@ class Ablation(LikelihoodTable):
         table = [(*_PARTS, *_MODELS.values())]
         for values in product(*_PARTS.values()):
             found = (rows.get((model, *values)) for model in _MODELS.values())
-            table.append((*values, *(compared(row)[0] if row else "not run" for row in found)))
+            table.append(
+                (*values, *(compared(row)[0] if row else "not run" for row in found))
+            )
         return grid(table)
 
     def draw(self, record: dict, path: Path) -> None:
         figure, axes = plt.subplots(1, len(_MODELS), figsize=(9.5, 3.6), squeeze=False)
-        looks = {("plain", "mixture"): (BLUE, "o", "--"), ("plain", "forward"): (BLUE, "s", "-")}
-        looks |= {("white", own): (GREEN, *look[1:]) for (_, own), look in looks.items()}
-        found = {tuple(row["cells"]): own[0] for row in record["rows"] if (own := nlls(row))}
+        looks = {
+            ("plain", "mixture"): (BLUE, "o", "--"),
+            ("plain", "forward"): (BLUE, "s", "-"),
+        }
+        looks |= {
+            ("white", own): (GREEN, *look[1:]) for (_, own), look in looks.items()
+        }
+        found = {
+            tuple(row["cells"]): own[0] for row in record["rows"] if (own := nlls(row))
+        }
         for axis, model in zip(axes[0], _MODELS.values(), strict=True):
             for which, (color, marker, line) in looks.items():
-                points = [found.get((model, *which, own), nan) for own in _PARTS["lr_schedule"]]
+                points = [
+                    found.get((model, *which, own), nan)
+                    for own in _PARTS["lr_schedule"]
+                ]
                 look = {"color": color, "marker": marker, "linestyle": line}
                 axis.plot(_PARTS["lr_schedule"], points, label=", ".join(which), **look)
             axis.set(title=model, xlabel="learning rate")

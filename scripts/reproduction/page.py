@@ -19,8 +19,15 @@ from snfnp import files
 from snfnp.errors import UsageError
 from snfnp.training.options import TrainConfig
 
-TARGETS: dict[str, Target] = {name: LikelihoodTable(table) for name, table in TABLES.items()}
-TARGETS |= {"table3": Table3(), "figure2": Figure2(), "figure3": Figure3(), "figure4": Figure4()}
+TARGETS: dict[str, Target] = {
+    name: LikelihoodTable(table) for name, table in TABLES.items()
+}
+TARGETS |= {
+    "table3": Table3(),
+    "figure2": Figure2(),
+    "figure3": Figure3(),
+    "figure4": Figure4(),
+}
 TARGETS |= {"figure5": Figure5(), "white-parts": Ablation()}
 TARGETS = dict(sorted(TARGETS.items(), key=lambda item: (item[0][0] == "f", item[0])))
 
@@ -53,13 +60,20 @@ def gaps(records: dict[str, dict]) -> list[tuple[str, float, str, str]]:
         pair = [rows.get(name) for name in names]
         if not all(pair):
             continue
-        seeds = set.intersection(*({run["seed"] for run in row["runs"]} for row in pair))
+        seeds = set.intersection(
+            *({run["seed"] for run in row["runs"]} for row in pair)
+        )
         for i, row in enumerate(pair):
-            pair[i] = row | {"runs": [run for run in row["runs"] if run["seed"] in seeds]}
+            pair[i] = row | {
+                "runs": [run for run in row["runs"] if run["seed"] in seeds]
+            }
         means, curves = [nlls(row) for row in pair], [learning(row) for row in pair]
         epochs = {run["epochs"] for row in pair for run in finished(row)}
         if all(means) and len(epochs) == 1:
-            (snf, exact), of = map(statistics.fmean, means), f"test, {epochs.pop():,} epochs"
+            (snf, exact), of = (
+                map(statistics.fmean, means),
+                f"test, {epochs.pop():,} epochs",
+            )
         elif common := curves[0].keys() & curves[1].keys():
             snf, exact = (curve[max(common)] for curve in curves)
             of = f"validation, epoch {max(common):,}"
@@ -67,13 +81,22 @@ def gaps(records: dict[str, dict]) -> list[tuple[str, float, str, str]]:
             continue
         of += f", seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}"
         paper = pair[0]["paper"] - pair[1]["paper"]
-        found.append((model, snf - exact, of, f"{paper:+.1f} ({pair[0]['paper_epochs']:,} epochs)"))
+        found.append(
+            (
+                model,
+                snf - exact,
+                of,
+                f"{paper:+.1f} ({pair[0]['paper_epochs']:,} epochs)",
+            )
+        )
     return found
 
 
 def page(records: dict[str, dict]) -> str:
     """The text of the page: page.md, with facts of the records at its @names@."""
-    head, *others = re.split(r"^%% ([\w-]+)\n", _TEXT.read_text(encoding="utf-8"), flags=re.M)
+    head, *others = re.split(
+        r"^%% ([\w-]+)\n", _TEXT.read_text(encoding="utf-8"), flags=re.M
+    )
     texts = dict(zip(others[::2], others[1::2], strict=True))
     figures = facts(records)
     parts = [_filled(head, figures | _head(records))]
@@ -82,8 +105,14 @@ def page(records: dict[str, dict]) -> str:
         if name in records:
             parts.append(_filled(texts[name], figures | _shown(name, records[name])))
         else:
-            rows = "" if any(row.ours for row in target.rows) or not target.rows else " --rows …"
-            parts.append(f"Not run here: `python scripts/reproduce.py {name}{rows}` does it.\n\n")
+            rows = (
+                ""
+                if any(row.ours for row in target.rows) or not target.rows
+                else " --rows …"
+            )
+            parts.append(
+                f"Not run here: `python scripts/reproduce.py {name}{rows}` does it.\n\n"
+            )
     return "".join([*parts, texts["end"]])
 
 
@@ -100,11 +129,17 @@ def _filled(text: str, facts: dict[str, str]) -> str:
     """A text with the facts at their @names@, its paragraphs and list items wrapped anew."""
     paragraphs = []
     for paragraph in re.split(r"(\n{2,}|\n(?=\* ))", text):
-        filled = re.sub(r"@(\w+)@", lambda found: facts.get(found[1], "not run"), paragraph)
-        changed = filled != paragraph or max(map(len, filled.splitlines()), default=0) > 100
+        filled = re.sub(
+            r"@(\w+)@", lambda found: facts.get(found[1], "not run"), paragraph
+        )
+        changed = (
+            filled != paragraph or max(map(len, filled.splitlines()), default=0) > 100
+        )
         if changed and re.match(r"\w|`[^`]|\* |\*\w", paragraph):
             indent = "  " if filled.startswith("* ") else ""
-            filled = textwrap.fill(" ".join(filled.split()), 100, subsequent_indent=indent, **_WRAP)
+            filled = textwrap.fill(
+                " ".join(filled.split()), 100, subsequent_indent=indent, **_WRAP
+            )
         paragraphs.append(filled)
     return "".join(paragraphs)
 
@@ -118,15 +153,22 @@ def _head(records: dict[str, dict]) -> dict[str, str]:
         if re.fullmatch(r"[+-][\d.]+", difference):  # without a remark
             as_long.append(f"{row['cells'][0]} {nats} nats, the paper's {paper}")
     seeds = sorted({len(row["runs"]) for row in rows}) or [0]
-    facts |= {"long": "; ".join(as_long) or "none", "count": f"{len(as_long)} of {len(rows)}"}
+    facts |= {
+        "long": "; ".join(as_long) or "none",
+        "count": f"{len(as_long)} of {len(rows)}",
+    }
     facts["seeds"] = f"{seeds[0]} to {seeds[-1]}"
     for model, nats, of, paper in gaps(records):
         facts[model[:2].lower()] = f"{nats:+.1f} nats ({of}), in the paper {paper}"
-        facts["gaps"] += f"\n{model}: SNF minus exact {nats:+.1f} nats ({of}); in the paper {paper}"
+        facts["gaps"] += (
+            f"\n{model}: SNF minus exact {nats:+.1f} nats ({of}); in the paper {paper}"
+        )
     for row in records.get("table3", {}).get("rows", []):
         if row["label"] == "Self Normalizing FC 2-Layer":
             ours, paper = row["batch"]["of_exact"], row["batch"]["paper_of_exact"]
-            facts["share"] = f"{ours:.2f} of the exact gradient's time, in the paper {paper:.2f}"
+            facts["share"] = (
+                f"{ours:.2f} of the exact gradient's time, in the paper {paper:.2f}"
+            )
     return facts
 
 
@@ -140,7 +182,9 @@ def _shown(name: str, record: dict) -> dict[str, str]:
     if name == "white":
         configs = [row["config"] for row in record["rows"] if row["config"]["lam"]]
         lams = {config["model"]: config["lam"] for config in configs}
-        facts["lams"] = ", ".join(f"{lam:g} for `{model}`" for model, lam in lams.items())
+        facts["lams"] = ", ".join(
+            f"{lam:g} for `{model}`" for model, lam in lams.items()
+        )
     if "made_with" in record:
         (made_with,) = record["made_with"]
         where = made_with["device"].get("name")
@@ -154,9 +198,15 @@ def _otherwise(target: Target, record: dict) -> Iterator[str]:
     options = {row.name: row.options for row in target.rows}
     for row in record["rows"] if options else ():
         now = TrainConfig(**options[row["name"]]).resolve(50_000).as_dict()
-        then = [(name, own) for name, own in row["config"].items() if now.get(name, own) != own]
+        then = [
+            (name, own)
+            for name, own in row["config"].items()
+            if now.get(name, own) != own
+        ]
         if then:
-            said = " and ".join(f"`{name}` {own} (now {now[name]})" for name, own in then)
+            said = " and ".join(
+                f"`{name}` {own} (now {now[name]})" for name, own in then
+            )
             yield f"* {', '.join(row['cells'])}: trained with {said}."
 
 
@@ -168,10 +218,14 @@ def publish(folder: Path) -> list[Path]:
     source = folder / results.NAME
     new, known = results.read(source), committed()
     if not new:
-        raise UsageError(f"there is no {source}: reproduce something first, or name its --runs")
+        raise UsageError(
+            f"there is no {source}: reproduce something first, or name its --runs"
+        )
     for name in new:
         if name not in TARGETS:
-            raise UsageError(f"{source} has a {name} that belongs to no page: name other --runs")
+            raise UsageError(
+                f"{source} has a {name} that belongs to no page: name other --runs"
+            )
         picture = folder / f"{name}{TARGETS[name].suffix}"
         if not (TARGETS[name].made_of_record or picture.exists()):
             raise UsageError(f"there is no {picture}: reproduce {name} again")

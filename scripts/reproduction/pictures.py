@@ -11,26 +11,49 @@ def save_beside(
     """A row for each label, with a point and its deviation (or None) of each series."""
     figure, axis = plt.subplots(figsize=(6.5, 1.2 + 0.45 * len(labels)))
     rows, looks = range(len(labels)), ((BLUE, "o", -0.12), (ORANGE, "s", 0.12))
-    for (name, figures), (color, marker, offset) in zip(series.items(), looks, strict=True):
-        known = [(row + offset, *own) for row, own in zip(rows, figures, strict=True) if own[0]]
+    for (name, figures), (color, marker, offset) in zip(
+        series.items(), looks, strict=True
+    ):
+        known = [
+            (row + offset, *own)
+            for row, own in zip(rows, figures, strict=True)
+            if own[0]
+        ]
         y, mean, deviation = zip(*known, strict=True) if known else ((), (), ())
-        look = {"fmt": marker, "color": color, "markersize": 5, "linewidth": 1.3, "label": name}
+        look = {
+            "fmt": marker,
+            "color": color,
+            "markersize": 5,
+            "linewidth": 1.3,
+            "label": name,
+        }
         axis.errorbar(mean, y, xerr=[own or 0.0 for own in deviation], **look)
     axis.set_yticks(rows, labels)
     axis.set_ylim(len(labels) - 0.5, -0.5)  # the first row above
     axis.set_xlabel(axis_label)
     axis.grid(axis="x")
-    axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(series), labelcolor=INK)
+    axis.legend(
+        loc="lower right", bbox_to_anchor=(1, 1), ncols=len(series), labelcolor=INK
+    )
     save(figure, path)
 
 
-def save_angles(path: Path, panels: dict[str, tuple[tuple[str, float], list[tuple]]]) -> None:
+def save_angles(
+    path: Path, panels: dict[str, tuple[tuple[str, float], list[tuple]]]
+) -> None:
     """A panel for each model: ((the paper's level in words, in degrees), (epochs, mean angles,
     deviations))."""
-    figure, axes = plt.subplots(1, max(1, len(panels)), figsize=(9.5, 3.4), squeeze=False)
-    for axis, (label, ((words, level), columns)) in zip(axes[0], panels.items(), strict=False):
+    figure, axes = plt.subplots(
+        1, max(1, len(panels)), figsize=(9.5, 3.4), squeeze=False
+    )
+    for axis, (label, ((words, level), columns)) in zip(
+        axes[0], panels.items(), strict=False
+    ):
         epochs, mean, spread = columns
-        low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
+        low, high = (
+            [m + sign * s for m, s in zip(mean, spread, strict=True)]
+            for sign in (-1, 1)
+        )
         few = len(epochs) < 50
         axis.plot(epochs, mean, color=BLUE, marker="." if few else None, label="ours")
         axis.fill_between(epochs, low, high, color=BLUE, alpha=0.2, linewidth=0)
@@ -51,7 +74,9 @@ def save_sweeps(path: Path, layers: dict[str, list[dict]]) -> None:
         for key, color in zip(keys, (BLUE, ORANGE, GREEN), strict=False):
             name = key.removesuffix(" ms")
             values = [row[key] for row in rows]
-            axis.loglog([row["D"] for row in rows], values, marker=".", color=color, label=name)
+            axis.loglog(
+                [row["D"] for row in rows], values, marker=".", color=color, label=name
+            )
         axis.set(title=label, xlabel="dimension D")
         axis.grid(which="both")
         axis.legend()

@@ -15,10 +15,24 @@ _UNKNOWN = {"commit": "not known", "processor": "not known"}
 
 def commit() -> str:
     """The checkout's commit, marked if tracked files differ from it."""
-    git = ["git", "-C", str(_ROOT), f"--git-dir={_ROOT / '.git'}"]  # never one around it
-    command = [*git, "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty= with changes"]
+    git = [
+        "git",
+        "-C",
+        str(_ROOT),
+        f"--git-dir={_ROOT / '.git'}",
+    ]  # never one around it
+    command = [
+        *git,
+        "describe",
+        "--always",
+        "--abbrev=12",
+        "--exclude=*",
+        "--dirty= with changes",
+    ]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return _UNKNOWN["commit"]
 
@@ -50,7 +64,9 @@ def of_run(folder: Path) -> dict:
     """The making of a run: commit and processor (several if it was resumed), platform, backend,
     device, BLAS threads, processes, versions."""
     noted = _noted(folder)[1] or [_UNKNOWN]
-    joined = {key: ", ".join(dict.fromkeys(own[key] for own in noted)) for key in _UNKNOWN}
+    joined = {
+        key: ", ".join(dict.fromkeys(own[key] for own in noted)) for key in _UNKNOWN
+    }
     return joined | _of(RunFolder.open(folder)[1])
 
 
@@ -62,6 +78,11 @@ def of_now(ops) -> dict:
 def _of(record: dict) -> dict:
     pools = record.get("threads", {}).get("blas", [])
     # older runs list Numba's OpenMP as well, if a kernel had run before they were started
-    threads = [own["num_threads"] for own in pools if own.get("internal_api") != "openmp"]
+    threads = [
+        own["num_threads"] for own in pools if own.get("internal_api") != "openmp"
+    ]
     kept = {key: record[key] for key in ("platform", "backend", "device", "versions")}
-    return kept | {"threads": max(threads, default=None), "processes": record.get("processes", 1)}
+    return kept | {
+        "threads": max(threads, default=None),
+        "processes": record.get("processes", 1),
+    }

@@ -16,7 +16,9 @@ def read(path: Path) -> dict[str, dict]:
         if content["format"] != _FORMAT:
             raise ValueError(f"not of format {_FORMAT}")
         found = content["targets"]
-        return {name: record | {"rows": record["rows"]} for name, record in found.items()}
+        return {
+            name: record | {"rows": record["rows"]} for name, record in found.items()
+        }
 
     return files.read_json(path, records, "restore it, or delete it") or {}
 
@@ -24,7 +26,10 @@ def read(path: Path) -> dict[str, dict]:
 def write(path: Path, records: dict[str, dict], order: Iterable[str]) -> None:
     """Replace the records of these targets. order: of all targets."""
     known = read(path) | records
-    content = {"format": _FORMAT, "targets": {name: known[name] for name in order if name in known}}
+    content = {
+        "format": _FORMAT,
+        "targets": {name: known[name] for name in order if name in known},
+    }
     files.write_json(path, content, indent=1, ensure_ascii=False)
 
 
@@ -55,7 +60,11 @@ def merged(target, known: dict | None, new: dict) -> dict:
         elif _length(row) == _length(before):
             found[cells] = _joined(before, row)
     order = {row.cells: place for place, row in enumerate(target.rows)}
-    return new | {"rows": [found[own] for own in sorted(found, key=lambda own: order.get(own, 99))]}
+    return new | {
+        "rows": [
+            found[own] for own in sorted(found, key=lambda own: order.get(own, 99))
+        ]
+    }
 
 
 def _length(row: dict) -> int:
@@ -68,6 +77,8 @@ def _joined(known: dict, new: dict) -> dict:
     the known one did not."""
     ordered = sorted((*known["runs"], *new["runs"]), key=lambda run: "value" in run)
     runs = {run["seed"]: run for run in ordered}
-    kept = [row for row in (known, new) if any(run in row["runs"] for run in runs.values())]
+    kept = [
+        row for row in (known, new) if any(run in row["runs"] for run in runs.values())
+    ]
     made_with = distinct([own for row in kept for own in row["made_with"]])
     return new | {"runs": [runs[seed] for seed in sorted(runs)], "made_with": made_with}

@@ -60,7 +60,9 @@ CONV_SNF = ("conv-snf", {"model": "conv", "track_angle": 1})
 def _glow(lam: float, cells: tuple, nats: float, spread=None) -> Row:
     """The self-normalizing MNIST Glow with this λ."""
     options = {"model": "glow", "lam": lam}
-    return Row(f"glow-lambda-{lam:g}", cells, options, nats, GLOW_EPOCHS, spread, ours=0)
+    return Row(
+        f"glow-lambda-{lam:g}", cells, options, nats, GLOW_EPOCHS, spread, ours=0
+    )
 
 
 # fmt: off
@@ -94,7 +96,10 @@ def _table_2() -> Iterator[Row]:
     ):
         rules = (("Glow", "exact", EXACT), ("SNF Glow", "snf", {}))
         for (label, how, rule), (bits, spread) in zip(rules, figures, strict=True):
-            cells, options = (label, TITLES[data]), {"model": model, "data": data} | rule
+            cells, options = (
+                (label, TITLES[data]),
+                {"model": model, "data": data} | rule,
+            )
             yield Row(f"{model}-{how}", cells, options, bits, epochs, spread, ours=0)
 
 
@@ -103,7 +108,10 @@ def _table_4() -> Iterator[Row]:
         ("fc", "2L FC", FC_EPOCHS, FC_SNF, (946.3, 954.6, 1007.4, 1039.8)),
         ("conv", "9L Conv.", CONV_EPOCHS, CONV_SNF, (639.6, 642.9, 646.3, 660.6)),
     ):
-        lams, figures = (0.05, 0.1, 0.3, 1, 10, 100, 1000), (DIVERGED, DIVERGED, NOT_GIVEN, *nats)
+        lams, figures = (
+            (0.05, 0.1, 0.3, 1, 10, 100, 1000),
+            (DIVERGED, DIVERGED, NOT_GIVEN, *nats),
+        )
         for lam, figure in zip(map(float, lams), figures, strict=True):
             own = (f"{model}-lambda-{lam:g}", {"model": model, "lam": lam})
             name, options = snf if lam == 1 else own
@@ -113,7 +121,12 @@ def _table_4() -> Iterator[Row]:
 
 
 # GECO as A.5 has it, without a tolerance, and with the settings of the authors' code.
-_GECO = {"lam": 1.0, "lambda_control": "geco", "constraint": "absolute", "tolerance": 0.0}
+_GECO = {
+    "lam": 1.0,
+    "lambda_control": "geco",
+    "constraint": "absolute",
+    "tolerance": 0.0,
+}
 _GECO |= {"lambda_rate": 1e-3, "lambda_smoothing": 0.9}
 
 
@@ -125,7 +138,9 @@ def _table_5() -> Iterator[Row]:
         ("glow-5x5-geco", "SNF 5x5", large, 669.9, 2.8),
     ):
         own = {"model": "glow-2l-4k"} | options
-        yield Row(name, (label,), own, nats, GLOW_EPOCHS, spread, 10, epochs_given=False)
+        yield Row(
+            name, (label,), own, nats, GLOW_EPOCHS, spread, 10, epochs_given=False
+        )
 
 
 # Table 1's models and Table 5's by the recipe: {the paper's row: {our name: our epochs}}.
@@ -140,7 +155,12 @@ _WHITE = {
     "glow-1x1-geco": {"glow-1x1-white-40": 40, "glow-1x1-white": 100},
     "glow-5x5-geco": {"glow-5x5-white-40": 40, "glow-5x5-white": 100},
 }
-_OF_MODELS = ("model", "gradient", "kernel", "init")  # options that are not the recipe's
+_OF_MODELS = (
+    "model",
+    "gradient",
+    "kernel",
+    "init",
+)  # options that are not the recipe's
 
 
 def _white() -> Iterator[Row]:
@@ -148,14 +168,20 @@ def _white() -> Iterator[Row]:
     for paper, named in _WHITE.items():
         row = rows[paper]
         options = {key: row.options[key] for key in _OF_MODELS if key in row.options}
-        label = row.cells[0].replace("SNF ", "SNF Glow ") if "glow" in row.name else row.cells[0]
+        label = (
+            row.cells[0].replace("SNF ", "SNF Glow ")
+            if "glow" in row.name
+            else row.cells[0]
+        )
         for name, ours in named.items():
             own = {"name": name, "cells": (f"{label}, {ours} epochs",), "ours": ours}
             yield replace(row, **own, options=options | {"recipe": "white"})
 
 
 TABLES = {
-    "table1": Table("Table 1: test NLL in nats on MNIST", ("model",), tuple(_table_1())),
+    "table1": Table(
+        "Table 1: test NLL in nats on MNIST", ("model",), tuple(_table_1())
+    ),
     "table2": Table(
         "Table 2: test bits/dim of Glow 3L-32K on CIFAR-10 and 3L-48K on ImageNet32",
         *(("model", "data"), tuple(_table_2())),

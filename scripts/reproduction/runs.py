@@ -17,7 +17,11 @@ from snfnp.training.runs.folder import RunFolder
 from snfnp.training.session import resume, train
 
 _WORSE = 1.1  # times the best validation NLL: a run that stays above is lost
-_DECISIVE = ("lr", "lam", "clip_norm")  # a run may be resumed with others, and is then another row
+_DECISIVE = (
+    "lr",
+    "lam",
+    "clip_norm",
+)  # a run may be resumed with others, and is then another row
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,9 @@ class Run:
     def config(self, training_images: int, backend: str) -> TrainConfig:
         """The run's configuration: the row's options, its seed and its length."""
         own = {"seed": self.seed, "epochs": self.epochs, "eval_every": self.eval_every}
-        return TrainConfig(**self.row.options, **own, backend=backend).resolve(training_images)
+        return TrainConfig(**self.row.options, **own, backend=backend).resolve(
+            training_images
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,9 +92,16 @@ class Command:
             wanted = bool(row.ours) if self.rows is None else row.name in self.rows
             if wanted and self.has_images(row.data):
                 for seed in range(seeds) if self.seeds is None else self.seeds:
-                    folder, epochs = self.runs / f"{row.name}-seed-{seed}", self.epochs or row.ours
-                    planned.append(Run(row, seed, epochs or row.epochs, folder, self.eval_every))
-        return sorted(planned, key=lambda run: self.rows.index(run.row.name) if self.rows else 0)
+                    folder, epochs = (
+                        self.runs / f"{row.name}-seed-{seed}",
+                        self.epochs or row.ours,
+                    )
+                    planned.append(
+                        Run(row, seed, epochs or row.epochs, folder, self.eval_every)
+                    )
+        return sorted(
+            planned, key=lambda run: self.rows.index(run.row.name) if self.rows else 0
+        )
 
 
 def outcome(run: Run, command: Command) -> dict | None:
@@ -105,7 +118,9 @@ def outcome(run: Run, command: Command) -> dict | None:
     if not (folder.has_checkpoint() or any(file.exists() for file in ends)):
         return None
     config, wanted = folder.config(), run.config(len(dataset.train), command.ops.name)
-    different = [name for name in _DECISIVE if getattr(wanted, name) != getattr(config, name)]
+    different = [
+        name for name in _DECISIVE if getattr(wanted, name) != getattr(config, name)
+    ]
     different += wanted.incompatible_options(config)
     if config.lr_schedule != "constant" and config.epochs != wanted.epochs:
         different.append("epochs")  # its learning rate falls over all of them
@@ -113,9 +128,13 @@ def outcome(run: Run, command: Command) -> dict | None:
         said = f"{run.folder} holds another run ({', '.join(sorted(different))} differ)"
         raise UsageError(f"{said}: choose another --runs, or move it away")
     folder.check_same_data(folder.open(run.folder)[1], dataset)
-    if found := files.read_json(run.divergence, _divergence, "delete it to train again"):
+    if found := files.read_json(
+        run.divergence, _divergence, "delete it to train again"
+    ):
         step, before = found
-        epochs = -(-step // wanted.steps_per_epoch(len(dataset.train))) or before.get("epoch", 0)
+        epochs = -(-step // wanted.steps_per_epoch(len(dataset.train))) or before.get(
+            "epoch", 0
+        )
         asked = max(config.epochs or 0, run.epochs)
         return {"epochs": epochs, "asked": asked, "diverged_at": step, "before": before}
     if config.epochs < run.epochs or not folder.summary_file.exists():
@@ -123,10 +142,15 @@ def outcome(run: Run, command: Command) -> dict | None:
     figure = "test_nll_nats" if run.row.unit == "nats" else "test_bits_per_dimension"
 
     def best(summary: dict) -> dict:
-        return {"value": float(summary[figure]), "best_epoch": int(summary["best_epoch"])}
+        return {
+            "value": float(summary[figure]),
+            "best_epoch": int(summary["best_epoch"]),
+        }
 
     advice = "delete it to have it made again"
-    found = {"epochs": config.epochs} | files.read_json(folder.summary_file, best, advice)
+    found = {"epochs": config.epochs} | files.read_json(
+        folder.summary_file, best, advice
+    )
     return found | ({"eval_every": config.eval_every} if config.eval_every > 1 else {})
 
 
@@ -137,7 +161,11 @@ def perform(run: Run, command: Command) -> None:
     try:
         if folder.has_checkpoint():
             epochs = max(config.epochs, folder.config().epochs)
-            changes = {"epochs": epochs, "eval_every": config.eval_every, "backend": config.backend}
+            changes = {
+                "epochs": epochs,
+                "eval_every": config.eval_every,
+                "backend": config.backend,
+            }
             provenance.note(run.folder)
             resume(run.folder, dataset=dataset, report=_report, **changes)
         else:
@@ -162,7 +190,9 @@ def _report(text: str) -> None:
 def _divergence(found: dict) -> tuple[int, dict]:
     """The step (0: not known), and the monitors of the last evaluation before."""
     kinds, before = {"epoch": int, "rho": float}, found["before"] or {}
-    return int(found["step"] or 0), {name: kinds[name](value) for name, value in before.items()}
+    return int(found["step"] or 0), {
+        name: kinds[name](value) for name, value in before.items()
+    }
 
 
 def lost(lines: list[dict]) -> dict | None:
@@ -176,10 +206,15 @@ def lost(lines: list[dict]) -> dict | None:
         elif first is None:
             first = number
         best = min(best, nll)
-    return first and {"step": lines[first]["step"], "before": _monitors(lines[first - 1])}
+    return first and {
+        "step": lines[first]["step"],
+        "before": _monitors(lines[first - 1]),
+    }
 
 
 def _monitors(line: dict) -> dict:
     """The epoch of an evaluation, and its layers' largest rho."""
-    values = [layer["rho"] for layer in line.get("layers", {}).values() if "rho" in layer]
+    values = [
+        layer["rho"] for layer in line.get("layers", {}).values() if "rho" in layer
+    ]
     return {"epoch": line["epoch"]} | ({"rho": max(values)} if values else {})

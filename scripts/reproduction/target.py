@@ -10,7 +10,15 @@ from reproduction.runs import Command, Run
 from snfnp.training.runs.folder import RunFolder
 
 # Options that do not change what a run computes, or that a run's entry has itself.
-_OF_A_RUN = {"seed", "epochs", "eval_every", "checkpoint_every", "track_angle", "out", "data_dir"}
+_OF_A_RUN = {
+    "seed",
+    "epochs",
+    "eval_every",
+    "checkpoint_every",
+    "track_angle",
+    "out",
+    "data_dir",
+}
 _OF_A_RUN |= {"backend", "threads", "graph", "recompute", "eval_dtype"}
 
 
@@ -40,18 +48,26 @@ class Trained(Target):
     def plan(self, command: Command) -> list[Run]:
         return command.plan(self.rows, self.seeds)
 
-    def collect(self, command: Command, runs: list[Run], outcomes: dict[Path, dict]) -> dict:
+    def collect(
+        self, command: Command, runs: list[Run], outcomes: dict[Path, dict]
+    ) -> dict:
         found = []
         for row in dict.fromkeys(run.row for run in runs):
             own = [run for run in runs if run.row == row]
             config = RunFolder(own[0].folder).config().as_dict().items()
             record = {"name": row.name, "cells": list(row.cells), "unit": row.unit}
             record |= {"paper": row.paper, "paper_spread": row.spread}
-            record |= {"paper_epochs": row.epochs, "paper_epochs_given": row.epochs_given}
-            record["config"] = {k: v for k, v in config if v is not None and k not in _OF_A_RUN}
+            record |= {
+                "paper_epochs": row.epochs,
+                "paper_epochs_given": row.epochs_given,
+            }
+            record["config"] = {
+                k: v for k, v in config if v is not None and k not in _OF_A_RUN
+            }
             record["data"] = row.data
             record["runs"] = [
-                {"seed": run.seed} | outcomes[run.folder] | self.measure(run) for run in own
+                {"seed": run.seed} | outcomes[run.folder] | self.measure(run)
+                for run in own
             ]
             made_with = distinct([provenance.of_run(run.folder) for run in own])
             found.append(record | {"made_with": made_with})
@@ -61,7 +77,9 @@ class Trained(Target):
 def grid(table: Iterable[Iterable[str]]) -> str:
     """A Markdown table; its first row has the heads."""
     heads, *rows = table
-    return "\n".join(f"| {' | '.join(own)} |" for own in (heads, ["---"] * len(heads), *rows))
+    return "\n".join(
+        f"| {' | '.join(own)} |" for own in (heads, ["---"] * len(heads), *rows)
+    )
 
 
 def trained(row: dict) -> str:

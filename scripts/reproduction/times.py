@@ -71,14 +71,23 @@ class Table3(Target):
     def collect(self, command: Command, runs: list, outcomes: dict) -> dict:
         rows = []
         for family, repeats in zip(FAMILIES, _REPEATS, strict=True):
-            repeats = repeats if command.ops.asynchronous or family[0].data == "MNIST" else 0
-            times, exact = _times(family, command.ops, repeats) if repeats else {}, family[0]
+            repeats = (
+                repeats if command.ops.asynchronous or family[0].data == "MNIST" else 0
+            )
+            times, exact = (
+                _times(family, command.ops, repeats) if repeats else {},
+                family[0],
+            )
             for row in family:
                 own = {"label": row.label, "data": row.data}
                 for kind in ("batch", "sample"):
                     mean, spread = getattr(row, kind) or (None, None)
                     share = mean and mean / getattr(exact, kind)[0]
-                    own[kind] = {"paper": mean, "paper_spread": spread, "paper_of_exact": share}
+                    own[kind] = {
+                        "paper": mean,
+                        "paper_spread": spread,
+                        "paper_of_exact": share,
+                    }
                     if times:
                         found, base = times[row, kind], times[exact, kind]
                         own[kind] |= {"median": found.median, "minimum": found.minimum}
@@ -89,17 +98,33 @@ class Table3(Target):
     def show(self, record: dict) -> str:
         heads = ["model", "data"]
         for kind in ("step", "sample"):
-            heads += [f"{kind}, ms: ours", "paper's", f"{kind} / exact's: ours", "paper's"]
+            heads += [
+                f"{kind}, ms: ours",
+                "paper's",
+                f"{kind} / exact's: ours",
+                "paper's",
+            ]
         table = [heads]
         for row in record["rows"]:
-            table.append([row["label"], row["data"], *_cells(row["batch"]), *_cells(row["sample"])])
+            table.append(
+                [
+                    row["label"],
+                    row["data"],
+                    *_cells(row["batch"]),
+                    *_cells(row["sample"]),
+                ]
+            )
         return grid(table)
 
     def draw(self, record: dict, path: Path) -> None:
-        keys, rows = {"ours": "of_exact", "the paper's": "paper_of_exact"}, record["rows"]
+        keys, rows = (
+            {"ours": "of_exact", "the paper's": "paper_of_exact"},
+            record["rows"],
+        )
         labels = [f"{row['label']}, {row['data']}" for row in rows]
         series = {
-            name: [(row["batch"].get(own), None) for row in rows] for name, own in keys.items()
+            name: [(row["batch"].get(own), None) for row in rows]
+            for name, own in keys.items()
         }
         what = "time of a training step / that with the exact gradient"
         pictures.save_beside(path, labels, series, what)
@@ -120,7 +145,10 @@ def _times(family: tuple[Timed, ...], ops, repeats: int) -> dict:
     """{(row, "batch" or "sample"): its Timing}, measured alternately."""
     calls = {}
     for row in family:
-        shape, count = _MNIST if row.data == "MNIST" else _COLOUR, BATCH.get(row.data, 100)
+        shape, count = (
+            _MNIST if row.data == "MNIST" else _COLOUR,
+            BATCH.get(row.data, 100),
+        )
         trainer = make_trainer(ops, row.model, row.gradient, shape, batch_size=count)
         images = random_images(ops, trainer)
         trainer.begin(Repeated(images))
@@ -149,11 +177,15 @@ class Figure4(Target):
         dimensions, sides, budget = _PLAN
         shapes = {
             "dense layer": [(dimension,) for dimension in dimensions],
-            f"3x3 convolution of {_CHANNELS} channels": [(n, n, _CHANNELS) for n in sides],
+            f"3x3 convolution of {_CHANNELS} channels": [
+                (n, n, _CHANNELS) for n in sides
+            ],
         }
         rows = []
         for label, own in shapes.items():
-            points = sweep(command.ops, own, budget=budget)  # 128 images are the paper's (A.3)
+            points = sweep(
+                command.ops, own, budget=budget
+            )  # 128 images are the paper's (A.3)
             keys = [key for key in points[0] if key.endswith(" ms")]
             exponents = {key: growth(points, key, _LARGE) for key in keys}
             rows.append({"label": label, "points": points, "growth": exponents})
@@ -174,4 +206,6 @@ class Figure4(Target):
         return grid(table)
 
     def draw(self, record: dict, path: Path) -> None:
-        pictures.save_sweeps(path, {layer["label"]: layer["points"] for layer in record["rows"]})
+        pictures.save_sweeps(
+            path, {layer["label"]: layer["points"] for layer in record["rows"]}
+        )

@@ -72,14 +72,18 @@ def certificates(ops: Ops, flow: Flow, params: dict[str, Params]) -> list[Certif
     UsageError if there are none. O(D³) a layer, for 1×1 convolutions O(C³): E is written out."""
     learned = flow.learned_inverses()
     if not learned:
-        raise UsageError("this flow was trained without learned inverses: nothing to certify")
+        raise UsageError(
+            "this flow was trained without learned inverses: nothing to certify"
+        )
     return [
         certify(ops, name, *layer.maps, params[name]["W"], params[name]["R"], shape)
         for name, (layer, shape) in learned.items()
     ]
 
 
-def activations_part(ops: Ops, flow: Flow, params: dict[str, Params], x: Array) -> Array:
+def activations_part(
+    ops: Ops, flow: Flow, params: dict[str, Params], x: Array
+) -> Array:
     """The difference of the data-dependent terms of log p^f and of log p^g at the same latents
     z = f(x), (N,) in nats; log p^f(x) − log p^g(g(z)) is within Σ_k d_k of it, with the
     certificates' differences d_k. x (N, *shape), preprocessed. Costs a pass through f and one
@@ -95,7 +99,9 @@ def activations_part(ops: Ops, flow: Flow, params: dict[str, Params], x: Array) 
     return of_f - of_g + ops.xp.zeros(len(x))
 
 
-def certify(ops: Ops, name: str, f: Map, g: Map, w: Array, r: Array, shape: Shape) -> Certificate:
+def certify(
+    ops: Ops, name: str, f: Map, g: Map, w: Array, r: Array, shape: Shape
+) -> Certificate:
     """The certificate of one layer: f, g, the maps of w and r; shape, one sample's."""
     shape, copies = _smallest(f, g, shape)
     e = _written_out(ops, f, g, w, r, shape)
@@ -154,5 +160,7 @@ def _largest_gain(ops: Ops, e: Array) -> tuple[float, float]:
 def _distance(ops: Ops, left: Array, right: Array, matrix: Array) -> float:
     """A bound on ‖left right − matrix‖_F. Each term of the product's sums adds a rounding error of
     at most one unit times both factors' norms; u * s and the difference add one each."""
-    rounding = 1.01 * (len(right) + 2) * _UNIT * math.prod(ops.linalg.norms(left, right))
+    rounding = (
+        1.01 * (len(right) + 2) * _UNIT * math.prod(ops.linalg.norms(left, right))
+    )
     return _norm(ops, ops.linalg.matmul(left, right) - matrix) * (1 + _UNIT) + rounding

@@ -128,7 +128,14 @@ class Variational(Rule):
         return 1 / (2 * self.sigma**2)
 
     def perturb(
-        self, ops: Ops, f: Map, p: Params, z: Array, cache: dict, key: RandomKey, first: int = 0
+        self,
+        ops: Ops,
+        f: Map,
+        p: Params,
+        z: Array,
+        cache: dict,
+        key: RandomKey,
+        first: int = 0,
     ) -> Array:
         """Add noise to a forward pass.
 
@@ -146,7 +153,9 @@ class Variational(Rule):
         moved = f.apply(ops, p["W"], nu)
         cache["noise"] = Drawn(nu, moved, first)
         shares = ops.constant(_shares(len(x), self.vectors, self.sigma, first), x.dtype)
-        return z + ops.linalg.matmul(shares, moved.reshape(self.vectors, -1)).reshape(z.shape)
+        return z + ops.linalg.matmul(shares, moved.reshape(self.vectors, -1)).reshape(
+            z.shape
+        )
 
     def backward(
         self,
@@ -168,7 +177,9 @@ class Variational(Rule):
             return result
         ops, (f, g) = ctx.ops, maps
         nu, moved, first = cache["noise"]
-        shares = ops.constant(_shares(len(dz), self.vectors, self.sigma, first).T, dz.dtype)
+        shares = ops.constant(
+            _shares(len(dz), self.vectors, self.sigma, first).T, dz.dtype
+        )
         delta = ops.linalg.matmul(shares, dz.reshape(len(dz), -1)).reshape(moved.shape)
         if ctx.owns_shared_terms:  # Sᵀ δ_z is of this slice's samples, E of none
             r = p["R"]

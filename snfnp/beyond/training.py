@@ -24,10 +24,14 @@ class JacobianMean(TrainingState):
 
     def collect(self, measured: dict[str, Measured], share: float) -> None:
         """Each layer is measured in only one slice."""
-        errors = [m.jacobian_error for m in measured.values() if m.jacobian_error is not None]
+        errors = [
+            m.jacobian_error for m in measured.values() if m.jacobian_error is not None
+        ]
         self.sums[...] = self.ops.channels.total(errors) if errors else 0.0
 
-    def update(self, figures: tuple, samples: int, squares: Array, failed: Array) -> tuple:
+    def update(
+        self, figures: tuple, samples: int, squares: Array, failed: Array
+    ) -> tuple:
         self.values[:1] += self.sums
         self.values[1:] += 1
         return figures
@@ -58,4 +62,6 @@ class Noise:
             return z
         key = layer_key(self._key, index)
         p = self._params[name]
-        return layer.rule.perturb(self._ops, layer.map, p, z, cache, key, self._key.first)
+        return layer.rule.perturb(
+            self._ops, layer.map, p, z, cache, key, self._key.first
+        )

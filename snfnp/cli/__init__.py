@@ -38,7 +38,9 @@ def main(argv: list[str]) -> None:
     name, *arguments = argv
     if name not in COMMANDS:
         hint = suggestion(name, COMMANDS)
-        raise UsageError(f"no command is called {name}{hint}: choose from {', '.join(COMMANDS)}")
+        raise UsageError(
+            f"no command is called {name}{hint}: choose from {', '.join(COMMANDS)}"
+        )
     command(f"snfnp.cli.{name}", prog=f"{program} {name}")(arguments)
 
 

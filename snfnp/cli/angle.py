@@ -20,16 +20,24 @@ def main(argv: list[str], prog: str | None = None) -> None:
     ops = run.ops
     lam = run.lam
     with busy(ops, "images", len(images)):
-        x, _ = run.flow.encode(ops, ops.asarray(images), RandomKey(0, EVALUATION_NOISE), np.float64)
+        x, _ = run.flow.encode(
+            ops, ops.asarray(images), RandomKey(0, EVALUATION_NOISE), np.float64
+        )
         layers = gradient_angles(ops, run.flow, run.params, x, lam)
 
-    of = [f"{value:g} of {layer}" for layer, value in lam.items()] if isinstance(lam, dict) else []
+    of = (
+        [f"{value:g} of {layer}" for layer, value in lam.items()]
+        if isinstance(lam, dict)
+        else []
+    )
     what = f"{len(images):,} training {run.flow.preprocess.noun} from {source}"
     print(f"{what}, λ = {', '.join(of) or f'{lam:g}'}")
     norms = f"{'|likelihood|':>16}{'|reconstruction|':>18}"
     print(f"{'layer':<12}{'angle of W':>12}{'of R':>10}{norms}")
     for layer, gradient in layers.items():
-        of_r = f"{gradient['inverse_angle']:.3f}°" if "inverse_angle" in gradient else "-"
+        of_r = (
+            f"{gradient['inverse_angle']:.3f}°" if "inverse_angle" in gradient else "-"
+        )
         norms = f"{gradient['likelihood']:>16.4g}{gradient['reconstruction']:>18.4g}"
         angle = f"{gradient['angle']:.3f}°"
         print(f"{layer:<12}{angle:>12}{of_r:>10}{norms}")

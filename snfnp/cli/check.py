@@ -15,14 +15,20 @@ from snfnp.ops import BACKENDS, get_ops
 def main(argv: list[str], prog: str | None = None) -> None:
     """The command: `--backend`, `--layer`, `--dtype`. Raises SnfnpError if a check fails."""
     parser = Parser(prog=prog, description=__doc__)
-    parser.add_argument("--backend", choices=BACKENDS, default="numba", help="default: numba")
+    parser.add_argument(
+        "--backend", choices=BACKENDS, default="numba", help="default: numba"
+    )
     only = "only layers, rules and maps whose names contain NAME (default: all)"
     parser.add_argument("--layer", metavar="NAME", help=only)
-    precision = "precision of the gradients; differences are in float64 (default: float64)"
+    precision = (
+        "precision of the gradients; differences are in float64 (default: float64)"
+    )
     dtypes = ("float64", "float32")
     parser.add_argument("--dtype", choices=dtypes, default="float64", help=precision)
     args = parser.parse_args(argv)
-    checks = [check for check in catalogue() if not args.layer or args.layer in check.name]
+    checks = [
+        check for check in catalogue() if not args.layer or args.layer in check.name
+    ]
     if not checks:
         names = dict.fromkeys(check.name for check in catalogue())
         message = f"no layer, rule or map has {args.layer!r} in its name"
@@ -46,10 +52,14 @@ def main(argv: list[str], prog: str | None = None) -> None:
             continue
         worst = max(report.errors.values())
         seconds = time.perf_counter() - start
-        control = min(value for value in report.controls.values() if not math.isnan(value))
+        control = min(
+            value for value in report.controls.values() if not math.isnan(value)
+        )
         row = f"{check.kind:<7}{check.name:<{width}}{worst:>13.1e}{control:>10.1e}{seconds:>9.2f}"
         print(row, flush=True)
     if failed:
-        raise SnfnpError(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")
+        raise SnfnpError(
+            f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}"
+        )
     control = "the smallest error of a gradient that is wrong by 1%, which each check must catch"
     print(f"{len(checks)} checks passed; control: {control}")

@@ -46,7 +46,9 @@ def main(argv: list[str], prog: str | None = None) -> None:
     print(_table(runs, names))
     if args.plot:
         lines = {
-            name: {key: [record[key] for record in run.metrics] for key in curves.COMPARED}
+            name: {
+                key: [record[key] for record in run.metrics] for key in curves.COMPARED
+            }
             for name, run in zip(names, runs, strict=True)
         }
         curves.save_comparison(args.plot, lines, "exact validation NLL (nats)")
@@ -88,7 +90,9 @@ def labels(runs: list[ComparedRun]) -> list[str]:
         if len(set(map(repr, values))) == 1:
             continue
         for run, value, parts in zip(runs, values, names, strict=True):
-            usual = several and name != "model" and value == run.config.default_for(name)
+            usual = (
+                several and name != "model" and value == run.config.default_for(name)
+            )
             if value is not None and not usual:
                 shown = f"{value:g}" if isinstance(value, float) else value
                 parts.append(in_flags(f"`{name}={shown}`"))

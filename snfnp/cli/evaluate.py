@@ -39,7 +39,9 @@ def main(argv: list[str], prog: str | None = None) -> None:
     parser.add_argument("--scores", type=Path, metavar="PATH", help=scores)
     parser.seed("seed of the dequantisation noise")
     parser.number("--batch-size", "samples evaluated at once", 1000)
-    proof = "also prove, without a determinant, that W and R of each learned inverse are "
+    proof = (
+        "also prove, without a determinant, that W and R of each learned inverse are "
+    )
     proof += "invertible, and bound the differences between log|W| and -log|R|, and between the "
     proof += "two densities of Eq. 3 at the latents of one batch"
     parser.add_argument("--certify", action="store_true", help=proof)
@@ -49,11 +51,15 @@ def main(argv: list[str], prog: str | None = None) -> None:
     if args.scores:
         check_file(args.scores, "scores", (".csv",))
         if os.path.lexists(args.scores):
-            raise UsageError(f"`scores` is {args.scores}, which exists: choose another name")
+            raise UsageError(
+                f"`scores` is {args.scores}, which exists: choose another name"
+            )
 
     run = open_run(args)
     certificates = []
-    if args.certify:  # before the likelihood: it needs no determinant, and may be refused
+    if (
+        args.certify
+    ):  # before the likelihood: it needs no determinant, and may be refused
         from snfnp.beyond import certificates as proofs
 
         certificates = proofs.certificates(run.ops, run.flow, run.params)
@@ -87,14 +93,17 @@ def main(argv: list[str], prog: str | None = None) -> None:
         print(printable(f"scores: {args.scores}"))
 
 
-def _write_scores(path: Path, run: LoadedRun, samples: Samples, seed: int, at_once: int) -> None:
+def _write_scores(
+    path: Path, run: LoadedRun, samples: Samples, seed: int, at_once: int
+) -> None:
     """Write a line for each sample: its index and its log-likelihood in nats, and of a table with
     names its values. A sample so far away that numbers overflow has -inf."""
     nats = run.likelihood.log_prob(samples, seed, at_once)
     nats = np.where(np.isnan(nats), -np.inf, nats).tolist()
     rows = samples[:].tolist() if run.columns else [()] * len(nats)
     lines = (
-        (index, score, *row) for index, (score, row) in enumerate(zip(nats, rows, strict=True))
+        (index, score, *row)
+        for index, (score, row) in enumerate(zip(nats, rows, strict=True))
     )
     write_csv(path, ["index", "nats", *(run.columns or ())], lines)
 
@@ -116,24 +125,36 @@ def _proof(certificates: list, activations: np.ndarray | None) -> str:
     """The certificates, a line for each layer, and what they say together. activations: the
     activations' part of some samples, if all layers have a certificate."""
     lines = ["of E = I - RW at every learned inverse, without a determinant:"]
-    lines.append(f"{'layer':<12}{'ρ at least':>12}{'at most':>12}{'tr E':>12}{'certificate':>14}")
+    lines.append(
+        f"{'layer':<12}{'ρ at least':>12}{'at most':>12}{'tr E':>12}{'certificate':>14}"
+    )
     for certificate in certificates:
         difference = certificate.difference
         bound = "none" if difference is None else f"{difference:.4g} nats"
         cells = f"{certificate.lower:>12.4g}{certificate.upper:>12.4g}{certificate.trace:>12.4g}"
         lines.append(f"{certificate.layer:<12}{cells}{bound:>14}")
-    proved = [certificate.difference for certificate in certificates if certificate.holds]
-    meaning = "W and R are invertible, and log|W| and -log|R| differ by at most as many nats"
+    proved = [
+        certificate.difference for certificate in certificates if certificate.holds
+    ]
+    meaning = (
+        "W and R are invertible, and log|W| and -log|R| differ by at most as many nats"
+    )
     lines.append(f"proved for {len(proved)} of {len(certificates)} layers: {meaning}")
     if activations is None:
-        lines.append("none: ρ < 1 is not proved there, so nothing is known without a determinant")
+        lines.append(
+            "none: ρ < 1 is not proved there, so nothing is known without a determinant"
+        )
         return "\n".join(lines)
     total = sum(proved)
     if len(proved) > 1:
-        lines.append(f"all layers together: their sums differ by at most {total:.4g} nats")
+        lines.append(
+            f"all layers together: their sums differ by at most {total:.4g} nats"
+        )
     largest = np.abs(activations).max() + total
     mean = np.abs(activations).mean() + total
-    densities = f"log p^f and log p^g (Eq. 3) at the latents of {len(activations):,} samples"
+    densities = (
+        f"log p^f and log p^g (Eq. 3) at the latents of {len(activations):,} samples"
+    )
     differ = f"differ by at most {largest:.4g} nats, and by {mean:.4g} on average"
     rest = f"{total:.4g} of it is the bound above, the rest the activations' part"
     lines.append(f"densities: {densities} {differ}; {rest}")

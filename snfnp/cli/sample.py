@@ -26,11 +26,17 @@ def main(argv: list[str], prog: str | None = None) -> None:
     parser = run_parser(prog, __doc__, data=False)
     out = "picture, or .npy; of rows also .csv (default: RUN/sample-<inverse>.png, of rows .npy)"
     parser.add_argument("--out", type=Path, metavar="PATH", help=out)
-    through = "one pass through the learned inverses, or exact solves (default: learned)"
+    through = (
+        "one pass through the learned inverses, or exact solves (default: learned)"
+    )
     inverses = ("learned", "exact")
     parser.add_argument("--inverse", choices=inverses, default="learned", help=through)
     parser.number(
-        "--temperature", "temperature: standard deviation of the latents", 1.0, 0, kind=float
+        "--temperature",
+        "temperature: standard deviation of the latents",
+        1.0,
+        0,
+        kind=float,
     )
     parser.number("--count", "number of samples", 64)
     parser.number("--columns", "images per row (default: about square)")
@@ -62,7 +68,9 @@ def main(argv: list[str], prog: str | None = None) -> None:
     print(printable(out))
 
 
-def _destination(run: LoadedRun, out: Path | None, inverse: str, count: int, columns: int) -> Path:
+def _destination(
+    run: LoadedRun, out: Path | None, inverse: str, count: int, columns: int
+) -> Path:
     """The file for `count` samples, which is checked: a picture, of images in columns, or of 2-D
     data, or a table or an array."""
     rows = len(run.image_shape) == 1
@@ -73,7 +81,9 @@ def _destination(run: LoadedRun, out: Path | None, inverse: str, count: int, col
     if not rows and out.suffix.lower() != _TABLES[0]:
         height, width = plots.grid_size(count, columns, run.image_shape)
         if max(height, width) > plots.LONGEST:
-            message = f"{count} images would be a picture of {width:,} x {height:,} pixels"
+            message = (
+                f"{count} images would be a picture of {width:,} x {height:,} pixels"
+            )
             raise UsageError(
                 f"{message}: ask for fewer, for other `columns`, or for `out=PATH.npy`"
             )

@@ -24,7 +24,11 @@ from snfnp.training.options.user_models import imported
 from snfnp.training.progress import compilations_shown
 from snfnp.training.runs.load import LoadedRun, load_run
 
-VALUES = {int: "N", float: "NUMBER", Path: "PATH"}  # what help calls the values of a type
+VALUES = {
+    int: "N",
+    float: "NUMBER",
+    Path: "PATH",
+}  # what help calls the values of a type
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,7 +54,9 @@ class Parser(argparse.ArgumentParser):
         if default is not None:
             help += f" (default: {default})"
         metavar = VALUES[kind]
-        self.add_argument(flag, default=default, help=help, type=parsed, metavar=metavar)
+        self.add_argument(
+            flag, default=default, help=help, type=parsed, metavar=metavar
+        )
 
     def seed(self, help: str) -> None:
         """Add --seed, a key of random numbers."""
@@ -63,7 +69,9 @@ class Parser(argparse.ArgumentParser):
         hint = ""
         if unknown := re.match(r"unrecognized arguments: (?:.*? )?(--[\w-]+)", message):
             hint = suggestion(unknown[1], self._option_string_actions)
-        elif choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+        elif choice := re.search(
+            r"invalid choice: '(.*?)' \(choose from (.*)\)", message
+        ):
             hint = suggestion(choice[1], re.split(r"[', ]+", choice[2]))
         if len(message) > 300:
             message = f"{message[:300]} …"
@@ -76,7 +84,9 @@ def run_parser(prog: str | None, description: str | None, data: bool = True) -> 
     parser = Parser(prog=prog, description=description)
     parser.add_argument("run", type=Path, help="run folder")
     which = "the best validation epoch, or the last step (default: best)"
-    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help=which)
+    parser.add_argument(
+        "--checkpoint", choices=("best", "last"), default="best", help=which
+    )
     parser.add_argument("--backend", choices=BACKENDS, help="default: the run's")
     about = "module:function that builds the run's model, if it is code of your own"
     parser.add_argument("--model", metavar="VALUE", help=about)
@@ -113,7 +123,9 @@ def warnings_in_lines() -> Iterator[None]:
         print(line, file=sys.stderr)
 
 
-def images_of(run: LoadedRun, args: argparse.Namespace, split: str) -> tuple[Samples, str]:
+def images_of(
+    run: LoadedRun, args: argparse.Namespace, split: str
+) -> tuple[Samples, str]:
     """A split of the data that a run was trained on, and its source. Other data are an error; if
     --data-dir or --data names them, a line says so instead."""
     folder = args.data_dir or run.config.data_dir
@@ -132,17 +144,23 @@ def images_of(run: LoadedRun, args: argparse.Namespace, split: str) -> tuple[Sam
 def whole_data(run: LoadedRun, args: argparse.Namespace) -> Samples:
     """Everything in the data that --data names, or the test split if they have one, for a run on
     samples of that shape. Raises UsageError for others."""
-    samples = load_whole(args.data, args.data_dir, **_table_options(run, args, args.data))
+    samples = load_whole(
+        args.data, args.data_dir, **_table_options(run, args, args.data)
+    )
     if problem := fault(samples, run.image_shape, run.flow.preprocess.levels):
         raise UsageError(f"{args.data}: {problem}")
     return samples
 
 
-def _table_options(run: LoadedRun, args: argparse.Namespace, name: str) -> dict[str, Any]:
+def _table_options(
+    run: LoadedRun, args: argparse.Namespace, name: str
+) -> dict[str, Any]:
     """The options for another table of this name: the columns that the run was trained on, by name
     if they have names."""
     if args.drop_incomplete and not is_table(name):
-        raise UsageError(f"`drop_incomplete` is for tables, and {name} is none: leave it out")
+        raise UsageError(
+            f"`drop_incomplete` is for tables, and {name} is none: leave it out"
+        )
     config = run.config
     return {
         "header": config.header,
@@ -164,9 +182,13 @@ def check_range(name: str, value: float, least: float, most: float = math.inf) -
 def check_file(path: Path, name: str, suffixes: tuple[str, ...] = ()) -> None:
     """Refuse a path to which no file can be written, or whose suffix is not one of `suffixes`."""
     if suffixes and path.suffix.lower() not in suffixes:
-        raise UsageError(f"`{name}` is {path}: its name must end in one of {', '.join(suffixes)}")
+        raise UsageError(
+            f"`{name}` is {path}: its name must end in one of {', '.join(suffixes)}"
+        )
     if os.path.isdir(path):
-        raise UsageError(f"`{name}` is {path}, which is a folder: give the name of a file")
+        raise UsageError(
+            f"`{name}` is {path}, which is a folder: give the name of a file"
+        )
     with explained(f"write {path}", f"choose another `{name}`", UsageError):
         with suppress(FileNotFoundError):
             path.lstat()  # a name may be too long

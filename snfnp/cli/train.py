@@ -20,7 +20,17 @@ from snfnp.training.runs.load import load_run
 
 AUTO = "auto"  # a value of --resume
 # What --help lists; --help-all has all options.
-EVERYDAY = ("model", "gradient", "recipe", "epochs", "lr", "batch_size", "data", "data_dir", "out")
+EVERYDAY = (
+    "model",
+    "gradient",
+    "recipe",
+    "epochs",
+    "lr",
+    "batch_size",
+    "data",
+    "data_dir",
+    "out",
+)
 EVERYDAY += ("seed", "backend")
 _ALL = "--help-all"
 _SAMPLES = 64  # images in samples.png, fewer if they are large
@@ -33,32 +43,46 @@ def main(argv: list[str], prog: str | None = None, **defaults: Any) -> None:
         options = vars(_parser(prog, defaults, everything).parse_args(argv))
         if path := options.pop("path", None):
             if "data" in options:
-                raise UsageError(f"{path} and `data={options['data']}`: give one of them")
+                raise UsageError(
+                    f"{path} and `data={options['data']}`: give one of them"
+                )
             options["data"] = path
         processes = options.pop("processes", 1)
         cores = len(threads.cores())
         if options.get("threads", 1) > cores:
-            message = f"`threads` is {options['threads']}, and there are {cores} cores here"
+            message = (
+                f"`threads` is {options['threads']}, and there are {cores} cores here"
+            )
             raise UsageError(f"{message}: choose {cores} or fewer")
         world.require_same(options)
         resume = options.pop("resume", None)
         rollback = options.pop("rollback", False)
         if resume == AUTO and rollback:
-            raise UsageError("`rollback` with `resume=auto` would go back each time: choose one")
+            raise UsageError(
+                "`rollback` with `resume=auto` would go back each time: choose one"
+            )
         if (resume or rollback) and "out" not in options:
-            raise UsageError("`resume` and `rollback` need `out`: name the run's folder")
-        if resume == AUTO and not world.on_rank_zero(RunFolder(options["out"]).has_checkpoint):
+            raise UsageError(
+                "`resume` and `rollback` need `out`: name the run's folder"
+            )
+        if resume == AUTO and not world.on_rank_zero(
+            RunFolder(options["out"]).has_checkpoint
+        ):
             resume = None
         if "model" in options:
             options["model"] = imported(options["model"])
         config = TrainConfig(**{**defaults, **options})
         if resume or rollback:
             shared = world.on_rank_zero(lambda: RunFolder(options["out"]).config())
-            if resume == AUTO and "epochs" in options:  # the same command never shortens a run
+            if (
+                resume == AUTO and "epochs" in options
+            ):  # the same command never shortens a run
                 options["epochs"] = max(options["epochs"], shared.epochs or 0)
         else:
             shared = config
-        shared.check_processes(max(processes, world.size))  # before any of them is started
+        shared.check_processes(
+            max(processes, world.size)
+        )  # before any of them is started
         launching.start(processes, world)
         if resume or rollback:
             out = options.pop("out")
@@ -69,12 +93,17 @@ def main(argv: list[str], prog: str | None = None, **defaults: Any) -> None:
             points: Any = session.dataset.validation
             animation: Any = None
             if points.shape[1:] == (2,):
-                from snfnp.training.plots import Animation  # Matplotlib takes a second to import
+                from snfnp.training.plots import (
+                    Animation,
+                )  # Matplotlib takes a second to import
 
                 animation = Animation(points)
             train_session(session, _show, callbacks=(animation,) if animation else ())
             if world.rank == 0:
-                with compilations_shown(session.ops), warnings_in_lines():  # of an inverse
+                with (
+                    compilations_shown(session.ops),
+                    warnings_in_lines(),
+                ):  # of an inverse
                     _draw(session.folder, session.config, session.ops, animation)
 
 
@@ -82,7 +111,9 @@ def _show(line: str) -> None:
     print("\n".join(map(printable, in_flags(line).split("\n"))))
 
 
-def _parser(prog: str | None, defaults: dict[str, Any], everything: bool = False) -> Parser:
+def _parser(
+    prog: str | None, defaults: dict[str, Any], everything: bool = False
+) -> Parser:
     """A parser with every option of TrainConfig, and --resume. Options that are not given are
     absent from the result; `defaults` of a script are shown by the help. everything: the help
     lists all options, not only the everyday ones."""
@@ -102,7 +133,9 @@ def _parser(prog: str | None, defaults: dict[str, Any], everything: bool = False
     everyday = parser.add_argument_group("Everyday options")
     start = parser.add_argument_group("Start")
     for base in reversed(TrainConfig.__bases__):
-        group = parser.add_argument_group(str(base.__doc__).partition("\n")[0].rstrip("."))
+        group = parser.add_argument_group(
+            str(base.__doc__).partition("\n")[0].rstrip(".")
+        )
         for name in base.__annotations__:
             default = defaults.get(name, OPTIONS[name].default)
             if name in EVERYDAY:
@@ -142,7 +175,9 @@ def _draw(folder: RunFolder, config: TrainConfig, ops: Ops, animation: Any) -> N
     title = f"{config.data_name}, {config.model_name}, "
     title += f"{config.gradient} gradient, {config.epochs} epochs"
     pictures = []
-    if records:  # none if the file was deleted; first, as sampling fails if the inverse does
+    if (
+        records
+    ):  # none if the file was deleted; first, as sampling fails if the inverse does
         curves.save_curves(folder.curves, records, title)
         pictures.append(folder.curves)
     run = load_run(folder.path, ops=ops, flow=config.model)
@@ -155,10 +190,14 @@ def _draw(folder: RunFolder, config: TrainConfig, ops: Ops, animation: Any) -> N
         titles = {"learned": "learned inverse (one pass)", "exact": "exact inverse"}
         count = min(_SAMPLES, max(1, plots.LONGEST // max(run.image_shape[:2])) ** 2)
         panels = {
-            titles[name]: run.likelihood.sample(count, config.seed, exact=name == "exact")
+            titles[name]: run.likelihood.sample(
+                count, config.seed, exact=name == "exact"
+            )
             for name in inverses
         }
-        plots.save_samples(folder.samples, panels, f"Samples, the same latents: {title}")
+        plots.save_samples(
+            folder.samples, panels, f"Samples, the same latents: {title}"
+        )
         pictures.append(folder.samples)
     if animation and animation.frames:  # none if the run was finished before
         plots.save_animation(folder.animation, animation.frames)

@@ -22,7 +22,14 @@ from snfnp.errors import UsageError, printable, suggestion
 from snfnp.files import open_regular, readable
 from snfnp.images import Samples, fault, open_array, selected, with_channels
 
-__all__ = ["DATA_SETS", "PUBLISHED", "SPLITS", "Dataset", "load_dataset", "require_dataset"]
+__all__ = [
+    "DATA_SETS",
+    "PUBLISHED",
+    "SPLITS",
+    "Dataset",
+    "load_dataset",
+    "require_dataset",
+]
 __all__ += ["HELD_OUT", "load_whole", "own_data"]
 Report = Callable[[str], None]
 Names = tuple[str, ...] | None  # of the columns of a table
@@ -82,11 +89,19 @@ def load_dataset(
     """
     path = _as_text(name)
     if not isinstance(path, str):
-        message = f"load_dataset takes a name or a path, and got a {type(path).__name__}"
+        message = (
+            f"load_dataset takes a name or a path, and got a {type(path).__name__}"
+        )
         raise UsageError(f"{message}: give arrays to snfnp.fit or snfnp.Dataset")
     known = path in LOADERS
-    if data_dir is not None and path not in PUBLISHED and (known or os.path.lexists(path)):
-        message = f"`data_dir={data_dir}` is for published data sets, and {path} is none"
+    if (
+        data_dir is not None
+        and path not in PUBLISHED
+        and (known or os.path.lexists(path))
+    ):
+        message = (
+            f"`data_dir={data_dir}` is for published data sets, and {path} is none"
+        )
         raise UsageError(f"{message}: leave it out")
     if known:
         return LOADERS[path](data_dir, report)
@@ -96,7 +111,9 @@ def load_dataset(
         raise UsageError(f"no such file: {path}: give the path of your data (`data`)")
     message = f"{path!r} is neither a data set nor a path{suggestion(path, LOADERS)}"
     names = ", ".join(DATA_SETS)
-    raise UsageError(f"{message}: use one of {names}, or the path of your data (`data`)")
+    raise UsageError(
+        f"{message}: use one of {names}, or the path of your data (`data`)"
+    )
 
 
 def own_data(
@@ -128,10 +145,15 @@ def own_data(
         name = Path(source).stem
         shown = printable(source)
     fractions: dict[str, float] = {}
-    for split, value in (("validation", _as_text(validation)), ("test", _as_text(test))):
+    for split, value in (
+        ("validation", _as_text(validation)),
+        ("test", _as_text(test)),
+    ):
         if split in splits:
             if value is not None:
-                raise UsageError(f"{shown} has {split} data already: leave `{split}` out")
+                raise UsageError(
+                    f"{shown} has {split} data already: leave `{split}` out"
+                )
             continue
         try:
             fraction = float(HELD_OUT if value is None else value)
@@ -139,7 +161,9 @@ def own_data(
             splits[split] = _chosen(value, split, columns, report, table)
             continue
         if not 0 < fraction < 1:
-            raise UsageError(f"`{split}` is {value}: give a fraction between 0 and 1, or a path")
+            raise UsageError(
+                f"`{split}` is {value}: give a fraction between 0 and 1, or a path"
+            )
         fractions[split] = fraction
     if fractions:
         splits |= _held_out(splits["train"], fractions, seed, shown)
@@ -155,7 +179,9 @@ def _held_out(
     counts = [max(1, round(fraction * total)) for fraction in fractions.values()]
     left = max(total - sum(counts), 0)
     if left < 2:
-        message = f"of the samples of {source} ({total}), {left} would be left to train on"
+        message = (
+            f"of the samples of {source} ({total}), {left} would be left to train on"
+        )
         raise UsageError(f"{message}: give more, or smaller fractions")
     order = np.random.default_rng((seed, total, 1)).permutation(total)
     indices = np.split(order, np.cumsum(counts))
@@ -170,11 +196,15 @@ def _as_text(path: Any) -> Any:
     return os.fspath(path) if isinstance(path, os.PathLike) else path
 
 
-def load_whole(name: str, data_dir: str | os.PathLike[str] | None = None, **table: Any) -> Samples:
+def load_whole(
+    name: str, data_dir: str | os.PathLike[str] | None = None, **table: Any
+) -> Samples:
     """The test data of the data set of this name; or everything at a path, of named splits the test
     split. table: as for `load_dataset`."""
     if name in LOADERS:
-        return LOADERS[name](data_dir if name in PUBLISHED else None, print_to_stderr).test
+        return LOADERS[name](
+            data_dir if name in PUBLISHED else None, print_to_stderr
+        ).test
     return _chosen(name, "test", None, print_to_stderr, table)
 
 
@@ -182,12 +212,16 @@ def _chosen(
     source: Any, split: str, columns: Names, report: Report, table: dict[str, Any]
 ) -> Samples:
     """A split of a source, or everything there; of a table, the columns with these names."""
-    options = table | {"columns": columns or table.get("columns")} if is_table(source) else {}
+    options = (
+        table | {"columns": columns or table.get("columns")} if is_table(source) else {}
+    )
     splits, _ = _read(source, report, options)
     return splits.get(split, splits["train"])
 
 
-def _read(source: Any, report: Report, table: dict[str, Any]) -> tuple[dict[str, Samples], Names]:
+def _read(
+    source: Any, report: Report, table: dict[str, Any]
+) -> tuple[dict[str, Samples], Names]:
     """{split: array} at a path or of an array ("train" if there is only one), and the names of a
     table's columns. table: options of `read_table`."""
     if not isinstance(source, str):
@@ -214,26 +248,38 @@ def _read(source: Any, report: Report, table: dict[str, Any]) -> tuple[dict[str,
             raise UsageError(f"{source}: give {known}, or a folder of images")
     for option, value in table.items():
         if value and not is_table(path):
-            raise UsageError(f"`{option}` is for tables, and {source} is none: leave it out")
-    required = {split: _required(array, f"{source} ({split})") for split, array in splits.items()}
+            raise UsageError(
+                f"`{option}` is for tables, and {source} is none: leave it out"
+            )
+    required = {
+        split: _required(array, f"{source} ({split})")
+        for split, array in splits.items()
+    }
     return required, columns
 
 
 def _archive(path: str) -> dict[str, Samples]:
     """The arrays of an .npz file, except labels. Names and sizes are checked before any is read."""
-    with open(open_regular(path, follow=True), "rb") as stream, NpzFile(stream) as archive:
+    with (
+        open(open_regular(path, follow=True), "rb") as stream,
+        NpzFile(stream) as archive,
+    ):
         names = [name for name in archive.files if not name.endswith("labels")]
         if len(names) != 1 and ("train" not in names or not set(names) <= set(SPLITS)):
             message = f"{path} has the arrays {', '.join(names)[:80] or 'none'}"
             advice = "name them train, validation and test, or give a single one"
             raise UsageError(f"{message}: {advice}")
         if len(set(names)) < len(names):
-            raise UsageError(f"{path} has several arrays of one name: name each split once")
+            raise UsageError(
+                f"{path} has several arrays of one name: name each split once"
+            )
         content: Any = archive.zip
         size = sum(entry.file_size for entry in content.infolist())
         most = _memory()
         if size > most:
-            message = f"its arrays take {size:,} bytes, and this machine has {most:,} bytes"
+            message = (
+                f"its arrays take {size:,} bytes, and this machine has {most:,} bytes"
+            )
             raise ValueError(f"{message} of memory; a .npy file is read as needed")
         return {name if len(names) > 1 else "train": archive[name] for name in names}
 
@@ -245,7 +291,11 @@ def _memory() -> int:
 
 def _unmapped(array: np.ndarray) -> Samples:
     """An array that is mapped from a .npy file, as one that is read from it (`snfnp.images`)."""
-    if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.mode == "r":
+    if (
+        isinstance(array, np.memmap)
+        and isinstance(array.base, mmap.mmap)
+        and array.mode == "r"
+    ):
         file = str(array.filename)
         with readable(file):
             stored = open_array(file) if file.endswith(".npy") else array

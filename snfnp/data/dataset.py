@@ -93,7 +93,9 @@ class Dataset:
 
 
 @np.errstate(all="ignore")
-def moments_of(rows: Samples, name: str, labels: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def moments_of(
+    rows: Samples, name: str, labels: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each column of rows (N, D), both (D,) in float64.
 
     One pass (Chan et al. 1983). Raises UsageError, in which the rows have a name and the columns
@@ -136,4 +138,6 @@ def require_dataset(dataset: object) -> None:
     """Raises UsageError for anything but a `Dataset`."""
     if not isinstance(dataset, Dataset):
         message = f"the data is of type {type(dataset).__name__}"
-        raise UsageError(f"{message}: make a snfnp.Dataset(name, train, validation, test, …) of it")
+        raise UsageError(
+            f"{message}: make a snfnp.Dataset(name, train, validation, test, …) of it"
+        )

@@ -29,14 +29,18 @@ def read_folder(folder: Path, report: Callable[[str], None]) -> dict[str, np.nda
     these, in any letter case; without them, all images are "train". `report` gets a line about what
     is left out. Raises UsageError for damaged images, and for images beside such folders."""
     splits: dict[str, str] = {}  # {folder: split}
-    for name in sorted(name for name in os.listdir(folder) if os.path.isdir(folder / name)):
+    for name in sorted(
+        name for name in os.listdir(folder) if os.path.isdir(folder / name)
+    ):
         if split := _SPLITS.get(name.lower()):
             if split in splits.values():
                 message = f"{folder} has two folders of {split} images"
                 raise UsageError(f"{message}: leave one of them out")
             splits[name] = split
     if splits and "train" not in splits.values():
-        raise UsageError(f"{folder} has no folder train beside {', '.join(splits)}: add one")
+        raise UsageError(
+            f"{folder} has no folder train beside {', '.join(splits)}: add one"
+        )
     files = list(_files(folder, report))
     if not splits:
         return {"train": _read(folder, files, report)}
@@ -44,10 +48,15 @@ def read_folder(folder: Path, report: Callable[[str], None]) -> dict[str, np.nda
     for file in files:
         name = file.relative_to(folder).parts[0]
         if name not in splits:
-            message = f"{folder} has images beside its {', '.join(splits)}, such as {file}"
+            message = (
+                f"{folder} has images beside its {', '.join(splits)}, such as {file}"
+            )
             raise UsageError(f"{message}: move them into one of these, or out of it")
         files_of[name].append(file)
-    return {split: _read(folder / name, files_of[name], report) for name, split in splits.items()}
+    return {
+        split: _read(folder / name, files_of[name], report)
+        for name, split in splits.items()
+    }
 
 
 def _files(folder: Path, report: Callable[[str], None]) -> Iterator[Path]:
@@ -59,7 +68,9 @@ def _files(folder: Path, report: Callable[[str], None]) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
         entries += len(names) + len(folders)
         if entries > _MOST:
-            raise UsageError(f"{folder} has more than {_MOST:,} entries: give a folder of images")
+            raise UsageError(
+                f"{folder} has more than {_MOST:,} entries: give a folder of images"
+            )
         if not images and entries > _MOST_OTHERS:
             message = f"{folder} has no images ({', '.join(SUFFIXES)})"
             advice = "give a folder of images"
@@ -78,7 +89,9 @@ def _files(folder: Path, report: Callable[[str], None]) -> Iterator[Path]:
         message = "hidden folders, links to folders, and folders on other disks"
         report(f"{folder}: {message} are left out")
     if others:
-        counts = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(6))
+        counts = ", ".join(
+            f"{count} {suffix}" for suffix, count in others.most_common(6)
+        )
         report(f"{folder}: other files are left out ({counts})")
 
 
@@ -91,7 +104,9 @@ def _read(folder: Path, files: list[Path], report: Callable[[str], None]) -> np.
     """Images (N, H, W, C) of one size: grey if all are, else with three channels, without
     transparency, and turned as their EXIF data say."""
     if not files:
-        raise UsageError(f"{folder} has no images ({', '.join(SUFFIXES)}): check the path")
+        raise UsageError(
+            f"{folder} has no images ({', '.join(SUFFIXES)}): check the path"
+        )
     images = np.empty(0, np.uint8)
     grey = True
     animated = 0
@@ -111,7 +126,9 @@ def _read(folder: Path, files: list[Path], report: Callable[[str], None]) -> np.
     if animated:
         report(f"{folder}: of animations the first frame is taken ({animated})")
     if printed:
-        report(f"{folder}: CMYK images become RGB without their colour profiles ({printed})")
+        report(
+            f"{folder}: CMYK images become RGB without their colour profiles ({printed})"
+        )
     return images[..., :1].copy() if grey else images
 
 

@@ -25,12 +25,23 @@ TRAIN = "train-images-idx3-ubyte.gz"
 TEST = "t10k-images-idx3-ubyte.gz"
 _FRESH = "replace it with a fresh copy"
 _GZIP_MAGIC = b"\x1f\x8b"
-_HEADER = 16  # bytes of an IDX file before its pixels (http://yann.lecun.com/exdb/mnist/)
+_HEADER = (
+    16  # bytes of an IDX file before its pixels (http://yann.lecun.com/exdb/mnist/)
+)
 _KNOWN = {  # the files with these SHA-256, uncompressed: both sets have the same names
-    "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db": ("MNIST", TRAIN),
+    "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db": (
+        "MNIST",
+        TRAIN,
+    ),
     "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7": ("MNIST", TEST),
-    "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888": ("Fashion-MNIST", TRAIN),
-    "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b": ("Fashion-MNIST", TEST),
+    "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888": (
+        "Fashion-MNIST",
+        TRAIN,
+    ),
+    "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b": (
+        "Fashion-MNIST",
+        TEST,
+    ),
 }
 
 
@@ -64,10 +75,17 @@ class Published:
         paths: dict[str, Path] = {}
         for name in self.files:
             dotted = name.replace("-idx", ".idx")
-            for spelling in (dotted.removesuffix(".gz"), name.removesuffix(".gz"), dotted, name):
+            for spelling in (
+                dotted.removesuffix(".gz"),
+                name.removesuffix(".gz"),
+                dotted,
+                name,
+            ):
                 # os.path.isfile, unlike Path.is_file, also answers for folders without access.
                 if os.path.isfile(folder / spelling):
-                    paths[name] = folder / spelling  # the published name, if it is there
+                    paths[name] = (
+                        folder / spelling
+                    )  # the published name, if it is there
         return paths
 
     def load(
@@ -90,7 +108,9 @@ class Published:
                 advice = f"{self._to_get()} and give their folder with `data_dir`"
                 raise SnfnpError(f"{lacks}: {advice}") from None
             dataset = self.substitute()
-            counts = ", ".join(f"{len(getattr(dataset, split))} {split}" for split in SPLITS)
+            counts = ", ".join(
+                f"{len(getattr(dataset, split))} {split}" for split in SPLITS
+            )
             message = f"using the {dataset.source} ({counts} images), because {error}"
             advice = "--data-dir or SNFNP_DATA_DIR may name a folder with the full data's files"
             report(f"WARNING: NOT THE FULL {self.title}: {message}; {advice}")
@@ -98,7 +118,9 @@ class Published:
         try:
             return self._read(self.find(folder), f"cache folder {folder}")
         except SnfnpError as error:
-            remedy = " (in the cache: delete it to have it downloaded again)" * bool(self.mirrors)
+            remedy = " (in the cache: delete it to have it downloaded again)" * bool(
+                self.mirrors
+            )
             raise SnfnpError(f"{error}{remedy}") from error
 
     def _read(self, files: dict[str, Path], source: str) -> Dataset:
@@ -156,7 +178,9 @@ class Published:
                 pooch.retrieve(mirror + name, known, name, folder, downloader=fetch)
                 return
             except requests.HTTPError as error:
-                problem = f"HTTP status {getattr(error.response, 'status_code', 'unknown')}"
+                problem = (
+                    f"HTTP status {getattr(error.response, 'status_code', 'unknown')}"
+                )
             except requests.RequestException:  # their texts fill lines
                 problem = "connection failed"
             except ValueError:
@@ -168,7 +192,10 @@ class Published:
         raise SnfnpError(f"no mirror gave {name} ({', '.join(failures)})")
 
     def _to_get(self) -> str:
-        return self.advice or f"get {' and '.join(self.files)} from {' or '.join(self.mirrors)}"
+        return (
+            self.advice
+            or f"get {' and '.join(self.files)} from {' or '.join(self.mirrors)}"
+        )
 
 
 def _images(content: bytes) -> np.ndarray:
@@ -181,7 +208,10 @@ def _mnist(published: Published, files: dict[str, Path]) -> np.ndarray:
     most = _HEADER + 28 * 28 * sum(published.counts)
     for name in (TRAIN, TEST):
         path = files[name]
-        with readable(path, _FRESH), open(open_regular(path, follow=True), "rb") as file:
+        with (
+            readable(path, _FRESH),
+            open(open_regular(path, follow=True), "rb") as file,
+        ):
             # servers and browsers uncompress files without renaming them
             compressed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
             file.seek(0)
@@ -190,7 +220,9 @@ def _mnist(published: Published, files: dict[str, Path]) -> np.ndarray:
             digest = hashlib.sha256(content).hexdigest()
             title, published_name = _KNOWN.get(digest, ("no published data set", ""))
             if (title, published_name) != (published.title, name):
-                raise ValueError(f"it is a file of {title}, not {published.title}'s {name}")
+                raise ValueError(
+                    f"it is a file of {title}, not {published.title}'s {name}"
+                )
         images.append(_images(content))
     return np.concatenate(images)
 
@@ -198,7 +230,9 @@ def _mnist(published: Published, files: dict[str, Path]) -> np.ndarray:
 def sample(data_dir: object = None, report: object = None) -> Dataset:
     """The sample of MNIST that the package ships."""
     folder = resources.files("snfnp.data") / "sample"
-    packed = [(folder / f"{split}-images.idx3-ubyte.gz").read_bytes() for split in SPLITS]
+    packed = [
+        (folder / f"{split}-images.idx3-ubyte.gz").read_bytes() for split in SPLITS
+    ]
     splits = map(_images, map(gzip.decompress, packed))
     return Dataset("mnist", *splits, source=SAMPLE, is_sample=True)
 
@@ -210,7 +244,10 @@ MNIST = Published(
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
         "https://storage.googleapis.com/cvdf-datasets/mnist/",
     ),
-    files={TRAIN: "f68b3c2dcbeaaa9fbdd348bbdeb94873", TEST: "9fb629c4189551a2d022fa330f9573f3"},
+    files={
+        TRAIN: "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+        TEST: "9fb629c4189551a2d022fa330f9573f3",
+    },
     counts=(50_000, 10_000, 10_000),
     read=_mnist,
     substitute=sample,
@@ -222,7 +259,10 @@ FASHION_MNIST = Published(
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
         "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
     ),
-    files={TRAIN: "8d4fb7e6c68d591d4c3dfef9ec88bf0d", TEST: "bef4ecab320f06d8554ea6380940ec79"},
+    files={
+        TRAIN: "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        TEST: "bef4ecab320f06d8554ea6380940ec79",
+    },
     counts=MNIST.counts,
     read=_mnist,
 )
@@ -243,7 +283,11 @@ def _cifar(published: Published, files: dict[str, Path]) -> np.ndarray:
         file.seek(0)
         with tarfile.open(fileobj=file) as archive:
             member: Any = archive.extractfile  # None for a folder
-            batches = {PurePosixPath(m.name).name: member(m).read() for m in archive if m.isreg()}
+            batches = {
+                PurePosixPath(m.name).name: member(m).read()
+                for m in archive
+                if m.isreg()
+            }
     records = np.frombuffer(b"".join(batches[name] for name in BATCHES), np.uint8)
     planes = records.reshape(sum(published.counts), 1 + 3 * 32 * 32)[:, 1:]
     return planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
@@ -273,7 +317,9 @@ def _imagenet(published: Published, files: dict[str, Path]) -> Samples:
     with readable(files[ARRAY], _FRESH):
         images = open_array(files[ARRAY])
         if (images.shape, images.dtype) != (shape, np.uint8):
-            raise ValueError(f"{images.dtype} of shape {images.shape} is not uint8 {shape}")
+            raise ValueError(
+                f"{images.dtype} of shape {images.shape} is not uint8 {shape}"
+            )
     return images
 
 

@@ -31,12 +31,18 @@ _MARKS = {  # {a byte-order mark: its encoding}
 _DELIMITERS = "\t;, "  # in the order in which they are tried
 _MOST = 1 << 30  # bytes of the text in a .gz file, which may be a bomb
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
-_SEPARATOR = re.compile(r'\s*"?sep=(.)"?[^\S\n]*\n', re.IGNORECASE)  # which Excel writes and reads
+_SEPARATOR = re.compile(
+    r'\s*"?sep=(.)"?[^\S\n]*\n', re.IGNORECASE
+)  # which Excel writes and reads
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 # the same with decimal commas, beside which 1.234 may be 1234
-_COMMA_NUMBER = re.compile(r"(?![+-]?\d{1,3}(\.\d{3})+$)[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?")
+_COMMA_NUMBER = re.compile(
+    r"(?![+-]?\d{1,3}(\.\d{3})+$)[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?"
+)
 _ENCODED = re.compile(r"\+[A-Za-z0-9+/]{3,}-")  # in UTF-7
-_COMMA = re.compile(r"[+-]?\d+,\d+")  # 1,5 where columns are separated by something else
+_COMMA = re.compile(
+    r"[+-]?\d+,\d+"
+)  # 1,5 where columns are separated by something else
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?|[+-]?\d{1,3}(\.\d{3})+(,\d+)?")
 
 
@@ -102,12 +108,16 @@ def read_table(
         line = f"{file}, line {before + reader.line_num}"
         if len(cells) < len(first) or any(map(str.strip, cells[len(first) :])):
             message = f"{line}: the number of cells is {len(cells)}, in line 1 it is {len(first)}"
-            raise UsageError(f"{message}: give all rows the same; decimals need a point")
+            raise UsageError(
+                f"{message}: give all rows the same; decimals need a point"
+            )
         row = [cells[index].strip() for index in taken]
         wrong = [index for index, cell in enumerate(row) if not number(cell)]
         if not wrong:
             numbers.extend(float(cell.replace(",", ".")) for cell in row)
-        elif drop_incomplete and any(row[index].lower() in INCOMPLETE for index in wrong):
+        elif drop_incomplete and any(
+            row[index].lower() in INCOMPLETE for index in wrong
+        ):
             dropped += 1
         else:
             column = f"{line}, column {chosen[wrong[0]]!r}"
@@ -117,8 +127,12 @@ def read_table(
         advice = "choose columns with `columns`" if dropped else "check the file"
         raise UsageError(f"{file} has no rows of numbers: {advice}")
     if dropped:
-        report(f"{file}: incomplete rows are left out ({dropped} of {len(rows) + dropped})")
-    pairs = delimiter == "," and not names and _COMMA.fullmatch(",".join(second or first))
+        report(
+            f"{file}: incomplete rows are left out ({dropped} of {len(rows) + dropped})"
+        )
+    pairs = (
+        delimiter == "," and not names and _COMMA.fullmatch(",".join(second or first))
+    )
     if pairs and (rows == np.rint(rows)).all() and (rows[:, -1] >= 0).all():
         message = "pairs of whole numbers are read as two columns"
         report(f"{file}: {message}: if they are decimals, write these with a point")
@@ -130,11 +144,15 @@ def _text(path: Path) -> str:
         if path.suffix.lower() == ".gz":
             content = gzip.GzipFile(fileobj=file).read(_MOST + 1)
             if len(content) > _MOST:
-                message = f"{printable(str(path))} has more than {_MOST:,} bytes of text"
+                message = (
+                    f"{printable(str(path))} has more than {_MOST:,} bytes of text"
+                )
                 raise UsageError(f"{message}: decompress it")
         else:
             content = file.read()
-    encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
+    encoding = next(
+        (name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8"
+    )
     try:
         return content.decode(encoding).lstrip("\ufeff")
     except UnicodeDecodeError as error:
@@ -157,7 +175,9 @@ def _beginning(content: str) -> tuple[int, str, list[str], list[str]]:
     if separator := _SEPARATOR.match(content):
         delimiters = separator[1]
         start = separator.end()
-    while line := next((each for each in _LINE.finditer(content, start) if each[0].strip()), None):
+    while line := next(
+        (each for each in _LINE.finditer(content, start) if each[0].strip()), None
+    ):
         start = line.start()
         tried = [each for each in delimiters if each in line[0]] or [delimiters[-1]]
         delimiter, first, second = _split(content, start, tried)
@@ -174,7 +194,9 @@ def _beginning(content: str) -> tuple[int, str, list[str], list[str]]:
     return start, ",", [], []
 
 
-def _split(content: str, start: int, delimiters: list[str]) -> tuple[str, list[str], list[str]]:
+def _split(
+    content: str, start: int, delimiters: list[str]
+) -> tuple[str, list[str], list[str]]:
     """The delimiter that splits the first two rows into as many cells, and these rows."""
     tried: dict[str, list[list[str]]] = {}
     for delimiter in (*delimiters, ","):
@@ -212,8 +234,12 @@ def _chosen(
             message = f"{file} has no column {name!r}: its columns are"
             raise UsageError(f"{message} {_listed(labels)[:200]}")
     taken = [indices[name] for name in names]
-    if (twice := _twice(labels[index] for index in taken)) is not None:  # an infinite density
-        raise UsageError(f"`columns` has {twice!r} more than once: name each column once")
+    if (
+        twice := _twice(labels[index] for index in taken)
+    ) is not None:  # an infinite density
+        raise UsageError(
+            f"`columns` has {twice!r} more than once: name each column once"
+        )
     return taken
 
 
@@ -227,10 +253,16 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(f'"{name}"' if "," in name else name for name in names)
 
 
-def _has_names(first: list[str], second: list[str], number: Callable[[str], Any]) -> bool:
+def _has_names(
+    first: list[str], second: list[str], number: Callable[[str], Any]
+) -> bool:
     """True if the first row has names: a cell is text above a number, or none is a number."""
     for cell, below in zip(first, second, strict=False):
-        text = not number(cell) and cell.lower() not in INCOMPLETE and any(map(str.isalpha, cell))
+        text = (
+            not number(cell)
+            and cell.lower() not in INCOMPLETE
+            and any(map(str.isalpha, cell))
+        )
         if text and number(below):
             return True
     return not any(map(number, first))
@@ -247,7 +279,9 @@ def _has_decimal_commas(content: str, delimiter: str) -> bool:
 def _is_utf_7(name: str) -> bool:
     """True if a name has an encoded character, as +AOQ- for ä."""
     with suppress(UnicodeError):
-        return bool(_ENCODED.search(name)) and not name.encode().decode("utf-7").isascii()
+        return (
+            bool(_ENCODED.search(name)) and not name.encode().decode("utf-7").isascii()
+        )
     return False
 
 

@@ -17,7 +17,9 @@ from snfnp.images import StoredArray, parts
 
 TIES = ("dequantise", "keep", "raise")
 _LOOKED_AT = 10_000  # rows in which columns with ties are looked for
-_REPEATED = 0.1  # the share of rows that repeat a value from which on a column has ties,
+_REPEATED = (
+    0.1  # the share of rows that repeat a value from which on a column has ties,
+)
 _SPIKE = 0.01  # or the share of a single value, which at least _FEWEST rows have
 _FEWEST = 4
 _DECIMALS = 9  # digits behind the point at which steps are looked for
@@ -38,7 +40,9 @@ def with_ties(
     if ties == "keep":
         return moments
     step, origin, least, greatest = find_steps(rows)
-    columns = [f"{labels[column]} (step {step[column]:.6g})" for column in np.flatnonzero(step)]
+    columns = [
+        f"{labels[column]} (step {step[column]:.6g})" for column in np.flatnonzero(step)
+    ]
     if not columns:
         return moments
     more = f" and {len(columns) - 6} others" if len(columns) > 6 else ""
@@ -58,7 +62,9 @@ def find_steps(rows: np.ndarray | StoredArray) -> np.ndarray:
     one column, all that repeat are ties.
     """
     lattice = np.zeros((4, rows.shape[1]))
-    some = np.random.default_rng(0).permutation(len(rows))[:_LOOKED_AT]  # rows may be sorted
+    some = np.random.default_rng(0).permutation(len(rows))[
+        :_LOOKED_AT
+    ]  # rows may be sorted
     looked_at = rows[np.sort(some)]
     distinct = np.unique(looked_at, axis=0) if rows.shape[1] > 1 else looked_at
     for index, column in enumerate(looked_at.T):
@@ -79,7 +85,9 @@ def decimals(step: np.ndarray, origin: np.ndarray) -> np.ndarray:
     powers = 10.0 ** np.arange(_DECIMALS + 1)
     scaled = np.stack([step, origin])[..., np.newaxis] * powers
     off = np.abs(scaled - np.rint(scaled))
-    whole = (off <= 1e-6 * np.minimum(1, scaled[0])).all(axis=0)  # a step may be a small number
+    whole = (off <= 1e-6 * np.minimum(1, scaled[0])).all(
+        axis=0
+    )  # a step may be a small number
     return np.where(np.any(whole, axis=1), powers[whole.argmax(axis=1)], 0.0)
 
 
@@ -88,7 +96,9 @@ def _step(column: np.ndarray) -> tuple[float, float, bool]:
     values, counts = np.unique(column, return_counts=True)
     repeated = 1 - len(values) / len(column)
     most = counts.max()
-    if len(values) < 2 or (repeated < _REPEATED and most < max(_FEWEST, _SPIKE * len(column))):
+    if len(values) < 2 or (
+        repeated < _REPEATED and most < max(_FEWEST, _SPIKE * len(column))
+    ):
         return 0.0, 0.0, False
     values = _as_written(values.astype(np.float64))
     commonest = float(values[counts.argmax()])
@@ -133,7 +143,9 @@ def _common_divisor(values: np.ndarray, gaps: np.ndarray) -> tuple[float, bool]:
     return least, False
 
 
-def _least_squares(values: np.ndarray, gaps: np.ndarray, step: float) -> tuple[float, float]:
+def _least_squares(
+    values: np.ndarray, gaps: np.ndarray, step: float
+) -> tuple[float, float]:
     """The step near `step` of the lattice that is nearest to values, and how far from it the
     furthest of them lies, in steps. Small gaps come first: of a large one a step that is rounded
     does not tell the number of steps."""

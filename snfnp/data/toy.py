@@ -16,7 +16,10 @@ COUNTS = (10_000, 2_000, 5_000)  # points to train on, to validate on, and to te
 def moons(rng: Generator, count: int) -> np.ndarray:
     """Two interleaved half circles of radius 1, with noise of 0.1 in both coordinates."""
     upper = np.exp(1j * rng.uniform(0, np.pi, count)) - 0.5 - 0.25j
-    return rng.choice((-1, 1), count) * upper + rng.standard_normal((count, 2)) @ (0.1, 0.1j)
+    return rng.choice((-1, 1), count) * upper + rng.standard_normal((count, 2)) @ (
+        0.1,
+        0.1j,
+    )
 
 
 def rings(rng: Generator, count: int) -> np.ndarray:
@@ -42,7 +45,10 @@ def spirals(rng: Generator, count: int) -> np.ndarray:
     """Two arms of one and a half turns, with noise of 0.1 in both coordinates."""
     radius = np.pi * np.sqrt(rng.uniform(0.01, 1, count))
     arm = rng.choice((-1, 1), count)
-    return arm * radius * np.exp(3j * radius) + rng.standard_normal((count, 2)) @ (0.1, 0.1j)
+    return arm * radius * np.exp(3j * radius) + rng.standard_normal((count, 2)) @ (
+        0.1,
+        0.1j,
+    )
 
 
 def gaussians(rng: Generator, count: int) -> np.ndarray:
@@ -51,7 +57,9 @@ def gaussians(rng: Generator, count: int) -> np.ndarray:
     return centre + rng.standard_normal((count, 2)) @ (0.2, 0.2j)
 
 
-DENSITIES = {d.__name__: d for d in (moons, rings, pinwheel, checkerboard, spirals, gaussians)}
+DENSITIES = {
+    d.__name__: d for d in (moons, rings, pinwheel, checkerboard, spirals, gaussians)
+}
 
 
 def draw(name: str, count: int, seed: int) -> np.ndarray:

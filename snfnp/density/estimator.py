@@ -85,7 +85,10 @@ class FlowDensity(Options):
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """{parameter of the constructor: its value}."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return {
+            name: getattr(self, name)
+            for name in inspect.signature(type(self)).parameters
+        }
 
     def set_params(self, **params: Any) -> FlowDensity:
         """Set parameters of the constructor by name. Raises ValueError for any other name."""
@@ -101,7 +104,9 @@ class FlowDensity(Options):
         """Set what `transform` returns, and `sample` after a fit on a DataFrame: "default" (an
         array), "pandas" or "polars"."""
         if transform not in (None, "default", "pandas", "polars"):
-            raise ValueError(f"transform is {transform!r}: give default, pandas or polars")
+            raise ValueError(
+                f"transform is {transform!r}: give default, pandas or polars"
+            )
         if transform is not None:
             self._sklearn_output_config = {"transform": transform}
         return self
@@ -146,10 +151,14 @@ class FlowDensity(Options):
         rng = rows.generator(self.random_state)
         table, groups = rows.drawn(table, sample_weight, rng)
         if len(table) < 3:  # one of which is held out
-            raise ValueError(f"n_samples = {len(table)}: a density needs at least 3 rows")
+            raise ValueError(
+                f"n_samples = {len(table)}: a density needs at least 3 rows"
+            )
         with _value_errors():
             self._check()
-            fit = fit_density(self, table, groups, labels_of(names, table.shape[1]), rng)
+            fit = fit_density(
+                self, table, groups, labels_of(names, table.shape[1]), rng
+            )
         fitted = copy(self)
         fitted._keep(fit, names)
         self.__dict__ = vars(fitted)  # at once: an interruption keeps the former fit
@@ -161,7 +170,9 @@ class FlowDensity(Options):
         if self.time_limit is not None:
             require_real(None, 0, math.inf, or_zero=True, time_limit=self.time_limit)
         if self.ties not in TIES:
-            raise UsageError(f"ties is {self.ties!r}: it must be one of {', '.join(TIES)}")
+            raise UsageError(
+                f"ties is {self.ties!r}: it must be one of {', '.join(TIES)}"
+            )
 
     def _keep(self, fit: Fit, names: np.ndarray | None) -> None:
         """Set the attributes of a fitted estimator."""
@@ -179,7 +190,9 @@ class FlowDensity(Options):
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Names of the latents that `transform` returns: flowdensity0, flowdensity1, …"""
         _ = self._fitted
-        return np.array([f"flowdensity{k}" for k in range(self.n_features_in_)], dtype=object)
+        return np.array(
+            [f"flowdensity{k}" for k in range(self.n_features_in_)], dtype=object
+        )
 
     @np.errstate(all="ignore")
     def score_samples(self, X: Any) -> np.ndarray:
@@ -209,14 +222,18 @@ class FlowDensity(Options):
             Rows (N, D).
         """
         table = self._checked(X)
-        return table + self.step_ * (rows.generator(random_state).random(table.shape) - 0.5)
+        return table + self.step_ * (
+            rows.generator(random_state).random(table.shape) - 0.5
+        )
 
     def score(self, X: Any, y: Any = None) -> float:
         """The mean of `score_samples`; y is ignored."""
         return float(self.score_samples(X).mean())
 
     @np.errstate(all="ignore")
-    def sample(self, n_samples: int = 1, random_state: Any = None, exact: bool = True) -> Any:
+    def sample(
+        self, n_samples: int = 1, random_state: Any = None, exact: bool = True
+    ) -> Any:
         """Draw rows from the density. Columns with ties have values between the least and the
         greatest that were fitted: other rows are drawn again.
 
@@ -242,7 +259,9 @@ class FlowDensity(Options):
         """The latents (N, D) of rows (N, D) under the best flow: standard normal if X follows that
         flow's density."""
         latents = self._fitted.best_flow.without_noise.latents(self._checked(X))[0]
-        return rows.in_container(latents, self.get_feature_names_out(), X, self._container)
+        return rows.in_container(
+            latents, self.get_feature_names_out(), X, self._container
+        )
 
     def fit_transform(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """`fit`, and then `transform` of the same rows."""

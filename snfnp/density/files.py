@@ -15,9 +15,16 @@ from snfnp.errors import CheckpointError, UsageError
 from snfnp.files import readable
 from snfnp.parameters import Layout
 from snfnp.training.options import TrainConfig
-from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint, record_of, save_checkpoint
+from snfnp.training.runs.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    record_of,
+    save_checkpoint,
+)
 
-_LARGEST = 2.0**80  # of a mean in units of its spread, and of a mixture's numbers: beyond any fit's
+_LARGEST = (
+    2.0**80
+)  # of a mean in units of its spread, and of a mixture's numbers: beyond any fit's
 
 
 def save(density: Any, path: Path) -> None:
@@ -29,12 +36,15 @@ def save(density: Any, path: Path) -> None:
     candidates: list[list[Any]] = []
     best = replace(fit.best, members=fit.best.members[:1])
     for index, (candidate, weight) in enumerate([*fit.kept, (best, None)]):
-        candidates.append([candidate.name, weight, candidate.step, len(candidate.members)])
+        candidates.append(
+            [candidate.name, weight, candidate.step, len(candidate.members)]
+        )
         for number, member in enumerate(candidate.members):
             named = vars(member) if isinstance(member, Mixture) else {"flat": member}
             arrays[f"{index}.{number}"] = named
     shapes = {
-        key: {name: array.shape for name, array in named.items()} for key, named in arrays.items()
+        key: {name: array.shape for name, array in named.items()}
+        for key, named in arrays.items()
     }
     names = getattr(density, "feature_names_in_", None)
     params = density.get_params() | {"random_state": None}
@@ -62,7 +72,9 @@ def load(cls: type, path: Path) -> Any:
     """The estimator. Raises CheckpointError for any other file."""
     record = record_of(path)
     if record.get("class") != cls.__name__:
-        raise CheckpointError(f"{path} holds no {cls.__name__}: give a file that it saved")
+        raise CheckpointError(
+            f"{path} holds no {cls.__name__}: give a file that it saved"
+        )
     with readable(path, "use another file", CheckpointError, "is damaged"):
         shapes = {
             key: {name: tuple(shape) for name, shape in named.items()}
@@ -97,7 +109,9 @@ def load(cls: type, path: Path) -> Any:
     return density
 
 
-def _member(arrays: dict[str, np.ndarray], size: int, columns: int) -> np.ndarray | Mixture:
+def _member(
+    arrays: dict[str, np.ndarray], size: int, columns: int
+) -> np.ndarray | Mixture:
     """The parameters of a flow, or a mixture."""
     if set(arrays) == {"flat"} and arrays["flat"].shape == (size,):
         return arrays["flat"]

@@ -22,21 +22,35 @@ from snfnp import threads
 from snfnp.data.dataset import moments_of
 from snfnp.data.ties import with_ties
 from snfnp.density.ensemble import Fit, stacked_weights
-from snfnp.density.training import FEW, Candidate, Progress, flow_candidate, mixture_candidates
+from snfnp.density.training import (
+    FEW,
+    Candidate,
+    Progress,
+    flow_candidate,
+    mixture_candidates,
+)
 from snfnp.errors import UsageError
 from snfnp.layers.preprocess import Standardise
 from snfnp.ops import RandomKey, get_ops
 from snfnp.training.options import TrainConfig
 from snfnp.training.progress import compilations_shown, progress_bar, silent
 
-_NOISE = {0.0: 2**63, 0.1: 1000, 0.2: 500}  # candidates: rows up to which they are tried
+_NOISE = {
+    0.0: 2**63,
+    0.1: 1000,
+    0.2: 500,
+}  # candidates: rows up to which they are tried
 _FIRST = 2000  # steps of a flow on many rows: of the first training,
 _LONGEST = 4000  # and of the longest
 _JUDGED = 4000  # rows of a fold, at most: the others are trained on by all members
-_SMALL = 4096  # numbers in a batch for which a smooth leaky ReLU is fastest in plain NumPy
+_SMALL = (
+    4096  # numbers in a batch for which a smooth leaky ReLU is fastest in plain NumPy
+)
 _STACK = 5  # frames from a warning to the caller of `FlowDensity.fit`
 
-_warned: set[tuple] = set()  # columns with ties, and their steps, of which this process has warned
+_warned: set[tuple] = (
+    set()
+)  # columns with ties, and their steps, of which this process has warned
 
 
 @dataclass(eq=False, repr=False)
@@ -106,7 +120,9 @@ def fit_density(
         levels = [options.noise]
     flows: list[Candidate] = []
     mixtures: list[Candidate] = []
-    limit = 1 if _is_small(config, columns) else None  # more threads would wait for each other
+    limit = (
+        1 if _is_small(config, columns) else None
+    )  # more threads would wait for each other
     with threads.limited(limit), _progress(options, config, len(table)) as progress:
         for level in levels:
             noisy = replace(config, noise=level)
@@ -164,13 +180,17 @@ def _folds(options: Options, groups: np.ndarray) -> list[np.ndarray]:
         held_out = max(1, round(options.validation_fraction * count))
         return [np.flatnonzero(groups < min(held_out, count - 1))]
     judged = groups < members * _JUDGED
-    return [np.flatnonzero(judged & (groups % members == fold)) for fold in range(members)]
+    return [
+        np.flatnonzero(judged & (groups % members == fold)) for fold in range(members)
+    ]
 
 
 def _config(options: Options, rows: int, columns: int, seed: int) -> TrainConfig:
     """The configuration of flows that are trained on so many rows."""
     names = ("activation", "gradient", "epochs", "batch_size", "lr", "patience")
-    settings: dict[str, Any] = {name: getattr(options, name) for name in names}  # None: the default
+    settings: dict[str, Any] = {
+        name: getattr(options, name) for name in names
+    }  # None: the default
     config = TrainConfig(model="vector", seed=seed, depth=options.layers, **settings)
     config = config.resolve(rows, (columns,))
     plain = options.activation != "spline" and _is_small(config, columns)

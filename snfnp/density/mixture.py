@@ -59,7 +59,9 @@ class Mixture:
         labels = _start(first, components, np.random.default_rng(seed))
         width = _width(components, columns)
         sums = np.zeros((components, 1))
-        for part, nearest in zip(_parts(first, width), _parts(labels, width), strict=True):
+        for part, nearest in zip(
+            _parts(first, width), _parts(labels, width), strict=True
+        ):
             sums = sums + np.eye(components)[nearest].T @ _features(part)
         gain = _GAIN if len(rows) < _MANY else 10 * _GAIN
 
@@ -81,7 +83,9 @@ class Mixture:
         return mixture
 
     @classmethod
-    def _maximised(cls, sums: np.ndarray, usual: np.ndarray, kind: str, prior: float) -> Mixture:
+    def _maximised(
+        cls, sums: np.ndarray, usual: np.ndarray, kind: str, prior: float
+    ) -> Mixture:
         """The M-step: π, μ and Σ from the sums of `_features` over rows, weighted by the
         responsibilities, (K, F). usual: C K^(−2/D), the mean of the prior, (D, D)."""
         columns = len(usual)
@@ -92,7 +96,10 @@ class Mixture:
         squares = np.empty((len(sums), columns, columns))
         squares[:, upper, lower] = sums[:, 1 + columns :]
         squares[:, lower, upper] = sums[:, 1 + columns :]
-        scatter = squares - (counts[:, np.newaxis] * means)[:, :, np.newaxis] * means[:, np.newaxis]
+        scatter = (
+            squares
+            - (counts[:, np.newaxis] * means)[:, :, np.newaxis] * means[:, np.newaxis]
+        )
         if kind == "tied":
             scatter = scatter.sum(axis=0, keepdims=True)
             some = counts.sum().reshape(1, 1)
@@ -100,10 +107,14 @@ class Mixture:
         covariances = (scatter + prior * usual) / (some + prior)
         largest = squares.diagonal(0, 1, 2).max(axis=1)
         rounding = _ROUNDING * (largest / np.maximum(counts, _TINY))
-        covariances = covariances + rounding[:, np.newaxis, np.newaxis] * np.eye(columns)
+        covariances = covariances + rounding[:, np.newaxis, np.newaxis] * np.eye(
+            columns
+        )
         if kind == "diagonal":
             covariances *= np.eye(columns)
-        return cls((counts + 1) / (counts + 1).sum(), means, np.linalg.cholesky(covariances))
+        return cls(
+            (counts + 1) / (counts + 1).sum(), means, np.linalg.cholesky(covariances)
+        )
 
     def _expected(self, rows: np.ndarray) -> tuple[float, np.ndarray]:
         """The E-step: the mean of log p(x) over rows (N, D), and the sums of `_features` for the
@@ -119,7 +130,9 @@ class Mixture:
         constant = self._constants() - (linear * self.means).sum(axis=1) / 2
         upper, lower = np.triu_indices(self.means.shape[1])
         quadratic = precision[:, upper, lower] * np.where(upper == lower, -0.5, -1.0)
-        coefficients = np.concatenate([constant[:, np.newaxis], linear, quadratic], axis=1)
+        coefficients = np.concatenate(
+            [constant[:, np.newaxis], linear, quadratic], axis=1
+        )
         total = 0.0
         sums = np.zeros_like(coefficients)
         for part in _parts(rows, _width(*self.means.shape)):
@@ -137,7 +150,11 @@ class Mixture:
     def _constants(self) -> np.ndarray:
         """log π − log det(2πΣ)/2 of each component, (K,)."""
         logs = np.log(np.diagonal(self.roots, axis1=1, axis2=2)).sum(axis=1)
-        return np.log(self.weights) - self.means.shape[1] / 2 * math.log(2 * math.pi) - logs
+        return (
+            np.log(self.weights)
+            - self.means.shape[1] / 2 * math.log(2 * math.pi)
+            - logs
+        )
 
     def log_prob(self, rows: np.ndarray) -> np.ndarray:
         """log p(x) of rows (N, D), in nats: (N,)."""
@@ -177,7 +194,9 @@ def _parts(rows: np.ndarray, width: int) -> Iterator[np.ndarray]:
 def _features(rows: np.ndarray) -> np.ndarray:
     """1, x_i and x_i x_j (i ≤ j) of rows (N, D): (N, F)."""
     upper, lower = np.triu_indices(rows.shape[1])
-    return np.concatenate([np.ones((len(rows), 1)), rows, rows[:, upper] * rows[:, lower]], axis=1)
+    return np.concatenate(
+        [np.ones((len(rows), 1)), rows, rows[:, upper] * rows[:, lower]], axis=1
+    )
 
 
 def _start(rows: np.ndarray, components: int, rng: Generator) -> np.ndarray:

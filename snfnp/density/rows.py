@@ -19,23 +19,33 @@ def checked(X: Any) -> np.ndarray:
     """X as rows (N, D) of finite float64 numbers. Raises ValueError or TypeError, in the words that
     scikit-learn has for it."""
     if hasattr(X, "toarray"):
-        raise TypeError("Sparse data was passed for X, but dense data is required: X.toarray()")
+        raise TypeError(
+            "Sparse data was passed for X, but dense data is required: X.toarray()"
+        )
     if isinstance(X, np.ma.MaskedArray):
         raise TypeError("X is a masked array: leave masked rows out, or fill them in")
     array = np.asarray(X)
     if array.ndim != 2:
-        message = f"Expected 2D array, got {array.ndim}D array instead of shape {array.shape}"
+        message = (
+            f"Expected 2D array, got {array.ndim}D array instead of shape {array.shape}"
+        )
         if array.ndim == 0:
             message = f"Expected 2D array, got scalar array instead, of type {type(X).__name__}"
-        raise ValueError(f"{message}. Reshape your data: rows are samples, columns are features")
+        raise ValueError(
+            f"{message}. Reshape your data: rows are samples, columns are features"
+        )
     if np.iscomplexobj(array):
         raise ValueError("Complex data not supported: give real numbers")
     if array.dtype.kind in "mM" or _has_dates(array):
-        raise TypeError("X has dates or durations: turn them into numbers, of days for example")
+        raise TypeError(
+            "X has dates or durations: turn them into numbers, of days for example"
+        )
     try:
         rows = np.ascontiguousarray(array, np.float64)
     except ValueError as error:
-        for label, column in zip(labels_of(names_of(X), array.shape[1]), array.T, strict=True):
+        for label, column in zip(
+            labels_of(names_of(X), array.shape[1]), array.T, strict=True
+        ):
             if _is_text(column):
                 advice = "leave it out, or give a column of 0 and 1 for each category"
                 raise ValueError(f"{error}: {label} has text: {advice}") from None
@@ -46,14 +56,19 @@ def checked(X: Any) -> np.ndarray:
             raise ValueError(f"{message} while a minimum of 1 is required.")
     if not np.isfinite(rows).all():
         row, column = np.argwhere(~np.isfinite(rows))[0]
-        message = f"X contains NaN or infinity, first in row {row}, column {column} (from 0)"
+        message = (
+            f"X contains NaN or infinity, first in row {row}, column {column} (from 0)"
+        )
         raise ValueError(f"{message}: leave such rows out, or fill them in")
     return rows
 
 
 def _has_dates(array: np.ndarray) -> bool:
     first = array[:1].ravel() if array.dtype.kind == "O" else ()
-    return any(hasattr(value, "isoformat") or isinstance(value, np.datetime64) for value in first)
+    return any(
+        hasattr(value, "isoformat") or isinstance(value, np.datetime64)
+        for value in first
+    )
 
 
 def _is_text(column: np.ndarray) -> bool:
@@ -105,7 +120,9 @@ def _listed(description: str, names: list[str]) -> str:
     return "\n".join([*lines, ""]) if names else ""
 
 
-def drawn(rows: np.ndarray, sample_weight: Any, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
+def drawn(
+    rows: np.ndarray, sample_weight: Any, rng: Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Rows (N, D) sorted by their columns, repeated by weight, and the group of each: equal rows
     are one group.
 
@@ -122,9 +139,13 @@ def drawn(rows: np.ndarray, sample_weight: Any, rng: Generator) -> tuple[np.ndar
         message = f"sample_weight.shape == {weights.shape}, expected {(count,)}"
         raise ValueError(f"{message}: give one weight for each row")
     if not (np.isfinite(weights).all() and (weights >= 0).all()):
-        raise ValueError("sample_weight has negative or infinite numbers, or NaN: give others")
+        raise ValueError(
+            "sample_weight has negative or infinite numbers, or NaN: give others"
+        )
     if not weights.any():
-        raise ValueError("sample_weight is zero for every row: give at least one row some")
+        raise ValueError(
+            "sample_weight is zero for every row: give at least one row some"
+        )
     shift = rng.random()  # whatever kind the weights are
     order = np.lexsort(rows.T)
     counts = weights[order]
@@ -148,7 +169,9 @@ def generator(random_state: Any) -> Generator:
         raise ValueError(f"random_state is {random_state!r}: {advice}") from None
 
 
-def in_container(values: np.ndarray, names: Iterable[str], X: Any, container: str | None) -> Any:
+def in_container(
+    values: np.ndarray, names: Iterable[str], X: Any, container: str | None
+) -> Any:
     """Values (N, D) as an array, or as the DataFrame that a container names, "pandas" or "polars";
     by default that of scikit-learn's configuration. X: rows whose index a DataFrame takes."""
     sklearn = sys.modules.get("sklearn")
@@ -157,7 +180,9 @@ def in_container(values: np.ndarray, names: Iterable[str], X: Any, container: st
     if container == "pandas":
         import pandas  # pyright: ignore[reportMissingImports]
 
-        index = X.index if hasattr(X, "columns") else None  # a list has a method of that name
+        index = (
+            X.index if hasattr(X, "columns") else None
+        )  # a list has a method of that name
         return pandas.DataFrame(values, index, list(names))
     if container == "polars":
         import polars  # pyright: ignore[reportMissingImports]

@@ -36,7 +36,13 @@ _OF_MANY = (1, 4, 16, 32, 64, 128, 256, 512)  # components on more than FEW rows
 _SMOOTHED = 20_000  # rows up to which their second prior is tried
 _ROWS_PER_COMPONENT = 6
 _WORK = 2**24  # components times rows to which a mixture is fitted, at most
-_PRIORS = (("full", 0.003), ("full", 0.3), ("full", 3.0), ("diagonal", 1e-4), ("tied", 0.003))
+_PRIORS = (
+    ("full", 0.003),
+    ("full", 0.3),
+    ("full", 3.0),
+    ("diagonal", 1e-4),
+    ("tied", 0.003),
+)
 _PRIORS_OF_MANY = (("full", 0.3), ("full", 3.0))
 _MANY = 20  # components from which on no more are tried if these are worse by
 _WORSE = 0.1  # nats
@@ -98,7 +104,9 @@ class Progress:
         """Report what a candidate reached."""
         self.report(f"{candidate.name}: {candidate.mean:.3f} nats per row held out")
 
-    def map(self, function: Callable[..., Mixture], *arguments: list[Any]) -> list[Mixture]:
+    def map(
+        self, function: Callable[..., Mixture], *arguments: list[Any]
+    ) -> list[Mixture]:
         """The results of a function, side by side."""
         if self.workers == 1:
             return list(map(function, *arguments))

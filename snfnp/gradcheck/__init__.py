@@ -18,6 +18,12 @@ from snfnp.gradcheck.differences import (
 from snfnp.gradcheck.layers import check_layer, stop_gradient_objective
 from snfnp.gradcheck.linear import check_map, check_rule
 
-__all__ = ["GradientError", "Report", "as_matrix", "central_difference", "check_gradient"]
+__all__ = [
+    "GradientError",
+    "Report",
+    "as_matrix",
+    "central_difference",
+    "check_gradient",
+]
 __all__ += ["check_layer", "check_map", "check_rule", "relative_error", "slopes"]
 __all__ += ["stop_gradient_objective"]

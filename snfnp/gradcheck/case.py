@@ -36,7 +36,9 @@ class Report:
 
     def __str__(self) -> str:
         width = max(map(len, self.errors), default=0)
-        return "\n".join(f"{name:<{width}}  {error:.1e}" for name, error in self.errors.items())
+        return "\n".join(
+            f"{name:<{width}}  {error:.1e}" for name, error in self.errors.items()
+        )
 
 
 def on_cpu_backends(check: Callable[_P, Report]) -> Callable[_P, Report]:
@@ -105,9 +107,13 @@ class Case:
         lam: float = 0.7,
         noise: float = 0.1,
     ):
-        require(layer, Layer, " (check_gradient compares the gradients of any function)")
+        require(
+            layer, Layer, " (check_gradient compares the gradients of any function)"
+        )
         if not isinstance(shape, (tuple, list)):
-            raise UsageError(f"shape is {shape!r}: give one sample's, as (6,) or (8, 8, 3)")
+            raise UsageError(
+                f"shape is {shape!r}: give one sample's, as (6,) or (8, 8, 3)"
+            )
         self.layer = layer
         self.shape = tuple(shape)
         self.ops = ops or get_ops("numpy")
@@ -122,16 +128,24 @@ class Case:
             name: value + noise * rng.standard_normal(value.shape)
             for name, value in self.initial.items()
         }
-        self.learned = () if isinstance(layer, Whiten) else tuple(self.params)  # have gradients
+        self.learned = (
+            () if isinstance(layer, Whiten) else tuple(self.params)
+        )  # have gradients
         shapes = [layer.output_shape(self.shape), layer.latent_shape(self.shape)]
-        self.c = [rng.standard_normal((len(self.x), *each)) for each in shapes if each is not None]
+        self.c = [
+            rng.standard_normal((len(self.x), *each))
+            for each in shapes
+            if each is not None
+        ]
         self.a = rng.standard_normal(len(self.x))
 
     def put(self, arrays: Any, dtype: DTypeLike = np.float64, name: str = "") -> Any:
         """Copies of a host array, or of a dict or list of them, on the device, and in the memory
         order that they have in training."""
         if isinstance(arrays, dict):
-            return {name: self.put(array, dtype, name) for name, array in arrays.items()}
+            return {
+                name: self.put(array, dtype, name) for name, array in arrays.items()
+            }
         if isinstance(arrays, list):
             return [self.put(array, dtype) for array in arrays]
         array = np.array(arrays, dtype)
@@ -147,7 +161,9 @@ class Case:
         self, x: np.ndarray, params: Arrays, dtype: DTypeLike = np.float64
     ) -> tuple[list[np.ndarray], np.ndarray | int]:
         """The outputs, and ldj."""
-        result = self.layer.forward(self.ops, self.put(params, dtype), self.put(x, dtype))
+        result = self.layer.forward(
+            self.ops, self.put(params, dtype), self.put(x, dtype)
+        )
         z, ldj, cache = returned(result, "forward", "z, ldj, cache")
         outputs = [z, cache["latent"]] if len(self.c) == 2 else [z]
         ldj = ldj if isinstance(ldj, int) else self.ops.to_host(ldj)
@@ -156,7 +172,9 @@ class Case:
     def objective(self, x: np.ndarray, params: Arrays) -> float:
         """⟨c, outputs⟩ + ⟨a, ldj + log_det⟩."""
         outputs, ldj = self.forward(x, params)
-        total = sum(np.sum(c * output) for c, output in zip(self.c, outputs, strict=True))
+        total = sum(
+            np.sum(c * output) for c, output in zip(self.c, outputs, strict=True)
+        )
         return float(total + np.sum(self.a * (ldj + self.log_det(params))))
 
     def log_det(self, params: Arrays) -> float:
@@ -168,7 +186,11 @@ class Case:
         precision (default: the case's), which must change no argument."""
         ops = self.ops
         dtype = dtype or self.dtype
-        host = {"x": self.x, "dldj": self.a, **dict(zip(("dz", "dlatent"), self.c, strict=False))}
+        host = {
+            "x": self.x,
+            "dldj": self.a,
+            **dict(zip(("dz", "dlatent"), self.c, strict=False)),
+        }
         device = self.put(host, dtype)
         p = self.put(self.params, dtype)
         x, dldj, dz, *dlatent = device.values()
@@ -176,20 +198,32 @@ class Case:
         ctx = BackwardContext.of(ops, dldj, self.lam, key=layer_key(KEY, 0))
         passes = []
         for _ in range(2):  # the second time from the cache that the first one left
-            grads = self.put({k: np.full_like(v, np.nan) for k, v in self.params.items()}, dtype)
+            grads = self.put(
+                {k: np.full_like(v, np.nan) for k, v in self.params.items()}, dtype
+            )
             # a copy of the dict: an array that backward puts in a buffer's place is discarded
             dx = self.layer.backward(ctx, p, cache, dz, dict(grads), *dlatent)
-            returned(dx, "backward", "δ_x, a Measured" if self.layer.learns_inverse else "δ_x")
+            returned(
+                dx,
+                "backward",
+                "δ_x, a Measured" if self.layer.learns_inverse else "δ_x",
+            )
             if self.layer.learns_inverse:
                 dx, _ = dx
-            passes.append({name: ops.to_host(g) for name, g in {**grads, "x": dx}.items()})
+            passes.append(
+                {name: ops.to_host(g) for name, g in {**grads, "x": dx}.items()}
+            )
         self.require_unchanged({**host, **self.params}, {**device, **p})
         first, second = passes
         if not all(np.allclose(first[k], second[k], equal_nan=True) for k in first):
-            raise GradientError("backward changed the cache: twice, it gives two results")
+            raise GradientError(
+                "backward changed the cache: twice, it gives two results"
+            )
         for name in (*self.learned, "x"):
             if np.isnan(first[name]).any():
-                raise GradientError(f"{name}: backward left its gradient (partly) unwritten or NaN")
+                raise GradientError(
+                    f"{name}: backward left its gradient (partly) unwritten or NaN"
+                )
         return first
 
     def require_unchanged(self, host: Arrays, device: dict[str, Array]) -> None:
@@ -227,7 +261,9 @@ class Case:
             wrong = 1.01 * expected
         typical = float(np.max(np.abs(expected)))
         pairs = zip(value.flat, expected.flat, strict=True)
-        error = float(np.max([relative(a, b, typical) for a, b in pairs]))  # NaN if one of them is
+        error = float(
+            np.max([relative(a, b, typical) for a, b in pairs])
+        )  # NaN if one of them is
         control = float(np.max(np.abs(wrong - expected)) / typical)
         self.report.errors[name] = error
         self.report.controls[name] = control

@@ -82,14 +82,22 @@ def _linear() -> list[tuple]:
     def dense(name: str, features: int, rule: Rule, **options: Any) -> tuple:
         return f"dense{name}", Linear(Dense(features), rule, **options), (features,)
 
-    def conv(name: str, kernel: tuple[int, int], shape: Shape, rule: Rule, **options: Any) -> tuple:
+    def conv(
+        name: str, kernel: tuple[int, int], shape: Shape, rule: Rule, **options: Any
+    ) -> tuple:
         layer = Linear(Conv2d(kernel, shape[2]), rule, **options)
         return f"conv {kernel[0]}x{kernel[1]}{name}", layer, shape
 
     return [
         dense("", 5, snf),
         dense(", one feature", 1, snf),
-        dense(", without bias, from the identity", 5, snf, bias=False, init_kind="identity"),
+        dense(
+            ", without bias, from the identity",
+            5,
+            snf,
+            bias=False,
+            init_kind="identity",
+        ),
         dense(", forward objective", 5, forward),
         dense(", exact gradient", 5, exact),
         dense(", exact gradient, without bias", 5, exact, bias=False),
@@ -114,7 +122,9 @@ def _other_layers() -> list[tuple]:
     def spline(name: str, shape: Shape, **options: Any) -> tuple:
         # 5 bins each: Numba compiles its kernels for every number of bins
         layer = RationalQuadraticSpline(5, **options)
-        points = np.linspace(-1.3, 1.3, 7 * math.prod(shape)).reshape(7, *shape)  # and in the tails
+        points = np.linspace(-1.3, 1.3, 7 * math.prod(shape)).reshape(
+            7, *shape
+        )  # and in the tails
         return name, layer, shape, {"x": layer.bound * points}
 
     def coupling(name: str, channels: int, width: int, shape: Shape) -> tuple:
@@ -143,7 +153,11 @@ def _other_layers() -> list[tuple]:
         ("bias", Bias(), (3, 4, 2)),
         ("bias, features", Bias(), (5,)),
         ("causal conv", CausalConv2d(3), (3, 2, 3)),
-        ("causal conv, one channel, without bias", CausalConv2d(1, bias=False), (5, 4, 1)),
+        (
+            "causal conv, one channel, without bias",
+            CausalConv2d(1, bias=False),
+            (5, 4, 1),
+        ),
         ("anticausal conv", CausalConv2d(3, reverse=True), (3, 2, 3)),
         ("conv exponential, one channel", ConvExponential(1), (5, 4, 1)),
         ("conv exponential", exponential, (3, 4, 2)),

@@ -11,7 +11,11 @@ from snfnp.errors import UsageError
 
 # Weights of f(x + k h u) - f(x - k h u), k = 1, 2, 3, over h: error O(h⁶).
 _STENCIL = (3 / 4, -3 / 20, 1 / 60)
-STEPS = 1e-2, 1e-3, 1e-4  # of a difference; a shorter one where a longer one crosses a kink
+STEPS = (
+    1e-2,
+    1e-3,
+    1e-4,
+)  # of a difference; a shorter one where a longer one crosses a kink
 _MOST = 1000  # elements of the largest array that a failed check searches element by element
 
 
@@ -67,7 +71,9 @@ def relative_error(value: ArrayLike, expected: ArrayLike) -> float:
     expected = np.asarray(expected)
     if value.shape != expected.shape:
         raise ValueError(f"shapes differ: {value.shape} and {expected.shape}")
-    error = np.linalg.norm((value - expected).ravel()) / np.linalg.norm(expected.ravel())
+    error = np.linalg.norm((value - expected).ravel()) / np.linalg.norm(
+        expected.ravel()
+    )
     return 0.0 if error < 1e-9 else float(f"{error:.3g}")
 
 
@@ -106,7 +112,9 @@ def check_gradient(
     x = x if x.dtype.kind == "f" else x.astype(np.float64)
     _require_scalar(f, x, name)
     if gradient.shape != x.shape:
-        raise GradientError(f"{name}: the gradient has shape {gradient.shape}, not {x.shape}")
+        raise GradientError(
+            f"{name}: the gradient has shape {gradient.shape}, not {x.shape}"
+        )
     typical = np.linalg.norm(gradient) / np.sqrt(gradient.size)
     worst = 0.0
     controls = {1.01: 0.0, 0: 0.0}  # by what the gradient is multiplied by
@@ -123,7 +131,9 @@ def check_gradient(
             attempts.append(f"h={step:.0e}: {numeric:.12g}")
         else:
             if single:
-                advice = "; the arrays are float32, in which differences lose their digits: "
+                advice = (
+                    "; the arrays are float32, in which differences lose their digits: "
+                )
                 advice += "give float64"
             else:
                 advice = _where(f, x, gradient, name)
@@ -140,13 +150,19 @@ def check_gradient(
         return Comparison(float(worst), math.nan, (float(numeric), analytic))
     for factor, error in controls.items():
         if error <= rtol:
-            raise GradientError(f"{name}: the negative control (times {factor}) was not caught")
-    return Comparison(float(worst), float(min(controls.values())), (float(numeric), analytic))
+            raise GradientError(
+                f"{name}: the negative control (times {factor}) was not caught"
+            )
+    return Comparison(
+        float(worst), float(min(controls.values())), (float(numeric), analytic)
+    )
 
 
 def _require_scalar(f: Any, x: np.ndarray, name: str) -> None:
     if not callable(f):
-        raise UsageError(f"{str(f)[:60]} is no function: give f, and then {name} and its gradient")
+        raise UsageError(
+            f"{str(f)[:60]} is no function: give f, and then {name} and its gradient"
+        )
     value: Any = f(x)
     if np.ndim(value):
         raise UsageError(
@@ -155,20 +171,30 @@ def _require_scalar(f: Any, x: np.ndarray, name: str) -> None:
         )
 
 
-def _where(f: Callable[[Any], float], x: np.ndarray, gradient: np.ndarray, name: str) -> str:
+def _where(
+    f: Callable[[Any], float], x: np.ndarray, gradient: np.ndarray, name: str
+) -> str:
     """For a message: the worst element of a wrong gradient, and the factor if it is a multiple of
     the right one. O(size) evaluations, so "" for a large array."""
     if x.size > _MOST:
         return ""
     units = np.eye(x.size).reshape(x.size, *x.shape)
-    numeric = np.reshape([central_difference(f, x, unit, STEPS[0]) for unit in units], x.shape)
+    numeric = np.reshape(
+        [central_difference(f, x, unit, STEPS[0]) for unit in units], x.shape
+    )
     errors = np.nan_to_num(np.abs(gradient - numeric), nan=np.inf)
     worst = np.unravel_index(np.argmax(errors), x.shape)
     element = f"{name}[{', '.join(map(str, worst))}]"
-    words = f"; furthest off at {element}: {gradient[worst]:.6g}, not {numeric[worst]:.6g}"
+    words = (
+        f"; furthest off at {element}: {gradient[worst]:.6g}, not {numeric[worst]:.6g}"
+    )
     ratio = float(np.sum(gradient * numeric)) / max(float(np.sum(numeric**2)), 1e-300)
-    if ratio and np.linalg.norm(gradient - ratio * numeric) <= 1e-6 * np.linalg.norm(gradient):
-        words += f"; all of it is {ratio:.6g} times the right one" + " (its sign)" * (ratio < 0)
+    if ratio and np.linalg.norm(gradient - ratio * numeric) <= 1e-6 * np.linalg.norm(
+        gradient
+    ):
+        words += f"; all of it is {ratio:.6g} times the right one" + " (its sign)" * (
+            ratio < 0
+        )
     return words
 
 

@@ -7,7 +7,14 @@ import numpy as np
 
 from snfnp.errors import UsageError
 from snfnp.gradcheck import differences
-from snfnp.gradcheck.case import Arrays, Case, Report, as_matrix, on_cpu_backends, returned
+from snfnp.gradcheck.case import (
+    Arrays,
+    Case,
+    Report,
+    as_matrix,
+    on_cpu_backends,
+    returned,
+)
 from snfnp.gradcheck.differences import GradientError, central_difference
 from snfnp.layers import Layer, Linear
 from snfnp.ops import Ops
@@ -112,7 +119,9 @@ def check_layer(
     case = Case(layer, shape, **settings)
     usual = isinstance(layer, Linear) and type(layer.rule) is SelfNormalizing
     if layer.learns_inverse and not (scalar or usual):
-        raise UsageError("the rule of this layer has a gradient of its own: give its `scalar`")
+        raise UsageError(
+            "the rule of this layer has a gradient of its own: give its `scalar`"
+        )
     _check_arrays(case)
     x = case.x
     params = case.params
@@ -128,7 +137,9 @@ def check_layer(
     errors["inverse(forward(x))"] = attempt(_inverse_error, case)
     errors["log-determinant"] = attempt(_log_det_error, case)
     grads = case.gradients()
-    attempt(case.measure, "x", lambda value: case.objective(value, params), x, grads["x"])
+    attempt(
+        case.measure, "x", lambda value: case.objective(value, params), x, grads["x"]
+    )
     f = case.objective
     if scalar or layer.learns_inverse:
         make = scalar or stop_gradient_objective
@@ -157,9 +168,13 @@ def _check_arrays(case: Case) -> None:
         outputs, ldj = case.forward(case.x, case.params, dtype)
         for name, z, dz in zip(("z", "latent"), outputs, case.c, strict=False):
             if z.shape != dz.shape:
-                raise GradientError(f"{name} has shape {z.shape}, not the declared {dz.shape}")
+                raise GradientError(
+                    f"{name} has shape {z.shape}, not the declared {dz.shape}"
+                )
         if np.shape(ldj) not in ((), (len(case.x),)):
-            raise GradientError(f"ldj has shape {np.shape(ldj)}, expected ({len(case.x)},) or 0")
+            raise GradientError(
+                f"ldj has shape {np.shape(ldj)}, expected ({len(case.x)},) or 0"
+            )
         dx = case.gradients(dtype)["x"]
         arrays = {"z": outputs[0], "latent": outputs[-1], "dx": dx, "ldj": ldj}
         for name, array in arrays.items():
@@ -174,7 +189,9 @@ def _inverse_error(case: Case) -> float:
     layer = case.layer
     ops = case.ops
     error = 0.0
-    outputs = dict(zip(("z", "latent"), case.forward(case.x, case.params)[0], strict=False))
+    outputs = dict(
+        zip(("z", "latent"), case.forward(case.x, case.params)[0], strict=False)
+    )
     for invert in (layer.exact_inverse, layer.inverse):
         p = case.put(case.params, case.dtype)
         z = case.put(outputs, case.dtype)
@@ -184,7 +201,9 @@ def _inverse_error(case: Case) -> float:
             difference = np.max(np.abs(x - case.x)) / max(1.0, np.max(np.abs(case.x)))
             error = float(np.maximum(error, difference))  # NaN if one of them is
     if not error <= case.rtol:
-        raise GradientError(f"inverse(forward(x)) differs from x by {error:.2e} > {case.rtol:.0e}")
+        raise GradientError(
+            f"inverse(forward(x)) differs from x by {error:.2e} > {case.rtol:.0e}"
+        )
     return error
 
 
@@ -192,7 +211,9 @@ def _log_det_error(case: Case) -> float:
     """The largest error of ldj + log_det against slogdet of a sample's Jacobian, by differences."""
 
     def rows(x: np.ndarray) -> np.ndarray:
-        return np.concatenate([flat(z) for z in case.forward(x, case.params)[0]], axis=1)
+        return np.concatenate(
+            [flat(z) for z in case.forward(x, case.params)[0]], axis=1
+        )
 
     _, ldj = case.forward(case.x, case.params)
     log_dets = np.broadcast_to(ldj, len(case.x)) + case.log_det(case.params)

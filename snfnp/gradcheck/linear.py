@@ -74,12 +74,17 @@ def check_map(linear_map: Map, shape: tuple[int, ...], **settings: Any) -> Repor
     counts = np.reshape(counts, w.shape).astype(float)
     multiplicity = np.broadcast_to(linear_map.multiplicity(shape), w.shape)
     case.compare(
-        "multiplicity", multiplicity, counts, np.ones(w.shape) if np.any(counts > 1) else None
+        "multiplicity",
+        multiplicity,
+        counts,
+        np.ones(w.shape) if np.any(counts > 1) else None,
     )
     case.compare("pad_or_crop", linear_map.pad_or_crop(w), w)
     if dz.shape != x.shape:
         return case.report
-    case.compare("identity", case.matrix(linear_map, linear_map.identity()), np.eye(len(t)))
+    case.compare(
+        "identity", case.matrix(linear_map, linear_map.identity()), np.eye(len(t))
+    )
     log_det = linear_map.log_det(ops, case.put(w, case.dtype), shape)
     case.compare("log_det", log_det, np.linalg.slogdet(t)[1])
     case.compare("solve", host(linear_map.solve, w, z), x, z)
@@ -87,12 +92,16 @@ def check_map(linear_map: Map, shape: tuple[int, ...], **settings: Any) -> Repor
     def log_abs_det(w: np.ndarray) -> float:
         return float(np.linalg.slogdet(case.matrix(linear_map, w))[1])
 
-    case.measure("log_det_grad", log_abs_det, w, host(linear_map.log_det_grad, w, shape=shape))
+    case.measure(
+        "log_det_grad", log_abs_det, w, host(linear_map.log_det_grad, w, shape=shape)
+    )
     return case.report
 
 
 @on_cpu_backends
-def check_rule(rule: Rule, linear_map: Map, shape: tuple[int, ...], **settings: Any) -> Report:
+def check_rule(
+    rule: Rule, linear_map: Map, shape: tuple[int, ...], **settings: Any
+) -> Report:
     """Check a rule where it must agree with the likelihood, differentiated numerically, in O(D³).
 
     A rule that learns an inverse is checked at R = W⁻¹, where Eqs. 10 and 11 become Eqs. 8 and 9
@@ -114,7 +123,9 @@ def check_rule(rule: Rule, linear_map: Map, shape: tuple[int, ...], **settings: 
     """
     require(rule, Rule)
     require(linear_map, Map)
-    case = Case(Linear(linear_map, rule, init_kind="identity"), shape, noise=0.3, **settings)
+    case = Case(
+        Linear(linear_map, rule, init_kind="identity"), shape, noise=0.3, **settings
+    )
     params = case.params
     v = case.a.sum()
     w = params["W"]
@@ -130,9 +141,13 @@ def check_rule(rule: Rule, linear_map: Map, shape: tuple[int, ...], **settings: 
     def density(weight: np.ndarray, inputs: np.ndarray, delta: np.ndarray) -> float:
         """⟨δ, T(weight) inputs⟩ + v log|det T(weight)|: what depends on one weight in Eq. 3."""
         matrix = case.matrix(linear_map, weight)
-        return float(np.sum(delta * (inputs @ matrix.T)) + v * np.linalg.slogdet(matrix)[1])
+        return float(
+            np.sum(delta * (inputs @ matrix.T)) + v * np.linalg.slogdet(matrix)[1]
+        )
 
-    case.measure("x", lambda x: float(np.sum(deltas * (x @ t.T))), rows, flat(grads["x"]))
+    case.measure(
+        "x", lambda x: float(np.sum(deltas * (x @ t.T))), rows, flat(grads["x"])
+    )
     if isinstance(rule, Relative):
         for name, expected in _relative_gradients(w, rows, deltas, v).items():
             case.compare(name, grads[name], expected)
@@ -143,7 +158,9 @@ def check_rule(rule: Rule, linear_map: Map, shape: tuple[int, ...], **settings: 
     if mixture:  # Eq. 11: R has a density of its own
         inputs = rows @ t.T
         dx = deltas @ t
-        case.measure("R", lambda r: -0.5 * density(r, inputs, dx), params["R"], grads["R"])
+        case.measure(
+            "R", lambda r: -0.5 * density(r, inputs, dx), params["R"], grads["R"]
+        )
     return case.report
 
 

@@ -8,6 +8,19 @@ from snfnp.layers.linear import Linear
 from snfnp.layers.preprocess import Preprocess
 from snfnp.layers.whiten import Whiten
 
-__all__ = ["ActNorm", "AffineCoupling", "Bias", "CausalConv2d", "ConvExponential", "Layer"]
-__all__ += ["Linear", "Preprocess", "RationalQuadraticSpline", "SmoothLeakyReLU", "Split"]
+__all__ = [
+    "ActNorm",
+    "AffineCoupling",
+    "Bias",
+    "CausalConv2d",
+    "ConvExponential",
+    "Layer",
+]
+__all__ += [
+    "Linear",
+    "Preprocess",
+    "RationalQuadraticSpline",
+    "SmoothLeakyReLU",
+    "Split",
+]
 __all__ += ["Squeeze", "Whiten"]

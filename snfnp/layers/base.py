@@ -50,7 +50,9 @@ class Layer:
 
     def init(self, rng: np.random.Generator, shape: Shape) -> dict[str, np.ndarray]:
         """Initial parameters by name: float64 arrays on the host, by default zero."""
-        return {name: np.zeros(size) for name, size in self.parameter_shapes(shape).items()}
+        return {
+            name: np.zeros(size) for name, size in self.parameter_shapes(shape).items()
+        }
 
     def init_from_data(self, ops: Ops, p: Params, x: Array) -> Params:
         """New values of those parameters that depend on x, the first batch."""
@@ -92,7 +94,13 @@ class Layer:
         return None
 
     def backward(
-        self, ctx: BackwardContext, p: Params, cache: dict, dz: Array, grads: Params, *dlatent: Any
+        self,
+        ctx: BackwardContext,
+        p: Params,
+        cache: dict,
+        dz: Array,
+        grads: Params,
+        *dlatent: Any,
     ) -> Any:
         """Compute δ_x, and the gradients of all parameters.
 

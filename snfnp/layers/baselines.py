@@ -34,7 +34,10 @@ def emerging_layers(name: str, channels: int, gain: float = 0.01) -> tuple:
     noise of this gain (A.3; the authors' code starts the 1×1 convolution at a random orthogonal
     matrix, and the noise of the causal kernels at a standard deviation of 1/2C)."""
     return (
-        (f"{name}_mix", Linear(Conv2d((1, 1), channels), Exact(), bias=False, gain=gain)),
+        (
+            f"{name}_mix",
+            Linear(Conv2d((1, 1), channels), Exact(), bias=False, gain=gain),
+        ),
         (f"{name}_causal", CausalConv2d(channels, gain=gain)),
         (f"{name}_anticausal", CausalConv2d(channels, gain=gain, reverse=True)),
     )
@@ -95,7 +98,9 @@ class CausalConv2d(Layer):
         x = _turned(z - p["b"] if self.bias else z, self.reverse).copy()
         # z_y = x_y B + x_{y−1} A for rows of the image, seen in images of two rows
         size = width * channels
-        ones = ops.xp.eye(size, 2 * size, dtype=z.dtype).reshape(size, 2, width, channels)
+        ones = ops.xp.eye(size, 2 * size, dtype=z.dtype).reshape(
+            size, 2, width, channels
+        )
         seen = ops.conv.correlate(ones, _masked(ops, p["W"])).reshape(size, 2, size)
         b_inverse = ops.linalg.inverse(seen[:, 0])
         a = seen[:, 1]
@@ -114,7 +119,9 @@ class CausalConv2d(Layer):
         x = cache["x"]
         g_w = grads["W"]
         diagonal = self._diagonal(ops, p, wait=False)
-        ops.conv.weight_grad(_turned(dz, self.reverse), _turned(x, self.reverse), out=g_w)
+        ops.conv.weight_grad(
+            _turned(dz, self.reverse), _turned(x, self.reverse), out=g_w
+        )
         of_log_det = ctx.log_det_weight * math.prod(x.shape[1:3]) / diagonal
         g_w[1, 1] = ops.xp.triu(g_w[1, 1]) + ops.xp.diag(of_log_det.astype(g_w.dtype))
         if self.bias:
@@ -124,7 +131,9 @@ class CausalConv2d(Layer):
 
     def log_det(self, ops: Ops, p: Params, shape: Shape) -> float:
         """log|det T(W)| = H W Σ_c log|W[1, 1, c, c]|. O(C)."""
-        return shape[0] * shape[1] * float(ops.xp.log(abs(self._diagonal(ops, p))).sum())
+        return (
+            shape[0] * shape[1] * float(ops.xp.log(abs(self._diagonal(ops, p))).sum())
+        )
 
     def _diagonal(self, ops: Ops, p: Params, wait: bool = True) -> Array:
         """The diagonal of W[1, 1] (C,). Raises SingularMatrixError; without `wait` only where the
@@ -132,7 +141,9 @@ class CausalConv2d(Layer):
         diagonal = p["W"][1, 1].diagonal()
         invertible = (abs(diagonal) > 0).all()
         if (bool(invertible) if wait else ops.known_on_host(invertible)) is False:
-            raise SingularMatrixError("a causal kernel has a zero or NaN on its diagonal")
+            raise SingularMatrixError(
+                "a causal kernel has a zero or NaN on its diagonal"
+            )
         return diagonal
 
 
@@ -160,7 +171,10 @@ def exponential_layers(name: str, channels: int, gain: float = 0.01) -> tuple:
     starts at a random orthogonal matrix, and at noise of standard deviation 1/9C)."""
     return (
         (f"{name}_pre", Bias()),
-        (f"{name}_mix", Linear(Conv2d((1, 1), channels), Exact(), bias=False, gain=gain)),
+        (
+            f"{name}_mix",
+            Linear(Conv2d((1, 1), channels), Exact(), bias=False, gain=gain),
+        ),
         (f"{name}_exp", ConvExponential(channels, gain=gain)),
         (f"{name}_post", Bias()),
     )
@@ -265,7 +279,9 @@ class ConvExponential(Layer):
             g_k += self.map.weight_grad(ops, delta, powers[i - 1], out=of_term) / i
             delta = ops.linalg.axpby(1.0, dz, 1.0, self.map.adjoint(ops, k / i, delta))
         pixels = math.prod(dz.shape[1:3])
-        self._centre(g_k)[...] += ctx.dldj.sum() * pixels * ops.xp.eye(self.channels, dtype=w.dtype)
+        self._centre(g_k)[...] += (
+            ctx.dldj.sum() * pixels * ops.xp.eye(self.channels, dtype=w.dtype)
+        )
 
         # K = W/S: G_W = G_K/S − ⟨G_K, W⟩/S² ∂S/∂W, and S moves with σ/c beyond the bound only
         g_k /= scale
@@ -316,7 +332,9 @@ class ConvExponential(Layer):
         u = self.map.apply(ops, w, v)
         return xp.linalg.norm(u), (*path, (v, u))
 
-    def _spectral_norm_grad(self, ops: Ops, w: Array, sigma: Array, path: tuple) -> Array:
+    def _spectral_norm_grad(
+        self, ops: Ops, w: Array, sigma: Array, path: tuple
+    ) -> Array:
         """∂σ/∂w, through every step of the power method. At a singular vector v this is u ⋆ v, and
         T(w)ᵀ u − σ v, which starts the rest, is 0."""
         *steps, (v, u) = path

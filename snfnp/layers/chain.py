@@ -80,12 +80,16 @@ def _output_shape(layer: Any, shape: Shape) -> Shape:
     """The shape of a layer's output for samples of this shape, as it declares it. Raises UsageError
     if it does not take them, or cannot be invertible."""
     if layer.learns_inverse and not isinstance(layer, Linear):
-        raise UsageError("it learns an inverse: make it a snfnp.layers.Linear with a rule")
+        raise UsageError(
+            "it learns an inverse: make it a snfnp.layers.Linear with a rule"
+        )
     try:
         outputs: dict[str, Any] = {"output_shape": layer.output_shape(shape)}
         latent = layer.latent_shape(shape)
         parameters = layer.parameter_shapes(shape).items()
-        sizes: dict[str, Any] = {f"shape of {name}": tuple(size) for name, size in parameters}
+        sizes: dict[str, Any] = {
+            f"shape of {name}": tuple(size) for name, size in parameters
+        }
     except SnfnpError:
         raise
     except Exception as error:  # of a layer of one's own

@@ -41,7 +41,9 @@ class SmoothLeakyReLU(Layer):
     ) -> Array:
         """δ_x = δ_z f'(x) + (∂𝓛/∂ldj) f''(x)/f'(x)."""
         activation = ctx.ops.activation
-        return activation.smooth_leaky_relu_backward(cache["sigma"], dz, ctx.dldj, self.alpha)
+        return activation.smooth_leaky_relu_backward(
+            cache["sigma"], dz, ctx.dldj, self.alpha
+        )
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,10 @@ class RationalQuadraticSpline(Layer):
 
     def init(self, rng: np.random.Generator, shape: Shape) -> dict:
         shapes = self.parameter_shapes(shape)
-        return {name: rng.normal(scale=self.gain, size=size) for name, size in shapes.items()}
+        return {
+            name: rng.normal(scale=self.gain, size=size)
+            for name, size in shapes.items()
+        }
 
     def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
         """y, and ldj (N,) = Σ log dy/dx: the Σ_k(x) terms of Eq. 7."""
@@ -96,7 +101,11 @@ class RationalQuadraticSpline(Layer):
         out = (grads["widths"], grads["heights"], grads["slopes"])
         backward = ctx.ops.spline.backward
         knots, factors = cache["knots"], cache["factors"]
-        return backward(cache["x"], knots, factors, self.bound, self.eps, dz, ctx.dldj, out)
+        return backward(
+            cache["x"], knots, factors, self.bound, self.eps, dz, ctx.dldj, out
+        )
 
     def _knots(self, ops: Ops, p: Params) -> tuple:
-        return ops.spline.knots(p["widths"], p["heights"], p["slopes"], self.bound, self.eps)
+        return ops.spline.knots(
+            p["widths"], p["heights"], p["slopes"], self.bound, self.eps
+        )

@@ -14,8 +14,12 @@ from snfnp.errors import UsageError, require_whole
 from snfnp.layers.base import Layer, Params, Shape
 from snfnp.ops import Array, Ops
 
-_FLOOR = 1e-8  # added to a standard deviation before its logarithm: e^{−s} is at most 1e8
-_CONSTANT = 16  # times eps: channels with std / root mean square at or below this are constant
+_FLOOR = (
+    1e-8  # added to a standard deviation before its logarithm: e^{−s} is at most 1e8
+)
+_CONSTANT = (
+    16  # times eps: channels with std / root mean square at or below this are constant
+)
 _KERNEL = (3, 3)  # of the first and last convolution of a coupling's network
 _SCALE = 3  # in the output's scale exp(3 logs): as in Glow, the factor makes `logs` learn faster
 
@@ -160,7 +164,9 @@ class Squeeze(Layer):
             raise UsageError(f"a squeeze cannot take {shape}: give it images (H, W, C)")
         height, width, channels = shape
         if height % 2 or width % 2:
-            raise UsageError(f"a squeeze needs an even height and width, found {height} × {width}")
+            raise UsageError(
+                f"a squeeze needs an even height and width, found {height} × {width}"
+            )
         return height // 2, width // 2, 4 * channels
 
     def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
@@ -190,7 +196,9 @@ class Split(Layer):
     def output_shape(self, shape: Shape) -> Shape:
         *pixels, channels = shape
         if channels % 2:
-            raise UsageError(f"a split halves the channels: {channels} is an odd number")
+            raise UsageError(
+                f"a split halves the channels: {channels} is an odd number"
+            )
         return (*pixels, channels // 2)
 
     latent_shape = output_shape  # halves are alike

@@ -51,7 +51,9 @@ class Linear(Layer):
         if self.bias_init not in ("zero", "data"):
             raise UsageError(f"bias_init is {self.bias_init!r}: choose zero or data")
         if self.bias_init == "data" and not self.bias:
-            raise UsageError("bias_init is 'data', but the layer has no bias: leave it out")
+            raise UsageError(
+                "bias_init is 'data', but the layer has no bias: leave it out"
+            )
         if self.inverse_map is not None:
             require_instance(self, Map, inverse_map=self.inverse_map)
             if not self.learns_inverse:
@@ -81,8 +83,12 @@ class Linear(Layer):
         w = f.identity()
         one_tap = w.size == w.shape[-1] ** 2
         if self.init_kind == "orthogonal":
-            w = w @ _random_orthogonal(rng, w.shape[-1])  # rotates the identity's only tap
-        if self.init_kind == "paper" or (self.init_kind == "orthogonal" and not one_tap):
+            w = w @ _random_orthogonal(
+                rng, w.shape[-1]
+            )  # rotates the identity's only tap
+        if self.init_kind == "paper" or (
+            self.init_kind == "orthogonal" and not one_tap
+        ):
             w = w + rng.normal(scale=xavier(w.shape, self.gain), size=w.shape)
         params = {"W": w}
         if self.learns_inverse:

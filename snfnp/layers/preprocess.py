@@ -51,7 +51,9 @@ class Preprocess(_OfImages):
         super().__post_init__()
         require_real(self, 0, 0.5, alpha=self.alpha)
 
-    def forward(self, ops: Ops, images: Array, key: RandomKey, dtype: Any) -> tuple[Array, Array]:
+    def forward(
+        self, ops: Ops, images: Array, key: RandomKey, dtype: Any
+    ) -> tuple[Array, Array]:
         """images (N, ...) -> x (N, ...) of `dtype`, ldj (N,)."""
         return ops.images.preprocess(images, key, self.alpha, self.levels, dtype)
 
@@ -60,7 +62,9 @@ class Preprocess(_OfImages):
         x = x.astype(ops.xp.float64)
         e = ops.xp.exp(-abs(x))
         s = ops.xp.where(x >= 0, 1, e) / (1 + e)
-        return self._integers(ops, self.levels * (s - self.alpha) / (1 - 2 * self.alpha))
+        return self._integers(
+            ops, self.levels * (s - self.alpha) / (1 - 2 * self.alpha)
+        )
 
     def terms(self, ldj: float, dimension: int) -> dict:
         """Each step's part of ldj, a mean over samples. Adding noise changes no volume."""
@@ -74,10 +78,14 @@ class Scale(_OfImages):
 
     levels: int = 256
 
-    def forward(self, ops: Ops, images: Array, key: RandomKey, dtype: Any) -> tuple[Array, Array]:
+    def forward(
+        self, ops: Ops, images: Array, key: RandomKey, dtype: Any
+    ) -> tuple[Array, Array]:
         noisy = images + ops.random.uniform(key, images.shape, np.float64)
         ldj = -math.prod(images.shape[1:]) * math.log(self.levels)
-        return (noisy / self.levels - 0.5).astype(dtype), ops.xp.full(len(images), ldj, dtype)
+        return (noisy / self.levels - 0.5).astype(dtype), ops.xp.full(
+            len(images), ldj, dtype
+        )
 
     def inverse(self, ops: Ops, x: Array) -> Array:
         return self._integers(ops, self.levels * (x.astype(ops.xp.float64) + 0.5))
@@ -111,20 +119,28 @@ class Standardise:
     def moments(self) -> tuple[tuple[float, ...], ...]:
         """The constructor's arguments, without those that stand for none."""
         fields = self.mean, self.spread, self.step, self.origin, self.unit
-        return (*fields, self.least, self.greatest)[: 7 if self.least else 5 if self.step else 2]
+        return (*fields, self.least, self.greatest)[
+            : 7 if self.least else 5 if self.step else 2
+        ]
 
     @property
     def baseline_bits(self) -> float:
         """Bits per dimension of independent Gaussians with these spreads."""
-        return float(np.mean(np.log2(self.spread))) + math.log2(2 * math.pi * math.e) / 2
+        return (
+            float(np.mean(np.log2(self.spread))) + math.log2(2 * math.pi * math.e) / 2
+        )
 
-    def forward(self, ops: Ops, rows: Array, key: RandomKey, dtype: Any) -> tuple[Array, Array]:
+    def forward(
+        self, ops: Ops, rows: Array, key: RandomKey, dtype: Any
+    ) -> tuple[Array, Array]:
         mean, spread = self._constants(ops, self.mean, self.spread)
         if self.step:
             noise = ops.random.uniform(key, rows.shape, np.float64) - 0.5
             rows = rows + ops.constant(np.array(self.step)) * noise
         ldj = -float(np.log(self.spread).sum())
-        return ((rows - mean) / spread).astype(dtype), ops.xp.full(len(rows), ldj, dtype)
+        return ((rows - mean) / spread).astype(dtype), ops.xp.full(
+            len(rows), ldj, dtype
+        )
 
     def inverse(self, ops: Ops, x: Array) -> Array:
         """Rows (N, D), float64; in columns with a step, the nearest value of the lattice between
@@ -146,7 +162,9 @@ class Standardise:
             within = ((steps == xp.clip(steps, *ends)) | (step == 0)).all(axis=1)
             steps = xp.clip(steps, *ends)
         nearest = origin + step * steps
-        decimal = xp.rint(nearest * unit) / xp.where(unit > 0, unit, 1)  # 5.1, not 5.1…01
+        decimal = xp.rint(nearest * unit) / xp.where(
+            unit > 0, unit, 1
+        )  # 5.1, not 5.1…01
         return xp.where(step > 0, xp.where(unit > 0, decimal, nearest), rows), within
 
     def terms(self, ldj: float, dimension: int) -> dict:
@@ -172,11 +190,19 @@ def preprocess_by_name(
     ways = WAYS[:2] if of_images else WAYS[2:]
     if name not in ways:
         data = "images" if of_images else "rows of numbers"
-        raise UsageError(f"`preprocess={name}` is not for {data}: choose {' or '.join(ways)}")
+        raise UsageError(
+            f"`preprocess={name}` is not for {data}: choose {' or '.join(ways)}"
+        )
     if of_images:
         return Preprocess() if name == "logit" else Scale()
     if name == "none":
-        moments = (np.zeros(shape), np.ones(shape), *(() if moments is None else moments[2:]))
+        moments = (
+            np.zeros(shape),
+            np.ones(shape),
+            *(() if moments is None else moments[2:]),
+        )
     elif moments is None:
-        raise UsageError("standardised rows need the mean and spread of the training rows: moments")
+        raise UsageError(
+            "standardised rows need the mean and spread of the training rows: moments"
+        )
     return Standardise(*(tuple(map(float, each)) for each in moments))

@@ -89,7 +89,9 @@ class Whiten(Layer):
         features = self.features
         if count <= features and not self.shrink:
             message = f"{count} images have no covariance in {features} dimensions"
-            raise UsageError(f"{message}: give more, `shrink=True`, or `coordinates=plain`")
+            raise UsageError(
+                f"{message}: give more, `shrink=True`, or `coordinates=plain`"
+            )
         mean = total / count
         second = products / count
         covariance = second - np.outer(mean, mean)
@@ -115,4 +117,6 @@ def _shrunk(covariance: np.ndarray, count: int) -> np.ndarray:
     spread = (count + 1 - 2 / features) * (squares - square / features)
     known = (1 - 2 / features) * squares + square
     share = 1.0 if spread <= known else known / spread
-    return (1 - share) * covariance + share * mean * np.identity(features, like=covariance)
+    return (1 - share) * covariance + share * mean * np.identity(
+        features, like=covariance
+    )

@@ -97,10 +97,14 @@ class BlockLU:
                 measured = [d, inverse]
                 if left > 1:
                     ratio = ops.linalg.matmul(inverse, upper)
-                    following = ops.linalg.matmul_add(minus_lower, ratio, diagonal.copy())
+                    following = ops.linalg.matmul_add(
+                        minus_lower, ratio, diagonal.copy()
+                    )
                     measured.append(following - d)
                 norm, inverse_norm, *change = ops.linalg.norms(*measured)
-                if not max(norm, strip_norm) * inverse_norm <= GROWTH_LIMIT:  # also if it is NaN
+                if (
+                    not max(norm, strip_norm) * inverse_norm <= GROWTH_LIMIT
+                ):  # also if it is NaN
                     return None
                 if left > 1:
                     if change[0] <= STOP * norm:
@@ -132,7 +136,9 @@ class BlockLU:
                     k = self.lower @ inverse
                 part = len(g)  # less than `size` beside a smaller last block
                 right = self.ratios[i][:, :part] @ g
-                following = self.ops.linalg.matmul_add(right, k[:part], self.inverses[i].copy())
+                following = self.ops.linalg.matmul_add(
+                    right, k[:part], self.inverses[i].copy()
+                )
                 steps = 1
                 if i > self.converged and part == size:
                     change, norm = self.ops.linalg.norms(following - g, following)
@@ -160,5 +166,7 @@ class BlockLU:
                     block -= blocks[i - 1] @ self.lower[: block.shape[1]].T
                 block[...] = block @ self.inverses[i].T
             for i in reversed(range(count - 1)):
-                blocks[i] -= blocks[i + 1] @ self.ratios[i][:, : blocks[i + 1].shape[1]].T
+                blocks[i] -= (
+                    blocks[i + 1] @ self.ratios[i][:, : blocks[i + 1].shape[1]].T
+                )
         return x

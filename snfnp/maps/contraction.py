@@ -14,7 +14,9 @@ from snfnp.ops import Array, Ops
 UNIT = 2.0**-53  # the largest relative error of one rounding
 _BLOCK = 8
 _STEPS = 10  # vectors that E is applied to at once, and how often EᵀE is
-_EXHAUSTED = 1e-10  # of EᵀE's part outside of the space so far: rounding leaves some 1e-15
+_EXHAUSTED = (
+    1e-10  # of EᵀE's part outside of the space so far: rounding leaves some 1e-15
+)
 
 
 def error(ops: Ops, f: Map, g: Map, w: Array, r: Array, x: Array) -> Array:
@@ -70,7 +72,9 @@ def rho(ops: Ops, f: Map, g: Map, w: Array, r: Array, shape: Shape) -> float:
         if not np.isfinite(new).all():
             return math.nan
         new = _remainder(basis, new)
-        if not new.size:  # EᵀE maps the space into itself: it has a direction of the largest gain
+        if (
+            not new.size
+        ):  # EᵀE maps the space into itself: it has a direction of the largest gain
             break
         basis = np.hstack([basis, new])
     best = batch(basis @ np.linalg.svd(images, full_matrices=False)[2][:1].T)
@@ -84,7 +88,9 @@ def _remainder(basis: np.ndarray, new: np.ndarray) -> np.ndarray:
     least = _EXHAUSTED * np.linalg.norm(new)
     u, s, _ = np.linalg.svd(new - basis @ (basis.T @ new), full_matrices=False)
     new = u[:, s > least]
-    return np.linalg.qr(new - basis @ (basis.T @ new))[0]  # a small remainder was not orthogonal
+    return np.linalg.qr(new - basis @ (basis.T @ new))[
+        0
+    ]  # a small remainder was not orthogonal
 
 
 def _columns(ops: Ops, batch: Array) -> np.ndarray:

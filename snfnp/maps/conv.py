@@ -74,7 +74,9 @@ class Conv2d(Map):
         """flip(w) ⋆ δ (Eq. 26). O(N H W kH kW I O)."""
         return ops.conv.correlate(dz, self.flip(w))
 
-    def weight_grad(self, ops: Ops, delta: Array, x: Array, out: Array, add: bool = False) -> Array:
+    def weight_grad(
+        self, ops: Ops, delta: Array, x: Array, out: Array, add: bool = False
+    ) -> Array:
         """δ ⋆ x: the first term of Eq. 13, of Eq. 15 and (with −δ_x and z) of Eq. 16."""
         return ops.conv.weight_grad(delta, x, out, add)
 
@@ -111,7 +113,9 @@ class Conv2d(Map):
 
     def solve(self, ops: Ops, w: Array, z: Array) -> Array:
         if self.inverse_is_same_map:
-            return ops.linalg.solve(w[0, 0].T, z.reshape(-1, z.shape[-1])).reshape(z.shape)
+            return ops.linalg.solve(w[0, 0].T, z.reshape(-1, z.shape[-1])).reshape(
+                z.shape
+            )
         return self._determinants.solve(ops, w, z)
 
     @property

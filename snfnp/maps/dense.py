@@ -45,7 +45,9 @@ class Dense(Map):
         """Wᵀ δ for every row δ. O(N D²)."""
         return ops.linalg.matmul(dz, w)
 
-    def weight_grad(self, ops: Ops, delta: Array, x: Array, out: Array, add: bool = False) -> Array:
+    def weight_grad(
+        self, ops: Ops, delta: Array, x: Array, out: Array, add: bool = False
+    ) -> Array:
         """Σ_n δ_n x_nᵀ. O(N D²)."""
         if add:
             return ops.linalg.matmul_add(delta.T, x, out)

@@ -22,7 +22,9 @@ def log_det(ops: Ops, w: Array, shape: Shape) -> float:
 def log_det_grad(ops: Ops, w: Array, shape: Shape) -> Array:
     """∂ log|det T(w)| / ∂w."""
     inverse, _ = inverted(ops, w, shape)
-    return gather(ops, inverse.T, w.shape, shape[1], shape[0]).astype(w.dtype, order="C")
+    return gather(ops, inverse.T, w.shape, shape[1], shape[0]).astype(
+        w.dtype, order="C"
+    )
 
 
 def solve(ops: Ops, w: Array, z: Array) -> Array:
@@ -66,7 +68,9 @@ def gather(ops: Ops, strip: Array, kernel: Shape, width: int, rows: int) -> Arra
     columns = rows * strip.shape[1] // strip.shape[0]
     down = _shifts(ops, height, rows, columns)
     across = _shifts(ops, breadth, width, width)
-    blocks = strip.reshape(rows, width, outputs, columns, width, inputs).transpose(0, 3, 1, 4, 5, 2)
+    blocks = strip.reshape(rows, width, outputs, columns, width, inputs).transpose(
+        0, 3, 1, 4, 5, 2
+    )
     blocks = across @ blocks.reshape(rows * columns, width * width, inputs * outputs)
     return (down @ blocks.reshape(rows * columns, -1)).reshape(kernel)
 

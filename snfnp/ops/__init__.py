@@ -60,7 +60,9 @@ class Ops:
     @property
     def host(self) -> "Ops":
         """The reference implementation on the CPU, for host arrays."""
-        return assemble(HostDevice("numpy") if self.asynchronous else self.device, DEFINITIONS)
+        return assemble(
+            HostDevice("numpy") if self.asynchronous else self.device, DEFINITIONS
+        )
 
     @property
     def forward_only(self) -> "Ops":
@@ -72,11 +74,16 @@ class Ops:
 
     def __reduce__(self) -> tuple:
         """Copies and pickles have the same classes, on the device that unpickling makes."""
-        return assemble, (self.device, {name: type(getattr(self, name)) for name in DEFINITIONS})
+        return assemble, (
+            self.device,
+            {name: type(getattr(self, name)) for name in DEFINITIONS},
+        )
 
 
 # The definitions themselves, which are NumPy's backend. A group comes after those it uses.
-DEFINITIONS = {name: kind for name, kind in Ops.__annotations__.items() if name != "device"}
+DEFINITIONS = {
+    name: kind for name, kind in Ops.__annotations__.items() if name != "device"
+}
 
 
 def overrides(kind: str) -> dict[str, type]:
@@ -86,7 +93,9 @@ def overrides(kind: str) -> dict[str, type]:
     for group, definition in DEFINITIONS.items():
         module = f"snfnp.ops.{group}.{kind}"
         if find_spec(module):
-            definition = getattr(import_module(module), kind.title() + definition.__name__)
+            definition = getattr(
+                import_module(module), kind.title() + definition.__name__
+            )
         classes[group] = definition
     return classes
 

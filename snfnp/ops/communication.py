@@ -58,7 +58,9 @@ class Communicator:
         """The value of rank 0. value: anything that can be pickled."""
         return self.gather(value if self.rank == 0 else None)[0]
 
-    def exchange_exit_status(self, status: int, seconds: float = math.inf) -> list[int] | None:
+    def exchange_exit_status(
+        self, status: int, seconds: float = math.inf
+    ) -> list[int] | None:
         """The exit statuses of all ranks, or None if one has not called this within the timeout.
 
         The last call: what other calls a rank was in, or has still to make, does not matter.

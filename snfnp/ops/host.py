@@ -39,7 +39,9 @@ class HostDevice:
     asynchronous = False
 
     def __init__(
-        self, name: str, compilations: Callable[..., AbstractContextManager] | None = None
+        self,
+        name: str,
+        compilations: Callable[..., AbstractContextManager] | None = None,
     ):
         self.name = name
         self.compiles = compilations is not None

@@ -48,7 +48,9 @@ def _digest() -> str:
     digest = hashlib.sha256(f"Numba {numba.__version__}".encode())
     for path in [_SOURCES.parent / "__init__.py", *sorted(_SOURCES.rglob("*.py"))]:
         if "gpu" not in (path.stem, path.parent.name):
-            digest.update(f"\n{os.path.relpath(path, _SOURCES)}\n".encode() + path.read_bytes())
+            digest.update(
+                f"\n{os.path.relpath(path, _SOURCES)}\n".encode() + path.read_bytes()
+            )
     return digest.hexdigest()[:16]
 
 
@@ -76,7 +78,9 @@ def _kernel_folder() -> Path | None:
         with suppress(OSError):  # another process may do the same
             folder.mkdir(parents=True, exist_ok=True)
             os.utime(folder)
-            states = sorted(folder.parent.iterdir(), key=lambda each: each.stat().st_mtime)
+            states = sorted(
+                folder.parent.iterdir(), key=lambda each: each.stat().st_mtime
+            )
             for old in states[:-_KEPT]:
                 shutil.rmtree(old, ignore_errors=True)
     return folder
@@ -123,8 +127,15 @@ def parallel(kernel: Callable) -> Callable[..., None]:
     """
     _, *names = inspect.signature(kernel).parameters
     call = ", ".join(names)
-    inner = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(kernel)
-    scope = {"prange": prange, "uintp": np.uintp, "kernel": inner, "__name__": kernel.__module__}
+    inner = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(
+        kernel
+    )
+    scope = {
+        "prange": prange,
+        "uintp": np.uintp,
+        "kernel": inner,
+        "__name__": kernel.__module__,
+    }
 
     def loop(name: str, over: str) -> Callable[..., None]:
         source = f"""def {name}(tasks, {call}):
@@ -141,7 +152,9 @@ def parallel(kernel: Callable) -> Callable[..., None]:
     def run(tasks: int, *arguments: Any) -> None:
         nonlocal index
         if index is None:
-            index = next(i for i, each in enumerate(arguments) if isinstance(each, np.ndarray))
+            index = next(
+                i for i, each in enumerate(arguments) if isinstance(each, np.ndarray)
+            )
         if arguments[index].size > _SHORT and _POOL.acquire(blocking=False):
             try:
                 shared(tasks, *arguments)
@@ -157,7 +170,9 @@ def alike(*arrays: Array) -> bool:
     """True if the arrays are all in single, or all in double precision: what kernels are made for.
     (A byte order of another machine is neither.)"""
     dtype = arrays[0].dtype
-    for each in arrays:  # a generator would cost a call for each, in every operation of a step
+    for (
+        each
+    ) in arrays:  # a generator would cost a call for each, in every operation of a step
         if each.dtype != dtype:
             return False
     return dtype in _PRECISIONS
@@ -182,6 +197,8 @@ class _Compilations(event.Listener):
             self._ends(1)
 
 
-def compilations(begins: Callable[[], None], ends: Callable[[int], None]) -> AbstractContextManager:
+def compilations(
+    begins: Callable[[], None], ends: Callable[[int], None]
+) -> AbstractContextManager:
     """See `HostDevice`."""
     return event.install_listener("numba:compile", _Compilations(begins, ends))

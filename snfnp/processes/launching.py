@@ -20,7 +20,9 @@ from snfnp.processes.terminal import handled
 
 OPTION = "--processes"
 _PER_CORE = 4  # processes of a machine for each core, at most
-_FAIL_TIMEOUT = 2.0  # seconds in which processes wait for an error that all of them have
+_FAIL_TIMEOUT = (
+    2.0  # seconds in which processes wait for an error that all of them have
+)
 _READ_TIMEOUT = 0.5  # seconds for mpiexec to read a line before an abort discards it
 
 
@@ -37,14 +39,18 @@ def start(count: int, world: Communicator) -> None:
             "leave one of them out"
         )
     _require_cores(count)
-    mpiexec = shutil.which("mpiexec", path=Path(sys.executable).parent) or shutil.which("mpiexec")
+    mpiexec = shutil.which("mpiexec", path=Path(sys.executable).parent) or shutil.which(
+        "mpiexec"
+    )
     needed = {"mpiexec": mpiexec, "mpi4py": importlib.util.find_spec("mpi4py")}
     for name, location in needed.items():
         if not location:
             raise UsageError(f"`processes` needs {name}, which is missing: {INSTALL}")
     sys.stdout.flush()
     words = sys.orig_argv[1:]
-    end = words.index("--") if "--" in words else len(words)  # behind it there are no options
+    end = (
+        words.index("--") if "--" in words else len(words)
+    )  # behind it there are no options
     words.insert(end, f"{OPTION}=1")
     command = [str(mpiexec), "-n", str(count), sys.executable, *words]
     os.execv(command[0], command)
@@ -71,7 +77,9 @@ def process_group() -> Iterator[Communicator]:
         return
     try:
         _require_cores(launch.here)  # before MPI, in which all wait for each other
-        with handled(signal.SIG_DFL, "SIGINT", "SIGTERM"):  # Python handles none while MPI waits
+        with handled(
+            signal.SIG_DFL, "SIGINT", "SIGTERM"
+        ):  # Python handles none while MPI waits
             ranks = world()
     except SnfnpError as error:
         if launch.rank:
@@ -99,7 +107,9 @@ def _end(ranks: Communicator, error: BaseException) -> None:
             raise SystemExit(status) from None
     if statuses is None or ranks.rank:
         who = f"rank {ranks.rank}: " if ranks.rank else ""
-        if terminal.report_error(error, who) is None and not isinstance(error, SystemExit):
+        if terminal.report_error(error, who) is None and not isinstance(
+            error, SystemExit
+        ):
             print(f"rank {ranks.rank}:", file=sys.stderr)
             traceback.print_exception(error)
         sys.stderr.flush()

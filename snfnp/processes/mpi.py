@@ -52,7 +52,9 @@ class Mpi(Communicator):
         _wait(self._comm.Ibarrier())
         for array in arrays:
             if not array.flags.c_contiguous:
-                raise ValueError("an array that is summed over ranks must be C-contiguous")
+                raise ValueError(
+                    "an array that is summed over ranks must be C-contiguous"
+                )
             flat = array.reshape(-1)
             parts = shares(flat.size, self.size)
             part = parts[self.rank]
@@ -68,14 +70,18 @@ class Mpi(Communicator):
         _wait(self._comm.Ibarrier())
         return self._comm.allgather(value)
 
-    def exchange_exit_status(self, status: int, seconds: float = math.inf) -> list[int] | None:
+    def exchange_exit_status(
+        self, status: int, seconds: float = math.inf
+    ) -> list[int] | None:
         every = np.empty(self.size, np.int64)
         here = _wait(self._end.Iallgather(np.array([status], np.int64), every), seconds)
         return every.tolist() if here else None
 
     def abort(self, status: int) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)  # for what MPI has to say about it; the reason has been given
+        os.dup2(
+            nowhere, 2
+        )  # for what MPI has to say about it; the reason has been given
         self._mpi.COMM_WORLD.Abort(status)
 
 
@@ -140,10 +146,14 @@ def world() -> Communicator:
         mpi4py.rc.thread_level = "funneled"  # the main thread alone communicates
         from mpi4py import MPI
     except ModuleNotFoundError:
-        raise BackendError(f"{started}, but mpi4py is not installed: {INSTALL}") from None
+        raise BackendError(
+            f"{started}, but mpi4py is not installed: {INSTALL}"
+        ) from None
     except (ImportError, RuntimeError) as error:
         reason = (str(error).splitlines() or [""])[0]
-        raise BackendError(f"{started}, but mpi4py finds no MPI ({reason}): {INSTALL}") from None
+        raise BackendError(
+            f"{started}, but mpi4py finds no MPI ({reason}): {INSTALL}"
+        ) from None
     if MPI.COMM_WORLD.size != launch.size:
         library = " ".join(MPI.Get_library_version().split("\n")[0].split())
         raise BackendError(

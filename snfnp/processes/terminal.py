@@ -57,8 +57,12 @@ class Signals:
 @contextmanager
 def handled(handler: Callable | signal.Handlers, *names: str) -> Iterator[None]:
     """A context with this handler of the named signals, those that the system has."""
-    main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
-    numbers = [getattr(signal, name) for name in names if main and hasattr(signal, name)]
+    main = (
+        threading.current_thread() is threading.main_thread()
+    )  # no other thread may set handlers
+    numbers = [
+        getattr(signal, name) for name in names if main and hasattr(signal, name)
+    ]
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
@@ -71,7 +75,9 @@ def handled(handler: Callable | signal.Handlers, *names: str) -> Iterator[None]:
 def robust_output() -> Iterator[None]:
     """Escape characters that an output's encoding lacks, and write every line at once: a log file
     is read during a run, and after one that was killed."""
-    usual = [each for each in (sys.stdout, sys.stderr) if isinstance(each, io.TextIOWrapper)]
+    usual = [
+        each for each in (sys.stdout, sys.stderr) if isinstance(each, io.TextIOWrapper)
+    ]
     streams = [stream for stream in usual if not stream.closed]
     before = [(stream, stream.errors, stream.line_buffering) for stream in streams]
     for stream in streams:
@@ -104,7 +110,9 @@ def run(work: Callable[[], None]) -> int:
     failure, with a line on stderr; 130 after Ctrl-C or SIGTERM and 141 after a closed pipe, without
     one. A mistake in the program is raised."""
     names = ["SIGTERM"]
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # it is for `command &` in a shell
+    if (
+        signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    ):  # it is for `command &` in a shell
         names.append("SIGINT")
     # before training starts, SIGUSR1 has nothing to save
     with handled(interrupt, *names), handled(lambda *_: None, "SIGUSR1"):
@@ -133,7 +141,9 @@ def report_error(error: BaseException, who: str = "") -> int | None:
     elif isinstance(error, MemoryError):
         reason = str(error).rstrip(".") or "nothing more is known"
         line = f"out of memory ({reason}): ask for less at once, or see which other program has it"
-    elif isinstance(error, ModuleNotFoundError) and f"{error.name}.".startswith("snfnp.beyond."):
+    elif isinstance(error, ModuleNotFoundError) and f"{error.name}.".startswith(
+        "snfnp.beyond."
+    ):
         line = f"{error.name} is not installed: install all of snfnp, or leave the option out"
     elif isinstance(error, OSError) and _output_fails():
         _abandon_output()
@@ -152,7 +162,9 @@ def report_error(error: BaseException, who: str = "") -> int | None:
 def exit_status(error: BaseException) -> int:
     """The exit status after an exception."""
     if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else int(error.code is not None)
+        return (
+            error.code if isinstance(error.code, int) else int(error.code is not None)
+        )
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):
@@ -197,6 +209,10 @@ def _abandon_output() -> None:
             stream.flush()
         except OSError:
             os.dup2(nowhere, stream.fileno())
-        except (AttributeError, ValueError, RuntimeError):  # none, closed, or being written to
+        except (
+            AttributeError,
+            ValueError,
+            RuntimeError,
+        ):  # none, closed, or being written to
             pass
     os.close(nowhere)

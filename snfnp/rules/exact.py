@@ -48,7 +48,9 @@ class Relative(Rule):
 
     def check_maps(self, f: Map, g: Map) -> None:
         if not isinstance(f, Dense):
-            raise UsageError("the relative gradient needs a dense layer: choose another rule")
+            raise UsageError(
+                "the relative gradient needs a dense layer: choose another rule"
+            )
 
     def backward(
         self,

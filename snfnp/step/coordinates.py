@@ -62,7 +62,9 @@ def white_states(
     return Whitening() if whitens else None, coordinates
 
 
-def statistics(trainer: Trainer, params: Params, batches: BatchSource, index: int) -> dict:
+def statistics(
+    trainer: Trainer, params: Params, batches: BatchSource, index: int
+) -> dict:
     """The statistics of a layer before the first step: of a `Whiten` layer that is not renewed from
     all images of the first epoch; {} of any other layer. O(D²) an image.
 
@@ -76,7 +78,11 @@ def statistics(trainer: Trainer, params: Params, batches: BatchSource, index: in
 
 
 def _estimate(
-    trainer: Trainer, params: Params, batches: BatchSource, index: int, steps: Iterable[int]
+    trainer: Trainer,
+    params: Params,
+    batches: BatchSource,
+    index: int,
+    steps: Iterable[int],
 ) -> dict[str, Array]:
     """The statistics of a `Whiten` layer for its input in these steps: float64, rounded to the
     run's precision."""
@@ -89,7 +95,8 @@ def _estimate(
         sums = _sums(trainer, params, batches, index, steps, shift)
     values = layer.from_sums(*sums, shift, trainer.ops.linalg)
     return {
-        name: value.astype(trainer.p.dtype).astype(np.float64) for name, value in values.items()
+        name: value.astype(trainer.p.dtype).astype(np.float64)
+        for name, value in values.items()
     }
 
 
@@ -136,13 +143,18 @@ class Whitening(TrainingState):
         for index, (name, layer) in enumerate(trainer.flow.layers):
             if not isinstance(layer, Whiten) or not layer.renewed:
                 continue
-            last = trainer.step + math.ceil(_IMAGES * layer.features / trainer.config.batch_size)
+            last = trainer.step + math.ceil(
+                _IMAGES * layer.features / trainer.config.batch_size
+            )
             steps = range(trainer.step, last)
             new = _estimate(trainer, trainer.params, batches, index, steps)
             linear, _ = trainer.flow.layers[index + 1]
             old = [trainer.params[name], trainer.params[linear]]
             old += [layout.views(buffer)[linear] for buffer in (trainer.m, trainer.v)]
-            wide = [{key: a.astype(np.float64) for key, a in arrays.items()} for arrays in old]
+            wide = [
+                {key: a.astype(np.float64) for key, a in arrays.items()}
+                for arrays in old
+            ]
             changed = new, *change_coordinates(trainer.ops, new, *wide)
             for arrays, values in zip(old, changed, strict=True):
                 for key, value in values.items():
@@ -183,10 +195,16 @@ def inputs(layer: Layer) -> dict[str, Callable[[dict], Array]]:
             for (kernel, images), f in zip(names.items(), layer.maps, strict=False)
             if isinstance(f, Conv2d)
         }
-    if isinstance(layer, AffineCoupling):  # the network's first: the others' inputs are wide
+    if isinstance(
+        layer, AffineCoupling
+    ):  # the network's first: the others' inputs are wide
         return {"w1": lambda cache: cache["x"][..., : layer.channels // 2]}
     if isinstance(layer, CausalConv2d):
-        return {"W": lambda cache: cache["x"][:, ::-1, ::-1] if layer.reverse else cache["x"]}
+        return {
+            "W": lambda cache: (
+                cache["x"][:, ::-1, ::-1] if layer.reverse else cache["x"]
+            )
+        }
     if isinstance(layer, ConvExponential):
         return {"W": lambda cache: cache["powers"][0]}
     return {}
@@ -211,7 +229,9 @@ class Coordinates(TrainingState):
         self._flow = flow
         self._optimiser = optimiser
         self._inputs = {name: inputs(layer) for name, layer in flow.layers}
-        self._slices: dict[tuple[str, str], slice] = {}  # of `values`, by layer and kernel
+        self._slices: dict[
+            tuple[str, str], slice
+        ] = {}  # of `values`, by layer and kernel
         blocks = []  # see `ops.step.apply_block_matrices`
         start = 0
         for entry in flow.layout.optimised.entries:
@@ -246,7 +266,9 @@ class Coordinates(TrainingState):
                 h = input_of(cache).astype(np.float64)
                 rows = ops.conv.patches(h, p[kernel].shape[:2])
                 # a sum, not a mean: U does not depend on the scale of M
-                seconds[self._slices[name, kernel]] = ops.linalg.matmul(rows.T, rows).reshape(-1)
+                seconds[self._slices[name, kernel]] = ops.linalg.matmul(
+                    rows.T, rows
+                ).reshape(-1)
         if trainer.world.size > 1:
             trainer.communicator.all_reduce(seconds)
         parts = zip(self._sizes, self._slices.values(), strict=True)
@@ -266,12 +288,16 @@ class Coordinates(TrainingState):
     ) -> Any:
         """The optimiser's `update`, with the step in V; the rest is unchanged."""
         p, m, v = out
-        ops.step.apply_block_matrices(gradient, self.values, self._blocks, out=self._gradient)
+        ops.step.apply_block_matrices(
+            gradient, self.values, self._blocks, out=self._gradient
+        )
         self._step[...] = 0
         squares = self._optimiser.update(
             ops, self._gradient, lr, step, clip_norm, failed, out=(self._step, m, v)
         )
-        ops.step.apply_block_matrices(self._step, self.values, self._blocks, out=p, add=True)
+        ops.step.apply_block_matrices(
+            self._step, self.values, self._blocks, out=p, add=True
+        )
         return squares
 
 

@@ -28,10 +28,23 @@ from snfnp.ops.step.definition import StepLog
 from snfnp.step.batches import BatchSource, batch_of, cut
 from snfnp.step.coordinates import statistics, white_states
 from snfnp.step.settings import Settings
-from snfnp.step.update import Adam, Optimiser, TrainingState, learning_rate, multipliers_of
+from snfnp.step.update import (
+    Adam,
+    Optimiser,
+    TrainingState,
+    learning_rate,
+    multipliers_of,
+)
 
-_DENSITY, _RECONSTRUCTION, _FIGURES = 0, 1, 2  # indices in `sums`; the states' terms come after
-_EARLY, _EVERY = (20, 100), 500  # steps of a renewal: activations change most at the start
+_DENSITY, _RECONSTRUCTION, _FIGURES = (
+    0,
+    1,
+    2,
+)  # indices in `sums`; the states' terms come after
+_EARLY, _EVERY = (
+    (20, 100),
+    500,
+)  # steps of a renewal: activations change most at the start
 
 
 @dataclass(frozen=True)
@@ -106,7 +119,9 @@ class Trainer:
             self.states.append(JacobianMean(ops))
         whitening, self.coordinates = white_states(ops, flow, config, self.optimiser)
         self.states += filter(None, (whitening, self.coordinates))
-        self._update = self.coordinates.ascend if self.coordinates else self.optimiser.update
+        self._update = (
+            self.coordinates.ascend if self.coordinates else self.optimiser.update
+        )
         self.state = {state.key: state.values for state in self.states if state.key}
         self.sums = ops.xp.zeros(_FIGURES + sum(state.terms for state in self.states))
         start = _FIGURES
@@ -135,8 +150,12 @@ class Trainer:
         """This rank's slice of a batch, with so many samples, and their weights 1/N (samples,),
         which are allocated outside of a graph's memory."""
         if self._part is None or self._part.count != samples:
-            self._part = cut(samples * self.world.size, self.world.size)[self.world.rank]
-            self._weights = self.ops.xp.full(samples, 1 / self._part.total, self.p.dtype)
+            self._part = cut(samples * self.world.size, self.world.size)[
+                self.world.rank
+            ]
+            self._weights = self.ops.xp.full(
+                samples, 1 / self._part.total, self.p.dtype
+            )
         return self._part, self._weights
 
     def encode(self, images: Array, step: Any, part: Slice) -> tuple[Array, Array]:
@@ -174,7 +193,9 @@ class Trainer:
         # Forward: log p_Z(z) and the log-determinants that depend on x (Eq. 6), no log|det W|.
         key = RandomKey(config.seed, 0, scalars.step, part.first)
         noise = self._noise and self._noise(ops, flow, self.params, key)
-        latents, ldj, caches = flow.forward(ops, self.params, x, config.recompute, noise)
+        latents, ldj, caches = flow.forward(
+            ops, self.params, x, config.recompute, noise
+        )
         terms = flow.log_density(ops, latents), log_jacobian, ldj
         terms = [term for term in terms if not isinstance(term, int)]
         ops.step.log_density(terms, scalars.number, log)
@@ -195,7 +216,9 @@ class Trainer:
                 self.multipliers.error_factors(samples),
                 flow.first_trainable,
             )
-        errors = [result.error for result in measured.values() if result.error is not None]
+        errors = [
+            result.error for result in measured.values() if result.error is not None
+        ]
         for state in self.states:
             state.collect(measured, share)
 
@@ -203,7 +226,9 @@ class Trainer:
         if self.world.size > 1:
             density = ops.channels.total(terms)
             self.sums[_DENSITY] = density.sum(dtype=np.float64) / samples
-            self.sums[_RECONSTRUCTION] = (ops.channels.total(errors) if errors else 0.0) * share
+            self.sums[_RECONSTRUCTION] = (
+                ops.channels.total(errors) if errors else 0.0
+            ) * share
             self.communicator.all_reduce(self.gradient, self.sums)
             ops.step.log_density([self.sums[:_RECONSTRUCTION]], scalars.number, log)
             errors = [self.sums[_RECONSTRUCTION, ...]]
@@ -238,9 +263,13 @@ class Trainer:
         p = self.initial_parameters()
         params = self.layout.views(p)
         images = batches.whole(0)
-        self.flow.require_images(images)  # the only check: `Dataset` has seen all of them
+        self.flow.require_images(
+            images
+        )  # the only check: `Dataset` has seen all of them
         x, _ = self.encode(images, 0, Slice(0, len(images), len(images)))
-        self.flow.init_from_data(self.ops, params, x, partial(statistics, self, params, batches))
+        self.flow.init_from_data(
+            self.ops, params, x, partial(statistics, self, params, batches)
+        )
         self.share(p)
         return p
 
@@ -249,9 +278,13 @@ class Trainer:
         if self.world.size == 1:
             return
         for buffer in buffers:
-            buffer[...] = self.ops.asarray(self.world.broadcast(self.ops.to_host(buffer)))
+            buffer[...] = self.ops.asarray(
+                self.world.broadcast(self.ops.to_host(buffer))
+            )
 
-    def warm_up(self, batches: BatchSource, prepare: Callable[[Callable[[], None]], None]) -> None:
+    def warm_up(
+        self, batches: BatchSource, prepare: Callable[[Callable[[], None]], None]
+    ) -> None:
         """Compile and record a step by prepare(step), and restore everything that it changes."""
         arrays = (self.p, self.m, self.v, *self.state.values(), self.log.array)
         copies = [array.copy() for array in arrays]
@@ -332,7 +365,11 @@ class Trainer:
 
     def figures(self) -> dict[str, float]:
         """The figures of all training states, λ first, for a line of metrics."""
-        return {name: value for state in self.states for name, value in state.figures().items()}
+        return {
+            name: value
+            for state in self.states
+            for name, value in state.figures().items()
+        }
 
     def likelihood(self, p: Array | None = None) -> Likelihood:
         """An exact, immutable snapshot of the present parameters, or of others, flat."""

@@ -74,7 +74,9 @@ class Adam:
         )
 
 
-def warmed_up(lr: float, step: int, steps_per_epoch: int, warmup_epochs: float) -> float:
+def warmed_up(
+    lr: float, step: int, steps_per_epoch: int, warmup_epochs: float
+) -> float:
     """The learning rate of step 0, 1, …: linear up to `lr` over the first epochs (A.3)."""
     warmup_steps = warmup_epochs * steps_per_epoch
     return lr if step + 1 >= warmup_steps else lr * (step + 1) / warmup_steps
@@ -96,7 +98,9 @@ def learning_rate(config: Settings, step: int, steps_per_epoch: int) -> float:
     remaining = 1 - progress
     if config.lr_schedule == "cosine":
         remaining = (1 + math.cos(math.pi * progress)) / 2
-    return rate * (config.final_lr_fraction + (1 - config.final_lr_fraction) * remaining)
+    return rate * (
+        config.final_lr_fraction + (1 - config.final_lr_fraction) * remaining
+    )
 
 
 # The terms of the step's Σ_k of Eq. 3, and λ, as they are logged.
@@ -123,7 +127,9 @@ class TrainingState:
         """Put this slice's terms into `sums`. measured: {layer: `Measured`}, {} in a step that
         failed; share: the slice's part of the batch, the weight of its averages."""
 
-    def update(self, figures: Figures, samples: int, squares: Array, failed: Array) -> Figures:
+    def update(
+        self, figures: Figures, samples: int, squares: Array, failed: Array
+    ) -> Figures:
         """Update `values` after the parameters, from the `sums` of all slices; not if `failed` is
         not 0 or Σ g² (`squares`) not finite. Returns the figures to log instead."""
         return figures
@@ -180,7 +186,9 @@ class ControlledMultipliers(Multipliers):
         factors = self.values[Row.LAM] * (-2 / samples)
         if not self.ops.asynchronous:
             return dict(zip(self.layers, factors.tolist(), strict=True))
-        return {layer: factors[k, ...] for k, layer in enumerate(self.layers)}  # on the device
+        return {
+            layer: factors[k, ...] for k, layer in enumerate(self.layers)
+        }  # on the device
 
     def collect(self, measured: dict[str, Measured], share: float) -> None:
         if not measured:
@@ -192,7 +200,9 @@ class ControlledMultipliers(Multipliers):
             if self.controller.relative:
                 sums[k, 1] = self.ops.linalg.sum_squares(measured[layer].input)
 
-    def update(self, figures: Figures, samples: int, squares: Array, failed: Array) -> Figures:
+    def update(
+        self, figures: Figures, samples: int, squares: Array, failed: Array
+    ) -> Figures:
         """λ for the next step; returns Σ E of this one, and the error-weighted mean of its λ."""
         sums = self.sums.reshape(-1, 2)
         error, lam = self.ops.step.control(

@@ -66,7 +66,9 @@ class Checkpointer:
                 save_checkpoint(path, checkpoint)
         self._saved = (checkpoint.step, time.monotonic())
 
-    def start(self, progress: Progress, batches: Batches, description: dict[str, Any]) -> None:
+    def start(
+        self, progress: Progress, batches: Batches, description: dict[str, Any]
+    ) -> None:
         """Begin a new run, with a checkpoint of its start. description: see `describe_run`."""
         self.identity = uuid.uuid4().hex
         self.trainer.begin(batches)
@@ -102,7 +104,9 @@ class Checkpointer:
             trainer.begin(batches)
         else:
             saved.restore(trainer)
-            best = saved.record["best"] and Record.of(saved.record["best"], progress.steps)
+            best = saved.record["best"] and Record.of(
+                saved.record["best"], progress.steps
+            )
             seconds = saved.record["seconds"]
             progress = replace(progress, step=saved.step, seconds=seconds, best=best)
         best = trainer.world.on_rank_zero(
@@ -124,7 +128,9 @@ class Checkpointer:
         path = folder.best if from_best else folder.last
         saved = load_checkpoint(path, self.trainer.layout, record)
         if rollback and not from_best and saved.record["best"]:
-            raise CheckpointError(f"there is no checkpoint {folder.best}: restore it, or resume")
+            raise CheckpointError(
+                f"there is no checkpoint {folder.best}: restore it, or resume"
+            )
         return record, saved if from_best or not rollback else None
 
     def _update_folder(
@@ -138,7 +144,9 @@ class Checkpointer:
         best_step = progress.best.step if progress.best else 0
         if step > steps:
             past = f"past `epochs={self.config.epochs}` ({steps} steps)"
-            raise UsageError(f"{folder.path} is at step {step}, {past}: give more epochs")
+            raise UsageError(
+                f"{folder.path} is at step {step}, {past}: give more epochs"
+            )
         best_saved = None
         with suppress(SnfnpError):  # it may be damaged, or another run's
             best_saved = load_checkpoint(folder.best, self.trainer.layout, record).step
@@ -149,7 +157,9 @@ class Checkpointer:
                 "give more `epochs` to choose another"
             )
         if is_lost and best_step < step:
-            report(f"{folder.best} is lost or damaged: the best epoch is one after step {step}")
+            report(
+                f"{folder.best} is lost or damaged: the best epoch is one after step {step}"
+            )
             progress = replace(progress, best=None)
         folder.read_metrics()  # raises before anything is written
         self.save(progress, folder.last)
@@ -167,7 +177,9 @@ class Checkpointer:
             report(f"from step {step} on: {', '.join(changes)}")
         return progress.best
 
-    def _record_changes(self, record: dict[str, Any], step: int, rollback: bool) -> list[str]:
+    def _record_changes(
+        self, record: dict[str, Any], step: int, rollback: bool
+    ) -> list[str]:
         """Add what changes from this step on to config.json, and return it in words."""
         changed = self.config.changes_from(TrainConfig.from_dict(record["config"]))
         before = record.get("processes", 1)
@@ -185,11 +197,17 @@ class Checkpointer:
         """The ways to continue after a divergence, with options that work."""
         config = self.config
         options = f"`out={shlex.quote(str(self.folder.path))}` `lr={config.lr / 10:g}`"
-        origin = "the best evaluation saved" if self.folder.best.exists() else "the start"
+        origin = (
+            "the best evaluation saved" if self.folder.best.exists() else "the start"
+        )
         ways = [f"from {origin} with `rollback` {options}"]
-        if self.trainer.log.read().failed:  # before a likelihood explodes, parameters do
+        if (
+            self.trainer.log.read().failed
+        ):  # before a likelihood explodes, parameters do
             ways.insert(0, f"from step {self._saved[0]} with `resume` {options}")
         also = ""
         if not config.controller and all(need.holds(config) for need in FREE_LAMBDA):
-            also = f"a {'larger' if config.lam < _LARGE_LAMBDA else 'smaller'} `lam` or "
+            also = (
+                f"a {'larger' if config.lam < _LARGE_LAMBDA else 'smaller'} `lam` or "
+            )
         return f"go on {' or '.join(ways)} (or with {also}`clip_norm`)"

@@ -33,10 +33,18 @@ ROWS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("constraint", "constraint C: mean and\nrange over the layers", {}),
     ("rho", "ρ = ‖I − RW‖₂, from below:\nlargest and range", {"limit": 1.0}),
     ("angle", "angle of W's gradient to the\nexact one (°): largest and range", {}),
-    ("inverse_angle", "angle of R's gradient to the\nexact one (°): largest and range", {}),
+    (
+        "inverse_angle",
+        "angle of R's gradient to the\nexact one (°): largest and range",
+        {},
+    ),
 )
 _DASHED = {"validation_nll_nats": "training_nll_nats"}  # in the same row
-_OF_INVERSES = ("reconstruction", "lam", "constraint")  # 0 in records of runs that learn none
+_OF_INVERSES = (
+    "reconstruction",
+    "lam",
+    "constraint",
+)  # 0 in records of runs that learn none
 
 
 def _point(record: dict[str, Any], figure: str) -> tuple[float, float, float] | None:
@@ -46,7 +54,11 @@ def _point(record: dict[str, Any], figure: str) -> tuple[float, float, float] | 
         if figure in _OF_INVERSES and not record["reconstruction"] > 0:
             return None
         value = record[figure]
-        return value, record.get(f"{figure}_min", value), record.get(f"{figure}_max", value)
+        return (
+            value,
+            record.get(f"{figure}_min", value),
+            record.get(f"{figure}_max", value),
+        )
     layers = record.get("layers", {}).values()
     values = [figures[figure] for figures in layers if figure in figures]
     return (max(values), min(values), max(values)) if values else None
@@ -58,12 +70,15 @@ def rows(records: list[dict[str, Any]]) -> list[Row]:
     for figure, label, style in ROWS:
         points = [_point(record, figure) for record in records]
         is_fixed = (
-            figure == "lam" and len({value for point in points for value in point or ()}) == 1
+            figure == "lam"
+            and len({value for point in points for value in point or ()}) == 1
         )
         if is_fixed or not any(points):
             continue
         lines = np.array([point or [np.nan] * 3 for point in points]).T
-        dashed = np.array([record.get(_DASHED.get(figure, ""), np.nan) for record in records])
+        dashed = np.array(
+            [record.get(_DASHED.get(figure, ""), np.nan) for record in records]
+        )
         training = None if np.isnan(dashed).all() else dashed
         drawn.append(Row(label, lines, training, **style))
     return drawn
@@ -88,7 +103,9 @@ def _draw_row(axis: Any, x: list[float], row: Row, color: str) -> None:
     axis.plot(x, value, marker=_marker(x), color=color)
     axis.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
     if row.training is not None:
-        axis.plot(x, row.training, "--", color=color, linewidth=1, label="of training rows")
+        axis.plot(
+            x, row.training, "--", color=color, linewidth=1, label="of training rows"
+        )
         axis.legend(fontsize="small")
     if row.limit is not None:
         axis.axhline(row.limit, color="gray", linestyle="--", linewidth=1)
@@ -101,7 +118,9 @@ def _draw_row(axis: Any, x: list[float], row: Row, color: str) -> None:
 COMPARED = ("epoch", "seconds", "validation_nll_nats")
 
 
-def save_comparison(path: Path, lines: dict[str, dict[str, list[float]]], label: str) -> None:
+def save_comparison(
+    path: Path, lines: dict[str, dict[str, list[float]]], label: str
+) -> None:
     """Runs in one picture, by name, against epochs and against training seconds.
 
     The first evaluations, far above all others, are left out if they would flatten the rest.
@@ -111,7 +130,13 @@ def save_comparison(path: Path, lines: dict[str, dict[str, list[float]]], label:
         axes = figure.subplots(1, len(columns), sharey=True)
         for axis, x in zip(axes, columns, strict=True):
             for name, line in lines.items():
-                axis.plot(line[x], line[y], marker=_marker(line[x]), label=plain(name), linewidth=1)
+                axis.plot(
+                    line[x],
+                    line[y],
+                    marker=_marker(line[x]),
+                    label=plain(name),
+                    linewidth=1,
+                )
             _label(axis, x)
             axis.grid(alpha=0.3)
         values = [line[y] for line in lines.values()]

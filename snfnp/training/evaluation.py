@@ -53,7 +53,9 @@ class Evaluator:
         trainer = self._trainer
         images = dataset.validation
         likelihood = trainer.likelihood()
-        evaluation = self._evaluate(likelihood, images, self._monitors.watch(len(images)))
+        evaluation = self._evaluate(
+            likelihood, images, self._monitors.watch(len(images))
+        )
         figures: dict[str, Any] = {
             "epoch": progress.epoch,
             "step": progress.step,
@@ -68,7 +70,11 @@ class Evaluator:
         figures |= trainer.figures()
         for name, value in figures.items():
             if not math.isfinite(value):
-                figure = name.removesuffix("_nats").replace("_", " ").replace("nll", "likelihood")
+                figure = (
+                    name.removesuffix("_nats")
+                    .replace("_", " ")
+                    .replace("nll", "likelihood")
+                )
                 raise DivergedError(
                     f"the exact {figure} after epoch {progress.epoch} is not finite"
                 )
@@ -84,7 +90,9 @@ class Evaluator:
         self._refuse_explosion(evaluation, progress, images)
         return figures
 
-    def _refuse_explosion(self, evaluation: Evaluation, progress: Progress, images: Array) -> None:
+    def _refuse_explosion(
+        self, evaluation: Evaluation, progress: Progress, images: Array
+    ) -> None:
         """Raises DivergedError for a likelihood that is finite, but implausibly bad: above twice
         what the data take without a model (8 bits for pixels of 256 values) and twice the best
         evaluation so far, or the start's. 8 bits more are always allowed: rows in small units may
@@ -100,7 +108,9 @@ class Evaluator:
             baseline = max(baseline, self._evaluate(start, images).bits_per_dimension)
         threshold = _explosion_threshold(baseline)
         if bits > threshold:
-            unit, scale = ("bits/dim", 1.0) if self._of_images else ("nats/dim", math.log(2))
+            unit, scale = (
+                ("bits/dim", 1.0) if self._of_images else ("nats/dim", math.log(2))
+            )
             raise DivergedError(
                 f"the exact validation likelihood after epoch {progress.epoch} has exploded: "
                 f"{bits * scale:.4g} {unit} (a run that learns has at most {threshold * scale:.4g})"
@@ -147,7 +157,9 @@ class Evaluator:
         trainer = self._trainer
         evaluation = self._evaluate(trainer.likelihood(trainer.ops.asarray(p)), images)
         if not math.isfinite(evaluation.nll):
-            raise DivergedError("the exact test likelihood at the best epoch is not finite")
+            raise DivergedError(
+                "the exact test likelihood at the best epoch is not finite"
+            )
         return evaluation
 
     def _evaluate(
@@ -156,4 +168,6 @@ class Evaluator:
         # Users low on memory make batches smaller: evaluation, in double precision but without
         # gradients, follows them.
         at_once = 10 * self._config.batch_size
-        return likelihood.evaluate(images, EVALUATION_SEED, at_once, watch, self._trainer.world)
+        return likelihood.evaluate(
+            images, EVALUATION_SEED, at_once, watch, self._trainer.world
+        )

@@ -13,7 +13,13 @@ import numpy as np
 
 from snfnp import threads
 from snfnp.data import Dataset
-from snfnp.errors import CheckpointError, DivergedError, SnfnpError, UsageError, within_memory
+from snfnp.errors import (
+    CheckpointError,
+    DivergedError,
+    SnfnpError,
+    UsageError,
+    within_memory,
+)
 from snfnp.files import write_json
 from snfnp.flow import Flow
 from snfnp.ops import Communicator, Ops
@@ -41,7 +47,9 @@ _STOP, _CHECKPOINT, _SAVE, _SHOW = 1, 2, 4, 8  # bits: what ranks request after 
 # On a GPU steps between evaluations take so many seconds, and so many times an evaluation.
 _BETWEEN = 2.0
 _EVALUATIONS = 10
-_OVERFITTING = 1.25  # times the best epoch, from which on a worse likelihood is reported
+_OVERFITTING = (
+    1.25  # times the best epoch, from which on a worse likelihood is reported
+)
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,9 @@ class RunLoop:
                 self.trainer.warm_up(self.batches, self.trainer.ops.device.prepare)
                 self.evaluator.warm_up(self.dataset.validation)
                 if self.every is None:
-                    self._evaluation_seconds = self.evaluator.seconds(self.dataset.validation)
+                    self._evaluation_seconds = self.evaluator.seconds(
+                        self.dataset.validation
+                    )
 
     def run(self) -> None:
         """Train to the last step; if training ends early, report why."""
@@ -117,7 +127,9 @@ class RunLoop:
         if ended:
             self.report(f"a callback ended training after epoch {epoch}")
         elif self.progress.step < self.progress.steps:
-            waited = f"no improvement in {self.config.patience} evaluations (`patience`)"
+            waited = (
+                f"no improvement in {self.config.patience} evaluations (`patience`)"
+            )
             self.report(f"stopped after epoch {epoch}: {waited}")
 
     def _train(self) -> bool:
@@ -218,15 +230,21 @@ class RunLoop:
             return False
         ends = False
         if record and self.trainer.world.rank == 0:
-            if record.nll is not None:  # it costs determinants, which callbacks alone need
+            if (
+                record.nll is not None
+            ):  # it costs determinants, which callbacks alone need
                 likelihood = self.trainer.likelihood()
-                record = replace(record, likelihood=likelihood, figures=dict(record.figures))
+                record = replace(
+                    record, likelihood=likelihood, figures=dict(record.figures)
+                )
             try:
                 results = [callback(record) for callback in self.callbacks]
             except BaseException:
                 self.save(self.folder.last)
                 raise
-            ends = any(isinstance(each, (bool, np.bool_)) and bool(each) for each in results)
+            ends = any(
+                isinstance(each, (bool, np.bool_)) and bool(each) for each in results
+            )
         return bool(self.trainer.world.any(ends))
 
     def save_requested(self, evaluated: bool) -> None:
@@ -242,7 +260,9 @@ class RunLoop:
         if self._requests & _STOP:
             out = shlex.quote(str(self.folder.path))
             advice = f"go on with `resume` `out={out}` (snfnp.resume)"
-            self.report(f"interrupted at step {step}: everything is in {last}; {advice}")
+            self.report(
+                f"interrupted at step {step}: everything is in {last}; {advice}"
+            )
             raise KeyboardInterrupt
 
     def _load_best(self, step: int) -> Checkpoint:
@@ -250,8 +270,12 @@ class RunLoop:
         run = self.folder
         saved = load_checkpoint(run.best, self.trainer.layout, run.open(run.path)[1])
         if saved.step != step:
-            differs = f"of step {saved.step}, but the best evaluation was at step {step}"
-            raise CheckpointError(f"{run.best} is {differs}: restore it, or start a new run")
+            differs = (
+                f"of step {saved.step}, but the best evaluation was at step {step}"
+            )
+            raise CheckpointError(
+                f"{run.best} is {differs}: restore it, or start a new run"
+            )
         return saved
 
     def summarise(self) -> dict[str, Any]:
@@ -284,7 +308,11 @@ class RunLoop:
             f"{seconds:.1f} s, {summary['milliseconds_per_step']:.2f} ms per step"
         )
         latest: Any = self.latest
-        is_past = latest and latest.epoch > _OVERFITTING * best.epoch and latest.nll > best.nll
+        is_past = (
+            latest
+            and latest.epoch > _OVERFITTING * best.epoch
+            and latest.nll > best.nll
+        )
         if is_past and not dataset.of_images:
             worse = f"{best.nll:.2f} → {latest.nll:.2f} nats"
             self.report(
@@ -293,7 +321,9 @@ class RunLoop:
         return summary
 
 
-def within_patience(progress: Progress, every: int | None, patience: int | None) -> bool:
+def within_patience(
+    progress: Progress, every: int | None, patience: int | None
+) -> bool:
     """True if a better evaluation may still come: fewer than `patience` came since the best one.
 
     Args:
@@ -316,7 +346,10 @@ def train_session(
     ops = session.ops
     world = session.world
     callbacks = () if callbacks is None else callbacks
-    if not (isinstance(callbacks, Iterable) and all(map(callable, callbacks := tuple(callbacks)))):
+    if not (
+        isinstance(callbacks, Iterable)
+        and all(map(callable, callbacks := tuple(callbacks)))
+    ):
         raise UsageError(f"callbacks is {callbacks!r}: give a list of functions")
     signals = Signals(world.rank, world.size)
     report = report if report and world.rank == 0 else silent
@@ -325,7 +358,9 @@ def train_session(
         also += ", or `recompute`"
     with (
         signals.ignore_sigusr1(),
-        np.errstate(all="ignore"),  # divergence is detected at every step and reported once
+        np.errstate(
+            all="ignore"
+        ),  # divergence is detected at every step and reported once
         robust_output(),
         threads.limited(config.threads),
         within_memory(ops, "batch_size", config.batch_size, also),
@@ -337,12 +372,16 @@ def train_session(
         with compilations_shown(ops, report):
             if session.checkpoint:
                 rollback = session.checkpoint == "best"
-                loop.progress = checkpoints.resume(loop.progress, loop.batches, rollback, report)
+                loop.progress = checkpoints.resume(
+                    loop.progress, loop.batches, rollback, report
+                )
             report(_introduction(session, loop.trainer))
             loop.warm_up()
             if not session.checkpoint:
                 known = replace(config, threads=ops.device.threads)
-                description = describe_run(known, session.flow, session.dataset, ops, world.size)
+                description = describe_run(
+                    known, session.flow, session.dataset, ops, world.size
+                )
                 checkpoints.start(loop.progress, loop.batches, description)
         try:
             loop.run()
@@ -357,7 +396,11 @@ def _introduction(session: Session, trainer: Trainer) -> str:
     config = session.config
     dataset = session.dataset
     ranks = session.world.size
-    rule = f" ({config.objective}, λ = {config.lam:g})" if config.rule.learns_inverse else ""
+    rule = (
+        f" ({config.objective}, λ = {config.lam:g})"
+        if config.rule.learns_inverse
+        else ""
+    )
     decay = "" if config.lr_schedule == "constant" else f", then {config.lr_schedule}"
     return (
         f"{config.model_name}: {trainer.layout.count:,} parameters in "

@@ -48,7 +48,9 @@ class SmallestSecondMoment:
         self._ops = ops
         self._map = f
         self._images = images
-        self._counts: tuple[int, int] | None = None  # of images that find, and that measure
+        self._counts: tuple[int, int] | None = (
+            None  # of images that find, and that measure
+        )
         # Of each part, the images that find the directions and those that measure them: Σ r rᵀ on
         # the host, and the number of rows.
         self.sums: list[tuple[Any, int]] = [(0.0, 0), (0.0, 0)]
@@ -104,7 +106,9 @@ def _total(sums: tuple[tuple[Any, int], ...]) -> tuple[Any, int]:
     return sum(products), sum(counts)
 
 
-def _spread(indices: np.ndarray, count: int, total: int) -> tuple[np.ndarray, np.ndarray]:
+def _spread(
+    indices: np.ndarray, count: int, total: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The number before each of `indices`, and whether one is there, of `count` items that are
     evenly spread over `total` places."""
     before = indices * count // total
@@ -113,7 +117,12 @@ def _spread(indices: np.ndarray, count: int, total: int) -> tuple[np.ndarray, np
 
 # What may be wrong: (a layer's figure, whether it shows that, words, the page that explains it).
 _CAUSES = (
-    ("rho", lambda rho, _: rho >= 1, "ρ = ‖I − RW‖₂ is at least 1", "23-monitors-and-certificates"),
+    (
+        "rho",
+        lambda rho, _: rho >= 1,
+        "ρ = ‖I − RW‖₂ is at least 1",
+        "23-monitors-and-certificates",
+    ),
     (
         "margin",
         lambda rho, margin: margin <= THRESHOLD and rho >= _RHO_WARNING,
@@ -132,7 +141,9 @@ class Monitors:
         track_angle: batches on which the angles of gradients are measured; 0: none are.
     """
 
-    def __init__(self, trainer: Trainer, images_of: Callable[[int], Array], track_angle: int = 0):
+    def __init__(
+        self, trainer: Trainer, images_of: Callable[[int], Array], track_angle: int = 0
+    ):
         self._trainer = trainer
         self._images_of = images_of
         self._track_angle = track_angle
@@ -149,7 +160,9 @@ class Monitors:
             name: SmallestSecondMoment(self._ops, layer.map, images)
             for name, (layer, shape) in self._layers.items()
             if stable_above(layer.rule) is not None
-            and (len(shape) == 1 or isinstance(layer.map, Conv2d))  # whose rows are known
+            and (
+                len(shape) == 1 or isinstance(layer.map, Conv2d)
+            )  # whose rows are known
         }
         return self if self._moments else None
 
@@ -185,7 +198,9 @@ class Monitors:
         ops = self._ops
         lam = self._trainer.multipliers.lam
         params = {  # in double precision, as the inputs
-            name: {key: value.astype(np.float64, copy=False) for key, value in p.items()}
+            name: {
+                key: value.astype(np.float64, copy=False) for key, value in p.items()
+            }
             for name, p in likelihood.params.items()
         }
         angles = self._angles(params, lam) if self._track_angle else {}
@@ -198,13 +213,17 @@ class Monitors:
             figures = {"rho": contraction.rho(ops.host, f, g, w, r, shape)}
             smallest = self._moments[name].value if name in self._moments else None
             if smallest is not None:
-                figures["margin"] = lam[name] * smallest + self._trainer.config.jvp_weight
+                figures["margin"] = (
+                    lam[name] * smallest + self._trainer.config.jvp_weight
+                )
             for key, value in angles.get(name, {}).items():
                 if "angle" in key:
                     figures[key] = value
             for figure, value in figures.items():
                 if not math.isfinite(value):
-                    raise DivergedError(f"layer {name}: {figure} of its weights is not finite")
+                    raise DivergedError(
+                        f"layer {name}: {figure} of its weights is not finite"
+                    )
             layers[name] = figures
         return {"layers": layers}
 
@@ -220,12 +239,18 @@ class Monitors:
                     self._warned.add((name, figure))
                     new.append(f"{values[figure]:.3g} in {name}")
             if new:
-                advice = f"if the likelihood suffers, raise `lam` (derivations/{page}.md)"
+                advice = (
+                    f"if the likelihood suffers, raise `lam` (derivations/{page}.md)"
+                )
                 layers = ", ".join(new)
-                lines.append(f"early warning, not a verdict: {cause}: {layers}; {advice}")
+                lines.append(
+                    f"early warning, not a verdict: {cause}: {layers}; {advice}"
+                )
         return lines
 
-    def _angles(self, params: Params, lam: dict[str, float]) -> dict[str, dict[str, float]]:
+    def _angles(
+        self, params: Params, lam: dict[str, float]
+    ) -> dict[str, dict[str, float]]:
         """`gradient_angles` on the batches of the next steps."""
         trainer = self._trainer
         ops = self._ops
@@ -233,7 +258,9 @@ class Monitors:
         parts = []
         for step in range(trainer.step, trainer.step + self._track_angle):
             noise = RandomKey(seed, TRAINING_NOISE, step)
-            x, _ = trainer.flow.preprocessed(ops, self._images_of(step), noise, np.float64)
+            x, _ = trainer.flow.preprocessed(
+                ops, self._images_of(step), noise, np.float64
+            )
             parts.append(x)
         x = ops.xp.concatenate(parts)
         key = RandomKey(seed, 0, trainer.step)

@@ -67,7 +67,11 @@ class View:
 
     @classmethod
     def of(
-        cls, likelihood: Likelihood, data: np.ndarray, inverses: Sequence[str], seed: int = 0
+        cls,
+        likelihood: Likelihood,
+        data: np.ndarray,
+        inverses: Sequence[str],
+        seed: int = 0,
     ) -> "View":
         """The view of a flow with `data` (n, 2), through these inverses, "learned" or "exact".
         Raises DivergedError if an inverse is not finite."""
@@ -134,8 +138,12 @@ class Animation:
 @contextmanager
 def _defaults() -> Iterator[None]:
     """Matplotlib's own settings: a user's may ask for LaTeX, which is not everywhere."""
-    with warnings.catch_warnings(action="ignore"):  # as of signs in a name that no font has
-        settings: Any = {k: v for k, v in matplotlib.rcParamsDefault.items() if k != "backend"}
+    with warnings.catch_warnings(
+        action="ignore"
+    ):  # as of signs in a name that no font has
+        settings: Any = {
+            k: v for k, v in matplotlib.rcParamsDefault.items() if k != "backend"
+        }
         with matplotlib.rc_context({**settings, "svg.hashsalt": "snfnp"}):
             yield
 
@@ -158,7 +166,9 @@ def picture(
             figure.tight_layout()
         suffix = path.suffix[1:].lower()
         save = partial(figure.savefig, format=suffix, dpi=_DPI, bbox_inches=bbox_inches)
-        undated = {"Date": None} if suffix == "svg" else None  # the same bytes for the same figure
+        undated = (
+            {"Date": None} if suffix == "svg" else None
+        )  # the same bytes for the same figure
         write_by(path, lambda file: save(file, metadata=undated))
 
 
@@ -204,7 +214,9 @@ def save_samples(
     grids = {}
     for name, images in panels.items():
         grid = image_grid(images, columns or default_columns(len(images)))
-        grids[name] = grid if grid.shape[-1] in (3, 4) else grid[..., 0]  # the first channel
+        grids[name] = (
+            grid if grid.shape[-1] in (3, 4) else grid[..., 0]
+        )  # the first channel
     height = max(len(grid) for grid in grids.values())
     width = max(grid.shape[1] for grid in grids.values())
     grow = max(1.0, height / _PANEL, width / _PANEL)
@@ -228,7 +240,9 @@ def save_points(path: Path, panels: dict[str, np.ndarray], title: str) -> None:
             axis.set_title(plain(name))
 
 
-def save_view(path: Path, view: View, title: str, columns: Sequence[str] | None = None) -> None:
+def save_view(
+    path: Path, view: View, title: str, columns: Sequence[str] | None = None
+) -> None:
     """A flow of 2-D data: density, samples, the bent grid, and the data as latents. columns: the
     names of the two axes."""
     with picture(path, title, (9.2, 9.6)) as figure:
@@ -239,7 +253,9 @@ def save_view(path: Path, view: View, title: str, columns: Sequence[str] | None 
 
 
 @_defaults()
-def save_animation(path: Path, frames: list[tuple[str, View]], seconds: float = 6) -> None:
+def save_animation(
+    path: Path, frames: list[tuple[str, View]], seconds: float = 6
+) -> None:
     """Views under their titles as a looping GIF of so many seconds, which rests on the last."""
     pictures = []
     for title, view in frames:
@@ -253,12 +269,16 @@ def save_animation(path: Path, frames: list[tuple[str, View]], seconds: float = 
     palette = pictures[-1].quantize(48)  # one for all, or the colours would flicker
     first, *rest = (each.quantize(palette=palette, dither=0) for each in pictures)
     times = [round(1e3 * seconds / len(frames))] * len(rest) + [3000]
-    save = partial(first.save, save_all=True, append_images=rest, duration=times, loop=0)
+    save = partial(
+        first.save, save_all=True, append_images=rest, duration=times, loop=0
+    )
     write_by(path, lambda file: save(file, "GIF"))
 
 
 def _draw_view(figure: Figure, view: View, last: View, **ticks: Any) -> None:
-    brightest = np.quantile(last.density, 0.995)  # so that a peak does not darken the rest
+    brightest = np.quantile(
+        last.density, 0.995
+    )  # so that a peak does not darken the rest
     (density, samples), (grid, latents) = figure.subplots(2, 2, subplot_kw=ticks)
     density.imshow(
         view.density,
@@ -271,7 +291,11 @@ def _draw_view(figure: Figure, view: View, last: View, **ticks: Any) -> None:
         vmax=brightest,
     )
     density.set_title("density, exact")
-    for axis, points in ((samples, view.data), (grid, view.data), (latents, view.latents)):
+    for axis, points in (
+        (samples, view.data),
+        (grid, view.data),
+        (latents, view.latents),
+    ):
         axis.scatter(*points.T, **_DOTS, color=_INK, label="data")
         axis.set(xlim=view.extent[:2], ylim=view.extent[2:])
     for name, points in view.samples.items():

@@ -50,7 +50,9 @@ class Record:
     @classmethod
     def of(cls, line: dict[str, Any], steps: int) -> "Record":
         """The record of an evaluation, from its line of metrics.jsonl."""
-        known = {entry.name: line[entry.name] for entry in fields(cls) if entry.name in line}
+        known = {
+            entry.name: line[entry.name] for entry in fields(cls) if entry.name in line
+        }
         bits = line.get("validation_bits_per_dimension")
         nll = line["validation_nll_nats"]
         return cls(steps=steps, **known, nll=nll, bits_per_dimension=bits, figures=line)
@@ -87,7 +89,9 @@ class Progress:
     def steps_per_second(self) -> float:
         """The speed of the steps since the last evaluation."""
         step, seconds = self.timed_from
-        resolution = time.get_clock_info("perf_counter").resolution  # a clock may stand still
+        resolution = time.get_clock_info(
+            "perf_counter"
+        ).resolution  # a clock may stand still
         return (self.step - step) / max(self.seconds - seconds, resolution)
 
 
@@ -144,7 +148,8 @@ class ProgressLine:
             initial=progress.step * trainer.config.batch_size,
             unit="img" if trainer.flow.preprocess.of_images else "row",
             unit_scale=True,
-            disable=report is silent or None,  # None: no bar if the output is not a terminal
+            disable=report is silent
+            or None,  # None: no bar if the output is not a terminal
         )
         self._shown = math.inf if trainer.world.rank else time.perf_counter()
 
@@ -170,7 +175,9 @@ class ProgressLine:
         if trainer.config.controller:
             values = trainer.multipliers.lam.values()
             lam = f"λ {min(values):.2g} to {max(values):.2g}, "
-        figures = f"surrogate {metrics.surrogate:.1f}, recon {metrics.reconstruction:.2e}, "
+        figures = (
+            f"surrogate {metrics.surrogate:.1f}, recon {metrics.reconstruction:.2e}, "
+        )
         figures += f"{lam}|grad| {metrics.gradient_norm:.1f}"
         self.bar.set_postfix_str(figures)
         if self.bar.disable:
@@ -180,5 +187,9 @@ class ProgressLine:
             left = f"{minutes:.1f} minutes of steps left at {speed:.3g} a second"
             self._report(f"{at}, {left}: {figures}")
         return Record(
-            progress.step, progress.steps, progress.epoch, progress.seconds, *astuple(metrics)
+            progress.step,
+            progress.steps,
+            progress.epoch,
+            progress.seconds,
+            *astuple(metrics),
         )

@@ -56,7 +56,9 @@ def started(
     notes: list[str] = []
     moments = dataset.moments
     if moments:
-        moments = with_ties(moments, dataset.train, config.ties, dataset.labels, notes.append)
+        moments = with_ties(
+            moments, dataset.train, config.ties, dataset.labels, notes.append
+        )
     config = replace(config, out=world.broadcast(default_folder(config)))
     folder = RunFolder(config.out)
     flow = config.build_flow(dataset.train.shape[1:], moments)
@@ -106,7 +108,9 @@ def resumed(
         if dataset is None:
             config = config.located()
             recorded = folder.data_name(record, config.data_dir)
-            dataset = _load(config.data if "data" in changes else recorded, config, world)
+            dataset = _load(
+                config.data if "data" in changes else recorded, config, world
+            )
         config = _resolved(config, dataset, world)
         world.on_rank_zero(lambda: folder.check_same_data(record, dataset))
         flow = config.build_flow(dataset.train.shape[1:], folder.moments(record))
@@ -117,7 +121,9 @@ def resumed(
         yield Session(config, dataset, ops, flow, folder, checkpoint, [], world)
 
 
-def _resolved(config: TrainConfig, dataset: Dataset, world: Communicator) -> TrainConfig:
+def _resolved(
+    config: TrainConfig, dataset: Dataset, world: Communicator
+) -> TrainConfig:
     """The configuration filled in for these data and so many processes."""
     require_dataset(dataset)
     config = config.resolve(len(dataset.train), dataset.train.shape[1:])
@@ -247,13 +253,17 @@ def fit(
     if flow is not None:
         options["model"] = flow
     if isinstance(data, (str, os.PathLike)):
-        raise UsageError(f"fit takes data themselves: give it snfnp.load_dataset({str(data)!r})")
+        raise UsageError(
+            f"fit takes data themselves: give it snfnp.load_dataset({str(data)!r})"
+        )
     if not isinstance(data, Dataset):
         config = TrainConfig(**options)
         config.check()
         data = own_data(data, validation, test, config.seed)
     elif validation is not None or test is not None:
-        raise UsageError(f"{data.name} has its splits already: leave validation and test out")
+        raise UsageError(
+            f"{data.name} has its splits already: leave validation and test out"
+        )
     run = None
     path = Path(out or tempfile.mkdtemp(prefix="snfnp-"))
     try:

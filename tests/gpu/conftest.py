@@ -9,9 +9,13 @@ from snfnp.ops import get_ops
 
 # Before any test can import CuPy.
 if devices.wanted() not in (None, devices.GPU, devices.STANDIN):
-    raise pytest.UsageError(f"SNFNP_DEVICE is {devices.wanted()!r}: choose gpu or standin")
+    raise pytest.UsageError(
+        f"SNFNP_DEVICE is {devices.wanted()!r}: choose gpu or standin"
+    )
 if devices.device().missing and devices.wanted():
-    raise pytest.UsageError(f"SNFNP_DEVICE is {devices.wanted()}, but: {devices.device().missing}")
+    raise pytest.UsageError(
+        f"SNFNP_DEVICE is {devices.wanted()}, but: {devices.device().missing}"
+    )
 
 
 def pytest_report_collectionfinish():
@@ -27,7 +31,9 @@ def pytest_collection_modifyitems(config, items):
         others = [item for item in here if "standin" in item.fixturenames]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item not in others]
-    elif devices.device().missing:  # one of each file says why; a thousand more would take long
+    elif (
+        devices.device().missing
+    ):  # one of each file says why; a thousand more would take long
         others = {*here} - {*{item.path: item for item in here}.values()}
         config.hook.pytest_deselected(items=list(others))
         items[:] = [item for item in items if item not in others]

@@ -58,7 +58,9 @@ def device() -> Device:
     if importlib.util.find_spec("cupy") is None:
         why = "CuPy is not installed"
         return Device(None, why, why)
-    why = "SNFNP_DEVICE asks for the stand-in" if wanted() == STANDIN else _missing_gpu()
+    why = (
+        "SNFNP_DEVICE asks for the stand-in" if wanted() == STANDIN else _missing_gpu()
+    )
     if why is None:
         return Device(GPU)
     if wanted() == GPU:
@@ -95,8 +97,14 @@ def run_alone(script: str, *arguments: str, **environment: str) -> str:
     """
     tests = Path(__file__).parents[1]
     paths = [str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")]
-    own = {"SNFNP_DEVICE": device().kind, "PYTHONPATH": os.pathsep.join(paths), **environment}
-    done = python(f"from gpu import standin\nstandin.device()\n{script}", *arguments, **own)
+    own = {
+        "SNFNP_DEVICE": device().kind,
+        "PYTHONPATH": os.pathsep.join(paths),
+        **environment,
+    }
+    done = python(
+        f"from gpu import standin\nstandin.device()\n{script}", *arguments, **own
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -133,7 +141,9 @@ def _import_standin() -> None:
 def _source() -> Path:
     """The folder with the stand-in's files, and nothing of what a build leaves there."""
     given = os.environ.get("SNFNP_STANDIN")
-    beside = Path(__file__).resolve().parents[3] / "shared" / "tools" / "cupy-on-cpu-streams"
+    beside = (
+        Path(__file__).resolve().parents[3] / "shared" / "tools" / "cupy-on-cpu-streams"
+    )
     folder = Path(given).expanduser() if given else beside
     if not (folder / "fakegpu" / "build.py").is_file():
         raise _Unavailable(f"{folder} does not have it (SNFNP_STANDIN)")
@@ -144,7 +154,9 @@ def _built() -> Path:
     """A folder that holds the built package `fakegpu`."""
     files = sorted(path for path in _source().iterdir() if path.is_file()) + [_HEADER]
     names = ((d.metadata["Name"] or "", d.version) for d in metadata.distributions())
-    version = next(v for name, v in names if name == "cupy" or name.startswith("cupy-cuda"))
+    version = next(
+        v for name, v in names if name == "cupy" or name.startswith("cupy-cuda")
+    )
     content = [version, sys.implementation.cache_tag, platform.machine(), _FLAGS]
     content += [part for path in files for part in (path.name, path.read_text())]
     key = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
@@ -158,7 +170,14 @@ def _built() -> Path:
                 shutil.copyfile(path, package / path.name)
             _run([sys.executable, str(package / "build.py")])
             include = (package / "build" / "include").read_text()
-            options = ["-std=c++17", *_FLAGS.split(), "-fPIC", "-w", "-fpermissive", include]
+            options = [
+                "-std=c++17",
+                *_FLAGS.split(),
+                "-fPIC",
+                "-w",
+                "-fpermissive",
+                include,
+            ]
             _run(["g++", *options, "-x", "c++-header", str(package / _HEADER.name)])
             try:
                 package.parent.rename(final)

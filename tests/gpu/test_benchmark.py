@@ -26,7 +26,16 @@ def tiny(monkeypatch):
         Case("tiny FC", "fc", {SINGLE: 0.2}, (SINGLE, TF32)),
         Case("tiny Glow", "glow", {TF32: 10}, (TF32,), SMALL_GLOW),
     )
-    return Plan(cases, SHAPE, COUNT, BATCH, ((16, 24, 8),), copied=1 << 16, bursts=1, seconds=0.0)
+    return Plan(
+        cases,
+        SHAPE,
+        COUNT,
+        BATCH,
+        ((16, 24, 8),),
+        copied=1 << 16,
+        bursts=1,
+        seconds=0.0,
+    )
 
 
 def cupy_ops(tf32):
@@ -36,11 +45,16 @@ def cupy_ops(tf32):
 def test_the_device_part_runs_end_to_end(tiny):
     """Each model's figures are written as soon as it is measured."""
     said, saved = [], []
-    device.report(cupy_ops, tiny, said.append, lambda found: saved.append(json.dumps(found)))
+    device.report(
+        cupy_ops, tiny, said.append, lambda found: saved.append(json.dumps(found))
+    )
     first, results = map(json.loads, saved)
     name = cupy_ops(False).device.describe()["name"]
     assert results["device"] == name and all(name in text for text in said)
-    steps, cases = results["steps"], (("tiny FC", SINGLE), ("tiny FC", TF32), ("tiny Glow", TF32))
+    steps, cases = (
+        results["steps"],
+        (("tiny FC", SINGLE), ("tiny FC", TF32), ("tiny Glow", TF32)),
+    )
     assert first["steps"] == steps[:4]
     assert [(row["step"], row["precision"], row["how"]) for row in steps] == [
         (*case, how) for case in cases for how in ("eager", "graph")
@@ -67,8 +81,12 @@ def test_a_step_that_cannot_be_recorded_says_so(tiny, monkeypatch):
 
     monkeypatch.setattr(type(cupy_ops(False).step), "log_step", waits)
     case = Case("FC", "fc", {}, (SINGLE,))
-    device.report(cupy_ops, tiny._replace(cases=(case,)), said.append, lambda found: None)
-    assert re.search("float32, graph: the training step cannot be recorded", "\n".join(said))
+    device.report(
+        cupy_ops, tiny._replace(cases=(case,)), said.append, lambda found: None
+    )
+    assert re.search(
+        "float32, graph: the training step cannot be recorded", "\n".join(said)
+    )
 
 
 def test_a_run_that_diverges_is_not_reported(tiny):
@@ -85,7 +103,9 @@ def test_every_launch_of_a_step_is_timed_alone():
     ops = cupy_ops(False)
     start, gemm = ops.device.launch._start, ops.device.cublas.gemm
     cases = {"tiny FC": ("fc", {}), "tiny Glow": ("glow", SMALL_GLOW)}
-    launches.report(lambda tf32: ops, said.append, saved.append, cases, SHAPE, BATCH, repeats=2)
+    launches.report(
+        lambda tf32: ops, said.append, saved.append, cases, SHAPE, BATCH, repeats=2
+    )
     assert (ops.device.launch._start, ops.device.cublas.gemm) == (start, gemm)
     rows = saved[-1]["tiny FC"]
     assert len(said) == 2 and "tiny FC, batch 6: 31 launches" in said[0]
@@ -98,5 +118,7 @@ def test_every_launch_of_a_step_is_timed_alone():
     for row in rows:
         assert row["µs"] > 0 and row["kB"] >= 0 and (row["blocks"] or row["TFLOP/s"])
     adam = next(row for row in rows if row["launch"] == "adam")
-    flow = 2 * (2 * 64 * 64 + 64)  # parameters; p, g, m and v of them, and the sum of squares
+    flow = 2 * (
+        2 * 64 * 64 + 64
+    )  # parameters; p, g, m and v of them, and the sum of squares
     assert adam["kB"] * 1e3 == pytest.approx(16 * flow, rel=0.01)

@@ -38,7 +38,9 @@ def doubling(ops, monkeypatch):
     class Group:
         def all_reduce(self, in_array, out_array, op="sum", stream=None):
             assert in_array is out_array and op == "sum" and stream is None
-            calls.append((in_array.size, in_array.dtype.char, xp.cuda.get_current_stream().ptr))
+            calls.append(
+                (in_array.size, in_array.dtype.char, xp.cuda.get_current_stream().ptr)
+            )
             xp.multiply(in_array, 2, out=out_array)
 
     def init_process_group(n_devices, rank, *, use_mpi):
@@ -77,10 +79,20 @@ class Doubling(OneOfTwo):
 def test_a_training_step_is_recorded_with_its_sums(ops, doubling, changes):
     """A rank of two, whose partner has the same part of the gradient: the same as on the host."""
     trainers = [
-        make_trainer(backend, "conv", side=4, dtype="float64", batch_size=4, world=world, **changes)
+        make_trainer(
+            backend,
+            "conv",
+            side=4,
+            dtype="float64",
+            batch_size=4,
+            world=world,
+            **changes,
+        )
         for backend, world in ((ops, OneOfTwo()), (get_ops("numpy"), Doubling()))
     ]
-    images = [np.random.default_rng(step).integers(0, 256, (2, 4, 4, 1)) for step in range(5)]
+    images = [
+        np.random.default_rng(step).integers(0, 256, (2, 4, 4, 1)) for step in range(5)
+    ]
     for trainer in trainers:
         on_device = [trainer.ops.asarray(each, np.uint8) for each in images]
         batches = Given(on_device.__getitem__)
@@ -92,7 +104,9 @@ def test_a_training_step_is_recorded_with_its_sums(ops, doubling, changes):
     for name in ("p", "m", "state"):
         a, b = host(found, name), host(expected, name)
         assert a.size == 0 or np.abs(a - b).max() <= 1e-10 * np.abs(b).max(), name
-    for a, b in zip(*(vars(t.averages()).values() for t in (found, expected)), strict=True):
+    for a, b in zip(
+        *(vars(t.averages()).values() for t in (found, expected)), strict=True
+    ):
         assert a == pytest.approx(b, rel=1e-10)
     # two plain calls and the recording, of two arrays each, on its stream; replays add all the same
     assert found._ascend._recording.graph and len(doubling.calls) == 6
@@ -109,8 +123,12 @@ def test_arrays_of_both_precisions_are_summed(ops, doubling):
     assert doubling.calls == [(2, 0, True), (5, "f", stream), (6, "d", stream)]
 
 
-@pytest.mark.parametrize("reason", ["NCCL is not available", "NCCL_ERROR_INVALID_USAGE"])
-def test_what_keeps_nccl_from_connecting_is_one_line(ops, doubling, monkeypatch, reason):
+@pytest.mark.parametrize(
+    "reason", ["NCCL is not available", "NCCL_ERROR_INVALID_USAGE"]
+)
+def test_what_keeps_nccl_from_connecting_is_one_line(
+    ops, doubling, monkeypatch, reason
+):
     def fails(*given, **more):
         raise RuntimeError(reason)
 
@@ -131,7 +149,10 @@ def test_local_ranks_are_assigned_devices_round_robin(ops):
         rank = local_rank = 2
         size = local_size = 3
 
-    count, before = ops.xp.cuda.runtime.getDeviceCount(), ops.xp.cuda.runtime.getDevice()
+    count, before = (
+        ops.xp.cuda.runtime.getDeviceCount(),
+        ops.xp.cuda.runtime.getDevice(),
+    )
     try:
         get_ops("cupy", world=Third())
         assert ops.xp.cuda.runtime.getDevice() == 2 % count

@@ -69,7 +69,9 @@ def expected(ops):
 @pytest.mark.parametrize("launch", [2, 12])
 @pytest.mark.parametrize("at", [PLAIN, RECORDED])
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-def test_a_step_is_repeated_after_a_fault(ops, monkeypatch, expected, fault, at, launch):
+def test_a_step_is_repeated_after_a_fault(
+    ops, monkeypatch, expected, fault, at, launch
+):
     said, launches, start = [], count(1), Launcher._start
     trainer, batches = training(ops, said)
     faults = []

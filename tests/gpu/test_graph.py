@@ -31,14 +31,19 @@ def test_a_graph_runs_in_order_with_what_its_callers_start(ops):
         total[...] = 2 * total + images.sum()
 
     graph = ops.device.capture(step)
-    images, callers = xp.empty((300, 300)), [xp.cuda.Stream(non_blocking=True) for _ in range(2)]
+    images, callers = (
+        xp.empty((300, 300)),
+        [xp.cuda.Stream(non_blocking=True) for _ in range(2)],
+    )
     ops.device.synchronise()
     for number in range(8):
         with callers[number >= 5]:
             if number < 5:
                 images.fill(number)
             graph(images)
-            if number != 4:  # the second caller waits for replays, not for what the first did then
+            if (
+                number != 4
+            ):  # the second caller waits for replays, not for what the first did then
                 seen[number] = total
     ops.device.synchronise()
     expected = [0]
@@ -78,7 +83,11 @@ def test_all_ranks_record_or_none_does(ops, theirs, fails):
         graph(images)
     assert rank.asked == [fails] and float(total) == 15
     assert bool(graph._recording.graph) == (not fails and not theirs)
-    why = "RuntimeError: no such call in a recording" if fails else "not by another process"
+    why = (
+        "RuntimeError: no such call in a recording"
+        if fails
+        else "not by another process"
+    )
     assert [why in line for line in said] == [True] * (fails or theirs)
 
 
@@ -97,7 +106,9 @@ def test_a_step_that_cannot_be_recorded_runs_without_a_graph_and_reports_why(ops
     """The exact gradient asks whether a matrix is singular: the host has to wait."""
     reports = []
     eager = take_steps(make_trainer(ops, "fc", "exact", graph=False), range(5))
-    graph = take_steps(make_trainer(ops, "fc", "exact", report=reports.append), range(5))
+    graph = take_steps(
+        make_trainer(ops, "fc", "exact", report=reports.append), range(5)
+    )
     (line,) = reports
     assert "cannot be recorded as a CUDA graph" in line
     assert "\n" not in line
@@ -140,7 +151,11 @@ def test_a_recorded_draw_is_that_of_the_same_samples_in_every_step(ops):
         x[...] = ops.images.preprocess(images, key, 1e-6, 256, np.float64)[0]
         nu[...] = ops.random.normal(key, (4, 7), np.float64)
 
-    part, whole, graph = ops.asarray(pixels[5:]), ops.asarray(pixels), ops.device.capture(draw)
+    part, whole, graph = (
+        ops.asarray(pixels[5:]),
+        ops.asarray(pixels),
+        ops.device.capture(draw),
+    )
     for step in range(5):
         number[...] = step
         ops.device.synchronise()
@@ -172,7 +187,9 @@ def test_a_graphs_pool_is_empty_when_its_trainer_goes(ops, model):
 def test_a_failed_recording_returns_its_memory(ops):
     """The trainer goes on without a graph."""
     reports = []
-    trainer = take_steps(make_trainer(ops, "fc", "exact", report=reports.append), range(4))
+    trainer = take_steps(
+        make_trainer(ops, "fc", "exact", report=reports.append), range(4)
+    )
     assert reports and not trainer._ascend._recording.graph
     assert trainer._ascend._recording.pool.total_bytes() == 0
 
@@ -199,7 +216,9 @@ def test_a_cublas_handle_is_set_up_once_for_a_stream_and_destroyed(ops, monkeypa
         def cublasDestroy_v2(self, handle):
             destroyed.append((handle.value, ops.xp.cuda.runtime.getDevice()))
 
-    finalizer = next(each for each in weakref.finalize._registry if each.peek()[0] is products)
+    finalizer = next(
+        each for each in weakref.finalize._registry if each.peek()[0] is products
+    )
     _, destroy, (device, library, of), _ = finalizer.detach()
     weakref.finalize(products, destroy, device, Library(), of)
     del products
@@ -218,7 +237,9 @@ def test_a_backend_refuses_another_device(ops, monkeypatch):
         lambda: ops.linalg.matmul(a, a),
         lambda: graph(a),
     ):
-        with pytest.raises(BackendError, match="made on GPU 1, and GPU 0 is the current one"):
+        with pytest.raises(
+            BackendError, match="made on GPU 1, and GPU 0 is the current one"
+        ):
             use()
 
 
@@ -243,7 +264,9 @@ def test_a_backend_refuses_another_thread(ops):
     thread.start()
     thread.join(60)
     *refused, product = found
-    assert all("in another thread: make one in every thread" in line for line in refused)
+    assert all(
+        "in another thread: make one in every thread" in line for line in refused
+    )
     assert len(refused) == 3 and product == [[3.0] * 3] * 3
 
 
@@ -260,7 +283,10 @@ print(stream.ptr, np.array_equal(*found), np.isfinite(found).all())
 
 def test_the_default_stream_may_be_the_threads_own():
     """Of one thread, whose launches are in order on it: pointer 2."""
-    assert run_alone(_PER_THREAD, CUPY_CUDA_PER_THREAD_DEFAULT_STREAM="1") == "2 True True\n"
+    assert (
+        run_alone(_PER_THREAD, CUPY_CUDA_PER_THREAD_DEFAULT_STREAM="1")
+        == "2 True True\n"
+    )
 
 
 def test_constants_are_not_in_a_graphs_pool(ops):
@@ -304,7 +330,9 @@ def test_a_recording_whose_pool_returned_memory_is_not_used(ops, standin):
     for _ in range(4):
         graph(images)
     assert (
-        not graph._recording.graph and "its pool ran out of memory" in said[0] and float(total) == 3
+        not graph._recording.graph
+        and "its pool ran out of memory" in said[0]
+        and float(total) == 3
     )
 
 
@@ -315,7 +343,9 @@ def test_memory_is_given_back_after_the_last_use(ops):
     for name in ("stream", "done"):
         note = SimpleNamespace(synchronize=lambda name=name: order.append(name))
         setattr(graph._recording, name, note)
-    graph._recording.pool = SimpleNamespace(free_all_blocks=lambda: order.append("pool"))
+    graph._recording.pool = SimpleNamespace(
+        free_all_blocks=lambda: order.append("pool")
+    )
     del graph
     gc.collect()
     assert order == ["stream", "done", "pool"]

@@ -61,7 +61,10 @@ def test_a_step_fills_a_large_gpu(ops, monkeypatch):
 
 
 def test_a_sum_over_all_pixels_of_one_channel_has_many_blocks(ops, started):
-    array, out = ops.xp.ones((IMAGES, SIDE, SIDE, 1), np.float32), ops.xp.empty(1, np.float32)
+    array, out = (
+        ops.xp.ones((IMAGES, SIDE, SIDE, 1), np.float32),
+        ops.xp.empty(1, np.float32),
+    )
     ops.channels.sum(array, out=out)
     ((name, blocks, _),) = started
     assert float(out[0]) == array.size

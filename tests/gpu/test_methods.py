@@ -34,7 +34,10 @@ WAYS = {
     "variational": ({"model": "fc", **NOISE}, 58),
     "variational, conv": ({"model": "conv", **NOISE}, 282),
     "larger inverse": ({"model": "conv", "inverse_kernel": 5}, 192),
-    "forward, recomputed": ({"model": "glow-2l-4k", "objective": "forward", **KEPT}, 188),
+    "forward, recomputed": (
+        {"model": "glow-2l-4k", "objective": "forward", **KEPT},
+        188,
+    ),
     "white, conv": ({"model": "conv", **WHITE}, 172),
     "white, glow": ({"model": "glow-2l-4k", **WHITE}, 132),
     "relative": ({"model": "fc", "gradient": "relative"}, 25),
@@ -90,7 +93,10 @@ def test_a_graph_does_what_plain_steps_do(ops, monkeypatch, way):
 def assert_alike(found, expected):
     for name in ("p", "m", "v", "gradient", "state"):
         np.testing.assert_array_equal(host(found, name), host(expected, name))
-    assert found.metrics() == expected.metrics() and found.averages() == expected.averages()
+    assert (
+        found.metrics() == expected.metrics()
+        and found.averages() == expected.averages()
+    )
     assert found.figures() == expected.figures()
 
 
@@ -101,7 +107,9 @@ def test_a_step_neither_waits_nor_launches_much(ops, standin, monkeypatch, way):
     products, gemm = [], ops.device.cublas.gemm
     count = lambda *args, **kw: products.append(gemm(*args, **kw))  # noqa: E731
     monkeypatch.setattr(ops.device.cublas, "gemm", count)
-    trainer = take_steps(make_trainer(ops, graph=False, side=SMALL, **changes), range(2))
+    trainer = take_steps(
+        make_trainer(ops, graph=False, side=SMALL, **changes), range(2)
+    )
     products.clear()
     spent = spent_by_a_step(trainer, standin)
     assert (spent["syncs"], spent["h2d"], spent["d2h"]) == (0, 0, 0)
@@ -115,9 +123,13 @@ def test_numbers_on_the_device_do_not_widen_single_precision(ops, way):
     """λ is a 0-d array of doubles, which would make doubles of what a plain number leaves alone."""
     trainer = make_trainer(ops, side=SMALL, **ALL[way])
     flow, params = trainer.flow, trainer.params
-    x, log_jacobian = flow.encode(ops, images_of(trainer, 0), RandomKey(0, 0), np.float32)
+    x, log_jacobian = flow.encode(
+        ops, images_of(trainer, 0), RandomKey(0, 0), np.float32
+    )
     latents, ldj, caches = flow.forward(ops, params, x, trainer.config.recompute)
-    ctx = BackwardContext.of(ops, ops.xp.ones_like(ldj), ops.xp.ones(()), key=RandomKey(0, 0))
+    ctx = BackwardContext.of(
+        ops, ops.xp.ones_like(ldj), ops.xp.ones(()), key=RandomKey(0, 0)
+    )
     dx, _ = flow.backward(ctx, params, caches, latents, trainer.grads)
     arrays = (x, log_jacobian, *latents, ldj, flow.log_density(ops, latents), dx)
     assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
@@ -136,7 +148,9 @@ def test_monitors_copy_weights_to_the_host_and_no_product(ops, monkeypatch):
     monkeypatch.setattr(type(ops.device), "to_host", noted)
     inspection.figures(trainer.likelihood())
     layers = trainer.flow.learned_inverses()
-    weights = [shape for name in layers for shape in 2 * [trainer.params[name]["W"].shape]]
+    weights = [
+        shape for name in layers for shape in 2 * [trainer.params[name]["W"].shape]
+    ]
     assert sorted(shape for shape in copied if len(shape) > 1) == sorted(weights)
 
 
@@ -146,7 +160,9 @@ def test_monitors_match_numpy(ops, model):
     for each in (ops, get_ops("numpy")):
         trainer = make_trainer(each, model, dtype="float64")
         batch = images_of(trainer, 0)
-        images = np.concatenate([each.to_host(images_of(trainer, step)) for step in range(30)])
+        images = np.concatenate(
+            [each.to_host(images_of(trainer, step)) for step in range(30)]
+        )
         inspection = Monitors(trainer, lambda step, batch=batch: batch)
         likelihood = trainer.likelihood()
         likelihood.evaluate(images, 0, at_once=70, watch=inspection.watch(len(images)))

@@ -14,8 +14,12 @@ from snfnp.ops import overrides
 pytestmark = pytest.mark.slow
 
 NAMES = [*CASES]  # those of the CPU alone too: the device then runs the definition
-FACTORISING = [f"linalg.{name}" for name in ("inverse", "solve", "inverse_and_log_abs_det")]
-KERNELS = sorted((calls.overridden(overrides("gpu")) & OVERRIDES.keys()) - {*FACTORISING})
+FACTORISING = [
+    f"linalg.{name}" for name in ("inverse", "solve", "inverse_and_log_abs_det")
+]
+KERNELS = sorted(
+    (calls.overridden(overrides("gpu")) & OVERRIDES.keys()) - {*FACTORISING}
+)
 
 
 @pytest.mark.parametrize("dtype", calls.FLOATS)
@@ -31,7 +35,9 @@ def test_operation_takes_strided_and_transposed_arguments_and_no_samples(ops, na
     for size in calls.TWO_SIZES:
         for layout in (calls.every_second, calls.transposed):
             call = CASES[name](np.random.default_rng(1), np.float64, size)
-            calls.assert_as_defined(ops, name, call, calls.in_order(ops.asarray), layout)
+            calls.assert_as_defined(
+                ops, name, call, calls.in_order(ops.asarray), layout
+            )
     for size in calls.NO_SAMPLES if name not in NEVER_EMPTY else ():
         call = CASES[name](np.random.default_rng(0), np.float32, size)
         calls.assert_as_defined(ops, name, call, calls.in_order(ops.asarray))
@@ -45,7 +51,9 @@ def test_a_product_into_an_array_of_another_precision_is_cast(ops):
         out = ops.asarray(np.full((3, 4), np.nan, dtype))
         found = ops.linalg.matmul(ops.asarray(a), ops.asarray(b), out=out)
         assert found is out
-        np.testing.assert_allclose(ops.to_host(out), a.astype(np.float64) @ b, atol=1e-5)
+        np.testing.assert_allclose(
+            ops.to_host(out), a.astype(np.float64) @ b, atol=1e-5
+        )
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -53,7 +61,9 @@ def test_a_product_into_an_array_of_another_precision_is_cast(ops):
 def test_nan_spreads_as_defined(ops, name):
     for size in calls.TWO_SIZES:
         call = OVERRIDES[name](np.random.default_rng(0), np.float32, size)
-        calls.assert_nan_spreads_as_defined(ops, name, call, calls.in_order(ops.asarray))
+        calls.assert_nan_spreads_as_defined(
+            ops, name, call, calls.in_order(ops.asarray)
+        )
 
 
 _ALONE = """
@@ -89,7 +99,9 @@ def test_a_singular_weight_is_an_error(ops, case):
             getattr(f, name)(ops, w, last)
 
 
-@pytest.mark.parametrize("name", ["inverse", "solve", "inverse_and_log_abs_det", "log_abs_det"])
+@pytest.mark.parametrize(
+    "name", ["inverse", "solve", "inverse_and_log_abs_det", "log_abs_det"]
+)
 @pytest.mark.parametrize("dtype", calls.FLOATS)
 def test_a_singular_matrix_is_an_error(ops, name, dtype):
     # of which every factor is exact, read by rows or by columns: the last pivot is 0

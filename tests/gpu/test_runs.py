@@ -30,22 +30,30 @@ def test_a_kill_in_mid_epoch_changes_no_number(ops, tmp_path, monkeypatch):
     assert_same_run(whole.path, part.path)
 
 
-def test_evaluations_are_some_seconds_apart_unless_told_otherwise(ops, tmp_path, monkeypatch):
+def test_evaluations_are_some_seconds_apart_unless_told_otherwise(
+    ops, tmp_path, monkeypatch
+):
     """On a GPU the steps of an epoch may take less than an evaluation."""
     monkeypatch.setattr(Progress, "steps_per_second", 4.0)  # an epoch has 5 steps
-    monkeypatch.setattr("snfnp.training.loop._EVALUATIONS", 0)  # a busy machine's takes long
+    monkeypatch.setattr(
+        "snfnp.training.loop._EVALUATIONS", 0
+    )  # a busy machine's takes long
     said: list[str] = []
     how = {"backend": "cupy", "epochs": 5, "report": said.append}
     run, _ = run_training(tmp_path / "run", eval_every=None, **how)
     assert [line["epoch"] for line in run.read_metrics()] == [2, 4, 5]
-    assert [line for line in said if line.startswith("exact evaluations every 2 epochs, as")]
+    assert [
+        line for line in said if line.startswith("exact evaluations every 2 epochs, as")
+    ]
     run, _ = run_training(tmp_path / "each", eval_every=1, **how)
     assert len(run.read_metrics()) == 5
 
 
 def test_a_run_of_the_device_is_rolled_back_on_another(ops, tmp_path):
     run, _ = run_training(tmp_path / "run", backend="cupy", dtype="float64")
-    run_training(tmp_path / "run", resume="best", backend="numpy", dtype="float64", lr=1e-4)
+    run_training(
+        tmp_path / "run", resume="best", backend="numpy", dtype="float64", lr=1e-4
+    )
     loaded = load_run(run.path, "last")
     assert loaded.config.backend == "numpy" and loaded.checkpoint.step == 15
 
@@ -56,9 +64,13 @@ def test_a_step_that_failed_is_in_no_checkpoint(ops, tmp_path, monkeypatch):
     def poison(trainer):
         trainer.params["dense1"]["W"][0, 0] = np.nan
 
-    monkeypatch.setattr(progress, "_SHOW_EVERY", math.inf)  # a look at the figures waits as well
+    monkeypatch.setattr(
+        progress, "_SHOW_EVERY", math.inf
+    )  # a look at the figures waits as well
     at_step(monkeypatch, 7, poison)
-    with pytest.raises(DivergedError, match="step 8: the output of layer dense1 is not finite"):
+    with pytest.raises(
+        DivergedError, match="step 8: the output of layer dense1 is not finite"
+    ):
         run_training(tmp_path / "run", backend="cupy", checkpoint_every="1")
     assert load_run(tmp_path / "run", "last", ops=ops).checkpoint.step == 7
 
@@ -83,13 +95,17 @@ def test_the_pages_optimiser_and_rule_do_the_same_in_a_recorded_step(ops, tmp_pa
     for graph in (True, False):
         settings = {"optimiser": own("Momentum", RULES)(), "lr": 1e-5, "graph": graph}
         settings["report"] = said.append
-        runs.append(run_training(tmp_path / str(graph), backend="cupy", **settings)[0].path)
+        runs.append(
+            run_training(tmp_path / str(graph), backend="cupy", **settings)[0].path
+        )
     assert_same_run(*runs)
     assert not any("graph" in line for line in said), said
     check_rule(own("Newton", RULES)(), Dense(4), (4,), ops=ops)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@pytest.mark.parametrize("check", ALL_CHECKS, ids=lambda check: f"{check.kind} {check.name}")
+@pytest.mark.parametrize(
+    "check", ALL_CHECKS, ids=lambda check: f"{check.kind} {check.name}"
+)
 def test_every_layer_rule_and_map_passes_its_check(ops, check, dtype):
     check.run(ops=ops, dtype=dtype)

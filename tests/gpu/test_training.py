@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 from support import trainers
 from support.messages import one_line
-from support.trainers import BATCH, Given, batches_of, host, images_of, make_trainer, run_training
+from support.trainers import (
+    BATCH,
+    Given,
+    batches_of,
+    host,
+    images_of,
+    make_trainer,
+    run_training,
+)
 
 from gpu.standin import run_alone
 from snfnp.errors import BackendError, DivergedError, SingularMatrixError, UsageError
@@ -25,8 +33,14 @@ from snfnp.training.options import TrainConfig
 
 pytestmark = pytest.mark.slow
 
-MODELS = [(model, gradient) for model, preset in PRESETS.items() for gradient in preset.gradients]
-SELF_NORMALIZING = [(model, "self-normalizing") for model in ("fc", "conv", "glow-2l-4k")]
+MODELS = [
+    (model, gradient)
+    for model, preset in PRESETS.items()
+    for gradient in preset.gradients
+]
+SELF_NORMALIZING = [
+    (model, "self-normalizing") for model in ("fc", "conv", "glow-2l-4k")
+]
 
 
 def take_steps(trainer, steps, batch=BATCH):
@@ -73,14 +87,19 @@ def test_a_single_precision_step_matches_numpy(ops, model, gradient):
     layers of sums of up to 72 terms: 20 · 72 roundings, each of which a layer may stretch; 1e-3
     is about 8000 of them. NumPy in single precision is held to the same.
     """
-    reference = take_steps(make_trainer(get_ops("numpy"), model, gradient, dtype="float64"), [0])
+    reference = take_steps(
+        make_trainer(get_ops("numpy"), model, gradient, dtype="float64"), [0]
+    )
     for each in (ops, get_ops("numpy")):
         trainer = take_steps(make_trainer(each, model, gradient), [0])
         views = trainer.layout.views(host(trainer, "gradient"))
         for layer, named in reference.grads.items():
             for name, expected in named.items():
                 difference = np.abs(views[layer][name] - expected).max()
-                assert difference <= 1e-3 * max(np.abs(expected).max(), 1e-3), (layer, name)
+                assert difference <= 1e-3 * max(np.abs(expected).max(), 1e-3), (
+                    layer,
+                    name,
+                )
 
 
 # ---------------------------------------------------------------- the host does not wait
@@ -104,13 +123,20 @@ def test_a_replay_costs_the_host_one_launch_and_a_graph(ops, standin, monkeypatc
     print(f"{1e6 * (time.process_time() - start) / 50:.0f} µs of the host a step")
     spent = {name: count - before[name] for name, count in standin.counts().items()}
     assert len(replayed) == 50
-    assert (spent["launches"], spent["h2d"], spent["d2h"], spent["syncs"]) == (50, 0, 0, 0)
+    assert (spent["launches"], spent["h2d"], spent["d2h"], spent["syncs"]) == (
+        50,
+        0,
+        0,
+        0,
+    )
 
 
 @pytest.mark.parametrize("model", ["emerging", "conv-exponential", "glow-2l-4k"])
 def test_exact_gradients_of_few_channels_are_recorded(ops, standin, model):
     """No inverse waits, and no addresses of arrays to be concatenated are uploaded."""
-    eager, graph = (make_trainer(ops, model, "exact", side=4, graph=flag) for flag in (False, True))
+    eager, graph = (
+        make_trainer(ops, model, "exact", side=4, graph=flag) for flag in (False, True)
+    )
     for trainer in (eager, graph):
         take_steps(trainer, range(4))
     spent = spent_by_a_step(eager, standin)
@@ -119,8 +145,12 @@ def test_exact_gradients_of_few_channels_are_recorded(ops, standin, model):
     graph.training_step(batches_of(graph))
     assert graph._ascend._recording.graph
     np.testing.assert_array_equal(host(graph, "p"), host(eager, "p"))
-    graph.params[next(name for name in graph.grads if "W" in graph.grads[name])]["W"][...] = 0
-    with pytest.raises(DivergedError, match=r"step 6: the gradient of \S+\.W is not finite"):
+    graph.params[next(name for name in graph.grads if "W" in graph.grads[name])]["W"][
+        ...
+    ] = 0
+    with pytest.raises(
+        DivergedError, match=r"step 6: the gradient of \S+\.W is not finite"
+    ):
         take_steps(graph, [5])
 
 
@@ -143,7 +173,9 @@ def test_the_memory_of_a_step_is_what_the_page_says(ops, monkeypatch, model):
 
 def test_a_renewal_copies_no_matrix(ops, monkeypatch):
     """Neither way: the host reads norms, and the pivots of T and T⁻¹."""
-    trainer = take_steps(make_trainer(ops, coordinates="white", epoch=16, side=4), range(2))
+    trainer = take_steps(
+        make_trainer(ops, coordinates="white", epoch=16, side=4), range(2)
+    )
     features, copied = 16, []
 
     def note(name):
@@ -202,7 +234,9 @@ def test_a_nan_is_found_later_and_traced_to_its_step_and_layer(ops, graph, chang
     before = [host(trainer, name) for name in ("p", "m", "state")]
     for _ in range(4, 9):
         trainer.training_step(batches_of(trainer))
-    with pytest.raises(DivergedError, match="step 5: the output of layer dense2 is not finite"):
+    with pytest.raises(
+        DivergedError, match="step 5: the output of layer dense2 is not finite"
+    ):
         trainer.check(Given(lambda step: images_of(trainer, step)))
     for name, array in zip(("p", "m", "state"), before, strict=True):
         np.testing.assert_array_equal(host(trainer, name), array)  # nothing moved since
@@ -216,7 +250,9 @@ def test_an_infinite_gradient_is_traced_to_its_parameter(ops, graph, later):
     poison(trainer, "dense1", "R", np.inf)  # not in the forward pass
     for _ in range(4, 5 + later):
         trainer.training_step(batches_of(trainer))
-    with pytest.raises(DivergedError, match=r"step 5: the gradient of dense1\.[WR] is not finite"):
+    with pytest.raises(
+        DivergedError, match=r"step 5: the gradient of dense1\.[WR] is not finite"
+    ):
         trainer.check(Given(lambda step: images_of(trainer, step)))
 
 
@@ -265,11 +301,15 @@ def test_batches_match_the_hosts(ops, change):
 def test_images_may_take_half_of_the_free_memory(ops, monkeypatch):
     images = np.zeros((64, 4, 4, 1), np.uint8)
     for free, fits in ((2048, True), (2047, False)):
-        monkeypatch.setattr(type(ops.device), "free_memory", lambda device, free=free: free)
+        monkeypatch.setattr(
+            type(ops.device), "free_memory", lambda device, free=free: free
+        )
         if fits:
             ops.images.source(images).stage(0, 4)
             continue
-        with one_line(UsageError, "the training images", "free on the GPU", "train on fewer"):
+        with one_line(
+            UsageError, "the training images", "free on the GPU", "train on fewer"
+        ):
             ops.images.source(images)
     monkeypatch.undo()
     pool = ops.xp.get_default_memory_pool()
@@ -282,7 +322,9 @@ def test_rows_are_taken_by_a_recorded_step(ops):
     said, trainers = [], []
     rows = np.random.default_rng(0).standard_normal((23, 3))
     for each in (ops, get_ops("numpy")):
-        flow = TrainConfig(model="vector", depth=2).build_flow((3,), (rows.mean(0), rows.std(0)))
+        flow = TrainConfig(model="vector", depth=2).build_flow(
+            (3,), (rows.mean(0), rows.std(0))
+        )
         how = {"dtype": "float64", "batch_size": 5, "depth": 2, "report": said.append}
         trainers.append(make_trainer(each, "vector", flow=flow, **how))
         batches = Batches(each, rows, trainers[-1].config, (3,))
@@ -292,7 +334,9 @@ def test_rows_are_taken_by_a_recorded_step(ops):
         trainers[-1].check(batches)
     found, expected = trainers
     assert found._ascend._recording.graph and not said
-    np.testing.assert_allclose(host(found, "p"), host(expected, "p"), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        host(found, "p"), host(expected, "p"), rtol=1e-9, atol=1e-12
+    )
 
 
 def test_an_evaluation_keeps_no_hidden_layer(ops):
@@ -315,20 +359,29 @@ def test_an_evaluation_keeps_no_hidden_layer(ops):
 
 
 @pytest.mark.parametrize(
-    "model, gradient", [(model, preset.gradients[0]) for model, preset in PRESETS.items()]
+    "model, gradient",
+    [(model, preset.gradients[0]) for model, preset in PRESETS.items()],
 )
 def test_likelihoods_and_samples_match_numpy(ops, model, gradient):
     """Images come back as they were, up to values on the edge of two integers."""
-    found, expected = (make_trainer(each, model, gradient) for each in (ops, get_ops("numpy")))
+    found, expected = (
+        make_trainer(each, model, gradient) for each in (ops, get_ops("numpy"))
+    )
     images = ops.to_host(images_of(found, 0))
     found.begin(Repeated(ops.asarray(images)))
     expected.p[...] = host(found, "p")
     found, expected = (trainer.likelihood() for trainer in (found, expected))
-    terms = [each.evaluate(images, seed=0, at_once=4).terms for each in (found, expected)]
+    terms = [
+        each.evaluate(images, seed=0, at_once=4).terms for each in (found, expected)
+    ]
     assert list(terms[0]) == list(terms[1])
     for term, nats in terms[1].items():
-        np.testing.assert_allclose(terms[0][term], nats, rtol=1e-10, atol=1e-10, err_msg=term)
-    np.testing.assert_allclose(found.log_prob(images), expected.log_prob(images), rtol=1e-10)
+        np.testing.assert_allclose(
+            terms[0][term], nats, rtol=1e-10, atol=1e-10, err_msg=term
+        )
+    np.testing.assert_allclose(
+        found.log_prob(images), expected.log_prob(images), rtol=1e-10
+    )
     on_device = found.log_prob(ops.asarray(images))  # images there need not come back
     np.testing.assert_array_equal(on_device, found.log_prob(images))
     for exact in {gradient != "self-normalizing", True}:
@@ -361,7 +414,9 @@ def test_a_full_device_is_reported_when_the_backend_is_made(ops):
     pool.free_all_blocks()
     pool.set_limit(size=pool.total_bytes() + (32 << 20))
     try:
-        with one_line(BackendError, "cannot run a first kernel (Out of memory", "nvidia-smi"):
+        with one_line(
+            BackendError, "cannot run a first kernel (Out of memory", "nvidia-smi"
+        ):
             get_ops("cupy")
     finally:
         pool.set_limit(size=0)

@@ -102,19 +102,29 @@ def check_variational(
     case.compare("z", flat(ops.to_host(z)), linear(params, noisy), linear(params, rows))
     grads = case.gradients()
     for name, point in {"x": noisy, **params}.items():
-        case.measure(name, partial(scalar, name), point, grads[name].reshape(point.shape))
+        case.measure(
+            name, partial(scalar, name), point, grads[name].reshape(point.shape)
+        )
     return case.report
 
 
 def beyond() -> list[Check]:
     """Examples of what goes beyond the paper, like those of `snfnp.gradcheck.catalogue`."""
-    dense, conv, larger = (Dense(5), (5,)), (Conv2d((3, 3), 2), (3, 4, 2)), Conv2d((5, 5), 2)
+    dense, conv, larger = (
+        (Dense(5), (5,)),
+        (Conv2d((3, 3), 2), (3, 4, 2)),
+        Conv2d((5, 5), 2),
+    )
     pointwise, to_larger = (Conv2d((1, 1), 3), (2, 3, 3)), {"inverse_map": larger}
     penalty, noise = JacobianPenalty(weight=0.4, probes=2), Variational(0.6, vectors=2)
     penalised = [
         ("dense, Eq. 31", Linear(dense[0], penalty), dense[1]),
         ("conv 3x3, Eq. 31", Linear(conv[0], penalty), conv[1]),
-        ("conv 3x3, Eq. 31, inverse 5x5", Linear(conv[0], penalty, **to_larger), conv[1]),
+        (
+            "conv 3x3, Eq. 31, inverse 5x5",
+            Linear(conv[0], penalty, **to_larger),
+            conv[1],
+        ),
     ]
     noisy = [
         ("dense", dense, {}),
@@ -125,13 +135,24 @@ def beyond() -> list[Check]:
     ]
     check_penalised = partial(layers.check_layer, scalar=penalised_scalar)
     return [
-        *(Check("layer", name, partial(check_penalised, *of)) for name, *of in penalised),
         *(
-            Check("rule", f"self-normalizing, Eq. 31, {name}", partial(check_rule, penalty, *of))
+            Check("layer", name, partial(check_penalised, *of))
+            for name, *of in penalised
+        ),
+        *(
+            Check(
+                "rule",
+                f"self-normalizing, Eq. 31, {name}",
+                partial(check_rule, penalty, *of),
+            )
             for name, of in (("dense", dense), ("conv 1x1", pointwise))
         ),
         *(
-            Check("rule", f"variational, {name}", partial(check_variational, noise, *of, **more))
+            Check(
+                "rule",
+                f"variational, {name}",
+                partial(check_variational, noise, *of, **more),
+            )
             for name, of, more in noisy
         ),
     ]

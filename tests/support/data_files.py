@@ -27,10 +27,15 @@ TEST_GZ = "t10k-images-idx3-ubyte.gz"
 
 def idx_bytes(array: np.ndarray) -> bytes:
     """An IDX file's bytes, built here and not by the code under test."""
-    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+    return (
+        struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+        + array.tobytes()
+    )
 
 
-def random_images(count: int, seed: int, size: tuple[int, ...] = (28, 28)) -> np.ndarray:
+def random_images(
+    count: int, seed: int, size: tuple[int, ...] = (28, 28)
+) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, *size), dtype=np.uint8)
 
 
@@ -68,13 +73,17 @@ def put(folder: Path, members: dict[str, bytes]) -> Path:
 # ImageNet32 of 18 + 5 and 7.
 TRAIN, TEST = random_images(7, seed=1), random_images(3, seed=2)
 FASHION = {TRAIN_GZ: random_images(7, seed=3), TEST_GZ: random_images(3, seed=4)}
-CIFAR = [colour_images(4, seed) for seed in range(6)]  # five training batches, the test batch
+CIFAR = [
+    colour_images(4, seed) for seed in range(6)
+]  # five training batches, the test batch
 IMAGENET = colour_images(30, seed=10)
 
 
 def records(images: np.ndarray) -> bytes:
     """A batch of CIFAR-10: a label, and the red, the green and the blue plane of each image."""
-    planes = np.stack([images[..., channel].reshape(len(images), -1) for channel in range(3)], 1)
+    planes = np.stack(
+        [images[..., channel].reshape(len(images), -1) for channel in range(3)], 1
+    )
     labels = np.arange(len(images), dtype=np.uint8)[:, None] % 10
     return np.hstack([labels, planes.reshape(len(images), -1)]).tobytes()
 
@@ -92,15 +101,21 @@ BATCHES = {
 BATCHES["cifar-10-batches-bin/readme.html"] = b"<html>"
 np.save(STORED := io.BytesIO(), IMAGENET)
 FILES = {
-    "mnist": {TRAIN_GZ: gzip.compress(idx_bytes(TRAIN)), TEST_GZ: gzip.compress(idx_bytes(TEST))},
-    "fashion-mnist": {name: gzip.compress(idx_bytes(images)) for name, images in FASHION.items()},
+    "mnist": {
+        TRAIN_GZ: gzip.compress(idx_bytes(TRAIN)),
+        TEST_GZ: gzip.compress(idx_bytes(TEST)),
+    },
+    "fashion-mnist": {
+        name: gzip.compress(idx_bytes(images)) for name, images in FASHION.items()
+    },
     "cifar-10": {sets.ARCHIVE: tar_bytes(BATCHES)},
     "imagenet32": {sets.ARRAY: STORED.getvalue()},
 }
 SPLITS = {
     "mnist": (TRAIN[:5, ..., None], TRAIN[5:, ..., None], TEST[..., None]),
     "fashion-mnist": tuple(
-        images[..., None] for images in (*np.split(FASHION[TRAIN_GZ], [5]), FASHION[TEST_GZ])
+        images[..., None]
+        for images in (*np.split(FASHION[TRAIN_GZ], [5]), FASHION[TEST_GZ])
     ),
     "cifar-10": (np.concatenate(CIFAR[:4]), CIFAR[4], CIFAR[5]),
     "imagenet32": tuple(np.split(IMAGENET, [18, 23])),
@@ -110,24 +125,35 @@ SPLITS = {
 def assert_is(name: str, dataset: Dataset) -> None:
     """The small data set of that name, read-only."""
     assert dataset.name == name and not dataset.is_sample
-    for split, images in zip(("train", "validation", "test"), SPLITS[name], strict=True):
+    for split, images in zip(
+        ("train", "validation", "test"), SPLITS[name], strict=True
+    ):
         found = getattr(dataset, split)
         np.testing.assert_array_equal(found[:], images)
-        assert found.dtype == np.uint8 and (name == "imagenet32" or not found.flags.writeable)
+        assert found.dtype == np.uint8 and (
+            name == "imagenet32" or not found.flags.writeable
+        )
 
 
-def refused(name: str, folder: Path | None, *parts: object, kind: type = SnfnpError) -> str:
+def refused(
+    name: str, folder: Path | None, *parts: object, kind: type = SnfnpError
+) -> str:
     """The error, one line with those parts, of a data set that cannot be loaded."""
     with one_line(kind, *parts) as caught:
         snfnp.data.load_dataset(name, folder, report=lambda line: None)
     return str(caught.value)
 
 
-def use_small_sets(monkeypatch: pytest.MonkeyPatch, mirrors: dict[str, tuple[str, ...]]) -> None:
+def use_small_sets(
+    monkeypatch: pytest.MonkeyPatch, mirrors: dict[str, tuple[str, ...]]
+) -> None:
     """Replace the published data sets by the small ones, to be had at these addresses."""
     for published in (sets.MNIST, sets.FASHION_MNIST, sets.CIFAR, sets.IMAGENET32):
         name, counts = published.name, tuple(map(len, SPLITS[published.name]))
-        md5 = {file: hashlib.md5(content).hexdigest() for file, content in FILES[name].items()}
+        md5 = {
+            file: hashlib.md5(content).hexdigest()
+            for file, content in FILES[name].items()
+        }
         small = {"mirrors": mirrors.get(name, ()), "files": md5, "counts": counts}
         published = dataclasses.replace(published, **small)
         monkeypatch.setitem(snfnp.data.LOADERS, name, published.load)
@@ -186,5 +212,6 @@ def find_full_mnist() -> Path | None:
 
 FULL_MNIST = find_full_mnist()
 needs_full_mnist = pytest.mark.skipif(
-    FULL_MNIST is None, reason="the full MNIST files are neither in SNFNP_DATA_DIR nor cached"
+    FULL_MNIST is None,
+    reason="the full MNIST files are neither in SNFNP_DATA_DIR nor cached",
 )

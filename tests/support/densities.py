@@ -29,7 +29,9 @@ def fit(rows, options=FAST, **changes) -> snfnp.FlowDensity:
 
 def assert_same(density, other, rows) -> None:
     """Two densities have the same scores, bit for bit."""
-    np.testing.assert_array_equal(density.score_samples(rows), other.score_samples(rows))
+    np.testing.assert_array_equal(
+        density.score_samples(rows), other.score_samples(rows)
+    )
 
 
 def mixtures_of(density) -> list[Candidate]:

@@ -69,7 +69,9 @@ def flow_backward(ops, flow, params, x, lam=0.0, recompute=False) -> FlowPass:
         for gradient in named.values():
             gradient[...] = np.nan
     ctx = BackwardContext.of(ops, np.full(len(x), 1 / len(x), x.dtype), lam)
-    dx, measured = flow.backward(ctx, params, caches, flow.latent_gradients(latents), grads)
+    dx, measured = flow.backward(
+        ctx, params, caches, flow.latent_gradients(latents), grads
+    )
     return FlowPass(latents, ldj, dx, grads, flat, measured)
 
 

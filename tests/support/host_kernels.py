@@ -28,7 +28,9 @@ from support.operation_cases import OVERRIDES
 HEADER = Path(__file__).with_name("hostcuda.h")
 # Contraction of a·b + c as on a GPU, where this CPU has the instruction.
 FLAGS = ("-std=c++17", "-O1", "-march=native", "-ffp-contract=fast")
-FLAGS += ("-D_FORTIFY_SOURCE=2",)  # everywhere, as some compilers define it by themselves
+FLAGS += (
+    "-D_FORTIFY_SOURCE=2",
+)  # everywhere, as some compilers define it by themselves
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 SANITIZE += ("-g1", "-O0")  # lines; compiling would take longer than running
 GUARD = 64  # bytes on both sides of an array
@@ -56,12 +58,16 @@ class Launcher(launch.Launcher):
     def _start(self, kernel, dtype, blocks, threads, values) -> None:
         assert isinstance(blocks, int) and 0 <= blocks < 2**31, blocks
         assert threads in range(32, source.THREADS + 1, 32), threads
-        function = getattr(self.library(source.kernels()[kernel]), _symbol(kernel, dtype))
+        function = getattr(
+            self.library(source.kernels()[kernel]), _symbol(kernel, dtype)
+        )
         function.restype = ctypes.c_char_p
         _check_overlap(kernel, values)
         kinds = (parameter.kind for parameter in source.parameters(kernel))
         self.launched.add(kernel)
-        error = function(blocks, threads, int(self.backwards), *map(_converted, values, kinds))
+        error = function(
+            blocks, threads, int(self.backwards), *map(_converted, values, kinds)
+        )
         assert error is None, f"{kernel}: {error.decode()}"
 
     def library(self, group: str) -> ctypes.CDLL:
@@ -84,8 +90,18 @@ def compile_group(group: str, text: str, folder: Path, flags=()) -> Path:
     text = _SHARED.sub(r"static \1 \2\3; hostcuda::poison(\2);", text)
     assert "__shared__" not in text, "declare one shared array per line"
     text = f'#include "{HEADER}"\n{text}'
-    text += "".join(_entry_point(name, dtype) for name in names for dtype in source.TYPES)
-    command = ["g++", *FLAGS, *flags, "-fPIC", "-shared", "-fvisibility=hidden", "-fno-gnu-unique"]
+    text += "".join(
+        _entry_point(name, dtype) for name in names for dtype in source.TYPES
+    )
+    command = [
+        "g++",
+        *FLAGS,
+        *flags,
+        "-fPIC",
+        "-shared",
+        "-fvisibility=hidden",
+        "-fno-gnu-unique",
+    ]
     # the name of the machine: libraries are for its processor
     content = (text, HEADER.read_text(), *command, platform.node())
     name = f"{group}-{hashlib.sha256(repr(content).encode()).hexdigest()[:16]}"
@@ -130,7 +146,9 @@ def _check_overlap(kernel, values) -> None:
     """`__restrict__` promises that nothing else leads to what is written."""
     parameters = zip(source.parameters(kernel), values, strict=True)
     arrays = [(p, value) for p, value in parameters if isinstance(value, np.ndarray)]
-    (text,) = re.findall(rf"void {kernel}\(([^)]*)\)", source.source(source.kernels()[kernel]))
+    (text,) = re.findall(
+        rf"void {kernel}\(([^)]*)\)", source.source(source.kernels()[kernel])
+    )
     for written, array in arrays:
         promised = re.search(rf"__restrict__ {written.name}\b", text)
         for other, another in arrays:
@@ -140,7 +158,9 @@ def _check_overlap(kernel, values) -> None:
                 and other != written
                 and np.may_share_memory(array, another)
             ):
-                raise AssertionError(f"{kernel}: {written.name} and {other.name} overlap")
+                raise AssertionError(
+                    f"{kernel}: {written.name} and {other.name} overlap"
+                )
 
 
 class _Cublas:
@@ -172,7 +192,9 @@ class HostGpu(Gpu):
         byte = _GUARD_BYTES[len(self._blocks) % len(_GUARD_BYTES)]
         block = np.full(size + 3 * self._guard, byte, np.uint8)
         start = self._guard
-        if self._guard:  # aligned as a GPU's arrays are, at a multiple of the guard's size
+        if (
+            self._guard
+        ):  # aligned as a GPU's arrays are, at a multiple of the guard's size
             start += -(block.ctypes.data) % self._guard
         self._blocks.append((block, start, size, byte))
         array = block[start : start + size]
@@ -200,7 +222,9 @@ class HostGpu(Gpu):
     def check(self, where: str) -> None:
         for block, start, size, byte in self._blocks:
             around = np.delete(block, np.s_[start : start + size])
-            assert np.all(around == byte), f"{where} stored outside an array of {size} bytes"
+            assert np.all(around == byte), (
+                f"{where} stored outside an array of {size} bytes"
+            )
         self._blocks.clear()
         assert not self.counters.any(), f"{where} left the counters at {self.counters}"
 
@@ -216,7 +240,9 @@ class _HostLinearAlgebra(GpuLinearAlgebra):
 
 def host_ops(launcher: Launcher, guard: int = GUARD) -> Ops:
     """The GPU's operations on a `HostGpu`."""
-    return assemble(HostGpu(launcher, guard), overrides("gpu") | {"linalg": _HostLinearAlgebra})
+    return assemble(
+        HostGpu(launcher, guard), overrides("gpu") | {"linalg": _HostLinearAlgebra}
+    )
 
 
 def run_all(ops: Ops, sizes=SIZES) -> None:
@@ -237,13 +263,19 @@ def hold(ops: Ops, name: str, call, layout=None) -> None:
 def hold_scalars(ops: Ops) -> None:
     scalars = ops.step.scalars()
     scalars.set(2**40 + 3, 0.25, 12)
-    found = [float(each) for each in (scalars.step, scalars.number, scalars.lr, scalars.first)]
+    found = [
+        float(each)
+        for each in (scalars.step, scalars.number, scalars.lr, scalars.first)
+    ]
     assert found == [2**40 + 3, 2**40 + 4, 0.25, 12]
 
 
 def hold_images(ops: Ops) -> None:
     rng = np.random.default_rng(0)
-    images, order = rng.integers(0, 256, (9, 5, 7, 3)).astype(np.uint8), rng.permutation(9)
+    images, order = (
+        rng.integers(0, 256, (9, 5, 7, 3)).astype(np.uint8),
+        rng.permutation(9),
+    )
     for key in (None, RandomKey(3, 1, 4), RandomKey(3, 1, 4, first=5)):
         sources = [each.images.source(images) for each in (ops, get_ops("numpy"))]
         for each in sources:

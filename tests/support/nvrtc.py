@@ -26,7 +26,9 @@ class Usage(NamedTuple):
     spills: int
 
 
-def compile_kernels(text: str, expressions: list[str], arch: str, options=()) -> dict[str, Usage]:
+def compile_kernels(
+    text: str, expressions: list[str], arch: str, options=()
+) -> dict[str, Usage]:
     """Compile CUDA C++ for `arch` ("sm_90"); what each of the kernels named in C++ takes.
 
     Raises CompileError.
@@ -46,12 +48,16 @@ def compile_kernels(text: str, expressions: list[str], arch: str, options=()) ->
         for name, *counts in _ENTRY.findall(nvrtc.getProgramLog(program)):
             stack, stores, loads, registers = map(int, counts)
             found[name] = Usage(registers, stack, stores + loads)
-        return {each: found[nvrtc.getLoweredName(program, each)] for each in expressions}
+        return {
+            each: found[nvrtc.getLoweredName(program, each)] for each in expressions
+        }
     finally:
         nvrtc.destroyProgram(program)
 
 
-def ptx_instructions(text: str, expression: str, arch: str, options=()) -> tuple[int, int]:
+def ptx_instructions(
+    text: str, expression: str, arch: str, options=()
+) -> tuple[int, int]:
     """The instructions of one kernel in PTX: those that a thread executes once, and those of its
     only loop, whose label is the last target of a branch back."""
     from cupy_backends.cuda.libs import nvrtc
@@ -65,9 +71,15 @@ def ptx_instructions(text: str, expression: str, arch: str, options=()) -> tuple
         nvrtc.destroyProgram(program)
     ptx = ptx if isinstance(ptx, str) else ptx.decode()
     body = ptx[ptx.index(f".entry {name}") :]
-    lines = [line.strip() for line in body[body.index("{") : body.index("\n}")].splitlines()]
-    lines = [line for line in lines if line.endswith((";", ":")) and not line.startswith(".")]
-    labels = {line[:-1]: place for place, line in enumerate(lines) if line.endswith(":")}
+    lines = [
+        line.strip() for line in body[body.index("{") : body.index("\n}")].splitlines()
+    ]
+    lines = [
+        line for line in lines if line.endswith((";", ":")) and not line.startswith(".")
+    ]
+    labels = {
+        line[:-1]: place for place, line in enumerate(lines) if line.endswith(":")
+    }
     back = [
         (labels[target], place)
         for place, line in enumerate(lines)

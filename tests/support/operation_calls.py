@@ -43,7 +43,9 @@ class Call:
         def wide(argument):
             if isinstance(argument, type) and issubclass(argument, np.floating):
                 return np.float64
-            return each_array(lambda a: a.astype(float) if a.dtype.kind == "f" else a, argument)
+            return each_array(
+                lambda a: a.astype(float) if a.dtype.kind == "f" else a, argument
+            )
 
         return replace(self, args=tuple(map(wide, self.args)))
 
@@ -67,15 +69,32 @@ def square_bound(g):
 # No multiple of 16, 8 or 4 among the last axes; one sample; one value; a row longer than a
 # kernel's block of the flat buffer; images; more samples than a block has threads; and whole
 # warps, which fill blocks and tiles to the brim.
-SIZES = [(1, 1), (1, 13), (5, 37), (17, 2), (3, 16_411), (3, 5, 7, 2), (300, 3), (96, 8)]
+SIZES = [
+    (1, 1),
+    (1, 13),
+    (5, 37),
+    (17, 2),
+    (3, 16_411),
+    (3, 5, 7, 2),
+    (300, 3),
+    (96, 8),
+]
 
 NO_SAMPLES = [(0, 5), (0, 3, 4, 2)]
 TWO_SIZES = [(5, 37), (3, 5, 7, 2)]  # where it is not the size that matters
 
 # For the convolutions, in the order of SIZES: images (N, H, W, I), kernel (kH, kW), outputs O.
 # Few and many channels, an odd number of outputs, a kernel larger than the image.
-CONVOLUTIONS = [((1, 1, 1, 1), (3, 3), 1), ((1, 5, 3, 2), (5, 3), 3), ((11, 4, 7, 3), (3, 3), 5)]
-CONVOLUTIONS += [((17, 2, 2, 4), (2, 2), 9), ((6, 28, 28, 1), (3, 3), 6), ((3, 5, 7, 2), (1, 1), 4)]
+CONVOLUTIONS = [
+    ((1, 1, 1, 1), (3, 3), 1),
+    ((1, 5, 3, 2), (5, 3), 3),
+    ((11, 4, 7, 3), (3, 3), 5),
+]
+CONVOLUTIONS += [
+    ((17, 2, 2, 4), (2, 2), 9),
+    ((6, 28, 28, 1), (3, 3), 6),
+    ((3, 5, 7, 2), (1, 1), 4),
+]
 CONVOLUTIONS += [((13, 5, 4, 72), (3, 3), 2), ((16, 8, 8, 16), (3, 3), 16)]
 
 
@@ -149,11 +168,15 @@ def run(ops, name, call, put=copied, layout=None):
     put: makes of a host array the array that `ops` is given; layout: of this a view of the same
     values, where an operation takes such arguments.
     """
-    args = [a if i in call.host else each_array(put, a) for i, a in enumerate(call.args)]
+    args = [
+        a if i in call.host else each_array(put, a) for i, a in enumerate(call.args)
+    ]
     for position in call.strided if layout else ():
         given = args[position]
         several = isinstance(given, tuple)
-        changed = tuple(layout(ops.xp, each) for each in (given if several else (given,)))
+        changed = tuple(
+            layout(ops.xp, each) for each in (given if several else (given,))
+        )
         args[position] = changed if several else changed[0]
     found = _flat(attrgetter(name)(ops)(*args))
     for position in call.mutated:  # one argument may be several arrays
@@ -161,8 +184,12 @@ def run(ops, name, call, put=copied, layout=None):
     for position, (now, then) in enumerate(zip(args, call.args, strict=True)):
         if isinstance(then, np.ndarray) and position not in call.mutated:
             now = now if position in call.host else ops.to_host(now)
-            np.testing.assert_array_equal(now, then, f"{name} changed argument {position}")
-    return [ops.to_host(f) if hasattr(f, "shape") else f for f in found if f is not None]
+            np.testing.assert_array_equal(
+                now, then, f"{name} changed argument {position}"
+            )
+    return [
+        ops.to_host(f) if hasattr(f, "shape") else f for f in found if f is not None
+    ]
 
 
 def _flat(result) -> list:
@@ -220,7 +247,11 @@ def disagreeing(call):
         for index, array in enumerate(argument if several else (argument,)):
             if isinstance(array, np.ndarray) and array.ndim:
                 for what, other in _others(array):
-                    changed = several and (*argument[:index], other, *argument[index + 1 :])
+                    changed = several and (
+                        *argument[:index],
+                        other,
+                        *argument[index + 1 :],
+                    )
                     args = list(call.args)
                     args[position] = changed if several else other
                     name = f"{what}, array {index} of argument {position}"
@@ -261,7 +292,9 @@ def assert_disagreement_as_defined(ops, name, what, call):
     what = f"{name}: {what}"
     for buffer in buffers:
         cells = np.concatenate([buffer[:_GUARD], buffer[-_GUARD:]])
-        assert np.all(np.isnan(cells) if buffer.dtype.kind == "f" else cells == 77), what
+        assert np.all(np.isnan(cells) if buffer.dtype.kind == "f" else cells == 77), (
+            what
+        )
     if isinstance(expected, Exception):
         assert (type(found), str(found)) == (type(expected), str(expected)), what
         return
@@ -291,15 +324,23 @@ def assert_nan_spreads_as_defined(ops, name, call, put=copied, wider=()):
     for where, spoilt in _spoilt(call):
         try:
             defined = run(DEFINITION, name, spoilt)
-        except SingularMatrixError:  # of which a device that would have to wait makes NaN
+        except (
+            SingularMatrixError
+        ):  # of which a device that would have to wait makes NaN
             with suppress(SingularMatrixError):
-                assert np.isnan(run(ops, name, spoilt, put)[0]).any(), f"{name}, {where}"
+                assert np.isnan(run(ops, name, spoilt, put)[0]).any(), (
+                    f"{name}, {where}"
+                )
             continue
         pairs = zip(run(ops, name, spoilt, put), defined, strict=True)
         for index, (found, expected) in enumerate(pairs):
             what = f"{name}, {where}, result {index}"
             found, expected = np.isnan(found), np.isnan(expected)
-            further = found.any() != expected.any() if name in wider else np.any(found > expected)
+            further = (
+                found.any() != expected.any()
+                if name in wider
+                else np.any(found > expected)
+            )
             assert not further, what
             narrower = name in NARROWER and where.endswith(NARROWER[name])
             assert narrower or np.all(found >= expected), what
@@ -314,7 +355,9 @@ def _spoilt(call):
                 continue
             array = array.copy()
             array.reshape(-1)[array.size // 2] = np.nan
-            changed = (*argument[:index], array, *argument[index + 1 :]) if several else array
+            changed = (
+                (*argument[:index], array, *argument[index + 1 :]) if several else array
+            )
             args = (*call.args[:position], changed, *call.args[position + 1 :])
             yield f"array {index} of argument {position}", replace(call, args=args)
 
@@ -325,6 +368,11 @@ def overridden(groups: dict[str, type]) -> set[str]:
     for group, definition in DEFINITIONS.items():
         more = [cls for cls in groups[group].__mro__ if cls not in definition.__mro__]
         kinds = (Callable, partialmethod)
-        names = {k for cls in more for k, value in vars(cls).items() if isinstance(value, kinds)}
+        names = {
+            k
+            for cls in more
+            for k, value in vars(cls).items()
+            if isinstance(value, kinds)
+        }
         found |= {f"{group}.{name}" for name in names if not name.startswith("_")}
     return found

@@ -50,7 +50,12 @@ def product(rng, dtype, size):
     (m, n), k = size_2d(size), 19
     a, b = (rng.standard_normal(s).astype(dtype) for s in ((m, k), (k, n)))
     out = rng.standard_normal((m, n)).astype(dtype)
-    return a, b, out, 2 * (k + 2) * eps_of(dtype) * (np.abs(a) @ np.abs(b) + np.abs(out))
+    return (
+        a,
+        b,
+        out,
+        2 * (k + 2) * eps_of(dtype) * (np.abs(a) @ np.abs(b) + np.abs(out)),
+    )
 
 
 def call_linalg_matmul(rng, dtype, size):
@@ -77,7 +82,9 @@ def call_linalg_scale_into(rng, dtype, size):
         rows, columns = 11 * min(size[0], 20), size_2d(size)[1]
         a = rng.standard_normal((columns, rows)).astype(dtype).T
         multiple = 1
-    out = np.full(a.shape, np.nan, dtype, order="F" if len(a.shape) == 2 and size[0] % 2 else "C")
+    out = np.full(
+        a.shape, np.nan, dtype, order="F" if len(a.shape) == 2 and size[0] % 2 else "C"
+    )
     bound = 5 * eps_of(dtype) * np.abs(a) * multiple
     args = (out, number(0.7, size), a, multiple)
     return Call(args, (bound, bound), mutated=(0,), strided=(2,), host=(3,))
@@ -110,7 +117,9 @@ def near_identity(rng, dtype, size):
 def inverse_bound(a):
     """Of a⁻¹ b for each ‖a⁻¹‖‖b‖. Higham, section 14.3: n roundings, times the condition."""
     inverse_norm = np.linalg.norm(np.linalg.inv(a.astype(float)), 2)
-    return 2 * len(a) * eps_of(a.dtype) * np.linalg.norm(a, 2) * inverse_norm, inverse_norm
+    return 2 * len(a) * eps_of(a.dtype) * np.linalg.norm(
+        a, 2
+    ) * inverse_norm, inverse_norm
 
 
 def call_linalg_inverse_root(rng, dtype, size):
@@ -153,7 +162,9 @@ def call_linalg_norms(rng, dtype, size):
 
 
 def call_step_log_density(rng, dtype, size):
-    terms = tuple(rng.standard_normal(size[0]).astype(dtype) for _ in range(size[-1] % 12 + 1))
+    terms = tuple(
+        rng.standard_normal(size[0]).astype(dtype) for _ in range(size[-1] % 12 + 1)
+    )
     log = rng.standard_normal(len(Entry))
     log[Entry.FAILED] = size[0] == 17  # then nothing is to change
     bound, roundings = np.zeros(len(Entry)), size[0] + len(terms) + 2
@@ -181,7 +192,9 @@ def call_linalg_sum_squares(rng, dtype, size):
 
 def call_linalg_residual(rng, dtype, size):
     error, x = (rng.standard_normal(size).astype(dtype) for _ in range(2))
-    difference = (error.astype(np.float64) - x).astype(dtype)  # one rounding each, then squared
+    difference = (error.astype(np.float64) - x).astype(
+        dtype
+    )  # one rounding each, then squared
     total = (1 + 3 / 1026) * square_bound(difference) / max(1, size[0])
     bounds = (total * (1 + 4 * eps_of(np.float64)), eps_of(dtype) * np.abs(difference))
     return Call((error, x), bounds, mutated=(0,), strided=(1,))
@@ -194,7 +207,9 @@ def call_step_adam(rng, dtype, size):
     eps, lr, step, scale, clip_norm = eps_of(dtype), 1e-2, 3.0, 1.0, math.inf
     if size[-1] % 2 == 0:  # clipped: the rounding of Σ g² is also the scale's
         scale = 0.9
-        clip_norm = float(scale * (np.sqrt(np.square(g, dtype=np.float64).sum()) + 1e-6))
+        clip_norm = float(
+            scale * (np.sqrt(np.square(g, dtype=np.float64).sum()) + 1e-6)
+        )
         eps *= 1026
     m_size = 0.9 * np.abs(m) + 0.1 * scale * np.abs(g)  # the two terms may cancel
     v_new = 0.999 * v + 0.001 * (scale * g) ** 2
@@ -207,7 +222,8 @@ def call_step_adam(rng, dtype, size):
             square_bound(g),
             # at most a dozen roundings on the way to the step; and 1 - β2^step, in double
             # precision, has few digits left of those of β2^step
-            eps * (np.abs(p) + 12 * p_step) + eps_of(np.float64) * p_step / (1 - 0.999**step),
+            eps * (np.abs(p) + 12 * p_step)
+            + eps_of(np.float64) * p_step / (1 - 0.999**step),
             5 * eps * m_size,
             6 * eps * v_new,
         ),
@@ -217,13 +233,21 @@ def call_step_adam(rng, dtype, size):
 
 def call_step_apply_block_matrices(rng, dtype, size):
     """Blocks of one column and of several, what lies between them, and both ways of writing."""
-    values, out = (rng.standard_normal(size).astype(dtype).reshape(-1) for _ in range(2))
+    values, out = (
+        rng.standard_normal(size).astype(dtype).reshape(-1) for _ in range(2)
+    )
     blocks = ((0, 2, 1, 0), (3, 1, 1, 4), (5, 3, values.size // 6, 5))
     blocks = blocks[: 3 if values.size > 30 else 0]
     matrices = rng.standard_normal(14)
     # sums of up to 3 products of rounded factors, in any order, and one addition
-    bound = 8 * eps_of(dtype) * (3 * np.abs(matrices).max() * np.abs(values).max(initial=0) + 5)
-    return Call((values, matrices, blocks, out, len(size) == 2), bounds=(bound,), mutated=(3,))
+    bound = (
+        8
+        * eps_of(dtype)
+        * (3 * np.abs(matrices).max() * np.abs(values).max(initial=0) + 5)
+    )
+    return Call(
+        (values, matrices, blocks, out, len(size) == 2), bounds=(bound,), mutated=(3,)
+    )
 
 
 def call_step_control(rng, dtype, size):
@@ -264,9 +288,14 @@ def call_conv_correlate(rng, dtype, size):
 def call_conv_shift_and_add(rng, dtype, size):
     x, k, _ = convolution(rng, dtype, size)
     kh, kw, _, outputs = k.shape
-    kh, kw = kh + size[0] % 2, kw + size[0] % 3  # also of even size, where both sides differ
+    kh, kw = (
+        kh + size[0] % 2,
+        kw + size[0] % 3,
+    )  # also of even size, where both sides differ
     products = rng.standard_normal((*x.shape[:3], kh, kw, outputs)).astype(dtype)
-    bound = 2 * kh * kw * eps_of(dtype) * DEFINITION.conv.shift_and_add(np.abs(products))
+    bound = (
+        2 * kh * kw * eps_of(dtype) * DEFINITION.conv.shift_and_add(np.abs(products))
+    )
     return Call((products,), bounds=(bound,), strided=(0,))
 
 
@@ -274,7 +303,9 @@ def call_conv_weight_grad(rng, dtype, size):
     x, k, delta = convolution(rng, dtype, size)
     bound = DEFINITION.conv.weight_grad(np.abs(delta), np.abs(x), np.abs(k), True)
     bound = 2 * (delta[..., 0].size + 2) * eps_of(dtype) * bound
-    return Call((delta, x, k, True), bounds=(bound, bound), mutated=(2,), strided=(0, 1))
+    return Call(
+        (delta, x, k, True), bounds=(bound, bound), mutated=(2,), strided=(0, 1)
+    )
 
 
 CASES: dict[str, Callable[..., Call]] = {
@@ -286,4 +317,9 @@ CASES: dict[str, Callable[..., Call]] = {
 DEFINED = {"activation.smooth_leaky_relu_inverse", "channels.is_finite", "step.control"}
 OVERRIDES = {name: case for name, case in CASES.items() if name not in DEFINED}
 # No samples are not defined for these: rows of them, or their mean.
-NEVER_EMPTY = {"images.preprocess", "linalg.residual", "spline.evaluate", "step.log_density"}
+NEVER_EMPTY = {
+    "images.preprocess",
+    "linalg.residual",
+    "spline.evaluate",
+    "step.log_density",
+}

@@ -14,13 +14,17 @@ def call_channels_gaussian_log_density(rng, dtype, size):
     z = 3 * rng.standard_normal(size).astype(dtype)
     dimension = math.prod(size[1:])
     rows = z.reshape(len(z), dimension)
-    bound = (dimension + 4) * eps_of(dtype) * ((rows * rows).sum(axis=1) / 2 + dimension)
+    bound = (
+        (dimension + 4) * eps_of(dtype) * ((rows * rows).sum(axis=1) / 2 + dimension)
+    )
     return Call((z,), bounds=(bound,), strided=(0,))
 
 
 def call_channels_total(rng, dtype, size):
     """One array, several, and more than one launch adds."""
-    terms = tuple(rng.standard_normal(size[0]).astype(dtype) for _ in range(size[-1] % 12 + 1))
+    terms = tuple(
+        rng.standard_normal(size[0]).astype(dtype) for _ in range(size[-1] % 12 + 1)
+    )
     bound = len(terms) * eps_of(dtype) * sum(map(np.abs, terms))
     return Call((terms,), bounds=(bound,), strided=(0,))
 
@@ -29,7 +33,9 @@ def call_channels_is_finite(rng, dtype, size):
     """Large numbers are finite, and one that is not is found in any place."""
     x = (rng.standard_normal(size) * (np.finfo(dtype).max / 10)).astype(dtype)
     if size[0] % 2:
-        x.reshape(-1)[rng.integers(x.size) if x.size else slice(0)] = rng.choice([np.inf, np.nan])
+        x.reshape(-1)[rng.integers(x.size) if x.size else slice(0)] = rng.choice(
+            [np.inf, np.nan]
+        )
     return Call((x,), bounds=(0,), strided=(0,))
 
 
@@ -113,12 +119,19 @@ def call_channels_shift_scale_backward(rng, dtype, size):
     eps, out = eps_of(dtype), tuple(np.full(s.shape, np.nan, dtype) for _ in range(2))
     dldj = None if factor > 0 else dldj
     through = np.abs(dy) * np.exp(factor * s)
-    volume, summed = (0, rows) if dldj is None else (pixels * np.abs(dldj).sum(), rows + len(y))
+    volume, summed = (
+        (0, rows) if dldj is None else (pixels * np.abs(dldj).sum(), rows + len(y))
+    )
     bound_b = (rows + roundings) * eps * over_rows(through)
     bound_s = (summed + 4) * eps * abs(factor) * (over_rows(np.abs(dy * y)) + volume)
     args = (dy, y, sign, factor, s, dldj, out)
     strided = (0, 1, 4) if dldj is None else (0, 1, 4, 5)
-    return Call(args, (roundings * eps * through, bound_b, bound_s), mutated=(6,), strided=strided)
+    return Call(
+        args,
+        (roundings * eps * through, bound_b, bound_s),
+        mutated=(6,),
+        strided=strided,
+    )
 
 
 def leaky_values(rng, dtype, size):
@@ -183,7 +196,9 @@ def call_coupling_bias_relu_backward(rng, dtype, size):
     if size[0] % 2:  # added to what is there
         g_b = rng.standard_normal(out.shape[1]).astype(dtype)
         bound += 2 * eps_of(dtype) * np.abs(g_b)
-        return Call((out, a, g_b, True), bounds=(0, bound), mutated=(0, 2), strided=(1,))
+        return Call(
+            (out, a, g_b, True), bounds=(0, bound), mutated=(0, 2), strided=(1,)
+        )
     g_b = np.full(out.shape[1], np.nan, dtype)
     return Call((out, a, g_b), bounds=(0, bound), mutated=(0, 2), strided=(1,))
 
@@ -204,7 +219,9 @@ COUPLING_ROUNDINGS = 16
 def call_coupling_forward(rng, dtype, size):
     x, h, _, _, e, x2 = coupling_arrays(rng, dtype, size)
     eps = COUPLING_ROUNDINGS * eps_of(dtype)
-    bound_z = np.concatenate([0 * x2, eps * (np.abs(x2) * e + np.abs(h[..., 1::2]))], axis=-1)
+    bound_z = np.concatenate(
+        [0 * x2, eps * (np.abs(x2) * e + np.abs(h[..., 1::2]))], axis=-1
+    )
     dimension = math.prod(x2.shape[1:])
     bound_ldj = (2 + dimension) * eps_of(dtype) * 2 * dimension
     return Call((x, h), bounds=(bound_z, bound_ldj, eps), strided=(0, 1))
@@ -213,7 +230,9 @@ def call_coupling_forward(rng, dtype, size):
 def call_coupling_inverse(rng, dtype, size):
     z, h, _, _, e, z2 = coupling_arrays(rng, dtype, size)
     bound = COUPLING_ROUNDINGS * eps_of(dtype) * (np.abs(z2) + np.abs(h[..., 1::2])) / e
-    return Call((z, h), bounds=(np.concatenate([0 * z2, bound], axis=-1),), strided=(0, 1))
+    return Call(
+        (z, h), bounds=(np.concatenate([0 * z2, bound], axis=-1),), strided=(0, 1)
+    )
 
 
 def call_coupling_backward(rng, dtype, size):
@@ -243,14 +262,18 @@ def call_spline_knots(rng, dtype, size):
     eps, bound = eps_of(dtype), SPLINE[0]
     # a position is a sum of up to eight shares of 2 B, each exact to a dozen roundings; the
     # first and the last knot are what they are
-    bound_knots = np.full((raw[0].shape[-1] + 1, *[1] * (len(size) - 1)), 20 * eps * 2 * bound)
+    bound_knots = np.full(
+        (raw[0].shape[-1] + 1, *[1] * (len(size) - 1)), 20 * eps * 2 * bound
+    )
     bound_knots[[0, -1]] = 0
     return Call((*raw, *SPLINE), bounds=(bound_knots, 12 * eps), strided=(0, 1, 2))
 
 
 def spline_call(rng, dtype, size):
     """x over all bins and both tails, knots and factors; mean slopes are between 1/6 and 6."""
-    knots, factors = DEFINITION.spline.knots(*spline_parameters(rng, dtype, size), *SPLINE)
+    knots, factors = DEFINITION.spline.knots(
+        *spline_parameters(rng, dtype, size), *SPLINE
+    )
     x = rng.uniform(-1.2 * SPLINE[0], 1.2 * SPLINE[0], size).astype(dtype)
     return x, knots, factors
 
@@ -283,7 +306,9 @@ def call_spline_backward(rng, dtype, size):
     dldj = rng.standard_normal(size[0]).astype(dtype)
     out = tuple(np.full((*size[1:], n), np.nan, dtype) for n in (bins, bins, bins - 1))
     each = (
-        SPLINE_ROUNDINGS * eps_of(dtype) * (np.abs(dy).max(initial=0) + np.abs(dldj).max(initial=0))
+        SPLINE_ROUNDINGS
+        * eps_of(dtype)
+        * (np.abs(dy).max(initial=0) + np.abs(dldj).max(initial=0))
     )
     total = size[0] * 2 * SPLINE[0] * each  # a raw width is a share of 2 B
     args = (x, knots, factors, *SPLINE, dy, dldj, out)

@@ -33,12 +33,16 @@ class OperationValues:
 
     @pytest.mark.parametrize("dtype", FLOATS)
     @pytest.mark.parametrize("distribution", ["uniform", "normal", "rademacher"])
-    def test_rows_from_the_first_one_on_are_those_of_the_whole(self, ops, distribution, dtype):
+    def test_rows_from_the_first_one_on_are_those_of_the_whole(
+        self, ops, distribution, dtype
+    ):
         """To the last bit, wherever in a block of four words or in a pair the first one starts."""
 
         def draw(first, count, dimension):
             key = RandomKey(2**40 + 7, 5, 2**33 + 3, first)
-            return ops.to_host(getattr(ops.random, distribution)(key, (count, dimension), dtype))
+            return ops.to_host(
+                getattr(ops.random, distribution)(key, (count, dimension), dtype)
+            )
 
         for dimension in DIMENSIONS:
             whole = draw(0, COUNT, dimension)
@@ -46,14 +50,18 @@ class OperationValues:
                 rest = draw(first, COUNT - first, dimension)
                 assert (rest.dtype, rest.flags.c_contiguous) == (dtype, True)
                 np.testing.assert_array_equal(rest, whole[first:])
-                np.testing.assert_array_equal(draw(first, 1, dimension), whole[first : first + 1])
+                np.testing.assert_array_equal(
+                    draw(first, 1, dimension), whole[first : first + 1]
+                )
             assert (draw(1, COUNT, dimension) != whole).any()
 
     def test_a_key_reaches_its_last_word(self, ops):
         """The highest index of a block that fits into its word of the counter."""
         key, count = RandomKey(3, 4, 5, first=2**34 - 6), 6
         blocks = np.array([2**32 - 2, 2**32 - 1], np.uint64)
-        expected = np.stack(philox.philox4x32((blocks, *map(np.uint64, (5, 0, 4))), (3, 0)), -1)
+        expected = np.stack(
+            philox.philox4x32((blocks, *map(np.uint64, (5, 0, 4))), (3, 0)), -1
+        )
         found = ops.to_host(ops.random.uniform(key, (count,), np.float64))
         np.testing.assert_array_equal(found, expected.reshape(-1)[2:] * 2.0**-32)
 
@@ -65,7 +73,9 @@ class OperationValues:
 
             def parts(first, key, images=images):
                 part = ops.asarray(images[first:])
-                return map(ops.to_host, ops.images.preprocess(part, key, 1e-6, 256, dtype))
+                return map(
+                    ops.to_host, ops.images.preprocess(part, key, 1e-6, 256, dtype)
+                )
 
             x, ldj = parts(0, key)
             for first in range(COUNT):
@@ -78,7 +88,9 @@ class OperationValues:
             )
 
     def test_a_part_of_a_batch_is_flipped_and_shifted_as_in_the_whole(self, ops):
-        images = np.random.default_rng(0).integers(0, 256, (40, 5, 4, 3)).astype(np.uint8)
+        images = (
+            np.random.default_rng(0).integers(0, 256, (40, 5, 4, 3)).astype(np.uint8)
+        )
         source, key = ops.images.source(images), RandomKey(2**40 + 7, 5, 2**33 + 3)
         source.stage(10, 30)
         whole = ops.to_host(source.take(10, 30, key)).copy()
@@ -101,7 +113,16 @@ class OperationValues:
         x = ops.asarray(np.array(EXTREME, dtype)[:, None])
         y, ldj, sigma = map(ops.to_host, ops.activation.smooth_leaky_relu(x, ALPHA))
         eps = eps_of(dtype)
-        expected = [-np.inf, -3e3, -30.0, *[0.7 * math.log(2)] * 4, 100.0, 1e4, np.inf, np.nan]
+        expected = [
+            -np.inf,
+            -3e3,
+            -30.0,
+            *[0.7 * math.log(2)] * 4,
+            100.0,
+            1e4,
+            np.inf,
+            np.nan,
+        ]
         np.testing.assert_allclose(y[:, 0], expected, rtol=4 * eps)
         slope = [ALPHA, ALPHA, ALPHA, *[0.65] * 4, 1.0, 1.0, 1.0, np.nan]
         np.testing.assert_allclose(ldj, np.log(slope), rtol=4 * eps, atol=4 * eps)
@@ -109,7 +130,9 @@ class OperationValues:
         # a GPU's compiler takes single-precision numbers below 1.2e-38 as 0
         np.testing.assert_allclose(sigma[:, 0], expected, rtol=4 * eps, atol=1e-37)
 
-    @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # ∞ - ∞ in the residual
+    @pytest.mark.filterwarnings(
+        "ignore:invalid value:RuntimeWarning"
+    )  # ∞ - ∞ in the residual
     @pytest.mark.parametrize("dtype", FLOATS)
     def test_smooth_leaky_relu_inverse_at_extreme_values(self, ops, dtype):
         """NaN and infinity pass through, terminate, and do not touch the values beside them."""
@@ -117,13 +140,18 @@ class OperationValues:
         x = ops.to_host(ops.activation.smooth_leaky_relu_inverse(ops.asarray(y), ALPHA))
         np.testing.assert_array_equal(x[[0, 9, 10]], [-np.inf, np.inf, np.nan])
         finite = np.isfinite(y)
-        alone = ops.to_host(ops.activation.smooth_leaky_relu_inverse(ops.asarray(y[finite]), ALPHA))
+        alone = ops.to_host(
+            ops.activation.smooth_leaky_relu_inverse(ops.asarray(y[finite]), ALPHA)
+        )
         np.testing.assert_array_equal(x[finite], alone)
 
     @pytest.mark.parametrize("value", [0, 255])
     @pytest.mark.parametrize("dtype", FLOATS)
     def test_preprocess_is_finite_at_the_ends(self, ops, value, dtype):
         images = ops.asarray(np.full((64, 784), value, np.uint8))
-        x, ldj = map(ops.to_host, ops.images.preprocess(images, RandomKey(0, 0), 1e-6, 256, dtype))
+        x, ldj = map(
+            ops.to_host,
+            ops.images.preprocess(images, RandomKey(0, 0), 1e-6, 256, dtype),
+        )
         assert x.dtype == ldj.dtype == dtype and np.isfinite(ldj).all()
         assert np.abs(x).max() <= math.log((1 - 1e-6) / 1e-6) * (1 + 1e-6)

@@ -15,7 +15,9 @@ def own(name: str, page: str = LAYERS):
     """A class that a page defines."""
     text = (DERIVATIONS / page).read_text(encoding="utf-8")
     sources = [each.source for each in doctest.DocTestParser().get_examples(text)]
-    used = "".join(each for each in sources if each.startswith(("import ", "from ", "def ")))
+    used = "".join(
+        each for each in sources if each.startswith(("import ", "from ", "def "))
+    )
     for source in sources:
         if f"class {name}" in source:
             namespace: dict = {}

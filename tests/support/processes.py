@@ -11,7 +11,9 @@ _ROOT = Path(__file__).resolve().parents[2]
 _PROBE = "from mpi4py import MPI; raise SystemExit(MPI.COMM_WORLD.size != 2)"
 
 
-def python(code, *arguments, cwd=None, timeout=300, **changes) -> subprocess.CompletedProcess:
+def python(
+    code, *arguments, cwd=None, timeout=300, **changes
+) -> subprocess.CompletedProcess:
     """Run a script; changes: of the environment, in which a variable that is "" is left out."""
     variables = {name: value for name, value in (os.environ | changes).items() if value}
     command = [sys.executable, "-c", code, *map(str, arguments)]
@@ -35,7 +37,9 @@ def missing() -> str | None:
 def mpiexec() -> str | None:
     """That of this environment, or else one on the PATH."""
     here = Path(sys.executable).parent
-    return shutil.which("mpiexec", path=os.pathsep.join([str(here), os.environ.get("PATH", "")]))
+    return shutil.which(
+        "mpiexec", path=os.pathsep.join([str(here), os.environ.get("PATH", "")])
+    )
 
 
 def start(size: int, arguments: list[str], **changes) -> subprocess.Popen:
@@ -49,7 +53,9 @@ def environment(**changes) -> dict:
     """This one, with one thread to a process, and the package and the tests to be found."""
     paths = [str(_ROOT), str(_ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     one = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "NUMBA")}
-    whole = {"PYTHONUNBUFFERED": ""}  # or the lines of several processes end up in each other
+    whole = {
+        "PYTHONUNBUFFERED": ""
+    }  # or the lines of several processes end up in each other
     return os.environ | one | whole | {"PYTHONPATH": os.pathsep.join(paths)} | changes
 
 

@@ -41,7 +41,9 @@ def forge(path, record=None, **options):
 def estimator_checkpoint(path):
     """The checkpoint that `FlowDensity.save` wrote."""
     shapes = record_of(path)["shapes"].items()
-    shapes = {layer: {name: tuple(s) for name, s in own.items()} for layer, own in shapes}
+    shapes = {
+        layer: {name: tuple(s) for name, s in own.items()} for layer, own in shapes
+    }
     return load_checkpoint(path, Layout.of(shapes, fixed=tuple(shapes)))
 
 

@@ -16,7 +16,9 @@ from snfnp.training.runs.folder import RunFolder
 SIDE, BATCH = 8, 6
 SMALL_GLOW = {"levels": 2, "depth": 1, "width": 8}
 # A model of a user's own, which cannot be pickled.
-OWN = Preset(lambda choices, shape: fully_connected(choices, shape), "", ("self-normalizing",))
+OWN = Preset(
+    lambda choices, shape: fully_connected(choices, shape), "", ("self-normalizing",)
+)
 
 
 class Given:
@@ -54,7 +56,9 @@ def make_trainer(
     size = SMALL_GLOW if "glow" in model else {"depth": 2} if model == "vector" else {}
     backend = ops.name if ops.name in BACKENDS else "numpy"
     defaults = {"lr": 1e-3, "batch_size": BATCH, "warmup_epochs": 1, "backend": backend}
-    config = TrainConfig(model=model, gradient=gradient, **{**defaults, **size, **changes})
+    config = TrainConfig(
+        model=model, gradient=gradient, **{**defaults, **size, **changes}
+    )
     config = config.resolve(1000)
     flow = flow or config.build_flow((side, side, 1))
     return Trainer(ops, flow, config, epoch, report, world)
@@ -89,7 +93,13 @@ def host(trainer, name):
     """A trainer's array of that name, on the host; its state flat."""
     if name == "state":
         return np.concatenate(
-            [*(each.ravel() for each in map(trainer.ops.to_host, trainer.state.values())), []]
+            [
+                *(
+                    each.ravel()
+                    for each in map(trainer.ops.to_host, trainer.state.values())
+                ),
+                [],
+            ]
         )
     return trainer.ops.to_host(getattr(trainer, name))
 
@@ -117,7 +127,8 @@ EPOCHS, IMAGES = 3, 100
 def small_dataset(images=IMAGES, side=5, seed=1):
     rng = np.random.default_rng(seed)
     splits = [
-        rng.integers(0, 256, (count, side, side, 1)).astype(np.uint8) for count in (images, 30, 30)
+        rng.integers(0, 256, (count, side, side, 1)).astype(np.uint8)
+        for count in (images, 30, 30)
     ]
     return Dataset("mnist", *splits, source="random images", is_sample=False)
 
@@ -136,7 +147,12 @@ def small_config(**changes):
 
 
 def run_training(
-    path, dataset=None, resume=False, report=lambda text: None, optimiser=None, **changes
+    path,
+    dataset=None,
+    resume=False,
+    report=lambda text: None,
+    optimiser=None,
+    **changes,
 ):
     """A small run, or more of it, on NumPy unless told otherwise: (its folder, its summary)."""
     changes = {"backend": "numpy", **changes}
@@ -154,7 +170,9 @@ def run_training(
 
 def without_time(records):
     """Metrics without what a clock has a part in."""
-    return [{k: v for k, v in record.items() if "second" not in k} for record in records]
+    return [
+        {k: v for k, v in record.items() if "second" not in k} for record in records
+    ]
 
 
 def at_step(monkeypatch, step, action):

@@ -21,5 +21,7 @@ class GpuActivation(Activation):
         dx = self.device.empty(sigma.shape, sigma.dtype)
         arguments = {"sigma": sigma, "dy": dy, "dldj": dldj, "dx": dx, "alpha": alpha}
         arguments |= {"dimension": math.prod(sigma.shape[1:])}
-        self.device.launch("smooth_leaky_relu_backward", sigma.dtype, len(sigma), **arguments)
+        self.device.launch(
+            "smooth_leaky_relu_backward", sigma.dtype, len(sigma), **arguments
+        )
         return dx

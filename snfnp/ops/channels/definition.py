@@ -18,7 +18,9 @@ class Channels(OperationGroup):
     def squeeze(self, x: Array) -> Array:
         """Space to depth: x (N, 2H, 2W, C) -> (N, H, W, 4C), channel c·4 + dy·2 + dx. O(N D)."""
         n, height, width, channels = x.shape
-        z = self.xp.stack([x[:, dy::2, dx::2] for dy in (0, 1) for dx in (0, 1)], axis=-1)
+        z = self.xp.stack(
+            [x[:, dy::2, dx::2] for dy in (0, 1) for dx in (0, 1)], axis=-1
+        )
         return z.reshape(n, height // 2, width // 2, 4 * channels)
 
     def unsqueeze(self, z: Array) -> Array:

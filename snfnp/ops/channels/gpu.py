@@ -24,7 +24,9 @@ class GpuChannels(Channels):
     # one launch each, of a transposed view's copy
     def squeeze(self, x):
         n, height, width, channels = x.shape
-        cells = x.reshape(n, height // 2, 2, width // 2, 2, channels)  # n, y, dy, x, dx, c
+        cells = x.reshape(
+            n, height // 2, 2, width // 2, 2, channels
+        )  # n, y, dy, x, dx, c
         z = self.xp.ascontiguousarray(cells.transpose(0, 1, 3, 5, 2, 4))
         return z.reshape(n, height // 2, width // 2, 4 * channels)
 
@@ -46,7 +48,14 @@ class GpuChannels(Channels):
         if y is None:
             y = self.device.empty(x.shape, x.dtype)
         blocks, _ = channel_blocks(x.size, x.shape[-1], 4)
-        arguments = {"x": x, "before": before, "s": s, "after": after, "y": y, "ldj": ldj}
+        arguments = {
+            "x": x,
+            "before": before,
+            "s": s,
+            "after": after,
+            "y": y,
+            "ldj": ldj,
+        }
         arguments |= {"sign": sign, "factor": factor, "samples": len(x)}
         self.device.launch("shift_scale", x.dtype, blocks, **arguments, **_sizes(x))
         return y
@@ -55,9 +64,23 @@ class GpuChannels(Channels):
         g_b, g_s = out
         dx = self.device.empty(dy.shape, dy.dtype)
         blocks, sums = partial_sums(self.device, dy, 2)
-        sums |= {"dy": dy, "y": y, "s": s, "dldj": dldj, "dx": dx, "g_b": g_b, "g_s": g_s}
-        sums |= {"sign": sign, "factor": factor, "samples": 0 if dldj is None else len(dy)}
-        self.device.launch("shift_scale_backward", dy.dtype, blocks, **sums, **_sizes(dy))
+        sums |= {
+            "dy": dy,
+            "y": y,
+            "s": s,
+            "dldj": dldj,
+            "dx": dx,
+            "g_b": g_b,
+            "g_s": g_s,
+        }
+        sums |= {
+            "sign": sign,
+            "factor": factor,
+            "samples": 0 if dldj is None else len(dy),
+        }
+        self.device.launch(
+            "shift_scale_backward", dy.dtype, blocks, **sums, **_sizes(dy)
+        )
         return dx
 
     def gaussian_log_density(self, z):

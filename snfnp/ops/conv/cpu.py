@@ -18,7 +18,11 @@ def direct(kernel: tuple[int, int, int, int], width: int, most: int = 64):
     kh, kw, inputs, outputs = kernel
     if cpu_tiles.fits(kernel, width):
         return cpu_tiles
-    return cpu_planes if kh * kw > 1 and outputs <= 8 and inputs * outputs <= most else None
+    return (
+        cpu_planes
+        if kh * kw > 1 and outputs <= 8 and inputs * outputs <= most
+        else None
+    )
 
 
 class CpuConv(Conv):
@@ -49,8 +53,14 @@ class CpuConv(Conv):
         kernels.correlate(x, k, z)
         return z
 
-    def weight_grad(self, delta: Array, x: Array, out: Array, add: bool = False) -> Array:
-        agree = x.ndim == out.ndim == 4 and x.shape[3] == out.shape[2] and alike(x, delta, out)
+    def weight_grad(
+        self, delta: Array, x: Array, out: Array, add: bool = False
+    ) -> Array:
+        agree = (
+            x.ndim == out.ndim == 4
+            and x.shape[3] == out.shape[2]
+            and alike(x, delta, out)
+        )
         agree = agree and delta.shape == (*x.shape[:3], out.shape[3])
         kernels = direct(out.shape, x.shape[2], most=16) if agree else None
         if kernels is None:

@@ -79,7 +79,9 @@ def _weight_grad(task, delta, x, sums):
     _, kh, kw, _, outputs, part = sums.shape
     row = width + kw - 1
     planes = np.zeros((inputs, height + kh + 4, row), x.dtype)
-    deltas = np.zeros((outputs, height + 4, row), x.dtype)  # 0 in the values that are dropped
+    deltas = np.zeros(
+        (outputs, height + 4, row), x.dtype
+    )  # 0 in the values that are dropped
     flat = planes.reshape(inputs, -1)
     flat_deltas = deltas.reshape(outputs, -1)
     for n in range(task * _IMAGES, min(samples, (task + 1) * _IMAGES)):
@@ -102,4 +104,6 @@ def _weight_grad(task, delta, x, sums):
                         for j in range(part):
                             first = d0[j] * x0[j]
                             second = d2[j] * x2[j]
-                            target[j] += (first + d1[j] * x1[j]) + (second + d3[j] * x3[j])
+                            target[j] += (first + d1[j] * x1[j]) + (
+                                second + d3[j] * x3[j]
+                            )

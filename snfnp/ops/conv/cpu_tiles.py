@@ -23,7 +23,9 @@ from numba.extending import intrinsic
 
 from snfnp.ops.jit import inlined, parallel
 
-_IMAGES = 10  # images per task: their buffer is allocated once, their weight gradients summed
+_IMAGES = (
+    10  # images per task: their buffer is allocated once, their weight gradients summed
+)
 _MOST = 64 * 64  # I·O up to which products of patches are slower
 _LANES = 16  # outputs in a tile at most
 # Pixels, and taps, in a tile: few sizes, since each is compiled by itself.
@@ -42,7 +44,9 @@ def fits(kernel: tuple[int, int, int, int], width: int) -> bool:
 def register_bytes() -> int:
     """The bytes of the vector registers that a tile may take: 28 of AVX-512's 32 registers, or 12
     of AVX's 16 (about as many on other processors)."""
-    return 28 * 64 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 12 * 32
+    return (
+        28 * 64 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 12 * 32
+    )
 
 
 def _tile_size(
@@ -83,7 +87,22 @@ def _tasks(x: np.ndarray) -> int:
 
 
 @intrinsic
-def tile(typing_context, x, x0, x_steps, w, w0, w_steps, counts, out, o0, o_step, add, size, lanes):
+def tile(
+    typing_context,
+    x,
+    x0,
+    x_steps,
+    w,
+    w0,
+    w_steps,
+    counts,
+    out,
+    o0,
+    o_step,
+    add,
+    size,
+    lanes,
+):
     """out[o0 + p o_step + l] = or (add) += Σ_{a,b} x[x0 + a x_a + b x_b + p x_p] w[here + l],
     here = w0 + a w_a + b w_b,
 
@@ -98,7 +117,9 @@ def tile(typing_context, x, x0, x_steps, w, w0, w_steps, counts, out, o0, o_step
 
     def code(context, builder, signature, arguments):
         x_type, w_type, out_type = (signature.args[i] for i in (0, 3, 7))
-        xs, x_first, x_by, ws, w_first, w_by, ends, outs, o_first, o_by, adds = arguments[:11]
+        xs, x_first, x_by, ws, w_first, w_by, ends, outs, o_first, o_by, adds = (
+            arguments[:11]
+        )
         scalar = context.get_value_type(x_type.dtype)
         integer = o_first.type
         vector = ir.VectorType(scalar, width)
@@ -120,7 +141,9 @@ def tile(typing_context, x, x0, x_steps, w, w0, w_steps, counts, out, o0, o_step
             return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
 
         def spread(value):
-            first = builder.insert_element(vector(ir.Undefined), value, ir.IntType(32)(0))
+            first = builder.insert_element(
+                vector(ir.Undefined), value, ir.IntType(32)(0)
+            )
             everywhere = ir.VectorType(ir.IntType(32), width)([0] * width)
             return builder.shuffle_vector(first, vector(ir.Undefined), everywhere)
 

@@ -47,7 +47,9 @@ class Conv(OperationGroup):
         """
         kh, kw, inputs, outputs = k.shape
         if kh * kw > 1:
-            k = self.xp.ascontiguousarray(k)  # products with the view of a flip would be slow
+            k = self.xp.ascontiguousarray(
+                k
+            )  # products with the view of a flip would be slow
         if kh * kw > 1 and _MANY * outputs <= inputs:
             taps = k.transpose(2, 0, 1, 3).reshape(inputs, kh * kw * outputs)
             products = self.linalg.matmul(x.reshape(-1, inputs), taps)
@@ -68,14 +70,18 @@ class Conv(OperationGroup):
             for w in range(kw):
                 row = kh - 1 - h
                 column = kw - 1 - w
-                z[:, row : row + height, column : column + width] += products[:, :, :, h, w]
+                z[:, row : row + height, column : column + width] += products[
+                    :, :, :, h, w
+                ]
         # `patches` pads kH // 2 rows above and the rest below; its mirror image, here, the other
         # way round (columns alike): for kernels of even size the two differ
         top = (kh - 1) // 2
         left = (kw - 1) // 2
         return self.xp.ascontiguousarray(z[:, top : top + height, left : left + width])
 
-    def weight_grad(self, delta: Array, x: Array, out: Array, add: bool = False) -> Array:
+    def weight_grad(
+        self, delta: Array, x: Array, out: Array, add: bool = False
+    ) -> Array:
         """δ ⋆ x: the gradient of ⟨δ, correlate(x, k)⟩ with respect to k, summed over all pixels.
 
         delta (N, H, W, O), x (N, H, W, I) -> out (kH, kW, I, O), written or (`add`) added to.

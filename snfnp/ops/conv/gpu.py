@@ -18,7 +18,9 @@ class GpuConv(Conv):
         if kernel == (1, 1):
             return super().patches(x, kernel)
         channels = x.shape[3]
-        cols = self.device.empty((x.size // channels, math.prod(kernel) * channels), x.dtype)
+        cols = self.device.empty(
+            (x.size // channels, math.prod(kernel) * channels), x.dtype
+        )
         sizes = _sizes(x, kernel, channels=channels)
         self.device.each("patches", x.dtype, cols.size, x=x, cols=cols, **sizes)
         return cols
@@ -33,17 +35,23 @@ class GpuConv(Conv):
         splits = min(kh, 3) if kh * kw * inputs >= _LONG else 1
         threads = splits * _CONV_ITEMS
         sizes = _sizes(x, (kh, kw), inputs=inputs, outputs=outputs, splits=splits)
-        self.device.launch("conv", x.dtype, blocks, threads=threads, x=x, k=k, z=z, **sizes)
+        self.device.launch(
+            "conv", x.dtype, blocks, threads=threads, x=x, k=k, z=z, **sizes
+        )
         return z
 
     def shift_and_add(self, products: Array) -> Array:
         n, height, width, kh, kw, outputs = products.shape
         z = self.device.empty((n, height, width, outputs), products.dtype)
         sizes = _sizes(products, (kh, kw), outputs=outputs)
-        self.device.each("shift_and_add", z.dtype, z.size, products=products, z=z, **sizes)
+        self.device.each(
+            "shift_and_add", z.dtype, z.size, products=products, z=z, **sizes
+        )
         return z
 
-    def weight_grad(self, delta: Array, x: Array, out: Array, add: bool = False) -> Array:
+    def weight_grad(
+        self, delta: Array, x: Array, out: Array, add: bool = False
+    ) -> Array:
         if not out.flags.c_contiguous:
             return super().weight_grad(delta, x, out, add)
         if _few(out.shape):
@@ -60,7 +68,9 @@ class GpuConv(Conv):
         rows = x.shape[0] * x.shape[1]
         chunk = max(1, -(-rows // _CHUNKS))
         chunks = max(1, -(-rows // chunk))
-        items = kh * -(-kw // 4) * inputs * outputs  # for one thread each, of a slice of the rows
+        items = (
+            kh * -(-kw // 4) * inputs * outputs
+        )  # for one thread each, of a slice of the rows
         item_blocks = -(-items // source.THREADS)
         items_each = -(-items // item_blocks)
         slices = min(source.THREADS // items_each, chunk)
@@ -70,9 +80,19 @@ class GpuConv(Conv):
         arguments = _sizes(x, (kh, kw), inputs=inputs, outputs=outputs)
         arguments |= {"chunk": chunk, "items_each": items_each, "slices": slices}
         arguments |= {"delta": delta, "x": x, "parts": parts}
-        self.device.launch("conv_weight_grad", out.dtype, blocks, threads=threads, **arguments)
-        sums = {"parts": parts, "count": chunks, "out": out, "size": out.size, "add": add}
-        self.device.launch("conv_weight_grad_sum", out.dtype, -(-out.size // 32), **sums)
+        self.device.launch(
+            "conv_weight_grad", out.dtype, blocks, threads=threads, **arguments
+        )
+        sums = {
+            "parts": parts,
+            "count": chunks,
+            "out": out,
+            "size": out.size,
+            "add": add,
+        }
+        self.device.launch(
+            "conv_weight_grad_sum", out.dtype, -(-out.size // 32), **sums
+        )
         return out
 
 
@@ -80,7 +100,14 @@ def _sizes(images: Array, kernel: tuple[int, int], **more: int) -> dict[str, int
     """The sizes of images (N, H, W, …) and of a kernel, by the names of parameters, and more."""
     samples, height, width = images.shape[:3]
     kh, kw = kernel
-    return {"samples": samples, "height": height, "width": width, "kh": kh, "kw": kw, **more}
+    return {
+        "samples": samples,
+        "height": height,
+        "width": width,
+        "kh": kh,
+        "kw": kw,
+        **more,
+    }
 
 
 def _few(kernel: tuple[int, int, int, int]) -> bool:

@@ -18,7 +18,9 @@ class CpuCoupling(Coupling):
         _bias_relu(-(-len(out) // _TASK), out, np.ascontiguousarray(b))
         return out
 
-    def bias_relu_backward(self, out: Array, a: Array, g_b: Array, add: bool = False) -> None:
+    def bias_relu_backward(
+        self, out: Array, a: Array, g_b: Array, add: bool = False
+    ) -> None:
         if out.ndim != 2 or a.shape != out.shape or not alike(out, a):
             super().bias_relu_backward(out, a, g_b, add)
             return
@@ -26,7 +28,9 @@ class CpuCoupling(Coupling):
         _bias_relu_backward(len(sums), out, a, sums)
         self._add_up(sums, g_b, add)
 
-    def backward(self, x: Array, s: Array, dz: Array, dldj: Array) -> tuple[Array, Array]:
+    def backward(
+        self, x: Array, s: Array, dz: Array, dldj: Array
+    ) -> tuple[Array, Array]:
         *pixels, channels = x.shape
         agree = (
             x.ndim == 4
@@ -41,7 +45,9 @@ class CpuCoupling(Coupling):
         dx = np.empty(x.shape, x.dtype)
         dh = np.empty(x.shape, x.dtype)
         dldj = np.ascontiguousarray(dldj)
-        _backward(len(x), _pixels(x), _pixels(s), _pixels(dz), dldj, _pixels(dx), _pixels(dh))
+        _backward(
+            len(x), _pixels(x), _pixels(s), _pixels(dz), dldj, _pixels(dx), _pixels(dh)
+        )
         return dx, dh
 
 

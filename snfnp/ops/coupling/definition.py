@@ -43,10 +43,14 @@ class Coupling(OperationGroup):
         xp = self.xp
         half = z.shape[-1] // 2
         x = xp.ascontiguousarray(z).copy()
-        x[..., half:] = (z[..., half:] - h[..., 1::2]) * xp.exp(-2 * xp.tanh(h[..., ::2] / 2))
+        x[..., half:] = (z[..., half:] - h[..., 1::2]) * xp.exp(
+            -2 * xp.tanh(h[..., ::2] / 2)
+        )
         return x
 
-    def backward(self, x: Array, s: Array, dz: Array, dldj: Array) -> tuple[Array, Array]:
+    def backward(
+        self, x: Array, s: Array, dz: Array, dldj: Array
+    ) -> tuple[Array, Array]:
         """δ_{x₁} = δ_{z₁},  δ_{x₂} = δ_{z₂} eˢ,  δ_{h₀} = δ_s (1 − s²/4),  δ_{h₁} = δ_{z₂},
 
         with δ_s = δ_{z₂} x₂ eˢ + δ_ldj, and 1 − s²/4 = 1 − tanh²(h₀/2) = ds/dh₀.
@@ -67,7 +71,9 @@ class Coupling(OperationGroup):
         out += b
         return self.xp.maximum(out, 0, out=out)
 
-    def bias_relu_backward(self, out: Array, a: Array, g_b: Array, add: bool = False) -> None:
+    def bias_relu_backward(
+        self, out: Array, a: Array, g_b: Array, add: bool = False
+    ) -> None:
         """out ← out ⊙ [a > 0] for a = max(v + b, 0): the delta of a becomes that of v.
 
         out, a (M, F), g_b (F,): ← the gradient of b, Σ of out's new rows, or with `add` plus that.
@@ -132,7 +138,9 @@ class Coupling(OperationGroup):
         samples, height, columns, channels = x.shape
         width = len(p["b1"])
         of_last = (grads["b3"], grads["logs"])
-        dh = self.channels.shift_scale_backward(dh, h, 1.0, scale, p["logs"], None, of_last)
+        dh = self.channels.shift_scale_backward(
+            dh, h, 1.0, scale, p["logs"], None, of_last
+        )
         w1 = p["w1"].reshape(-1, width)
         w1_adjoint = flip(p["w1"])
         w3_adjoint = flip(p["w3"]).reshape(-1, width)

@@ -22,7 +22,9 @@ class GpuCoupling(Coupling):
     def bias_relu_backward(self, out, a, g_b, add=False):
         blocks, sums = partial_sums(self.device, out, 1)
         sums |= {"add": add, "size": out.size, "channels": out.shape[1]}
-        self.device.launch("bias_relu_backward", out.dtype, blocks, out=out, a=a, g_b=g_b, **sums)
+        self.device.launch(
+            "bias_relu_backward", out.dtype, blocks, out=out, a=a, g_b=g_b, **sums
+        )
 
     def forward(self, x, h):
         z = self.device.empty(x.shape, x.dtype)
@@ -39,7 +41,9 @@ class GpuCoupling(Coupling):
     def backward(self, x, s, dz, dldj):
         dx = self.device.empty(x.shape, x.dtype)
         dh = self.device.empty(x.shape, x.dtype)
-        self._by_sample("affine_coupling_backward", x, s=s, dz=dz, dldj=dldj, dx=dx, dh=dh)
+        self._by_sample(
+            "affine_coupling_backward", x, s=s, dz=dz, dldj=dldj, dx=dx, dh=dh
+        )
         return dx, dh
 
     def _by_sample(self, kernel, x, **arrays):

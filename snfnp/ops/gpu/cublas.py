@@ -38,7 +38,9 @@ class Cublas:
         # It waits for the device, so the workspace outlives all products. Not at the end of the
         # process: CUDA may be gone by then.
         device = cupy.cuda.Device(self._guard.id)
-        weakref.finalize(self, _destroy, device, self._library, self._handle).atexit = False
+        weakref.finalize(
+            self, _destroy, device, self._library, self._handle
+        ).atexit = False
         mode = _TF32_MATH if tf32 else _DEFAULT_MATH
         _check(self._library.cublasSetMathMode(self._handle, c_int(mode)))
         self._workspace = cupy.empty(_WORKSPACE, np.uint8)
@@ -62,7 +64,9 @@ class Cublas:
         a, a_operation, a_lead = self._column_major(a)
         b, b_operation, b_lead = self._column_major(b)
         single = out.dtype == np.float32
-        product = self._library.cublasSgemm_v2 if single else self._library.cublasDgemm_v2
+        product = (
+            self._library.cublasSgemm_v2 if single else self._library.cublasDgemm_v2
+        )
         real = ctypes.c_float if single else ctypes.c_double
         of_b = (ctypes.byref(real(1.0)), b.data.ptr, b_lead)
         of_out = (ctypes.byref(real(beta)), out.data.ptr, columns)
@@ -80,7 +84,11 @@ class Cublas:
         _check(self._library.cublasSetStream_v2(self._handle, c_void_p(stream)))
         # setting a stream resets the workspace to cuBLAS's own, which cannot be captured
         pointer = c_void_p(self._workspace.data.ptr)
-        _check(self._library.cublasSetWorkspace_v2(self._handle, pointer, c_size_t(_WORKSPACE)))
+        _check(
+            self._library.cublasSetWorkspace_v2(
+                self._handle, pointer, c_size_t(_WORKSPACE)
+            )
+        )
 
 
 def _check(status: int) -> None:
@@ -105,4 +113,6 @@ def _load(cupy):
         return ctypes.CDLL(pathfinder.load_nvidia_dynamic_lib("cublas").abs_path)
     except (ImportError, OSError, RuntimeError) as error:
         message = f"backend cupy cannot load cuBLAS ({first_line(error)})"
-        raise BackendError(f"{message}: {install(cuda_version(cupy))} brings it") from None
+        raise BackendError(
+            f"{message}: {install(cuda_version(cupy))} brings it"
+        ) from None

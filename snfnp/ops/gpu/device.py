@@ -71,7 +71,9 @@ class Gpu:
             work()
         self.synchronise()
 
-    def capture(self, function, report=print, world: Communicator = SINGLE_PROCESS) -> Graph:
+    def capture(
+        self, function, report=print, world: Communicator = SINGLE_PROCESS
+    ) -> Graph:
         return Graph(self.xp, function, report, world)
 
     def communicator(self, world: Communicator) -> Communicator | Nccl:
@@ -98,7 +100,9 @@ class Gpu:
 
     def each(self, kernel: str, dtype, items: int, /, **arguments) -> None:
         """Launch a kernel that goes over so many items, one or more to a thread."""
-        self.launch(kernel, dtype, min(-(-items // source.THREADS), _MOST_BLOCKS), **arguments)
+        self.launch(
+            kernel, dtype, min(-(-items // source.THREADS), _MOST_BLOCKS), **arguments
+        )
 
     def fuse(self, function: Callable) -> Callable:
         """An elementwise function of arrays, as one launch."""
@@ -110,7 +114,10 @@ class Gpu:
             # It outlives a graph's pool, and any stream may read it. The current stream may be
             # recording, which forbids copies from the host: this one is not.
             stream = self.xp.cuda.Stream(non_blocking=True)
-            with self.xp.cuda.using_allocator(self.xp.get_default_memory_pool().malloc), stream:
+            with (
+                self.xp.cuda.using_allocator(self.xp.get_default_memory_pool().malloc),
+                stream,
+            ):
                 self._constants[key] = self.asarray(host, dtype)
             stream.synchronize()
         return self._constants[key]

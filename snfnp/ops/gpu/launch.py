@@ -27,7 +27,9 @@ class DeviceGuard:
         """Raises BackendError if another device is current, or in another thread."""
         if threading.get_ident() != self._thread:
             message = "this GPU backend was made in another thread"
-            raise BackendError(f"{message}: make one in every thread that uses one, with get_ops")
+            raise BackendError(
+                f"{message}: make one in every thread that uses one, with get_ops"
+            )
         if (current := self._current()) != self.id:
             raise BackendError(
                 f"this backend was made on GPU {self.id}, and GPU {current} is the current one: "
@@ -45,7 +47,9 @@ class Launcher:
         self._functions = {}
         self.observer: tuple[Callable, Callable] = (lambda: None, lambda count: None)
 
-    def __call__(self, kernel: str, dtype, blocks: int, /, *, threads=source.THREADS, **arguments):
+    def __call__(
+        self, kernel: str, dtype, blocks: int, /, *, threads=source.THREADS, **arguments
+    ):
         """Launch a kernel for arrays of `dtype`; blocks = 0 (an empty array) does nothing.
 
         arguments: every parameter of the kernel by name, None for a null pointer. A pair `a_at, a`
@@ -54,14 +58,22 @@ class Launcher:
         a name that is missing or unknown, and for an array of another type than the kernel's.
         """
         converters = _converters(kernel)
-        names = {name for name, _ in converters}  # one for a pair, one for an array with strides
+        names = {
+            name for name, _ in converters
+        }  # one for a pair, one for an array with strides
         if missing := names - arguments.keys():
-            raise TypeError(f"kernel {kernel} needs parameter {', '.join(sorted(missing))}")
+            raise TypeError(
+                f"kernel {kernel} needs parameter {', '.join(sorted(missing))}"
+            )
         if unknown := arguments.keys() - names:
-            raise TypeError(f"kernel {kernel} has no parameter {', '.join(sorted(unknown))}")
+            raise TypeError(
+                f"kernel {kernel} has no parameter {', '.join(sorted(unknown))}"
+            )
         if blocks:
             dtype = np.dtype(dtype)
-            values = tuple(convert(arguments[name], dtype) for name, convert in converters)
+            values = tuple(
+                convert(arguments[name], dtype) for name, convert in converters
+            )
             self._start(kernel, dtype, blocks, threads, values)
 
     def _start(self, kernel, dtype, blocks, threads, values) -> None:
@@ -79,7 +91,9 @@ class Launcher:
             begins, ends = self.observer
             begins()
             module = self._cupy.RawModule(
-                code=source.source(group), options=source.OPTIONS, name_expressions=expressions
+                code=source.source(group),
+                options=source.OPTIONS,
+                name_expressions=expressions,
             )
             for name, expression in zip(names, expressions, strict=True):
                 self._functions[name, key] = module.get_function(expression)
@@ -99,12 +113,19 @@ def _converter(kernel: str, parameter: source.Parameter, names: set[str]):
     array, strided, axis = name.rpartition("_stride_")
     if strided:
         axis = int(axis)
-        return array, lambda a, dtype: np.int64(0 if a is None else a.strides[axis] // a.itemsize)
+        return array, lambda a, dtype: np.int64(
+            0 if a is None else a.strides[axis] // a.itemsize
+        )
     number = name.removesuffix("_at")
-    pointer = partial(_pointer, f"{kernel}: {number}", kind, f"{name}_stride_0" in names)
+    pointer = partial(
+        _pointer, f"{kernel}: {number}", kind, f"{name}_stride_0" in names
+    )
     if number != name:
         of_kind = operator.methodcaller("astype", source.POINTED[kind], copy=False)
-        return number, lambda n, dtype: _NULL if is_known(n) else pointer(of_kind(n), dtype)
+        return (
+            number,
+            lambda n, dtype: _NULL if is_known(n) else pointer(of_kind(n), dtype),
+        )
     if kind not in ("double", "long long"):
         return name, pointer
     # operator.index refuses a real number, which int64 would truncate
@@ -124,7 +145,9 @@ def _pointer(where: str, kind: str, strided: bool, array, dtype):
         return _NULL
     expected = dtype if source.POINTED[kind] == "T" else source.POINTED[kind]
     if array.dtype != expected:
-        raise TypeError(f"{where} is a {kind} for T = {dtype}, not an array of {array.dtype}")
+        raise TypeError(
+            f"{where} is a {kind} for T = {dtype}, not an array of {array.dtype}"
+        )
     if strided or array.flags.c_contiguous:
         return array
     if kind.startswith("const "):

@@ -26,7 +26,9 @@ class Nccl:
         except (ImportError, RuntimeError) as error:
             message = f"NCCL cannot connect the GPUs of {world.size} ranks ({first_line(error)})"
             install = f"`python -m pip install nvidia-nccl-cu{cuda_version(cupy)}` brings NCCL"
-            raise BackendError(f"{message}: each needs a GPU of its own, and {install}") from None
+            raise BackendError(
+                f"{message}: each needs a GPU of its own, and {install}"
+            ) from None
 
     def all_reduce(self, *arrays) -> None:
         """See `Communicator`."""

@@ -15,13 +15,18 @@ _OUT_OF_MEMORY = re.compile("MemoryAllocation|OUT_OF_MEMORY|ALLOC_FAILED")
 def install(major: int) -> str:
     """The command that installs CuPy and the libraries of a version of CUDA."""
     first, second = _OLDEST_CUPY
-    return f'python -m pip install "cupy-cuda{major}x[ctk]>={first}.{second},<{first + 1}"'
+    return (
+        f'python -m pip install "cupy-cuda{major}x[ctk]>={first}.{second},<{first + 1}"'
+    )
 
 
 def require_cupy(turn: int | None = None):
     """The `cupy` module, once it is certain that it can run a kernel. turn: make this device the
     current one first, modulo their number. Raises BackendError: what failed, and what to do."""
-    commands = [f"{install(cuda)} (driver {driver} or newer)" for cuda, driver in _DRIVERS.items()]
+    commands = [
+        f"{install(cuda)} (driver {driver} or newer)"
+        for cuda, driver in _DRIVERS.items()
+    ]
     remedy = f"{' or '.join(commands)}, one of them alone"
     failed = "CuPy cannot be imported"
     try:
@@ -62,14 +67,20 @@ def cuda_version(cupy) -> int:
 def describe(cupy) -> dict:
     """The current device and the libraries that compute on it, for a run's configuration."""
     runtime = cupy.cuda.runtime
-    packages = {each.name: each.version for each in metadata.distributions() if each.name}
+    packages = {
+        each.name: each.version for each in metadata.distributions() if each.name
+    }
     return {
         "name": runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode(),
         # 13020 is 13.2
         "cuda_driver": "{}.{}".format(*divmod(runtime.driverGetVersion() // 10, 100)),
         "cuda_runtime": "{}.{}".format(*divmod(runtime.runtimeGetVersion() // 10, 100)),
         "cupy": cupy.__version__,
-        "packages": {n: packages[n] for n in sorted(packages) if re.match("cupy|nvidia-|cuda-", n)},
+        "packages": {
+            n: packages[n]
+            for n in sorted(packages)
+            if re.match("cupy|nvidia-|cuda-", n)
+        },
     }
 
 
@@ -77,13 +88,19 @@ def explain_out_of_memory(error: Exception, cupy) -> str | None:
     """The words for what did not fit on the device or the host; None for any other error."""
     of_a_library = isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))
     if of_a_library or isinstance(error, cupy.cuda.memory.OutOfMemoryError):
-        free, total = (f"{size / 2**30:.1f} GiB" for size in cupy.cuda.runtime.memGetInfo())
+        free, total = (
+            f"{size / 2**30:.1f} GiB" for size in cupy.cuda.runtime.memGetInfo()
+        )
         return f"{first_line(error).rstrip('.')}; the GPU has {total}, of which {free} are free"
-    return f"on the host: {first_line(error)}" if isinstance(error, MemoryError) else None
+    return (
+        f"on the host: {first_line(error)}" if isinstance(error, MemoryError) else None
+    )
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an error with a word in it."""
     lines = (" ".join(line.split()) for line in str(error).splitlines())
-    words = next((line for line in lines if re.search("[A-Za-z]", line)), type(error).__name__)
+    words = next(
+        (line for line in lines if re.search("[A-Za-z]", line)), type(error).__name__
+    )
     return words if len(words) <= 200 else words[:199] + "…"

@@ -24,16 +24,25 @@ from typing import NamedTuple
 
 TYPES = {"float32": "float", "float64": "double"}
 # What a kernel's pointers point to, by NumPy's names; T is the type it is instantiated for.
-_KINDS = {"T": "T", "double": "float64", "unsigned char": "uint8", "unsigned int": "uint32"}
+_KINDS = {
+    "T": "T",
+    "double": "float64",
+    "unsigned char": "uint8",
+    "unsigned int": "uint32",
+}
 _KINDS |= {"long long": "int64", "unsigned long long": "uint64"}
-POINTED = {f"{of}{name}*": kind for of in ("", "const ") for name, kind in _KINDS.items()}
+POINTED = {
+    f"{of}{name}*": kind for of in ("", "const ") for name, kind in _KINDS.items()
+}
 THREADS = 256
 OPTIONS = ("-std=c++17",)  # no fast-math: infinities and NaN must be seen
 
 _FOLDER = resources.files("snfnp.ops")
 _FILE = "kernels.cu"
 _INCLUDE = re.compile(r'^#include "\.\./(\w+/\w+\.cuh)"\n', re.MULTILINE)
-_KERNEL = re.compile(r"template\s*<typename T>\s*__global__\s+void\s+(\w+)\s*\(([^)]*)\)")
+_KERNEL = re.compile(
+    r"template\s*<typename T>\s*__global__\s+void\s+(\w+)\s*\(([^)]*)\)"
+)
 
 
 class Parameter(NamedTuple):
@@ -46,20 +55,26 @@ class Parameter(NamedTuple):
 @cache
 def groups() -> tuple[str, ...]:
     """The groups that have kernels."""
-    return tuple(sorted(group.name for group in _FOLDER.iterdir() if (group / _FILE).is_file()))
+    return tuple(
+        sorted(group.name for group in _FOLDER.iterdir() if (group / _FILE).is_file())
+    )
 
 
 @cache
 def source(group: str) -> str:
     """The text of a group's kernels with the text of the headers in place of their includes."""
     text = (_FOLDER / group / _FILE).read_text(encoding="utf-8")
-    return _INCLUDE.sub(lambda include: (_FOLDER / include[1]).read_text(encoding="utf-8"), text)
+    return _INCLUDE.sub(
+        lambda include: (_FOLDER / include[1]).read_text(encoding="utf-8"), text
+    )
 
 
 @cache
 def kernels() -> dict[str, str]:
     """Every kernel's name and the group that it is in."""
-    return {name: group for group in groups() for name, _ in _KERNEL.findall(source(group))}
+    return {
+        name: group for group in groups() for name, _ in _KERNEL.findall(source(group))
+    }
 
 
 def names(group: str) -> list[str]:

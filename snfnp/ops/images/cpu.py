@@ -27,7 +27,9 @@ class CpuImages(Images):
         odds = np.empty(pixels.shape)
         ldj = np.empty(len(pixels))
         start = key.start(images.shape)
-        _preprocess(len(ldj), pixels, words, start, constant, alpha, float(levels), odds, ldj)
+        _preprocess(
+            len(ldj), pixels, words, start, constant, alpha, float(levels), odds, ldj
+        )
         x = np.log(odds, out=odds).astype(dtype, copy=False)
         return x.reshape(images.shape), ldj.astype(dtype, copy=False)
 

@@ -59,7 +59,9 @@ class Images(OperationGroup):
         xp = self.xp
         noisy = images + uniform(xp, key, images.shape)
         s = alpha + (1 - 2 * alpha) * (noisy / levels)
-        one_minus_s = alpha + (1 - 2 * alpha) * ((levels - noisy) / levels)  # no cancellation
+        one_minus_s = alpha + (1 - 2 * alpha) * (
+            (levels - noisy) / levels
+        )  # no cancellation
         log_s = xp.log(s)
         log_1_s = xp.log(one_minus_s)
         constant = math.log1p(-2 * alpha) - math.log(levels)
@@ -83,4 +85,6 @@ def augment(images: np.ndarray, key: RandomKey) -> np.ndarray:
     columns = np.clip(np.arange(width) - shifts[:, 1], 0, width - 1)
     columns = np.where(flipped, width - 1 - columns, columns)
     n = np.arange(count)
-    return images[n[:, np.newaxis, np.newaxis], rows[:, :, np.newaxis], columns[:, np.newaxis]]
+    return images[
+        n[:, np.newaxis, np.newaxis], rows[:, :, np.newaxis], columns[:, np.newaxis]
+    ]

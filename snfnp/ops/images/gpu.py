@@ -16,8 +16,12 @@ class GpuImages(Images):
         free = self.device.free_memory()
         if images.nbytes > free / 2:
             size = f"the training images or rows take {images.nbytes / 2**30:.1f} GiB"
-            limit = f"more than half of the {free / 2**30:.1f} GiB that are free on the GPU"
-            raise UsageError(f"{size}, {limit}: train on fewer of them, or with backend numba")
+            limit = (
+                f"more than half of the {free / 2**30:.1f} GiB that are free on the GPU"
+            )
+            raise UsageError(
+                f"{size}, {limit}: train on fewer of them, or with backend numba"
+            )
         return ResidentImages(self.device, images)
 
     def preprocess(self, images, key: RandomKey, alpha, levels, dtype):
@@ -26,7 +30,12 @@ class GpuImages(Images):
         x = self.device.empty(images.shape, dtype)
         ldj = self.device.empty(len(images), dtype)
         constant = math.log1p(-2 * alpha) - math.log(levels)
-        arguments = {"images": images, "x": x, "ldj": ldj, **key_arguments(key, images.shape)}
+        arguments = {
+            "images": images,
+            "x": x,
+            "ldj": ldj,
+            **key_arguments(key, images.shape),
+        }
         arguments |= {"alpha": alpha, "levels": levels, "constant": constant}
         arguments |= {"dimension": math.prod(images.shape[1:])}
         self.device.launch("preprocess", dtype, len(images), **arguments)
@@ -42,18 +51,25 @@ class ResidentImages(ImageSource):
         self._order = device.asarray(self._order, np.int64)
         self._taken: Any = None
         # what `gather` moves are bytes: those of a row are the channels of one pixel
-        self._shape = images.shape[1:] if images.dtype == np.uint8 else (1, 1, images[:1].nbytes)
+        self._shape = (
+            images.shape[1:] if images.dtype == np.uint8 else (1, 1, images[:1].nbytes)
+        )
 
     def reorder(self, order: np.ndarray) -> None:
         self._order[...] = self._device.asarray(order, np.int64)
 
     def stage(self, first: int, count: int) -> None:
         if self._taken is None or len(self._taken) != count:
-            self._taken = self._device.empty((count, *self._images.shape[1:]), self._images.dtype)
+            self._taken = self._device.empty(
+                (count, *self._images.shape[1:]), self._images.dtype
+            )
 
     def take(self, first, count: int, key: RandomKey | None = None):
         height, width, channels = self._shape
-        arguments = {"images": self._images.view(np.uint8), "out": self._taken.view(np.uint8)}
+        arguments = {
+            "images": self._images.view(np.uint8),
+            "out": self._taken.view(np.uint8),
+        }
         arguments |= {"order": self._order, "first": first, "change": key is not None}
         arguments |= {"height": height, "width": width, "channels": channels}
         arguments |= key_arguments(key or RandomKey(0, 0), (count, DRAWS))

@@ -19,13 +19,19 @@ class CpuLinearAlgebra(LinearAlgebra):
         return out
 
     def axpby_pair(
-        self, a: tuple[Scalar, ...], x: tuple[Array, ...], b: Scalar, out: tuple[Array, ...]
+        self,
+        a: tuple[Scalar, ...],
+        x: tuple[Array, ...],
+        b: Scalar,
+        out: tuple[Array, ...],
     ) -> tuple[Array, ...]:
         for each_a, each_x, each_out in zip(a, x, out, strict=True):
             self.axpby(each_a, each_x, b, each_out)
         return out
 
-    def scale_into(self, out: Array, scale: Scalar, a: Array, multiple: int | np.ndarray) -> Array:
+    def scale_into(
+        self, out: Array, scale: Scalar, a: Array, multiple: int | np.ndarray
+    ) -> Array:
         agree = a.shape == out.shape and a.strides == out.strides and alike(a, out)
         if not (agree and out.flags.forc and isinstance(multiple, int)):
             return super().scale_into(out, scale, a, multiple)

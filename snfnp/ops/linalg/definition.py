@@ -15,9 +15,12 @@ from snfnp import threads
 from snfnp.errors import SingularMatrixError
 from snfnp.ops.group import Array, OperationGroup, Scalar
 
-_GEMM: dict[Any, Any] = {np.dtype(kind): get_blas_funcs("gemm", dtype=kind) for kind in "fd"}
+_GEMM: dict[Any, Any] = {
+    np.dtype(kind): get_blas_funcs("gemm", dtype=kind) for kind in "fd"
+}
 _LU: dict[Any, Any] = {
-    np.dtype(kind): get_lapack_funcs(("getrf", "getri", "getrs"), dtype=kind) for kind in "fd"
+    np.dtype(kind): get_lapack_funcs(("getrf", "getri", "getrs"), dtype=kind)
+    for kind in "fd"
 }
 _SMALL = 128  # up to this size getri is faster than solving for the identity
 _BLOCK = 8192  # squares added in their own precision: short enough for one BLAS thread
@@ -65,7 +68,11 @@ class LinearAlgebra(OperationGroup):
         return out
 
     def axpby_pair(
-        self, a: tuple[Scalar, ...], x: tuple[Array, ...], b: Scalar, out: tuple[Array, ...]
+        self,
+        a: tuple[Scalar, ...],
+        x: tuple[Array, ...],
+        b: Scalar,
+        out: tuple[Array, ...],
     ) -> tuple[Array, ...]:
         """`axpby` of two numbers a, two arrays x and two arrays out, with one b: one launch on a
         GPU."""
@@ -74,7 +81,9 @@ class LinearAlgebra(OperationGroup):
             each_out += each_a * each_x
         return out
 
-    def scale_into(self, out: Array, scale: Scalar, a: Array, multiple: int | np.ndarray) -> Array:
+    def scale_into(
+        self, out: Array, scale: Scalar, a: Array, multiple: int | np.ndarray
+    ) -> Array:
         """out ← scale · a ⊙ multiple, with a = flip(R) and m the surrogate for the gradient of a
         log-determinant (the second summand of Eqs. 10 and 15, m_i p_i of Eq. 25).
 
@@ -143,7 +152,9 @@ class LinearAlgebra(OperationGroup):
 
     def inverse_root(self, matrix: Array, floor: Scalar) -> Array:
         """`inverse_root` of a float64 matrix of the device. O(K³)."""
-        return self.device.asarray(inverse_root(self.device.to_host(matrix), float(floor)))
+        return self.device.asarray(
+            inverse_root(self.device.to_host(matrix), float(floor))
+        )
 
     # ------------------------------------------ for `snfnp.maps.block_tridiagonal`'s recursion
 

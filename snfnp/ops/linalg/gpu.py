@@ -16,7 +16,9 @@ from snfnp.ops.gpu.launch import is_known
 from snfnp.ops.linalg.definition import LinearAlgebra
 
 _MOST_BLOCKS = 512  # of a sum over a flat array, all at work at once on a large GPU
-_MOST_STEPS = 40  # an eigenvalue grows by 9/4 in each: enough for a condition number of 1e12
+_MOST_STEPS = (
+    40  # an eigenvalue grows by 9/4 in each: enough for a condition number of 1e12
+)
 _CLOSE = 1e-8  # an error whose square is below the rounding of doubles
 
 
@@ -49,8 +51,15 @@ class GpuLinearAlgebra(LinearAlgebra):
 
     def axpby_pair(self, a, x, b, out):
         arguments = {"a": a[0], "x": x[0], "b": b, "out": out[0], "n": out[0].size}
-        arguments |= {"second_a": a[1], "second_x": x[1], "second_out": out[1], "m": out[1].size}
-        self.device.each("axpby", out[0].dtype, max(out[0].size, out[1].size), **arguments)
+        arguments |= {
+            "second_a": a[1],
+            "second_x": x[1],
+            "second_out": out[1],
+            "m": out[1].size,
+        }
+        self.device.each(
+            "axpby", out[0].dtype, max(out[0].size, out[1].size), **arguments
+        )
         return out
 
     def scale_into(self, out, scale, a, multiple):
@@ -59,9 +68,13 @@ class GpuLinearAlgebra(LinearAlgebra):
         if not (is_known(scale) and out.flags.c_contiguous and a.dtype == out.dtype):
             return super().scale_into(out, scale, a, multiple)
         if not isinstance(multiple, int):
-            return self.xp.multiply(a, self.device.constant(scale * multiple, out.dtype), out=out)
+            return self.xp.multiply(
+                a, self.device.constant(scale * multiple, out.dtype), out=out
+            )
         scale = scale * multiple
-        self.device.each("scaled", out.dtype, out.size, out=out, scale=scale, a=a, n=out.size)
+        self.device.each(
+            "scaled", out.dtype, out.size, out=out, scale=scale, a=a, n=out.size
+        )
         return out
 
     def sum_squares(self, x):
@@ -69,7 +82,9 @@ class GpuLinearAlgebra(LinearAlgebra):
         return self._sum("sum_squares", x.dtype, x.size, g=x)
 
     def residual(self, out, x):
-        return self._sum("residual", out.dtype, out.size, error=out, x=x, samples=len(x))
+        return self._sum(
+            "residual", out.dtype, out.size, error=out, x=x, samples=len(x)
+        )
 
     def _sum(self, kernel, dtype, size, **arguments):
         """The sum that a kernel takes over `size` numbers: (), float64."""
@@ -84,7 +99,9 @@ class GpuLinearAlgebra(LinearAlgebra):
         if not 0 < len(w) <= source.constant("linalg", "MOST_ROWS"):
             return super().inverse(w)
         inverse = self.device.empty(w.shape, w.dtype)
-        self.device.launch("small_inverse", w.dtype, 1, a=w, inverse=inverse, size=len(w))
+        self.device.launch(
+            "small_inverse", w.dtype, 1, a=w, inverse=inverse, size=len(w)
+        )
         return inverse
 
     def solve(self, w, z):
@@ -113,7 +130,9 @@ class GpuLinearAlgebra(LinearAlgebra):
             z = self.matmul(half, z)
             if size <= _CLOSE:  # and now it is at most the square of that
                 break
-        if size <= _CLOSE and z_size**2 * float(floor) <= scale:  # Σ 1/λ, at least the largest 1/λ
+        if (
+            size <= _CLOSE and z_size**2 * float(floor) <= scale
+        ):  # Σ 1/λ, at least the largest 1/λ
             return z / math.sqrt(scale)
         return super().inverse_root(matrix, floor)
 

@@ -87,7 +87,9 @@ def words(xp: Any, key: RandomKey, count: int, start: int = 0) -> Array:
 
 def uniform(xp: Any, key: RandomKey, shape: Shape) -> Array:
     """Uniform numbers on [0, 1) with 32 bits, float64 of the given shape."""
-    return (words(xp, key, math.prod(shape), key.start(shape)) * 2.0**-32).reshape(shape)
+    return (words(xp, key, math.prod(shape), key.start(shape)) * 2.0**-32).reshape(
+        shape
+    )
 
 
 class Random(OperationGroup):
@@ -99,7 +101,9 @@ class Random(OperationGroup):
         In single precision the 32 bits would round to 1.0 at the top: 24 of them are kept.
         """
         drop = 8 if np.dtype(dtype) == np.float32 else 0
-        bits = words(self.xp, key, math.prod(shape), key.start(shape)) >> np.uint64(drop)
+        bits = words(self.xp, key, math.prod(shape), key.start(shape)) >> np.uint64(
+            drop
+        )
         return (bits * 2.0 ** (drop - 32)).astype(dtype).reshape(shape)
 
     def normal(self, key: RandomKey, shape: Shape, dtype: DTypeLike) -> Array:
@@ -109,9 +113,15 @@ class Random(OperationGroup):
         xp = self.xp
         count = math.prod(shape)
         start = key.start(shape)
-        odd = start % 2  # then the first element is a sine, and its cosine is not wanted
-        pairs = words(xp, key, odd + count + (odd + count) % 2, start - odd).reshape(-1, 2)
-        radius = xp.sqrt(-2.0 * xp.log((pairs[:, 0] + np.uint64(1)) * 2.0**-32))  # no log(0)
+        odd = (
+            start % 2
+        )  # then the first element is a sine, and its cosine is not wanted
+        pairs = words(xp, key, odd + count + (odd + count) % 2, start - odd).reshape(
+            -1, 2
+        )
+        radius = xp.sqrt(
+            -2.0 * xp.log((pairs[:, 0] + np.uint64(1)) * 2.0**-32)
+        )  # no log(0)
         angle = 2.0 * math.pi * (pairs[:, 1] * 2.0**-32)
         both = xp.stack([radius * xp.cos(angle), radius * xp.sin(angle)], axis=-1)
         return both.reshape(-1)[odd : odd + count].reshape(shape).astype(dtype)

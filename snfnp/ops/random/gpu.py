@@ -11,7 +11,9 @@ class GpuRandom(Random):
     def _draw(self, kernel, key: RandomKey, shape, dtype):
         out = self.device.empty(shape, dtype)
         blocks = -(-(key.start(shape) % 4 + out.size) // 4)
-        self.device.each(kernel, dtype, blocks, out=out, n=out.size, **key_arguments(key, shape))
+        self.device.each(
+            kernel, dtype, blocks, out=out, n=out.size, **key_arguments(key, shape)
+        )
         return out
 
     uniform = partialmethod(_draw, "uniform")
@@ -24,7 +26,12 @@ def key_arguments(key: RandomKey, shape) -> dict:
     array's first element (`RandomKey.start`), the same in every replay of a graph."""
     step = _signed(key.step) if isinstance(key.step, (int, np.integer)) else key.step
     seed = _signed(key.seed)
-    return {"step": step, "stream": key.stream, "seed": seed, "first_word": key.start(shape)}
+    return {
+        "step": step,
+        "stream": key.stream,
+        "seed": seed,
+        "first_word": key.start(shape),
+    }
 
 
 def _signed(number: int) -> int:

@@ -68,7 +68,9 @@ class CpuSpline(Spline):
         dx = np.empty_like(rows)
         sums = np.zeros((*_tasks(x), 3 * (len(bins) - 1) * _LANES), x.dtype)
         task_sums = sums.reshape(-1, sums.shape[2])
-        _backward(len(task_sums), rows, _table(knots), bins, _rows(dy), dldj, dx, task_sums)
+        _backward(
+            len(task_sums), rows, _table(knots), bins, _rows(dy), dldj, dx, task_sums
+        )
         scale = x.dtype.type(2 * bound * (1 - eps * len(bins)))
         grads = [g.reshape(rows.shape[1], -1) for g in out]
         _raw_gradients(sums, bins, flat(factors), scale, *grads)
@@ -316,7 +318,9 @@ def _backward(task, x, knots, bins, dy, dldj, dx, sums):
     for n in range(start, end):
         deltas = dy[n, first:last]
         target = dx[n, first:last]
-        _backward_row(x[n, first:last], table, bins, deltas, dldj[n], target, sums[task])
+        _backward_row(
+            x[n, first:last], table, bins, deltas, dldj[n], target, sums[task]
+        )
 
 
 # ------------------------------------- raw parameters: the batch's size does not matter
@@ -337,7 +341,9 @@ def _raw_gradients(sums, bins, factors, scale, g_widths, g_heights, g_slopes):
                 for i in range(_LANES):
                     target[i] += source[i]
     _raw_sizes(knots[:inner], factors[: inner + 1], scale, g_widths)
-    _raw_sizes(knots[inner : 2 * inner], factors[inner + 1 : 2 * inner + 2], scale, g_heights)
+    _raw_sizes(
+        knots[inner : 2 * inner], factors[inner + 1 : 2 * inner + 2], scale, g_heights
+    )
     for k in range(inner):
         g = g_slopes[:, k]
         slopes = knots[2 * inner + k]

@@ -54,7 +54,9 @@ class Spline(OperationGroup):
         shares[0] = widths.reshape(pixels, bins).T
         shares[1] = heights.reshape(pixels, bins).T
         sigma[...] = slopes.reshape(pixels, bins - 1).T
-        poison = xp.where(xp.isfinite(factors).all(axis=0), 0, xp.nan).astype(widths.dtype)
+        poison = xp.where(xp.isfinite(factors).all(axis=0), 0, xp.nan).astype(
+            widths.dtype
+        )
         factors += poison
         shares -= shares.max(axis=1, keepdims=True)
         xp.exp(shares, out=shares)
@@ -98,7 +100,9 @@ class Spline(OperationGroup):
         linear = left - right + 2 * s * r
         q = xp.sqrt((left - right) ** 2 + 4 * s * s * r * (1 - r))
         stable = linear >= 0
-        t = xp.where(stable, 2 * s * r, q - linear) / xp.where(stable, linear + q, 2 * (s - linear))
+        t = xp.where(stable, 2 * s * r, q - linear) / xp.where(
+            stable, linear + q, 2 * (s - linear)
+        )
         return xp.where(b.outside, y, b.x0 + b.w * t)
 
     def backward(
@@ -130,7 +134,9 @@ class Spline(OperationGroup):
         slope = (s / denominator) ** 2 * n
         v = u / denominator
         # ∂ℓ/∂t = 2 [(D_{k+1} t + s(1-2t) - D_k (1-t))/n - (D_k + D_{k+1} - 2s)(1-2t)/D]
-        log_slope_t = 2 * ((b.d1 * t + s * (m - t) - b.d0 * m) / n - bend * (m - t) / denominator)
+        log_slope_t = 2 * (
+            (b.d1 * t + s * (m - t) - b.d0 * m) / n - bend * (m - t) / denominator
+        )
         dx = gy * slope + gl * log_slope_t / b.w
         g_d0 = gy * b.h * v * (1 - r) + gl * (m * m / n - 2 * v)
         g_d1 = gl * (t * t / n - 2 * v) - gy * b.h * v * r
@@ -163,14 +169,23 @@ class Spline(OperationGroup):
         n = b.d1 * t * t + 2 * s * u + b.d0 * (1 - t) * (1 - t)
         return s, t, u, n, s + (b.d0 + b.d1 - 2 * s) * u
 
-    def _sum_per_knot(self, index: Array, left: Array, right: Array, out: Array) -> None:
+    def _sum_per_knot(
+        self, index: Array, left: Array, right: Array, out: Array
+    ) -> None:
         """Sum over the batch into the K-1 inner knots: out (K-1, *shape)."""
         where = self.xp.where
         for k in range(len(out)):  # a knot between bins k and k + 1
-            where(index == k + 1, left, where(index == k, right, 0)).sum(axis=0, out=out[k])
+            where(index == k + 1, left, where(index == k, right, 0)).sum(
+                axis=0, out=out[k]
+            )
 
     def _raw_gradients(
-        self, inner: Array, factors: Array, bound: float, eps: float, out: tuple[Array, ...]
+        self,
+        inner: Array,
+        factors: Array,
+        bound: float,
+        eps: float,
+        out: tuple[Array, ...],
     ) -> None:
         """From inner knots to raw parameters: cumulative sums, softmax and softplus backwards."""
         xp = self.xp

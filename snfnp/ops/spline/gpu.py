@@ -19,10 +19,19 @@ class GpuSpline(Spline):
         knots = self.device.empty((3, bins + 1, *shape), widths.dtype)
         factors = self.device.empty((3 * bins - 1, *shape), widths.dtype)
         arguments = {"widths": widths, "heights": heights, "slopes": slopes}
-        arguments |= {"knots": knots, "factors": factors, "pixels": pixels, "bins": bins}
+        arguments |= {
+            "knots": knots,
+            "factors": factors,
+            "pixels": pixels,
+            "bins": bins,
+        }
         arguments |= {"bound": bound, "eps": eps, "shift": slope_shift(eps)}
-        blocks = -(-3 * pixels // 32)  # small ones: there are few pixels for all of a GPU
-        self.device.launch("spline_knots", widths.dtype, blocks, threads=32, **arguments)
+        blocks = -(
+            -3 * pixels // 32
+        )  # small ones: there are few pixels for all of a GPU
+        self.device.launch(
+            "spline_knots", widths.dtype, blocks, threads=32, **arguments
+        )
         return knots, factors
 
     def evaluate(self, x, knots):
@@ -34,7 +43,9 @@ class GpuSpline(Spline):
 
     def inverse(self, y, knots):
         x = self.device.empty(y.shape, y.dtype)
-        self.device.launch("spline_inverse", y.dtype, len(y), y=y, x=x, **_of_knots(knots))
+        self.device.launch(
+            "spline_inverse", y.dtype, len(y), y=y, x=x, **_of_knots(knots)
+        )
         return x
 
     def backward(self, x, knots, factors, bound, eps, dy, dldj, out):
@@ -47,14 +58,24 @@ class GpuSpline(Spline):
         g_widths, g_heights, g_slopes = out
         dx = self.device.empty(x.shape, x.dtype)
         arguments = {"x": x, "factors": factors, "dy": dy, "dldj": dldj, "dx": dx}
-        arguments |= {"g_widths": g_widths, "g_heights": g_heights, "g_slopes": g_slopes}
+        arguments |= {
+            "g_widths": g_widths,
+            "g_heights": g_heights,
+            "g_slopes": g_slopes,
+        }
         arguments |= {"scale": 2 * bound * (1 - eps * bins), "samples": len(x)}
         arguments |= _of_knots(knots)
         blocks = -(-arguments["pixels"] // source.constant("spline", "SPLINE_PIXELS"))
-        self.device.launch("spline_backward", x.dtype, blocks, threads=threads, **arguments)
+        self.device.launch(
+            "spline_backward", x.dtype, blocks, threads=threads, **arguments
+        )
         return dx
 
 
 def _of_knots(knots) -> dict:
     """The knots (3, K+1, ...), P and K, by the names of parameters."""
-    return {"knots": knots, "pixels": math.prod(knots.shape[2:]), "bins": knots.shape[1] - 1}
+    return {
+        "knots": knots,
+        "pixels": math.prod(knots.shape[2:]),
+        "bins": knots.shape[1] - 1,
+    }

@@ -31,7 +31,9 @@ class CpuStep(Step):
         if failed:
             return self.linalg.sum_squares(g)
         p, m, v = out
-        if not (p.ndim == 1 and p.shape == g.shape == m.shape == v.shape and alike(g, *out)):
+        if not (
+            p.ndim == 1 and p.shape == g.shape == m.shape == v.shape and alike(g, *out)
+        ):
             return super().adam(g, lr, beta1, beta2, eps, step, clip_norm, failed, out)
         sums = np.empty(-(-p.size // _BLOCK))
         _squares(len(sums), g, sums)
@@ -40,7 +42,16 @@ class CpuStep(Step):
             scale = clip_scale(squares, clip_norm)
             step_size = lr / (1 - beta1**step)
             correction = 1 / (1 - beta2**step)
-            numbers = (step_size, beta1, 1 - beta1, beta2, 1 - beta2, eps, correction, scale)
+            numbers = (
+                step_size,
+                beta1,
+                1 - beta1,
+                beta2,
+                1 - beta2,
+                eps,
+                correction,
+                scale,
+            )
             _adam(len(sums), g, p, m, v, *map(p.dtype.type, numbers))
         return squares
 
@@ -52,7 +63,9 @@ def _squares(task, g, sums):
 
 
 @parallel
-def _adam(task, g, p, m, v, step_size, beta1, rest1, beta2, rest2, eps, correction, scale):
+def _adam(
+    task, g, p, m, v, step_size, beta1, rest1, beta2, rest2, eps, correction, scale
+):
     """One pass over the flat buffers. rest1, rest2: 1 - β1, 1 - β2, since rounding 0.999 to single
     precision first would put an error of 1e-5 into the difference. (An index that could be negative
     keeps the compiler from vector instructions, hence the slices.)"""

@@ -127,7 +127,12 @@ class Step(OperationGroup):
                 out[Entry.FAILED] = number
 
     def log_step(
-        self, errors: Sequence[Scalar], squares: Scalar, lam: Scalar, number: Scalar, out: Array
+        self,
+        errors: Sequence[Scalar],
+        squares: Scalar,
+        lam: Scalar,
+        number: Scalar,
+        out: Array,
     ) -> None:
         """Note Σ_k of Eq. 3, which is the sum of `errors`, and Σ g² of step `number` in a log's
         array, and add up its figures."""
@@ -189,7 +194,11 @@ class Step(OperationGroup):
         """
         products = values.copy()
         for start, size, outputs, u_start in blocks:
-            u = matrices[u_start : u_start + size**2].reshape(size, size).astype(values.dtype)
+            u = (
+                matrices[u_start : u_start + size**2]
+                .reshape(size, size)
+                .astype(values.dtype)
+            )
             part = slice(start, start + size * outputs)
             m = values[part].reshape(size, outputs)
             products[part] = self.linalg.matmul(u, m).reshape(-1)
@@ -257,7 +266,9 @@ class Reading:
     """A log on the host: figures are (surrogate, reconstruction, gradient norm)."""
 
     last: tuple[float, float, float]
-    averages: tuple[float, float, float]  # of the steps since they were cleared; NaN: none
+    averages: tuple[
+        float, float, float
+    ]  # of the steps since they were cleared; NaN: none
     failed: int  # the number of the first failed step, or 0
     density: float  # the mean log-density of the last step, without any log|det W|
 
@@ -277,7 +288,9 @@ class StepLog:
     def read(self) -> Reading:
         """The log after all steps so far. Waits for the device."""
         log = self._device.to_host(self.array)
-        averages = log[SUMS] / log[Entry.COUNT] if log[Entry.COUNT] else np.full(3, math.nan)
+        averages = (
+            log[SUMS] / log[Entry.COUNT] if log[Entry.COUNT] else np.full(3, math.nan)
+        )
         return Reading(
             last=tuple(log[LAST].tolist()),
             averages=tuple(averages.tolist()),

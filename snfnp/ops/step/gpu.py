@@ -20,7 +20,12 @@ class GpuStepScalars(StepScalars):
         self.lr = device.xp.zeros((), np.float64)
 
     def set(self, step: int, lr: float, first: int = 0) -> None:
-        arguments = {"step": self.step, "number": self.number, "lr": self.lr, "first": self.first}
+        arguments = {
+            "step": self.step,
+            "number": self.number,
+            "lr": self.lr,
+            "first": self.first,
+        }
         arguments |= {"step_": step, "lr_": lr, "first_": first}
         self._launch("set_scalars", np.float64, 1, threads=32, **arguments)
 
@@ -35,7 +40,12 @@ class GpuStep(Step):
 
     def log_density(self, terms, number, out) -> None:
         density = self.channels.total(terms)
-        arguments = {"log": out, "density": density, "number": number, "n": density.size}
+        arguments = {
+            "log": out,
+            "density": density,
+            "number": number,
+            "n": density.size,
+        }
         self.device.launch("log_density", density.dtype, 1, **arguments)
 
     def log_step(self, errors, squares, lam, number, out) -> None:
@@ -48,13 +58,24 @@ class GpuStep(Step):
         squares = self.linalg.sum_squares(g)
         blocks = min(-(-p.size // source.THREADS), _MOST_BLOCKS)
         arguments = {"p": p, "g": g, "m": m, "v": v, "squares": squares, "n": p.size}
-        arguments |= {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "step": step}
+        arguments |= {
+            "lr": lr,
+            "beta1": beta1,
+            "beta2": beta2,
+            "eps": eps,
+            "step": step,
+        }
         arguments |= {"clip_norm": clip_norm, "failed": failed}
         self.device.launch("adam", p.dtype, blocks, **arguments)
         return squares
 
     def apply_block_matrices(self, values, matrices, blocks, out, add=False):
         table = self.device.constant(np.array(blocks, np.int64), np.int64)
-        arguments = {"values": values, "matrices": matrices, "blocks": table, "out": out}
+        arguments = {
+            "values": values,
+            "matrices": matrices,
+            "blocks": table,
+            "out": out,
+        }
         arguments |= {"count": len(blocks), "add": add, "n": values.size}
         self.device.each("turn", values.dtype, values.size, **arguments)

@@ -57,7 +57,11 @@ class TrainConfig(
 
     def __post_init__(self):
         model: Any = self.model
-        if isinstance(model, Flow) and self.gradient is None and not model.learned_inverses():
+        if (
+            isinstance(model, Flow)
+            and self.gradient is None
+            and not model.learned_inverses()
+        ):
             object.__setattr__(self, "gradient", "exact")
         for name, option in OPTIONS.items():
             value = getattr(self, name)
@@ -127,15 +131,21 @@ class TrainConfig(
     def splits_of(self, data: str) -> dict:
         """The other arguments of `load_dataset` for a name or path of data."""
         names = ("validation", "test", "seed", "header", "columns", "drop_incomplete")
-        return {} if data in DATA_SETS else {name: getattr(self, name) for name in names}
+        return (
+            {} if data in DATA_SETS else {name: getattr(self, name) for name in names}
+        )
 
     def located(self) -> TrainConfig:
         """The configuration with absolute paths of the user's data, valid in any folder."""
         if self.data in DATA_SETS:
             return self
         paths = {name: getattr(self, name) for name in ("data", "validation", "test")}
-        existing = {name: path for name, path in paths.items() if path and os.path.exists(path)}
-        return replace(self, **{name: os.path.abspath(path) for name, path in existing.items()})
+        existing = {
+            name: path for name, path in paths.items() if path and os.path.exists(path)
+        }
+        return replace(
+            self, **{name: os.path.abspath(path) for name, path in existing.items()}
+        )
 
     def build_flow(self, image_shape: tuple[int, ...], moments: Any = None) -> Flow:
         """The flow that this configuration describes.
@@ -152,7 +162,9 @@ class TrainConfig(
             raise UsageError(f"{option} needs images, {message}: {advice}")
         exact = "dense" if self.gradient == "exact-dense" else "block"
         names = {each.name for each in fields(Choices)} - {"rule", "exact"}
-        choices = Choices(self.rule, exact, **{name: self.effective(name) for name in names})
+        choices = Choices(
+            self.rule, exact, **{name: self.effective(name) for name in names}
+        )
         flow = self.preset.build(choices, tuple(image_shape))
         if bool(flow.learned_inverses()) != self.rule.learns_inverse:
             message = f"`gradient={self.gradient}` is not that of the layers of {self.model_name}"
@@ -161,7 +173,9 @@ class TrainConfig(
         has_preprocess = flow.preprocess != Preprocess()
         if self.preprocess is None and (has_preprocess or len(image_shape) == 3):
             return flow
-        return replace(flow, preprocess=preprocess_by_name(self.preprocess, image_shape, moments))
+        return replace(
+            flow, preprocess=preprocess_by_name(self.preprocess, image_shape, moments)
+        )
 
     def filled(self) -> TrainConfig:
         """The configuration with defaults in place of None, except the epochs."""
@@ -197,7 +211,11 @@ class TrainConfig(
         steps = fitting.pop("steps", config.preset.steps)
         for name, value in fitting.items():
             has_effect = all(need.holds(config) for need in RELATIONS[name].needs)
-            if getattr(self, name) is None and config.effective(name) is not None and has_effect:
+            if (
+                getattr(self, name) is None
+                and config.effective(name) is not None
+                and has_effect
+            ):
                 config = replace(config, **{name: value})
         config._require_effects()
         if self.batch_size is None:
@@ -210,7 +228,9 @@ class TrainConfig(
             )
         if config.epochs is None:
             epochs = math.ceil(steps / config.steps_per_epoch(training_images))
-            return replace(self, epochs=epochs).resolve(training_images, shape)  # warm-up fits them
+            return replace(self, epochs=epochs).resolve(
+                training_images, shape
+            )  # warm-up fits them
         if self.eval_every is None and len(shape) == 1:
             config = replace(config, eval_every=max(1, config.epochs // 40))
         if config.lr_schedule != "constant" and config.warmup_epochs >= config.epochs:
@@ -222,7 +242,9 @@ class TrainConfig(
     def check(self) -> None:
         """Raises UsageError for what `resolve` would refuse with any data."""
         check_known(self.model)
-        unknown = ["vector"] if is_table(self.data) else ["fc", "vector"]  # of rows; of images
+        unknown = (
+            ["vector"] if is_table(self.data) else ["fc", "vector"]
+        )  # of rows; of images
         models = [self.model] if self.model else unknown
         problems = []
         for model in models:
@@ -237,8 +259,14 @@ class TrainConfig(
         """Raises UsageError if an option of a configuration that is filled in has no effect, or
         contradicts another."""
         for option, need in self._without_effect():
-            flag = f"`{option.name}=False`" if option.default is True else f"`{option.name}`"
-            raise UsageError(f"{flag} only has an effect with {need.words}: leave it out")
+            flag = (
+                f"`{option.name}=False`"
+                if option.default is True
+                else f"`{option.name}`"
+            )
+            raise UsageError(
+                f"{flag} only has an effect with {need.words}: leave it out"
+            )
         for conflict in conflicts(self):
             raise UsageError(conflict)
 
@@ -253,7 +281,10 @@ class TrainConfig(
         """The options that are set but have no effect, each with its first unmet need."""
         for name, option in OPTIONS.items():
             need = self._unmet(name)
-            if need and getattr(self, name) not in (option.default, self.default_for(name)):
+            if need and getattr(self, name) not in (
+                option.default,
+                self.default_for(name),
+            ):
                 yield option, need
 
     def resumed(self, changes: dict[str, Any], run: Path) -> TrainConfig:
@@ -262,13 +293,23 @@ class TrainConfig(
         for name, option in OPTIONS.items():
             before = getattr(self, name)
             value = changes.get(name, before)
-            moved = name != "data" or not {before, value} & set(DATA_SETS)  # the user's data may be
-            moved = is_code(value) if name == "model" else moved  # its flow is compared later
+            moved = name != "data" or not {before, value} & set(
+                DATA_SETS
+            )  # the user's data may be
+            moved = (
+                is_code(value) if name == "model" else moved
+            )  # its flow is compared later
             if value != before and not (option.changeable and moved):
-                message = f"{run} was started with {name} = {before}: it cannot be resumed"
-                raise UsageError(f"{message} with {value}; leave it out, or start a new run")
+                message = (
+                    f"{run} was started with {name} = {before}: it cannot be resumed"
+                )
+                raise UsageError(
+                    f"{message} with {value}; leave it out, or start a new run"
+                )
             if value != before and name == "lam" and self.controller:
-                message = f"{run} was started with `lambda_control={self.lambda_control}`"
+                message = (
+                    f"{run} was started with `lambda_control={self.lambda_control}`"
+                )
                 advice = "leave `lam` out, or start a new run"
                 raise UsageError(f"{message}: its λ is in the checkpoint; {advice}")
         config = replace(self, **changes)
@@ -276,7 +317,9 @@ class TrainConfig(
             if option.name in changes:
                 continue  # refused by `resolve`
             if not option.changeable:
-                missing = f"`{option.name}`, which `backend={config.backend}` does not have"
+                missing = (
+                    f"`{option.name}`, which `backend={config.backend}` does not have"
+                )
                 advice = "leave `backend` out, or start a new run"
                 raise UsageError(f"{run} was started with {missing}: {advice}")
             config = replace(config, **{option.name: option.default})
@@ -284,7 +327,9 @@ class TrainConfig(
 
     def incompatible_options(self, other: TrainConfig) -> list[str]:
         """The options that differ although a run cannot change them."""
-        return [name for name in self.changes_from(other) if not OPTIONS[name].changeable]
+        return [
+            name for name in self.changes_from(other) if not OPTIONS[name].changeable
+        ]
 
     def changes_from(self, before: TrainConfig) -> dict[str, list]:
         """{option: [before, now]} of the options that differ, except paths."""
@@ -317,14 +362,19 @@ class TrainConfig(
 
     def _texts(self) -> dict[str, Any]:
         """{option: value} of all options, ready for JSON."""
-        values = {name: getattr(self, name) for name in OPTIONS} | {"model": text_of(self.model)}
+        values = {name: getattr(self, name) for name in OPTIONS} | {
+            "model": text_of(self.model)
+        }
         return {
-            name: str(value) if isinstance(value, Path) else value for name, value in values.items()
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in values.items()
         }
 
     def _unmet(self, name: str) -> Need | None:
         """The first need of an option that does not hold."""
-        return next((need for need in RELATIONS[name].needs if not need.holds(self)), None)
+        return next(
+            (need for need in RELATIONS[name].needs if not need.holds(self)), None
+        )
 
     @classmethod
     def from_dict(cls, values: Any) -> TrainConfig:
@@ -337,15 +387,21 @@ class TrainConfig(
             "relative_bias": "plain",
             "lambda_min": values.get("lam"),
             "lambda_max": GREATEST_LAMBDA,
-            "sigma": values.get("sigma") if variational else None,  # `lam` says the same
+            "sigma": values.get("sigma")
+            if variational
+            else None,  # `lam` says the same
             "tensorboard": values.get("tensorboard"),  # any: it changed no run
         }
         for name, value in former.items():
             if values.get(name) not in (None, value):
-                raise UsageError(f"the configuration has `{name}`, which is no option any more")
+                raise UsageError(
+                    f"the configuration has `{name}`, which is no option any more"
+                )
         values = {name: value for name, value in values.items() if name not in former}
         if unknown := sorted(set(values) - set(OPTIONS)):
-            raise UsageError(f"the configuration has unknown entries: {', '.join(unknown)}")
+            raise UsageError(
+                f"the configuration has unknown entries: {', '.join(unknown)}"
+            )
         return cls(**values)
 
 

@@ -27,7 +27,9 @@ from snfnp.rules import Rule
 LISTED = 16  # numbers of a tuple that a run's description lists one by one
 _MOST_PARTS = 10_000  # so that a forged flow is refused at once; glow-3l-48k has 729
 _PARTS = (Flow, Layer, Map, Rule, Preprocess, Scale, Standardise)
-_PACKAGE = re.compile(r"(snfnp\.(?:flow|layers|maps|rules|beyond)(?:\.[a-z]\w*)?):(\w+)")
+_PACKAGE = re.compile(
+    r"(snfnp\.(?:flow|layers|maps|rules|beyond)(?:\.[a-z]\w*)?):(\w+)"
+)
 _ABSENT = "absent"
 
 
@@ -42,7 +44,10 @@ def describe(value: Any, listed: float = math.inf) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     if is_dataclass(value) and not isinstance(value, type):
-        parts = {each.name: describe(getattr(value, each.name), listed) for each in fields(value)}
+        parts = {
+            each.name: describe(getattr(value, each.name), listed)
+            for each in fields(value)
+        }
         return {"class": class_name(value), **parts}
     if isinstance(value, dict):
         return {str(name): describe(each, listed) for name, each in value.items()}
@@ -82,7 +87,9 @@ def build(text: str) -> Flow:
     except UsageError:
         raise
     except Exception as error:  # of the JSON, or of a class that is given other fields
-        problem = f"the flow cannot be built ({type(error).__name__}: {str(error)[:80]})"
+        problem = (
+            f"the flow cannot be built ({type(error).__name__}: {str(error)[:80]})"
+        )
         advice = "let its layers fit together, or restore config.json"
         raise UsageError(f"{problem}: {advice}") from error
 
@@ -104,7 +111,9 @@ def _class_of(name: Any) -> Any:
     match = _PACKAGE.fullmatch(str(name))
     if not match:
         problem = f"the flow has {str(name)[:80]}, which is no class of this package"
-        raise UsageError(f"{problem}: give the code that builds it with `model` (flow= in Python)")
+        raise UsageError(
+            f"{problem}: give the code that builds it with `model` (flow= in Python)"
+        )
     kind: Any = getattr(import_module(match[1]), match[2], None)
     if not (isinstance(kind, type) and issubclass(kind, _PARTS) and is_dataclass(kind)):
         raise ValueError(f"{name} is no layer, map or rule")
@@ -119,9 +128,15 @@ def _by_name(flow: dict) -> dict:
     """A flow's description with its layers by name, beside their order. Earlier versions wrote so,
     with neither the order nor the flow's class."""
     layers: Any = flow.get("layers")
-    with suppress(TypeError, ValueError, AttributeError):  # a forged file may have anything there
+    with suppress(
+        TypeError, ValueError, AttributeError
+    ):  # a forged file may have anything there
         pairs = layers.items() if isinstance(layers, dict) else layers
-        layers = {str(name): part for pair in pairs for name, part in _without_split_prior(*pair)}
+        layers = {
+            str(name): part
+            for pair in pairs
+            for name, part in _without_split_prior(*pair)
+        }
     order = list(layers) if isinstance(layers, dict) else None
     return {"class": class_name(Flow), "layer": order, **flow, "layers": layers}
 
@@ -136,7 +151,9 @@ def _without_split_prior(name: str, layer: dict) -> Iterator[tuple[str, dict]]:
         yield name, layer
 
 
-def _differences(then: Any, now: Any, path: str, modules: dict) -> Iterator[tuple[str, Any, Any]]:
+def _differences(
+    then: Any, now: Any, path: str, modules: dict
+) -> Iterator[tuple[str, Any, Any]]:
     """(path, then, now) of each difference. modules: {then: now} of a user's modules, which may
     have been renamed; this package's may not."""
     if isinstance(then, dict) and isinstance(now, dict):
@@ -147,11 +164,17 @@ def _differences(then: Any, now: Any, path: str, modules: dict) -> Iterator[tupl
                 continue  # of the relative gradient of earlier versions
             if name == "class" and _same_class(old, new, modules):
                 continue
-            yield from _differences(old, new, f"{path}.{name}" if path else name, modules)
+            yield from _differences(
+                old, new, f"{path}.{name}" if path else name, modules
+            )
     elif isinstance(then, list) and isinstance(now, list):
         for index, (old, new) in enumerate(zip_longest(then, now, fillvalue=_ABSENT)):
             yield from _differences(old, new, f"{path}[{index}]", modules)
-    elif isinstance(now, dict) and now.keys() == {"class"} and now["class"].endswith(f":{then}"):
+    elif (
+        isinstance(now, dict)
+        and now.keys() == {"class"}
+        and now["class"].endswith(f":{then}")
+    ):
         pass  # as earlier versions wrote an object without fields
     elif then != now and not _are_close(then, now):
         yield path, then, now
@@ -172,7 +195,10 @@ def _same_class(then: Any, now: Any, modules: dict) -> bool:
     if not old_module or old_module == new_module:
         return True
     packages = old_module.partition(".")[0], new_module.partition(".")[0]
-    return "snfnp" not in packages and modules.setdefault(old_module, new_module) == new_module
+    return (
+        "snfnp" not in packages
+        and modules.setdefault(old_module, new_module) == new_module
+    )
 
 
 def _default(part: dict, name: str) -> Any:

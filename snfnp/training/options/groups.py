@@ -23,7 +23,9 @@ from snfnp.step.update import SCHEDULES
 # where the default is None. `T | None`: it may stay None. `T | Any`: other types become a T, as
 # text a path.
 LARGEST = 1e300  # of a real number, so that what is computed from it stays finite
-_KINDS: dict[type, tuple[Any, str]] = {  # {kind: (the types of its values, words for them)}
+_KINDS: dict[
+    type, tuple[Any, str]
+] = {  # {kind: (the types of its values, words for them)}
     bool: (bool, "True or False"),
     int: (int, "a whole number"),
     float: ((int, float), "a finite number"),
@@ -69,7 +71,9 @@ class Option:
         types, words = _KINDS[self.kind]
         if value is None:
             return None if self.optional else words
-        if not isinstance(value, types) or isinstance(value, bool) != (self.kind is bool):
+        if not isinstance(value, types) or isinstance(value, bool) != (
+            self.kind is bool
+        ):
             return words
         if self.choices and value not in self.choices:
             return f"one of {', '.join(self.choices)}"
@@ -94,14 +98,18 @@ def options_in(config: type) -> dict[str, Option]:
         kind: Any
         kind, *_ = get_args(entry.type) or (entry.type,)
         optional = entry.default is None
-        options[entry.name] = Option(entry.name, kind, optional, entry.default, **entry.metadata)
+        options[entry.name] = Option(
+            entry.name, kind, optional, entry.default, **entry.metadata
+        )
     return options
 
 
 def interval(text: str) -> tuple[float, float] | None:
     """(steps, seconds) that "500" or "10m" stands for, one of them infinite; None: neither."""
     match = re.fullmatch(r"([0-9]{1,9})|([0-9]{1,9}(?:\.[0-9]{1,9})?)m", text)
-    steps, minutes = (float(part or math.inf) for part in match.groups()) if match else (0, 0)
+    steps, minutes = (
+        (float(part or math.inf) for part in match.groups()) if match else (0, 0)
+    )
     return (steps, 60 * minutes) if steps and minutes else None
 
 
@@ -121,14 +129,20 @@ def by_preset(setting: Callable[[Preset], Any]) -> str:
     for name, preset in PRESETS.items():
         presets.setdefault(shown(setting(preset)), []).append(name)
     usual = max(presets, key=lambda value: len(presets[value]))
-    others = (f"{', '.join(names)}: {value}" for value, names in presets.items() if value != usual)
+    others = (
+        f"{', '.join(names)}: {value}"
+        for value, names in presets.items()
+        if value != usual
+    )
     return f"{usual} [{'; '.join(others)}]" if len(presets) > 1 else usual
 
 
 _DTYPES = ("float32", "float64")
 _MODELS = "; ".join(f"{name}: {preset.summary}" for name, preset in PRESETS.items())
 _RELATIVE = presets_with(lambda preset: "relative" in preset.gradients)
-_HELD_OUT = "data for `data=PATH`: another path, or a fraction of the data, drawn by `seed`"
+_HELD_OUT = (
+    "data for `data=PATH`: another path, or a fraction of the data, drawn by `seed`"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,19 +150,31 @@ class ModelOptions:
     """The flow and its initial weights."""
 
     model: str | Any = changeable(  # to another that builds the same flow
-        None, f"{_MODELS}; or module:function, a function of yours that builds the flow", _GIVEN
+        None,
+        f"{_MODELS}; or module:function, a function of yours that builds the flow",
+        _GIVEN,
     )
     levels: int | None = option(None, "L of Glow: blocks between squeezes", _UP_TO_1000)
     depth: int | None = option(
-        None, "K of Glow: steps of flow per block; for vector, hidden dense layers", _UP_TO_1000
+        None,
+        "K of Glow: steps of flow per block; for vector, hidden dense layers",
+        _UP_TO_1000,
     )
-    width: int | None = option(None, "channels inside the networks of Glow's couplings", AT_LEAST_1)
+    width: int | None = option(
+        None, "channels inside the networks of Glow's couplings", AT_LEAST_1
+    )
     bins: int | None = option(None, "bins of the splines of vector", _FROM_2)
-    kernel: int | None = option(None, "size of Glow's mixing convolutions (5 in Table 5)", _ODD)
-    activation: str | None = option(
-        None, "elementwise maps: splines, or fc's smooth leaky ReLU", choices=models.ACTIVATIONS
+    kernel: int | None = option(
+        None, "size of Glow's mixing convolutions (5 in Table 5)", _ODD
     )
-    inverse_kernel: int | None = option(None, "kernel size of the learned R (Eqs. 28-30)", _ODD_3)
+    activation: str | None = option(
+        None,
+        "elementwise maps: splines, or fc's smooth leaky ReLU",
+        choices=models.ACTIVATIONS,
+    )
+    inverse_kernel: int | None = option(
+        None, "kernel size of the learned R (Eqs. 28-30)", _ODD_3
+    )
     init: str = option(
         "paper",
         "initial weights. paper (A.3): the identity plus Xavier noise of gain 0.01; in Glow an "
@@ -181,7 +207,9 @@ class GradientOptions:
         "the variational bound, with noise of variance 1/(2λ) in linear layers (A.4)",
         choices=("mixture", "forward", "variational"),
     )
-    noise_vectors: int | None = option(None, "noise vectors per layer and step", AT_LEAST_1)
+    noise_vectors: int | None = option(
+        None, "noise vectors per layer and step", AT_LEAST_1
+    )
     recipe: str = option(
         "paper",
         "defaults of other options: the paper's, or those that reach its likelihoods in a few "
@@ -189,7 +217,9 @@ class GradientOptions:
         "warm-up, a larger `lr`, biases from data)",
         choices=("paper", "white"),
     )
-    jvp_weight: float = option(0.0, "μ, the weight of Eq. 31 in every layer; 0: off", NOT_NEGATIVE)
+    jvp_weight: float = option(
+        0.0, "μ, the weight of Eq. 31 in every layer; 0: off", NOT_NEGATIVE
+    )
     jvp_probes: int = option(4, "random directions ν of Eq. 31 per step", AT_LEAST_1)
 
 
@@ -213,7 +243,9 @@ class MultiplierOptions:
         choices=("relative", "absolute"),
     )
     tolerance: float = option(
-        None, "κ, the error that geco tolerates; at 0 λ never falls, as in A.5", NOT_NEGATIVE
+        None,
+        "κ, the error that geco tolerates; at 0 λ never falls, as in A.5",
+        NOT_NEGATIVE,
     )
     lambda_rate: float = option(None, "η, how fast geco changes λ", POSITIVE)
     lambda_smoothing: float = option(None, "α, the decay of geco's mean C", _SMOOTHING)
@@ -224,7 +256,9 @@ class OptimiserOptions:
     """Adam and its batches."""
 
     batch_size: int = option(
-        None, "samples per step; an epoch leaves out an incomplete last batch", AT_LEAST_1
+        None,
+        "samples per step; an epoch leaves out an incomplete last batch",
+        AT_LEAST_1,
     )
     lr: float = changeable(None, "Adam's learning rate after warm-up", POSITIVE)
     warmup_epochs: float = option(None, "epochs of a linear rise to `lr`", NOT_NEGATIVE)
@@ -235,12 +269,16 @@ class OptimiserOptions:
         choices=("plain", "white"),
     )
     lr_schedule: str = changeable(
-        None, "decay of the learning rate from warm-up to the last epoch", choices=SCHEDULES
+        None,
+        "decay of the learning rate from warm-up to the last epoch",
+        choices=SCHEDULES,
     )
     final_lr_fraction: float = changeable(
         None, "learning rate of the last step, as a fraction of `lr`", _FRACTION
     )
-    clip_norm: float | None = changeable(None, "clip the gradient to this norm", POSITIVE)
+    clip_norm: float | None = changeable(
+        None, "clip the gradient to this norm", POSITIVE
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +294,9 @@ class RunOptions:
     validation: str | None = changeable(None, f"validation {_HELD_OUT}", _GIVEN)
     test: str | None = changeable(None, f"test {_HELD_OUT}", _GIVEN)
     header: bool | None = option(None, "line 1 of a table names the columns")
-    columns: str | None = option(None, "columns of a table to use: names, or numbers from 0")
+    columns: str | None = option(
+        None, "columns of a table to use: names, or numbers from 0"
+    )
     drop_incomplete: bool = option(False, "leave out rows of a table with gaps")
     preprocess: str | None = option(
         None,
@@ -270,7 +310,9 @@ class RunOptions:
         "samples (dequantise), leave them (keep), or refuse them (raise)",
         choices=TIES,
     )
-    data_dir: Path | Any = changeable(None, "folder with the files of a published data set")
+    data_dir: Path | Any = changeable(
+        None, "folder with the files of a published data set"
+    )
     augment: bool = option(
         None, "flip training images left to right and shift them by a pixel, at random"
     )
@@ -280,19 +322,27 @@ class RunOptions:
         NOT_NEGATIVE,
     )
     shuffle: bool = option(True, "shuffle the training data in every epoch")
-    seed: int = option(0, "seed of initialisation, order and dequantisation noise", _SEED)
+    seed: int = option(
+        0, "seed of initialisation, order and dequantisation noise", _SEED
+    )
     epochs: int = changeable(None, "passes over the training data", AT_LEAST_1)
     eval_every: int = changeable(None, "epochs between evaluations", AT_LEAST_1)
     checkpoint_every: str = changeable(
-        "10m", "steps (500) or minutes (10m) between checkpoints: what a crash can cost", _INTERVAL
+        "10m",
+        "steps (500) or minutes (10m) between checkpoints: what a crash can cost",
+        _INTERVAL,
     )
     track_angle: int | None = changeable(
-        None, "record angles to exact gradients, on this many batches (Fig. 3)", AT_LEAST_1
+        None,
+        "record angles to exact gradients, on this many batches (Fig. 3)",
+        AT_LEAST_1,
     )
     patience: int | None = changeable(
         None, "stop after this many evaluations in a row without a new best", AT_LEAST_1
     )
-    out: Path | Any = changeable(None, "folder of the run: new or empty, unless resumed")
+    out: Path | Any = changeable(
+        None, "folder of the run: new or empty, unless resumed"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,17 +355,23 @@ class DeviceOptions:
         choices=tuple(BACKENDS),
     )
     threads: int | None = changeable(
-        None, "at most N threads for each process; set it to repeat a run bit for bit", AT_LEAST_1
+        None,
+        "at most N threads for each process; set it to repeat a run bit for bit",
+        AT_LEAST_1,
     )
     dtype: str = option("float32", "precision of training", choices=_DTYPES)
     eval_dtype: str = changeable(
-        "float64", "precision of evaluation; determinants are always in float64", choices=_DTYPES
+        "float64",
+        "precision of evaluation; determinants are always in float64",
+        choices=_DTYPES,
     )
     recompute: bool = changeable(
-        False, "save memory: the backward pass recomputes layer inputs by exact inverses"
+        False,
+        "save memory: the backward pass recomputes layer inputs by exact inverses",
     )
     graph: bool = changeable(True, "record the step as a CUDA graph, and replay it")
     # Not changeable: a precision of its own, as dtype is.
     tf32: bool = option(
-        False, "round the factors of float32 products to 10 bits: faster, but less precise"
+        False,
+        "round the factors of float32 products to 10 bits: faster, but less precise",
     )

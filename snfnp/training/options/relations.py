@@ -47,9 +47,13 @@ def _preset_needs(has: Callable) -> Need:
 
 
 LEARNS = Need(
-    lambda c: c.effective("gradient") == "self-normalizing", "`gradient=self-normalizing`"
+    lambda c: c.effective("gradient") == "self-normalizing",
+    "`gradient=self-normalizing`",
 )
-FREE_LAMBDA = (LEARNS, _is("objective", "mixture", "forward"))  # else the noise depends on it
+FREE_LAMBDA = (
+    LEARNS,
+    _is("objective", "mixture", "forward"),
+)  # else the noise depends on it
 _GECO = _is("lambda_control", "geco")
 _TABLE = Need(lambda c: is_table(c.data), "`data=PATH` of a table (.csv)")
 _OWN_DATA = Need(lambda c: c.data not in DATA_SETS, "`data=PATH`")
@@ -60,7 +64,9 @@ _VECTOR = _preset_needs(lambda preset: "bins" in preset.size)
 _COORDINATES = _preset_needs(lambda preset: preset.has_coordinates)
 _BIAS_INIT = _preset_needs(lambda preset: preset.has_bias_init)
 # the relative gradient has the same direction in all coordinates
-_NOT_RELATIVE = Need(lambda c: c.gradient != "relative", "a `gradient` other than relative")
+_NOT_RELATIVE = Need(
+    lambda c: c.gradient != "relative", "a `gradient` other than relative"
+)
 # without coordinates and a learned inverse nothing of it is left but what the preset has anyway
 _RECIPE = Need(
     lambda c: c.preset.has_coordinates or c.rule.learns_inverse,
@@ -77,13 +83,17 @@ def _size(name: str) -> Relation:
 def _only(need: Need, value: Any, words: str = "") -> Relation:
     """The relation of an option that is None unless `need` holds, and then `value`, or value(c)."""
     fill = value if callable(value) else lambda c: value
-    return Relation((need,), lambda c: fill(c) if need.holds(c) else None, words or shown(value))
+    return Relation(
+        (need,), lambda c: fill(c) if need.holds(c) else None, words or shown(value)
+    )
 
 
 def _constraint(relative: Any, absolute: Any) -> Relation:
     """The relation of an option of geco whose value depends on `constraint`."""
     words = f"{relative:g}; {absolute or 'none'} for `constraint=absolute`"
-    return _only(_GECO, lambda c: relative if c.constraint == "relative" else absolute, words)
+    return _only(
+        _GECO, lambda c: relative if c.constraint == "relative" else absolute, words
+    )
 
 
 def _preset(name: str, otherwise: Any = None, needs: tuple[Need, ...] = ()) -> Relation:
@@ -99,8 +109,12 @@ def _preset(name: str, otherwise: Any = None, needs: tuple[Need, ...] = ()) -> R
     words = by_preset(paper)
     other = by_preset(white)
     words += f"; with `recipe=white` {other}" if other != words else ""
-    words += "; for vector an eighth of the rows, 16 to 500" if name == "batch_size" else ""
-    return Relation(needs, lambda c: (white if c.recipe == "white" else paper)(c.preset), words)
+    words += (
+        "; for vector an eighth of the rows, 16 to 500" if name == "batch_size" else ""
+    )
+    return Relation(
+        needs, lambda c: (white if c.recipe == "white" else paper)(c.preset), words
+    )
 
 
 def _warmup(c: Any) -> float:
@@ -127,19 +141,27 @@ def _lam(c: Any) -> float:
     return c.preset.lam if forward is None else forward
 
 
-_PAPER = [f"{n}: {p.paper_epochs}" for n, p in PRESETS.items() if p.paper_epochs is not None]
+_PAPER = [
+    f"{n}: {p.paper_epochs}" for n, p in PRESETS.items() if p.paper_epochs is not None
+]
 _EPOCHS = f"enough for this many steps: {by_preset(lambda preset: preset.steps)}; "
 _EPOCHS += f"in the paper {', '.join(_PAPER)}"
 _LAM = f"{by_preset(lambda preset: preset.lam)}; with `objective=forward` "
 _LAM += by_preset(lambda preset: preset.lam_forward or preset.lam)
-_EXACT = presets_with(lambda preset: preset.gradients[0] == "exact").replace(" or ", " and ")
+_EXACT = presets_with(lambda preset: preset.gradients[0] == "exact").replace(
+    " or ", " and "
+)
 _DATA = "$SNFNP_DATA_DIR, else the user's cache, else a download, else a small sample"
 
 _RELATIONS = {
     **{name: _size(name) for name in ("levels", "depth", "width", "kernel")},
-    "bins": Relation((*_size("bins").needs, _is("activation", "spline")), _size("bins").fill),
+    "bins": Relation(
+        (*_size("bins").needs, _is("activation", "spline")), _size("bins").fill
+    ),
     "activation": _only(_VECTOR, "spline"),
-    "inverse_kernel": Relation((_LARGE_INVERSE, LEARNS), words="the forward kernel's, 3"),
+    "inverse_kernel": Relation(
+        (_LARGE_INVERSE, LEARNS), words="the forward kernel's, 3"
+    ),
     "model": Relation((), lambda c: "fc", "fc; vector for rows of numbers"),
     "bias_init": _preset("bias_init", "zero", (_BIAS_INIT,)),
     "gradient": Relation(
@@ -149,7 +171,9 @@ _RELATIONS = {
     "noise_vectors": _only(_is("objective", "variational"), 8),
     "recipe": Relation((_NOT_RELATIVE, _RECIPE)),
     "jvp_weight": Relation(FREE_LAMBDA),
-    "jvp_probes": Relation((Need(lambda c: c.jvp_weight > 0, "a positive `jvp_weight`"),)),
+    "jvp_probes": Relation(
+        (Need(lambda c: c.jvp_weight > 0, "a positive `jvp_weight`"),)
+    ),
     "lam": Relation((LEARNS,), _lam, _LAM),
     "lambda_control": Relation(FREE_LAMBDA),
     "constraint": Relation((_GECO,)),
@@ -163,14 +187,17 @@ _RELATIONS = {
     "final_lr_fraction": _only(_is("lr_schedule", *SCHEDULES[1:]), 0.0),
     "clip_norm": _CLIP._replace(fill=_clip),
     **dict.fromkeys(
-        ("validation", "test"), Relation((_OWN_DATA,), words=f"{HELD_OUT}, or the file's own")
+        ("validation", "test"),
+        Relation((_OWN_DATA,), words=f"{HELD_OUT}, or the file's own"),
     ),
     "header": Relation((_TABLE,), words="if a cell of line 1 is text above a number"),
     "columns": Relation((_TABLE,), words="all"),
     "drop_incomplete": Relation((_TABLE,)),
     "preprocess": Relation(words="logit for images, standardise for rows"),
     "data_dir": Relation(words=_DATA),
-    "augment": Relation((), lambda c: c.data == _AUGMENTED, f"on for {_AUGMENTED} only"),
+    "augment": Relation(
+        (), lambda c: c.data == _AUGMENTED, f"on for {_AUGMENTED} only"
+    ),
     "epochs": Relation(words=_EPOCHS),
     # on a GPU None: `RunLoop` then finds it after the first epoch
     "eval_every": Relation(
@@ -181,11 +208,15 @@ _RELATIONS = {
     "threads": Relation((_CPU,), words="the cores it has"),
     "track_angle": Relation((LEARNS,)),
     "out": Relation(words="runs/<data>-<model>-<gradient>-<time>"),
-    "recompute": Relation((_preset_needs(lambda preset: preset.has_recomputable_layers),)),
+    "recompute": Relation(
+        (_preset_needs(lambda preset: preset.has_recomputable_layers),)
+    ),
     "graph": Relation((_GPU,)),
     "tf32": Relation((_GPU, _is("dtype", "float32"))),
 }
-RELATIONS: dict[str, Relation] = defaultdict(Relation, _RELATIONS)  # most options have none
+RELATIONS: dict[str, Relation] = defaultdict(
+    Relation, _RELATIONS
+)  # most options have none
 
 
 def conflicts(c: Any) -> Iterator[str]:
@@ -194,7 +225,11 @@ def conflicts(c: Any) -> Iterator[str]:
         choices = ", ".join(c.preset.gradients)
         gradient = f"`gradient={c.gradient}`"
         yield f"`model={c.model_name}` cannot be trained with {gradient}: choose {choices}"
-    for name, default in (("objective", "mixture"), ("jvp_weight", 0.0), ("init", "paper")):
+    for name, default in (
+        ("objective", "mixture"),
+        ("jvp_weight", 0.0),
+        ("init", "paper"),
+    ):
         if not c.preset.takes_choices and getattr(c, name) != default:
             flag = f"`{name}={getattr(c, name)}`"
             yield f"{flag} has no effect on {c.model_name}, which takes no choices: leave it out"

@@ -44,8 +44,12 @@ def register(name: str, build: Callable[..., Flow], **settings: Any) -> None:
     """
     if not re.fullmatch(r"[\w.-]+", str(name)) or name in _OURS:
         message = f"{name!r} cannot be the name of a preset of your own"
-        raise UsageError(f"{message}: choose another, of letters, digits, hyphens and dots")
-    if unknown := sorted(settings.keys() - {field.name for field in fields(Preset)[1:]}):
+        raise UsageError(
+            f"{message}: choose another, of letters, digits, hyphens and dots"
+        )
+    if unknown := sorted(
+        settings.keys() - {field.name for field in fields(Preset)[1:]}
+    ):
         raise UsageError(f"a preset has no {unknown[0]}: see snfnp.models.Preset")
     PRESETS[name] = _preset(name, build, **settings)
 
@@ -103,7 +107,9 @@ def imported(model: Any) -> Any:
         raise UsageError(f"{problem}: fix it, or set PYTHONPATH") from error
     if not is_code(thing):
         problem = f"{model} is of type {type(thing).__name__}"
-        raise UsageError(f"{problem}: let it be build(shape) or build(shape, choices) -> Flow")
+        raise UsageError(
+            f"{problem}: let it be build(shape) or build(shape, choices) -> Flow"
+        )
     return thing
 
 
@@ -117,7 +123,9 @@ def check_flow(flow: Any, shape: tuple[int, ...], name: str) -> Flow:
     """A flow for data of that shape, as it is. Raises UsageError for anything else."""
     problem = ""
     if not isinstance(flow, Flow):
-        problem = f"the function returned a {type(flow).__name__}; let it return a snfnp.Flow"
+        problem = (
+            f"the function returned a {type(flow).__name__}; let it return a snfnp.Flow"
+        )
     elif (expected := flow.image_shape or flow.shape) != shape:
         problem = f"it is for data of shape {expected}, found {shape}; "
         problem += "give both the same (image_shape=)"
@@ -129,7 +137,9 @@ def check_flow(flow: Any, shape: tuple[int, ...], name: str) -> Flow:
 def _missing(model: str) -> Any:
     if ":" in model:
         problem = f"the model {model[:80]} is code of your own, which is not imported by its name"
-        raise UsageError(f"{problem}: give it with `model` (in Python the function, with flow=)")
+        raise UsageError(
+            f"{problem}: give it with `model` (in Python the function, with flow=)"
+        )
     problem = f"`model={model[:40]}` is unknown{suggestion(model, PRESETS)}"
     advice = f"choose one of {', '.join(PRESETS)}, or first import what registers it"
     advice += " (snfnp.register), or give module:function (in Python the function, with flow=)"
@@ -149,13 +159,21 @@ def _preset(name: str, build: Any, **settings: Any) -> Preset:
         needed -= {key for key, each in parameters.items() if each.kind in _MANY}
         message = f"{name} takes {', '.join(takes) or 'nothing'}"
     if takes[:1] != ["shape"] or not needed <= {"shape", "choices"}:
-        raise UsageError(f"{message}: let it be build(shape) or build(shape, choices) -> Flow")
+        raise UsageError(
+            f"{message}: let it be build(shape) or build(shape, choices) -> Flow"
+        )
     takes = "choices" in takes
 
     def built(choices: Choices, shape: tuple[int, ...]) -> Flow:
         flow: Any = build(shape, choices=choices) if takes else build(shape)
         return check_flow(flow, shape, name)
 
-    usual = {"gradients": ("self-normalizing", "exact"), "takes_rows": True, "takes_choices": takes}
-    usual["white"] = {name: value for name, value in WHITE.items() if takes or name != "objective"}
+    usual = {
+        "gradients": ("self-normalizing", "exact"),
+        "takes_rows": True,
+        "takes_choices": takes,
+    }
+    usual["white"] = {
+        name: value for name, value in WHITE.items() if takes or name != "objective"
+    }
     return Preset(built, **{"summary": "one's own", **usual, **settings})

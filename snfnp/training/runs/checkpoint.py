@@ -25,7 +25,9 @@ FORMAT = "snfnp checkpoint 2"
 _STATE = "state."
 _ADVICE = "use another file"
 _LONGEST_HEADER = 1 << 26  # bytes
-_LARGEST_NUMBER = 64  # bytes in a file for each parameter, with moments and training states
+_LARGEST_NUMBER = (
+    64  # bytes in a file for each parameter, with moments and training states
+)
 _BLANK = "0" * hashlib.sha256().digest_size * 2
 _NO_SUMS = (0.0, 0.0, 0.0, 0.0)
 
@@ -80,7 +82,9 @@ class Checkpoint:
     def is_finite(self) -> bool:
         """False for a NaN, an infinity or a negative v: it is then neither saved nor loaded."""
         arrays = (self.p, self.m, self.v, *self.state.values(), self.sums)
-        return all(np.isfinite(array).all() for array in arrays) and not (self.v < 0).any()
+        return (
+            all(np.isfinite(array).all() for array in arrays) and not (self.v < 0).any()
+        )
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, advice: str = ADVICE) -> None:
@@ -103,7 +107,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, advice: str = ADVICE) ->
     write_atomically(path, content, advice)
 
 
-def load_checkpoint(path: Path, layout: Layout, run: dict[str, Any] | None = None) -> Checkpoint:
+def load_checkpoint(
+    path: Path, layout: Layout, run: dict[str, Any] | None = None
+) -> Checkpoint:
     """A checkpoint of a model with this layout, and of the run with this config.json.
 
     Raises:
@@ -124,7 +130,9 @@ def load_checkpoint(path: Path, layout: Layout, run: dict[str, Any] | None = Non
     dtypes = {str(tensor.dtype) for tensor in tensors.values()}
     state_dtypes = {str(values.dtype) for values in states.values()}
     if dtypes not in ({"float32"}, {"float64"}) or not state_dtypes <= {"float64"}:
-        raise _damaged(path, f"its arrays are of {' and '.join(sorted(dtypes | state_dtypes))}")
+        raise _damaged(
+            path, f"its arrays are of {' and '.join(sorted(dtypes | state_dtypes))}"
+        )
     (dtype,) = dtypes
     moved = layout.optimised.size
     p = np.zeros(layout.size, dtype)
@@ -134,7 +142,9 @@ def load_checkpoint(path: Path, layout: Layout, run: dict[str, Any] | None = Non
     for key, (name, entry) in places.items():
         entry.view(getattr(checkpoint, name))[...] = tensors[key]
     if not checkpoint.is_finite():
-        raise _damaged(path, "it holds what no training leaves: NaN, infinity, or a negative v")
+        raise _damaged(
+            path, "it holds what no training leaves: NaN, infinity, or a negative v"
+        )
     if run is not None:
         _compare(path, checkpoint, run)
     return checkpoint
@@ -145,7 +155,9 @@ def _places(layout: Layout) -> dict[str, tuple[str, Entry]]:
     moved = layout.optimised  # the optimiser has moments of what it moves alone
     parts = (("parameter", "p", layout), ("adam_m", "m", moved), ("adam_v", "v", moved))
     return {
-        f"{role}.{entry.key}": (name, entry) for role, name, part in parts for entry in part.entries
+        f"{role}.{entry.key}": (name, entry)
+        for role, name, part in parts
+        for entry in part.entries
     }
 
 
@@ -187,7 +199,10 @@ def is_evaluation(record: Any) -> bool:
     real = ("seconds", "validation_nll_nats", "reconstruction")
     return (
         isinstance(record, dict)
-        and all(type(record.get(name)) is int and 1 <= record[name] < 2**63 for name in whole)
+        and all(
+            type(record.get(name)) is int and 1 <= record[name] < 2**63
+            for name in whole
+        )
         and all(type(record.get(name)) in (int, float) for name in real)
         and all(abs(record[name]) < LARGEST for name in real)
     )
@@ -205,13 +220,17 @@ def _header(path: Path, content: bytes) -> dict[str, str]:
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size]).get("__metadata__", {})
     if header.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is no {FORMAT}: it was not written by this version")
+        raise CheckpointError(
+            f"{path} is no {FORMAT}: it was not written by this version"
+        )
     return header
 
 
 def _read(path: Path, limit: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The values of a file's header, and its arrays by name. limit: bytes that it may have."""
-    missing = f"there is no checkpoint {path}: restore it, or train first (without `resume`)"
+    missing = (
+        f"there is no checkpoint {path}: restore it, or train first (without `resume`)"
+    )
     content = read_bytes(path, CheckpointError, missing, limit)
     with readable(path, _ADVICE, CheckpointError, "is damaged"):
         header = _header(path, content)

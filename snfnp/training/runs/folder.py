@@ -56,7 +56,9 @@ class RunFolder:
         """A new folder, or one in which a run wrote no checkpoint yet. Raises UsageError if it
         cannot be made, or a run is in it."""
         run = cls(path)
-        with files.explained(f"make {path}", "choose another folder (`out`)", UsageError):
+        with files.explained(
+            f"make {path}", "choose another folder (`out`)", UsageError
+        ):
             run.path.mkdir(parents=True, exist_ok=True)
             run.check_unused()
         return run
@@ -66,7 +68,9 @@ class RunFolder:
         failed = {"config.json", "run.lock"}
         for name in {file.name for file in self.path.iterdir()} - failed:
             if not name.endswith(files.PARTIAL):
-                advice = "choose another folder (`out`), or go on with that run (`resume`)"
+                advice = (
+                    "choose another folder (`out`), or go on with that run (`resume`)"
+                )
                 raise UsageError(f"{self.path} exists and holds {name}: {advice}")
 
     def has_checkpoint(self) -> bool:
@@ -75,7 +79,13 @@ class RunFolder:
 
     def remove_partial(self) -> None:
         """Remove what killed runs left half written; only with the lock."""
-        for path in (self.config_file, self.metrics_file, self.last, self.best, self.summary_file):
+        for path in (
+            self.config_file,
+            self.metrics_file,
+            self.last,
+            self.best,
+            self.summary_file,
+        ):
             for partial in self.path.glob(f"{path.name}.*{files.PARTIAL}"):
                 files.remove(partial)
 
@@ -127,7 +137,11 @@ class RunFolder:
             moments = np.array(record["data"].get("moments"), np.float64)
             fits = moments.shape in ((2, *shape), (5, *shape), (7, *shape))
             # rows are divided by the spreads
-            if fits and np.isfinite(moments).all() and (moments[1] > np.finfo(float).tiny).all():
+            if (
+                fits
+                and np.isfinite(moments).all()
+                and (moments[1] > np.finfo(float).tiny).all()
+            ):
                 return moments
         raise self._damaged()
 
@@ -184,12 +198,16 @@ class RunFolder:
         )
         if allowed and other_shape == shape:
             return printable(line)
-        others = "" if splits == SPLITS else ", or other data of that shape to evaluate,"
+        others = (
+            "" if splits == SPLITS else ", or other data of that shape to evaluate,"
+        )
         raise UsageError(
             f"{line}: give the original data{others} with {option} (dataset= in Python)"
         )
 
-    def resumed_config(self, changes: dict[str, Any], rollback: bool = False) -> TrainConfig:
+    def resumed_config(
+        self, changes: dict[str, Any], rollback: bool = False
+    ) -> TrainConfig:
         """The configuration of the resumed run, with `changes`; after a rollback, with the
         optimiser's settings of the best checkpoint, if any. Raises UsageError if that would not be
         the same run."""
@@ -218,7 +236,9 @@ class RunFolder:
             files.write_atomically(self.metrics_file, self.metrics_file.read_bytes())
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
         with (
-            files.explained(f"write {self.metrics_file}", "let it be a file, with room to grow"),
+            files.explained(
+                f"write {self.metrics_file}", "let it be a file, with room to grow"
+            ),
             open(files.open_regular(self.metrics_file, flags), "ab") as file,
         ):
             file.write(_line(record))
@@ -227,7 +247,9 @@ class RunFolder:
         """Remove evaluations after the step from which the run is resumed; returns the others."""
         kept = [record for record in self.read_metrics() if record["step"] <= step]
         content = b"".join(map(_line, kept))
-        if self.metrics_file.exists() and self.metrics_file.stat().st_size != len(content):
+        if self.metrics_file.exists() and self.metrics_file.stat().st_size != len(
+            content
+        ):
             files.write_atomically(self.metrics_file, content)
         return kept
 
@@ -235,7 +257,9 @@ class RunFolder:
         """All evaluations; none if there is no file. Raises SnfnpError if it is damaged."""
         if not self.metrics_file.exists():
             return []
-        content = files.read_bytes(self.metrics_file, SnfnpError, f"{self.metrics_file} is gone")
+        content = files.read_bytes(
+            self.metrics_file, SnfnpError, f"{self.metrics_file} is gone"
+        )
         *lines, _ = content.split(b"\n")  # a crash may have cut the last one off
         records = []
         for number, line in enumerate(lines, start=1):

@@ -43,7 +43,11 @@ def describe_run(
             "name": dataset.name,
             "source": dataset.source,
             "is_sample": dataset.is_sample,
-            dataset.noun: [len(dataset.train), len(dataset.validation), len(dataset.test)],
+            dataset.noun: [
+                len(dataset.train),
+                len(dataset.validation),
+                len(dataset.test),
+            ],
             "shape": list(dataset.train.shape[1:]),
             **({"columns": list(dataset.columns)} if dataset.columns else {}),
             **({"moments": np.array(moments).tolist()} if moments else {}),
@@ -90,8 +94,12 @@ def check_same_flow(folder: RunFolder, record: dict[str, Any], flow: Flow) -> No
         preprocess = Standardise(*map(tuple, moments.tolist()))
         described = {"preprocess": describe(preprocess, LISTED), **described}
     if difference := first_difference(described, describe(flow, LISTED)):
-        message = f"{folder.path}: its model has changed since it was trained ({difference})"
-        raise UsageError(f"{message}: restore the code that builds it, or start a new run")
+        message = (
+            f"{folder.path}: its model has changed since it was trained ({difference})"
+        )
+        raise UsageError(
+            f"{message}: restore the code that builds it, or start a new run"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +189,9 @@ def load_run(
     folder, record = RunFolder.open(Path(path))
     files = {"best": folder.best, "last": folder.last}
     if checkpoint not in files:
-        raise UsageError(f"checkpoint is {checkpoint!r}: choose one of {', '.join(files)}")
+        raise UsageError(
+            f"checkpoint is {checkpoint!r}: choose one of {', '.join(files)}"
+        )
     config = TrainConfig.from_dict(record["config"]).with_model(flow)
     ops = ops or get_ops(backend or config.backend)
     flow = config.build_flow(folder.data(record)[1], folder.moments(record))
