@@ -38,7 +38,9 @@ HUGE = 1 << 40
 def saved(tmp_path_factory):
     """A checkpoint's path, its layout and its bytes."""
     trainer = make_trainer(OPS, side=4)
-    trainer.step, trainer.m[:], trainer.v[:] = 41, 0.5, 0.25
+    trainer.step = 41
+    trainer.m[:] = 0.5
+    trainer.v[:] = 0.25
     path = tmp_path_factory.mktemp("saved") / "c.safetensors"
     record = {"seconds": 2.5, "best": None, "config": trainer.config.as_dict()}
     save_checkpoint(path, Checkpoint.of(trainer, record))
@@ -89,7 +91,8 @@ def test_a_corrupt_checkpoint_is_not_loaded(saved, data):
     path, layout, content = saved
     header = 8 + int.from_bytes(content[:8], "little")
     where = st.one_of(st.integers(0, header - 1), st.integers(header, len(content) - 1))
-    at, how = data.draw(where), data.draw(st.integers(0, 3))
+    at = data.draw(where)
+    how = data.draw(st.integers(0, 3))
     if how == 0:
         changed = bytearray(content)
         changed[at] ^= data.draw(st.integers(1, 255))
@@ -362,7 +365,8 @@ def test_an_unreadable_file_is_one_line(copy, monkeypatch):
 def test_without_the_best_checkpoint_the_best_epoch_is_a_later_one(
     tmp_path, monkeypatch, damage
 ):
-    copy, said = tmp_path / "run", []
+    copy = tmp_path / "run"
+    said = []
     with monkeypatch.context() as patched:
         at_step(patched, 12, spoil)
         run_training(copy)

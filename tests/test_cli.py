@@ -294,7 +294,8 @@ def test_the_extras_are_the_wheels_that_the_advice_names():
     extras = SETTINGS["project"]["optional-dependencies"]
     first, second = requirements._OLDEST_CUPY
     for major in requirements._DRIVERS:
-        (cupy,), (nccl,) = extras[f"cuda{major}"], extras[f"nccl{major}"]
+        (cupy,) = extras[f"cuda{major}"]
+        (nccl,) = extras[f"nccl{major}"]
         assert cupy == f"cupy-cuda{major}x[ctk]>={first}.{second},<{first + 1}"
         assert f'install "{cupy}"' in requirements.install(major)
         assert nccl.startswith(f"nvidia-nccl-cu{major}>=")
@@ -403,7 +404,8 @@ def test_a_command_in_a_strangers_folder_runs_none_of_its_files(way, tmp_path, u
 
 def test_without_a_current_folder_a_command_says_what_it_needs(tmp_path, undrawn):
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(60, 3)))
-    run, gone = str(tmp_path / "run"), tmp_path / "gone"
+    run = str(tmp_path / "run")
+    gone = tmp_path / "gone"
     train.main(
         [
             str(tmp_path / "rows.npy"),

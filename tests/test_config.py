@@ -66,7 +66,8 @@ def test_what_is_resolved_stays_as_it_is(model, gradient):
 
 @pytest.mark.parametrize("model, gradient", CASES)
 def test_presets_have_the_properties_that_they_state(model, gradient):
-    preset, size = PRESETS[model], {"depth": 1, "width": 8}
+    preset = PRESETS[model]
+    size = {"depth": 1, "width": 8}
     size = {name: value for name, value in size.items() if name in preset.size}
     config = TrainConfig(model=model, gradient=gradient, **size).resolve(1000)
     flow = config.build_flow(SHAPE)
@@ -200,7 +201,8 @@ def test_a_value_that_a_run_cannot_have_is_refused_before_its_first_step_and_in_
 
 
 def test_paths_are_taken_wherever_text_is(tmp_path):
-    rows, parts = np.random.default_rng(0).normal(size=(60, 2)), {}
+    rows = np.random.default_rng(0).normal(size=(60, 2))
+    parts = {}
     for name in ("data", "validation", "test"):
         parts[name] = tmp_path / f"{name}.npy"
         np.save(parts[name], rows)
@@ -279,7 +281,8 @@ def test_words_of_other_libraries_lead_to_options(tmp_path, word, meant):
     for call in calls:
         with one_line(UsageError, hint):
             call()
-    flag, of_option = "--" + word.replace("_", "-"), flag_of(meant)
+    flag = "--" + word.replace("_", "-")
+    of_option = flag_of(meant)
     with one_line(
         UsageError, f"unrecognized arguments: {flag}", f"(did you mean {of_option}?)"
     ):
@@ -305,7 +308,8 @@ def test_a_saved_configuration_with_other_entries_is_refused():
 def test_a_builder_gets_the_size_of_its_preset_with_the_options_in_it(
     model, monkeypatch
 ):
-    found, preset = [], PRESETS[model]
+    found = []
+    preset = PRESETS[model]
 
     def build(choices, shape):
         found.append({name: getattr(choices, name) for name in preset.size})
@@ -337,7 +341,8 @@ def test_messages_of_the_library_name_no_flags():
     assert {folder for folder, _ in found} <= {"cli", "processes"}, found
 
 
-GECO, NOISY = {"lambda_control": "geco"}, {"objective": "variational"}
+GECO = {"lambda_control": "geco"}
+NOISY = {"objective": "variational"}
 RELATIVE = {"gradient": "relative"}
 # Settings, and parts of the message: " … " stands between them.
 REFUSED = [
@@ -598,7 +603,8 @@ def change(name):
 def result(tmp_path_factory):
     """A function (options) -> everything that a run with them leaves but their record, or the line
     with which they are refused."""
-    folder, rng = tmp_path_factory.mktemp("effects"), np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("effects")
+    rng = np.random.default_rng(0)
     for name in ("images", "others"):
         np.save(
             folder / f"{name}.npy", rng.integers(0, 256, (60, 8, 8, 1)).astype(np.uint8)
@@ -609,16 +615,15 @@ def result(tmp_path_factory):
     for name, cell in (("rows", table[9, 1]), ("gaps", "")):
         table[9, 1] = cell
         (folder / f"{name}.csv").write_text("\n".join(map(",".join, table)) + "\n")
-    counts, saves, save, numbers = (
-        {"threads": 4},
-        [],
-        Checkpointer.save,
-        itertools.count(),
-    )
+    counts = {"threads": 4}
+    saves = []
+    save = Checkpointer.save
+    numbers = itertools.count()
 
     @functools.cache
     def run(options):
-        argv, out = [], folder / f"run-{next(numbers)}"
+        argv = []
+        out = folder / f"run-{next(numbers)}"
         for name, value in options:
             if isinstance(value, bool):
                 argv.append(flag_of(name if value else f"no_{name}"))
@@ -672,7 +677,8 @@ def test_a_run_with_the_same_options_is_the_same(result):
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name not in EXEMPT])
 def test_every_option_changes_a_run(name, result):
     more, value = change(name)
-    one, other = result(given(**more)), result(given(**more | {name: value}))
+    one = result(given(**more))
+    other = result(given(**more | {name: value}))
     assert one != other and not (isinstance(one, str) and isinstance(other, str))
 
 
@@ -718,7 +724,9 @@ USUAL = {("preprocess", "logit"), ("preprocess", "standardise")}  # what None st
 def after_four_steps(options):
     """The parameters after two epochs of two steps, and their figures; or the line with which the
     options are refused."""
-    options, ops, rng = dict(options), get_ops("numpy"), np.random.default_rng(0)
+    options = dict(options)
+    ops = get_ops("numpy")
+    rng = np.random.default_rng(0)
     rows = options["model"] == "vector"
     data = (
         rng.normal(size=(24, 3))
@@ -750,7 +758,8 @@ def test_an_option_changes_the_steps_of_a_model_or_is_refused(model, gradient):
         needed = {key: given for key, given in needed.items() if key not in usual}
         for value in {changed, *OPTIONS[name].choices}:
             for more in ({}, needed) if needed else ({},):
-                one, other = (usual | more, usual | more | {name: value})
+                one = usual | more
+                other = usual | more | {name: value}
                 before, after = (
                     after_four_steps(tuple(each.items())) for each in (one, other)
                 )

@@ -84,9 +84,8 @@ def test_on_little_data_nothing_explodes():
     density = snfnp.FlowDensity(random_state=0, noise=0.0, members=2, ties="keep").fit(
         x[114:]
     )
-    assert (
-        density.score(x[:114]) > -8
-    )  # −55 by a loop without held-out rows; a Gaussian: about −7
+    # −55 by a loop without held-out rows; a Gaussian: about −7
+    assert density.score(x[:114]) > -8
     assert all(
         0.7 < density.sample(500, 0, exact=exact).std() < 1.3 for exact in (True, False)
     )

@@ -292,9 +292,8 @@ def test_samples_have_the_shape_of_images(model):
     samples = likelihood.sample(3, seed=0, exact=True)
     assert samples.shape == (3, 8, 8, 1) and samples.dtype == np.uint8
     again = likelihood.sample(3, 1, exact=True, latents=likelihood.latents(samples))
-    assert (
-        np.mean(again != samples) < 0.01
-    )  # a value on the edge of two integers may fall either way
+    # a value on the edge of two integers may fall either way
+    assert np.mean(again != samples) < 0.01
 
 
 def test_a_run_and_what_it_holds_are_shown_in_a_line(finished):

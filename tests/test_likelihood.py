@@ -58,7 +58,8 @@ def small_flow(rule=None, dimension=D):
 @pytest.fixture
 def images():
     result = np.random.default_rng(9).integers(0, 256, (N, D)).astype(np.uint8)
-    result.flat[0], result.flat[1] = 0, 255
+    result.flat[0] = 0
+    result.flat[1] = 255
     return result
 
 

@@ -34,7 +34,8 @@ BAD = [
 
 def trained(folder, model="fc"):
     """A run of two epochs: `last` and `best` may differ in what they hold."""
-    dataset, size = small_dataset(40, side=8), SIZES[model]
+    dataset = small_dataset(40, side=8)
+    size = SIZES[model]
     config = TrainConfig(
         model=model,
         epochs=2,
@@ -109,7 +110,8 @@ def test_what_is_not_the_same_run_is_refused_in_a_notebook(tmp_path):
     assert not (tmp_path / "run.lock").exists()
 
 
-SAME, LARGER = small_dataset(), small_dataset(side=6)
+SAME = small_dataset()
+LARGER = small_dataset(side=6)
 # the same images in another order, split by split; and fewer of them
 OTHERS = {
     s: replace(SAME, source="elsewhere", **{s: getattr(SAME, s)[::-1]}) for s in SPLITS
@@ -122,10 +124,8 @@ SEES = {"evaluate": ("test",), "angle": ("train",), "resume": SPLITS}
 @pytest.fixture(scope="module")
 def with_photographs(tmp_path_factory):
     """A run of the user's own photographs."""
-    path, own = (
-        tmp_path_factory.mktemp("runs") / "run",
-        replace(SAME, name="photographs"),
-    )
+    path = tmp_path_factory.mktemp("runs") / "run"
+    own = replace(SAME, name="photographs")
     return run_training(path, own)[0].path
 
 
@@ -227,7 +227,8 @@ def test_a_fingerprint_is_of_values_order_and_shape_alone(tmp_path, monkeypatch)
 
 def test_a_run_of_the_sample_finds_it_again(tmp_path, monkeypatch, capsys):
     """Even if MNIST has been downloaded since. (Small images stand in for both.)"""
-    path, sample = tmp_path / "run", replace(SAME, source=SAMPLE, is_sample=True)
+    path = tmp_path / "run"
+    sample = replace(SAME, source=SAMPLE, is_sample=True)
     run_training(path, sample, epochs=1)
     for name, data in (
         ("mnist", replace(SAME, source="the cache")),

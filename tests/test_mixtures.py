@@ -254,6 +254,5 @@ def test_mixtures_close_in_on_values_that_many_rows_share():
     truth = np.log(normal / 2 + inside / (2 * width)).sum(axis=1).mean()
     folds = [np.arange(k, 400, 5) for k in range(5)]
     best = max(each.mean for each in mixture_candidates(rows, folds, 0, np.zeros(400)))
-    assert (
-        best > truth - 1
-    )  # 0.4 to 0.6 below in eight seeds; 1.7 to 2.1 with a prior of one row
+    # 0.4 to 0.6 below in eight seeds; 1.7 to 2.1 with a prior of one row
+    assert best > truth - 1

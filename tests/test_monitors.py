@@ -57,12 +57,12 @@ def test_means_are_included():
 
 
 def test_the_parts_in_which_images_come_do_not_matter():
-    x, f = np.random.default_rng(3).standard_normal((30, 4, 5, 2)), Conv2d((3, 3), 2)
+    x = np.random.default_rng(3).standard_normal((30, 4, 5, 2))
+    f = Conv2d((3, 3), 2)
     values = [smallest(x, f, step) for step in (30, 7, 1)]
     np.testing.assert_allclose(values, values[0], rtol=1e-12)
-    assert (
-        values[0] < 0.6
-    )  # receptive fields: a corner tap meets (1 − 1/4)(1 − 1/5) of the pixels
+    # receptive fields: a corner tap meets (1 − 1/4)(1 − 1/5) of the pixels
+    assert values[0] < 0.6
 
 
 def test_the_order_of_the_images_does_not_matter_much():
@@ -78,9 +78,8 @@ def test_the_order_of_the_images_does_not_matter_much():
 def test_too_few_images_have_none_and_nan_is_not_hidden():
     rng = np.random.default_rng(3)
     assert smallest(np.ones((1, 3))) is None
-    assert (
-        smallest(rng.standard_normal((8, 4))) is None
-    )  # half of them choose among 4 directions
+    # half of them choose among 4 directions
+    assert smallest(rng.standard_normal((8, 4))) is None
     assert smallest(rng.standard_normal((10, 4))) is not None
     assert math.isnan(smallest(np.full((8, 3), np.nan)))
 
@@ -89,7 +88,8 @@ def test_the_norms_of_both_gradients_by_their_definitions():
     rng = np.random.default_rng(4)
     flow = Flow((5,), (("dense", Linear(Dense(5), SelfNormalizing())),))
     params = moved(flow.init(0), rng)
-    x, lam = rng.standard_normal((20, 5)), 0.3
+    x = rng.standard_normal((20, 5))
+    lam = 0.3
     w, r, b = (params["dense"][name] for name in ("W", "R", "b"))
     error = x @ w.T @ r.T - x
     of_error = -2 * lam / 20 * (error @ r).T @ x  # Eq. 17
@@ -141,9 +141,8 @@ def test_what_a_rule_does_not_have_is_left_out(tmp_path, changes, names):
 
 
 def test_where_rules_are_stable():
-    assert (
-        stable_above(SelfNormalizing("mixture")) == 0.125
-    )  # derivations/04: λσ² > 1/8
+    # derivations/04: λσ² > 1/8
+    assert stable_above(SelfNormalizing("mixture")) == 0.125
     for rule in (SelfNormalizing("forward"), Exact(), Relative()):
         assert stable_above(rule) is None
 
@@ -176,7 +175,8 @@ def test_figures_are_in_double_precision_if_evaluations_are_not(model, monkeypat
         inspected(make_trainer(OPS, model, eval_dtype=dtype, track_angle=1))
         for dtype in ("float32", "float64")
     )
-    found, expected = single[1](), double[1]()
+    found = single[1]()
+    expected = double[1]()
     assert types == {np.dtype("float64")}
     for name, own in expected.items():
         assert found[name] == pytest.approx(own, rel=1e-3)
@@ -291,7 +291,8 @@ def test_no_angle_where_the_inverses_are_exact():
 
 @pytest.mark.parametrize("bad", [0.0, math.nan, math.inf])
 def test_what_has_no_direction_has_no_angle(bad):
-    a, b = np.array([[1.0, 2.0]]), np.array([[-2.0, -4.0]])
+    a = np.array([[1.0, 2.0]])
+    b = np.array([[-2.0, -4.0]])
     assert _angle(a, b) == pytest.approx(180.0)
     for pair in ((a * bad, b), (b, np.full_like(a, bad))):
         assert math.isnan(_angle(*pair))
@@ -304,7 +305,8 @@ def test_the_angle_by_its_definition():
     h = flow.layers[1][1].forward(ops, {}, h)[0]
     w, r, b = (params["dense2"][name] for name in ("W", "R", "b"))
     data = -(h @ w.T + b).T @ h / len(x)
-    learned, exact = data + r.T, data + np.linalg.inv(w).T
+    learned = data + r.T
+    exact = data + np.linalg.inv(w).T
     cosine = np.sum(learned * exact) / np.linalg.norm(learned) / np.linalg.norm(exact)
     assert abs(angle - np.degrees(np.arccos(cosine))) < 1e-6
 
@@ -316,7 +318,8 @@ def test_without_learned_inverses_there_is_none():
 
 def log_p_g(ops, flow, params, x):
     """The mean log-density of x under the generative direction, from inverses written out."""
-    h, log_det = x.reshape(len(x), -1), 0.0
+    h = x.reshape(len(x), -1)
+    log_det = 0.0
     for name, layer in flow.layers:
         if layer.learns_inverse:
             shape = flow.shape if len(flow.shape) == 3 else (h.shape[1],)
@@ -332,7 +335,8 @@ def log_p_g(ops, flow, params, x):
 
 @pytest.mark.parametrize("kind", ["fc", "conv"])
 def test_the_exact_gradient_of_r_by_central_differences(kind):
-    ops, rng = get_ops("numpy"), np.random.default_rng(3)
+    ops = get_ops("numpy")
+    rng = np.random.default_rng(3)
     if kind == "fc":
         flow = PRESETS["fc"].build(Choices(), (2, 2, 1))
     else:
@@ -378,7 +382,8 @@ def test_the_batches_are_those_of_the_next_steps():
         .astype(np.uint8)
         for step in range(3)
     ]
-    inspection, params = Monitors(trainer, batches.__getitem__, 2), trainer.params
+    inspection = Monitors(trainer, batches.__getitem__, 2)
+    params = trainer.params
     trainer.step = 1
     found = inspection.figures(trainer.likelihood())["layers"]
     whole = Slice(0, 6, 6)

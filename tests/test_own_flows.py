@@ -134,13 +134,17 @@ def resume(path, **changes):
 def test_everything_that_is_done_with_a_run_is_done_with_one_of_an_own_flow(
     kind, mine, tmp_path, capsys
 ):
-    whole, part, model = tmp_path / "whole", tmp_path / "part", KINDS[kind](mine)
+    whole = tmp_path / "whole"
+    part = tmp_path / "part"
+    model = KINDS[kind](mine)
     data = tmp_path / "data.npz"
     np.savez(data, train=DATA.train, validation=DATA.validation, test=DATA.test)
     trained(whole, model)
-    given, typed = {"flow": model}, ["--model", "mine:build"]
+    given = {"flow": model}
+    typed = ["--model", "mine:build"]
     if kind == "registered":
-        given, typed = {}, []
+        given = {}
+        typed = []
     run = snfnp.fit(
         DATA, flow=model, out=part, report=None, eval_every=1, **QUICK | {"epochs": 1}
     )
@@ -432,7 +436,8 @@ def test_fit_takes_data_in_one_line_and_leaves_no_folder(
 
 def test_values_of_rows_are_looked_at_where_data_enter_and_not_in_steps(monkeypatch):
     """By the data set, in the first batch, and in each evaluation."""
-    looks, original = [], images.parts
+    looks = []
+    original = images.parts
     monkeypatch.setattr(
         images, "parts", lambda rows: looks.append(len(rows)) or original(rows)
     )
@@ -486,12 +491,14 @@ def test_what_cannot_be_fitted_is_one_line_and_leaves_nothing(
 
 
 def test_patience_ends_a_run_at_its_best_and_a_resumed_one_knows(tmp_path, monkeypatch):
-    said, how = [], {"epochs": 9, "patience": 2, "lr": 1e-9, "model": "fc"}
+    said = []
+    how = {"epochs": 9, "patience": 2, "lr": 1e-9, "model": "fc"}
     with monkeypatch.context() as patched:
         at_step(patched, 11, spoil)
         folder, summary = trained(tmp_path / "run", report=said.append, **how)
     nlls = [record["validation_nll_nats"] for record in folder.read_metrics()]
-    best, ran = int(np.argmin(nlls)), len(nlls)
+    best = int(np.argmin(nlls))
+    ran = len(nlls)
     stopped = f"after epoch {ran}: no improvement in 2 evaluations (`patience`)"
     assert any(stopped in line for line in said) and ran == best + 3 < 9
     assert summary["best_epoch"] == best + 1
@@ -540,7 +547,8 @@ def test_callbacks_get_what_metrics_hold_and_steps_between(tmp_path, monkeypatch
 def test_a_callback_ends_a_run_and_nothing_is_lost(step, ending, tmp_path, monkeypatch):
     """True ends it after the epoch, an error at once; the resumed run has the same end."""
     monkeypatch.setattr(progress, "_LINE_EVERY", 0.0)
-    fails, path = isinstance(ending, Exception), tmp_path / "part"
+    fails = isinstance(ending, Exception)
+    path = tmp_path / "part"
 
     def callback(record):
         if record.step == step and (record.nll is None) == (step == 7):

@@ -21,7 +21,8 @@ FAST = ("--backend", "numpy", "--warmup-epochs", "0.5", "--lr", "0.01")
 
 
 T = np.linspace(0, np.pi, 400)
-CIRCLE, ARM = np.exp(2j * T), (T * np.exp(3j * T))[40:]
+CIRCLE = np.exp(2j * T)
+ARM = (T * np.exp(3j * T))[40:]
 HALF = np.exp(1j * T) - 0.5 - 0.25j
 # the curves in the middle of each density, its noise across them (squared), its share of points
 CURVES = {
@@ -104,11 +105,14 @@ def test_a_view_is_what_the_flow_says(run):
     view = View.of(
         run.likelihood, snfnp.load_dataset("moons").test, ["learned", "exact"]
     )
-    x, y = np.linspace(*view.extent[:2], 128), np.linspace(*view.extent[2:], 128)
+    x = np.linspace(*view.extent[:2], 128)
+    y = np.linspace(*view.extent[2:], 128)
     expected = np.exp(
         run.likelihood.log_prob(np.array([[x[100], y[7]], [x[3], y[64]]]))
     )
-    rows, columns = [7, 64], [100, 3]  # a row is a height, the lowest first
+    # a row is a height, the lowest first
+    rows = [7, 64]
+    columns = [100, 3]
     np.testing.assert_allclose(view.density[rows, columns], expected, rtol=1e-12)
     assert not np.allclose(view.density[columns, rows], expected, rtol=1e-3)
     back = run.ops.to_host(run.likelihood.latents(view.grid["exact"].reshape(-1, 2))[0])
@@ -146,7 +150,8 @@ def test_an_animation_is_thinned_and_skips_frames_that_are_not_finite(run, monke
 
 
 def test_a_run_without_an_animation_builds_no_likelihood_for_it(tmp_path, monkeypatch):
-    made, make = [], Trainer.likelihood
+    made = []
+    make = Trainer.likelihood
     monkeypatch.setattr(
         Trainer, "likelihood", lambda *given: made.append(1) or make(*given)
     )

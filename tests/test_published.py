@@ -191,7 +191,8 @@ def faults(name: str) -> dict[str, dict[str, bytes]]:
 def test_the_second_mirror_is_tried_and_no_damaged_file_is_kept(
     name, fault, cache, unreachable, small, make_mirror, monkeypatch
 ):
-    bad, good = make_mirror(), make_mirror()
+    bad = make_mirror()
+    good = make_mirror()
     good.files.update(FILES[name])
     bad.files.update(faults(name)[fault])
     bad.cut_short = fault == "cut short"
@@ -285,7 +286,8 @@ def test_an_idx_file_that_is_damaged(tmp_path, content, problem):
 @pytest.mark.usefixtures("small")
 def test_a_damaged_gzip_file_is_one_line_or_harmless(tmp_path):
     """Cuts and changed bytes give SnfnpError or, if they do not matter, the images."""
-    whole, refusals = gzip.compress(GOOD, mtime=0), 0
+    whole = gzip.compress(GOOD, mtime=0)
+    refusals = 0
     contents = [whole[:end] for end in range(0, len(whole), 40)]
     for at in (
         *range(12),
@@ -371,7 +373,8 @@ def test_all_four_spellings_of_file_names_are_found(tmp_path, end):
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("name", NAMES)
 def test_files_may_be_links(name, tmp_path):
-    files, given = put(tmp_path / "files", FILES[name]), tmp_path / "given"
+    files = put(tmp_path / "files", FILES[name])
+    given = tmp_path / "given"
     given.mkdir()
     for file in FILES[name]:
         (given / file).symlink_to(files / file)

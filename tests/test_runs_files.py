@@ -78,7 +78,9 @@ def in_threads(count, work):
 
 
 def test_one_of_several_starts_gets_a_new_folder(tmp_path):
-    together, done, won = threading.Barrier(8), threading.Barrier(8), []
+    together = threading.Barrier(8)
+    done = threading.Barrier(8)
+    won = []
 
     def race():
         together.wait()
@@ -94,7 +96,8 @@ def test_one_of_several_starts_gets_a_new_folder(tmp_path):
 
 def test_a_lock_on_a_removed_file_is_taken_again(tmp_path, monkeypatch):
     """The holder releases it after another process opened the file and before it locks it."""
-    path, original = tmp_path / "run.lock", files._lock
+    path = tmp_path / "run.lock"
+    original = files._lock
     held = ExitStack()
     held.enter_context(files.folder_lock(path))
 
@@ -127,7 +130,8 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch, capsy
 
 
 def test_two_writers_of_a_file_never_share_a_temporary_one(tmp_path):
-    path, contents = tmp_path / "file", [bytes([n]) * 200_000 for n in range(4)]
+    path = tmp_path / "file"
+    contents = [bytes([n]) * 200_000 for n in range(4)]
     files.write_atomically(path, contents[0])
     left = list(contents)
 
@@ -142,7 +146,8 @@ def test_two_writers_of_a_file_never_share_a_temporary_one(tmp_path):
 
 
 def test_what_a_killed_write_left_is_removed_by_a_later_one(tmp_path):
-    path, now = tmp_path / "a.png", os.path.getmtime(tmp_path)
+    path = tmp_path / "a.png"
+    now = os.path.getmtime(tmp_path)
     ages = {"a.png.7-0123abcd.partial": 7200, "a.png.8-0123abcd.partial": 60}
     ages |= {"b.png.7-0123abcd.partial": 7200, "a.png.old.partial": 7200}
     for name, age in ages.items():
@@ -171,7 +176,9 @@ def test_no_pipe_or_device_is_replaced(tmp_path):
 
 def test_a_file_is_durable_under_its_name(tmp_path, monkeypatch):
     """After a power failure too: the content before it is renamed, the folder after that."""
-    done, fsync, replace = [], os.fsync, os.replace
+    done = []
+    fsync = os.fsync
+    replace = os.replace
 
     def noted_fsync(number):
         done.append("folder" if stat.S_ISDIR(os.fstat(number).st_mode) else "file")
@@ -237,7 +244,8 @@ def test_a_hard_link_to_a_lock_lets_nobody_in(holder, tmp_path):
 
 def test_a_lock_does_not_need_room_for_its_holders_name(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    first, second = RunFolder(tmp_path).lock, RunFolder(tmp_path).lock
+    first = RunFolder(tmp_path).lock
+    second = RunFolder(tmp_path).lock
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # no file may grow
     try:
         first.__enter__()
@@ -370,7 +378,9 @@ black = np.zeros((1, 1), np.uint8)
 (x,), _ = get_ops("numba").images.preprocess(black, RandomKey(0, 0), 0.0, 1.0, np.float64)
 print(round(2**32 / (1 + np.exp(-x[0]))))
 """
-INLINED, WORD, SECOND_WORD = "return c0, c1, c2, c3", 0x6627E8D5, 0xE169C58D
+INLINED = "return c0, c1, c2, c3"
+WORD = 0x6627E8D5
+SECOND_WORD = 0xE169C58D
 
 
 @pytest.fixture
@@ -390,10 +400,8 @@ def checkout(tmp_path):
 
 def test_a_changed_function_is_seen_by_kernels_of_other_files(checkout):
     root, run = checkout
-    helper, place = (
-        root / "snfnp/ops/random/definition.py",
-        root / "snfnp/ops/__pycache__",
-    )
+    helper = root / "snfnp/ops/random/definition.py"
+    place = root / "snfnp/ops/__pycache__"
     text = helper.read_text()
     assert run() == WORD
     first = kernels(place)

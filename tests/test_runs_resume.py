@@ -134,10 +134,8 @@ def test_sigusr1_writes_a_checkpoint_and_training_goes_on(
 
 
 def test_sigusr1_ends_no_run_that_is_not_taking_steps(tmp_path, monkeypatch):
-    sent, before = (
-        [],
-        signal.signal(signal.SIGUSR1, lambda *_: pytest.fail("the run was ended")),
-    )
+    sent = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: pytest.fail("the run was ended"))
 
     def send(*_):
         sent.append(os.kill(os.getpid(), signal.SIGUSR1))
@@ -210,7 +208,8 @@ def test_a_changed_option_applies_from_the_next_step(tmp_path, monkeypatch):
     changes = {"lam": 3.0, "lr": 2e-3, "clip_norm": 5.0}
 
     def change(trainer):
-        trainer.multipliers.initial, trainer.config = 3.0, small_config(**changes)
+        trainer.multipliers.initial = 3.0
+        trainer.config = small_config(**changes)
 
     with monkeypatch.context() as patched:
         at_step(patched, 5, change)
@@ -224,11 +223,9 @@ def test_a_changed_option_applies_from_the_next_step(tmp_path, monkeypatch):
 
 def test_a_schedule_goes_on_as_if_there_had_been_no_end(tmp_path, monkeypatch):
     """After a kill, and with the rates of more epochs if there are more."""
-    falling, rates, note = (
-        {"lr_schedule": "cosine", "final_lr_fraction": 0.1},
-        {},
-        StepScalars.set,
-    )
+    falling = {"lr_schedule": "cosine", "final_lr_fraction": 0.1}
+    rates = {}
+    note = StepScalars.set
     with monkeypatch.context() as patched, pytest.raises(Killed):
         at_step(patched, 12, kill)
         run_training(tmp_path / "run", **falling)
@@ -276,7 +273,8 @@ def test_rollback_goes_back_to_the_best_with_its_settings(
 def test_rollback_before_the_first_evaluation_goes_back_to_the_start(
     snfnp_train, tmp_path
 ):
-    whole, part = tmp_path / "whole", tmp_path / "part"
+    whole = tmp_path / "whole"
+    part = tmp_path / "part"
     snfnp_train(*START, "--out", whole)
     with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
         at_step(patched, 3, lambda trainer: os.kill(os.getpid(), signal.SIGTERM))
@@ -415,7 +413,8 @@ def test_what_overflows_is_one_line_without_warnings(snfnp_train, tmp_path, back
 
 @pytest.mark.parametrize("name", ["surrogate", "reconstruction", "gradient_norm"])
 def test_figures_that_are_not_finite_stop_a_run(tmp_path, monkeypatch, name):
-    original, nan = Trainer.averages, {name: math.nan}
+    original = Trainer.averages
+    nan = {name: math.nan}
     spoiled = lambda trainer: dataclasses.replace(original(trainer), **nan)  # noqa: E731
     monkeypatch.setattr(Trainer, "averages", spoiled)
     with pytest.raises(
@@ -428,7 +427,9 @@ def test_figures_that_are_not_finite_stop_a_run(tmp_path, monkeypatch, name):
 def test_a_test_likelihood_that_is_not_finite_is_never_called_done(
     tmp_path, monkeypatch
 ):
-    original, calls = Likelihood.evaluate, []  # three epochs, the test images
+    # three epochs, the test images
+    original = Likelihood.evaluate
+    calls = []
 
     def evaluate(*args, **options):
         calls.append(original(*args, **options))

@@ -105,9 +105,8 @@ def test_steps_may_be_small_and_spikes_rare_among_the_rows_looked_at():
     few = rng.normal(size=200)
     few[:3] = 0.0  # of three rows
     assert find_steps(few[:, np.newaxis])[0] == 0
-    large = (
-        1e15 + rng.integers(0, 100, (300, 1)) / 8
-    )  # ten times that is beyond 53 bits
+    # ten times that is beyond 53 bits
+    large = 1e15 + rng.integers(0, 100, (300, 1)) / 8
     assert find_steps(large)[0] == 0.125
 
 

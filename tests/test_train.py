@@ -45,7 +45,8 @@ from snfnp.training.runs.load import load_run
 from snfnp.training.session import resumed
 
 OPS = get_ops("numpy")
-SIDE, BATCH = 4, 10
+SIDE = 4
+BATCH = 10
 CHOICES = {
     "lr": 3e-3,
     "warmup_epochs": 0,
@@ -89,7 +90,8 @@ def test_which_images_and_which_epoch_the_figures_are_of(disagreeing):
     """The validation images choose the epoch; the final figure is of the test images there."""
     data, run, summary = disagreeing
     validation = [record["validation_nll_nats"] for record in run.read_metrics()]
-    best, steps = int(np.argmin(validation)), len(data.train) // BATCH
+    best = int(np.argmin(validation))
+    steps = len(data.train) // BATCH
     assert 0 < best < 8 == len(validation) - 1
     assert (summary["best_epoch"], summary["validation_nll_nats"]) == (
         best + 1,
@@ -130,7 +132,8 @@ def test_the_last_epoch_is_always_evaluated(tmp_path, epochs, every, expected):
 def orders(folder, monkeypatch, epochs=3, **changes):
     """Per epoch, the numbers of the training images in the order in which steps saw them."""
     numbered = np.arange(45).reshape(-1, 1, 1, 1) * np.ones((1, SIDE, SIDE, 1))
-    seen, original = [], Trainer.training_step
+    seen = []
+    original = Trainer.training_step
 
     def noting(trainer, batches):
         images = OPS.to_host(batch_of(batches, trainer.step))
@@ -166,7 +169,8 @@ def test_without_a_shuffle_the_order_stays(tmp_path, monkeypatch):
 def encodings(request, tmp_path_factory):
     """Every x that a run of some seed made of images, in training and in evaluations: all pixels
     are alike, so that the noise alone tells them apart."""
-    made, original = [], Preprocess.forward
+    made = []
+    original = Preprocess.forward
 
     def noting(preprocess, ops, images, key, dtype):
         x, ldj = original(preprocess, ops, images, key, dtype)
@@ -187,9 +191,8 @@ def encodings(request, tmp_path_factory):
         training  # biases and the like may start from the first step's batch
     )
     np.testing.assert_array_equal(first, training[0])
-    assert (
-        len(training) == 8 and len(evaluation) == 3
-    )  # two epochs, and the test images
+    # two epochs, and the test images
+    assert len(training) == 8 and len(evaluation) == 3
     return training, evaluation
 
 
@@ -208,9 +211,11 @@ def test_every_step_has_noise_of_its_own_and_every_evaluation_the_same(encodings
 
 def test_every_step_has_smoothing_noise_of_its_own_of_the_deviation_asked_for():
     """Correlations and deviations of n numbers are estimated to 1/√n and 1/√(2n)."""
-    deviation, drawn = 0.5, []
+    deviation = 0.5
+    drawn = []
     plain, noisy = (make_trainer(OPS, noise=noise) for noise in (0.0, deviation))
-    images, (part, _) = images_of(plain, 0, 300), plain.slice_of(300)
+    images = images_of(plain, 0, 300)
+    (part, _) = plain.slice_of(300)
     for step in (0, 1):
         x, smoothed = (each.encode(images, step, part)[0] for each in (plain, noisy))
         drawn.append((smoothed - x).ravel())
@@ -435,7 +440,9 @@ def test_nothing_is_saved_that_loading_refuses(tmp_path, monkeypatch):
 def test_a_spacing_that_a_clock_chose_is_kept(tmp_path, monkeypatch, step):
     """As on a GPU, whose default is none: a run that is stopped before or after its choice and goes
     on with another clock, and one that is repeated by its config.json, are evaluated alike."""
-    now, tick, said = itertools.count(), 0.25, []
+    now = itertools.count()
+    tick = 0.25
+    said = []
 
     def clock():  # a step is between two readings
         return tick * next(now)
@@ -483,7 +490,8 @@ def test_an_evaluation_is_timed(monkeypatch):
     determinants and the monitors."""
     trainer = make_trainer(OPS, "fc")
     evaluator = Evaluator(trainer, SimpleNamespace(whole=None), trainer.config)
-    images, seen = np.zeros((2500, 8, 8, 1), np.uint8), []
+    images = np.zeros((2500, 8, 8, 1), np.uint8)
+    seen = []
     now = itertools.count(7)  # a clock starts anywhere
     evaluate = Likelihood.evaluate
 

@@ -306,10 +306,8 @@ def test_opening_a_header_or_an_estimators_file_runs_no_code(run, strange, tmp_p
     saved.record["config"]["model"] = "strange:build"
     save_checkpoint(run / "best.safetensors", saved)
     assert snfnp.load_run(run).config.model == "fc"
-    path, quick = (
-        tmp_path / "density",
-        {"layers": 1, "members": 1, "epochs": 1, "noise": 0.0},
-    )
+    path = tmp_path / "density"
+    quick = {"layers": 1, "members": 1, "epochs": 1, "noise": 0.0}
     snfnp.FlowDensity(**quick, activation="smooth-leaky-relu", random_state=0).fit(
         ROWS
     ).save(path)
@@ -329,7 +327,8 @@ def fitted(path, flow):
 def test_code_that_changed_is_noticed_when_its_run_is_opened(
     registered, tmp_path, strange, monkeypatch
 ):
-    module, path = importlib.import_module("strange"), tmp_path / "run"
+    module = importlib.import_module("strange")
+    path = tmp_path / "run"
     if registered:
         monkeypatch.setitem(snfnp.PRESETS, "changing", None)
         del snfnp.PRESETS["changing"]
@@ -384,7 +383,8 @@ def test_a_default_of_this_package_that_changed_is_noticed(run):
     del first[
         "init_kind"
     ]  # trained with another value than its default, which is "paper"
-    first["gain"], first["map"]["class"] = 0.01, "snfnp.maps.conv:Dense"
+    first["gain"] = 0.01
+    first["map"]["class"] = "snfnp.maps.conv:Dense"
     forge(run, record)
     with one_line(
         UsageError, "(layers.dense1.map.class was snfnp.maps.conv:Dense, is snfnp.maps"
@@ -402,7 +402,8 @@ OLDER = """{"shape": [2], "image_shape": null,
 
 
 def test_an_older_description_is_compared_as_well(tmp_path, strange):
-    module, path = importlib.import_module("strange"), tmp_path / "run"
+    module = importlib.import_module("strange")
+    path = tmp_path / "run"
     expected = fitted(path, module.build).likelihood.log_prob(DATA.test)
     record = json.loads((path / "config.json").read_text())
     moments = sum(record["data"]["moments"], [])
@@ -436,7 +437,8 @@ def test_a_record_speaks_of_rows_has_each_thing_once_and_opens_as_earlier_versio
     run,
 ):
     record = json.loads((run / "config.json").read_text())
-    config, data = record["config"], record["data"]
+    config = record["config"]
+    data = record["data"]
     expected = snfnp.load_run(run).likelihood.log_prob(ROWS)
     assert (
         "rows" in data
@@ -488,7 +490,8 @@ def test_a_glow_of_an_earlier_version_opens(tmp_path):
     )
     record = json.loads((tmp_path / "config.json").read_text())
     layers = dict(record["model"]["flow"]["layers"])
-    coupling, split = layers["split1"], layers.pop("latent1")
+    coupling = layers["split1"]
+    split = layers.pop("latent1")
     assert split == {"class": "snfnp.layers.glow:Split"}
     layers["split1"] = {"class": "snfnp.layers.glow:SplitPrior", "coupling": coupling}
     record["model"]["flow"]["layers"] = list(layers.items())
@@ -551,11 +554,13 @@ def places(value, path=()):
 
 def forged(record, rng):
     """A copy with one or two odd values, and what they are."""
-    record, said = copy.deepcopy(record), []
+    record = copy.deepcopy(record)
+    said = []
     for _ in range(rng.integers(1, 3)):
         known = list(places(record))
         *path, name = known[rng.integers(len(known))]
-        inside, odd = record, copy.deepcopy(ODD[rng.integers(len(ODD))])
+        inside = record
+        odd = copy.deepcopy(ODD[rng.integers(len(ODD))])
         for step in path:
             inside = inside[step]
         if odd == GONE:
@@ -587,7 +592,8 @@ def used(path, data):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_forged_config_opens_and_goes_on_or_is_one_line(seed, runs, tmp_path):
-    rng, opened = np.random.default_rng(seed), 0
+    rng = np.random.default_rng(seed)
+    opened = 0
     for path, data in runs.items():
         run = shutil.copytree(path, tmp_path / path.name)
         record = json.loads((run / "config.json").read_text())
@@ -621,7 +627,8 @@ def test_a_forged_header_opens_or_is_one_line(seed, runs, tmp_path):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_a_forged_estimator_loads_or_is_one_line(seed, tmp_path):
-    rng, path = np.random.default_rng(300 + seed), tmp_path / "density"
+    rng = np.random.default_rng(300 + seed)
+    path = tmp_path / "density"
     density = snfnp.FlowDensity(
         1, activation="smooth-leaky-relu", epochs=1, random_state=0
     )
@@ -642,7 +649,8 @@ def test_a_forged_estimator_loads_or_is_one_line(seed, tmp_path):
 def test_records_and_names_of_files_are_shown_and_not_sent_to_a_terminal(
     runs, tmp_path, capsys
 ):
-    path, name = next(iter(runs)), "a\x1b[31m\nb"
+    path = next(iter(runs))
+    name = "a\x1b[31m\nb"
     record = json.loads((path / "config.json").read_text())
     record["data"]["source"] = record["config"]["data"] = "x\x1b]0;title\x07\n"
     run = shutil.copytree(path, tmp_path / name)

@@ -71,7 +71,8 @@ def put(folder: Path, members: dict[str, bytes]) -> Path:
 
 # Small data sets: MNIST and Fashion-MNIST of 5 + 2 and 3 images, CIFAR-10 in batches of 4,
 # ImageNet32 of 18 + 5 and 7.
-TRAIN, TEST = random_images(7, seed=1), random_images(3, seed=2)
+TRAIN = random_images(7, seed=1)
+TEST = random_images(3, seed=2)
 FASHION = {TRAIN_GZ: random_images(7, seed=3), TEST_GZ: random_images(3, seed=4)}
 CIFAR = [
     colour_images(4, seed) for seed in range(6)
@@ -149,7 +150,8 @@ def use_small_sets(
 ) -> None:
     """Replace the published data sets by the small ones, to be had at these addresses."""
     for published in (sets.MNIST, sets.FASHION_MNIST, sets.CIFAR, sets.IMAGENET32):
-        name, counts = published.name, tuple(map(len, SPLITS[published.name]))
+        name = published.name
+        counts = tuple(map(len, SPLITS[published.name]))
         md5 = {
             file: hashlib.md5(content).hexdigest()
             for file, content in FILES[name].items()

@@ -7,7 +7,8 @@ from functools import cache
 from pathlib import Path
 
 DERIVATIONS = Path(__file__).parents[2] / "derivations"
-LAYERS, RULES = "17-write-your-own-layer.md", "18-write-your-own-rule.md"
+LAYERS = "17-write-your-own-layer.md"
+RULES = "18-write-your-own-rule.md"
 
 
 @cache

@@ -11,7 +11,8 @@ class _Meeting:
     """A place to which the threads of all ranks bring a value and take everybody's away."""
 
     def __init__(self, size):
-        self.values, self.barrier = [None] * size, threading.Barrier(size)
+        self.values = [None] * size
+        self.barrier = threading.Barrier(size)
 
     def exchange(self, rank, value):
         self.values[rank] = value
@@ -25,7 +26,9 @@ class ThreadRank(Communicator):
     """One of several ranks."""
 
     def __init__(self, meeting, rank):
-        self.rank, self.size, self._meeting = rank, len(meeting.values), meeting
+        self.rank = rank
+        self.size = len(meeting.values)
+        self._meeting = meeting
 
     def all_reduce(self, *arrays):
         for array in arrays:
@@ -38,7 +41,9 @@ class ThreadRank(Communicator):
 
 def on_ranks(size, function):
     """function(world) on every rank at once: their results. The first error is raised here."""
-    meeting, results, errors = _Meeting(size), [None] * size, []
+    meeting = _Meeting(size)
+    results = [None] * size
+    errors = []
 
     def run(rank):
         try:

@@ -25,7 +25,8 @@ def mnist(name, folder=None, count=200):
     """The middle of a few images of the sample, as if they were all of MNIST; no other data."""
     if name != "mnist":
         raise UsageError(f"there is no {name}")
-    sample, middle = load_dataset("mnist-sample"), slice(14 - SIDE // 2, 14 + SIDE // 2)
+    sample = load_dataset("mnist-sample")
+    middle = slice(14 - SIDE // 2, 14 + SIDE // 2)
     splits = zip(("train", "validation", "test"), (count, 100, 100), strict=True)
     cropped = {
         split: np.ascontiguousarray(getattr(sample, split)[:number, middle, middle])

@@ -56,7 +56,8 @@ def state(path, name="last", flow=None):
 
 
 def assert_same_run(first, second, flow=None):
-    a, b = state(first, flow=flow), state(second, flow=flow)
+    a = state(first, flow=flow)
+    b = state(second, flow=flow)
     assert a.step == b.step
     np.testing.assert_equal(arrays(a), arrays(b))
     records = [without_time(RunFolder(path).read_metrics()) for path in (first, second)]
@@ -89,7 +90,8 @@ def around(monkeypatch, owner, name, before=kill, after=None):
 @pytest.fixture
 def advance(monkeypatch):
     """A function that puts the clock of the training time forward, by some seconds."""
-    ahead, clock = [], time.perf_counter
+    ahead = []
+    clock = time.perf_counter
     monkeypatch.setattr(time, "perf_counter", lambda: clock() + sum(ahead))
     return ahead.append
 

@@ -13,7 +13,8 @@ from snfnp.training import session
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.folder import RunFolder
 
-SIDE, BATCH = 8, 6
+SIDE = 8
+BATCH = 6
 SMALL_GLOW = {"levels": 2, "depth": 1, "width": 8}
 # A model of a user's own, which cannot be pickled.
 OWN = Preset(
@@ -26,7 +27,9 @@ class Given:
     whole(step): those of all ranks, if they are others."""
 
     def __init__(self, images_of, whole=None):
-        self._images_of, self.whole, self._staged = images_of, whole or images_of, None
+        self._images_of = images_of
+        self.whole = whole or images_of
+        self._staged = None
 
     def stage(self, step):
         images = self._images_of(step)
@@ -121,7 +124,8 @@ def gradient_of(trainer, images, part=None):
 
 # ---------------------------------------------------------------- small runs: 5 steps per epoch
 
-EPOCHS, IMAGES = 3, 100
+EPOCHS = 3
+IMAGES = 100
 
 
 def small_dataset(images=IMAGES, side=5, seed=1):
