@@ -13,11 +13,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from support.messages import assert_one_line
+from support.messages import one_line
 from support.processes import python
 
 import snfnp
-from snfnp import ops
+from snfnp import ops, threads
 from snfnp.cli import COMMANDS, main, run_script, train
 from snfnp.data import Dataset
 from snfnp.errors import DivergedError, SnfnpError, UsageError, flag_of, within_memory
@@ -173,20 +173,136 @@ def test_without_a_command_all_are_listed(arguments, capsys):
         assert re.search(rf"^  {name} +{summary}$", out, re.M)
 
 
-TYPOS = {"train --epoch 2": "--epochs", "train x --batchsize=2": "--batch-size"}
-TYPOS |= {"train --model con": "conv", "evaluate r --split valid": "validation"}
-TYPOS |= {"check --layer splines": "spline", "trian": "train"}
-TYPOS |= dict.fromkeys(("train --qqq", "train --model qqq", "qqq"))
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with data, runs of rows and of images, and what is neither."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("place")
+    for name in ("folder.png", "empty", "new"):
+        (folder / name).mkdir()
+    (folder / "broken.py").write_text("1 / 0")
+    for name in ("rows", "others"):
+        np.save(folder / f"{name}.npy", rng.normal(size=(200, 3)))
+    np.save(folder / "grey.npy", rng.integers(0, 256, (60, 4, 6)).astype(np.uint8))
+    np.save(folder / "two.npy", np.ones((4, 2)))
+    np.save(folder / "nan.npy", [[0.0, 1.0, 2.0], [3.0, np.nan, 4.0]])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        patched.setattr(train, "_draw", lambda *_: None)
+        for name in ("rows", "others", "grey"):
+            train.main([f"{name}.npy", *QUICK, "--out", name])
+    shutil.copy(folder / "rows" / "config.json", folder / "new")
+    return folder
 
 
-@pytest.mark.parametrize("typed", TYPOS)
-def test_a_typo_gets_a_suggestion(typed):
-    with pytest.raises(UsageError) as caught:
-        main(typed.split())
-    assert_one_line(
-        caught.value, f"(did you mean {TYPOS[typed]}?)" if TYPOS[typed] else typed[-3:]
-    )
-    assert TYPOS[typed] or "did you mean" not in str(caught.value)
+QUICK = [
+    "--backend",
+    "numpy",
+    "--batch-size",
+    "20",
+    "--epochs",
+    "1",
+    "--warmup-epochs",
+    "0.5",
+]
+SEED = "it must be from 0 to 9,223,372,036,854,775,807"
+TRAINED = (
+    "rows was trained on [160, 20, 20] rows (train, validation, test) of shape (3,)"
+)
+CUT = "would be left to train on: give more, or smaller fractions"
+# {what is typed: what is said of it}
+WRONG = {
+    "qqq": "no command is called qqq: choose from train, evaluate, sample, angle,",
+    "trian": "no command is called trian (did you mean train?): choose from train,",
+    "train --qqq": "unrecognized arguments: --qqq: see python -m snfnp train --help",
+    "train --epoch 2": "unrecognized arguments: --epoch (did you mean --epochs?): see",
+    "train x --batchsize=2": "--batchsize=2 (did you mean --batch-size?): see python",
+    "train --model qqq": "`model=qqq` is unknown: choose one of fc, vector, conv, ",
+    "train --model con": "`model=con` is unknown (did you mean conv?): choose one of",
+    "check --layer splines": "no layer, rule or map has 'splines' in its name (did you",
+    "check --dtype int": "argument --dtype: invalid choice: 'int' (choose from ",
+    "evaluate": "the following arguments are required: run: see python -m snfnp eval",
+    "evaluate rows --split valid": "'all') (did you mean validation?): see python -m",
+    "evaluate rows --split all": "`split=all` is for other data: name them with `data`",
+    "evaluate rows --batch-size -2": "`batch_size` is -2: it must be at least 1",
+    "evaluate rows --scores a.txt": "`scores` is a.txt: its name must end in one of .c",
+    "evaluate rows --data mnist-sample": f"{TRAINED}, rows from ",
+    "evaluate rows --split all --data no.csv": "no.csv does not exist: check the path",
+    "evaluate rows --split all --data mons": "mons does not exist (did you mean moons",
+    "evaluate rows --split all --data grey.npy": "grey.npy: shape (60, 4, 6, 1) is ",
+    "evaluate rows --split all --data two.npy": "two.npy: shape (4, 2) is not (N, 3)",
+    "evaluate rows --split all --data nan.npy": "nan.npy (train): nan in row 1, colu",
+    "evaluate rows --data moons --drop-incomplete": "is for tables, and moons is none",
+    "evaluate rows --model broken:x": "cannot be imported (ZeroDivisionError",
+    "evaluate rows --model missing:x": "cannot be imported (ModuleNotFoundError",
+    "evaluate rows --model json:x": "cannot be imported (AttributeError",
+    "evaluate rows --model os:sep": "os:sep is of type str: let it be build(shape)",
+    "evaluate rows --model os:system": "system takes command: let it be build(shape)",
+    'evaluate rows --model {"class":"a:b"}': "flow",
+    f"evaluate rows --model {'[' * 50_000}": "flow",
+    "sample empty": "empty is no run folder (it has no config.json): check the path",
+    "sample rows --seed -1": f"`seed` is -1: {SEED}",
+    f"sample rows --seed {10**23}": f"`seed` is {10**23}: {SEED}",
+    "sample rows --seed 1e23": "argument --seed: invalid int value: '1e23': see python",
+    "sample rows --temperature inf": "`temperature` is inf: it must be at least 0 and",
+    "sample rows --temperature -1": "`temperature` is -1.0: it must be at least 0 and",
+    "sample rows --count 0": "`count` is 0: it must be at least 1",
+    f"sample rows --count -{'9' * 2000}": "`count` is -999999999…: it must be at least",
+    "sample rows --columns 0": "`columns` is 0: it must be at least 1",
+    "sample rows --columns 2": "`columns` is for pictures of images: leave it out",
+    "sample no --out no/a.png": "cannot write no/a.png (No such file or directory): ",
+    f"sample no --out {'x' * 300}.png": "x.png (File name too long): choose another ",
+    "sample no --out x.txt": "`out` is x.txt: its name must end in one of .png, .pdf, ",
+    "sample no --out folder.png": "`out` is folder.png, which is a folder: give the ",
+    "sample grey --count 100000000": "would be a picture of 69,999 x 49,999 pixels",
+    "sample grey --count 20000 --columns 1": "6 x 99,999 pixels: ask for fewer, for o",
+    "compare empty": "empty is no run folder (it has no config.json): check the path",
+    "compare new": "has no evaluation yet",
+    "compare rows grey": "grey was trained on other data than rows: their likelihoods ",
+    "compare rows others": "others was trained on other data than rows: their likeli",
+    "compare rows --plot a.txt": "`plot` is a.txt: its name must end in one of .png, ",
+    "train --data=": "`data` is : it must be a name or a path",
+    "train mnits": "'mnits' is neither a data set nor a path (did you mean mnist?): use",
+    "train rows.npy --data mnist": "rows.npy and `data=mnist`: give one of them",
+    "train rows.npy --data-dir x": "`data_dir=x` is for published data sets, and ",
+    "train rows.npy --test 1.5": "`test` is 1.5: give a fraction between 0 and 1, or",
+    "train rows.npy --test there.npy": "there.npy does not exist: check the path",
+    "train rows.npy --test moons": "moons does not exist: check the path",
+    "train rows.npy --test 0.995": CUT,
+    "train rows.npy --model conv": "`model=conv` needs images, found rows of 3 number",
+    "train rows.npy --augment": "`augment` needs images, found rows of 3 numbers: lea",
+    "train rows.npy --preprocess logit": "is not for rows of numbers: choose standard",
+    "train rows.npy --batch-size 500": "but there are only 160 training rows: choose ",
+    "train grey.npy --batch-size 101": "but there are only 48 training images: choose",
+    "train grey.npy --ties keep": "`ties` needs rows of numbers, found images: leave",
+    "train grey.npy --preprocess none": "`preprocess=none` is not for images: choose ",
+    "train grey.npy --test rows.npy": "shape (200, 3) beside (54, 4, 6, 1) of train",
+    "train grey.npy --model glow --levels 4": "a squeeze needs an even height and ",
+    "train grey.npy --lr-schedule cosine --epochs 3": "(10), and `epochs` is 3: give ",
+    "train --data mnist-sample --test 0.1": "`test` only has an effect with `data=P",
+    "train rows.npy --epochs 0": "`epochs` is 0: it must be at least 1",
+    f"train --threads {10**4}": f"there are {len(threads.cores())} cores here: choose ",
+    "train --resume later": "argument --resume: invalid choice: 'later' (choose from ",
+    "train --resume": "`resume` and `rollback` need `out`: name the run's folder",
+    "train --resume auto": "`resume` and `rollback` need `out`: name the run's folder",
+    "train --rollback": "`resume` and `rollback` need `out`: name the run's folder",
+    "train --rollback --resume auto --out rows": "would go back each time: choose one",
+    "train rows.npy --resume auto --out two.npy/a": "cannot make two.npy/a (Not a dir",
+    f"train rows.npy --resume auto --out {'a' * 256}": "(File name too long): choose",
+    f"train rows.npy --resume auto --out {'a' * 5000}": "cannot make aaaa",
+}
+
+
+@pytest.mark.parametrize("line", WRONG, ids=lambda line: line[:60])
+def test_what_cannot_be_done_is_one_line_and_leaves_nothing(
+    line, place, monkeypatch, capsys
+):
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("SNFNP_OFFLINE", "1")
+    before = sorted(place.rglob("*"))
+    with one_line(UsageError, WRONG[line]):
+        main(line.split())
+    assert capsys.readouterr().out == "" and sorted(place.rglob("*")) == before
 
 
 def test_help_has_the_everyday_options_and_help_all_has_all(capsys, monkeypatch):

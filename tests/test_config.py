@@ -344,153 +344,66 @@ def test_messages_of_the_library_name_no_flags():
 GECO = {"lambda_control": "geco"}
 NOISY = {"objective": "variational"}
 RELATIVE = {"gradient": "relative"}
-# Settings, and parts of the message: " … " stands between them.
-REFUSED = [
-    ({"lam": -1.0}, "`lam` is -1.0: it must be 0 or more"),
-    ({"lr": 0.0}, "`lr` is 0.0: it must be positive"),
-    ({"data": ""}, "`data` is : it must be a name or a path"),
-    ({"model": "cnn"}, "`model=cnn` is unknown: choose one of fc, "),
-    (
-        {"batch_size": 101},
-        "`batch_size` is 101, but there are only 100 training images",
-    ),
-    ({"batch_size": 0}, "`batch_size` is 0"),
-    ({"seed": -1}, "`seed` is -1"),
-    (
-        {"model": "glow", "depth": 10**9},
-        "`depth` is 1000000000: it must be from 1 to 1000",
-    ),
-    (
-        {"model": "glow", "levels": 10**9},
-        "`levels` is 1000000000: it must be from 1 to 1000",
-    ),
-    ({"gradient": "exact", "lam": 2.0}, "`lam` only has an effect with"),
-    (
-        {"gradient": "exact", "objective": "forward"},
-        "`objective` only has an effect with",
-    ),
-    ({"inverse_kernel": 7}, "`inverse_kernel` only has an effect with `model=conv`"),
-    ({"model": "conv", "inverse_kernel": 4}, "`inverse_kernel` is 4: it must be odd"),
-    (
-        {"model": "conv", "gradient": "exact", "inverse_kernel": 5},
-        "`gradient=self-normalizing`",
-    ),
-    (
-        {"model": "conv", "init": "authors"},
-        "`init=authors` only has an effect with `model=fc` or",
-    ),
-    ({"model": "glow", "init": "authors"}, "elsewhere it is the same as paper"),
-    (
-        {"graph": False},
-        "`graph=False` only has an effect with `backend=cupy`: leave it out",
-    ),
-    ({"tf32": True}, "`tf32` only has an effect with `backend=cupy`: leave it out"),
-    (
-        {"backend": "cupy", "tf32": True, "dtype": "float64"},
-        "effect with `dtype=float32`",
-    ),
-    ({"gradient": "exact", "track_angle": 2}, "`track_angle` only has an effect with"),
-    ({"track_angle": 0}, "`track_angle` is 0: it must be at least 1"),
-    (
-        {"model": "glow", "bias_init": "data"},
-        "`bias_init` only has an effect with `model=fc or c",
-    ),
-    ({"width": 3}, "`width` only has an effect with `model=glow"),
-    ({"model": "glow", "kernel": 4}, "`kernel` is 4: it must be odd"),
-    ({"model": "conv", "gradient": "relative"}, "`model=conv` cannot be trained with"),
-    (
-        {"shuffle": False, "graph": False, "jvp_probes": 2},
-        "with a positive `jvp_weight`: leave",
-    ),
-    ({"gradient": "exact", **GECO}, "`gradient=self-normalizing`: leave it out"),
-    ({"gradient": "relative", **GECO}, "`gradient=self-normalizing`"),
-    (
-        {"tolerance": 0.1},
-        "`tolerance` only has an effect … `lambda_control=geco`: leave",
-    ),
-    ({"lambda_smoothing": 0.5}, "with `lambda_control=geco`: leave"),
-    ({**GECO, "tolerance": -1.0}, "`tolerance` is -1.0: it must be 0 or more"),
-    ({**GECO, "lambda_rate": 0.0}, "`lambda_rate` is 0.0: it must be positive"),
-    ({**GECO, "lambda_smoothing": 1.0}, "it must be at least 0 and less than 1"),
-    ({**GECO, "constraint": "absolute"}, "absolute` needs `tolerance`"),
-    ({**GECO, "lam": 0.0}, "`lam` is 0, where geco starts: it must be positive"),
-    ({**GECO, "lam": 1e5}, "`lam` is 100000, where geco starts: … 10000 at most"),
-    (
-        {"lr_schedule": "cosine", "epochs": 3},
-        "(10), and `epochs` is 3: give more epochs, or",
-    ),
-    (
-        {"final_lr_fraction": 0.1},
-        "`final_lr_fraction` only has an effect with `lr_schedule=",
-    ),
-    (
-        {"coordinates": "white", **RELATIVE},
-        "`coordinates` only has an effect with a `gradient`",
-    ),
-    (
-        {"recipe": "white", **RELATIVE},
-        "`recipe` only has an effect with a `gradient` other",
-    ),
-    (
-        {"model": "vector", "coordinates": "white"},
-        "`coordinates` only has … `model=fc, conv",
-    ),
-    (
-        {"model": "vector", "gradient": "exact", "recipe": "white"},
-        "`recipe` only has an effect with … or `gradient=self-normalizing`",
-    ),
-    (
-        {"model": "vector", "activation": "smooth-leaky-relu", "bins": 3},
-        "`bins` only has an effect with `activation=spline`",
-    ),
-    (
-        {**NOISY, "lam": 0.0},
-        "`lam` is 0: `objective=variational` has noise of variance",
-    ),
-    ({**NOISY, "noise_vectors": 0}, "`noise_vectors` is 0: it must be at least 1"),
-    (
-        {**NOISY, "lambda_control": "geco"},
-        "`lambda_control` only has an effect with `objective=mixt",
-    ),
-    (
-        {**NOISY, "gradient": "exact"},
-        "`objective` only has an effect with `gradient=self-norm",
-    ),
-    (
-        {"objective": "mixture", "noise_vectors": 4},
-        "`noise_vectors` only has an effect with",
-    ),
-    ({"jvp_weight": -1.0}, "`jvp_weight` is -1.0: it must be 0 or more"),
-    ({"jvp_weight": 0.2, "jvp_probes": 0}, "`jvp_probes` is 0: it must be at least 1"),
-    ({"jvp_probes": 2}, "`jvp_probes` only has an effect with a positive `jvp_weight`"),
-    (
-        {"jvp_weight": 0.2, "gradient": "exact"},
-        "only has an effect with `gradient=self-norm",
-    ),
-    (
-        {"jvp_weight": 0.2, "objective": "variational"},
-        "`jvp_weight` … mixture or forward",
-    ),
-    ({"model": "fc", "recompute": True}, "`recompute` only has an effect with"),
-]
+# {options: parts of the message: " … " stands between them}
+REFUSED = {
+    "--lambda -1.0": "`lam` is -1.0: it must be 0 or more",
+    "--lr 0.0": "`lr` is 0.0: it must be positive",
+    "--model cnn": "`model=cnn` is unknown: choose one of fc, ",
+    "--batch-size 0": "`batch_size` is 0",
+    "--seed -1": "`seed` is -1",
+    "--model glow --depth 1000000000": "`depth` is 1000000000: it must be from 1 to 1000",
+    "--model glow --levels 1000000000": "`levels` is 1000000000: it must be from 1 to 1000",
+    "--gradient exact --lambda 2.0": "`lam` only has an effect with",
+    "--gradient exact --objective forward": "`objective` only has an effect with",
+    "--inverse-kernel 7": "`inverse_kernel` only has an effect with `model=conv`",
+    "--model conv --inverse-kernel 4": "`inverse_kernel` is 4: it must be odd",
+    "--model conv --gradient exact --inverse-kernel 5": "`gradient=self-normalizing`",
+    "--model conv --init authors": "`init=authors` only has an effect with `model=fc` or",
+    "--model glow --init authors": "elsewhere it is the same as paper",
+    "--no-graph": "`graph=False` only has an effect with `backend=cupy`: leave it out",
+    "--tf32": "`tf32` only has an effect with `backend=cupy`: leave it out",
+    "--backend cupy --tf32 --dtype float64": "effect with `dtype=float32`",
+    "--gradient exact --track-angle 2": "`track_angle` only has an effect with",
+    "--track-angle 0": "`track_angle` is 0: it must be at least 1",
+    "--model glow --bias-init data": "`bias_init` only has an effect with `model=fc or c",
+    "--width 3": "`width` only has an effect with `model=glow",
+    "--model glow --kernel 4": "`kernel` is 4: it must be odd",
+    "--model conv --gradient relative": "`model=conv` cannot be trained with",
+    "--no-shuffle --no-graph --jvp-probes 2": "with a positive `jvp_weight`: leave",
+    "--gradient exact --lambda-control geco": "`gradient=self-normalizing`: leave it out",
+    "--gradient relative --lambda-control geco": "`gradient=self-normalizing`",
+    "--tolerance 0.1": "`tolerance` only has an effect … `lambda_control=geco`: leave",
+    "--lambda-smoothing 0.5": "with `lambda_control=geco`: leave",
+    "--lambda-control geco --tolerance -1.0": "`tolerance` is -1.0: it must be 0 or more",
+    "--lambda-control geco --lambda-rate 0.0": "`lambda_rate` is 0.0: it must be positive",
+    "--lambda-control geco --lambda-smoothing 1.0": "it must be at least 0 and less than 1",
+    "--lambda-control geco --constraint absolute": "absolute` needs `tolerance`",
+    "--lambda-control geco --lambda 0.0": "`lam` is 0, where geco starts: it must be positive",
+    "--lambda-control geco --lambda 100000.0": "`lam` is 100000, where geco … 10000 at most",
+    "--model fc --final-lr-fraction 0.1": "only has an effect with `lr_schedule=cos",
+    "--coordinates white --gradient relative": "`coordinates` only has an effect with a `gradient`",
+    "--recipe white --gradient relative": "`recipe` only has an effect with a `gradient` other",
+    "--model vector --coordinates white": "`coordinates` only has … `model=fc, conv",
+    "--model vector --gradient exact --recipe white": "`recipe` only … or `gradient=self-norm",
+    "--model vector --activation smooth-leaky-relu --bins 3": "`bins` only … `activation=spline`",
+    "--objective variational --lambda 0.0": "`lam` is 0: `objective=variational` has noise",
+    "--objective variational --noise-vectors 0": "`noise_vectors` is 0: it must be at least 1",
+    "--objective variational --lambda-control geco": "`lambda_control` only … `objective=mixt",
+    "--objective variational --gradient exact": "`objective` only … `gradient=self-norm",
+    "--objective mixture --noise-vectors 4": "`noise_vectors` only has an effect with",
+    "--jvp-weight -1.0": "`jvp_weight` is -1.0: it must be 0 or more",
+    "--jvp-weight 0.2 --jvp-probes 0": "`jvp_probes` is 0: it must be at least 1",
+    "--jvp-probes 2": "`jvp_probes` only has an effect with a positive `jvp_weight`",
+    "--jvp-weight 0.2 --gradient exact": "only has an effect with `gradient=self-norm",
+    "--jvp-weight 0.2 --objective variational": "`jvp_weight` … mixture or forward",
+    "--model fc --recompute": "`recompute` only has an effect with",
+}
 
 
-@pytest.mark.parametrize("changes, message", REFUSED, ids=str)
-def test_settings_without_effect_are_refused_in_one_line(changes, message):
-    with one_line(UsageError, *message.split(" … ")):
-        TrainConfig(**changes).resolve(100)
-
-
-@pytest.mark.parametrize("changes, message", REFUSED, ids=str)
-def test_they_are_refused_before_data_are_read(tmp_path, changes, message):
-    """But for what depends on them."""
-    if changes.keys() & {"batch_size", "epochs", "data"}:
-        return
-    missing = {"model": "fc"} | changes | {"data": str(tmp_path / "no.npy")}
-    with one_line(UsageError, *message.split(" … ")), started(TrainConfig(**missing)):
-        pass
-    with one_line(UsageError, *message.split(" … ")):
-        snfnp.fit(np.array("no data"), **{"model": "fc"} | changes)
+@pytest.mark.parametrize("options", REFUSED)
+def test_options_without_effect_are_refused_before_data_are_read(options):
+    with one_line(UsageError, *REFUSED[options].split(" … ")):
+        command.main(["no/such.npy", *options.split()])
 
 
 def test_without_a_model_an_option_of_either_kind_of_data_waits_for_them(tmp_path):

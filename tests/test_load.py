@@ -293,25 +293,6 @@ def test_a_picture_is_drawn(runs, tmp_path, capsys, names):
     assert str(tmp_path / "runs.svg") in capsys.readouterr().out
 
 
-def test_one_line_says_what_is_wrong(runs, tmp_path):
-    run_training(tmp_path / "other", small_dataset(images=72), epochs=1)
-    run_training(tmp_path / "unlike", small_dataset(seed=2), epochs=1)
-    (tmp_path / "new").mkdir()
-    shutil.copy(runs / "a" / "config.json", tmp_path / "new")
-    for arguments, message in (
-        ([runs / "a", tmp_path / "other"], "was trained on other data than"),
-        (
-            [runs / "a", tmp_path / "unlike"],
-            "was trained on other data than",
-        ),  # of the same name
-        ([tmp_path], "is no run folder"),
-        ([tmp_path / "new"], "has no evaluation yet"),
-        ([runs / "a", "--plot", tmp_path / "a.txt"], "`plot` is"),
-    ):
-        with pytest.raises(UsageError, match=message):
-            compare.main([str(argument) for argument in arguments])
-
-
 def evaluation(**changes):
     known = {"epoch": 9, "step": 45, "seconds": 1.0, "validation_nll_nats": 1.0}
     return json.dumps({**known, "reconstruction": 0.1, **changes}) + "\n"

@@ -134,67 +134,6 @@ def test_a_strict_numpy_changes_no_run(state):
     np.testing.assert_array_equal(strict, usual)
 
 
-@pytest.mark.parametrize(
-    "options, problem",
-    [
-        (
-            ["mnits"],
-            "'mnits' is neither a data set nor a path (did you mean mnist?): use one of",
-        ),
-        (["{rows}", "--data", "mnist"], "rows.npy and `data=mnist`: give one of them"),
-        (
-            ["{rows}", "--data-dir", "x"],
-            "`data_dir=x` is for published data sets, and ",
-        ),
-        (
-            ["{rows}", "--test", "1.5"],
-            "`test` is 1.5: give a fraction between 0 and 1, or a path",
-        ),
-        (["{rows}", "--test", "there.npy"], "there.npy does not exist: check the path"),
-        (["{rows}", "--test", "moons"], "moons does not exist: check the path"),
-        (["{rows}", "--test", "0.995"], "would be left to train on"),
-        (
-            ["{rows}", "--model", "conv"],
-            "`model=conv` needs images, found rows of 2 numbers: ch",
-        ),
-        (
-            ["{rows}", "--augment"],
-            "`augment` needs images, found rows of 2 numbers: leave it out",
-        ),
-        (
-            ["{rows}", "--preprocess", "logit"],
-            "`preprocess=logit` is not for rows of numbers: cho",
-        ),
-        (
-            ["{grey}", "--ties", "keep"],
-            "`ties` needs rows of numbers, found images: leave it out",
-        ),
-        (
-            ["{grey}", "--preprocess", "none"],
-            "`preprocess=none` is not for images: choose logit",
-        ),
-        (["{grey}", "--test", "{rows}"], "shape (200, 2) beside ("),
-        (
-            ["{rows}", "--batch-size", "500"],
-            "there are only 160 training rows: choose a smaller",
-        ),
-        (
-            ["--data", "mnist-sample", "--test", "0.1"],
-            "`test` only has an effect with `data=PATH`",
-        ),
-    ],
-)
-def test_options_that_do_not_fit_are_one_line(options, problem, tmp_path):
-    paths = {
-        "rows": write(tmp_path, "rows.npy", ROWS),
-        "grey": write(tmp_path, "g.npy", GREY),
-    }
-    argv = [option.format(**paths) for option in options]
-    with one_line(UsageError, problem):
-        train.main([*SHORT, "--out", str(tmp_path / "run"), *argv])
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize("way", ["scale", "standardise", "none"])
 def test_a_way_back_a_jacobian_and_its_terms(way, ops):
     images = way == "scale"

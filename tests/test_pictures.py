@@ -67,59 +67,6 @@ def test_a_picture_has_the_format_of_its_name(finished, tmp_path, suffix, capsys
     assert capsys.readouterr().out == f"{out}\n"
 
 
-def refuse(*arguments):
-    raise AssertionError("there was work before the path was looked at")
-
-
-@pytest.mark.parametrize(
-    "out, message",
-    [
-        (
-            "no/such/a.png",
-            "cannot write {} (No such file or directory): choose another `out`",
-        ),
-        (
-            f"{'x' * 300}.png",
-            "cannot write {} (File name too long): choose another `out`",
-        ),
-        (
-            "x.txt",
-            "`out` is {}: its name must end in one of .png, .pdf, .svg, .jpg, .jpeg, .tif, .tiff, "
-            ".webp, .npy, .csv",
-        ),
-        ("folder.png", "`out` is {}, which is a folder: give the name of a file"),
-    ],
-)
-def test_a_bad_path_is_refused_before_the_work(out, message, tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    (tmp_path / "folder.png").mkdir()
-    monkeypatch.setattr(sample, "open_run", refuse)
-    with pytest.raises(UsageError) as caught:
-        sample.main(["run", "--out", str(tmp_path / out)])
-    assert str(caught.value).startswith(message.format(tmp_path / out))
-
-
-TOO_LARGE = [
-    (
-        ["--count", "100000000"],
-        "100000000 images would be a picture of 59,999 x 59,999 pixels",
-    ),
-    (
-        ["--count", "20000", "--columns", "1"],
-        "5 x 119,999 pixels: ask for fewer, for other",
-    ),
-]
-
-
-@pytest.mark.parametrize("options, message", TOO_LARGE)
-def test_a_picture_that_nobody_could_see_is_refused(
-    finished, options, message, monkeypatch
-):
-    monkeypatch.setattr("snfnp.likelihood.Likelihood.sample", refuse)
-    with one_line(UsageError, message):
-        sample.main([str(finished), *options])
-
-
 FULL = """
 import resource, sys
 import numpy as np

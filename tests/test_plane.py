@@ -211,31 +211,3 @@ def test_a_warning_of_exact_samples_is_one_line(folder, tmp_path, monkeypatch, c
     assert capsys.readouterr().err == "exact samples have few digits\n"
     sample.main([*argv, "learned"])
     assert capsys.readouterr().err == ""
-
-
-SCORELESS = {
-    "penguin.csv": "penguin.csv does not exist: check the path",
-    "mons": "mons does not exist (did you mean moons?): check the path",
-    "mnist-sample": "mnist-sample: shape (1000, 28, 28, 1) is not (N, 2)",
-    "nan.npy": "nan.npy (train): nan in row 1, column 0",
-    "three.npy": "three.npy: shape (4, 3) is not (N, 2)",
-}
-
-
-@pytest.mark.parametrize("other", SCORELESS)
-def test_data_without_a_score_are_one_line(other, folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    np.save("nan.npy", [[0.0, 1.0], [np.nan, 2.0]])
-    np.save("three.npy", np.ones((4, 3)))
-    with one_line(UsageError, SCORELESS[other]):
-        evaluate.main([str(folder), "--data", other, "--split", "all"])
-    with one_line(UsageError, "`split=all` is for other data: name them with `data`"):
-        evaluate.main([str(folder), "--split", "all"])
-    with one_line(UsageError, "`scores` is a.txt: its name must end in one of .csv"):
-        evaluate.main([str(folder), "--scores", "a.txt"])
-    with one_line(
-        UsageError,
-        "give the original data, or other data",
-        "with `data` (dataset= in Python)",
-    ):
-        evaluate.main([str(folder), "--data", "mnist-sample"])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from support.messages import one_line
 from support.processes import python
-from support.runs import START, assert_same_run
+from support.runs import assert_same_run
 from support.trainers import at_step, run_training
 
 from snfnp import files
@@ -255,16 +255,6 @@ def test_a_lock_does_not_need_room_for_its_holders_name(tmp_path):
         pass
     first.__exit__(None, None, None)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("out", ["a" * 256, "a" * 5000, "file/run"])
-def test_auto_on_a_path_that_cannot_be_is_one_line(
-    snfnp_train, tmp_path, monkeypatch, out
-):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").touch()
-    with one_line(UsageError, match="cannot make"):
-        snfnp_train(*START, "--resume", "auto", "--out", out)
 
 
 def test_a_link_to_a_whole_run_folder_is_one(finished, copy, tmp_path):

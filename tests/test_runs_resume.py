@@ -18,7 +18,6 @@ from snfnp.errors import (
     CheckpointError,
     DivergedError,
     SnfnpError,
-    UsageError,
     in_flags,
 )
 from snfnp.flow import Flow
@@ -34,41 +33,12 @@ from snfnp.training.runs.load import load_run
 
 pytestmark = pytest.mark.slow
 
-NO_START = [
-    (("--epochs", 0), "`epochs` is 0"),
-    (("--model", "glow"), "."),  # 5×5 images cannot be squeezed
-    (("--resume", "later"), "invalid choice: 'later'"),
-    (("--rollback", "--resume", "auto"), "would go back each time"),
-]
 EVERY = [
     ("3", [0, 3, 5, 8, 10, 13, 15]),
     ("1000", [0, 5, 10, 15]),
     ("10m", [0, 5, 10, 15]),
 ]
 WRITES = ["save_checkpoint", "cut_metrics", "write_config", "remove_summary"]
-
-
-@pytest.mark.parametrize("options, message", NO_START)
-def test_a_start_that_is_refused_makes_no_folder(
-    snfnp_train, tmp_path, options, message
-):
-    with one_line(SnfnpError, match=message):
-        snfnp_train(
-            "--backend",
-            "numpy",
-            "--batch-size",
-            20,
-            *options,
-            "--out",
-            tmp_path / "run",
-        )
-    assert not list(tmp_path.iterdir())
-
-
-def test_what_resume_needs_is_said(snfnp_train):
-    for options in (("--resume", "auto"), ("--resume",), ("--rollback",)):
-        with pytest.raises(UsageError, match="`resume.* needs? `out`: name"):
-            snfnp_train(*options)
 
 
 @pytest.mark.parametrize("owner, method", [(Trainer, "begin"), (Checkpoint, "of")])

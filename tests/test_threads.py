@@ -16,7 +16,6 @@ from support.ranks import on_ranks
 import snfnp
 from snfnp import threads
 from snfnp.data import own_data
-from snfnp.errors import UsageError
 from snfnp.ops.host import ranks_on_shared_cores
 
 pytestmark = pytest.mark.slow
@@ -231,11 +230,3 @@ def test_a_run_gives_its_threads_back_and_goes_on_with_as_many(monkeypatch, tmp_
     counts.clear()
     snfnp.resume(tmp_path / "other", dataset=data, epochs=2, **keywords)
     assert set(counts) == {3} and pool.count == 4
-
-
-def test_more_threads_than_cores_are_refused(snfnp_train):
-    most = len(threads.cores())
-    with pytest.raises(
-        UsageError, match=f"there are {most} cores here: choose {most} or fewer"
-    ):
-        snfnp_train("--threads", most + 1)

@@ -264,29 +264,6 @@ def test_a_forged_config_of_any_size_is_one_line_in_seconds(case, run):
     assert time.process_time() - start < 15
 
 
-@pytest.mark.parametrize(
-    "model", ["[" * 50_000, '{"class":' * 50_000, '{"class": "a:b"}']
-)
-def test_a_model_that_is_typed_may_be_damaged(model, run):
-    with one_line(UsageError, "flow"):
-        evaluate.main([str(run), "--model", model])
-
-
-def test_code_that_cannot_be_imported_is_one_line(run, tmp_path, monkeypatch):
-    (tmp_path / "elsewhere_flows.py").write_text("1 / 0")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
-    for name, why in (
-        ("elsewhere_flows:build", "cannot be imported (ZeroDivisionError"),
-        ("missing_flows:build", "cannot be imported (ModuleNotFoundError"),
-        ("code:nothing", "cannot be imported (AttributeError"),
-        ("os:sep", "os:sep is of type str: let it be build(shape)"),
-        ("os:system", "system takes command: let it be build(shape)"),
-    ):
-        with one_line(UsageError, why):
-            evaluate.main([str(run), "--model", name])
-
-
 @pytest.mark.parametrize("model", HARMFUL, ids=lambda model: model[:40])
 def test_no_other_callable_is_called(model, run, monkeypatch):
     for name in ("os.system", "subprocess.Popen", "builtins.input"):

@@ -69,8 +69,8 @@ _NOT_RELATIVE = Need(
 )
 # without coordinates and a learned inverse nothing of it is left but what the preset has anyway
 _RECIPE = Need(
-    lambda c: c.preset.has_coordinates or c.rule.learns_inverse,
-    f"{_COORDINATES.words} or `gradient=self-normalizing`",
+    lambda c: c.preset.has_coordinates or LEARNS.holds(c),
+    f"{_COORDINATES.words} or {LEARNS.words}",
 )
 _LARGE_INVERSE = _preset_needs(lambda preset: preset.has_inverse_kernel)
 
@@ -130,7 +130,7 @@ _CLIP = _preset("clip_norm")
 
 def _clip(c: Any) -> float | None:
     """The preset's or the recipe's; none for an exact gradient that the paper does not clip."""
-    return _CLIP.fill(c) if c.preset.clip_exact or c.rule.learns_inverse else None
+    return _CLIP.fill(c) if c.preset.clip_exact or LEARNS.holds(c) else None
 
 
 def _lam(c: Any) -> float:
