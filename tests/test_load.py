@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -269,7 +270,8 @@ def metrics(run):
 def test_the_table_has_the_metrics_of_every_run_at_their_common_epochs(runs, capsys):
     compare.main([str(runs / name) for name in "abc"])
     rows = rows_of(capsys.readouterr().out)
-    assert [row["run"] for row in rows] == ["`--seed 0`", "`--seed 1`", "`--seed 2`"]
+    assert [row["run"] for row in rows] == ["`a`", "`b`", "`c`"]
+    assert [row["options"] for row in rows] == [f"`--seed {seed}`" for seed in range(3)]
     for row, name in zip(rows, "abc", strict=True):
         found = metrics(runs / name)
         assert [row["NLL at 1"], row["NLL at 2"]] == [f"{nll:.2f}" for nll in found[:2]]
@@ -279,8 +281,47 @@ def test_the_table_has_the_metrics_of_every_run_at_their_common_epochs(runs, cap
         assert row["test"] == f"{test:.2f}"
 
 
-def test_runs_that_differ_in_nothing_are_told_apart_by_their_folders(runs):
-    assert compare.labels(compare.open_runs([runs / "a"] * 2)) == [str(runs / "a")] * 2
+def test_runs_of_the_same_name_are_told_apart_by_their_paths(runs, capsys):
+    assert (
+        compare.names_of(compare.open_runs([runs / "a"] * 2)) == [str(runs / "a")] * 2
+    )
+    compare.main([str(runs / "a")])
+    assert "options" not in rows_of(capsys.readouterr().out)[0]  # none differs
+
+
+DIFFERENT = {
+    "a recipe, which implies others": (
+        [{}, {"recipe": "white"}],
+        ["--recipe paper", "--recipe white"],
+    ),
+    "one beside it": (
+        [{"lr": 0.01}, {"recipe": "white"}],
+        [
+            "--recipe paper --lr 0.01",
+            f"--recipe white --lr {TrainConfig(recipe='white').filled().lr:g}",
+        ],
+    ),
+    "models, each with its presets' options": (
+        [{"model": "conv"}, {"model": "glow-2l-4k"}],
+        ["--model conv", "--model glow-2l-4k"],
+    ),
+    "λ as it is by default, and another": (
+        [{}, {"lam": 10.0}],
+        ["--lambda 1", "--lambda 10"],
+    ),
+    "the length alone": ([{"epochs": 3}, {"epochs": 4}], ["", ""]),
+}
+
+
+@pytest.mark.parametrize("options, expected", DIFFERENT.values(), ids=DIFFERENT)
+def test_options_that_follow_from_others_are_not_listed(options, expected):
+    runs = [
+        compare.ComparedRun(
+            Path("a"), TrainConfig(**{"epochs": 30, **each}).filled(), [], {}, None
+        )
+        for each in options
+    ]
+    assert compare.differences(runs) == expected
 
 
 @pytest.mark.filterwarnings("error")

@@ -236,34 +236,42 @@ def test_a_row_has_a_gap_where_a_record_lacks_it_and_a_band_where_one_has_one():
         assert (drawn[0], drawn[2]) == ends and math.isnan(drawn[1])
 
 
-def test_the_picture_has_all_rows_and_whole_epochs(tmp_path, monkeypatch):
-    drawn = []
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved."""
+    figures = []
     monkeypatch.setattr(
-        plots.Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes)
+        plots.Figure, "savefig", lambda figure, *_, **__: figures.append(figure)
     )
-    save_curves(
-        tmp_path / "a.png", [RECORD, {**RECORD, "epoch": 2, "seconds": 3.0}], "title"
-    )
-    assert [axis.get_ylabel() for axis in drawn[::2]] == labels(RECORD)
-    assert [axis.get_xlabel() for axis in drawn[-2:]] == ["epoch", "training seconds"]
-    assert [list(axis.lines[0].get_xdata()) for axis in drawn[-2:]] == [
-        [1, 2],
-        [2.0, 3.0],
-    ]
-    epochs, seconds = (axis.get_xticks() for axis in drawn[-2:])
-    assert (epochs % 1 == 0).all() and not (seconds % 1 == 0).all()
+    return figures
 
 
-def test_the_row_of_rho_has_a_line_at_1_and_no_other_has_one(tmp_path, monkeypatch):
+def test_the_picture_has_all_rows_once_and_whole_epochs(tmp_path, drawn):
+    records = [RECORD, {**RECORD, "epoch": 2, "seconds": 3.0}]
+    save_curves(tmp_path / "a.png", records, "title")
+    axes = drawn[0].axes
+    assert [axis.get_ylabel() for axis in axes] == labels(RECORD)
+    assert axes[-1].get_xlabel() == "epoch (3.0 training seconds in all)"
+    assert [list(axis.lines[0].get_xdata()) for axis in axes] == [[1, 2]] * len(axes)
+    assert (axes[-1].get_xticks() % 1 == 0).all()
+
+
+@pytest.mark.parametrize("last, scale", [(0.5, "linear"), (0.01, "log")])
+def test_an_axis_is_logarithmic_where_values_differ_by_decades(
+    tmp_path, drawn, last, scale
+):
+    """Within one it has hardly a label."""
+    records = [{**RECORD, "reconstruction": value} for value in (1.0, last)]
+    save_curves(tmp_path / "a.png", records, "title")
+    assert [axis.get_yscale() for axis in drawn[0].axes] == ["linear", scale]
+
+
+def test_the_row_of_rho_has_a_line_at_1_and_no_other_has_one(tmp_path, drawn):
     """Beyond it R is no approximate inverse."""
-    drawn = []
-    monkeypatch.setattr(
-        plots.Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes)
-    )
     save_curves(
         tmp_path / "a.png", [RECORD | {"layers": {"dense1": {"rho": 0.5}}}], "title"
     )
-    for axis in drawn[::2]:
+    for axis in drawn[0].axes:
         level = [
             line.get_ydata() for line in axis.lines if line.get_linestyle() == "--"
         ]
@@ -272,12 +280,8 @@ def test_the_row_of_rho_has_a_line_at_1_and_no_other_has_one(tmp_path, monkeypat
         ] * axis.get_ylabel().startswith("ρ")
 
 
-def test_a_comparison_shows_all_but_the_first_evaluations(tmp_path, monkeypatch):
+def test_a_comparison_shows_all_but_the_first_evaluations(tmp_path, drawn):
     """A fifth of each run's, which are far above the others."""
-    drawn = []
-    monkeypatch.setattr(
-        plots.Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes)
-    )
     nll = [9e3, 250.0, 240.0, 215.0, 205.0, 200.0]
     line = {
         "epoch": [*range(1, 7)],
@@ -285,6 +289,30 @@ def test_a_comparison_shows_all_but_the_first_evaluations(tmp_path, monkeypatch)
         "validation_nll_nats": nll,
     }
     curves.save_comparison(tmp_path / "a.png", {"a": line, "b": line}, "NLL")
-    for axis in drawn:
+    for axis in drawn[0].axes:
         lowest, highest = axis.get_ylim()
         assert 190 < lowest < 200 and 250 < highest < 260
+
+
+@pytest.mark.parametrize("length", [1, 130])
+def test_the_legend_of_a_comparison_leaves_its_panels_their_room(
+    tmp_path, monkeypatch, length
+):
+    """It is below them, so that long names cover no curve."""
+    figures = []
+    original = plots.Figure.savefig
+
+    def save(figure, *args, **options):
+        original(figure, *args, **options)
+        figures.append(figure)
+
+    monkeypatch.setattr(plots.Figure, "savefig", save)
+    line = {key: [1.0, 2.0, 3.0] for key in curves.COMPARED}
+    lines = {name * length: line for name in "abc"}
+    curves.save_comparison(tmp_path / "a.png", lines, "NLL")
+    panels = [axis.get_window_extent() for axis in figures[0].axes]
+    (legend,) = figures[0].legends
+    frame = legend.get_window_extent()
+    assert all(panel.width > 0.4 * figures[0].bbox.width for panel in panels)
+    assert frame.y1 < min(panel.y0 for panel in panels)
+    assert 0 <= frame.x0 < frame.x1 <= figures[0].bbox.width

@@ -1,8 +1,9 @@
 """Compare runs: exact validation NLL at common epochs, best and test NLL, and time."""
 
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from snfnp.cli.shared import Parser, check_file
 from snfnp.errors import UsageError, in_flags, printable
@@ -11,7 +12,8 @@ from snfnp.training.options import OPTIONS, TrainConfig
 from snfnp.training.runs.folder import RunFolder
 
 _SHOWN = 8  # epochs in the table at most
-# Options of a run's length and of what computes it, omitted from labels.
+_WIDTH = 140  # characters of a line of the legend
+# Options of a run's length and of what computes it, omitted where runs differ.
 _UNNAMED = ("epochs", "eval_every", "checkpoint_every", "backend", "threads", "graph")
 _UNNAMED += ("data_dir", "out")
 
@@ -42,15 +44,16 @@ def main(argv: list[str], prog: str | None = None) -> None:
         check_file(args.plot, "plot", plots.SUFFIXES)
 
     runs = open_runs(args.runs)
-    names = labels(runs)
-    print(_table(runs, names))
+    names = names_of(runs)
+    options = differences(runs)
+    print(_table(runs, names, options))
     if args.plot:
-        lines = {
-            name: {
+        lines = {}
+        for run, name, changes in zip(runs, names, options, strict=True):
+            label = textwrap.fill(f"{name}: {changes}" if changes else name, _WIDTH)
+            lines[label] = {
                 key: [record[key] for record in run.metrics] for key in curves.COMPARED
             }
-            for name, run in zip(names, runs, strict=True)
-        }
         curves.save_comparison(args.plot, lines, "exact validation NLL (nats)")
         print(printable(f"picture: {args.plot}"))
 
@@ -80,25 +83,34 @@ def open_runs(paths: list[Path]) -> list[ComparedRun]:
     return runs
 
 
-def labels(runs: list[ComparedRun]) -> list[str]:
-    """The options in which each run differs from others, as on the command line; those of different
-    models without their presets' defaults. Runs that do not differ are named by their folders."""
-    names: list[list[str]] = [[] for _ in runs]
-    several = len({run.config.model for run in runs}) > 1
+def names_of(runs: list[ComparedRun]) -> list[str]:
+    """The runs' folders: the last part of each path, or all of it where two are the same."""
+    names = [run.path.resolve().name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run.path) for run in runs]
+    return [printable(name) for name in names]
+
+
+def differences(runs: list[ComparedRun]) -> list[str]:
+    """The options of each run that differ between runs, as on the command line, without those
+    that follow from a run's other options in every run."""
+    options: list[list[str]] = [[] for _ in runs]
     for name in [name for name in OPTIONS if name not in _UNNAMED]:
         values = [getattr(run.config, name) for run in runs]
-        if len(set(map(repr, values))) == 1:
+        defaults = [_default(run.config, name) for run in runs]
+        if len(set(map(repr, values))) == 1 or values == defaults:
             continue
-        for run, value, parts in zip(runs, values, names, strict=True):
-            usual = (
-                several and name != "model" and value == run.config.default_for(name)
-            )
-            if value is not None and not usual:
+        for value, parts in zip(values, options, strict=True):
+            if value is not None:
                 shown = f"{value:g}" if isinstance(value, float) else value
                 parts.append(in_flags(f"`{name}={shown}`"))
-    joined = [printable(" ".join(parts)) for parts in names]
-    apart = all(joined) and len(set(joined)) == len(joined)
-    return joined if apart else [str(run.path) for run in runs]
+    return [printable(" ".join(parts)) for parts in options]
+
+
+def _default(config: TrainConfig, name: str) -> Any:
+    """The value that an option has without being given, beside the others."""
+    option = OPTIONS[name]
+    return config.default_for(name) if option.optional else option.default
 
 
 def common_epochs(runs: Iterable[Iterable[int]], most: int | None = None) -> list[int]:
@@ -109,19 +121,21 @@ def common_epochs(runs: Iterable[Iterable[int]], most: int | None = None) -> lis
     return [common[(i + 1) * len(common) // count - 1] for i in range(count)]
 
 
-def _table(runs: list[ComparedRun], names: list[str]) -> str:
+def _table(runs: list[ComparedRun], names: list[str], options: list[str]) -> str:
     """A Markdown table, a row for each run."""
     epochs = common_epochs([run.nll for run in runs], _SHOWN)
-    head = ("run", *(f"NLL at {epoch}" for epoch in epochs), "best", "test", "s/epoch")
-    lines = [head, ("---", *["---:"] * (len(head) - 1))]
-    for run, name in zip(runs, names, strict=True):
+    figures = (*(f"NLL at {epoch}" for epoch in epochs), "best", "test", "s/epoch")
+    words = ["run", "options"] if any(options) else ["run"]
+    lines = [[*words, *figures], [*["---"] * len(words), *["---:"] * len(figures)]]
+    for run, *about in zip(runs, names, options, strict=True):
+        line = [f"`{text}`" if text else "" for text in about[: len(words)]]
+        line += [_short(run.nll[epoch]) for epoch in epochs]
         best = min(run.nll, key=run.nll.__getitem__)
         last = run.metrics[-1]
-        figures = [_short(run.nll[epoch]) for epoch in epochs]
-        test = "not done" if run.test_nll is None else _short(run.test_nll)
-        speed = _short(last["seconds"] / last["epoch"], ".1f")
-        best_nll = f"{_short(run.nll[best])} at {best}"
-        lines.append((f"`{printable(name)}`", *figures, best_nll, test, speed))
+        line.append(f"{_short(run.nll[best])} at {best}")
+        line.append("not done" if run.test_nll is None else _short(run.test_nll))
+        line.append(_short(last["seconds"] / last["epoch"], ".1f"))
+        lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -45,6 +45,7 @@ _OF_INVERSES = (
     "lam",
     "constraint",
 )  # 0 in records of runs that learn none
+_DECADE = 10  # between the ends of a logarithmic axis, which else has hardly a label
 
 
 def _point(record: dict[str, Any], figure: str) -> tuple[float, float, float] | None:
@@ -85,17 +86,16 @@ def rows(records: list[dict[str, Any]]) -> list[Row]:
 
 
 def save_curves(path: Path, records: list[dict[str, Any]], title: str) -> None:
-    """Draw the metrics of a run, all rows that it has figures for, against epochs and seconds."""
+    """Draw the metrics of a run against epochs: a row for each that it has figures for."""
     drawn = rows(records)
-    with picture(path, title, (9.5, 3 * len(drawn) + 0.4)) as figure:
-        axes = figure.subplots(len(drawn), 2, sharex="col", sharey="row", squeeze=False)
-        for column, key in enumerate(("epoch", "seconds")):
-            x = [record[key] for record in records]
-            for index, row in enumerate(drawn):
-                _draw_row(axes[index, column], x, row, f"C{index}")
-            _label(axes[-1, column], key)
-        for axis, row in zip(axes[:, 0], drawn, strict=True):
+    epochs = [record["epoch"] for record in records]
+    with picture(path, title, (7.5, 2.7 * len(drawn) + 0.4)) as figure:
+        axes = figure.subplots(len(drawn), sharex=True, squeeze=False)[:, 0]
+        for index, (axis, row) in enumerate(zip(axes, drawn, strict=True)):
+            _draw_row(axis, epochs, row, f"C{index}")
             axis.set_ylabel(row.label)
+        seconds = f"{records[-1]['seconds']:,.1f} training seconds in all"
+        _label(axes[-1], "epoch", f" ({seconds})")
 
 
 def _draw_row(axis: Any, x: list[float], row: Row, color: str) -> None:
@@ -110,7 +110,8 @@ def _draw_row(axis: Any, x: list[float], row: Row, color: str) -> None:
     if row.limit is not None:
         axis.axhline(row.limit, color="gray", linestyle="--", linewidth=1)
     axis.grid(alpha=0.3, which="both")
-    if row.log and not (row.lines <= 0).any():
+    values = row.lines[np.isfinite(row.lines)]
+    if row.log and values.max() > _DECADE * values.min() > 0:
         axis.set_yscale("log")
 
 
@@ -121,12 +122,13 @@ COMPARED = ("epoch", "seconds", "validation_nll_nats")
 def save_comparison(
     path: Path, lines: dict[str, dict[str, list[float]]], label: str
 ) -> None:
-    """Runs in one picture, by name, against epochs and against training seconds.
+    """Runs in one picture, by name, against epochs and against training seconds. The legend is
+    below, where long names have room.
 
     The first evaluations, far above all others, are left out if they would flatten the rest.
     """
     *columns, y = COMPARED
-    with picture(path, "", (11, 4.6)) as figure:
+    with picture(path, "", (11, 4.6 + 0.2 * len(lines))) as figure:
         axes = figure.subplots(1, len(columns), sharey=True)
         for axis, x in zip(axes, columns, strict=True):
             for name, line in lines.items():
@@ -146,11 +148,13 @@ def save_comparison(
         if margin > 0:
             axes[0].set_ylim(lowest - margin, settled + margin)
         axes[0].set_ylabel(label)
-        axes[-1].legend(fontsize="small")
+        entries = axes[0].get_legend_handles_labels()
+        figure.legend(*entries, loc="outside lower center", fontsize="small")
 
 
-def _label(axis: Any, key: str) -> None:
-    axis.set_xlabel("epoch" if key == "epoch" else "training seconds")
+def _label(axis: Any, key: str, addition: str = "") -> None:
+    label = "epoch" if key == "epoch" else "training seconds"
+    axis.set_xlabel(label + addition)
     axis.xaxis.get_major_locator().set_params(integer=key == "epoch")
 
 
