@@ -9,7 +9,8 @@ from snfnp import threads
 from snfnp.cli import run_script
 from snfnp.errors import UsageError
 
-CPU_PARTS, GPU_PARTS = ("fc", "conv", "glow"), ("device", "launches")
+CPU_PARTS = ("fc", "conv", "glow")
+GPU_PARTS = ("device", "launches")
 _PARTS = f"""what to measure: {", ".join(CPU_PARTS)} (default: all) or, with --backend cupy,
 {", ".join(GPU_PARTS)} (default: both).
 fc: the step of the fully connected model and its floor (its products alone, and Adam's bytes at the
@@ -46,8 +47,10 @@ def main(argv):
         )
     if args.json:
         check_file(args.json, "json")
-    cores, quick = len(threads.cores()), args.quick
-    ops, counts = get_ops(args.backend), sorted({1, min(2, cores)})
+    cores = len(threads.cores())
+    quick = args.quick
+    ops = get_ops(args.backend)
+    counts = sorted({1, min(2, cores)})
     machine = {
         "snfnp": snfnp.__version__,
         "platform": platform.platform(),
@@ -61,7 +64,8 @@ def main(argv):
     print(
         f"{machine['platform']}, {cores} cores, {ops.name} backend, {_where(machine)}\n"
     )
-    results, show = {"machine": machine}, partial(print, flush=True)
+    results = {"machine": machine}
+    show = partial(print, flush=True)
 
     def save(part: str, figures) -> None:
         """Write all figures so far: the next part may fail or be stopped."""

@@ -121,7 +121,8 @@ def main(argv: list[str]) -> int:
     names = "configurations: names or patterns, separated by commas (default: all): "
     add("--only", default="*", metavar="NAME", help=names + ", ".join(CONFIGURATIONS))
     args = parser.parse_args(argv)
-    chosen, checkouts = choose(args.only), (ROOT, args.other.resolve())
+    chosen = choose(args.only)
+    checkouts = (ROOT, args.other.resolve())
     if not chosen:
         parser.error(f"--only {args.only} is no configuration")
     for checkout in checkouts:  # each has to run its own code
@@ -158,7 +159,8 @@ def _compare(name: str, backend: str, checkouts) -> bool:
     """Run one configuration in both checkouts, and print its row; True if nothing differs."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
-        this, other = Path(temporary, "this"), Path(temporary, "other")
+        this = Path(temporary, "this")
+        other = Path(temporary, "other")
         _write_images(Path(temporary, _IMAGES))
         try:
             _train(checkouts[1], name, backend, other)
@@ -189,7 +191,8 @@ def _train(
     """Train, and write the reports, into `folder`: run/ and *.txt. A run to be resumed is trained
     for one epoch into `folder`/begun, unless `begun` is given, the other checkout's."""
     folder.mkdir(parents=True)
-    run, train = str(folder / "run"), ("scripts/train_mnist.py", "--backend", backend)
+    run = str(folder / "run")
+    train = ("scripts/train_mnist.py", "--backend", backend)
     options = [*CONFIGURATIONS[name].split(), "--data", str(folder.parent / _IMAGES)]
     if name.endswith("-resume"):
         if begun is None:
@@ -245,7 +248,8 @@ def _write_images(path: Path) -> None:
 
 def compare_runs(this: Path, other: Path) -> dict[str, dict[str, float]]:
     """{column: {array, metric or report: its difference, 0.0 only if every bit is the same}}."""
-    ours, theirs = _read(this), _read(other)
+    ours = _read(this)
+    theirs = _read(other)
     found = {
         column: dict.fromkeys(ours[column] | theirs[column], math.inf)
         for column in COLUMNS
@@ -268,7 +272,8 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
         return 0.0
     if ours.dtype.kind not in "biuf":
         return math.inf
-    ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
+    ours = ours.astype(np.float64)
+    theirs = theirs.astype(np.float64)
     if np.array_equal(ours, theirs):
         return math.ulp(0.0)
     with np.errstate(all="ignore"):

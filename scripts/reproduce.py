@@ -21,7 +21,9 @@ from pathlib import Path
 from snfnp.cli import run_script
 from snfnp.errors import UsageError
 
-ALL, PAGE, COMMANDS = "all", "page", "commands"
+ALL = "all"
+PAGE = "page"
+COMMANDS = "commands"
 
 
 def main(argv):

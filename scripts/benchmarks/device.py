@@ -16,7 +16,8 @@ from benchmarks.timing import Timing, measure_asynchronous, table
 from snfnp.errors import UsageError
 from snfnp.step.batches import Batches
 
-SINGLE, TF32 = "float32", "TF32"
+SINGLE = "float32"
+TF32 = "TF32"
 WAYS = {"eager": {"graph": False}, "graph": {}}  # to run our step
 
 
@@ -87,13 +88,12 @@ def report(ops_of: Callable, plan: Plan, show: Callable, save: Callable) -> None
         "operations of\nall products at the rate of the fastest product above\n"
     )
     for case in plan.cases:
-        rows, notes = [], []
+        rows = []
+        notes = []
         for precision in case.precisions:
             found, said = _measure(ops_of, case, precision, plan, limits)
-            rows, notes = (
-                rows + found,
-                notes + [f"{precision}, {note}" for note in said],
-            )
+            rows += found
+            notes += [f"{precision}, {note}" for note in said]
         results["steps"] += rows
         save(results)
         title = f"{case.title} on {results['device']}, self-normalizing step, batch {plan.batch}"
@@ -109,7 +109,8 @@ def _limits(backends: dict, plan: Plan) -> dict:
     copy = plan.time(ops, {"copy": lambda: target.__setitem__(..., source)})[
         "copy"
     ].minimum
-    products, rng = [], np.random.default_rng(0)
+    products = []
+    rng = np.random.default_rng(0)
     for rows, inner, columns in plan.products:
         products.append({"product": f"({rows}, {inner}) × ({inner}, {columns})"})
         for precision, ops in backends.items():
@@ -133,7 +134,9 @@ def _measure(ops_of, case: Case, precision: str, plan: Plan, limits):
         .integers(0, 256, (plan.images, *plan.shape))
         .astype(np.uint8)
     )
-    calls, runs, notes = {}, [], []
+    calls = {}
+    runs = []
+    notes = []
     for how, way in WAYS.items():
         settings = (
             {"batch_size": plan.batch, "tf32": precision == TF32} | way | case.settings
@@ -170,7 +173,8 @@ def _verdict(rows: list[dict]) -> list[str]:
     """A line for every bar: the step reaches it or not."""
     said = []
     for row in (row for row in rows if row["bar ms"]):
-        found, bar = row["median ms"], row["bar ms"]
+        found = row["median ms"]
+        bar = row["bar ms"]
         reached = "reached" if found <= bar else "MISSED"
         said.append(f"{row['precision']}: {found:.3f} ms, bar {bar:.2f} ms: {reached}")
     return said

@@ -84,8 +84,10 @@ def launches_of_a_step(ops, model, shape, batch, settings) -> list[Launch]:
 def noted(ops):
     """The list of launches in this context, in their order."""
     launches: list[Launch] = []
-    launcher, cublas = ops.device.launch, ops.device.cublas
-    start, gemm = launcher._start, cublas.gemm
+    launcher = ops.device.launch
+    cublas = ops.device.cublas
+    start = launcher._start
+    gemm = cublas.gemm
 
     def note_kernel(kernel, dtype, blocks, threads, values):
         arrays = [value.nbytes for value in values if isinstance(value, ops.xp.ndarray)]
@@ -101,7 +103,8 @@ def noted(ops):
         launches.append(Launch(f"product {size}", repeat, None, moved, operations))
         repeat()
 
-    launcher._start, cublas.gemm = note_kernel, note_product
+    launcher._start = note_kernel
+    cublas.gemm = note_product
     try:
         yield launches
     finally:
@@ -110,7 +113,8 @@ def noted(ops):
 
 def microseconds(xp, call: Callable, repeats: int) -> float:
     """The time of a call on the device, by events around `repeats` of them."""
-    begin, end = xp.cuda.Event(), xp.cuda.Event()
+    begin = xp.cuda.Event()
+    end = xp.cuda.Event()
     call()
     begin.record()
     for _ in range(repeats):

@@ -20,7 +20,9 @@ from snfnp.maps import Conv2d
 from snfnp.step.batches import Repeated
 from snfnp.threads import limited
 
-_SNF, _D, _WHITE = "self-normalizing", int(np.prod(IMAGE)), {"coordinates": "white"}
+_SNF = "self-normalizing"
+_D = int(np.prod(IMAGE))
+_WHITE = {"coordinates": "white"}
 # {row: (gradient, settings, products of the two layers)}; inverses and noise are no products.
 _FC = {
     "self-normalizing": (_SNF, {}, 12),
@@ -67,10 +69,13 @@ def floor_calls(shape: tuple[int, int, int], parameters: int) -> dict[str, Calla
     Products: X Wᵀ, Z Rᵀ, E R, δ W, Δᵀ X, Δᵀ Z of two layers. The copy before them removes their
     matrices from the cache, where a step does not find them either.
     """
-    rng, (rows, inner, columns) = np.random.default_rng(0), shape
+    rng = np.random.default_rng(0)
+    rows, inner, columns = shape
     x, z = (rng.standard_normal((rows, size), np.float32) for size in (inner, columns))
     w = rng.standard_normal((2, 2, columns, inner), np.float32)  # W and R of two layers
-    dx, dz, gradients = np.empty_like(x), np.empty_like(z), np.empty_like(w)
+    dx = np.empty_like(x)
+    dz = np.empty_like(z)
+    gradients = np.empty_like(w)
     moved = np.zeros(
         (2, parameters * ADAM_BYTES // 2 // 4), np.float32
     )  # read once, written once
@@ -98,7 +103,8 @@ def with_floors(rows: list[dict], shape: tuple, work: dict[str, float]) -> list[
     same run, and the ratio that of the step's minimum to it.
     """
     least = {(row["step"], row["threads"]): row["min ms"] for row in rows}
-    of_products, found = 12 * 2 * np.prod(shape, dtype=float), []
+    of_products = 12 * 2 * np.prod(shape, dtype=float)
+    found = []
     for row in rows:
         if row["step"] in work:
             adam = least["copy", row["threads"]]
@@ -115,7 +121,8 @@ def with_floors(rows: list[dict], shape: tuple, work: dict[str, float]) -> list[
 def _steps(ops, thread_counts, cases: dict, repeats: int, floor: tuple = (), work=None):
     """Rows of whole steps (forward, backward, reconstruction, Adam), with floors if a shape of
     products is given, and the text that shows them. work: operations by case, if not the flow's."""
-    trainers, calls = {}, {}
+    trainers = {}
+    calls = {}
     for name, (model, gradient, settings) in cases.items():
         trainers[name] = trainer = make_trainer(ops, model, gradient, **settings)
         batches = Repeated(random_images(ops, trainer))
@@ -134,7 +141,8 @@ def _steps(ops, thread_counts, cases: dict, repeats: int, floor: tuple = (), wor
 
 def fully_connected(ops, thread_counts, quick: bool) -> tuple[dict, str]:
     """The 2-layer flow, D = 784."""
-    shape, repeats = (BATCH, _D, _D), 20 if quick else 100
+    shape = (BATCH, _D, _D)
+    repeats = 20 if quick else 100
     work = {
         name: 2.0 * products * np.prod(shape) for name, (*_, products) in _FC.items()
     }
@@ -159,7 +167,8 @@ def convolutional(ops, thread_counts, quick: bool) -> tuple[dict, str]:
     dense = {"conv, exact-dense": ("conv", "exact-dense", {})}  # the paper's, slow
     slow, slow_text = _steps(ops, thread_counts, dense, 2)
     trainer = make_trainer(ops, "conv", _SNF)
-    images, snapshot = ops.to_host(random_images(ops, trainer)), trainer.likelihood()
+    images = ops.to_host(random_images(ops, trainer))
+    snapshot = trainer.likelihood()
     own = (ops, trainer.flow, trainer.p)
     whole = "exact evaluation of 100 images, determinants included"
     calls = {"nine determinants": trainer.likelihood}
@@ -181,7 +190,8 @@ def convolutional(ops, thread_counts, quick: bool) -> tuple[dict, str]:
 
 def determinants(ops, repeats: int) -> list[dict]:
     """Block recursion against the whole matrix, 3×3 kernels at the paper's initialisation."""
-    rng, rows = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    rows = []
     for shape in _SHAPES:
         block, dense = (
             Conv2d((3, 3), shape[2], exact=how) for how in ("block", "dense")
@@ -202,7 +212,8 @@ def determinants(ops, repeats: int) -> list[dict]:
 
 def glow(ops, thread_counts, quick: bool) -> tuple[dict, str]:
     """MNIST 2L-16K, beside the products of its couplings."""
-    shape, repeats = (BATCH * 14 * 14, 512, 512), 2 if quick else 5
+    shape = (BATCH * 14 * 14, 512, 512)
+    repeats = 2 if quick else 5
     steps, text = _steps(
         ops, thread_counts, {"2L-16K": ("glow", _SNF, {})}, repeats, shape
     )

@@ -10,7 +10,8 @@ from snfnp.layers import AffineCoupling, Linear
 from snfnp.step.trainer import Trainer
 from snfnp.training.options import TrainConfig
 
-BATCH, IMAGE = 100, (28, 28, 1)
+BATCH = 100
+IMAGE = (28, 28, 1)
 # Products of one linear layer's step, forward and backward. The exact rule's inverse is no product.
 PRODUCTS = {"self-normalizing": 6, "relative": 5, "exact": 3}
 ADAM_BYTES = (
@@ -31,10 +32,8 @@ def make_trainer(
 
 def random_images(ops, trainer: Trainer):
     """A batch of random images (N, *shape): the time of a step does not depend on them."""
-    rng, size = (
-        np.random.default_rng(0),
-        (trainer.config.batch_size, *trainer.flow.shape),
-    )
+    rng = np.random.default_rng(0)
+    size = (trainer.config.batch_size, *trainer.flow.shape)
     return ops.asarray(rng.integers(0, 256, size).astype(np.uint8))
 
 

@@ -24,7 +24,8 @@ def sweep(ops, shapes, batch: int = 128, budget: float = 2.0) -> list[dict]:
     Exact gradients against learned ones; those of a convolution by block recursion (exact) and
     through the whole matrix (exact-dense). budget: seconds for each point, about.
     """
-    rng, rows = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    rows = []
     for shape in shapes:
         x = ops.asarray(rng.standard_normal((batch, *shape)), np.float32)
         calls = {

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 Call = Callable[[], object]
-_SHORTEST, _LONGEST = 5, 200  # calls in a burst
+# Calls in a burst.
+_SHORTEST = 5
+_LONGEST = 200
 
 
 class Timing(NamedTuple):
@@ -62,7 +64,8 @@ def measure_asynchronous(
         synchronise()
         return 1e3 * (time.perf_counter() - start) / length, 1e3 * host / length
 
-    lengths, times = {}, {name: [] for name in calls}
+    lengths = {}
+    times = {name: [] for name in calls}
     for name, call in calls.items():
         for _ in range(warmup):
             call()

@@ -55,7 +55,8 @@ def rows():
 def stretching():
     """A function of one number: equal shares of the noise, and the density that they give to x
     (page 03)."""
-    ops, layer = get_ops("numpy"), SmoothLeakyReLU(0.3)
+    ops = get_ops("numpy")
+    layer = SmoothLeakyReLU(0.3)
 
     def f(x):
         y, ldj, _ = layer.forward(ops, {}, 2.5 * x[:, None])
@@ -91,7 +92,9 @@ def stretching():
 def six_products():
     """The products of a training step of a dense layer, in their order (page 04)."""
     figure, axis = canvas(6.6, 4.0)
-    top, middle, low = 3.3, 2.0, 0.7
+    top = 3.3
+    middle = 2.0
+    low = 0.7
     for x, y, label, color in (
         (0.6, top, "$x$", INK),
         (2.9, top, "$z$", INK),
@@ -127,7 +130,8 @@ def six_products():
 
 def newton():
     """Smooth leaky ReLU, the bracket of its inverse, and Newton's iterates within it (page 06)."""
-    ops, alpha = get_ops("numpy"), 0.3
+    ops = get_ops("numpy")
+    alpha = 0.3
     layer = SmoothLeakyReLU(alpha)
 
     def f(x):
@@ -144,13 +148,15 @@ def newton():
         x, np.where(x > 0, x, alpha * x), color=INK, linestyle=":", label="leaky ReLU"
     )
     y = 0.1
-    low, high = leaky_inverse(y - (1 - alpha) * math.log(2)), leaky_inverse(y)
+    low = leaky_inverse(y - (1 - alpha) * math.log(2))
+    high = leaky_inverse(y)
     left.axvspan(
         low, high, color=ORANGE, alpha=0.15, label="the bracket of $f^{-1}(y)$"
     )
     left.axhline(y, color=INK, linewidth=0.8)
     root = float(layer.inverse(ops, {}, np.array([y]))[0])
-    at, errors = high, []
+    at = high
+    errors = []
     for _ in range(5):
         value, slope = (float(v[0]) for v in f(at))
         after = at - (value - y) / slope
@@ -167,7 +173,8 @@ def newton():
 
 def adam_steps():
     """Adam's first steps with its corrections and without them, for a steady gradient (page 16)."""
-    ops, steps = get_ops("numpy"), 300
+    ops = get_ops("numpy")
+    steps = 300
     theta, m, v = np.zeros((3, 1))
     with_corrections = []
     for step in range(1, steps + 1):
@@ -190,7 +197,8 @@ def adam_steps():
 
 def spline():
     """A rational-quadratic spline: its bins, its slope, and the tails outside of them (page 09)."""
-    ops, layer = get_ops("numpy"), RationalQuadraticSpline()
+    ops = get_ops("numpy")
+    layer = RationalQuadraticSpline()
     params = {
         "widths": np.array([[0.3, 0.9, -0.4, 0.5, 0.2]]),
         "heights": np.array([[-0.6, 0.2, 1.3, -0.3, 0.4]]),

@@ -6,13 +6,20 @@ from pathlib import Path
 from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, arrow, box, canvas
 
 _TEST = Path(__file__).parents[2] / "tests" / "test_architecture.py"
-_HEIGHT, _GAP, _SIDE, _LETTER = 0.42, 0.16, 0.5, 0.088  # inches
+# Inches.
+_HEIGHT = 0.42
+_GAP = 0.16
+_SIDE = 0.5
+_LETTER = 0.088
 
 
 def framework():
     """A layer and its learned inverse: what goes forward, what comes back, who learns from it."""
     figure, axis = canvas(7.4, 3.7)
-    left, right, top, low = 1.2, 6.2, 2.75, 1.35
+    left = 1.2
+    right = 6.2
+    top = 2.75
+    low = 1.35
     box(axis, left, top, 0.9, 0.6, "$x$", INK, 14)
     box(axis, right, top, 0.9, 0.6, "$z$", INK, 14)
     box(axis, left, low, 0.9, 0.6, r"$g(z)$", INK, 12)
@@ -43,7 +50,8 @@ def framework():
     )
     to_x = r"$\delta_x = W^T\delta_z$"
     arrow(axis, (3.15, back), (left + 0.45, back), to_x, GREEN, offset=(0, -0.19))
-    ends, error = ((left, top - 0.3), (left, low + 0.3)), "$e = Rz - x$"
+    ends = ((left, top - 0.3), (left, low + 0.3))
+    error = "$e = Rz - x$"
     arrow(axis, *ends, error, RED, offset=(-0.64, 0), style="<|-|>")
     # the exchange that gives the method its name
     arrow(
@@ -80,7 +88,8 @@ def glow_step():
     # the coupling
     box(axis, 5.55, 1.52, 3.2, 2.5, "", ORANGE, alpha=0.06)
     axis.text(5.55, 2.92, "affine coupling", ha="center", color=ORANGE, fontsize=9)
-    top, low = 2.4, 0.75
+    top = 2.4
+    low = 0.75
     arrow(axis, (3.95, y), (4.2, top), "", style="-")
     arrow(axis, (3.95, y), (4.2, low), "", style="-")
     arrow(axis, (4.2, top), (7.1, top), "$x_1$", offset=(-1.05, 0.15))
@@ -98,7 +107,8 @@ def glow_step():
 def multi_scale():
     """Levels of squeeze, K steps, split: what becomes of (H, W, C)."""
     figure, axis = canvas(7.6, 2.7)
-    y, colors = 1.9, (BLUE, PURPLE, GREEN)
+    y = 1.9
+    colors = (BLUE, PURPLE, GREEN)
     axis.text(0.35, y, "$x$\nH × W\n× C", ha="center", va="center", fontsize=9)
     x = 0.75
     shapes = (
@@ -150,14 +160,13 @@ def floors():
     drawn = _floor_names()
     widths = [[_LETTER * len(name) + 0.3 for name in names] for names in drawn]
     lines = [sum(row) + _GAP * (len(row) - 1) for row in widths]
-    width, height = max(lines) + 2 * _SIDE, len(drawn) * (_HEIGHT + _GAP) + _GAP
+    width = max(lines) + 2 * _SIDE
+    height = len(drawn) * (_HEIGHT + _GAP) + _GAP
     figure, axis = canvas(width, height)
     colors = (INK, ORANGE, PURPLE, BLUE, GREEN)
     for floor, (names, row, line) in enumerate(zip(drawn, widths, lines, strict=True)):
-        x, y = (
-            (width - line) / 2,
-            height - _GAP - floor * (_HEIGHT + _GAP) - _HEIGHT / 2,
-        )
+        x = (width - line) / 2
+        y = height - _GAP - floor * (_HEIGHT + _GAP) - _HEIGHT / 2
         for name, own in zip(names, row, strict=True):
             box(
                 axis, x + own / 2, y, own, _HEIGHT, name, colors[floor % len(colors)], 9

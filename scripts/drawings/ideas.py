@@ -53,7 +53,8 @@ def operations():
 
 def flip():
     """A kernel and its flip, and their matrices: each is the other's transpose (page 07)."""
-    f, kernel = Conv2d((3, 3), 1), np.arange(1.0, 10.0).reshape(3, 3, 1, 1)
+    f = Conv2d((3, 3), 1)
+    kernel = np.arange(1.0, 10.0).reshape(3, 3, 1, 1)
     colors = plt.get_cmap("tab10", 10)
     figure, axes = plt.subplots(2, 2, figsize=(4.2, 4.7), height_ratios=[0.62, 1])
     named = ((kernel, "$w$", "$T(w)$"), (f.flip(kernel), "flip$(w)$", "$T($flip$(w))$"))

@@ -15,9 +15,12 @@ from snfnp.step.update import Adam
 def _returns(variances, lam: float, rule: SelfNormalizing) -> bool:
     """Tell if W = Σ^(-1/2), R = Σ^(1/2) is stable for this diagonal Σ: the code's update, by
     central differences on a batch with these second moments. Rotations of z change nothing."""
-    ops, s, size = get_ops("numpy"), np.sqrt(variances), len(variances)
+    ops = get_ops("numpy")
+    s = np.sqrt(variances)
+    size = len(variances)
     x = np.vstack([np.diag(s), -np.diag(s)]) * np.sqrt(size)
-    layer, shape = Linear(Dense(size), rule, bias=False), (2, size, size)
+    layer = Linear(Dense(size), rule, bias=False)
+    shape = (2, size, size)
     grads = dict(zip("WR", np.empty(shape), strict=True))
 
     def update(point):
@@ -27,7 +30,8 @@ def _returns(variances, lam: float, rule: SelfNormalizing) -> bool:
         layer.backward(ctx, p, cache, -z / len(x), grads)
         return np.concatenate([grads["W"].ravel(), grads["R"].ravel()])
 
-    at, step = np.concatenate([np.diag(1 / s).ravel(), np.diag(s).ravel()]), 1e-5
+    at = np.concatenate([np.diag(1 / s).ravel(), np.diag(s).ravel()])
+    step = 1e-5
     columns = [
         (update(at + e) - update(at - e)) / (2 * step) for e in step * np.eye(len(at))
     ]
@@ -39,7 +43,8 @@ def _returns(variances, lam: float, rule: SelfNormalizing) -> bool:
 def stability():
     """The plane of λ and σ²_min, for the mixture and for `forward`."""
     figure, axes = plt.subplots(1, 2, figsize=(8.2, 3.9), sharey=True)
-    lams, variances = np.logspace(-1.5, 1.5, 9), np.logspace(-2, 0, 7)
+    lams = np.logspace(-1.5, 1.5, 9)
+    variances = np.logspace(-2, 0, 7)
     line = np.logspace(-1.7, 1.7, 50)
     for axis, objective in zip(axes, ("mixture", "forward"), strict=True):
         rule = SelfNormalizing(objective)
@@ -88,21 +93,24 @@ def natural_coordinates():
     the level lines of a quadratic; and where the paper's update is stable."""
     moments = np.array([[1.0, 0.9], [0.9, 1.0]])
     figure, axes = plt.subplots(1, 3, figsize=(10.2, 3.5))
-    start, side = np.array([1.6, -0.4]), np.linspace(-2.2, 2.2, 200)
-    own, grid = inverse_root(moments, 0.0), np.stack(np.meshgrid(side, side), axis=-1)
+    start = np.array([1.6, -0.4])
+    side = np.linspace(-2.2, 2.2, 200)
+    own = inverse_root(moments, 0.0)
+    grid = np.stack(np.meshgrid(side, side), axis=-1)
     turns = (
         ("the pixels' coordinates", np.eye(2), ORANGE),
         ("white coordinates", own, BLUE),
     )
     for axis, (title, u, color) in zip(axes, turns, strict=False):
-        rng, at = np.random.default_rng(29), np.linalg.solve(u, start)
-        second, path, state = u @ moments @ u, [at], np.zeros((2, 2))
+        rng = np.random.default_rng(29)
+        at = np.linalg.solve(u, start)
+        second = u @ moments @ u
+        path = [at]
+        state = np.zeros((2, 2))
         root = np.linalg.cholesky(second)
         for t in range(1, 301):
-            gradient, step = (
-                -second @ at + 6 * root @ rng.standard_normal(2),
-                np.zeros(2),
-            )
+            gradient = -second @ at + 6 * root @ rng.standard_normal(2)
+            step = np.zeros(2)
             Adam().update(get_ops("numpy"), gradient, 0.04, t, out=(step, *state))
             at = at + step
             path.append(at)
@@ -114,10 +122,8 @@ def natural_coordinates():
         axis.plot(*path[0], "o", color=color)
         axis.plot(0, 0, "*", color=RED, markersize=11)
         axis.set(title=title, xticks=[], yticks=[], aspect="equal")
-    lam, correlations = (
-        np.geomspace(0.03, 30, 60),
-        np.array([0.0, 0.3, 0.6, 0.8, 0.9, 0.97]),
-    )
+    lam = np.geomspace(0.03, 30, 60)
+    correlations = np.array([0.0, 0.3, 0.6, 0.8, 0.9, 0.97])
     for c in correlations:
         for each in np.geomspace(0.05, 20, 9):
             stable = _returns([1 - c, 1 + c], each, SelfNormalizing())
@@ -137,10 +143,8 @@ def probes():
     """Page 19: probes as the paper prints them and as signs, and the weight of every direction."""
     figure, axes = plt.subplots(1, 2, figsize=(6.6, 3.3), sharex=True, sharey=True)
     angle = np.linspace(0, 2 * np.pi, 200)
-    circle, signs = (
-        np.stack([np.cos(angle), np.sin(angle)]),
-        np.array([[1, 1], [1, -1]]),
-    )
+    circle = np.stack([np.cos(angle), np.sin(angle)])
+    signs = np.array([[1, 1], [1, -1]])
     uniform = np.random.default_rng(18).random((150, 2))
     second = np.eye(2) / 12 + 1 / 4
     for axis, title, drawn, q in (
@@ -156,10 +160,8 @@ def probes():
 def newton_inverse():
     """Page 18: how far R and R' = 2R - RWR are from the inverse of W = I, by the norm of E."""
     figure, axis = plt.subplots(figsize=(5.6, 3.3))
-    noise, sizes = (
-        np.random.default_rng(28).standard_normal((4, 4)),
-        np.geomspace(0.03, 5, 40),
-    )
+    noise = np.random.default_rng(28).standard_normal((4, 4))
+    sizes = np.geomspace(0.03, 5, 40)
     axis.loglog(sizes, sizes, color=ORANGE, label="$R$")
     for label, e, line in (
         ("symmetric", noise + noise.T, "-"),

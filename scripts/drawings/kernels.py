@@ -25,8 +25,10 @@ from snfnp.ops import get_ops
 def inverse_entries():
     """Size of the entries of a convolution's inverse, by the distance of the two pixels, and
     how far learned kernels reach (page 08)."""
-    ops, shape = get_ops("numpy"), (12, 12, 1)
-    f, rng = Conv2d((3, 3), 1), np.random.default_rng(8)
+    ops = get_ops("numpy")
+    shape = (12, 12, 1)
+    f = Conv2d((3, 3), 1)
+    rng = np.random.default_rng(8)
     w = f.identity() + 0.1 * rng.standard_normal(f.weight_shape)
     inverse = np.abs(np.linalg.inv(as_matrix(f, ops, w, shape))).reshape(12, 12, 12, 12)
     u, v, a, b = np.indices(inverse.shape)
@@ -48,8 +50,10 @@ def inverse_entries():
 def masks():
     """Pixels that an output of an emerging convolution sees: each of its two masked ones, and both
     (page 11)."""
-    ops, side = get_ops("numpy"), 7
-    layer, rng = CausalConv2d(1, bias=False), np.random.default_rng(11)
+    ops = get_ops("numpy")
+    side = 7
+    layer = CausalConv2d(1, bias=False)
+    rng = np.random.default_rng(11)
     weight = {"W": 0.3 + rng.random((2, 2, 1, 1))}
     basis = np.eye(side * side).reshape(-1, side, side, 1)
     first = layer.forward(ops, weight, basis)[0].reshape(side * side, -1).T
@@ -77,7 +81,9 @@ def masks():
 def exponential_terms():
     """Remainder of the series of the convolution exponential, by the number of terms (page
     12)."""
-    ops, shape, rng = get_ops("numpy"), (6, 6, 2), np.random.default_rng(12)
+    ops = get_ops("numpy")
+    shape = (6, 6, 2)
+    rng = np.random.default_rng(12)
     x = rng.standard_normal((5, *shape))
     terms = np.arange(1, 13)
     figure, axis = plt.subplots(figsize=(6.2, 3.2))
@@ -87,7 +93,9 @@ def exponential_terms():
         matrix = as_matrix(layer.map, ops, kernel, shape)
         kernel = kernel * norm / np.linalg.norm(matrix, 2)
         matrix = matrix * norm / np.linalg.norm(matrix, 2)
-        power, total, errors = x.reshape(5, -1), x.reshape(5, -1), []
+        power = x.reshape(5, -1)
+        total = x.reshape(5, -1)
+        errors = []
         exact = power @ expm(matrix).T
         for k in terms:
             power = (
@@ -105,9 +113,11 @@ def exponential_terms():
 
 def convolution_matrix():
     """T(w) of a 3×3 kernel on an image of 5×4 pixels, one U_i, and m."""
-    ops, (height, width) = get_ops("numpy"), (5, 4)
+    ops = get_ops("numpy")
+    height, width = (5, 4)
     f = Conv2d((3, 3), 1)
-    shape, kernel = (height, width, 1), np.arange(1.0, 10.0).reshape(3, 3, 1, 1)
+    shape = (height, width, 1)
+    kernel = np.arange(1.0, 10.0).reshape(3, 3, 1, 1)
     chosen = np.zeros_like(kernel)
     chosen[0, 1] = 1.0  # the tap above the centre
     colors = plt.get_cmap("tab10", 10)
@@ -126,7 +136,8 @@ def convolution_matrix():
             xticks=[], yticks=[], xlim=(-0.5, 2.5), ylim=(2.5, -0.5), aspect="equal"
         )
         for (row, column), value in np.ndenumerate(values):
-            corner, color = (column - 0.5, row - 0.5), colors(3 * row + column)
+            corner = (column - 0.5, row - 0.5)
+            color = colors(3 * row + column)
             axis.add_patch(plt.Rectangle(corner, 1, 1, facecolor=color, alpha=0.8))
             label = f"$w_{int(value)}$" if axis is axes[0] else f"{value:.0f}"
             axis.text(
@@ -157,13 +168,15 @@ def convolution_matrix():
 def block_elimination():
     """The rows of an image as blocks of T, and what elimination leaves on the diagonal."""
     figure, axis = canvas(8.4, 3.4)
-    size, n = 0.52, 5
+    size = 0.52
+    n = 5
     for left, title in ((0.3, "$T$"), (4.9, "after elimination")):
         axis.text(left + n * size / 2, 3.1, title, ha="center", fontsize=11)
         done = left > 1
         for i in range(n):
             for j in range(n):
-                x, y = left + (j + 0.5) * size, 2.75 - (i + 0.5) * size
+                x = left + (j + 0.5) * size
+                y = 2.75 - (i + 0.5) * size
                 if i == j:
                     label = f"$D_{i + 1}$" if done else "$B$"
                     box(

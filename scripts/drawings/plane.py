@@ -16,18 +16,24 @@ _PROGRAM = Path(__file__).parents[2] / "derivations" / "00-the-method.py"
 def _trained(steps=2000):
     """The program's flow with four layers, its data, and (data, noise, grid) after f, g and g at
     20 steps of training, evenly by their logarithm."""
-    program, rng = runpy.run_path(str(_PROGRAM)), np.random.default_rng(0)
+    program = runpy.run_path(str(_PROGRAM))
+    rng = np.random.default_rng(0)
     kinds = [lambda: program["Dense"](2, rng, 0.1), program["Bend"]]
     flow = [kinds[k % 2]() for k in range(7)]
-    data, noise = program["cloud"](rng, 150), rng.standard_normal((120, 2))
+    data = program["cloud"](rng, 150)
+    noise = rng.standard_normal((120, 2))
     grid = _grid(np.linspace(-2.2, 2.2, 9), 17)
-    step, shown, seen = count(1), {*np.geomspace(1, steps, 20).astype(int)}, []
+    step = count(1)
+    shown = {*np.geomspace(1, steps, 20).astype(int)}
+    seen = []
 
     def draw(rng):
         if next(step) in shown:
-            z, points = data, np.concatenate([noise, grid.reshape(-1, 2)])
+            z = data
+            points = np.concatenate([noise, grid.reshape(-1, 2)])
             for layer, back in zip(flow, reversed(flow), strict=True):
-                z, points = layer.forward(z), back.inverse(points)
+                z = layer.forward(z)
+                points = back.inverse(points)
             seen.append(
                 (z[:, None], points[:120, None], points[120:].reshape(grid.shape))
             )
@@ -75,10 +81,8 @@ def plane_matrices():
     """Unit vectors, unit circle and a grid, under W, R and R W of each dense layer of the flow."""
     layers, _, _ = _trained()
     angle = np.linspace(0, 2 * np.pi, 100)
-    circle, grid = (
-        np.stack([np.cos(angle), np.sin(angle)]),
-        _grid(np.linspace(-1, 1, 5), 2),
-    )
+    circle = np.stack([np.cos(angle), np.sin(angle)])
+    grid = _grid(np.linspace(-1, 1, 5), 2)
     figure, axes = plt.subplots(3, 4, figsize=(9.2, 5.7), sharex=True, sharey=True)
     for number, (layer, column) in enumerate(zip(layers[::2], axes.T, strict=True), 1):
         matrices = (layer.W, layer.R, layer.R @ layer.W)
@@ -104,10 +108,12 @@ def plane_matrices():
 def plane_layers():
     """The data and a grid around them, before the flow, after every layer, and all the way back."""
     flow, data, _ = _trained()
-    grid, points = _grid(np.linspace(-3.6, 3.6, 9), 23) - (0, 0.4), data[::3]
+    grid = _grid(np.linspace(-3.6, 3.6, 9), 23) - (0, 0.4)
+    points = data[::3]
     stages = [("data", grid, points)]
     for place, layer in enumerate(flow):
-        grid, points = layer.forward(grid), layer.forward(points)
+        grid = layer.forward(grid)
+        points = layer.forward(points)
         name = f"bend {place // 2 + 1}" if place % 2 else f"$W_{place // 2 + 1}$"
         stages.append((name, grid, points))
     figure, axes = plt.subplots(2, 4, figsize=(9.2, 4.9))
@@ -115,8 +121,10 @@ def plane_layers():
         for line in lines:
             axis.plot(*line.T, color=ORANGE, linewidth=0.5)
         axis.plot(*dots.T, ".", color=BLUE, markersize=3)
-        middle, half = dots.mean(axis=0), 1.25 * np.abs(dots - dots.mean(axis=0)).max()
-        (left, bottom), (right, top) = middle - half, middle + half
+        middle = dots.mean(axis=0)
+        half = 1.25 * np.abs(dots - dots.mean(axis=0)).max()
+        left, bottom = middle - half
+        right, top = middle + half
         axis.set(
             title=name, xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[]
         )

@@ -12,7 +12,11 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 # Grey in the middle: a contrast of 4 with white and of 4.5 with the dark pages' background.
 INK = "#7a828c"
-BLUE, ORANGE, GREEN, RED, PURPLE = "#3b82d6", "#d0722a", "#2b9a66", "#d6455d", "#8f6bd1"
+BLUE = "#3b82d6"
+ORANGE = "#d0722a"
+GREEN = "#2b9a66"
+RED = "#d6455d"
+PURPLE = "#8f6bd1"
 
 _GREY = (
     "text.color",
@@ -51,7 +55,8 @@ def laid_out(figure, *axes, **legend):
 
 def box(axis, x, y, width, height, label, color=INK, size=10, alpha=0.14):
     """A rounded box around (x, y) with a label."""
-    place, shape = (x - width / 2, y - height / 2), "round,pad=0,rounding_size=0.08"
+    place = (x - width / 2, y - height / 2)
+    shape = "round,pad=0,rounding_size=0.08"
     for face, edge in (((color, alpha), "none"), ("none", color)):
         look = {
             "facecolor": face,
@@ -89,14 +94,13 @@ def move(axis, frames, color: str, width: float, seconds: float = 10) -> None:
     A line of one point is a dot. `save` writes them into the SVG as an animation that begins with
     its last frame, plays five times, and rests on that frame, which is what other viewers show.
     """
-    figure, place = axis.figure, axis.get_position()
+    figure = axis.figure
+    place = axis.get_position()
     across, up = figure.get_size_inches() * 72
-    x, y, w, h = (
-        place.x0 * across,
-        (1 - place.y1) * up,
-        place.width * across,
-        place.height * up,
-    )
+    x = place.x0 * across
+    y = (1 - place.y1) * up
+    w = place.width * across
+    h = place.height * up
     low, high = np.transpose([axis.get_xlim(), axis.get_ylim()])
     drawn = [
         "".join(

@@ -19,7 +19,9 @@ _PAGES = Path(__file__).parents[2] / "derivations"
 
 def actnorm():
     """The values of three channels before and after actnorm has seen its first batch (page 13)."""
-    ops, rng, shape = get_ops("numpy"), np.random.default_rng(13), (8, 8, 3)
+    ops = get_ops("numpy")
+    rng = np.random.default_rng(13)
+    shape = (8, 8, 3)
     x = rng.standard_normal((50, *shape)) * [0.4, 1.5, 3.0] + [-4.0, 1.0, 6.0]
     layer = ActNorm()
     p = layer.init_from_data(ops, layer.init(rng, shape), x)
@@ -67,9 +69,11 @@ def planar_density():
 def noise_bound():
     """The gap of the variational bound of one dense layer to its likelihood, by the noise, for R
     that is the inverse and for R that is not quite: page 20's terms, with exact averages."""
-    size, rng = 4, np.random.default_rng(0)
+    size = 4
+    rng = np.random.default_rng(0)
     W = np.eye(size) + 0.2 * rng.standard_normal((size, size))
-    off, x = rng.standard_normal((size, size)), rng.standard_normal(size)
+    off = rng.standard_normal((size, size))
+    x = rng.standard_normal(size)
     sigma = np.geomspace(0.003, 1.0, 40)
     figure, axis = plt.subplots(figsize=(6.2, 3.2))
     for distance, color in ((0.0, BLUE), (0.01, GREEN), (0.1, ORANGE)):
@@ -84,7 +88,10 @@ def noise_bound():
 
 def controllers():
     """Paths of (θ, λ) on page 21's problem, by GECO at three rates."""
-    ops, a, b, kappa = get_ops("numpy"), 0.1, 2.0, 0.25
+    ops = get_ops("numpy")
+    a = 0.1
+    b = 2.0
+    kappa = 0.25
     theta_star = np.sqrt(kappa)
     lam_star = a * (b - theta_star) / (2 * theta_star)
     dt = 0.02
@@ -92,9 +99,12 @@ def controllers():
     figure, (plane, time) = plt.subplots(1, 2, figsize=(7.4, 3.2))
     for rate, color in ((0.3, BLUE), (2, GREEN), (8, INK)):
         own = Controller(False, kappa, rate * dt, smoothing=0.9, **bounds)
-        state, theta, path = own.new_state(1, 0.3), 1.4, []
+        state = own.new_state(1, 0.3)
+        theta = 1.4
+        path = []
         for _ in range(1500):
-            lam, error = float(state[Row.LAM, 0]), np.array([[theta * theta, 1.0]])
+            lam = float(state[Row.LAM, 0])
+            error = np.array([[theta * theta, 1.0]])
             path.append((theta, lam))
             ops.step.control(error, 1, own, squares=1.0, failed=0.0, out=state)
             theta -= dt * (a * (theta - b) + float(state[Row.LAM, 0]) * 2 * theta)
@@ -124,7 +134,8 @@ def processes():
     figure, axis = plt.subplots(figsize=(6.2, 3.4))
     for model, color in (("fc", ORANGE), ("conv", GREEN), ("glow", BLUE)):
         flow = TrainConfig(model=model).resolve(50_000).build_flow((28, 28, 1))
-        size, work = 4 * flow.layout.size, operations(flow, batch=100)
+        size = 4 * flow.layout.size
+        work = operations(flow, batch=100)
         time = work / (counts * rate) + 2 * (counts - 1) / counts * size / bandwidth
         time = time + 2 * (counts - 1) * latency
         axis.loglog(counts, time * 1e3, color=color, label=model)

@@ -133,10 +133,8 @@ def _angles(rows: dict) -> dict:
 
 def _tests(rows: dict) -> dict:
     """Differences on the test images: of the relative gradient, and by the recipe."""
-    found, of = (
-        {},
-        {name: row for (target, name), row in rows.items() if target == "white"},
-    )
+    found = {}
+    of = {name: row for (target, name), row in rows.items() if target == "white"}
     relative = rows.get(("table1", "fc-relative"))
     found["relative"] = _test(relative), ".0f"
     found["relative_gain"] = (

@@ -54,7 +54,8 @@ class Figure2(_OneSeed):
     """Samples through the exact and through the learned inverse of a small Glow."""
 
     title = "Fig. 2: samples of self-normalizing Glow through the exact and the learned inverse"
-    suffix, made_of_record = ".png", False
+    suffix = ".png"
+    made_of_record = False
     options = {"model": "glow-2l-4k", "lam": 100.0}
     rows = (
         Row(
@@ -73,7 +74,8 @@ class Figure2(_OneSeed):
         ] = {}  # of the last `measure`: the record has no samples
 
     def measure(self, run: Run) -> dict:
-        loaded, panels = load_run(run.folder), {}
+        loaded = load_run(run.folder)
+        panels = {}
         try:
             for name in ("exact", "learned"):
                 images = loaded.likelihood.sample(
@@ -108,7 +110,8 @@ class Figure2(_OneSeed):
             [*heads, "of those not black in both", "mean difference in levels", "paper"]
         ]
         for row in record["rows"]:
-            run, ours = row["runs"][0], ("no finite samples", "–", "–")
+            run = row["runs"][0]
+            ours = ("no finite samples", "–", "–")
             if "same_pixels" in run:
                 drawn = "–" if run["same_drawn"] is None else f"{run['same_drawn']:.1%}"
                 ours = (
@@ -144,7 +147,8 @@ class Figure3(_OneSeed):
                 if "angle" in own
             ]
             if angles:
-                mean, spread = statistics.fmean(angles), statistics.pstdev(angles)
+                mean = statistics.fmean(angles)
+                spread = statistics.pstdev(angles)
                 points.append([line["epoch"], mean, spread])
         largest = max(points, key=lambda point: point[1], default=None)
         below = [sum(mean < 1 for _, mean, _ in points), len(points)]
@@ -157,7 +161,8 @@ class Figure3(_OneSeed):
             *ours, difference = ("diverged", "–", "–", "")
             words, degrees = _SAID[row["name"]]
             if points := _points(row):
-                run, (_, mean, spread) = row["runs"][0], points[-1]
+                run = row["runs"][0]
+                _, mean, spread = points[-1]
                 epoch, largest, _ = run["largest"]
                 below = "{:,} of {:,} epochs".format(*run["below"])
                 ours = (
@@ -223,7 +228,8 @@ class Figure5(_OneSeed):
         base = next((_seconds(row) for row in rows if _SHARES[row["name"]] == 1), None)
         for row in rows:
             nll = {epoch: value for epoch, _, value in _points(row)}
-            seconds, paper = _seconds(row), _SHARES[row["name"]]
+            seconds = _seconds(row)
+            paper = _SHARES[row["name"]]
             share = seconds / base if seconds and base and len(machines) == 1 else None
             table.append([row["cells"][0], trained(row)])
             table[-1] += [f"{nll[epoch]:.1f}" if nll else "–" for epoch in epochs]

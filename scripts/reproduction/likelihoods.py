@@ -28,7 +28,8 @@ class LikelihoodTable(Trained):
 
     def measure(self, run: Run) -> dict:
         unit = "nll_nats" if run.row.unit == "nats" else "bits_per_dimension"
-        lines, key = RunFolder(run.folder).read_metrics(), f"validation_{unit}"
+        lines = RunFolder(run.folder).read_metrics()
+        key = f"validation_{unit}"
         kept = [
             [line["epoch"], line[key]] for line in lines if line["epoch"] in _EPOCHS
         ]
@@ -68,7 +69,8 @@ class LikelihoodTable(Trained):
     def draw(self, record: dict, path: Path) -> None:
         lines = map(self._in_picture, record["rows"])
         labels, ours, papers = map(list, zip(*lines, strict=True))
-        unit, figures = record["rows"][0]["unit"], {"ours": ours, "the paper's": papers}
+        unit = record["rows"][0]["unit"]
+        figures = {"ours": ours, "the paper's": papers}
         pictures.save_beside(path, labels, figures, f"test NLL ({unit})")
 
     def _in_picture(self, row: dict) -> tuple:
@@ -126,7 +128,10 @@ def _mean(values: list[float]) -> tuple[float | None, float | None]:
 
 def compared(row: dict) -> tuple[str, ...]:
     """The cells of a row beside its labels: ours, seeds, epochs, the paper's, difference."""
-    paper, values, runs, lost_runs = row["paper"], nlls(row), row["runs"], []
+    paper = row["paper"]
+    values = nlls(row)
+    runs = row["runs"]
+    lost_runs = []
     if not isinstance(paper, str):
         paper = _number(row, paper, row["paper_spread"])
     ours = [_number(row, *_mean(values))] if values else []
@@ -141,7 +146,8 @@ def compared(row: dict) -> tuple[str, ...]:
             said = f"best at epoch {run['best_epoch']}, lost from step {run['lost']['step']} on"
             said = f"{seed}: {said}" if seed else said
             lost_runs.append(_with_monitors(said, run["lost"]["before"]))
-    seeds, epochs = ", ".join(str(run["seed"]) for run in runs), _epochs(row)
+    seeds = ", ".join(str(run["seed"]) for run in runs)
+    epochs = _epochs(row)
     said = "; ".join([" and ".join(ours), *lost_runs])
     return (
         said,
@@ -158,7 +164,8 @@ def _difference(row: dict, values: list[float]) -> str:
         "value" not in r or r.get("lost") for r in row["runs"]
     ):
         return "diverges here as well"
-    said, paper = [], None if isinstance(row["paper"], str) else row["paper"]
+    said = []
+    paper = None if isinstance(row["paper"], str) else row["paper"]
     if values and paper is not None:
         said.append(_number(row, statistics.fmean(values) - paper, sign="+"))
     given = row.get("paper_epochs_given", True)
@@ -203,7 +210,8 @@ def _part_rows():
         options = {"model": model, "recipe": "white"} | dict(
             zip(_PARTS, values, strict=True)
         )
-        name, cells = "-".join(("ablation", model, *values)), (_MODELS[model], *values)
+        name = "-".join(("ablation", model, *values))
+        cells = (_MODELS[model], *values)
         how = {"ours": _PART_EPOCHS, "epochs_given": False}
         yield Row(name, cells, options, NOT_GIVEN, _PART_EPOCHS, **how)
 

@@ -67,13 +67,12 @@ def gaps(records: dict[str, dict]) -> list[tuple[str, float, str, str]]:
             pair[i] = row | {
                 "runs": [run for run in row["runs"] if run["seed"] in seeds]
             }
-        means, curves = [nlls(row) for row in pair], [learning(row) for row in pair]
+        means = [nlls(row) for row in pair]
+        curves = [learning(row) for row in pair]
         epochs = {run["epochs"] for row in pair for run in finished(row)}
         if all(means) and len(epochs) == 1:
-            (snf, exact), of = (
-                map(statistics.fmean, means),
-                f"test, {epochs.pop():,} epochs",
-            )
+            snf, exact = map(statistics.fmean, means)
+            of = f"test, {epochs.pop():,} epochs"
         elif common := curves[0].keys() & curves[1].keys():
             snf, exact = (curve[max(common)] for curve in curves)
             of = f"validation, epoch {max(common):,}"
@@ -147,7 +146,8 @@ def _filled(text: str, facts: dict[str, str]) -> str:
 def _head(records: dict[str, dict]) -> dict[str, str]:
     """The figures in the head of the page."""
     rows = records.get("table1", {}).get("rows", [])
-    facts, as_long = {"gaps": ""}, []
+    facts = {"gaps": ""}
+    as_long = []
     for row in rows:
         nats, *_, paper, difference = compared(row)
         if re.fullmatch(r"[+-][\d.]+", difference):  # without a remark
@@ -165,7 +165,8 @@ def _head(records: dict[str, dict]) -> dict[str, str]:
         )
     for row in records.get("table3", {}).get("rows", []):
         if row["label"] == "Self Normalizing FC 2-Layer":
-            ours, paper = row["batch"]["of_exact"], row["batch"]["paper_of_exact"]
+            ours = row["batch"]["of_exact"]
+            paper = row["batch"]["paper_of_exact"]
             facts["share"] = (
                 f"{ours:.2f} of the exact gradient's time, in the paper {paper:.2f}"
             )
@@ -216,7 +217,8 @@ def publish(folder: Path) -> list[Path]:
     Returns the files that it wrote. Raises UsageError if there is nothing to show.
     """
     source = folder / results.NAME
-    new, known = results.read(source), committed()
+    new = results.read(source)
+    known = committed()
     if not new:
         raise UsageError(
             f"there is no {source}: reproduce something first, or name its --runs"
@@ -231,7 +233,8 @@ def publish(folder: Path) -> list[Path]:
             raise UsageError(f"there is no {picture}: reproduce {name} again")
     written = [FOLDER / results.NAME, FOLDER / NAME]
     for name, record in new.items():
-        target, path = TARGETS[name], FOLDER / "figures" / picture_of(name)
+        target = TARGETS[name]
+        path = FOLDER / "figures" / picture_of(name)
         new[name] = results.merged(target, known.get(name), record)
         if target.made_of_record:
             target.draw(new[name], path)

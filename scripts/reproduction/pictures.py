@@ -10,7 +10,8 @@ def save_beside(
 ) -> None:
     """A row for each label, with a point and its deviation (or None) of each series."""
     figure, axis = plt.subplots(figsize=(6.5, 1.2 + 0.45 * len(labels)))
-    rows, looks = range(len(labels)), ((BLUE, "o", -0.12), (ORANGE, "s", 0.12))
+    rows = range(len(labels))
+    looks = ((BLUE, "o", -0.12), (ORANGE, "s", 0.12))
     for (name, figures), (color, marker, offset) in zip(
         series.items(), looks, strict=True
     ):

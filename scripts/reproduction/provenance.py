@@ -55,7 +55,8 @@ def _noted(folder: Path) -> tuple[Path, list[dict]]:
 
 def note(folder: Path) -> None:
     """Add the present commit and processor to those that trained the run in a folder."""
-    (file, known), now = _noted(folder), here()
+    file, known = _noted(folder)
+    now = here()
     if now not in known:
         files.write_json(file, [*known, now])
 

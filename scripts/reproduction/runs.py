@@ -92,10 +92,8 @@ class Command:
             wanted = bool(row.ours) if self.rows is None else row.name in self.rows
             if wanted and self.has_images(row.data):
                 for seed in range(seeds) if self.seeds is None else self.seeds:
-                    folder, epochs = (
-                        self.runs / f"{row.name}-seed-{seed}",
-                        self.epochs or row.ours,
-                    )
+                    folder = self.runs / f"{row.name}-seed-{seed}"
+                    epochs = self.epochs or row.ours
                     planned.append(
                         Run(row, seed, epochs or row.epochs, folder, self.eval_every)
                     )
@@ -113,11 +111,13 @@ def outcome(run: Run, command: Command) -> dict | None:
 
     Raises UsageError if its folder holds another run, SnfnpError if it is damaged.
     """
-    folder, dataset = RunFolder(run.folder), command.dataset(run.row.data)
+    folder = RunFolder(run.folder)
+    dataset = command.dataset(run.row.data)
     ends = (run.divergence, folder.summary_file)  # a finished run needs no checkpoint
     if not (folder.has_checkpoint() or any(file.exists() for file in ends)):
         return None
-    config, wanted = folder.config(), run.config(len(dataset.train), command.ops.name)
+    config = folder.config()
+    wanted = run.config(len(dataset.train), command.ops.name)
     different = [
         name for name in _DECISIVE if getattr(wanted, name) != getattr(config, name)
     ]
@@ -156,7 +156,8 @@ def outcome(run: Run, command: Command) -> dict | None:
 
 def perform(run: Run, command: Command) -> None:
     """Start or resume a run, and train it to its end, or until it diverges."""
-    dataset, folder = command.dataset(run.row.data), RunFolder(run.folder)
+    dataset = command.dataset(run.row.data)
+    folder = RunFolder(run.folder)
     config = replace(run.config(len(dataset.train), command.ops.name), out=run.folder)
     try:
         if folder.has_checkpoint():
@@ -189,7 +190,8 @@ def _report(text: str) -> None:
 
 def _divergence(found: dict) -> tuple[int, dict]:
     """The step (0: not known), and the monitors of the last evaluation before."""
-    kinds, before = {"epoch": int, "rho": float}, found["before"] or {}
+    kinds = {"epoch": int, "rho": float}
+    before = found["before"] or {}
     return int(found["step"] or 0), {
         name: kinds[name](value) for name, value in before.items()
     }
@@ -198,7 +200,8 @@ def _divergence(found: dict) -> tuple[int, dict]:
 def lost(lines: list[dict]) -> dict | None:
     """The step from which a run's validation NLL stayed more than a tenth above its best to the
     end, and the monitors before; None if it did not. lines: of the run's metrics.jsonl."""
-    best, first = math.inf, None
+    best = math.inf
+    first = None
     for number, line in enumerate(lines):
         nll = line["validation_nll_nats"]
         if nll <= _WORSE * best:

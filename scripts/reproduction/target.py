@@ -32,7 +32,8 @@ class Target:
     """
 
     title: str
-    suffix, made_of_record = ".svg", True
+    suffix = ".svg"
+    made_of_record = True
     rows: tuple[Row, ...] = ()
 
     def plan(self, command: Command) -> list[Run]:
@@ -84,6 +85,7 @@ def grid(table: Iterable[Iterable[str]]) -> str:
 
 def trained(row: dict) -> str:
     """The epochs of a row's first run / of the paper, and the reason if ours are fewer."""
-    ours, paper = row["runs"][0]["epochs"], row["paper_epochs"]
+    ours = row["runs"][0]["epochs"]
+    paper = row["paper_epochs"]
     why = "diverged there" if "diverged_at" in row["runs"][0] else "not trained as long"
     return f"{ours:,} / {paper:,}{'' if ours >= paper else f' ({why})'}"

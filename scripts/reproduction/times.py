@@ -14,7 +14,8 @@ from reproduction.runs import Command
 from reproduction.target import Target, grid
 from snfnp.step.batches import Repeated
 
-_MNIST, _COLOUR = (28, 28, 1), (32, 32, 3)
+_MNIST = (28, 28, 1)
+_COLOUR = (32, 32, 3)
 
 
 class Timed(NamedTuple):
@@ -74,10 +75,8 @@ class Table3(Target):
             repeats = (
                 repeats if command.ops.asynchronous or family[0].data == "MNIST" else 0
             )
-            times, exact = (
-                _times(family, command.ops, repeats) if repeats else {},
-                family[0],
-            )
+            times = _times(family, command.ops, repeats) if repeats else {}
+            exact = family[0]
             for row in family:
                 own = {"label": row.label, "data": row.data}
                 for kind in ("batch", "sample"):
@@ -89,7 +88,8 @@ class Table3(Target):
                         "paper_of_exact": share,
                     }
                     if times:
-                        found, base = times[row, kind], times[exact, kind]
+                        found = times[row, kind]
+                        base = times[exact, kind]
                         own[kind] |= {"median": found.median, "minimum": found.minimum}
                         own[kind]["of_exact"] = found.median / base.median
                 rows.append(own)
@@ -117,10 +117,8 @@ class Table3(Target):
         return grid(table)
 
     def draw(self, record: dict, path: Path) -> None:
-        keys, rows = (
-            {"ours": "of_exact", "the paper's": "paper_of_exact"},
-            record["rows"],
-        )
+        keys = {"ours": "of_exact", "the paper's": "paper_of_exact"}
+        rows = record["rows"]
         labels = [f"{row['label']}, {row['data']}" for row in rows]
         series = {
             name: [(row["batch"].get(own), None) for row in rows]
@@ -145,14 +143,13 @@ def _times(family: tuple[Timed, ...], ops, repeats: int) -> dict:
     """{(row, "batch" or "sample"): its Timing}, measured alternately."""
     calls = {}
     for row in family:
-        shape, count = (
-            _MNIST if row.data == "MNIST" else _COLOUR,
-            BATCH.get(row.data, 100),
-        )
+        shape = _MNIST if row.data == "MNIST" else _COLOUR
+        count = BATCH.get(row.data, 100)
         trainer = make_trainer(ops, row.model, row.gradient, shape, batch_size=count)
         images = random_images(ops, trainer)
         trainer.begin(Repeated(images))
-        likelihood, exact = trainer.likelihood(), not trainer.flow.has_learned_inverse
+        likelihood = trainer.likelihood()
+        exact = not trainer.flow.has_learned_inverse
         calls[row, "batch"] = partial(trainer.training_step, Repeated(images))
         calls[row, "sample"] = partial(likelihood.sample, 1, seed=0, exact=exact)
     if ops.asynchronous:
@@ -194,7 +191,8 @@ class Figure4(Target):
     def show(self, record: dict) -> str:
         table = [("layer", "gradient", "ours, by D", "ours grows as", "paper")]
         for layer in record["rows"]:
-            points, step = layer["points"], math.ceil(len(layer["points"]) / 4)
+            points = layer["points"]
+            step = math.ceil(len(layer["points"]) / 4)
             shown = points[::-1][::step][::-1]  # at most four, the last one among them
             for key, exponent in layer["growth"].items():
                 gradient = key.removesuffix(" ms")

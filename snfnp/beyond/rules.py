@@ -70,7 +70,8 @@ class JacobianPenalty(SelfNormalizing):
         dx, measured = super().backward(ctx, maps, p, cache, dz, grads)
         if not ctx.owns_shared_terms or ctx.key is None:
             return dx, measured
-        ops, (f, g) = ctx.ops, maps
+        ops = ctx.ops
+        f, g = maps
         w = p["W"]
         r = p["R"]
         probes = draw_probes(ops, ctx.key, self.probes, cache["x"])
@@ -175,7 +176,8 @@ class Variational(Rule):
         result = _FORWARD.backward(ctx, maps, p, cache, dz, grads)
         if "noise" not in cache:
             return result
-        ops, (f, g) = ctx.ops, maps
+        ops = ctx.ops
+        f, g = maps
         nu, moved, first = cache["noise"]
         shares = ops.constant(
             _shares(len(dz), self.vectors, self.sigma, first).T, dz.dtype

@@ -100,7 +100,8 @@ class RationalQuadraticSpline(Layer):
         """δ_x = δ_z dy/dx + (∂𝓛/∂ldj) ∂(log dy/dx)/∂x; all three parameter gradients."""
         out = (grads["widths"], grads["heights"], grads["slopes"])
         backward = ctx.ops.spline.backward
-        knots, factors = cache["knots"], cache["factors"]
+        knots = cache["knots"]
+        factors = cache["factors"]
         return backward(
             cache["x"], knots, factors, self.bound, self.eps, dz, ctx.dldj, out
         )

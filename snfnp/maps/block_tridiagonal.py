@@ -78,7 +78,8 @@ class BlockLU:
         last = (height - (count - 1) * rows) * width * channels
         strip = explicit.strip(ops, w, rows, 3 * rows, width).reshape(size, 3 * size)
         lower, diagonal, upper = (strip[:, k * size : (k + 1) * size] for k in range(3))
-        minus_lower, (strip_norm,) = -lower, ops.linalg.norms(strip)
+        minus_lower = -lower
+        (strip_norm,) = ops.linalg.norms(strip)
 
         inverses = []
         ratios = []

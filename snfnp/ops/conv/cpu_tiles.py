@@ -29,7 +29,8 @@ _IMAGES = (
 _MOST = 64 * 64  # I·O up to which products of patches are slower
 _LANES = 16  # outputs in a tile at most
 # Pixels, and taps, in a tile: few sizes, since each is compiled by itself.
-_PIXELS, _TAPS = (8, 7, 4), (12, 8, 4)
+_PIXELS = (8, 7, 4)
+_TAPS = (12, 8, 4)
 
 
 @cache

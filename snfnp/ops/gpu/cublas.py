@@ -16,8 +16,10 @@ from snfnp.ops.gpu.launch import DeviceGuard
 from snfnp.ops.gpu.requirements import cuda_version, first_line, install
 
 _WORKSPACE = 32 << 20  # bytes, what cuBLAS recommends for Hopper
-_PLAIN, _TRANSPOSED = 0, 1
-_DEFAULT_MATH, _TF32_MATH = 0, 3
+_PLAIN = 0
+_TRANSPOSED = 1
+_DEFAULT_MATH = 0
+_TF32_MATH = 3
 _NO_MEMORY = 3
 _OPERAND = (c_void_p, c_int)  # a pointer, and the leading dimension
 _GEMM = (c_void_p, *[c_int] * 5, c_void_p, *_OPERAND, *_OPERAND, c_void_p, *_OPERAND)
