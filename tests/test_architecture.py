@@ -109,7 +109,8 @@ def rings(root):
                 name
             ):  # `upward` sees it
                 continue
-            one, another = own[common], root.joinpath(*other[: common + 1])
+            one = own[common]
+            another = root.joinpath(*other[: common + 1])
             if one != "__init__" and (
                 another.is_dir() or another.with_suffix(".py").exists()
             ):
@@ -305,7 +306,8 @@ def test_the_files_from_a_command_to_eq_15_are_those_of_the_page(
     """Those of the package that are on the stack when a gradient is computed."""
     page = (ROOT / "snfnp" / "architecture.md").read_text(encoding="utf-8")
     section = page.partition("## From a command to Eq. 15")[2].partition("\n## ")[0]
-    stacks, backward = [], SelfNormalizing.backward
+    stacks = []
+    backward = SelfNormalizing.backward
 
     def noted(rule, *arguments, **named):
         frames = [sys._getframe(1)]

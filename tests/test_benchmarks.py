@@ -38,7 +38,9 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"
-SHAPE, COUNT, BATCH = (8, 8, 1), 24, 6
+SHAPE = (8, 8, 1)
+COUNT = 24
+BATCH = 6
 SMALL_GLOW = {"levels": 2, "depth": 1, "width": 8}
 
 
@@ -132,7 +134,8 @@ def test_the_benchmark_prints_and_writes_its_figures(tmp_path, monkeypatch, caps
         models, "measure", lambda calls, repeats: timing.measure(calls, 1, 0)
     )
     benchmark.main(["fc", "--quick", "--json", str(file)])
-    out, results = capsys.readouterr().out, json.loads(file.read_text())
+    out = capsys.readouterr().out
+    results = json.loads(file.read_text())
     names = {
         "self-normalizing",
         "exact",
@@ -179,7 +182,8 @@ def checkpoint(name, of):
     def change(folder):
         path = folder / "run/last.safetensors"
         with safe_open(path, framework="numpy") as file:
-            arrays, header = load_file(path), file.metadata()
+            arrays = load_file(path)
+            header = file.metadata()
         values = header if name in header else arrays
         values[name] = of(values.get(name))
         save_file(arrays, path, header)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from numpy.random import default_rng
 from support.gradients import moved
 from support.trainers import SMALL_GLOW, small_dataset
 
@@ -49,7 +50,7 @@ def certified(w, r):
 def test_every_bound_that_is_given_holds():
     """500 random pairs: ρ from 1e-6 to 2, sizes from 1 to 20. A certificate where ρ is 1 or more is
     wrong, and one is missing only where ρ is near 1."""
-    rng = np.random.default_rng(0)
+    rng = default_rng(0)
     proved = tight = 0
     for _ in range(500):
         size = int(rng.integers(1, 21))
@@ -57,7 +58,8 @@ def test_every_bound_that_is_given_holds():
             rng.choice([rng.uniform(0, 1), rng.uniform(1, 2), 10 ** rng.uniform(-6, 0)])
         )
         w, r = pair(rng, size, rho)
-        found, e = certified(w, r), np.eye(size) - r @ w
+        found = certified(w, r)
+        e = np.eye(size) - r @ w
         exact = np.linalg.norm(e, 2)
         assert found.lower <= exact * (1 + 1e-12) and exact <= found.upper
         assert np.linalg.norm(e) <= found.frobenius * (1 + 1e-12)
@@ -68,7 +70,8 @@ def test_every_bound_that_is_given_holds():
             noise = 1e-13 * size * np.linalg.cond(w)  # of the determinants
             assert off <= found.slack + noise
             assert abs(sum_of_log_dets(w, r)) <= found.difference + noise
-            proved, tight = proved + 1, max(tight, off / found.slack)
+            proved = proved + 1
+            tight = max(tight, off / found.slack)
         else:
             assert found.slack is None and found.difference is None
             assert exact > 0.95  # otherwise it could have been proved
@@ -77,7 +80,7 @@ def test_every_bound_that_is_given_holds():
 
 def test_a_singular_matrix_is_never_certified():
     """However near to I the product is in all other directions."""
-    rng = np.random.default_rng(1)
+    rng = default_rng(1)
     for _ in range(300):
         matrices = pair(rng, int(rng.integers(1, 15)), 10 ** rng.uniform(-6, 0))
         which = matrices[rng.integers(2)]
@@ -96,7 +99,8 @@ def test_a_singular_matrix_is_never_certified():
     ],
 )
 def test_certificates_decide_close_to_rho_1(size, gains, most):
-    rng, eye = np.random.default_rng(2), np.eye(size)
+    rng = default_rng(2)
+    eye = np.eye(size)
     w = eye + 0.1 * rng.standard_normal((size, size)) if size == 12 else eye
     left, right = (np.linalg.qr(rng.standard_normal((size, size)))[0] for _ in range(2))
     e = left[:, : len(gains)] * gains @ right[: len(gains)]
@@ -129,10 +133,11 @@ MAPS = [
 @pytest.mark.parametrize("noise", [1e-4, 0.02, 0.3])
 def test_convolutions_by_their_matrices(f, g, shape, noise):
     """Trace and norms with the image's border, for 1×1 kernels from one pixel."""
-    rng = np.random.default_rng(4)
+    rng = default_rng(4)
     w = f.identity() + noise * rng.standard_normal(f.weight_shape)
     r = g.identity() + noise * rng.standard_normal(g.weight_shape)
-    t_w, t_r = as_matrix(f, OPS, w, shape), as_matrix(g, OPS, r, shape)
+    t_w = as_matrix(f, OPS, w, shape)
+    t_r = as_matrix(g, OPS, r, shape)
     e = np.eye(len(t_w)) - t_r @ t_w
     found = certify(OPS, "a", f, g, w, r, shape)
     assert found.trace == pytest.approx(np.trace(e), rel=1e-10, abs=1e-12)
@@ -149,9 +154,10 @@ def test_convolutions_by_their_matrices(f, g, shape, noise):
 
 def test_rounding_is_part_of_the_bound():
     """R = W⁻¹ as far as doubles go: the bound is tiny and not 0, although E may be all noise."""
-    w = np.eye(50) + 0.05 * np.random.default_rng(5).standard_normal((50, 50))
+    w = np.eye(50) + 0.05 * default_rng(5).standard_normal((50, 50))
     inverse = np.linalg.inv(w)
-    found, whole = certified(w, inverse), certified(np.eye(3), np.eye(3))
+    found = certified(w, inverse)
+    whole = certified(np.eye(3), np.eye(3))
     assert (
         0 < found.upper < 1e-9 and abs(sum_of_log_dets(w, inverse)) <= found.difference
     )
@@ -164,12 +170,15 @@ def test_rounding_is_part_of_the_bound():
 def test_a_certificate_holds_for_the_worst_rounding(monkeypatch, f, g, shape, worst):
     """E is written out with an error of all that `_rounding` admits, in the direction that hurts
     most: along I the trace is off by √D of it, along E the norm, along a gain that one."""
-    rng, off = np.random.default_rng(7), 1e-3
+    rng = default_rng(7)
+    off = 1e-3
     w = f.identity()
     r = g.identity() + 0.02 * rng.standard_normal(g.weight_shape)
-    t_w, t_r = as_matrix(f, OPS, w, shape), as_matrix(g, OPS, r, shape)
+    t_w = as_matrix(f, OPS, w, shape)
+    t_r = as_matrix(g, OPS, r, shape)
     e = np.eye(len(t_w)) - t_r @ t_w
-    exact, gain = module._written_out, np.linalg.norm(e, 2)
+    exact = module._written_out
+    gain = np.linalg.norm(e, 2)
 
     def wrong(*arguments):
         own = exact(*arguments)
@@ -200,11 +209,10 @@ def test_the_bounds_survive_a_wrong_decomposition_that_rounding_hides(monkeypatc
     wanted = [np.eye(4), np.eye(4), e]
 
     def matmul(a, b):
-        product, right = a @ b, wanted.pop(0)
-        apart, most = (
-            np.linalg.norm(product - right),
-            4e-4 * np.linalg.norm(a) * np.linalg.norm(b),
-        )
+        product = a @ b
+        right = wanted.pop(0)
+        apart = np.linalg.norm(product - right)
+        most = 4e-4 * np.linalg.norm(a) * np.linalg.norm(b)
         return product + (right - product) * min(1, most / max(apart, 1e-300))
 
     def svd(e):
@@ -219,7 +227,8 @@ def test_the_bounds_survive_a_wrong_decomposition_that_rounding_hides(monkeypatc
 
 def test_norms_and_traces_survive_the_worst_rounding_of_a_sum(monkeypatch):
     """Every sum of n numbers loses n units, here of 1e-4, of all their absolute values."""
-    e, unit = 0.1 * np.eye(5), 1e-4
+    e = 0.1 * np.eye(5)
+    unit = 1e-4
     monkeypatch.setattr(module, "_UNIT", unit)
     monkeypatch.setattr(module, "_written_out", lambda *arguments: e)
     monkeypatch.setattr(module, "_rounding", lambda *arguments: 0.0)
@@ -231,7 +240,8 @@ def test_norms_and_traces_survive_the_worst_rounding_of_a_sum(monkeypatch):
     )
     trace = lambda m: np.trace(m) * (1 - len(m) * unit)  # noqa: E731
     xp = SimpleNamespace(trace=trace, linalg=np.linalg, eye=np.eye)
-    ops, dense = SimpleNamespace(linalg=linalg, xp=xp), Dense(5)
+    ops = SimpleNamespace(linalg=linalg, xp=xp)
+    dense = Dense(5)
     found = certify(ops, "a", dense, dense, e, e, (5,))
     assert np.linalg.norm(e) <= found.frobenius < 1.01 * np.linalg.norm(e)
     assert 0 < abs(found.trace - np.trace(e)) <= found.rounding
@@ -249,7 +259,8 @@ def log_densities(flow, params, x):
     """log p^f(x), and log p^g at g(f(x)) by running g⁻¹, with determinants: two flows of their own,
     in which nothing of a certificate is used."""
     latents, ldj, _ = flow.forward(OPS, params, x)
-    log_dets, learned = flow.log_dets(OPS, params), flow.learned_inverses()
+    log_dets = flow.log_dets(OPS, params)
+    learned = flow.learned_inverses()
     of_f = flow.log_density(OPS, latents) + ldj + sum(log_dets.values())
     back = with_layers(
         flow, {name: _Generated(own.maps[1]) for name, (own, _) in learned.items()}
@@ -277,13 +288,15 @@ def bounds(flow, params, x):
 def test_the_densities_of_a_flow_are_within_the_bound(model, flows, side):
     """100 flows, R near W⁻¹: at every latent within the bound, and outside that of the
     log-determinants alone, which is none of the densities'."""
-    rng, outside = np.random.default_rng(8), 0
+    rng = default_rng(8)
+    outside = 0
     choices = Choices(**SMALL_GLOW if model == "glow" else {})
     flow = PRESETS[model].build(choices, (side, side, 1))
     for _ in range(flows):
         params = moved(flow.init(int(rng.integers(1000))), rng, 0.05)
         for layer, (linear, _) in flow.learned_inverses().items():
-            own, (f, g) = params[layer], linear.maps
+            own = params[layer]
+            f, g = linear.maps
             noise = rng.standard_normal(own["W"].shape)
             if model == "fc":
                 own["R"] = np.linalg.inv(own["W"]) + 10 ** rng.uniform(-4, -1.5) * noise
@@ -320,7 +333,8 @@ def test_the_command_prints_what_is_proved(finished, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "proved for 2 of 2 layers" in out and "none" not in out
     assert "log|W| and -log|R| differ by at most as many nats" in out
-    loaded, key = load_run(finished), RandomKey(0, EVALUATION_NOISE)
+    loaded = load_run(finished)
+    key = RandomKey(0, EVALUATION_NOISE)
     x, _ = loaded.flow.encode(loaded.ops, small_dataset().test, key, np.float64)
     of_f, of_g = log_densities(loaded.flow, loaded.params, x)
     (said,) = re.findall(

@@ -10,7 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numba.core.errors import TypingError
+from numpy.random import default_rng
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy.linalg import expm
+from support.arrays import assert_near
 from support.explicit import convolve, convolve_weight_grad, units
 from support.gradients import layer_backward
 from support.messages import one_line
@@ -41,7 +44,7 @@ EPS = np.finfo(np.float64).eps
 
 def arrays(kernel, image, channels, dtype=np.float64, samples=11):
     """x (N, H, W, I), k (kH, kW, I, O), delta (N, H, W, O): more samples than one task takes."""
-    rng = np.random.default_rng(5)
+    rng = default_rng(5)
     inputs, outputs = channels
     sizes = (
         (samples, *image, inputs),
@@ -63,9 +66,7 @@ def test_patches_are_windows(ops, kernel, image):
         padded = np.pad(x, ((0, 0), (kh // 2, kh // 2), (kw // 2, kw // 2), (0, 0)))
         places = np.ndindex(len(x), *image)
         expected = [padded[n, y : y + kh, c : c + kw].ravel() for n, y, c in places]
-        np.testing.assert_array_equal(
-            ops.conv.patches(x, kernel), expected, f"{count} channels"
-        )
+        assert_array_equal(ops.conv.patches(x, kernel), expected, f"{count} channels")
 
 
 def test_patches_of_a_pointwise_kernel_are_a_view(ops):
@@ -94,7 +95,7 @@ def test_the_size_of_a_tile_does_not_change_a_bit(monkeypatch):
         results.append((ops.conv.correlate(x, k), gradient))
     for other in results[1:]:
         for one, two in zip(results[0], other, strict=True):
-            np.testing.assert_array_equal(one, two)
+            assert_array_equal(one, two)
 
 
 def test_tiles_of_two_precisions_are_refused():
@@ -124,13 +125,13 @@ def test_nonfinite_pixels_spread_to_the_kernels_window_alone(
         )
         reached = np.zeros(z.shape, bool)
         reached[3] = (rows[:, None] & columns)[..., None]
-        np.testing.assert_array_equal(~np.isfinite(z), reached)
+        assert_array_equal(~np.isfinite(z), reached)
 
 
 @st.composite
 def laid_out(draw, *shape):
     """Normal numbers of a shape: contiguous, reversed, a part of a larger array, or transposed."""
-    rng = np.random.default_rng(draw(SEEDS))
+    rng = default_rng(draw(SEEDS))
     kind = draw(st.sampled_from(["contiguous", "reversed", "strided", "transposed"]))
     if kind == "strided":
         return rng.standard_normal((*shape[:-1], 2 * shape[-1]))[..., ::2]
@@ -166,7 +167,7 @@ def test_a_convolution_of_any_shape_is_its_definition(ops, case, add):
     def close(found, expected):
         assert np.shape(found) == np.shape(expected)
         atol = 1e-11 * max(1.0, np.abs(expected).max())
-        np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
+        assert_near(found, expected, atol)
 
     x, delta, k = case
     close(ops.conv.correlate(x, k), convolve(x, k))
@@ -186,7 +187,7 @@ def test_flip_is_eq_26_in_the_papers_order(ops):
     for o, i, h, v in np.ndindex(flipped.shape):
         flipped[o, i, h, v] = k[i, o, 5 - 1 - h, 3 - 1 - v]
     found = Conv2d((5, 3), 2, 3).flip(w)
-    np.testing.assert_array_equal(found.transpose(3, 2, 0, 1), flipped)
+    assert_array_equal(found.transpose(3, 2, 0, 1), flipped)
 
 
 @kernels
@@ -194,11 +195,12 @@ def test_flip_is_eq_26_in_the_papers_order(ops):
 def test_multiplicity_is_the_convolution_of_ones(ops, kernel, image):
     """Eq. 27; test_maps.py has m by its definition."""
     for channels in ((1, 1), (2, 2), (1, 2)):
-        f, shape = Conv2d(kernel, *channels), (*image, channels[0])
+        f = Conv2d(kernel, *channels)
+        shape = (*image, channels[0])
         m = np.broadcast_to(f.multiplicity(shape), f.weight_shape)
         delta, x = (np.ones((1, *each)) for each in (f.output_shape(shape), shape))
         by_eq_27 = f.weight_grad(ops, delta, x, out=np.empty(f.weight_shape))
-        np.testing.assert_array_equal(by_eq_27, m, str(channels))
+        assert_array_equal(by_eq_27, m, str(channels))
 
 
 # ---------------------------------------------------------------- kernels of two sizes (A.4)
@@ -208,21 +210,21 @@ def test_multiplicity_is_the_convolution_of_ones(ops, kernel, image):
     "small, large", [((3, 3), (7, 7)), ((1, 3), (5, 3)), ((3, 3), (3, 3))]
 )
 def test_pad_or_crop_pads_and_crops_about_the_centre(ops, small, large):
-    f, g, shape = Conv2d(small, 2), Conv2d(large, 2), (4, 5, 2)
+    f = Conv2d(small, 2)
+    g = Conv2d(large, 2)
+    shape = (4, 5, 2)
     _, w, _ = arrays(small, shape[:2], (2, 2))
     _, r, _ = arrays(large, shape[:2], (2, 2))
-    np.testing.assert_array_equal(f.pad_or_crop(g.pad_or_crop(w)), w)
+    assert_array_equal(f.pad_or_crop(g.pad_or_crop(w)), w)
     # a padded kernel is the same map; a cropped one has the same taps where there are any
-    np.testing.assert_array_equal(
+    assert_array_equal(
         as_matrix(g, ops, g.pad_or_crop(w), shape), as_matrix(f, ops, w, shape)
     )
-    cropped, whole = (
-        as_matrix(f, ops, f.pad_or_crop(r), shape),
-        as_matrix(g, ops, r, shape),
-    )
-    np.testing.assert_array_equal(cropped[cropped != 0], whole[cropped != 0])
+    cropped = as_matrix(f, ops, f.pad_or_crop(r), shape)
+    whole = as_matrix(g, ops, r, shape)
+    assert_array_equal(cropped[cropped != 0], whole[cropped != 0])
     # P of Eq. 30: cropping is the transpose of padding
-    np.testing.assert_allclose(
+    assert_allclose(
         np.sum(f.pad_or_crop(r) * w), np.sum(r * g.pad_or_crop(w)), rtol=1e-14
     )
 
@@ -231,7 +233,7 @@ def test_pad_or_crop_crops_one_side_and_pads_the_other():
     _, w, _ = arrays((3, 5), (4, 4), (1, 1))
     expected = np.zeros((5, 3, 1, 1))
     expected[1:4] = w[:, 1:4]
-    np.testing.assert_array_equal(Conv2d((5, 3), 1).pad_or_crop(w), expected)
+    assert_array_equal(Conv2d((5, 3), 1).pad_or_crop(w), expected)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +244,9 @@ def test_the_surrogate_gradient_of_the_log_determinant(ops, small, large):
 
     ½ ∂⟨T_f(w), T_g(r)ᵀ⟩/∂w and −½ ∂⟨T_g(r), T_f(w)ᵀ⟩/∂r, from matrices written out.
     """
-    f, g, shape = Conv2d(small, 2), Conv2d(large, 2), (4, 3, 2)
+    f = Conv2d(small, 2)
+    g = Conv2d(large, 2)
+    shape = (4, 3, 2)
     layer = Linear(f, SelfNormalizing(), bias=False, inverse_map=g)
     _, w, _ = arrays(small, shape[:2], (2, 2))
     _, r, _ = arrays(large, shape[:2], (2, 2))
@@ -250,32 +254,33 @@ def test_the_surrogate_gradient_of_the_log_determinant(ops, small, large):
     params = {"W": w, "R": r}
     _, _, cache = layer.forward(ops, params, nothing)
     _, grads, _ = layer_backward(ops, layer, params, cache, nothing, lam=1.0)
-    t_w, t_r = as_matrix(f, ops, w, shape), as_matrix(g, ops, r, shape)
+    t_w = as_matrix(f, ops, w, shape)
+    t_r = as_matrix(g, ops, r, shape)
     expected_w = 0.5 * np.einsum("hwioab,ab->hwio", units(f.weight_shape, shape), t_r.T)
     expected_r = -0.5 * np.einsum(
         "hwioab,ab->hwio", units(g.weight_shape, shape), t_w.T
     )
-    np.testing.assert_allclose(grads["W"], expected_w, rtol=0, atol=1e-13)
-    np.testing.assert_allclose(grads["R"], expected_r, rtol=0, atol=1e-13)
+    assert_near(grads["W"], expected_w, 1e-13)
+    assert_near(grads["R"], expected_r, 1e-13)
     assert np.max(np.abs(expected_w)) > 1  # both gradients are there to be compared
     assert np.max(np.abs(expected_r)) > 1
 
 
 def test_initial_inverse_kernel_is_the_padded_flip():
     layer = Linear(Conv2d((3, 3), 2), SelfNormalizing(), inverse_map=Conv2d((7, 7), 2))
-    params = layer.init(np.random.default_rng(0), (4, 4, 2))
+    params = layer.init(default_rng(0), (4, 4, 2))
     expected = np.zeros((7, 7, 2, 2))
     expected[2:5, 2:5] = params["W"][::-1, ::-1].swapaxes(2, 3)
-    np.testing.assert_array_equal(params["R"], expected)
+    assert_array_equal(params["R"], expected)
     assert params["R"].flags.c_contiguous and params["b"].shape == (2,)
 
 
 def test_dirac_and_fans():
     f = Conv2d((5, 3), 2, 4)
-    x = np.random.default_rng(0).standard_normal((3, 4, 6, 2))
+    x = default_rng(0).standard_normal((3, 4, 6, 2))
     z = f.apply(get_ops("numpy"), f.identity(), x)
-    np.testing.assert_array_equal(z[..., :2], x)
-    np.testing.assert_array_equal(z[..., 2:], 0)
+    assert_array_equal(z[..., :2], x)
+    assert_array_equal(z[..., 2:], 0)
     assert xavier(f.weight_shape, 0.1) == 0.1 * np.sqrt(
         2 / (30 + 60)
     )  # (fan-in, fan-out)
@@ -292,7 +297,7 @@ def test_images_of_another_shape_are_refused(shape):
 
 
 def case(shape, scale=1.0, seed=0, **options):
-    rng = np.random.default_rng(seed)
+    rng = default_rng(seed)
     layer = ConvExponential(shape[2], **options)
     w = scale * rng.standard_normal(layer.map.weight_shape)
     return layer, {"W": w}, rng.standard_normal((5, *shape))
@@ -325,10 +330,8 @@ def test_forward_and_inverse_are_the_matrix_exponential(ops, shape, scale):
     atol = (remainder(norm, layer.terms[1]) + 100 * EPS * math.exp(norm)) * largest
     for found, sign in ((z, 1), (layer.inverse(ops, p, x), -1)):
         expected = (rows @ expm(sign * t).T).reshape(x.shape)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
-    np.testing.assert_allclose(
-        layer.inverse(ops, p, z), x, rtol=0, atol=2 * math.exp(norm) * atol
-    )
+        assert_near(found, expected, atol)
+    assert_near(layer.inverse(ops, p, z), x, 2 * math.exp(norm) * atol)
 
 
 def test_the_series_is_shorter_in_single_precision(ops):
@@ -369,7 +372,8 @@ def test_a_small_kernel_is_left_alone(ops):
 
 def test_the_gradient_of_the_norm_at_the_end_is_that_of_the_singular_vectors(ops):
     """After many steps the path counts for nothing, and ∂σ/∂W = u ⋆ v: the published formula."""
-    shape, gap = (3, 4, 2), 0.95
+    shape = (3, 4, 2)
+    gap = 0.95
     for seed in range(100):
         layer, p, _ = case(shape, seed=seed, iterations=400)
         first, second = np.linalg.svd(as_matrix(layer.map, ops, p["W"], shape))[1][:2]
@@ -381,9 +385,7 @@ def test_the_gradient_of_the_norm_at_the_end_is_that_of_the_singular_vectors(ops
     v, u = path[-1]
     published = layer.map.weight_grad(ops, u / sigma, v, out=np.empty_like(p["W"]))
     found = layer._spectral_norm_grad(ops, p["W"], sigma, path)
-    np.testing.assert_allclose(
-        found, published, rtol=0, atol=1e-11 * np.abs(published).max()
-    )
+    assert_near(found, published, 1e-11 * np.abs(published).max())
 
 
 def test_without_the_gradient_of_the_norm_the_check_fails(ops, monkeypatch):
@@ -397,12 +399,12 @@ def test_without_the_gradient_of_the_norm_the_check_fails(ops, monkeypatch):
 def test_a_kernel_of_zeros_is_the_identity(ops):
     layer, p, x = case((4, 4, 2), scale=0.0)
     z, _, cache = layer.forward(ops, p, x)
-    np.testing.assert_array_equal(z, x)
+    assert_array_equal(z, x)
     dx, grads, _ = layer_backward(ops, layer, p, cache, x, dldj=np.zeros(len(x)))
-    np.testing.assert_array_equal(dx, x)
+    assert_array_equal(dx, x)
     # d exp(T(K)) x = T(dK) x at K = 0
     expected = layer.map.weight_grad(ops, x, x, out=np.empty_like(p["W"]))
-    np.testing.assert_allclose(grads["W"], expected / (1 + 1e-5), rtol=1e-12)
+    assert_allclose(grads["W"], expected / (1 + 1e-5), rtol=1e-12)
 
 
 def test_a_nan_is_not_hidden(ops):
@@ -413,7 +415,7 @@ def test_a_nan_is_not_hidden(ops):
 
 
 def test_initial_parameters():
-    w = ConvExponential(16, gain=0.01).init(np.random.default_rng(0), (7, 7, 16))["W"]
+    w = ConvExponential(16, gain=0.01).init(default_rng(0), (7, 7, 16))["W"]
     assert w.shape == (3, 3, 16, 16)
     xavier = 0.01 * math.sqrt(2 / (2 * 16 * 9))
     assert abs(w.std() - xavier) < 5 * xavier / math.sqrt(2 * w.size)

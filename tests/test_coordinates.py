@@ -6,6 +6,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from numpy.random import default_rng
+from numpy.testing import assert_allclose, assert_array_equal
+from support.arrays import assert_near
 from support.messages import one_line
 from support.trainers import (
     BATCH,
@@ -80,9 +83,14 @@ def adam_in_v(model, entering=True, leaving=True):
 
     Wrong without `entering`, the gradient of W as it is, or `leaving`, a step of W as it is.
     """
-    white, plain = trainer_of(model), trainer_of(model, "plain")
+    white = trainer_of(model)
+    plain = trainer_of(model, "plain")
     white.renew(Given(partial(images_of, white)))
-    u, (b1, b2, eps), lr = matrices(white), (0.9, 0.999, 1e-8), plain.config.lr
+    u = matrices(white)
+    b1 = 0.9
+    b2 = 0.999
+    eps = 1e-8
+    lr = plain.config.lr
     own = turned(flat(plain.params), u, np.linalg.inv)
     m, v = ({key: np.zeros_like(a) for key, a in own.items()} for _ in range(2))
     for t in range(1, 5):
@@ -115,7 +123,9 @@ def test_it_is_adam_in_v(model):
 @pytest.mark.parametrize("model", MODELS)
 def test_u_is_made_of_the_rows_that_a_kernel_multiplies(model):
     """On fewer rows than a kernel has inputs, its gradient is a combination of them."""
-    trainer, kernels, rng = trainer_of(model), set(), np.random.default_rng(0)
+    trainer = trainer_of(model)
+    kernels = set()
+    rng = default_rng(0)
     for place, (name, layer) in enumerate(trainer.flow.layers):
         p = {
             k: a + 0.1 * rng.standard_normal(a.shape)
@@ -155,7 +165,8 @@ def test_u_is_made_of_the_rows_that_a_kernel_multiplies(model):
 
 def test_u_whitens_the_rows_of_a_batch():
     trainer = trainer_of("conv")
-    images, before = images_of(trainer, 0), trainer.p.copy()
+    images = images_of(trainer, 0)
+    before = trainer.p.copy()
     x, _ = trainer.encode(images, 0, trainer.slice_of(len(images))[0])
     padded = np.pad(x[..., 0], ((0, 0), (1, 1), (1, 1)))
     rows = np.lib.stride_tricks.sliding_window_view(
@@ -163,15 +174,13 @@ def test_u_whitens_the_rows_of_a_batch():
     ).reshape(-1, 9)
     trainer.renew(Repeated(images))
     u = matrices(trainer)["conv1.1", "W"]
-    np.testing.assert_allclose(
-        u, whitening(rows.T @ rows / len(rows)), rtol=1e-9, atol=1e-9
-    )
-    np.testing.assert_array_equal(trainer.p, before)
+    assert_allclose(u, whitening(rows.T @ rows / len(rows)), rtol=1e-9, atol=1e-9)
+    assert_array_equal(trainer.p, before)
 
 
 def test_whitening_is_the_inverse_square_root_of_second_moments():
     """U M U = m I for eigenvalues above the floor; and of moments that have no root."""
-    basis = np.linalg.qr(np.random.default_rng(0).standard_normal((4, 4)))[0]
+    basis = np.linalg.qr(default_rng(0).standard_normal((4, 4)))[0]
     for values, expected in (
         ([0.5, 2.0, 3.0, 10.5], [4.0, 4.0, 4.0, 4.0]),
         (
@@ -181,12 +190,10 @@ def test_whitening_is_the_inverse_square_root_of_second_moments():
     ):
         second = (basis * values) @ basis.T
         u = whitening(second)
-        np.testing.assert_allclose(u, u.T, rtol=1e-12, atol=1e-12)
-        np.testing.assert_allclose(
-            u @ second @ u, (basis * expected) @ basis.T, atol=1e-9
-        )
+        assert_allclose(u, u.T, rtol=1e-12, atol=1e-12)
+        assert_allclose(u @ second @ u, (basis * expected) @ basis.T, atol=1e-9)
     for nothing in (np.zeros((3, 3)), np.full((3, 3), np.nan)):
-        np.testing.assert_array_equal(whitening(nothing), np.eye(3))
+        assert_array_equal(whitening(nothing), np.eye(3))
 
 
 @pytest.mark.parametrize("model", PRESETS)
@@ -229,7 +236,8 @@ def test_a_flow_of_ones_own_is_whitened_by_its_layers():
     assert trainer.params["white"]["b"].all() and not trainer.coordinates
 
 
-DENSE, UNBIASED = Linear(Dense(4)), Linear(Dense(4), bias=False)
+DENSE = Linear(Dense(4))
+UNBIASED = Linear(Dense(4), bias=False)
 OWN = {
     "neither convolutions nor Whiten layers: leave it out": (DENSE,),
     "Whiten layer b is renewed, and needs a Linear": (DENSE, Whiten(4, renewed=True)),
@@ -250,7 +258,7 @@ def test_a_flow_of_ones_own_that_has_no_such_coordinates_is_refused(message):
 
 def correlated(rows=400):
     """Rows of variances from 1/400 to 9, turned, with a mean."""
-    rng = np.random.default_rng(3)
+    rng = default_rng(3)
     turn, _ = np.linalg.qr(rng.standard_normal((D, D)))
     return 5 + rng.standard_normal((rows, D)) * np.geomspace(0.05, 3, D) @ turn
 
@@ -262,19 +270,18 @@ def numbers_of(x):
 def test_the_root_its_inverse_and_its_determinant_have_their_closed_forms():
     """C is a difference of mean squares, 300 in all, that are 1e5 times its least eigenvalue."""
     x = correlated()
-    layer, p = Whiten(D), numbers_of(x)
+    layer = Whiten(D)
+    p = numbers_of(x)
     values, vectors = np.linalg.eigh(np.cov(x.T, bias=True))
-    np.testing.assert_array_equal(p["U"], p["U"].T)
+    assert_array_equal(p["U"], p["U"].T)
     z, ldj, _ = layer.forward(OPS, p, x)
     assert ldj == 0
     assert abs(layer.log_det(OPS, p, (D,)) + np.log(values).sum() / 2) < 1e-10
-    np.testing.assert_allclose(layer.inverse(OPS, p, z), x, atol=1e-11)
+    assert_allclose(layer.inverse(OPS, p, z), x, atol=1e-11)
     root = (vectors * values**0.5) @ vectors.T
-    np.testing.assert_allclose(
-        layer.inverse(OPS, p, np.eye(D) + p["b"]), root.T, atol=1e-11
-    )
-    np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-11)
-    np.testing.assert_allclose(np.cov(z.T, bias=True), np.eye(D), atol=1e-10)
+    assert_allclose(layer.inverse(OPS, p, np.eye(D) + p["b"]), root.T, atol=1e-11)
+    assert_allclose(z.mean(axis=0), 0, atol=1e-11)
+    assert_allclose(np.cov(z.T, bias=True), np.eye(D), atol=1e-10)
 
 
 @pytest.mark.parametrize("mean", [1e6, 1e8])
@@ -285,13 +292,9 @@ def test_a_large_mean_hides_no_covariance(mean):
         snfnp.fit(correlated() + shift, report=None, **how).params["whiten"]
         for shift in (99, mean)
     )
-    np.testing.assert_allclose(
-        far["U"], near["U"], rtol=0, atol=1e-6 * np.abs(near["U"]).max()
-    )
+    assert_near(far["U"], near["U"], 1e-6 * np.abs(near["U"]).max())
     assert not np.array_equal(far["U"], near["U"])
-    np.testing.assert_allclose(
-        far["b"], near["b"] - near["U"] @ np.full(D, mean - 99), rtol=1e-5
-    )
+    assert_allclose(far["b"], near["b"] - near["U"] @ np.full(D, mean - 99), rtol=1e-5)
 
 
 def test_a_direction_without_variance_gets_the_smallest_variance_allowed():
@@ -300,9 +303,7 @@ def test_a_direction_without_variance_gets_the_smallest_variance_allowed():
     x[:, 0], x[:, 1] = 7.0, 2 * x[:, 2]
     u = numbers_of(x)["U"]
     mean = np.linalg.eigvalsh(np.cov(x.T, bias=True)).mean()
-    np.testing.assert_allclose(
-        np.linalg.eigvalsh(u)[-2:] * (1e-6 * mean) ** 0.5, 1, rtol=1e-9
-    )
+    assert_allclose(np.linalg.eigvalsh(u)[-2:] * (1e-6 * mean) ** 0.5, 1, rtol=1e-9)
 
 
 BAD = {
@@ -330,10 +331,8 @@ def test_inputs_of_whitened_layers_are_white(ops):
     """The first layer's of the images of the first epoch, all together, with noise of their own;
     the second's of five images a feature, in the first steps."""
     trainer = started(make_trainer(ops, **WHITE))
-    layers, steps = (
-        trainer.flow.layers,
-        {0: trainer.steps_per_epoch, 3: math.ceil(5 * 64 / BATCH)},
-    )
+    layers = trainer.flow.layers
+    steps = {0: trainer.steps_per_epoch, 3: math.ceil(5 * 64 / BATCH)}
     for place, count in steps.items():
         keys = [RandomKey(0, WHITENING_NOISE, step) for step in range(count)]
         z = [
@@ -343,8 +342,8 @@ def test_inputs_of_whitened_layers_are_white(ops):
         z = np.concatenate(z)
         for name, layer in layers[: place + 1]:
             z = layer.forward(ops, trainer.params[name], z)[0]
-        np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-10)
-        np.testing.assert_allclose(np.cov(z.T, bias=True), np.eye(64), atol=1e-9)
+        assert_allclose(z.mean(axis=0), 0, atol=1e-10)
+        assert_allclose(np.cov(z.T, bias=True), np.eye(64), atol=1e-9)
 
 
 def test_a_layer_behind_one_that_starts_from_data_gets_its_statistics_after_it():
@@ -362,8 +361,8 @@ def test_a_layer_behind_one_that_starts_from_data_gets_its_statistics_after_it()
         OPS, white, ActNorm().forward(OPS, norm, np.concatenate(x))[0]
     )[0]
     assert norm["t"].any()
-    np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-10)
-    np.testing.assert_allclose(np.cov(z.T, bias=True), np.eye(64), atol=1e-9)
+    assert_allclose(z.mean(axis=0), 0, atol=1e-10)
+    assert_allclose(np.cov(z.T, bias=True), np.eye(64), atol=1e-9)
 
 
 def test_whitening_does_not_change_the_likelihood():
@@ -375,20 +374,23 @@ def test_whitening_does_not_change_the_likelihood():
     )  # numbers that are not learned do not count
     plain.p[...] = trainer.p[: plain.layout.size]
     for k in "12":
-        white, dense = trainer.params["whiten" + k], plain.params["dense" + k]
+        white = trainer.params["whiten" + k]
+        dense = plain.params["dense" + k]
         dense["b"] += dense["W"] @ white["b"]
         dense["W"][...] = dense["W"] @ white["U"]
     found, expected = (
         each.likelihood().log_prob(images_of(trainer, 9)) for each in (trainer, plain)
     )
-    np.testing.assert_allclose(found, expected, rtol=1e-11)
+    assert_allclose(found, expected, rtol=1e-11)
 
 
 def test_steps_change_no_whitening_and_take_no_gradient_below_it(monkeypatch):
     trainer = take_steps(make_trainer(OPS, **WHITE), [0])
-    before, learned = trainer.p.copy(), trainer.layout.fixed
+    before = trainer.p.copy()
+    learned = trainer.layout.fixed
     assert trainer.flow.first_trainable == 1 and trainer.grads["whiten1"] == {}
-    original, called = Whiten.backward, []
+    original = Whiten.backward
+    called = []
     monkeypatch.setattr(
         Whiten,
         "backward",
@@ -398,7 +400,7 @@ def test_steps_change_no_whitening_and_take_no_gradient_below_it(monkeypatch):
     assert (
         called == [Whiten(64, renewed=True)] * 3
     )  # nobody needs a gradient below dense1
-    np.testing.assert_array_equal(trainer.p[learned:], before[learned:])
+    assert_array_equal(trainer.p[learned:], before[learned:])
     assert (
         np.mean(trainer.p[:learned] != before[:learned]) > 0.99
     )  # all but the padding
@@ -422,7 +424,7 @@ def test_the_start_of_a_run_is_found_again_after_a_renewal():
         trainer.params["whiten2"]["U"] != trainer.layout.views(first)["whiten2"]["U"]
     )
     assert moved.all()
-    np.testing.assert_array_equal(trainer.start(batches), first)
+    assert_array_equal(trainer.start(batches), first)
 
 
 @pytest.mark.parametrize("forgotten", [None, "W", "b", "R"])
@@ -430,7 +432,8 @@ def test_a_renewal_leaves_the_function_as_it_is(monkeypatch, forgotten):
     """To rounding, in sums of 64 terms: log-densities, and the linear part of what dense2 and its
     whitening make of latents. A forgotten W or b changes the one, R the other."""
     trainer = take_steps(make_trainer(OPS, **WHITE), range(5))
-    white, dense = trainer.params["whiten2"], trainer.params["dense2"]
+    white = trainer.params["whiten2"]
+    dense = trainer.params["dense2"]
 
     def computed():
         log_prob = trainer.likelihood().log_prob(images_of(trainer, 9))
@@ -441,7 +444,9 @@ def test_a_renewal_leaves_the_function_as_it_is(monkeypatch, forgotten):
         return after | {name: p[name] for name in p if name == forgotten}, *moments
 
     monkeypatch.setattr(coordinates, "change_coordinates", changed)
-    trainer.step, numbers, before = 20, white["U"].copy(), computed()
+    trainer.step = 20
+    numbers = white["U"].copy()
+    before = computed()
     trainer.renew(Given(partial(images_of, trainer)))
     assert np.abs(white["U"] - numbers).max() > 1e-3
     for now, then, by in zip(computed(), before, (("W", "b"), ("R",)), strict=True):
@@ -450,7 +455,8 @@ def test_a_renewal_leaves_the_function_as_it_is(monkeypatch, forgotten):
 
 
 def test_a_renewal_estimates_from_the_images_of_the_next_steps():
-    trainer, steps = take_steps(make_trainer(OPS, **WHITE), range(2)), []
+    trainer = take_steps(make_trainer(OPS, **WHITE), range(2))
+    steps = []
     trainer.step = 100
     trainer.renew(Given(lambda step: steps.append(step) or images_of(trainer, step)))
     assert steps == list(range(100, 100 + math.ceil(5 * 64 / BATCH)))
@@ -463,13 +469,14 @@ def test_in_single_precision_a_renewal_is_to_the_statistics_that_are_stored():
     def wide(name):
         return {k: a.astype(np.float64) for k, a in trainer.params[name].items()}
 
-    white, dense = wide("whiten2"), wide("dense2")
+    white = wide("whiten2")
+    dense = wide("dense2")
     trainer.step = 20
     trainer.renew(Given(partial(images_of, trainer)))
     expected = change_coordinates(OPS, wide("whiten2"), white, dense, dense, dense)[0]
     for name, values in trainer.params["dense2"].items():
         assert values.dtype == np.float32
-        np.testing.assert_array_equal(values, expected[name].astype(np.float32))
+        assert_array_equal(values, expected[name].astype(np.float32))
 
 
 def test_statistics_of_the_first_layer_are_found_in_double_precision():
@@ -478,24 +485,23 @@ def test_statistics_of_the_first_layer_are_found_in_double_precision():
         for dtype in ("float32", "float64")
     )
     for name, values in double.items():
-        np.testing.assert_array_equal(single[name], values.astype(np.float32))
+        assert_array_equal(single[name], values.astype(np.float32))
 
 
 def test_moments_follow_the_chain_rule(monkeypatch):
     """Of the exact gradient before a renewal, m is the exact gradient after it; and v of a gradient
     with one entry is its square."""
     trainer = take_steps(make_trainer(OPS, **WHITE, gradient="exact"), range(5))
-    images, views = images_of(trainer, 9), trainer.layout.optimised.views
-    trainer.step, trainer.m[...] = (
-        20,
-        gradient_of(trainer, images)[: trainer.layout.fixed],
-    )
+    images = images_of(trainer, 9)
+    views = trainer.layout.optimised.views
+    trainer.step = 20
+    trainer.m[...] = gradient_of(trainer, images)[: trainer.layout.fixed]
     trainer.renew(Given(partial(images_of, trainer)))
     expected = views(gradient_of(trainer, images))["dense2"]
     for name, found in views(trainer.m)["dense2"].items():
-        np.testing.assert_allclose(found, expected[name], rtol=0, atol=1e-11)
+        assert_near(found, expected[name], 1e-11)
 
-    rng = np.random.default_rng(5)
+    rng = default_rng(5)
     old, new = (
         {"U": np.eye(3) + rng.uniform(0, 0.5, (3, 3)), "b": rng.standard_normal(3)}
         for _ in "on"
@@ -507,13 +513,12 @@ def test_moments_follow_the_chain_rule(monkeypatch):
         p, first, second = change_coordinates(OPS, new, old, m, m, v)
         assert np.vdot(first["R"], p["R"]) == pytest.approx(np.vdot(m["R"], m["R"]))
         for each in m:
-            np.testing.assert_allclose(
-                second[each], first[each] ** 2, rtol=1e-12, atol=1e-15
-            )
+            assert_allclose(second[each], first[each] ** 2, rtol=1e-12, atol=1e-15)
 
 
 def test_renewals_come_early_and_then_every_500_steps():
-    trainer, due = make_trainer(OPS), []
+    trainer = make_trainer(OPS)
+    due = []
     trainer.states = [
         SimpleNamespace(renew=lambda trainer, _: due.append(trainer.step))
     ]
@@ -523,7 +528,7 @@ def test_renewals_come_early_and_then_every_500_steps():
 
 
 def test_a_covariance_is_shrunk_by_as_much_as_its_rows_deserve():
-    rng = np.random.default_rng(0)
+    rng = default_rng(0)
     turn, _ = np.linalg.qr(rng.normal(size=(20, 20)))
     true = (turn * np.geomspace(0.1, 10, 20)) @ turn.T
     for rows in (15, 40, 4000):
@@ -533,13 +538,14 @@ def test_a_covariance_is_shrunk_by_as_much_as_its_rows_deserve():
         assert np.linalg.norm(shrunk - true) <= 1.001 * np.linalg.norm(found - true)
         assert np.trace(shrunk) == pytest.approx(np.trace(found))
         assert np.linalg.eigvalsh(shrunk).min() > 1e-3
-        square, squares = np.trace(found) ** 2, np.trace(found @ found)
+        square = np.trace(found) ** 2
+        squares = np.trace(found @ found)
         share = (
             1 - 2 / 20
         ) * squares + square  # Eq. 23 of Chen et al. 2010, as printed
         share = min(1, share / ((rows + 1 - 2 / 20) * (squares - square / 20)))
         expected = (1 - share) * found + share * np.trace(found) / 20 * np.eye(20)
-        np.testing.assert_allclose(shrunk, expected, rtol=1e-12, atol=1e-14)
+        assert_allclose(shrunk, expected, rtol=1e-12, atol=1e-14)
     few = rng.normal(size=(10, 50))
     assert np.abs(_shrunk(few.T @ few / 10, 10) - np.eye(50)).max() < 0.6
-    np.testing.assert_allclose(_shrunk(np.eye(5), 3), np.eye(5))
+    assert_allclose(_shrunk(np.eye(5), 3), np.eye(5))

@@ -5,7 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.random import default_rng
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import norm
+from support.arrays import assert_near
 from support.explicit import convolve
 from support.gradients import (
     layer_backward,
@@ -43,7 +46,7 @@ CAUSAL_SHAPES = [
 
 def case(shape, width=8, samples=5, dtype=np.float64, noise=0.3):
     """A layer, its parameters away from their start, and images."""
-    rng = np.random.default_rng(3)
+    rng = default_rng(3)
     layer = AffineCoupling(shape[2], width)
     p = {
         k: v.astype(dtype) for k, v in moved(layer.init(rng, shape), rng, noise).items()
@@ -60,17 +63,17 @@ def test_forward_is_the_formula(ops, shape):
     h = (convolve(a2, p["w3"]) + p["b3"]) * np.exp(3 * p["logs"])
     s = 2 * np.tanh(h[..., 0::2] / 2)
     z, ldj, _ = layer.forward(ops, p, x)
-    np.testing.assert_array_equal(z[..., :half], x[..., :half])
+    assert_array_equal(z[..., :half], x[..., :half])
     expected = x[..., half:] * np.exp(s) + h[..., 1::2]
-    np.testing.assert_allclose(z[..., half:], expected, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(ldj, s.sum(axis=(1, 2, 3)), rtol=0, atol=1e-12)
+    assert_near(z[..., half:], expected, 1e-12)
+    assert_near(ldj, s.sum(axis=(1, 2, 3)), 1e-12)
     for unit in (a1, a2):  # the contract's points and these: ReLUs on both sides
         assert 0.1 < np.mean(unit > 0) < 0.9
 
 
 def test_initial_parameters():
     layer = AffineCoupling(4)
-    p = layer.init(np.random.default_rng(0), (14, 14, 4))
+    p = layer.init(default_rng(0), (14, 14, 4))
     shapes = {"w1": (3, 3, 2, 512), "b1": (512,), "w2": (512, 512), "b2": (512,)}
     shapes |= {"w3": (3, 3, 512, 4), "b3": (4,), "logs": (4,)}
     assert {k: v.shape for k, v in p.items()} == shapes
@@ -95,9 +98,7 @@ def test_results_do_not_depend_on_the_block_size(ops, rows, monkeypatch):
     monkeypatch.setattr(Coupling, "network_values", rows * layer.width)
     for name, result in everything().items():
         atol = 100 * EPS * max(1, np.abs(expected[name]).max())
-        np.testing.assert_allclose(
-            result, expected[name], rtol=0, atol=atol, err_msg=name
-        )
+        assert_near(result, expected[name], atol, name)
 
 
 def test_an_empty_batch_passes_through(ops):
@@ -115,13 +116,13 @@ def test_an_empty_batch_passes_through(ops):
 def test_nan_is_never_zeroed(ops, dtype):
     out = np.array([[np.nan, -1, 2]], dtype)
     result = ops.coupling.bias_relu(out, np.zeros(3, dtype))
-    np.testing.assert_array_equal(result, [[np.nan, 0, 2]])
+    assert_array_equal(result, [[np.nan, 0, 2]])
     delta = np.array([[1, np.nan, 3], [5, 6, 7]], dtype)
     a = np.array([[np.nan, 0, 2], [0, 0, 1]], dtype)
     sums = np.empty(3, dtype)
     ops.coupling.bias_relu_backward(delta, a, sums)
-    np.testing.assert_array_equal(delta, [[1, np.nan, 3], [0, 0, 7]])
-    np.testing.assert_array_equal(sums, [1, np.nan, 10])
+    assert_array_equal(delta, [[1, np.nan, 3], [0, 0, 7]])
+    assert_array_equal(sums, [1, np.nan, 10])
 
 
 @pytest.mark.slow
@@ -159,7 +160,7 @@ def glow():
 
 @pytest.fixture
 def images():
-    return np.random.default_rng(9).integers(0, 256, (N, 8, 8, 1)).astype(np.uint8)
+    return default_rng(9).integers(0, 256, (N, 8, 8, 1)).astype(np.uint8)
 
 
 def test_latents_that_do_not_fit_are_refused(ops):
@@ -197,19 +198,19 @@ def test_likelihood_terms_keep_densities_and_volumes_apart(ops, images):
     latents, _, _ = flow.forward(ops, params, x)
     for row, latent in zip(rows, latents, strict=True):
         expected = norm.logpdf(latent).sum(axis=(1, 2, 3)).mean()
-        np.testing.assert_allclose(terms[row], expected, rtol=1e-12)
+        assert_allclose(terms[row], expected, rtol=1e-12)
     for name, layer in flow.layers:
         x, ldj, _ = layer.forward(ops, params[name], x)
         if name.startswith("split"):
-            np.testing.assert_allclose(terms[name], ldj.mean(), rtol=0, atol=1e-12)
+            assert_near(terms[name], ldj.mean(), 1e-12)
             assert abs(ldj.mean()) > 1e-3
         elif name in flow.latent_shapes:
             assert terms[name] == ldj == 0
     log_prob = likelihood.log_prob(images, seed=11)
-    np.testing.assert_allclose(evaluation.nll, -log_prob.mean(), rtol=1e-13)
+    assert_allclose(evaluation.nll, -log_prob.mean(), rtol=1e-13)
     x, volume = flow.encode(ops, images, key, np.float64)
     whole = mean_log_density(ops, flow, params, x) + volume.mean()
-    np.testing.assert_allclose(evaluation.nll, -whole, rtol=1e-12)
+    assert_allclose(evaluation.nll, -whole, rtol=1e-12)
 
 
 def test_samples_from_an_images_latents_are_the_image(ops, images):
@@ -221,10 +222,10 @@ def test_samples_from_an_images_latents_are_the_image(ops, images):
     ]
     for exact in (False, True):
         result = likelihood.sample(N, seed=0, exact=exact, latents=latents)
-        np.testing.assert_array_equal(result, images)
+        assert_array_equal(result, images)
     # what is given is not scaled
     result = likelihood.sample(N, seed=0, temperature=0.1, exact=True, latents=latents)
-    np.testing.assert_array_equal(result, images)
+    assert_array_equal(result, images)
 
 
 def test_latents_are_given_or_drawn_one_by_one(ops, images):
@@ -250,7 +251,7 @@ def test_latents_are_given_or_drawn_one_by_one(ops, images):
         result = likelihood.sample(
             N, seed=5, temperature=0.7, exact=True, latents=asked
         )
-        np.testing.assert_array_equal(result, flow.decode(ops, x))
+        assert_array_equal(result, flow.decode(ops, x))
         results.append(result.tobytes())
     assert len(set(results)) == 5
     assert results[0] == likelihood.sample(N, 5, 0.7, exact=True).tobytes()
@@ -304,7 +305,7 @@ def kernel(channels, rng):
 
 
 def causal_case(shape, samples=5, seed=0, reverse=False):
-    rng = np.random.default_rng(seed)
+    rng = default_rng(seed)
     layer = CausalConv2d(shape[2], reverse=reverse)
     p = {"W": kernel(shape[2], rng), "b": rng.standard_normal(shape[2])}
     return layer, p, rng.standard_normal((samples, *shape))
@@ -322,7 +323,7 @@ def test_forward_is_the_sum_over_four_pixels(ops, shape):
             seen = padded[:, h : h + shape[0], v : v + shape[1]]
             expected += np.einsum("nyxi,io->nyxo", seen, w[h, v])
     assert ldj == 0
-    np.testing.assert_allclose(z, expected, rtol=0, atol=100 * EPS * np.abs(x).max())
+    assert_near(z, expected, 100 * EPS * np.abs(x).max())
 
 
 @pytest.mark.parametrize("shape", CAUSAL_SHAPES, ids=str)
@@ -332,9 +333,9 @@ def test_the_opposite_direction_is_the_layer_between_two_turns(ops, shape):
     z = layer.forward(ops, p, x[:, ::-1, ::-1].copy())[0]
     result = opposite.forward(ops, p, x)[0]
     atol = 100 * EPS * np.abs(x).max()
-    np.testing.assert_allclose(result, z[:, ::-1, ::-1], rtol=0, atol=atol)
+    assert_near(result, z[:, ::-1, ::-1], atol)
     back = opposite.inverse(ops, p, z[:, ::-1, ::-1].copy())
-    np.testing.assert_array_equal(back, layer.inverse(ops, p, z)[:, ::-1, ::-1])
+    assert_array_equal(back, layer.inverse(ops, p, z)[:, ::-1, ::-1])
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -362,25 +363,21 @@ def test_a_diagonal_without_an_inverse_is_one_clear_error(ops, value):
 def test_initial_causal_kernels():
     channels = 40
     gain = 0.01
-    p = CausalConv2d(channels, gain=gain).init(
-        np.random.default_rng(0), (3, 3, channels)
-    )
-    np.testing.assert_array_equal(np.tril(p["W"][1, 1], -1), 0)
-    np.testing.assert_array_equal(p["b"], np.zeros(channels))
+    p = CausalConv2d(channels, gain=gain).init(default_rng(0), (3, 3, channels))
+    assert_array_equal(np.tril(p["W"][1, 1], -1), 0)
+    assert_array_equal(p["b"], np.zeros(channels))
     noise = p["W"].copy()
     noise[1, 1] -= np.eye(channels)
     drawn = noise[noise != 0]
     xavier = gain * math.sqrt(2 / (4 * channels + 4 * channels))
     # the standard error of a standard deviation is about σ / √(2n)
     assert abs(drawn.std() - xavier) < 5 * xavier / math.sqrt(2 * drawn.size)
-    assert list(
-        CausalConv2d(3, bias=False).init(np.random.default_rng(0), (3, 3, 3))
-    ) == ["W"]
+    assert list(CausalConv2d(3, bias=False).init(default_rng(0), (3, 3, 3))) == ["W"]
 
 
 def test_emerging_convolution_sees_its_eight_neighbours(ops):
     """One causal half sees the pixels before, the other those after: together a 3×3 window."""
-    rng = np.random.default_rng(6)
+    rng = default_rng(6)
     shape = (7, 7, 1)
     flow = Flow(shape, emerging_layers("conv1", 1, gain=1.0))
     params = moved(flow.init(3), rng, 0.05)
@@ -390,4 +387,4 @@ def test_emerging_convolution_sees_its_eight_neighbours(ops):
     (after,), _, _ = flow.forward(ops, params, x)
     window = np.zeros((7, 7), bool)
     window[2:5, 2:5] = True
-    np.testing.assert_array_equal((after != before)[0, :, :, 0], window)
+    assert_array_equal((after != before)[0, :, :, 0], window)

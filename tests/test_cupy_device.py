@@ -134,7 +134,8 @@ def test_a_missing_requirement_is_one_line_with_a_remedy(
 
 
 def test_cublas_is_the_one_that_cupys_finder_has(monkeypatch):
-    fake, there = fake_cupy(), {"/cublas"}
+    fake = fake_cupy()
+    there = {"/cublas"}
 
     def load(path):
         if path not in there:

@@ -33,7 +33,8 @@ PAGES = sorted(DERIVATIONS.glob("*.md"))
 
 EQUATIONS = range(1, 32)
 # Equations that nothing needs to compute, and what their rows say in the place of code.
-STEPS, STEP = {18, 19}, "a step of the derivation: computed nowhere"
+STEPS = {18, 19}
+STEP = "a step of the derivation: computed nowhere"
 
 # What a code host may treat as Markdown before it looks at the mathematics: escapes, emphasis
 # (an underscore that no letter or digit precedes), the start of a tag, a link.
@@ -165,7 +166,8 @@ def order_problems(text: str, pages: dict[str, str]) -> list[str]:
             not in text
         ):
             problems.append(f"{page} has another title in the reading order")
-        known, new = set(), {number}
+        known = set()
+        new = {number}
         while new:
             known |= new
             new = set().union(*(builds_on.get(n, set()) for n in new)) - known

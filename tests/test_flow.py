@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.random import default_rng
+from numpy.testing import assert_allclose, assert_array_equal
 from support.gradients import flow_backward, moved
 from support.messages import one_line
 from test_rules import random_params, two_layers
@@ -21,12 +23,12 @@ from snfnp.rules import Exact, SelfNormalizing
 
 D = 5
 N = 5
-RNG = np.random.default_rng
+RNG = default_rng
 
 
 @pytest.fixture
 def x():
-    return np.random.default_rng(1).standard_normal((N, D))
+    return default_rng(1).standard_normal((N, D))
 
 
 def test_a_flow_without_a_learned_inverse_says_so(ops, x):
@@ -78,7 +80,7 @@ def test_a_flow_asks_each_layer_a_few_times_for_its_parameters(monkeypatch):
 def test_initial_parameters_depend_on_the_seed_alone():
     flow = two_layers(SelfNormalizing())
     first, again, other = (flow.init(seed)["dense2"]["W"] for seed in (3, 3, 4))
-    np.testing.assert_array_equal(first, again)
+    assert_array_equal(first, again)
     assert np.any(first != other)
     assert np.any(
         first != flow.init(3)["dense1"]["W"]
@@ -123,7 +125,7 @@ def split_flow():
 
 def split_case():
     flow = split_flow()
-    rng = np.random.default_rng(3)
+    rng = default_rng(3)
     params = moved(flow.init(0), rng)
     return flow, params, rng.standard_normal((N, *flow.shape))
 
@@ -143,10 +145,8 @@ def test_latents_come_in_the_order_of_the_splits_then_z(ops, recompute):
         if name.startswith("split"):
             expected.append(cache["latent"])
     for latent, value in zip(result, (*expected, x), strict=True):
-        np.testing.assert_array_equal(latent, value)
-    np.testing.assert_allclose(
-        ldj, volume, rtol=1e-13
-    )  # and no density of a latent in it
+        assert_array_equal(latent, value)
+    assert_allclose(ldj, volume, rtol=1e-13)  # and no density of a latent in it
 
 
 class Exponential(layers.Split):
@@ -258,7 +258,7 @@ def test_parameters_of_any_shapes_survive_packing(shapes):
     for layer, named in layout.views(flat).items():
         assert list(named) == list(shapes[layer])
         for name, view in named.items():
-            np.testing.assert_array_equal(view, numbers[layer][name])
+            assert_array_equal(view, numbers[layer][name])
             assert np.shares_memory(view, flat) or view.size == 0
             transposed = name == "R" and view.ndim == 2
             assert (view.T if transposed else view).flags.c_contiguous

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from numpy.random import default_rng
+from numpy.testing import assert_allclose, assert_array_equal
 from support.messages import one_line
 
 from snfnp.beyond.rules import JacobianPenalty
@@ -284,7 +286,7 @@ def test_a_failure_shows_both_derivatives():
     analytic, numeric = (
         float(words[words.index(w) + 1]) for w in ("analytic", "numeric")
     )
-    np.testing.assert_allclose(analytic / numeric, 1.01, rtol=1e-8)
+    assert_allclose(analytic / numeric, 1.01, rtol=1e-8)
     assert str(caught.value).count("h=") == 3  # the same quotient at other steps
 
 
@@ -392,8 +394,8 @@ class WithoutAdd(Dense):
         return out
 
 
-RNG = np.random.default_rng(0)
-X = np.random.default_rng(0).standard_normal((3, 4))
+RNG = default_rng(0)
+X = default_rng(0).standard_normal((3, 4))
 MISUSES = {
     "layer": (
         lambda: check_layer(PlainLayer(), (D,)),
@@ -448,9 +450,9 @@ def test_a_misuse_is_one_line(misuse):
 
 @pytest.mark.parametrize("outputs", [1, 2, 3])
 def test_as_matrix(ops, outputs):
-    w = np.random.default_rng(0).standard_normal((D, D))
-    np.testing.assert_array_equal(as_matrix(Dense(D), ops, w, (D,)), w)
+    w = default_rng(0).standard_normal((D, D))
+    assert_array_equal(as_matrix(Dense(D), ops, w, (D,)), w)
     # 1×1: the same matrix, as many outputs as it has, for every pixel
-    k = np.random.default_rng(0).standard_normal((1, 1, 2, outputs))
+    k = default_rng(0).standard_normal((1, 1, 2, outputs))
     t = as_matrix(Conv2d((1, 1), 2, outputs), ops, k, (1, 3, 2))
-    np.testing.assert_array_equal(t, np.kron(np.eye(3), k[0, 0].T))
+    assert_array_equal(t, np.kron(np.eye(3), k[0, 0].T))

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from numpy.random import default_rng
+from numpy.testing import assert_allclose
 from support.messages import one_line
 from test_gradcheck import D, SinhLayer
 
@@ -16,7 +18,7 @@ from snfnp.gradcheck import (
     slopes,
 )
 
-RNG = np.random.default_rng(0)
+RNG = default_rng(0)
 one_wrong = np.eye(1, 1000, 17)[0]  # 1 at one place among many
 
 
@@ -30,16 +32,16 @@ def test_a_stencil_converges_at_its_order():
             central_difference(lambda v: math.exp(v[0]), x, u, h) - math.exp(0.3)
         )
 
-    np.testing.assert_allclose(error(0.2) / error(0.1), 2**6, rtol=0.02)
+    assert_allclose(error(0.2) / error(0.1), 2**6, rtol=0.02)
     derivative = central_difference(lambda v: v[0] ** 6, x, u, 0.1)
-    np.testing.assert_allclose(derivative, 6 * 0.3**5, rtol=1e-12)
+    assert_allclose(derivative, 6 * 0.3**5, rtol=1e-12)
 
 
 def cubic(v):
     return float(np.sum(v**3))
 
 
-X = np.random.default_rng(0).standard_normal((3, 4))
+X = default_rng(0).standard_normal((3, 4))
 
 
 @pytest.mark.parametrize(
@@ -58,12 +60,12 @@ def test_check_gradient_refuses_a_wrong_gradient_a_nan_and_another_shape(
     f, x, gradient, message
 ):
     with pytest.raises(GradientError, match=message):
-        check_gradient(f, x, gradient, rng=np.random.default_rng(1))
+        check_gradient(f, x, gradient, rng=default_rng(1))
 
 
 def test_the_control_is_what_a_wrong_gradient_is_off_by():
     x = X
-    rng = np.random.default_rng(1)
+    rng = default_rng(1)
     measured = check_gradient(cubic, x, 3 * x**2, rng=rng)
     assert measured.error < 1e-10
     assert 1e-3 < measured.control <= 0.01
@@ -94,7 +96,7 @@ def test_single_precision_is_named_where_a_check_fails_by_it():
 @pytest.mark.parametrize("kink, passes", [(2e-3, True), (1e-5, False)])
 def test_a_step_is_shortened_where_it_crosses_a_kink(kink, passes):
     x = np.zeros(1)
-    rng = np.random.default_rng(1)
+    rng = default_rng(1)
     bent = lambda v: float(np.sum(v + np.abs(v - kink)))  # noqa: E731
     if passes:
         assert check_gradient(bent, x, np.zeros(1), rng=rng).error == 0
@@ -105,10 +107,8 @@ def test_a_step_is_shortened_where_it_crosses_a_kink(kink, passes):
 
 def test_slopes_are_those_that_were_compared():
     x = X
-    rng = np.random.default_rng(1)
-    u = np.random.default_rng(1).standard_normal((2, 3, 4))[
-        1
-    ]  # the last of two directions
+    rng = default_rng(1)
+    u = default_rng(1).standard_normal((2, 3, 4))[1]  # the last of two directions
     expected = np.sum(3 * x**2 * u) / np.linalg.norm(u)
     result = slopes(cubic, x, 3 * x**2, rng=rng, directions=2)
     assert result == (float(f"{expected:.6g}"),) * 2
@@ -129,8 +129,8 @@ def test_a_relative_error_is_shown_where_it_is_more_than_rounding():
 
 def test_the_negative_control_notices_a_check_that_catches_nothing():
     """At a tolerance of 2 % a gradient times 1.01 passes, so the check itself must not."""
-    x = np.random.default_rng(0).standard_normal(5)
-    rng = np.random.default_rng(1)
+    x = default_rng(0).standard_normal(5)
+    rng = default_rng(1)
     with pytest.raises(
         GradientError, match=r"negative control \(times 1.01\) was not caught"
     ):

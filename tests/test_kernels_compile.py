@@ -71,10 +71,8 @@ def test_the_dense_scaling_takes_few_instructions_an_element():
         source.source("linalg"), "scaled<float>", "compute_90", source.OPTIONS
     )
     assert each >= 4  # a load, a product, a store and a branch
-    items, threads = (
-        784**2,
-        min(-(-(784**2) // source.THREADS), _MOST_BLOCKS) * source.THREADS,
-    )
+    items = 784**2
+    threads = min(-(-(784**2) // source.THREADS), _MOST_BLOCKS) * source.THREADS
     assert each + once * threads / items <= 20
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.random import default_rng
 from support import host_kernels
 from support import operation_calls as calls
 from support.host_kernels import Launcher, hold, host_ops
@@ -51,7 +52,7 @@ def test_kernels_match_the_definition(ops, name):
         *((0, size) for size in calls.SIZES),
         *enumerate(calls.random_sizes(3, 8)),
     ):
-        hold(ops, name, OVERRIDES[name](np.random.default_rng(seed), dtype, size))
+        hold(ops, name, OVERRIDES[name](default_rng(seed), dtype, size))
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -62,16 +63,16 @@ def test_kernels_take_any_layout_no_samples_and_nan_which_spreads_as_defined(ops
             hold(
                 ops,
                 name,
-                OVERRIDES[name](np.random.default_rng(1), np.float64, size),
+                OVERRIDES[name](default_rng(1), np.float64, size),
                 layout,
             )
-        call = OVERRIDES[name](np.random.default_rng(0), np.float32, size)
+        call = OVERRIDES[name](default_rng(0), np.float32, size)
         calls.assert_nan_spreads_as_defined(
             ops, name, call, calls.in_order(ops.device.guarded)
         )
         ops.device.check(name)
     for size in calls.NO_SAMPLES if name not in NEVER_EMPTY else ():
-        hold(ops, name, OVERRIDES[name](np.random.default_rng(0), np.float32, size))
+        hold(ops, name, OVERRIDES[name](default_rng(0), np.float32, size))
 
 
 def test_step_scalars_and_images(ops):
@@ -160,7 +161,7 @@ def test_a_wrong_kernel_is_found(folder, name, size, old, new, message):
         text_of = host_kernels.patched(name.partition(".")[0], old, new)
         ops = host_ops(Launcher(folder, backwards, text_of))
         try:
-            hold(ops, name, OVERRIDES[name](np.random.default_rng(0), np.float64, size))
+            hold(ops, name, OVERRIDES[name](default_rng(0), np.float64, size))
         except AssertionError as error:
             found.append(str(error))
     assert any(message in each for each in found), found
@@ -168,11 +169,11 @@ def test_a_wrong_kernel_is_found(folder, name, size, old, new, message):
 
 def test_a_wrong_argument_is_found(ops):
     """Before anything is launched."""
-    x, y, kernel = np.ones((2, 3)), np.ones((2, 3)), ("axpby", np.float64, 1)
-    right, launch = (
-        {"a": 1, "x": x, "b": np.array(2.0), "out": y, "n": x.size},
-        ops.device.launch,
-    )
+    x = np.ones((2, 3))
+    y = np.ones((2, 3))
+    kernel = ("axpby", np.float64, 1)
+    right = {"a": 1, "x": x, "b": np.array(2.0), "out": y, "n": x.size}
+    launch = ops.device.launch
     right |= {"second_a": 1.0, "second_x": None, "second_out": None, "m": 0}
     launch(*kernel, **right)
     assert np.all(y == 3.0)
@@ -205,11 +206,9 @@ def test_a_wrong_argument_is_found(ops):
 
 
 def test_a_launch_expands_numbers_and_strides(ops):
-    k, x, out = (
-        np.zeros((3, 3, 4, 2))[::-1, ::-1].swapaxes(2, 3),
-        np.ones(5),
-        np.ones(5),
-    )
+    k = np.zeros((3, 3, 4, 2))[::-1, ::-1].swapaxes(2, 3)
+    x = np.ones(5)
+    out = np.ones(5)
     found = {}
 
     def values_of(kernel, **arguments):

@@ -8,6 +8,9 @@ import math
 
 import numpy as np
 import pytest
+from numpy.random import default_rng
+from numpy.testing import assert_allclose, assert_array_equal
+from support.arrays import assert_near
 from support.gradients import layer_backward, moved
 from support.messages import one_line
 from support.trainers import (
@@ -48,7 +51,8 @@ EVERY_LAYER = [
     for check in catalogue()
     if check.kind == "layer"
 ]
-N, SHAPE = 20, (3, 4, 5)
+N = 20
+SHAPE = (3, 4, 5)
 
 
 @pytest.mark.parametrize("member", ["forward", "inverse", "backward"])
@@ -78,9 +82,10 @@ class Point:
     """A layer away from its start, inputs x, and what weighs its outputs."""
 
     def __init__(self, layer, shape, settings):
-        self.layer, rng = layer, np.random.default_rng(1)
+        self.layer = layer
+        rng = default_rng(1)
         self.params = moved(layer.init(rng, shape), rng)
-        rng = np.random.default_rng(3)
+        rng = default_rng(3)
         self.x = settings.get("x", rng.standard_normal((5, *shape))).copy()
         shapes = [layer.output_shape(shape), layer.latent_shape(shape)]
         self.deltas = [
@@ -90,7 +95,8 @@ class Point:
 
     def results(self, ops, dtype=np.float64):
         """All that the layer computes, by name, in a precision."""
-        layer, p = self.layer, {k: v.astype(dtype) for k, v in self.params.items()}
+        layer = self.layer
+        p = {k: v.astype(dtype) for k, v in self.params.items()}
         z, ldj, cache = layer.forward(ops, p, self.x.astype(dtype))
         deltas = [delta.astype(dtype) for delta in self.deltas]
         weights = {"dldj": self.dldj.astype(dtype), "lam": 0.7}
@@ -108,7 +114,8 @@ class Point:
 def test_single_precision(of, ops):
     """float32 in, float32 out, as close to float64 as a few dozen roundings allow."""
     point = Point(*of)
-    single, double = point.results(ops, np.float32), point.results(ops)
+    single = point.results(ops, np.float32)
+    double = point.results(ops)
     for name, expected in double.items():
         assert np.asarray(expected).dtype == np.float64, name
         assert np.asarray(single[name]).dtype == np.float32, name
@@ -132,13 +139,13 @@ def test_nan_reaches_every_result_of_its_sample_and_of_no_other(of, ops, dtype):
     found = point.results(ops, dtype)
     for name in found.keys() & {"z", "latent", "dx", "inverse", "exact inverse"}:
         spoilt = np.isnan(found[name]).reshape(len(samples), -1)
-        np.testing.assert_array_equal(spoilt.all(axis=1), samples, name)
-        np.testing.assert_array_equal(spoilt.any(axis=1), samples, name)
+        assert_array_equal(spoilt.all(axis=1), samples, name)
+        assert_array_equal(spoilt.any(axis=1), samples, name)
     if "ldj" in found and ActNorm() not in (
         point.layer,
         getattr(point.layer, "coupling", None),
     ):
-        np.testing.assert_array_equal(np.isnan(found["ldj"]), samples)
+        assert_array_equal(np.isnan(found["ldj"]), samples)
     assert all(
         np.isnan(found[name]).any() for name in point.params.keys() & found.keys()
     )
@@ -150,22 +157,21 @@ def test_nan_reaches_every_result_of_its_sample_and_of_no_other(of, ops, dtype):
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_learned_inverse_inverts_where_r_is_the_inverse_of_w(ops, bias):
     layer = Linear(Dense(6), SelfNormalizing(), bias=bias)
-    rng = np.random.default_rng(1)
+    rng = default_rng(1)
     params = moved(layer.init(rng, (6,)), rng)
     params["R"] = np.linalg.inv(params["W"])
-    x = np.random.default_rng(0).standard_normal((4, 6))
+    x = default_rng(0).standard_normal((4, 6))
     z, _, _ = layer.forward(ops, params, x)
-    np.testing.assert_allclose(layer.inverse(ops, params, z), x, rtol=0, atol=1e-13)
+    assert_near(layer.inverse(ops, params, z), x, 1e-13)
     params["R"] = params["R"] + 0.1  # what the exact inverse must not read
-    np.testing.assert_allclose(
-        layer.exact_inverse(ops, params, z), x, rtol=0, atol=1e-13
-    )
+    assert_near(layer.exact_inverse(ops, params, z), x, 1e-13)
     assert np.max(np.abs(layer.inverse(ops, params, z) - x)) > 1e-2
 
 
 def test_initial_parameters():
-    rng = np.random.default_rng(0)
-    features, gain = 300, 0.01
+    rng = default_rng(0)
+    features = 300
+    gain = 0.01
     params = Linear(Dense(features), SelfNormalizing()).init(rng, (features,))
     assert {k: v.dtype for k, v in params.items()} == dict.fromkeys(
         "WRb", np.dtype(np.float64)
@@ -174,12 +180,12 @@ def test_initial_parameters():
     xavier = gain * np.sqrt(2 / (2 * features))
     # the standard error of a standard deviation is about σ / √(2n)
     assert abs(noise.std() - xavier) < 5 * xavier / np.sqrt(2 * noise.size)
-    np.testing.assert_array_equal(params["R"], params["W"].T)
+    assert_array_equal(params["R"], params["W"].T)
     assert not np.shares_memory(params["R"], params["W"])
-    np.testing.assert_array_equal(params["b"], np.zeros(features))
+    assert_array_equal(params["b"], np.zeros(features))
     plain = Linear(Dense(3), Exact(), bias=False, init_kind="identity").init(rng, (3,))
     assert list(plain) == ["W"]
-    np.testing.assert_array_equal(plain["W"], np.eye(3))
+    assert_array_equal(plain["W"], np.eye(3))
 
 
 @pytest.mark.parametrize("rule", [SelfNormalizing(), Exact()], ids=str)
@@ -187,19 +193,17 @@ def test_initial_parameters():
 def test_an_orthogonal_start_is_exactly_invertible(map, rule, ops):
     layer = Linear(map, rule, init_kind="orthogonal")
     shape = (6,) if isinstance(map, Dense) else (3, 2, 6)
-    params = layer.init(np.random.default_rng(0), shape)
+    params = layer.init(default_rng(0), shape)
     q = params["W"].reshape(6, 6)
     rounding = (
         6 * 10 * np.finfo(float).eps
     )  # sums of 6 products of columns known to a few eps
-    np.testing.assert_allclose(q @ q.T, np.eye(6), rtol=0, atol=rounding)
+    assert_near(q @ q.T, np.eye(6), rounding)
     assert abs(layer.log_det(ops, params, shape)) < 6 * rounding
     if layer.learns_inverse:  # R = flip(W) is W⁻¹
-        x = np.random.default_rng(1).standard_normal((4, *shape))
+        x = default_rng(1).standard_normal((4, *shape))
         z, _, _ = layer.forward(ops, params, x)
-        np.testing.assert_allclose(
-            layer.inverse(ops, params, z), x, rtol=0, atol=4 * rounding
-        )
+        assert_near(layer.inverse(ops, params, z), x, 4 * rounding)
         params["R"] = params["W"]  # the transpose matters
         assert np.max(np.abs(layer.inverse(ops, params, z) - x)) > 0.1
 
@@ -207,9 +211,10 @@ def test_an_orthogonal_start_is_exactly_invertible(map, rule, ops):
 def test_an_orthogonal_start_is_random_and_uniform():
     """The Haar measure: E Q = 0 and E Q² = 1/C for each entry, and both determinants. The signs
     that `qr` chooses are not random: with reflections the diagonal has one sign."""
-    size, draws = 3, 4000
+    size = 3
+    draws = 4000
     layer = Linear(Conv2d((1, 1), size), Exact(), init_kind="orthogonal")
-    rng = np.random.default_rng(0)
+    rng = default_rng(0)
     q = np.array([layer.init(rng, (1, 1, size))["W"][0, 0] for _ in range(draws)])
     # E q⁴ = 3/(C(C + 2)) bounds the variance of q²; five standard errors each
     variance = 3 / (size * (size + 2)) - 1 / size**2
@@ -225,11 +230,12 @@ def test_an_orthogonal_start_is_random_and_uniform():
 
 
 def test_a_larger_kernel_starts_at_a_rotation_plus_noise():
-    size, gain = 16, 0.01
+    size = 16
+    gain = 0.01
     layer = Linear(
         Conv2d((5, 5), size), SelfNormalizing(), init_kind="orthogonal", gain=gain
     )
-    params = layer.init(np.random.default_rng(0), (8, 8, size))
+    params = layer.init(default_rng(0), (8, 8, size))
     w = params["W"]
     xavier = gain * np.sqrt(2 / (2 * 25 * size))
     others = np.delete(w.reshape(25, size, size), 12, axis=0)
@@ -237,15 +243,13 @@ def test_a_larger_kernel_starts_at_a_rotation_plus_noise():
     # Q + noise: Q Qᵀ moves by the noise twice, a sum of C products of standard deviation σ/√C each
     centre = w[2, 2]
     assert np.max(np.abs(centre @ centre.T - np.eye(size))) < 2 * 5 * xavier
-    np.testing.assert_array_equal(params["R"], layer.map.flip(w))
+    assert_array_equal(params["R"], layer.map.flip(w))
     quiet = Linear(
         Conv2d((5, 5), size), SelfNormalizing(), init_kind="orthogonal", gain=0.0
     )
-    taps = quiet.init(np.random.default_rng(0), (8, 8, size))["W"].reshape(
-        25, size, size
-    )
+    taps = quiet.init(default_rng(0), (8, 8, size))["W"].reshape(25, size, size)
     assert np.count_nonzero(np.delete(taps, 12, axis=0)) == 0
-    np.testing.assert_allclose(taps[12] @ taps[12].T, np.eye(size), rtol=0, atol=1e-14)
+    assert_near(taps[12] @ taps[12].T, np.eye(size), 1e-14)
 
 
 WRONG = [
@@ -358,7 +362,7 @@ def test_a_wrong_setting_is_one_clear_line(make, message):
 
 def some_images(dtype=np.float64):
     """Channels with means and standard deviations of several sizes, 1e-3 to 1e3."""
-    rng = np.random.default_rng(0)
+    rng = default_rng(0)
     scale = 10.0 ** np.array([-3, 0, 1, 2, 3])
     shift = scale * np.array([-2, 0, 5, 1, -1])
     return (shift + scale * rng.standard_normal((N, *SHAPE))).astype(dtype)
@@ -371,11 +375,12 @@ def per_channel(z):
 
 def initialised(ops, x):
     """An actnorm layer and the parameters that it takes from x, neither of which it changes."""
-    layer, before = ActNorm(), x.copy()
+    layer = ActNorm()
+    before = x.copy()
     p = {k: v.astype(x.dtype) for k, v in layer.init(None, x.shape[1:]).items()}
     found = layer.init_from_data(ops, p, x)
     assert not p["t"].any() and not p["s"].any()
-    np.testing.assert_array_equal(x, before)
+    assert_array_equal(x, before)
     return layer, found
 
 
@@ -388,9 +393,9 @@ def test_the_first_batch_comes_out_with_mean_0_and_variance_1(ops, dtype):
     eps = np.finfo(dtype).eps
     # t is rounded (|t| up to 5 std), so are x - t and the product; s (up to 7) is rounded, and with
     # it e^s by 7 eps; log(std + 1e-8) differs from log(std) by 1e-8/std, at most 1e-5 here
-    np.testing.assert_allclose(mean, 0, rtol=0, atol=20 * eps)
-    np.testing.assert_allclose(std, 1, rtol=1.1e-8 / per_channel(x)[1].min() + 20 * eps)
-    np.testing.assert_allclose(p["t"], per_channel(x)[0], rtol=20 * eps, atol=20 * eps)
+    assert_near(mean, 0, 20 * eps)
+    assert_allclose(std, 1, rtol=1.1e-8 / per_channel(x)[1].min() + 20 * eps)
+    assert_allclose(p["t"], per_channel(x)[0], rtol=20 * eps, atol=20 * eps)
 
 
 @pytest.mark.parametrize("value", [0.0, 1 / 3, -1e4, 1e-20])
@@ -404,15 +409,15 @@ def test_a_constant_channel_keeps_its_scale(ops, value, dtype):
     assert np.all(p["s"][[0, 2, 3, 4]] != 0)
     assert np.all(layer.forward(ops, p, x)[0][..., 1] == 0)
     _, without = initialised(ops, np.delete(x, 1, axis=-1))
-    np.testing.assert_array_equal(np.delete(p["s"], 1), without["s"])
+    assert_array_equal(np.delete(p["s"], 1), without["s"])
     row = np.array([[3, -1]], dtype)  # of one row, every channel is constant
     _, p = initialised(ops, row)
-    np.testing.assert_array_equal(np.stack([p["t"], p["s"]]), [row[0], [0, 0]])
+    assert_array_equal(np.stack([p["t"], p["s"]]), [row[0], [0, 0]])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_constant_up_to_rounding_is_a_constant(ops, dtype):
-    rng = np.random.default_rng(1)
+    rng = default_rng(1)
     eps = np.finfo(dtype).eps
     x = some_images(dtype)
     x[..., 0] = 7 * (1 + 2 * eps * rng.standard_normal(x.shape[:-1]))
@@ -455,7 +460,7 @@ def test_every_actnorm_is_initialised_from_the_layers_before_it(ops):
     layout = Layout.of(flow.parameter_shapes())
     flat = layout.pack(flow.init(0), np.float64)
     params = layout.views(flat)
-    x = 3 + 2 * np.random.default_rng(0).standard_normal((N, 4, 6, 2))
+    x = 3 + 2 * default_rng(0).standard_normal((N, 4, 6, 2))
     before = flat.copy()
     flow.init_from_data(ops, params, x)
     checked = 0
@@ -463,12 +468,12 @@ def test_every_actnorm_is_initialised_from_the_layers_before_it(ops):
         x = layer.forward(ops, params[name], x)[0]
         if isinstance(layer, ActNorm):
             mean, std = per_channel(x)
-            np.testing.assert_allclose(mean, 0, rtol=0, atol=1e-14)
-            np.testing.assert_allclose(std, 1, rtol=1e-7)  # log(std + 1e-8)
+            assert_near(mean, 0, 1e-14)
+            assert_allclose(std, 1, rtol=1e-7)  # log(std + 1e-8)
             checked += 1
         else:  # what does not depend on data stays
             for key, value in layout.views(before)[name].items():
-                np.testing.assert_array_equal(params[name][key], value)
+                assert_array_equal(params[name][key], value)
     assert checked == 3
 
 
@@ -479,13 +484,14 @@ def test_a_batch_of_the_wrong_shape_is_refused(ops):
 
 
 def test_training_starts_from_the_first_batch(tmp_path, monkeypatch):
-    seen, data = [], small_dataset(side=8)
+    seen = []
+    data = small_dataset(side=8)
     at_step(monkeypatch, 0, lambda trainer: seen.append(trainer.p.copy()))
     run_training(tmp_path / "run", data, epochs=1, model="glow-2l-4k", **SMALL_GLOW)
     trainer = make_trainer(get_ops("numpy"), "glow-2l-4k", batch_size=20)
     before = trainer.p.copy()
     trainer.begin(Repeated(data.train[epoch_order(100, 0, trainer.config)[:20]]))
-    np.testing.assert_array_equal(seen[0], trainer.p)
+    assert_array_equal(seen[0], trainer.p)
     assert not np.array_equal(before, trainer.p)
 
 
@@ -528,4 +534,4 @@ def test_the_bias_has_the_batchs_precision_and_its_mean_the_double():
     p = {"W": np.eye(3, dtype=np.float32), "b": np.zeros(3, np.float32)}
     b = layer.init_from_data(get_ops("numpy"), p, x)["b"]
     assert b.dtype == np.float32
-    np.testing.assert_array_equal(b, np.float32(-x.astype(np.float64).mean(axis=0)))
+    assert_array_equal(b, np.float32(-x.astype(np.float64).mean(axis=0)))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy.integrate import quad
 from scipy.special import logit
 from scipy.stats import norm
@@ -84,7 +85,7 @@ def test_log_prob_matches_brute_force(ops, images):
         jacobian = np.transpose([central_difference(f, x, e, 1e-2) for e in np.eye(D)])
         z = f(x)
         expected = norm.logpdf(z).sum() + np.linalg.slogdet(jacobian)[1] + log_volume[n]
-        np.testing.assert_allclose(result[n], expected, rtol=1e-9)
+        assert_allclose(result[n], expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 100])
@@ -104,7 +105,7 @@ def test_at_once_does_not_change_the_noise(ops, images, at_once, monkeypatch):
     parts = likelihood.evaluate(images, seed=11, at_once=at_once).terms
     assert max(seen) == min(at_once, N)
     for term, nats in whole.items():
-        np.testing.assert_allclose(parts[term], nats, rtol=1e-13)
+        assert_allclose(parts[term], nats, rtol=1e-13)
 
 
 def test_each_likelihood_term_is_that_of_its_step(ops, images):
@@ -127,9 +128,7 @@ def test_each_likelihood_term_is_that_of_its_step(ops, images):
         "reverse": 0.0,
         "dense2": np.linalg.slogdet(params["dense2"]["W"])[1],
     }
-    np.testing.assert_allclose(
-        list(terms.values()), list(expected.values()), rtol=1e-12
-    )
+    assert_allclose(list(terms.values()), list(expected.values()), rtol=1e-12)
     assert list(terms) == list(expected)
 
 
@@ -165,7 +164,7 @@ def test_both_terms_of_a_layer_count(ops):
     result = Likelihood(ops, flow, ops.asarray([0.5]))
     z, ldj, _ = layer.forward(ops, {"s": ops.asarray(0.5)}, ops.asarray(rows))
     expected = norm.logpdf(z).sum(axis=1) + ldj + 0.5 * D
-    np.testing.assert_allclose(result.log_prob(rows), expected, rtol=1e-14)
+    assert_allclose(result.log_prob(rows), expected, rtol=1e-14)
     assert result.evaluate(rows).nll == pytest.approx(-expected.mean(), rel=1e-14)
     assert result.evaluate(rows).terms["own"] == pytest.approx(
         (ldj + 0.5 * D).mean(), rel=1e-14
@@ -175,7 +174,7 @@ def test_both_terms_of_a_layer_count(ops):
 def test_bits_per_dimension():
     evaluation = Evaluation({"a": -1000.0, "b": 400.0}, 784)
     assert evaluation.nll == 600.0
-    np.testing.assert_allclose(
+    assert_allclose(
         evaluation.bits_per_dimension, 600 / (784 * math.log(2)), rtol=1e-15
     )
 
@@ -193,13 +192,13 @@ def test_a_likelihood_never_changes(ops, images):
         likelihood.log_dets,
         likelihood.sample(4, seed=0),
     )
-    np.testing.assert_array_equal(before[0], after[0])
+    assert_array_equal(before[0], after[0])
     assert before[1] == after[1]
-    np.testing.assert_array_equal(before[2], after[2])
+    assert_array_equal(before[2], after[2])
     trained = Likelihood(ops, flow, flat)
     assert np.all(trained.log_prob(images, seed=3) != before[0])
     expected = before[1]["dense1"] + D * math.log(1.5)
-    np.testing.assert_allclose(trained.log_dets["dense1"], expected, rtol=1e-12)
+    assert_allclose(trained.log_dets["dense1"], expected, rtol=1e-12)
 
 
 def test_evaluation_is_in_double_precision(ops, images):
@@ -210,7 +209,7 @@ def test_evaluation_is_in_double_precision(ops, images):
     single = Likelihood(ops, flow, rounded).log_prob(images, seed=3)
     double = Likelihood(ops, flow, rounded.astype(np.float64)).log_prob(images, seed=3)
     assert single.dtype == np.float64
-    np.testing.assert_array_equal(single, double)
+    assert_array_equal(single, double)
 
 
 def test_single_precision_evaluation_is_off_by_rounding(ops, images):
@@ -238,7 +237,7 @@ def test_learned_and_exact_samples_agree_where_r_is_the_inverse(ops):
     assert learned.shape == (50, D)
     assert learned.dtype == np.uint8
     assert len(np.unique(learned)) > 20
-    np.testing.assert_array_equal(learned, exact)
+    assert_array_equal(learned, exact)
     approximate = Likelihood(ops, flow, random_parameters(flow)[1])
     assert np.any(
         approximate.sample(50, seed=4) != approximate.sample(50, seed=4, exact=True)
@@ -258,7 +257,7 @@ def test_samples_are_the_inverse_of_latents(ops):
     x = np.linalg.solve(params["dense1"]["W"], (a - params["dense1"]["b"]).T).T
     s = 1 / (1 + np.exp(-x))
     pixels = np.clip(np.floor(256 * (s - 0.01) / 0.98), 0, 255)
-    np.testing.assert_array_equal(result, pixels)
+    assert_array_equal(result, pixels)
 
 
 def test_latents_of_several_scales_are_drawn_independently(ops, monkeypatch):

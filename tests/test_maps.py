@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from numpy.random import default_rng
+from numpy.testing import assert_array_equal
+from support.arrays import assert_near
 from support.explicit import convolution_matrix
 from support.messages import one_line
 
@@ -85,8 +88,10 @@ class Point:
     """A map at a random weight near the identity, with T written out."""
 
     def __init__(self, case):
-        self.f, self.shape, self.explicit = case.map, case.shape, case.explicit
-        rng = np.random.default_rng(3)
+        self.f = case.map
+        self.shape = case.shape
+        self.explicit = case.explicit
+        rng = default_rng(3)
         identity = self.f.identity()
         self.w = identity + 0.3 * rng.standard_normal(identity.shape)
         self.x = rng.standard_normal((BATCH, *self.shape))
@@ -103,16 +108,14 @@ def close(found, expected):
     """Relative to the largest element: the products' rounding errors are of that size."""
     expected = np.asarray(expected)
     atol = RTOL * max(1.0, float(np.max(np.abs(expected))))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
+    assert_near(found, expected, atol)
 
 
 def test_the_identity_is_one_and_a_weight_of_its_own_size_fits(point):
     identity = point.f.identity()
     assert point.f.weight_shape == identity.shape
-    np.testing.assert_array_equal(
-        point.explicit(identity, point.shape), np.eye(len(point.t))
-    )
-    np.testing.assert_array_equal(point.f.pad_or_crop(point.w), point.w)
+    assert_array_equal(point.explicit(identity, point.shape), np.eye(len(point.t)))
+    assert_array_equal(point.f.pad_or_crop(point.w), point.w)
 
 
 def test_apply_is_the_explicit_matrix(point, ops):
@@ -132,7 +135,7 @@ def test_weight_grad_writes_into_a_view_of_the_flat_buffer(point, ops):
     alone = np.empty_like(point.w)
     point.f.weight_grad(ops, point.delta, point.x, out=alone)
     close(view, alone)
-    np.testing.assert_array_equal(np.delete(flat, np.s_[16:-16]), 7.0)
+    assert_array_equal(np.delete(flat, np.s_[16:-16]), 7.0)
 
 
 def test_a_solution_is_contiguous(point, ops):
@@ -144,7 +147,8 @@ def test_a_solution_is_contiguous(point, ops):
 
 @pytest.mark.parametrize("case", EVERY_CASE)
 def test_a_singular_weight_is_an_error(case, ops):
-    f, w = case.map, case.singular(case.map)
+    f = case.map
+    w = case.singular(case.map)
     assert np.linalg.matrix_rank(case.explicit(w, case.shape)) < np.prod(case.shape)
     z = np.ones((1, *f.output_shape(case.shape)))
     for name, last in (
@@ -159,7 +163,7 @@ def test_a_singular_weight_is_an_error(case, ops):
 def matrices(size, smallest):
     """Matrices with singular values from 1 to 2, but for the smallest one."""
     for seed in range(20):
-        rng = np.random.default_rng(seed)
+        rng = default_rng(seed)
         left, right = (
             np.linalg.qr(rng.standard_normal((size, size)))[0] for _ in range(2)
         )
@@ -171,7 +175,7 @@ def exact_results(ops, w):
     through its inverse."""
     flow = Flow((len(w),), (("dense", Linear(Dense(len(w)), Exact(), bias=False)),))
     params = {"dense": {"W": w}}
-    x = np.random.default_rng(0).standard_normal((64, len(w)))
+    x = default_rng(0).standard_normal((64, len(w)))
     return (
         lambda: flow.log_dets(ops, params)["dense"],
         lambda: gradients(ops, flow, params, x)[0]["dense"]["W"],

@@ -13,6 +13,7 @@ import pytest
 from drawings import FIGURES, diagrams
 from drawings.style import save
 from method import NOTEBOOKS, PAGE, files, kept, notebook
+from numpy.testing import assert_allclose
 from pages import DERIVATIONS, ROOT
 
 from snfnp.context import BackwardContext
@@ -25,8 +26,11 @@ from snfnp.rules import SelfNormalizing
 from snfnp.step.update import Adam
 
 matplotlib.use("Agg")
-PROGRAM, MADE = PAGE.with_suffix(".py"), files()
-STEPS, RATE, LAM = 40, 0.02, 0.7
+PROGRAM = PAGE.with_suffix(".py")
+MADE = files()
+STEPS = 40
+RATE = 0.02
+LAM = 0.7
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
 
 
@@ -63,7 +67,9 @@ def test_the_program_is_short_and_imports_nothing_of_the_package():
 
 def by_the_program(method, size, lam):
     """The batches of every step, the parameters before each, and the flow at the end."""
-    rng, batches, before = np.random.default_rng(0), [], []
+    rng = np.random.default_rng(0)
+    batches = []
+    before = []
     flow = [
         method["Dense"](size, rng, 0.1),
         method["Bend"](),
@@ -84,7 +90,8 @@ def by_the_program(method, size, lam):
 
 def by_the_package(batches, start, size, lam):
     """The parameters before every step, of the package's layers, rule and Adam."""
-    ops, dense = get_ops("numpy"), Linear(Dense(size), SelfNormalizing())
+    ops = get_ops("numpy")
+    dense = Linear(Dense(size), SelfNormalizing())
     layers = (
         ("dense1", dense),
         ("activation1", SmoothLeakyReLU(0.3)),
@@ -94,10 +101,13 @@ def by_the_package(batches, start, size, lam):
     layout = Layout.of(flow.parameter_shapes())
     names = [(layer, name) for layer in ("dense1", "dense2") for name in "WRb"]
     p = layout.pack(flow.init(0), np.float64)
-    params, gradient = layout.views(p), np.zeros_like(p)
+    params = layout.views(p)
+    gradient = np.zeros_like(p)
     for (layer, name), value in zip(names, start, strict=True):
         params[layer][name][...] = value
-    m, v, before = np.zeros_like(p), np.zeros_like(p), []
+    m = np.zeros_like(p)
+    v = np.zeros_like(p)
+    before = []
     for step, x in enumerate(batches, start=1):
         before.append([params[layer][name].copy() for layer, name in names])
         latents, _, caches = flow.forward(ops, params, x)
@@ -115,26 +125,28 @@ def test_every_step_is_the_packages(method, size):
     theirs_flow, params, theirs = by_the_package(batches, ours[0], size, LAM)
     for mine, other in zip(ours, theirs, strict=True):
         for a, b in zip(mine, other, strict=True):
-            np.testing.assert_allclose(a, b, **TOLERANCE)
+            assert_allclose(a, b, **TOLERANCE)
     assert (
         max(np.abs(a - b).max() for a, b in zip(ours[0], ours[-1], strict=True)) > 0.1
     )
 
-    ops, x = get_ops("numpy"), batches[0]
+    ops = get_ops("numpy")
+    x = batches[0]
     z = x
     for layer in flow:
         z = layer.forward(z)
     (expected,), _, _ = theirs_flow.forward(ops, params, x)
-    np.testing.assert_allclose(z, expected, **TOLERANCE)
+    assert_allclose(z, expected, **TOLERANCE)
     for layer in reversed(flow):
         z = layer.inverse(z)
     back = theirs_flow.inverse(ops, params, (expected,))
-    np.testing.assert_allclose(z, back, rtol=1e-12, atol=1e-11)
+    assert_allclose(z, back, rtol=1e-12, atol=1e-11)
 
 
 def test_the_notebook_runs_from_its_first_cell_to_its_last(monkeypatch):
     """With 50 steps in the place of thousands."""
-    names, drawn = {"__name__": "__main__"}, []
+    names = {"__name__": "__main__"}
+    drawn = []
     monkeypatch.setattr(
         "matplotlib.figure.Figure.savefig", lambda self, name: drawn.append(name)
     )
@@ -190,7 +202,8 @@ def test_a_notebook_runs_and_has_the_outputs_of_its_code(
     if page.stem == "3-table":
         pytest.importorskip("sklearn")
     (large, small), figures, holds = RUNS[page.stem]
-    names, shown = {"__name__": "__main__"}, []
+    names = {"__name__": "__main__"}
+    shown = []
     assert "".join(texts(page, "code")).count(large) == 1
     monkeypatch.setattr(plt, "show", lambda: shown.append(plt.close("all")))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

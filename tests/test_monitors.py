@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from compare_checkouts import flat
+from numpy.random import default_rng
 from support.gradients import moved
 from support.trainers import make_trainer, run_training, small_dataset
 
@@ -44,20 +45,20 @@ def smallest(x, f=None, step=None):
 
 def test_the_smallest_second_moment_is_held_out():
     """Where a sample's own smallest eigenvalue is a third of the true one, this is above it."""
-    x, _ = correlated(np.random.default_rng(1), 400, 100, 0.02, mean=7.0)
+    x, _ = correlated(default_rng(1), 400, 100, 0.02, mean=7.0)
     assert np.linalg.eigvalsh(np.cov(x[:200].T))[0] < 0.5 * 0.02
     assert 0.95 * 0.02 < smallest(x, step=70) < 2 * 0.02
 
 
 def test_means_are_included():
     """A mean along the direction of the least variance: the second moment there is no longer it."""
-    x, turn = correlated(np.random.default_rng(2), 4000, 10, 0.02)
+    x, turn = correlated(default_rng(2), 4000, 10, 0.02)
     second = np.geomspace(0.02, 10, 10)[1]  # 0.04
     assert smallest(x + np.sqrt(3.0) * turn[0]) == pytest.approx(second, rel=0.15)
 
 
 def test_the_parts_in_which_images_come_do_not_matter():
-    x = np.random.default_rng(3).standard_normal((30, 4, 5, 2))
+    x = default_rng(3).standard_normal((30, 4, 5, 2))
     f = Conv2d((3, 3), 2)
     values = [smallest(x, f, step) for step in (30, 7, 1)]
     np.testing.assert_allclose(values, values[0], rtol=1e-12)
@@ -68,7 +69,7 @@ def test_the_parts_in_which_images_come_do_not_matter():
 def test_the_order_of_the_images_does_not_matter_much():
     """Of two classes one after the other, each without variance in a direction of the other: the
     first images alone would have σ²_min = 0."""
-    rng = np.random.default_rng(5)
+    rng = default_rng(5)
     x = rng.standard_normal((2000, 6))
     x[:1000, 0] = x[1000:, 1] = 0.0
     values = smallest(x), smallest(rng.permutation(x))
@@ -76,7 +77,7 @@ def test_the_order_of_the_images_does_not_matter_much():
 
 
 def test_too_few_images_have_none_and_nan_is_not_hidden():
-    rng = np.random.default_rng(3)
+    rng = default_rng(3)
     assert smallest(np.ones((1, 3))) is None
     # half of them choose among 4 directions
     assert smallest(rng.standard_normal((8, 4))) is None
@@ -85,7 +86,7 @@ def test_too_few_images_have_none_and_nan_is_not_hidden():
 
 
 def test_the_norms_of_both_gradients_by_their_definitions():
-    rng = np.random.default_rng(4)
+    rng = default_rng(4)
     flow = Flow((5,), (("dense", Linear(Dense(5), SelfNormalizing())),))
     params = moved(flow.init(0), rng)
     x = rng.standard_normal((20, 5))
@@ -148,7 +149,7 @@ def test_where_rules_are_stable():
 
 
 def inspected(trainer):
-    rng = np.random.default_rng(6)
+    rng = default_rng(6)
     images = rng.integers(0, 256, (200, *trainer.flow.shape)).astype(np.uint8)
     tracked = trainer.config.track_angle
     inspection = Monitors(
@@ -271,7 +272,7 @@ def test_differences_between_runs_reach_into_layers():
 
 def setting(rule=None):
     flow = PRESETS["fc"].build(Choices(**({"rule": rule} if rule else {})), (4, 4, 1))
-    rng = np.random.default_rng(0)
+    rng = default_rng(0)
     params = moved(flow.init(0), rng)
     return OPS, flow, params, rng.standard_normal((20, *flow.shape))
 
@@ -336,7 +337,7 @@ def log_p_g(ops, flow, params, x):
 @pytest.mark.parametrize("kind", ["fc", "conv"])
 def test_the_exact_gradient_of_r_by_central_differences(kind):
     ops = get_ops("numpy")
-    rng = np.random.default_rng(3)
+    rng = default_rng(3)
     if kind == "fc":
         flow = PRESETS["fc"].build(Choices(), (2, 2, 1))
     else:
@@ -377,9 +378,7 @@ def test_the_batches_are_those_of_the_next_steps():
     """Their mean gradient is what the angle is of."""
     trainer = make_trainer(get_ops("numpy"), "fc", dtype="float64")
     batches = [
-        np.random.default_rng(step)
-        .integers(0, 256, (6, *trainer.flow.shape))
-        .astype(np.uint8)
+        default_rng(step).integers(0, 256, (6, *trainer.flow.shape)).astype(np.uint8)
         for step in range(3)
     ]
     inspection = Monitors(trainer, batches.__getitem__, 2)

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import numba
 import numpy as np
 import pytest
+from numpy.random import default_rng
+from numpy.testing import assert_allclose, assert_array_equal
 from support import operation_calls as calls
 from support.operation_cases import OVERRIDES, call_linalg_matmul_add
 from support.operation_values import OperationValues
@@ -59,7 +61,7 @@ def test_signs_are_the_highest_bits(ops):
     signs = ops.random.rademacher(key, (11, 7), np.float32)
     assert (signs.dtype, signs.shape) == (np.float32, (11, 7))
     half = ops.random.uniform(key, (11, 7), np.float64) >= 0.5
-    np.testing.assert_array_equal(signs, np.where(half, -1, 1))
+    assert_array_equal(signs, np.where(half, -1, 1))
     assert 20 < half.sum() < 57
 
 
@@ -147,7 +149,7 @@ def test_an_override_without_a_case_would_be_found(groups, monkeypatch):
 def test_override_matches_its_definition(name, dtype):
     for size in calls.SIZES:
         calls.assert_as_defined(
-            NUMBA, name, OVERRIDES[name](np.random.default_rng(0), dtype, size)
+            NUMBA, name, OVERRIDES[name](default_rng(0), dtype, size)
         )
 
 
@@ -157,7 +159,7 @@ def test_a_kernel_without_its_parallel_loop_matches_its_definition(name, alone):
     convolutions of these sizes take planes, patches and tiles."""
     for size in [(5, 37), (300, 3), (96, 8)]:
         calls.assert_as_defined(
-            NUMBA, name, OVERRIDES[name](np.random.default_rng(0), float, size)
+            NUMBA, name, OVERRIDES[name](default_rng(0), float, size)
         )
 
 
@@ -167,7 +169,7 @@ def test_the_number_of_threads_does_not_change_a_bit(name, monkeypatch):
     """On two threads, which even short kernels take here, the bits are those on one."""
     if numba.config.NUMBA_NUM_THREADS < 2:
         pytest.skip("one thread only")
-    rng = np.random.default_rng
+    rng = default_rng
     arguments = [OVERRIDES[name](rng(0), np.float32, size) for size in calls.SIZES]
     monkeypatch.setattr("snfnp.ops.jit._SHORT", 0)
     actual = []
@@ -182,7 +184,7 @@ def test_the_number_of_threads_does_not_change_a_bit(name, monkeypatch):
                 ]
             )
     for one, two in zip(*actual, strict=True):
-        np.testing.assert_array_equal(one, two)
+        assert_array_equal(one, two)
 
 
 @pytest.mark.slow
@@ -190,7 +192,7 @@ def test_the_number_of_threads_does_not_change_a_bit(name, monkeypatch):
 @pytest.mark.parametrize("name", OF_NUMBA)
 def test_nan_spreads_as_defined(name):
     for size in calls.TWO_SIZES:
-        call = OVERRIDES[name](np.random.default_rng(0), np.float32, size)
+        call = OVERRIDES[name](default_rng(0), np.float32, size)
         calls.assert_nan_spreads_as_defined(NUMBA, name, call, wider=WIDER)
 
 
@@ -199,7 +201,7 @@ def test_nan_spreads_as_defined(name):
 @pytest.mark.parametrize("name", sorted(OVERRIDES.keys() - CONTIGUOUS))
 def test_override_takes_strided_and_transposed_arguments(name, layout):
     for size in calls.TWO_SIZES:
-        call = OVERRIDES[name](np.random.default_rng(1), np.float64, size)
+        call = OVERRIDES[name](default_rng(1), np.float64, size)
         assert call.strided
         for ops in (calls.DEFINITION, NUMBA):
             calls.assert_as_defined(ops, name, call, layout=layout)
@@ -217,21 +219,19 @@ KERNELS = {
 def test_override_takes_arguments_that_disagree_as_its_definition_does(name, alone):
     """Rows, channels, axes and precisions that do not belong together: kernels do not look."""
     for size in calls.TWO_SIZES + KERNELS.get(name, []):
-        call = OVERRIDES[name](np.random.default_rng(3), np.float64, size)
+        call = OVERRIDES[name](default_rng(3), np.float64, size)
         for what, other in calls.disagreeing(call):
             calls.assert_disagreement_as_defined(NUMBA, name, f"{what}, {size}", other)
 
 
 def test_matmul_add_leaves_the_rest_of_the_flat_buffer_alone(ops):
-    a, b, start = call_linalg_matmul_add(
-        np.random.default_rng(2), np.float64, (5, 9)
-    ).args
+    a, b, start = call_linalg_matmul_add(default_rng(2), np.float64, (5, 9)).args
     flat = np.full(start.size + 32, 7.0)
     view = flat[16:-16].reshape(start.shape)
     view[...] = start
     ops.linalg.matmul_add(a, b, view)
-    np.testing.assert_allclose(view, start + a @ b, rtol=1e-12, atol=1e-12)
-    np.testing.assert_array_equal(np.delete(flat, np.s_[16:-16]), 7.0)
+    assert_allclose(view, start + a @ b, rtol=1e-12, atol=1e-12)
+    assert_array_equal(np.delete(flat, np.s_[16:-16]), 7.0)
 
 
 @pytest.mark.parametrize(
@@ -239,36 +239,36 @@ def test_matmul_add_leaves_the_rest_of_the_flat_buffer_alone(ops):
 )
 @pytest.mark.parametrize("transposed", [False, True])
 def test_scale_into_is_the_product(ops, multiple, transposed):
-    a = np.random.default_rng(0).standard_normal((6, 6))
+    a = default_rng(0).standard_normal((6, 6))
     a = a.T if calls.transposed else a
     out = np.full((6, 6), np.nan)
     assert ops.linalg.scale_into(out, 0.5, a, multiple) is out
-    np.testing.assert_allclose(out, 0.5 * a * multiple, rtol=1e-15)
+    assert_allclose(out, 0.5 * a * multiple, rtol=1e-15)
 
 
 @pytest.mark.parametrize("size", [7, 150])  # LAPACK is called in two ways
 def test_linear_algebra(ops, size):
-    rng = np.random.default_rng(0)
+    rng = default_rng(0)
     w = rng.standard_normal((size, size))
     z = rng.standard_normal((5, size))
     w = w / math.sqrt(size) + 3 * np.eye(size)
     inverse, log_abs_det = ops.linalg.inverse_and_log_abs_det(w)
-    np.testing.assert_array_equal(ops.linalg.inverse(w), inverse)
-    np.testing.assert_allclose(inverse @ w, np.eye(size), atol=1e-13)
-    np.testing.assert_allclose(ops.linalg.solve(w, z) @ w.T, z, atol=1e-13)
+    assert_array_equal(ops.linalg.inverse(w), inverse)
+    assert_allclose(inverse @ w, np.eye(size), atol=1e-13)
+    assert_allclose(ops.linalg.solve(w, z) @ w.T, z, atol=1e-13)
     for actual in (log_abs_det, ops.linalg.log_abs_det(w)):
-        np.testing.assert_allclose(actual, np.linalg.slogdet(w)[1], rtol=1e-13)
-    np.testing.assert_array_equal(ops.linalg.matmul(z, w), z @ w)
+        assert_allclose(actual, np.linalg.slogdet(w)[1], rtol=1e-13)
+    assert_array_equal(ops.linalg.matmul(z, w), z @ w)
     out = np.empty((5, size))
     assert ops.linalg.matmul(z, w, out=out) is out
-    np.testing.assert_array_equal(out, z @ w)
+    assert_array_equal(out, z @ w)
     for sums in (np.asfortranarray(out), np.repeat(out, 2, axis=0)[::2], out):
         assert np.shares_memory(ops.linalg.matmul_add(z, w, sums), sums)
-        np.testing.assert_allclose(sums, 2 * (z @ w), rtol=1e-12, atol=1e-13 * size)
+        assert_allclose(sums, 2 * (z @ w), rtol=1e-12, atol=1e-13 * size)
 
 
 def test_a_sum_of_squares_is_in_double_precision_over_many_blocks(ops):
-    x = np.random.default_rng(0).standard_normal((3, 7, 4001)).astype(np.float32)
+    x = default_rng(0).standard_normal((3, 7, 4001)).astype(np.float32)
     wide = math.fsum((x.astype(np.float64) ** 2).ravel())
     assert ops.linalg.sum_squares(x) == pytest.approx(wide, rel=1e-6)
 
@@ -277,7 +277,7 @@ def test_a_residual_is_a_difference_and_its_mean_square(ops):
     out = np.array([[1.0, 2.0], [3.0, 4.0]])
     x = np.array([[1.0, 0.0], [0.0, 4.0]])
     assert float(ops.linalg.residual(out, x)) == (4.0 + 9.0) / 2
-    np.testing.assert_array_equal(out, [[0.0, 2.0], [3.0, 0.0]])
+    assert_array_equal(out, [[0.0, 2.0], [3.0, 0.0]])
 
 
 def test_a_singular_matrix_is_an_error(ops):
@@ -296,7 +296,7 @@ def test_host_and_device(ops):
     device = ops.asarray(host, np.float32)
     assert device.dtype == np.float32
     assert device.flags.c_contiguous
-    np.testing.assert_array_equal(ops.to_host(device), host)
+    assert_array_equal(ops.to_host(device), host)
 
 
 class TestValues(OperationValues):
@@ -349,9 +349,7 @@ def test_preprocess_survives_a_draw_next_to_one(monkeypatch):
         images, RandomKey(0, 0), 1e-6, 256, np.float32
     )
     one_minus_s = 1e-6 + (1 - 2e-6) * 2.0**-32 / 256
-    np.testing.assert_allclose(
-        x[0, 0], math.log((1 - one_minus_s) / one_minus_s), rtol=2**-23
-    )
+    assert_allclose(x[0, 0], math.log((1 - one_minus_s) / one_minus_s), rtol=2**-23)
     assert np.isfinite(ldj).all()
 
 

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from support.messages import one_line
 
@@ -43,15 +44,15 @@ def test_points_lie_around_their_curves_with_their_noise(name):
     points = densities.draw(name, 4000, 3) @ (1, 1j)
     apart = np.array([np.abs(points[:, None] - curve).min(axis=1) for curve in curves])
     found = np.bincount(apart.argmin(axis=0), minlength=len(shares)) / len(points)
-    np.testing.assert_allclose(found, np.array(shares) / sum(shares), atol=0.03)
-    np.testing.assert_allclose(np.mean(apart.min(axis=0) ** 2), noise, rtol=0.12)
+    assert_allclose(found, np.array(shares) / sum(shares), atol=0.03)
+    assert_allclose(np.mean(apart.min(axis=0) ** 2), noise, rtol=0.12)
 
 
 def test_the_checkerboard_has_its_squares_and_the_pinwheel_its_arms():
     column, row = np.floor(densities.draw("checkerboard", 8000, 1)).T.astype(int)
     counts = np.bincount(4 * (column + 2) + row + 2)
     assert {*(column + row) % 2} == {0} and {*column} == {*row} == {-2, -1, 0, 1}
-    np.testing.assert_allclose(counts[counts > 0], 1000, atol=150)
+    assert_allclose(counts[counts > 0], 1000, atol=150)
     angle = np.angle(densities.draw("pinwheel", 8000, 1) @ (1, 1j))
     turned = [abs(np.mean(np.exp(1j * n * angle))) for n in range(1, 6)]
     assert max(turned[:4]) < 0.05 and turned[4] > 0.3
@@ -62,7 +63,7 @@ def test_a_density_is_a_data_set_by_name(name):
     data = snfnp.load_dataset(name)
     splits = [getattr(data, split) for split in snfnp.data.SPLITS]
     assert len(np.unique(np.concatenate(splits), axis=0)) == 17_000
-    np.testing.assert_array_equal(data.test, snfnp.load_dataset(name).test)
+    assert_array_equal(data.test, snfnp.load_dataset(name).test)
     assert (densities.draw(name, 50, 1) != densities.draw(name, 50, 0)).any()
     with one_line(
         UsageError,
@@ -113,7 +114,7 @@ def test_a_view_is_what_the_flow_says(run):
     # a row is a height, the lowest first
     rows = [7, 64]
     columns = [100, 3]
-    np.testing.assert_allclose(view.density[rows, columns], expected, rtol=1e-12)
+    assert_allclose(view.density[rows, columns], expected, rtol=1e-12)
     assert not np.allclose(view.density[columns, rows], expected, rtol=1e-3)
     back = run.ops.to_host(run.likelihood.latents(view.grid["exact"].reshape(-1, 2))[0])
     for lines, still in zip(np.split(back.reshape(22, -1, 2), 2), (1, 0), strict=True):
@@ -122,7 +123,7 @@ def test_a_view_is_what_the_flow_says(run):
             < 1e-9
             < np.ptp(lines[..., 1 - still])
         )
-    np.testing.assert_array_equal(view.latents, run.likelihood.latents(view.data)[0])
+    assert_array_equal(view.latents, run.likelihood.latents(view.data)[0])
     assert (view.samples["learned"] != view.samples["exact"]).any() and len(
         view.data
     ) >= 600
@@ -190,7 +191,7 @@ def test_scores_are_the_log_likelihood_of_each_sample(run, folder, tmp_path, cap
         and nats[-1] == "-inf"
     )
     expected = run.likelihood.log_prob(far[:-1])
-    np.testing.assert_allclose(np.array(nats[:-1], float), expected, rtol=1e-12)
+    assert_allclose(np.array(nats[:-1], float), expected, rtol=1e-12)
     said = capsys.readouterr().out
     assert "21 all rows from " in said and f"scores: {out}" in said
     before = out.read_bytes()
@@ -201,7 +202,7 @@ def test_scores_are_the_log_likelihood_of_each_sample(run, folder, tmp_path, cap
         [str(folder), "--scores", str(tmp_path / "own.csv"), "--batch-size", "70"]
     )
     own = np.genfromtxt(tmp_path / "own.csv", delimiter=",", names=True)["nats"]
-    np.testing.assert_allclose(own, run.likelihood.log_prob(data), rtol=1e-12)
+    assert_allclose(own, run.likelihood.log_prob(data), rtol=1e-12)
 
 
 def test_a_warning_of_exact_samples_is_one_line(folder, tmp_path, monkeypatch, capsys):

@@ -103,10 +103,8 @@ def test_all_makes_every_table_and_picture_of_results_json_alone(everything):
 def test_a_table_is_trained_once_and_shown_again(
     everything, command, monkeypatch, tmp_path
 ):
-    folder, first = (
-        shutil.copytree(everything[0], tmp_path / "runs"),
-        everything[1]["table4"],
-    )
+    folder = shutil.copytree(everything[0], tmp_path / "runs")
+    first = everything[1]["table4"]
     rows = [list(row.values()) for row in rows_of(first)]
     assert [row[:2] for row in rows] == [
         list(row.cells) for row in TABLES["table4"].rows[:14]
@@ -278,7 +276,8 @@ def test_figures_and_times_are_made_of_metrics_and_timings(everything):
     exact, learned = (
         likelihood.sample(64, 0, exact=how).astype(int) for how in (True, False)
     )
-    apart, drawn = np.abs(exact - learned), (exact > 1) | (learned > 1)
+    apart = np.abs(exact - learned)
+    drawn = (exact > 1) | (learned > 1)
     assert run["mean_difference"] == pytest.approx(apart.mean(), rel=1e-12)
     assert run["same_pixels"] == np.mean(apart <= 1)
     assert run["same_drawn"] == pytest.approx(np.mean(apart[drawn] <= 1), rel=1e-12)
@@ -354,7 +353,8 @@ def test_a_sample_of_mnist_is_not_enough(monkeypatch, tmp_path):
 
 
 def test_unusable_runs_are_one_line_before_training(command, monkeypatch, tmp_path):
-    row, folder = ("table1", "--rows", "fc-snf"), tmp_path / "runs/fc-snf-seed-0"
+    row = ("table1", "--rows", "fc-snf")
+    folder = tmp_path / "runs/fc-snf-seed-0"
     command(*row)
     (tmp_path / "file").write_text("")
     whole = {

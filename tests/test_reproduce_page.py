@@ -86,7 +86,8 @@ def drawn(picture):
 
 
 def same_picture(one, other):
-    (texts, places), (others, where) = drawn(one), drawn(other)
+    texts, places = drawn(one)
+    others, where = drawn(other)
     shapes = [[own.shape for own in each] for each in (places, where)]
     same = texts == others and shapes[0] == shapes[1]
     return same and all(
@@ -102,10 +103,8 @@ def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
         text = page(committed())
         assert (FOLDER / NAME).read_text(encoding="utf-8") == text
         for name, record in committed().items():
-            picture, again = (
-                FOLDER / "figures" / module.picture_of(name),
-                tmp_path / f"{name}.svg",
-            )
+            picture = FOLDER / "figures" / module.picture_of(name)
+            again = tmp_path / f"{name}.svg"
             assert picture.exists()
             if TARGETS[name].made_of_record:
                 TARGETS[name].draw(record, again)
@@ -114,7 +113,8 @@ def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
 
 def test_rows_are_reproduced_by_the_commands_printed():
     """A committed row has the configuration that its command makes now, or the page says so."""
-    text, changed = page(committed()), []
+    text = page(committed())
+    changed = []
     for name, record in committed().items():
         changed += module._otherwise(TARGETS[name], record)
     assert all(note in text for note in changed)
@@ -266,8 +266,10 @@ def test_a_published_page_is_complete_and_its_doctest_passes(folder, capsys):
 def test_published_results_are_merged_with_those_that_are_there(folder, records):
     """Whoever trains one row, on another machine, adds it to the page and loses none."""
     reproduce.main(["page", "--runs", str(folder / "runs")])
-    longer, shorter = row("fc-snf", 947.1, 948.0), row("fc-exact", 947.6, 1.0)
-    longer["runs"][0]["epochs"], shorter["runs"][0]["epochs"] = 6000, 1
+    longer = row("fc-snf", 947.1, 948.0)
+    shorter = row("fc-exact", 947.6, 1.0)
+    longer["runs"][0]["epochs"] = 6000
+    shorter["runs"][0]["epochs"] = 1
     own = {"table1": {"rows": [longer, shorter]}}
     own["figure2"] = {"rows": [row("glow-2l-4k-lambda-100", "not given", runs=[RUN])]}
     results.write(folder / "runs/results.json", own, list(TARGETS))
@@ -319,7 +321,8 @@ def test_the_longer_run_wins_on_either_side():
 
 
 def test_seeds_come_together_and_the_new_one_of_two_counts():
-    own, last = row("fc-snf", 947.1), RUN | {"seed": 2}
+    own = row("fc-snf", 947.1)
+    last = RUN | {"seed": 2}
     (origin,) = own["made_with"]
     known = own | {"runs": [RUN, last]}
     new = own | {"runs": [RUN | {"value": 5.0}, RUN | {"seed": 1}, DIVERGED]}
@@ -363,7 +366,8 @@ def command(tmp_path):
 def test_a_row_has_the_configuration_of_appendix_a_3(row):
     """Appendix A.3, retyped: batch, rate, warm-up, clipping, λ, sizes and epochs of every model."""
     config = TrainConfig(**row.options).resolve(50_000)
-    kind, exact = config.model, config.gradient == "exact"
+    kind = config.model
+    exact = config.gradient == "exact"
     assert config.batch_size == (64 if kind == "glow-3l-48k" else 100)
     assert config.lr == (1e-4 if kind == "fc" else 1e-3)
     assert config.warmup_epochs == (0 if kind == "glow-3l-48k" else 10)
@@ -406,7 +410,8 @@ def test_a_row_has_the_configuration_of_appendix_a_3(row):
 
 
 def test_rows_of_one_name_are_one_run_and_of_another_name_another():
-    by_name, by_config = {}, {}
+    by_name = {}
+    by_config = {}
     for row in ROWS:
         config = TrainConfig(**row.options).resolve(50_000)
         config = str(replace(config, epochs=1, track_angle=None).as_dict())

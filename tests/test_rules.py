@@ -9,6 +9,8 @@ from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from support.arrays import assert_near
 from support.gradients import flow_backward, layer_backward, moved, peak
 
 from snfnp.context import BackwardContext, Slice
@@ -19,7 +21,8 @@ from snfnp.maps import Dense
 from snfnp.rules import Exact, Relative, SelfNormalizing
 
 RTOL = 1e-8
-D, N = 5, 4
+D = 5
+N = 4
 
 
 def matrix(rng):
@@ -67,7 +70,8 @@ def test_snf_with_exact_inverse_equals_exact_gradient(ops, rng, lam):
     """
     w = matrix(rng)
     p = {"W": w, "R": np.linalg.inv(w), "b": rng.standard_normal(D)}
-    layer, x = Linear(Dense(D)), rng.standard_normal((N, D))
+    layer = Linear(Dense(D))
+    x = rng.standard_normal((N, D))
     grads, _ = gradients(ops, layer, p, x, lam)
 
     def mixture(name, value):
@@ -80,8 +84,8 @@ def test_snf_with_exact_inverse_equals_exact_gradient(ops, rng, lam):
     # and W's half is half of what the exact rule gives, b's the whole
     exact = {"W": p["W"], "b": p["b"]}
     exact_grads, _ = gradients(ops, Linear(Dense(D), Exact()), exact, x)
-    np.testing.assert_allclose(grads["W"], 0.5 * exact_grads["W"], rtol=0, atol=1e-13)
-    np.testing.assert_allclose(grads["b"], exact_grads["b"], rtol=0, atol=1e-13)
+    assert_near(grads["W"], 0.5 * exact_grads["W"], 1e-13)
+    assert_near(grads["b"], exact_grads["b"], 1e-13)
 
 
 def plain_frozen_scalar(objective, bar, dz, dldj, lam, x):
@@ -105,11 +109,9 @@ def plain_frozen_scalar(objective, bar, dz, dldj, lam, x):
 def test_stop_gradient_objective(ops, rng, objective, lam):
     layer = Linear(Dense(D), SelfNormalizing(objective))
     p = {"W": matrix(rng), "R": matrix(rng), "b": rng.standard_normal(D)}
-    x, dz, dldj = (
-        rng.standard_normal((N, D)),
-        rng.standard_normal((N, D)),
-        rng.standard_normal(N),
-    )
+    x = rng.standard_normal((N, D))
+    dz = rng.standard_normal((N, D))
+    dldj = rng.standard_normal(N)
     plain = plain_frozen_scalar(objective, p, dz, dldj, lam, x)
     package = stop_gradient_objective(layer, (D,), ops, p, x, dz, dldj, lam)
 
@@ -117,10 +119,10 @@ def test_stop_gradient_objective(ops, rng, objective, lam):
         name: value + rng.standard_normal(value.shape) for name, value in p.items()
     }
     for point in (p, moved):
-        np.testing.assert_allclose(package(x, point), plain(point), rtol=1e-12)
+        assert_allclose(package(x, point), plain(point), rtol=1e-12)
 
     grads, dx = gradients(ops, layer, p, x, lam, dz, dldj)
-    np.testing.assert_allclose(dx, dz @ p["W"], rtol=0, atol=1e-13)
+    assert_near(dx, dz @ p["W"], 1e-13)
     for name, gradient in grads.items():
         moved = lambda v, name=name: plain({**p, name: v})  # noqa: E731
         check_gradient(moved, p[name], gradient, rng=rng, rtol=RTOL)
@@ -131,12 +133,10 @@ def test_without_reconstruction_weight_the_update_is_equations_10_and_11(ops, rn
     x = rng.standard_normal((N, D))
     grads, _ = gradients(ops, Linear(Dense(D)), p, x, lam=0.0)
     dz = -(x @ p["W"].T + p["b"]) / N
-    np.testing.assert_allclose(
-        grads["W"], 0.5 * (dz.T @ x + p["R"].T), rtol=0, atol=1e-13
-    )
+    assert_near(grads["W"], 0.5 * (dz.T @ x + p["R"].T), 1e-13)
     z0 = x @ p["W"].T
     expected = -0.5 * ((dz @ p["W"]).T @ z0 + p["W"].T)
-    np.testing.assert_allclose(grads["R"], expected, rtol=0, atol=1e-13)
+    assert_near(grads["R"], expected, 1e-13)
 
 
 def two_layers(rule, features=D):
@@ -158,7 +158,7 @@ def test_the_context_weighs_a_step():
     dldj = np.full(7, 1 / 7, np.float32)
     ctx = BackwardContext.of(None, dldj, 3.0)
     assert ctx.log_det_weight.dtype == np.float64
-    np.testing.assert_allclose(ctx.log_det_weight, float(dldj[0]) * 7, rtol=1e-15)
+    assert_allclose(ctx.log_det_weight, float(dldj[0]) * 7, rtol=1e-15)
     assert ctx.error_factor == 3.0 * (-2 / 7)
     assert BackwardContext.of(None, dldj).error_factor == 0.0
     with pytest.raises(FrozenInstanceError):
@@ -173,7 +173,8 @@ def test_the_context_weighs_a_step():
 
 def mean_log_likelihood(params, x, inverses=False):
     """Plain: the two-layer flow's mean log-likelihood, by W or (p^g) by the inverse of R."""
-    total, h = 0.0, x
+    total = 0.0
+    h = x
     for name in ("dense1", "dense2"):
         p = params[name]
         if inverses:
@@ -202,7 +203,8 @@ def check_flow(objective, params, grads, rng):
 def test_whole_flow_with_exact_inverses_ascends_the_mixture(ops, rng):
     """Eq. 3 with R_k = W_k⁻¹, λ of no effect: every parameter of both densities."""
     flow = two_layers(SelfNormalizing())
-    params, x = random_params(flow, rng), rng.standard_normal((N, D))
+    params = random_params(flow, rng)
+    x = rng.standard_normal((N, D))
     for name in ("dense1", "dense2"):
         params[name]["R"] = np.linalg.inv(params[name]["W"])
     grads = flow_backward(ops, flow, params, x, lam=2.0).grads
@@ -216,30 +218,30 @@ def test_whole_flow_with_exact_inverses_ascends_the_mixture(ops, rng):
 
 
 def test_relative_gradient_is_exact_times_wtw(ops, rng):
-    w, b = matrix(rng), rng.standard_normal(D)
-    p, x, dz = (
-        {"W": w, "b": b},
-        rng.standard_normal((N, D)),
-        rng.standard_normal((N, D)),
-    )
+    w = matrix(rng)
+    b = rng.standard_normal(D)
+    p = {"W": w, "b": b}
+    x = rng.standard_normal((N, D))
+    dz = rng.standard_normal((N, D))
 
     def under(rule, params=p):
         layer = Linear(Dense(D), rule, bias="b" in params)
         grads, dx = gradients(ops, layer, params, x, dz=dz)
-        np.testing.assert_allclose(dx, dz @ w, rtol=0, atol=1e-13)
+        assert_near(dx, dz @ w, 1e-13)
         return grads
 
     exact = under(Exact())
     relative = under(Relative())
-    np.testing.assert_allclose(relative["W"], exact["W"] @ w.T @ w, rtol=0, atol=1e-12)
-    np.testing.assert_array_equal(relative["b"], exact["b"])
+    assert_near(relative["W"], exact["W"] @ w.T @ w, 1e-12)
+    assert_array_equal(relative["b"], exact["b"])
     alone = under(Relative(), {"W": w})
-    np.testing.assert_array_equal(alone["W"], relative["W"])
+    assert_array_equal(alone["W"], relative["W"])
 
 
 def step_of(ops, rule, features=512, batch=16):
     """A forward and a backward pass of a dense layer, whose gradients have their buffers."""
-    layer, rng = Linear(Dense(features), rule), np.random.default_rng(0)
+    layer = Linear(Dense(features), rule)
+    rng = np.random.default_rng(0)
     params = {k: v.astype(np.float32) for k, v in layer.init(rng, (features,)).items()}
     grads = {name: np.zeros_like(value) for name, value in params.items()}
     x = rng.standard_normal((batch, features)).astype(np.float32)

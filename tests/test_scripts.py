@@ -157,9 +157,11 @@ def test_commands_look_at_a_finished_run(environment, finished, tmp_path):
 
 def test_ctrl_c_writes_a_checkpoint_and_says_how_to_resume(environment, tmp_path):
     """On an output that cannot show λ, which must not stop it either."""
-    folder, plain = tmp_path / "run", {**environment, "PYTHONIOENCODING": "ascii"}
+    folder = tmp_path / "run"
+    plain = {**environment, "PYTHONIOENCODING": "ascii"}
     process = start(plain, "train_mnist.py", "--epochs", 50, "--out", folder)
-    deadline, metrics = time.monotonic() + 240, folder / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    metrics = folder / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text()):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
@@ -171,8 +173,11 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_resume(environment, tmp_path
 
 
 def test_bad_input_is_one_line_and_a_status(environment, finished, tmp_path):
-    folder, broken, script = finished[0], tmp_path / "broken", "train_mnist.py"
-    exact, data = str(tmp_path / "exact"), str(tmp_path / "rows.npy")
+    folder = finished[0]
+    broken = tmp_path / "broken"
+    script = "train_mnist.py"
+    exact = str(tmp_path / "exact")
+    data = str(tmp_path / "rows.npy")
     np.save(data, np.random.default_rng(0).normal(size=(60, 3)))
     few_steps = ("--epochs", "1", "--batch-size", "20", "--gradient", "exact")
     train.main([data, *few_steps, "--backend", "numpy", "--out", exact])
@@ -209,7 +214,8 @@ def test_bad_input_is_one_line_and_a_status(environment, finished, tmp_path):
 
 
 def test_a_small_glow_trains_on_own_colour_images(environment, tmp_path):
-    folder, data = tmp_path / "run", tmp_path / "colours.npy"
+    folder = tmp_path / "run"
+    data = tmp_path / "colours.npy"
     np.save(data, np.random.default_rng(0).integers(0, 256, (300, 32, 32, 3), np.uint8))
     size = ("--depth", 1, "--width", 8, "--epochs", 1, "--augment", "--recompute")
     own = ("--backend", "numpy", "--out", folder)  # which has no kernels to compile

@@ -279,11 +279,9 @@ class TestWithSphinx:
     def test_docstrings_are_shown_as_they_are_written(self):
         from docstrings import restructured
 
-        prose, code, points = (
-            ["|x| of *all* `a.b` and x_"],
-            "    code *",
-            ["* one", "  more"],
-        )
+        prose = ["|x| of *all* `a.b` and x_"]
+        code = "    code *"
+        points = ["* one", "  more"]
         expected = [
             "\\|x\\| of \\*all\\* ``a.b`` and x\\_",
             "",

@@ -5,6 +5,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 from support.ranks import on_ranks
 from support.trainers import (
     Given,
@@ -163,7 +164,7 @@ def test_a_few_steps_on_ranks_are_those_of_one_process(step):
                 assert_close(a, b, 1e3 * ROUNDING), name
         for other in ranks[1:]:  # the same bits on all of them
             for a, b in zip(other, ranks[0], strict=True):
-                np.testing.assert_array_equal(a, b)
+                assert_array_equal(a, b)
 
 
 @pytest.fixture(autouse=True)
@@ -294,9 +295,9 @@ def test_batches_of_ranks_are_slices_of_the_whole(tmp_path):
 
     (whole,) = on_ranks(1, taken)
     slices = on_ranks(4, taken)
-    np.testing.assert_array_equal(np.concatenate(slices), whole)
+    assert_array_equal(np.concatenate(slices), whole)
     everything = on_ranks(
         2, lambda world: Batches(OPS, images, config, (25,), world).whole(3)
     )
     for result in everything:
-        np.testing.assert_array_equal(result, whole)
+        assert_array_equal(result, whole)

@@ -8,6 +8,9 @@ import math
 
 import numpy as np
 import pytest
+from numpy.random import default_rng
+from numpy.testing import assert_allclose, assert_array_equal
+from support.arrays import assert_near
 
 from snfnp.context import BackwardContext
 from snfnp.layers import RationalQuadraticSpline, Squeeze
@@ -26,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("alone")
 
 
 def parameters(spread=1.0, shape=SHAPE, layer=LAYER, seed=0, dtype=np.float64):
-    rng = np.random.default_rng(seed)
+    rng = default_rng(seed)
     initial = layer.init(rng, shape)
     return {
         k: (spread * rng.standard_normal(v.shape)).astype(dtype)
@@ -84,7 +87,7 @@ def slow_spline(x, widths, heights, slopes, bound, eps):
     "layer", [LAYER, RationalQuadraticSpline(2, 3.0, 0.05)], ids=["5 bins", "2 bins"]
 )
 def test_a_spline_matches_a_scalar_reference(ops, layer):
-    rng = np.random.default_rng(1)
+    rng = default_rng(1)
     p = parameters(1.0, layer=layer)
     x = rng.uniform(-1.2 * layer.bound, 1.2 * layer.bound, (6, *SHAPE))
     result = everything(ops, p, x, layer=layer)
@@ -97,12 +100,10 @@ def test_a_spline_matches_a_scalar_reference(ops, layer):
     # x - X_k is exact to a few eps B; slopes are below 100, and their logarithms change by less
     # than 500 per unit of x
     tolerance = 1e4 * np.finfo(float).eps * layer.bound
-    np.testing.assert_allclose(result["y"], y, rtol=0, atol=tolerance)
-    np.testing.assert_allclose(result["dx"], slope, rtol=tolerance)
+    assert_near(result["y"], y, tolerance)
+    assert_allclose(result["dx"], slope, rtol=tolerance)
     expected = np.log(slope).reshape(len(x), -1).sum(axis=1)
-    np.testing.assert_allclose(
-        result["ldj"], expected, rtol=0, atol=tolerance * x[0].size
-    )
+    assert_near(result["ldj"], expected, tolerance * x[0].size)
 
 
 def around_the_knots(knots):
@@ -125,21 +126,21 @@ def test_value_and_slope_are_continuous_at_the_knots(ops, dtype):
     # below 100 and change by less than 1000 per unit of x
     eps = np.finfo(dtype).eps
     left, at, right = (y[1 + i :: 3][:6] for i in range(3))
-    np.testing.assert_array_equal(at[[0, -1]], knots[1][[0, -1]])
+    assert_array_equal(at[[0, -1]], knots[1][[0, -1]])
     for side in (left, at, right):
-        np.testing.assert_allclose(side, knots[1], rtol=0, atol=100 * eps * BOUND)
+        assert_near(side, knots[1], 100 * eps * BOUND)
     for side in (slope[1 + i :: 3][:6] for i in range(3)):
-        np.testing.assert_allclose(side, knots[2], rtol=0, atol=1e4 * eps * BOUND)
+        assert_near(side, knots[2], 1e4 * eps * BOUND)
     assert np.all(np.diff(y, axis=0) >= -4 * eps * BOUND)
     assert np.isfinite(result["ldj"]).all()
-    np.testing.assert_array_equal(y[[0, 1, -2, -1]], x[[0, 1, -2, -1]])  # the tails
-    np.testing.assert_array_equal(slope[[0, 1, -2, -1]], np.ones_like(x[:4]))
+    assert_array_equal(y[[0, 1, -2, -1]], x[[0, 1, -2, -1]])  # the tails
+    assert_array_equal(slope[[0, 1, -2, -1]], np.ones_like(x[:4]))
 
 
 def test_values_far_beyond_the_bound_pass_through(ops):
     """They come out as they are, without an overflow, and add nothing to any gradient."""
     p = parameters(1.0)
-    rng = np.random.default_rng(4)
+    rng = default_rng(4)
     x = rng.uniform(-BOUND, BOUND, (3, *SHAPE))
     far = np.concatenate([x, np.full((1, *SHAPE), 1e300), np.full((1, *SHAPE), -1e300)])
     dy = rng.standard_normal(far.shape)
@@ -148,14 +149,14 @@ def test_values_far_beyond_the_bound_pass_through(ops):
         result = everything(ops, p, far, dy, dldj)
     near = everything(ops, p, x, dy[:3], dldj[:3])
     for name in PARAMETERS:
-        np.testing.assert_allclose(result[name], near[name], rtol=1e-12, atol=1e-12)
+        assert_allclose(result[name], near[name], rtol=1e-12, atol=1e-12)
     for name, value in (
         ("y", far[3:]),
         ("inverse", far[3:]),
         ("dx", dy[3:]),
         ("ldj", 0),
     ):
-        np.testing.assert_array_equal(result[name][3:], value)
+        assert_array_equal(result[name][3:], value)
 
 
 def test_the_inverse_is_accurate_where_the_textbook_root_cancels(ops):
@@ -201,17 +202,17 @@ def test_the_inverse_is_right_where_the_textbook_discriminant_is_below_zero(
     x = LAYER.inverse(ops, p, y)
     assert np.all((x >= positions[2]) & (x <= positions[3]))
     again = LAYER.forward(ops, p, x)[0]
-    np.testing.assert_allclose(again, y, rtol=0, atol=20 * np.finfo(dtype).eps * BOUND)
+    assert_near(again, y, 20 * np.finfo(dtype).eps * BOUND)
 
 
 def test_equal_bins_and_unit_slopes_are_the_identity(ops):
     p = parameters(0.0)
-    x = np.random.default_rng(0).uniform(-12, 12, (4, *SHAPE))
+    x = default_rng(0).uniform(-12, 12, (4, *SHAPE))
     dldj = np.ones(4)
     result = everything(ops, p, x, dldj=dldj)
     for name, expected in (("y", x), ("inverse", x), ("ldj", np.zeros(4))):
-        np.testing.assert_allclose(result[name], expected, rtol=0, atol=1e-13)
-    initial = LAYER.init(np.random.default_rng(0), (200,))
+        assert_near(result[name], expected, 1e-13)
+    initial = LAYER.init(default_rng(0), (200,))
     shapes = {"widths": (200, 5), "heights": (200, 5), "slopes": (200, 4)}
     assert {k: v.shape for k, v in initial.items()} == shapes
     for (
@@ -223,7 +224,7 @@ def test_equal_bins_and_unit_slopes_are_the_identity(ops):
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("seed", range(3))
 def test_raw_parameters_of_50_stay_finite_and_monotone(ops, dtype, seed):
-    rng = np.random.default_rng(seed)
+    rng = default_rng(seed)
     p = {
         k: rng.choice([-50.0, 50.0], v.shape).astype(dtype)
         for k, v in parameters().items()
@@ -243,9 +244,7 @@ def test_raw_parameters_of_50_stay_finite_and_monotone(ops, dtype, seed):
     assert np.all(np.diff(result["y"], axis=0) >= -4 * eps * BOUND)
     # x is exact to a few eps B, y then to that times the largest slope, 4 max(1/ε, d)
     back = LAYER.forward(ops, p, result["inverse"])[0]
-    np.testing.assert_allclose(
-        back, result["y"], rtol=0, atol=20 * eps * BOUND * 4 / LAYER.eps
-    )
+    assert_near(back, result["y"], 20 * eps * BOUND * 4 / LAYER.eps)
 
 
 def test_steep_and_flat_slopes_do_not_leave_the_range_of_a_product(ops):
@@ -255,9 +254,7 @@ def test_steep_and_flat_slopes_do_not_leave_the_range_of_a_product(ops):
     x = np.zeros((2, 784))
     result = everything(ops, p, x)
     assert result["dx"].max() < 1e-9
-    np.testing.assert_allclose(
-        result["ldj"], 784 * np.log(result["dx"][0, 0]), rtol=1e-12
-    )
+    assert_allclose(result["ldj"], 784 * np.log(result["dx"][0, 0]), rtol=1e-12)
 
 
 @pytest.mark.parametrize("value", [0.0, 30.0], ids=["inside", "in the tail"])
@@ -269,24 +266,19 @@ def test_nan_stays_in_its_pixel(ops, dtype, value):
     dy = np.ones_like(x)
     dldj = np.ones(3, dtype)
     spoilt = np.zeros(x.shape, bool)
-    spoilt[1, 4, 2, 0], dy[1, 4, 2, 0] = True, np.nan
-    np.testing.assert_array_equal(
-        np.isnan(everything(ops, p, x, dy, dldj)["dx"]), spoilt
-    )
+    spoilt[1, 4, 2, 0] = True
+    dy[1, 4, 2, 0] = np.nan
+    assert_array_equal(np.isnan(everything(ops, p, x, dy, dldj)["dx"]), spoilt)
     dldj[2] = np.nan
     of_ldj = spoilt | ((np.arange(3) == 2) & (value == 0)).reshape(3, 1, 1, 1)
-    np.testing.assert_array_equal(
-        np.isnan(everything(ops, p, x, dy, dldj)["dx"]), of_ldj
-    )
+    assert_array_equal(np.isnan(everything(ops, p, x, dy, dldj)["dx"]), of_ldj)
     x[1, 4, 2, 0] = np.nan
     result = everything(ops, p, x)
     for name in ("y", "dx", "inverse"):
-        np.testing.assert_array_equal(np.isnan(result[name]), spoilt, name)
-    np.testing.assert_array_equal(np.isnan(result["ldj"]), [False, True, False])
+        assert_array_equal(np.isnan(result[name]), spoilt, name)
+    assert_array_equal(np.isnan(result["ldj"]), [False, True, False])
     for name in PARAMETERS:
-        np.testing.assert_array_equal(
-            np.isnan(result[name]).any(axis=-1), spoilt[1], name
-        )
+        assert_array_equal(np.isnan(result[name]).any(axis=-1), spoilt[1], name)
     for value in (np.inf, -np.inf):
         x[1, 4, 2, 0] = value
         y, ldj, _ = LAYER.forward(ops, p, x)
@@ -307,12 +299,12 @@ def test_an_overflowed_parameter_shows(ops, name, value, dtype):
     spoilt[4, 2, 0] = True
     result = everything(ops, p, x)
     for key in ("y", "dx", "inverse"):
-        np.testing.assert_array_equal(np.isnan(result[key]).all(axis=0), spoilt, key)
-        np.testing.assert_array_equal(np.isnan(result[key]).any(axis=0), spoilt, key)
+        assert_array_equal(np.isnan(result[key]).all(axis=0), spoilt, key)
+        assert_array_equal(np.isnan(result[key]).any(axis=0), spoilt, key)
     assert np.isnan(result["ldj"]).all()
     for key in PARAMETERS:
-        np.testing.assert_array_equal(np.isnan(result[key]).all(axis=-1), spoilt, key)
-        np.testing.assert_array_equal(np.isnan(result[key]).any(axis=-1), spoilt, key)
+        assert_array_equal(np.isnan(result[key]).all(axis=-1), spoilt, key)
+        assert_array_equal(np.isnan(result[key]).any(axis=-1), spoilt, key)
 
 
 @pytest.mark.filterwarnings(
@@ -332,7 +324,7 @@ def test_a_pixel_on_numba_does_not_depend_on_its_neighbours(dtype):
     """Its block and its lane in a register do not change a bit."""
     ops = get_ops("numba")
     p = parameters(0.5, (67,), dtype=dtype)
-    rng = np.random.default_rng(6)
+    rng = default_rng(6)
     x, dy = (5 * rng.standard_normal((20, 67)).astype(dtype) for _ in range(2))
     dldj = rng.standard_normal(20).astype(dtype)
     whole = everything(ops, p, x, dy, dldj)
@@ -345,18 +337,16 @@ def test_a_pixel_on_numba_does_not_depend_on_its_neighbours(dtype):
             dldj,
         )
         for name in ("y", "dx", "inverse"):
-            np.testing.assert_array_equal(part[name], whole[name][:, cut], name)
+            assert_array_equal(part[name], whole[name][:, cut], name)
         for name in PARAMETERS:
-            np.testing.assert_array_equal(part[name], whole[name][cut], name)
+            assert_array_equal(part[name], whole[name][cut], name)
 
 
 def test_squeeze_is_space_to_depth_in_the_documented_order(ops):
-    x = np.random.default_rng(0).standard_normal((2, 4, 6, 3))
+    x = default_rng(0).standard_normal((2, 4, 6, 3))
     z, ldj, _ = Squeeze().forward(ops, {}, x)
     assert z.shape == (2, *Squeeze().output_shape((4, 6, 3))) == (2, 2, 3, 12)
     assert z.flags.c_contiguous
     assert ldj == 0
     for c, dy, dx in np.ndindex(3, 2, 2):
-        np.testing.assert_array_equal(
-            z[..., c * 4 + dy * 2 + dx], x[:, dy::2, dx::2, c]
-        )
+        assert_array_equal(z[..., c * 4 + dy * 2 + dx], x[:, dy::2, dx::2, c])

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.random import default_rng
+from numpy.testing import assert_allclose, assert_array_equal
 from support.messages import one_line
 from support.trainers import (
     BATCH,
@@ -48,7 +50,9 @@ BUDGET = {
     "fc": (115, 16),
     "conv": (650, 18),
 }  # calls, and files of the functions that are called
-STEPS, LAYERS, SAMPLES = 60, 3, 7
+STEPS = 60
+LAYERS = 3
+SAMPLES = 7
 FAST = {"lambda_rate": 20.0}
 
 
@@ -94,11 +98,11 @@ def test_the_first_failure_stays_in_the_log(ops, where, value):
         )
     assert log.read().failed == failed == 2
     assert math.isfinite(log.read().density) == (where == "gradient")
-    np.testing.assert_array_equal(log.array[BEFORE_DENSITY], before[BEFORE_DENSITY])
+    assert_array_equal(log.array[BEFORE_DENSITY], before[BEFORE_DENSITY])
     # a later step that would be fine changes nothing
     ops.step.log_density([np.array([-9.0])], 4, log.array)
     ops.step.log_step([0.5], 4.0, 1.0, 4, log.array)
-    np.testing.assert_array_equal(log.array[BEFORE_DENSITY], before[BEFORE_DENSITY])
+    assert_array_equal(log.array[BEFORE_DENSITY], before[BEFORE_DENSITY])
 
 
 def test_kernels_have_the_entries_of_the_log():
@@ -112,7 +116,7 @@ def test_kernels_have_the_entries_of_the_log():
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("change", [True, False])
 def test_batches_are_a_function_of_the_step(ops, shuffle, change):
-    images = np.random.default_rng(0).integers(0, 256, (23, 4, 6, 3)).astype(np.uint8)
+    images = default_rng(0).integers(0, 256, (23, 4, 6, 3)).astype(np.uint8)
     config = TrainConfig(
         model="glow", batch_size=5, shuffle=shuffle, augment=change, seed=3, epochs=1
     ).resolve(len(images))
@@ -123,62 +127,69 @@ def test_batches_are_a_function_of_the_step(ops, shuffle, change):
         expected = images[epoch_order(23, epoch, config)[5 * index : 5 * index + 5]]
         if change:
             expected = augment(expected, RandomKey(3, AUGMENTATION, step))
-        np.testing.assert_array_equal(batch_of(batches, step), expected)
+        assert_array_equal(batch_of(batches, step), expected)
 
 
 def buffers(size, dtype=np.float64, seed=0):
-    p = np.random.default_rng(seed).standard_normal(size).astype(dtype)
+    p = default_rng(seed).standard_normal(size).astype(dtype)
     return p, np.zeros_like(p), np.zeros_like(p)
 
 
 def test_adam_matches_reference(ops):
     """Algorithm 1 of Kingma & Ba (2014) with the sign of ascent, one scalar at a time."""
-    size, steps, lr, beta1, beta2, eps = 37, 50, 1e-2, 0.9, 0.999, 1e-8
+    size = 37
+    steps = 50
+    lr = 1e-2
+    beta1 = 0.9
+    beta2 = 0.999
+    eps = 1e-8
     p, m, v = buffers(size)
-    gradients = np.random.default_rng(1).standard_normal((steps, size)) * np.logspace(
-        -9, 3, size
-    )
+    gradients = default_rng(1).standard_normal((steps, size)) * np.logspace(-9, 3, size)
     expected = []
     for i in range(size):
-        theta, first, second = p[i], 0.0, 0.0
+        theta = p[i]
+        first = 0.0
+        second = 0.0
         for t in range(1, steps + 1):
             g = gradients[t - 1, i]
             first = beta1 * first + (1 - beta1) * g
             second = beta2 * second + (1 - beta2) * g * g
-            m_hat, v_hat = first / (1 - beta1**t), second / (1 - beta2**t)
+            m_hat = first / (1 - beta1**t)
+            v_hat = second / (1 - beta2**t)
             theta += lr * m_hat / (math.sqrt(v_hat) + eps)
         expected.append((theta, first, second))
     for t, g in enumerate(gradients, start=1):
         squares = Adam().update(ops, g, lr, t, clip_norm=None, out=(p, m, v))
-        np.testing.assert_allclose(squares, np.linalg.norm(g) ** 2, rtol=2e-13)
+        assert_allclose(squares, np.linalg.norm(g) ** 2, rtol=2e-13)
     for found, reference in zip((p, m, v), np.transpose(expected), strict=True):
-        np.testing.assert_allclose(found, reference, rtol=1e-11, atol=0)
+        assert_allclose(found, reference, rtol=1e-11, atol=0)
 
 
 def test_adam_uses_its_settings(ops):
     p, m, v = buffers(3)
-    start, g = p.copy(), np.array([1.0, -2.0, 0.5])
+    start = p.copy()
+    g = np.array([1.0, -2.0, 0.5])
     Adam(beta1=0.5, beta2=0.75, eps=0.1).update(ops, g, 0.3, 1, None, out=(p, m, v))
-    np.testing.assert_allclose(m, 0.5 * g, rtol=1e-15)
-    np.testing.assert_allclose(v, 0.25 * g * g, rtol=1e-15)
-    np.testing.assert_allclose(p, start + 0.3 * g / (np.abs(g) + 0.1), rtol=1e-14)
+    assert_allclose(m, 0.5 * g, rtol=1e-15)
+    assert_allclose(v, 0.25 * g * g, rtol=1e-15)
+    assert_allclose(p, start + 0.3 * g / (np.abs(g) + 0.1), rtol=1e-14)
 
 
 def test_gradients_beyond_the_norm_are_clipped(ops):
     """A gradient beyond the norm is scaled down to it; what is returned is of the unclipped one."""
-    g = np.random.default_rng(3).standard_normal(50)
+    g = default_rng(3).standard_normal(50)
     norm = float(np.linalg.norm(g))
     for clip_norm, scale in ((norm / 4, 0.25), (2 * norm, 1.0), (None, 1.0)):
         p, m, v = buffers(50)
         before = g.copy()
         returned = Adam().update(ops, g, 1e-3, 1, clip_norm, out=(p, m, v))
-        np.testing.assert_allclose(returned, norm**2, rtol=2e-13)
-        np.testing.assert_array_equal(g, before)
+        assert_allclose(returned, norm**2, rtol=2e-13)
+        assert_array_equal(g, before)
         rtol = 2e-6 / norm  # the 1e-6 in the denominator of the scale
-        np.testing.assert_allclose(m, 0.1 * scale * g, rtol=rtol + 1e-14)
-        np.testing.assert_allclose(v, 0.001 * (scale * g) ** 2, rtol=2 * rtol + 1e-13)
+        assert_allclose(m, 0.1 * scale * g, rtol=rtol + 1e-14)
+        assert_allclose(v, 0.001 * (scale * g) ** 2, rtol=2 * rtol + 1e-13)
     for squares, scale in ((25.0, 1.0), (0.0, 1.0), (1600.0, 0.25)):
-        np.testing.assert_allclose(
+        assert_allclose(
             clip_scale(squares, 10.0), scale, rtol=0 if scale == 1 else 1e-6
         )
     assert clip_scale(1600.0, 10.0) * 40.0 <= 10.0
@@ -209,17 +220,18 @@ def test_nothing_moves_once_a_step_has_failed(ops):
 
 def test_the_rate_rises_linearly_during_warm_up():
     """lr · ((b+1) + (e-1) B) / (E B) in batch b = 0, 1, … of epoch e = 1, 2, … of E (A.3)."""
-    lr, per_epoch, epochs = 1e-4, 7, 10
+    lr = 1e-4
+    per_epoch = 7
+    epochs = 10
     for step in range(12 * per_epoch):
-        epoch, batch = step // per_epoch + 1, step % per_epoch
+        epoch = step // per_epoch + 1
+        batch = step % per_epoch
         formula = lr * ((batch + 1) + (epoch - 1) * per_epoch) / (epochs * per_epoch)
         found = warmed_up(lr, step, per_epoch, epochs)
-        np.testing.assert_allclose(found, min(lr, formula), rtol=1e-15)
+        assert_allclose(found, min(lr, formula), rtol=1e-15)
     assert warmed_up(lr, epochs * per_epoch - 1, per_epoch, epochs) == lr
     for epochs, step, fraction in ((0, 0, 1.0), (0.5, 0, 0.2), (0.5, 4, 1.0)):
-        np.testing.assert_allclose(
-            warmed_up(2.0, step, 10, epochs), 2.0 * fraction, rtol=1e-15
-        )
+        assert_allclose(warmed_up(2.0, step, 10, epochs), 2.0 * fraction, rtol=1e-15)
 
 
 RATES = [  # schedule, final fraction, rates of two steps of warm-up and six more, for --lr 1
@@ -244,9 +256,7 @@ def test_the_rate_falls_from_warm_up_to_the_last_step(schedule, final, rates):
     options = {"lr_schedule": schedule, "final_lr_fraction": final}
     config = TrainConfig(lr=2.0, warmup_epochs=1, epochs=4, **options).resolve(1000)
     found = [learning_rate(config, step, steps_per_epoch=2) for step in range(9)]
-    np.testing.assert_allclose(
-        found, 2 * np.array([*rates, rates[-1]]), rtol=1e-14, atol=1e-15
-    )
+    assert_allclose(found, 2 * np.array([*rates, rates[-1]]), rtol=1e-14, atol=1e-15)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
@@ -287,7 +297,8 @@ def test_a_step_makes_few_calls_in_few_files(model):
     take_steps(trainer, range(2))  # the first renews states and makes constants
     batches = batches_of(trainer)
     counted = calls_of(lambda: trainer.training_step(batches))
-    calls, files = sum(counted.values()), len({file for file, _ in counted})
+    calls = sum(counted.values())
+    files = len({file for file, _ in counted})
     most_calls, most_files = BUDGET[model]
     assert calls <= most_calls and files <= most_files, (calls, files, counted)
 
@@ -308,7 +319,8 @@ def controller(**changes):
 
 def geco(constraints, lam, own):
     """Rezende & Viola 2018, algorithm 1, lines 7 to 11: Ĉ of C − κ, started at its first value."""
-    average, found = None, []
+    average = None
+    found = []
     for c in constraints:
         e = c - own.tolerance
         average = (
@@ -321,7 +333,9 @@ def geco(constraints, lam, own):
 
 def run_control(ops, own, found, lam=0.9):
     """λ after each step (steps, L), and what the steps returned."""
-    state, lams, totals = ops.asarray(own.new_state(found.shape[1], lam)), [], []
+    state = ops.asarray(own.new_state(found.shape[1], lam))
+    lams = []
+    totals = []
     for each in found:
         each = ops.asarray(each)
         results = ops.step.control(each, SAMPLES, own, 1.0, 0.0, out=state)
@@ -332,7 +346,7 @@ def run_control(ops, own, found, lam=0.9):
 
 @pytest.mark.parametrize("relative", [False, True])
 def test_controllers_follow_their_formulas_over_many_steps(ops, relative):
-    rng = np.random.default_rng(3)
+    rng = default_rng(3)
     errors = (
         rng.uniform(0, 0.8, (STEPS, LAYERS)) * np.linspace(1.6, 0.2, STEPS)[:, None]
     )
@@ -342,15 +356,13 @@ def test_controllers_follow_their_formulas_over_many_steps(ops, relative):
     lams, totals, state = run_control(ops, own, found)
     constraints = errors * SAMPLES / inputs if relative else errors
     expected = np.stack([geco(c, 0.9, own) for c in constraints.T], axis=1)
-    np.testing.assert_allclose(lams, expected, rtol=1e-12)
+    assert_allclose(lams, expected, rtol=1e-12)
     assert len(np.unique(expected)) > STEPS / 2  # most steps are between the bounds
     used = np.vstack([np.full((1, expected.shape[1]), 0.9), expected[:-1]])
-    np.testing.assert_allclose(totals[:, 0], errors.sum(axis=1), rtol=1e-12)
+    assert_allclose(totals[:, 0], errors.sum(axis=1), rtol=1e-12)
     weighted = (used * errors).sum(axis=1)
-    np.testing.assert_allclose(totals[:, 1] * totals[:, 0], weighted, rtol=1e-12)
-    np.testing.assert_allclose(
-        state[Row.CONSTRAINT_SUM], constraints.sum(axis=0), rtol=1e-12
-    )
+    assert_allclose(totals[:, 1] * totals[:, 0], weighted, rtol=1e-12)
+    assert_allclose(state[Row.CONSTRAINT_SUM], constraints.sum(axis=0), rtol=1e-12)
     assert (state[Row.COUNTED] == STEPS).all()
 
 
@@ -376,7 +388,7 @@ def test_what_is_not_finite_moves_nothing(ops, what):
     failed = 3.0 if what == "failed" else 0.0
     ops.step.control(ops.asarray(found), SAMPLES, own, squares, failed, out=state)
     after = ops.to_host(state)
-    np.testing.assert_array_equal(after[:, 0], before[:, 0])
+    assert_array_equal(after[:, 0], before[:, 0])
     moved = what in ("error", "inputs")
     assert (after[Row.COUNTED, 1] == before[Row.COUNTED, 1] + 1) == moved
 
@@ -387,9 +399,10 @@ def test_a_lambda_that_cannot_fall_is_a_fixed_one(ops):
         held = {"lambda_control": "geco", "lam": 0.7, "tolerance": 1e6}
         controlled = take_steps(make_trainer(ops, dtype=dtype, **held), range(3))
         fixed = take_steps(make_trainer(ops, dtype=dtype, lam=0.7), range(3))
-        np.testing.assert_array_equal(controlled.p, fixed.p)
-        a, b = vars(controlled.metrics()).values(), vars(fixed.metrics()).values()
-        np.testing.assert_allclose(list(a), list(b), rtol=1e-14)
+        assert_array_equal(controlled.p, fixed.p)
+        a = vars(controlled.metrics()).values()
+        b = vars(fixed.metrics()).values()
+        assert_allclose(list(a), list(b), rtol=1e-14)
 
 
 @pytest.mark.parametrize("model", ["fc", "conv", "glow-2l-4k"])
@@ -399,10 +412,8 @@ def test_a_step_sees_each_layers_constraint(ops, model, constraint):
     changes = {"lambda_control": "geco", "constraint": constraint, "tolerance": 1e-3}
     trainer = make_trainer(ops, model, dtype="float64", **changes)
     trainer.begin(Repeated(images_of(trainer, 0)))
-    images, params = (
-        images_of(trainer, 0),
-        trainer.layout.views(host(trainer, "p").copy()),
-    )
+    images = images_of(trainer, 0)
+    params = trainer.layout.views(host(trainer, "p").copy())
     trainer.training_step(Repeated(images))
     x, _ = trainer.encode(images, 0, Slice(0, BATCH, BATCH))
     expected = []
@@ -414,14 +425,15 @@ def test_a_step_sees_each_layers_constraint(ops, model, constraint):
             expected.append(error / size)
         x = z
     found = ops.to_host(trainer.multipliers.values)[Row.CONSTRAINT]
-    np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-25)
+    assert_allclose(found, expected, rtol=1e-8, atol=1e-25)
 
 
 def test_a_step_uses_the_lambdas_that_the_step_before_left(ops):
     """The next gradient is that of these λ given by hand."""
     changes = {"lambda_control": "geco", "tolerance": 1e-6, **FAST}
     trainer = take_steps(make_trainer(ops, dtype="float64", **changes), range(2))
-    lams, p = trainer.multipliers.lam, host(trainer, "p").copy()
+    lams = trainer.multipliers.lam
+    p = host(trainer, "p").copy()
     assert len(set(lams.values())) == len(lams)
     trainer.training_step(Repeated(images_of(trainer, 2)))
     found = trainer.gradient.copy()
@@ -429,10 +441,12 @@ def test_a_step_uses_the_lambdas_that_the_step_before_left(ops):
     for given, same in ((lams, True), (trainer.multipliers.lam, False)):
         by_hand = make_trainer(ops, dtype="float64")
         by_hand.p[...] = p
-        params, flow = by_hand.params, by_hand.flow
+        params = by_hand.params
+        flow = by_hand.flow
         x, _ = trainer.encode(images_of(trainer, 2), 2, Slice(0, BATCH, BATCH))
         latents, _, caches = flow.forward(ops, params, x)
-        ctx, factors = BackwardContext.of(ops, np.full(BATCH, 1 / BATCH)), {}
+        ctx = BackwardContext.of(ops, np.full(BATCH, 1 / BATCH))
+        factors = {}
         for layer, lam in given.items():
             factors[layer] = -2 * lam / BATCH
         deltas = flow.latent_gradients(latents)
@@ -445,7 +459,8 @@ def test_the_surrogate_has_every_layers_lambda(ops):
     trainer = take_steps(make_trainer(ops, dtype="float64", **changes), range(3))
     used = np.array(list(trainer.multipliers.lam.values()))
     trainer.training_step(Repeated(images_of(trainer, 3)))
-    metrics, errors = trainer.metrics(), trainer.multipliers.sums[::2]
+    metrics = trainer.metrics()
+    errors = trainer.multipliers.sums[::2]
     density = trainer.log.array[7]
     assert metrics.reconstruction == pytest.approx(errors.sum(), rel=1e-12)
     assert metrics.surrogate == pytest.approx(

@@ -7,6 +7,9 @@ from functools import partial
 
 import numpy as np
 import pytest
+from numpy.random import default_rng
+from numpy.testing import assert_array_equal
+from support.arrays import assert_near
 from support.gradients import layer_backward, moved
 from support.trainers import gradient_of, make_trainer, small_config
 from test_rules import RTOL, check_flow, log_normal, two_layers
@@ -36,7 +39,7 @@ noisy_trainer = partial(make_trainer, **VARIATIONAL)
 
 @pytest.fixture
 def rng():
-    return np.random.default_rng(0)
+    return default_rng(0)
 
 
 class EveryDirection(Variational):
@@ -76,7 +79,7 @@ def test_a_linear_map_has_lambda_and_one_more_term(ops, rng):
     expected["R"] -= r @ w @ w.T
     for name, gradient in expected.items():
         scale = np.abs(gradient).max()
-        np.testing.assert_allclose(result[name], gradient, rtol=0, atol=1e-13 * scale)
+        assert_near(result[name], gradient, 1e-13 * scale)
 
 
 def test_noise_does_not_widen_single_precision(ops):
@@ -154,7 +157,7 @@ def test_the_noise_follows_from_lambda():
 def test_evaluation_has_no_noise(ops):
     trainer = noisy_trainer(ops, dtype="float64")
     plain = noisy_trainer(ops, dtype="float64", objective="forward")
-    images = np.random.default_rng(0).integers(0, 256, (9, 64)).astype(np.uint8)
+    images = default_rng(0).integers(0, 256, (9, 64)).astype(np.uint8)
     result, expected = (
         each.likelihood().evaluate(images, 0).nll for each in (trainer, plain)
     )
@@ -168,18 +171,18 @@ def test_every_step_has_noise_of_its_own(ops, monkeypatch):
         Trainer, "encode", lambda self, x, _, part: encode(self, x, 0, part)
     )
     trainer = noisy_trainer(ops, dtype="float64")
-    images = np.random.default_rng(0).integers(0, 256, (6, 64)).astype(np.uint8)
+    images = default_rng(0).integers(0, 256, (6, 64)).astype(np.uint8)
     gradients = []
     for step in (0, 0, 1):
         trainer.scalars.set(step, 0.0)
         gradients.append(gradient_of(trainer, images))
-    np.testing.assert_array_equal(gradients[0], gradients[1])
+    assert_array_equal(gradients[0], gradients[1])
     assert np.abs(gradients[2] - gradients[0]).max() > 1e-3
 
 
 def test_recomputed_inputs_have_the_same_noise(ops):
     """A step of Glow with recomputed activations: the same gradient, but for rounding."""
-    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1)).astype(np.uint8)
+    images = default_rng(0).integers(0, 256, (6, 8, 8, 1)).astype(np.uint8)
     gradients = []
     for recompute in (False, True):
         trainer = noisy_trainer(ops, "glow-2l-4k", dtype="float64", recompute=recompute)
@@ -255,8 +258,8 @@ def test_the_expected_penalty_is_the_distance_from_the_identity(
         penalty(ops, which, p) / MU, rel=1e-12
     )
     assert measured.error == pytest.approx(plain_measured.error, rel=1e-12)
-    np.testing.assert_allclose(dx, plain_dx, rtol=0, atol=1e-13)
-    np.testing.assert_allclose(grads["b"], plain["b"], rtol=0, atol=1e-13)
+    assert_near(dx, plain_dx, 1e-13)
+    assert_near(grads["b"], plain["b"], 1e-13)
     for name in ("W", "R"):
 
         def ascends(v, name=name):
@@ -278,7 +281,7 @@ def test_probes_are_the_same_on_every_backend_and_others_in_every_layer_and_step
                 module.draw_probes(ops, key, 2, np.empty((5, 4, 3), np.float32))
             )
     for a, b in zip(drawn[:3], drawn[3:], strict=True):
-        np.testing.assert_array_equal(a, b)
+        assert_array_equal(a, b)
         assert (a.shape, a.dtype) == ((2, 4, 3), np.float32)
         assert set(a.flat) == {1.0, -1.0}
     assert len({a.tobytes() for a in drawn}) == 3
@@ -305,7 +308,7 @@ def test_the_penalty_is_off_by_default():
 
 def test_the_metrics_have_the_average_of_the_steps(ops):
     """And a checkpoint in the middle of an epoch has what it is made of."""
-    rng = np.random.default_rng(1)
+    rng = default_rng(1)
     images = rng.integers(0, 256, (4, 6, 64)).astype(np.uint8)
     make = partial(make_trainer, ops, jvp_weight=0.2, dtype="float64")
     errors = []

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from numpy.random import default_rng
 from support.explicit import convolution_matrix
 from support.trainers import BATCH, make_trainer
 
@@ -66,7 +67,7 @@ CHOICES = list(every_choice())
 def images(trainer):
     """Pixels whose logit is near −4, 0 or 4, or −2.5, −0.5 or 0.5 for vector: in the middle of a
     spline's bins."""
-    rng = np.random.default_rng(5)
+    rng = default_rng(5)
     pixels = [19, 97, 159] if trainer.config.model == "vector" else [4, 127, 251]
     return rng.choice(pixels, (BATCH, *trainer.flow.shape)).astype(np.uint8)
 
@@ -77,7 +78,7 @@ def move(trainer):
     Weights move by little: values are to stay in their bins. A coupling's biases keep its ReLUs a
     unit away from where they open, half of them on either side.
     """
-    rng = np.random.default_rng(6)
+    rng = default_rng(6)
     for layer in trainer.params.values():
         for name, p in layer.items():
             fan = (
@@ -162,7 +163,8 @@ class Objective:
         rows = x.reshape(len(x), -1)
         w = matrix(p["W"], shape)
         if layer.learns_inverse:
-            r, (c_f, c_g) = matrix(p["R"], shape), self.shares
+            r = matrix(p["R"], shape)
+            c_f, c_g = self.shares
             bar = self.bars.setdefault(name, Frozen(rows, rows @ w.T, w, r))
             error = bar.x @ (r @ w).T - bar.x
             self.reconstruction += np.sum(error * error) / len(x)
@@ -220,7 +222,7 @@ class Comparison:
 
     def by_parameter(self) -> str:
         layout = self.trainer.layout
-        rng = np.random.default_rng(8)
+        rng = default_rng(8)
         errors = {
             entry.key: self.error(along(layout, rng, entry))
             for entry in learned(layout)
@@ -257,7 +259,7 @@ def test_the_gradient_of_a_step_is_that_of_eq_3(ops, choice):
     """And the step tells what Eq. 3 was, without the log-determinants that self-normalizing
     training never computes."""
     compared = step(ops, choice)
-    rng = np.random.default_rng(7)
+    rng = default_rng(7)
     objective = compared.objective
     metrics = compared.trainer.metrics()
     assert metrics.reconstruction == pytest.approx(objective.reconstruction, rel=1e-12)

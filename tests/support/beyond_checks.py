@@ -29,13 +29,15 @@ _NOISE_KEY = RandomKey(0, 16)
 def penalised_scalar(layer, shape, ops, params, x, dz, dldj, lam) -> Callable:
     """`stop_gradient_objective` − (μ/n) Σ ‖T(R) T(W) ν − ν‖² of the probes ν that the rule draws at
     `KEY`; the arguments are the same."""
-    rule, (f, g) = layer.rule, layer.maps
+    rule = layer.rule
+    f, g = layer.maps
     plain = layers.stop_gradient_objective(layer, shape, ops, params, x, dz, dldj, lam)
     like = ops.xp.empty((1, *shape))
     nu = flat(ops.to_host(draw_probes(ops, layer_key(KEY, 0), rule.probes, like)))
 
     def scalar(x_, p) -> float:
-        w, r = as_matrix(f, ops, p["W"], shape), as_matrix(g, ops, p["R"], shape)
+        w = as_matrix(f, ops, p["W"], shape)
+        r = as_matrix(g, ops, p["R"], shape)
         penalty = rule.weight / len(nu) * np.sum((nu @ w.T @ r.T - nu) ** 2)
         return plain(x_, p) - float(penalty)
 
@@ -72,7 +74,10 @@ def check_variational(
     case = Case(layer, shape, batch=batch, lam=rule.lam, noise=0.3, **settings)
     if inverted:
         case.params["R"] = np.linalg.inv(case.params["W"])
-    (f, g), ops, params, rows = layer.maps, case.ops, case.params, flat(case.x)
+    f, g = layer.maps
+    ops = case.ops
+    params = case.params
+    rows = flat(case.x)
     z, _, cache = layer.forward(ops, *case.put([params, case.x], case.dtype))
     nu = flat(ops.to_host(cache["noise"].nu)).astype(np.float64)
     # every sample's noise is its own, with the other sign for odd ones
@@ -88,10 +93,12 @@ def check_variational(
 
     def scalar(name, value) -> float:
         p = {**params, name: value}
-        w, r = case.matrix(f, p["W"]), case.matrix(g, p["R"])
+        w = case.matrix(f, p["W"])
+        r = case.matrix(g, p["R"])
         z = linear(p, value if name == "x" else noisy)
         log_det = np.linalg.slogdet(w)[1] if inverted else np.sum(w * r_bar.T)
-        error, moved = rows @ (r @ w).T - rows, nu @ (r @ w).T
+        error = rows @ (r @ w).T - rows
+        moved = nu @ (r @ w).T
         return float(
             np.sum(flat(case.c[0]) * z)
             + np.sum(case.a) * log_det
@@ -110,13 +117,13 @@ def check_variational(
 
 def beyond() -> list[Check]:
     """Examples of what goes beyond the paper, like those of `snfnp.gradcheck.catalogue`."""
-    dense, conv, larger = (
-        (Dense(5), (5,)),
-        (Conv2d((3, 3), 2), (3, 4, 2)),
-        Conv2d((5, 5), 2),
-    )
-    pointwise, to_larger = (Conv2d((1, 1), 3), (2, 3, 3)), {"inverse_map": larger}
-    penalty, noise = JacobianPenalty(weight=0.4, probes=2), Variational(0.6, vectors=2)
+    dense = (Dense(5), (5,))
+    conv = (Conv2d((3, 3), 2), (3, 4, 2))
+    larger = Conv2d((5, 5), 2)
+    pointwise = (Conv2d((1, 1), 3), (2, 3, 3))
+    to_larger = {"inverse_map": larger}
+    penalty = JacobianPenalty(weight=0.4, probes=2)
+    noise = Variational(0.6, vectors=2)
     penalised = [
         ("dense, Eq. 31", Linear(dense[0], penalty), dense[1]),
         ("conv 3x3, Eq. 31", Linear(conv[0], penalty), conv[1]),

@@ -25,10 +25,12 @@ def convolve_weight_grad(delta, x, kernel):
 
 def convolution_matrix(w, shape):
     """T(w) (D, D) for images of this shape (H, W, C): a sum of shifts, one for each tap."""
-    (rows, columns), (height, width) = w.shape[:2], shape[:2]
+    rows, columns = w.shape[:2]
+    height, width = shape[:2]
     t = 0
     for h, v in np.ndindex(rows, columns):
-        down, right = np.eye(height, k=h - rows // 2), np.eye(width, k=v - columns // 2)
+        down = np.eye(height, k=h - rows // 2)
+        right = np.eye(width, k=v - columns // 2)
         t = t + np.kron(np.kron(down, right), w[h, v].T)
     return t
 

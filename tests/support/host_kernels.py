@@ -50,7 +50,9 @@ class Launcher(launch.Launcher):
     """
 
     def __init__(self, folder, backwards=False, text_of=source.source, flags=()):
-        self._folder, self.backwards, self._text_of = folder, backwards, text_of
+        self._folder = folder
+        self.backwards = backwards
+        self._text_of = text_of
         self._flags = flags
         self._libraries: dict[str, ctypes.CDLL] = {}
         self.launched: set[str] = set()
@@ -183,7 +185,8 @@ class HostGpu(Gpu):
         self.tf32 = False
         self.launch = launcher
         self.cublas = _Cublas()
-        self._guard, self._blocks = guard, []
+        self._guard = guard
+        self._blocks = []
         self.counters = np.zeros(8, np.uint32)
 
     def empty(self, shape, dtype):
@@ -272,10 +275,8 @@ def hold_scalars(ops: Ops) -> None:
 
 def hold_images(ops: Ops) -> None:
     rng = np.random.default_rng(0)
-    images, order = (
-        rng.integers(0, 256, (9, 5, 7, 3)).astype(np.uint8),
-        rng.permutation(9),
-    )
+    images = rng.integers(0, 256, (9, 5, 7, 3)).astype(np.uint8)
+    order = rng.permutation(9)
     for key in (None, RandomKey(3, 1, 4), RandomKey(3, 1, 4, first=5)):
         sources = [each.images.source(images) for each in (ops, get_ops("numpy"))]
         for each in sources:

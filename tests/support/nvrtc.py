@@ -66,7 +66,8 @@ def ptx_instructions(
     try:
         nvrtc.addNameExpression(program, expression)
         nvrtc.compileProgram(program, (f"-arch={arch}", *CUPY_OPTIONS, *options))
-        name, ptx = nvrtc.getLoweredName(program, expression), nvrtc.getPTX(program)
+        name = nvrtc.getLoweredName(program, expression)
+        ptx = nvrtc.getPTX(program)
     finally:
         nvrtc.destroyProgram(program)
     ptx = ptx if isinstance(ptx, str) else ptx.decode()

@@ -13,9 +13,11 @@ from functools import partialmethod
 from operator import attrgetter, methodcaller
 
 import numpy as np
+from numpy.testing import assert_array_equal
 
 from snfnp.errors import SingularMatrixError
 from snfnp.ops import DEFINITIONS, get_ops
+from support.arrays import assert_near
 
 DEFINITION = get_ops("numpy")
 FLOATS = [np.float64, np.float32]
@@ -184,9 +186,7 @@ def run(ops, name, call, put=copied, layout=None):
     for position, (now, then) in enumerate(zip(args, call.args, strict=True)):
         if isinstance(then, np.ndarray) and position not in call.mutated:
             now = now if position in call.host else ops.to_host(now)
-            np.testing.assert_array_equal(
-                now, then, f"{name} changed argument {position}"
-            )
+            assert_array_equal(now, then, f"{name} changed argument {position}")
     return [
         ops.to_host(f) if hasattr(f, "shape") else f for f in found if f is not None
     ]
@@ -300,10 +300,11 @@ def assert_disagreement_as_defined(ops, name, what, call):
         return
     assert not isinstance(found, Exception), f"{what}: {found!r}"
     for f, e in zip(found, expected, strict=True):
-        f, e = np.asarray(f), np.asarray(e)
+        f = np.asarray(f)
+        e = np.asarray(e)
         assert (f.shape, f.dtype) == (e.shape, e.dtype), what
         largest = np.abs(e).max(initial=1, where=np.isfinite(e))
-        np.testing.assert_allclose(f, e, rtol=0, atol=1e-10 * largest, err_msg=what)
+        assert_near(f, e, 1e-10 * largest, what)
 
 
 def _results(ops, name, call, put):
@@ -335,7 +336,8 @@ def assert_nan_spreads_as_defined(ops, name, call, put=copied, wider=()):
         pairs = zip(run(ops, name, spoilt, put), defined, strict=True)
         for index, (found, expected) in enumerate(pairs):
             what = f"{name}, {where}, result {index}"
-            found, expected = np.isnan(found), np.isnan(expected)
+            found = np.isnan(found)
+            expected = np.isnan(expected)
             further = (
                 found.any() != expected.any()
                 if name in wider

@@ -47,7 +47,8 @@ def call_random_rademacher(rng, dtype, size):
 
 def product(rng, dtype, size):
     """Factors, what their product is added to, and a bound for both (Higham, (3.13))."""
-    (m, n), k = size_2d(size), 19
+    m, n = size_2d(size)
+    k = 19
     a, b = (rng.standard_normal(s).astype(dtype) for s in ((m, k), (k, n)))
     out = rng.standard_normal((m, n)).astype(dtype)
     return (
@@ -79,7 +80,8 @@ def call_linalg_scale_into(rng, dtype, size):
         a = w[::-1, ::-1].swapaxes(2, 3)
         multiple = rng.integers(1, 9, (*kernel, 1, 1)).astype(float)
     else:
-        rows, columns = 11 * min(size[0], 20), size_2d(size)[1]
+        rows = 11 * min(size[0], 20)
+        columns = size_2d(size)[1]
         a = rng.standard_normal((columns, rows)).astype(dtype).T
         multiple = 1
     out = np.full(
@@ -167,7 +169,8 @@ def call_step_log_density(rng, dtype, size):
     )
     log = rng.standard_normal(len(Entry))
     log[Entry.FAILED] = size[0] == 17  # then nothing is to change
-    bound, roundings = np.zeros(len(Entry)), size[0] + len(terms) + 2
+    bound = np.zeros(len(Entry))
+    roundings = size[0] + len(terms) + 2
     bound[Entry.DENSITY] = roundings * eps_of(dtype) * np.abs(terms).sum(axis=0).mean()
     args = (terms, number(9.0, size), log)
     return Call(args, bounds=(bound,), mutated=(2,), strided=(0,))
@@ -204,7 +207,11 @@ def call_step_adam(rng, dtype, size):
     p, g, m = (rng.standard_normal(size).astype(dtype).reshape(-1) for _ in range(3))
     v = np.abs(rng.standard_normal(p.size)).astype(dtype)
     v[::2] = 0  # as before the first step: all of v then comes from 1 - β2
-    eps, lr, step, scale, clip_norm = eps_of(dtype), 1e-2, 3.0, 1.0, math.inf
+    eps = eps_of(dtype)
+    lr = 1e-2
+    step = 3.0
+    scale = 1.0
+    clip_norm = math.inf
     if size[-1] % 2 == 0:  # clipped: the rounding of Σ g² is also the scale's
         scale = 0.9
         clip_norm = float(

@@ -116,7 +116,8 @@ def call_channels_scale_shift(rng, dtype, size):
 def call_channels_shift_scale_backward(rng, dtype, size):
     y, dy, _, s, dldj, rows, pixels = channel_arrays(rng, dtype, size)
     sign, factor, roundings = shift_and_scale(size, s)
-    eps, out = eps_of(dtype), tuple(np.full(s.shape, np.nan, dtype) for _ in range(2))
+    eps = eps_of(dtype)
+    out = tuple(np.full(s.shape, np.nan, dtype) for _ in range(2))
     dldj = None if factor > 0 else dldj
     through = np.abs(dy) * np.exp(factor * s)
     volume, summed = (
@@ -169,7 +170,8 @@ def call_images_preprocess(rng, dtype, size):
     images = rng.integers(0, 256, size).astype(np.uint8)
     images.reshape(-1)[:1], images.reshape(-1)[-1:] = 0, 255
     # |log s| and |log(1-s)| <= log(1/α) < 14, their arguments a few roundings of themselves
-    eps, dimension = eps_of(dtype), math.prod(size[1:])
+    eps = eps_of(dtype)
+    dimension = math.prod(size[1:])
     bound_x = eps * (2 * 14 + 8)
     bound_ldj = (dimension * eps_of(np.float64) + 16 * eps + eps) * dimension * 28
     args = (images, RandomKey(1, 0, 9, first=size[0] % 4), 1e-6, 256, dtype)
@@ -237,7 +239,8 @@ def call_coupling_inverse(rng, dtype, size):
 
 def call_coupling_backward(rng, dtype, size):
     x, h, dz, dldj, e, x2 = coupling_arrays(rng, dtype, size)
-    s, half = np.log(e), x2.shape[-1]
+    s = np.log(e)
+    half = x2.shape[-1]
     eps = COUPLING_ROUNDINGS * eps_of(dtype)
     bound_2 = eps * np.abs(dz[..., half:]) * e
     bound_dx = np.concatenate([0 * bound_2, bound_2], axis=-1)
@@ -259,7 +262,8 @@ def spline_parameters(rng, dtype, size):
 
 def call_spline_knots(rng, dtype, size):
     raw = spline_parameters(rng, dtype, size)
-    eps, bound = eps_of(dtype), SPLINE[0]
+    eps = eps_of(dtype)
+    bound = SPLINE[0]
     # a position is a sum of up to eight shares of 2 B, each exact to a dozen roundings; the
     # first and the last knot are what they are
     bound_knots = np.full(

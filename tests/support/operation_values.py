@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 from snfnp.ops import RandomKey
 from snfnp.ops.random import definition as philox
@@ -21,8 +22,11 @@ class OperationValues:
     @pytest.mark.parametrize("as_array", [False, True])
     def test_counter_and_key_are_where_the_documentation_puts_them(self, ops, as_array):
         """With all 64 bits of seed and step; the step may be an array of shape ()."""
-        seed, stream, step = 0xA99F31D0_A4093822, 0x83707344, 0x93198A2E_85A308D3
-        block, lane = 5, 2
+        seed = 0xA99F31D0_A4093822
+        stream = 0x83707344
+        step = 0x93198A2E_85A308D3
+        block = 5
+        lane = 2
         counter = tuple(np.uint64(c) for c in (block, step % 2**32, step >> 32, stream))
         expected = philox.philox4x32(counter, (seed % 2**32, seed >> 32))[lane]
         if as_array:
@@ -49,25 +53,25 @@ class OperationValues:
             for first in range(COUNT):
                 rest = draw(first, COUNT - first, dimension)
                 assert (rest.dtype, rest.flags.c_contiguous) == (dtype, True)
-                np.testing.assert_array_equal(rest, whole[first:])
-                np.testing.assert_array_equal(
-                    draw(first, 1, dimension), whole[first : first + 1]
-                )
+                assert_array_equal(rest, whole[first:])
+                assert_array_equal(draw(first, 1, dimension), whole[first : first + 1])
             assert (draw(1, COUNT, dimension) != whole).any()
 
     def test_a_key_reaches_its_last_word(self, ops):
         """The highest index of a block that fits into its word of the counter."""
-        key, count = RandomKey(3, 4, 5, first=2**34 - 6), 6
+        key = RandomKey(3, 4, 5, first=2**34 - 6)
+        count = 6
         blocks = np.array([2**32 - 2, 2**32 - 1], np.uint64)
         expected = np.stack(
             philox.philox4x32((blocks, *map(np.uint64, (5, 0, 4))), (3, 0)), -1
         )
         found = ops.to_host(ops.random.uniform(key, (count,), np.float64))
-        np.testing.assert_array_equal(found, expected.reshape(-1)[2:] * 2.0**-32)
+        assert_array_equal(found, expected.reshape(-1)[2:] * 2.0**-32)
 
     @pytest.mark.parametrize("dtype", FLOATS)
     def test_preprocess_of_a_part_is_that_of_the_whole(self, ops, dtype):
-        rng, key = np.random.default_rng(0), RandomKey(2**40 + 7, 5, 2**33 + 3)
+        rng = np.random.default_rng(0)
+        key = RandomKey(2**40 + 7, 5, 2**33 + 3)
         for dimension in DIMENSIONS:
             images = rng.integers(0, 256, (COUNT, dimension)).astype(np.uint8)
 
@@ -80,8 +84,8 @@ class OperationValues:
             x, ldj = parts(0, key)
             for first in range(COUNT):
                 x_part, ldj_part = parts(first, key._replace(first=first))
-                np.testing.assert_array_equal(x_part, x[first:])
-                np.testing.assert_array_equal(ldj_part, ldj[first:])
+                assert_array_equal(x_part, x[first:])
+                assert_array_equal(ldj_part, ldj[first:])
             assert all(
                 (a != b).all()
                 for a, b in zip(parts(0, key._replace(first=1)), (x, ldj), strict=True)
@@ -91,13 +95,14 @@ class OperationValues:
         images = (
             np.random.default_rng(0).integers(0, 256, (40, 5, 4, 3)).astype(np.uint8)
         )
-        source, key = ops.images.source(images), RandomKey(2**40 + 7, 5, 2**33 + 3)
+        source = ops.images.source(images)
+        key = RandomKey(2**40 + 7, 5, 2**33 + 3)
         source.stage(10, 30)
         whole = ops.to_host(source.take(10, 30, key)).copy()
         for first in range(8):
             source.stage(10 + first, 22)
             part = ops.to_host(source.take(10 + first, 22, key._replace(first=first)))
-            np.testing.assert_array_equal(part, whole[first : first + 22])
+            assert_array_equal(part, whole[first : first + 22])
         source.stage(10, 30)
         assert (ops.to_host(source.take(10, 30, key._replace(first=1))) != whole).any()
 
@@ -105,7 +110,7 @@ class OperationValues:
         """32 bits would round to 1.0 at the top; multiples of 2**-24 below 1 are representable."""
         draws = ops.to_host(ops.random.uniform(RandomKey(3, 0), (1 << 16,), np.float32))
         multiples = draws.astype(np.float64) * 2**24
-        np.testing.assert_array_equal(multiples, np.floor(multiples))
+        assert_array_equal(multiples, np.floor(multiples))
         assert draws.min() >= 0 and draws.max() < 1
 
     @pytest.mark.parametrize("dtype", FLOATS)
@@ -123,12 +128,12 @@ class OperationValues:
             np.inf,
             np.nan,
         ]
-        np.testing.assert_allclose(y[:, 0], expected, rtol=4 * eps)
+        assert_allclose(y[:, 0], expected, rtol=4 * eps)
         slope = [ALPHA, ALPHA, ALPHA, *[0.65] * 4, 1.0, 1.0, 1.0, np.nan]
-        np.testing.assert_allclose(ldj, np.log(slope), rtol=4 * eps, atol=4 * eps)
+        assert_allclose(ldj, np.log(slope), rtol=4 * eps, atol=4 * eps)
         expected = [0, 0, math.exp(-100), *[0.5] * 4, 1, 1, 1, np.nan]
         # a GPU's compiler takes single-precision numbers below 1.2e-38 as 0
-        np.testing.assert_allclose(sigma[:, 0], expected, rtol=4 * eps, atol=1e-37)
+        assert_allclose(sigma[:, 0], expected, rtol=4 * eps, atol=1e-37)
 
     @pytest.mark.filterwarnings(
         "ignore:invalid value:RuntimeWarning"
@@ -138,12 +143,12 @@ class OperationValues:
         """NaN and infinity pass through, terminate, and do not touch the values beside them."""
         y = np.array([*EXTREME, 0.3, -0.2], dtype)
         x = ops.to_host(ops.activation.smooth_leaky_relu_inverse(ops.asarray(y), ALPHA))
-        np.testing.assert_array_equal(x[[0, 9, 10]], [-np.inf, np.inf, np.nan])
+        assert_array_equal(x[[0, 9, 10]], [-np.inf, np.inf, np.nan])
         finite = np.isfinite(y)
         alone = ops.to_host(
             ops.activation.smooth_leaky_relu_inverse(ops.asarray(y[finite]), ALPHA)
         )
-        np.testing.assert_array_equal(x[finite], alone)
+        assert_array_equal(x[finite], alone)
 
     @pytest.mark.parametrize("value", [0, 255])
     @pytest.mark.parametrize("dtype", FLOATS)

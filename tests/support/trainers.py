@@ -77,7 +77,8 @@ def images_of(trainer, step, batch=BATCH):
 def batches_of(trainer, batch=BATCH):
     """The batches of `images_of`, for the trainer: the same object in each call."""
     if getattr(trainer, "batch", None) != batch:
-        trainer.batch, own = batch, weakref.proxy(trainer)
+        trainer.batch = batch
+        own = weakref.proxy(trainer)
         trainer.batches = Given(lambda step: images_of(own, step, batch))
     return trainer.batches
 
