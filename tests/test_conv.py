@@ -16,10 +16,8 @@ from scipy.linalg import expm
 from support.arrays import assert_near
 from support.explicit import convolve, convolve_weight_grad, units
 from support.gradients import layer_backward
-from support.messages import one_line
 from support.operation_calls import CONVOLUTIONS
 
-from snfnp.errors import UsageError
 from snfnp.gradcheck import GradientError, as_matrix, check_layer
 from snfnp.layers import Linear
 from snfnp.layers.baselines import ConvExponential
@@ -285,12 +283,6 @@ def test_dirac_and_fans():
         2 / (30 + 60)
     )  # (fan-in, fan-out)
     assert f.output_shape((4, 6, 2)) == (4, 6, 4)
-
-
-@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 3), (16,)])
-def test_images_of_another_shape_are_refused(shape):
-    with one_line(UsageError, match="2 channels cannot take"):
-        Conv2d((3, 3), 2).output_shape(shape)
 
 
 # ---------------------------------------------------------------- the convolution exponential

@@ -4,7 +4,6 @@ A new layer needs one line in `snfnp.gradcheck.catalogue`; `test_gradcheck_linea
 """
 
 import inspect
-import math
 
 import numpy as np
 import pytest
@@ -22,7 +21,6 @@ from support.trainers import (
     small_dataset,
 )
 
-from snfnp.beyond.rules import JacobianPenalty
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.gradcheck.catalogue import catalogue
@@ -31,19 +29,15 @@ from snfnp.layers import (
     AffineCoupling,
     Layer,
     Linear,
-    Preprocess,
     RationalQuadraticSpline,
     SmoothLeakyReLU,
-    Split,
     Squeeze,
 )
-from snfnp.layers.baselines import ConvExponential
-from snfnp.layers.preprocess import Scale
 from snfnp.likelihood import TRAINING_NOISE
 from snfnp.maps import Conv2d, Dense
 from snfnp.ops import RandomKey, get_ops
 from snfnp.parameters import Layout
-from snfnp.rules import Exact, Relative, SelfNormalizing
+from snfnp.rules import Exact, SelfNormalizing
 from snfnp.step.batches import Repeated, epoch_order
 
 EVERY_LAYER = [
@@ -250,111 +244,6 @@ def test_a_larger_kernel_starts_at_a_rotation_plus_noise():
     taps = quiet.init(default_rng(0), (8, 8, size))["W"].reshape(25, size, size)
     assert np.count_nonzero(np.delete(taps, 12, axis=0)) == 0
     assert_near(taps[12] @ taps[12].T, np.eye(size), 1e-14)
-
-
-WRONG = [
-    (lambda: Linear(Dense(3), init_kind="papr"), "'papr'.*paper.*identity.*orthogonal"),
-    *(
-        (lambda alpha=alpha: SmoothLeakyReLU(alpha), r"must be in \(0, 1\)")
-        for alpha in (0.0, 1.0, -0.3, math.nan)
-    ),
-    *(
-        (lambda alpha=alpha: Preprocess(alpha=alpha), r"must be in \(0, 0\.5\)")
-        for alpha in (0.0, 0.5, -1e-6, math.nan)
-    ),
-    *(
-        (
-            lambda kind=kind, n=n: kind(levels=n),
-            f"levels is {n}: images have bytes, so 2 to 256",
-        )
-        for kind in (Preprocess, Scale)
-        for n in (1, 257)
-    ),
-    (lambda: Linear(Dense(3), bias_init="mean"), "choose zero or data"),
-    (lambda: Linear(Dense(3), bias=False, bias_init="data"), "has no bias"),
-    (
-        lambda: Linear(Dense(2), Exact(), inverse_map=Dense(2)),
-        "a rule that learns an inverse",
-    ),
-    (
-        lambda: Linear(Conv2d((3, 3), 2), Relative()),
-        "^the relative gradient needs a dense layer",
-    ),
-    (lambda: Conv2d((2, 3), 1), "^kernel is 2x3: height and width must be odd$"),
-    (lambda: Conv2d((3, 4), 1), "^kernel is 3x4: height and width must be odd$"),
-    (lambda: Conv2d((0, 3), 1), "^kernel is 0x3: height and width must be odd$"),
-    (lambda: Conv2d((3, 3), 1, exact="lu"), "^exact is 'lu': choose block or dense$"),
-    (lambda: ConvExponential(2, norm=0.0), r"norm .* 0.0: it must be in \(0, inf\)"),
-    (
-        lambda: ConvExponential(2, norm=math.nan),
-        "norm of ConvExponential is nan: it must",
-    ),
-    (
-        lambda: ConvExponential(2, iterations=0),
-        "^iterations of ConvExponential is 0: give a whole",
-    ),
-    (
-        lambda: ConvExponential(2, terms=(0, 13)),
-        r"is \(0, 13\): give a tuple of 2 whole .* least 1",
-    ),
-    (lambda: ConvExponential(2, kernel=(2, 3)), "2x3: height and width must be odd"),
-    (
-        lambda: JacobianPenalty(weight=-1),
-        "weight of JacobianPenalty is -1: it must be in",
-    ),
-    (
-        lambda: JacobianPenalty(probes=0),
-        "probes of JacobianPenalty is 0: give a whole n",
-    ),
-    (lambda: JacobianPenalty("all"), "'all'.*choose"),
-    (lambda: SelfNormalizing("both"), "'both'.*choose"),
-    (lambda: RationalQuadraticSpline(bins=1), "bins of .*Spline is 1: give .* from 2"),
-    (
-        lambda: RationalQuadraticSpline(bound=0.0),
-        r"bound .* 0.0: it must be in \(0, inf\)",
-    ),
-    (lambda: RationalQuadraticSpline(bound=math.nan), "bound of .* is nan: it must be"),
-    (lambda: RationalQuadraticSpline(bound=math.inf), "bound of .* is inf: it must be"),
-    (
-        lambda: RationalQuadraticSpline(eps=0.0),
-        r"eps of .* is 0.0: it must be in \(0, 0.2\)",
-    ),
-    (
-        lambda: RationalQuadraticSpline(eps=0.2),
-        r"eps of .* is 0.2: it must be in \(0, 0.2\)",
-    ),
-    *(
-        (
-            lambda channels=channels: AffineCoupling(channels),
-            "channels of .* give .* number from 2",
-        )
-        for channels in (1, 0, -2)
-    ),
-    (lambda: AffineCoupling(3), "3 channels.*cannot split"),
-    (
-        lambda: AffineCoupling(4, 0),
-        "width of AffineCoupling is 0: give a whole number from 1",
-    ),
-    (lambda: Split().output_shape((2, 2, 3)), "channels: 3 is an odd number"),
-    (
-        lambda: Squeeze().output_shape((7, 8, 16)),
-        "an even height and width, found 7 × 8",
-    ),
-    (
-        lambda: Squeeze().output_shape((4, 5, 1)),
-        "an even height and width, found 4 × 5",
-    ),
-    (
-        lambda: Squeeze().forward(get_ops("numpy"), {}, np.zeros((1, 3, 2, 1))),
-        "found 3 × 2",
-    ),
-]
-
-
-@pytest.mark.parametrize("make, message", WRONG)
-def test_a_wrong_setting_is_one_clear_line(make, message):
-    with one_line(UsageError, match=message):
-        make()
 
 
 # ---------------------------------------------------------------- parameters that start from data

@@ -17,11 +17,10 @@ from numpy.random import default_rng
 from numpy.testing import assert_array_equal
 from support.arrays import assert_near
 from support.explicit import convolution_matrix
-from support.messages import one_line
 
 import snfnp.maps
 from snfnp.diagnostics import gradients
-from snfnp.errors import SingularMatrixError, UsageError
+from snfnp.errors import SingularMatrixError
 from snfnp.flow import Flow
 from snfnp.gradcheck import as_matrix, check_map
 from snfnp.layers import Linear
@@ -258,11 +257,6 @@ def test_log_det_of_a_weight_that_is_not_finite_is_an_error(point, ops, bad):
     w.flat[np.argmax(positions)] = bad  # an element that stands in T at all
     with pytest.raises(SingularMatrixError, match="singular|not finite"):
         point.f.log_det(ops, w, point.shape)
-
-
-def test_dense_refuses_rows_of_another_length():
-    with one_line(UsageError, match=r"5 features cannot take \(4,\)"):
-        Dense(5).output_shape((4,))
 
 
 def test_the_inverse_of_a_dense_map_and_of_a_pointwise_convolution_is_one():
