@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from drawings import FIGURES, diagrams
 from drawings.style import save
-from method import NOTEBOOKS, PAGE, files, kept, notebook
+from method import MEASURED, NOTEBOOKS, PAGE, files, kept, notebook
 from numpy.testing import assert_allclose
 from pages import DERIVATIONS, ROOT
 
@@ -63,6 +63,18 @@ def test_the_program_is_short_and_imports_nothing_of_the_package():
         "numpy",
         "matplotlib.pyplot",
     }
+
+
+def test_the_figures_of_the_digits_in_the_prose_are_stored_or_checked():
+    page = PAGE.read_text(encoding="utf-8")
+    rows = json.loads(MEASURED.read_text(encoding="utf-8"))["rows"]
+    stored = {f"{row['log_p']:.1f}" for row in rows}
+    prose = re.sub(r"^```.*?^```$", "", page, flags=re.M | re.S)
+    in_prose = {f"-{nats}" for nats in re.findall(r"−(\d{3}\.\d)", prose)}
+    assert in_prose == stored | set(re.findall(r"^-\d{3}\.\d$", page, flags=re.M))
+    assert not re.search(r"−\d{3}(?!\d*\.\d)", prose)
+    first, last = rows[0]["degrees"]
+    assert round(np.mean(first)) == 4 and max(last) < 1
 
 
 def by_the_program(method, size, lam):
