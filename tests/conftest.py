@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from gpu import standin
 from support import nvrtc, processes
-from support.runs import advance, copy, finished, snfnp_train, undrawn  # noqa: F401
+from support.runs import advance, copy, finished, shell, snfnp_train, undrawn  # noqa: F401
 
 from snfnp import threads
 from snfnp.ops import get_ops

@@ -1,15 +1,19 @@
 """Data of one's own: what is taken, from files and in code, and one line for everything else."""
 
+import os
 import tracemalloc
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from support.data_files import picture, put
 from support.messages import one_line
+from support.runs import SHORT
 from support.trainers import small_config
 
 import snfnp
-from snfnp.cli import angle, evaluate, sample, train
+from snfnp.cli import evaluate, train
 from snfnp.data import own_data
 from snfnp.errors import DivergedError, SnfnpError, UsageError
 from snfnp.gradcheck import central_difference
@@ -24,40 +28,23 @@ RNG = np.random.default_rng(0)
 ROWS = RNG.normal((5.0, -3e4), (0.1, 4e3), (200, 2))
 GREY = RNG.integers(0, 256, (60, 4, 6)).astype(np.uint8)
 COLOUR = RNG.integers(0, 256, (60, 4, 6, 3)).astype(np.uint8)
-SHORT = (
-    "--backend",
-    "numpy",
-    "--batch-size",
-    "20",
-    "--epochs",
-    "2",
-    "--warmup-epochs",
-    "0.5",
-)
 KEY = RandomKey(0, 1)
 
 
 def pictures(folder, images):
-    folder.mkdir()
-    (folder / "._hidden.png").write_bytes(b"")
+    put(folder, {"._hidden.png": b""})
     for index, image in enumerate(images):
         suffix = ".PNG" if index % 2 else ".png"
-        Image.fromarray(image).save(folder / f"{index:03}{suffix}")
+        picture(folder / f"{index:03}{suffix}", image)
 
 
 def write(folder, name, array):
     """An array as a file or folder of that name."""
     path = folder / name
-    if path.suffix == ".npy":
-        np.save(path, array)
-    elif path.suffix == ".npz":
-        np.savez(path, array)
-    elif path.suffix == ".csv":
-        np.savetxt(
-            path, array, fmt="%.17g", delimiter=";", header="first;second", comments=""
-        )
-    else:
-        pictures(path, array)
+    text = {"fmt": "%.17g", "delimiter": ";", "header": "first;second", "comments": ""}
+    save = {".npy": np.save, ".npz": np.savez, "": pictures}
+    save[".csv"] = partial(np.savetxt, **text)
+    save[path.suffix](path, array)
     return path
 
 
@@ -104,7 +91,6 @@ def test_splits_by_name_in_files_of_their_own_and_in_folders(tmp_path):
     for data in (own_data(*files), snfnp.load_dataset(named)):
         for split, rows in parts.items():
             np.testing.assert_array_equal(getattr(data, split)[:], rows)
-    (tmp_path / "folder").mkdir()
     for split, images in zip(parts, np.split(GREY, 3), strict=True):
         pictures(tmp_path / "folder" / split, images)
     folder = snfnp.load_dataset(tmp_path / "folder")
@@ -168,36 +154,6 @@ def test_the_moments_are_those_of_numpy_in_parts(monkeypatch):
     np.testing.assert_allclose(dataset.moments, (ROWS.mean(0), ROWS.std(0)), rtol=1e-13)
 
 
-@pytest.mark.parametrize(
-    "splits, columns, problem",
-    [
-        (
-            [np.ma.array(ROWS), ROWS, ROWS],
-            None,
-            "the train rows of mine: MaskedArray instead of",
-        ),
-        (
-            [ROWS[:1], ROWS, ROWS],
-            None,
-            "the train rows of mine: there is only one; give more",
-        ),
-        (
-            [ROWS, ROWS, COLOUR],
-            None,
-            "the test rows of mine: shape (60, 4, 6, 3) beside (200, 2)",
-        ),
-        (
-            [0 * ROWS, ROWS, ROWS],
-            ["a"],
-            "mine has 2 columns, and `columns` has 1 names: give each",
-        ),
-    ],
-)
-def test_rows_that_are_no_data_set(splits, columns, problem):
-    with one_line(UsageError, problem):
-        snfnp.Dataset("mine", *splits, columns=columns)
-
-
 @pytest.mark.parametrize("model", [name for name in PRESETS if "glow" in name])
 @pytest.mark.parametrize("side, most", [(2, 1), (12, 2), (32, 5)])
 def test_glow_squeezes_as_far_as_an_image_halves(model, side, most):
@@ -209,62 +165,55 @@ def test_glow_squeezes_as_far_as_an_image_halves(model, side, most):
 
 
 @pytest.fixture(params=["rows.npy", "grey.npy"])
-def run(request, tmp_path, undrawn, monkeypatch, capsys):
+def run(request, shell, tmp_path, capsys):
     """A run by a relative path, the file, and what was printed."""
-    monkeypatch.chdir(tmp_path)
     path = write(tmp_path, request.param, SOURCES[request.param])
-    train.main([request.param, *SHORT, "--out", "run", "--lr", "0.01"])
+    shell(f"train {request.param} {SHORT} --out run --lr 0.01")
     return tmp_path / "run", path, capsys.readouterr().out
 
 
 def test_a_run_finds_its_data_again_and_says_what_they_are(
-    run, tmp_path, monkeypatch, capsys
+    run, shell, tmp_path, monkeypatch, capsys
 ):
     out, path, printed = run
     rows = path.stem == "rows"
     noun = "rows" if rows else "images"
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert f"training {noun} from {path}" in printed and ("bits" in printed) == (
-        not rows
-    )
-    for command in (evaluate, angle):
-        command.main([str(out)])
+    assert f"training {noun} from {path}" in printed
+    assert ("bits" in printed) == (not rows)
+    for command in ("evaluate", "angle"):
+        shell(f"{command} {out}")
         printed = capsys.readouterr().out
         assert f"{noun} from {path}" in printed
         assert not (rows and ("bits" in printed or "noise" in printed))
-    moved = path.rename(tmp_path / f"moved{path.suffix}")
-    for command in (evaluate, angle):
+    moved = path.rename(tmp_path / "moved.npy")
+    for command in ("evaluate", "angle"):
         with one_line(SnfnpError, str(path), "the path of your data (`data`)"):
-            command.main([str(out)])
-        command.main([str(out), "--data", str(moved)])
+            shell(f"{command} {out}")
+        shell(f"{command} {out} --data {moved}")
         assert "but these are" not in capsys.readouterr().out
-    train.main(["--resume", "--out", str(out), "--epochs", "3", "--data", str(moved)])
+    shell(f"train --resume --out {out} --epochs 3 --data {moved}")
     assert snfnp.load_run(out, "last").checkpoint.step > 0
-    other = write(tmp_path, "other.npy", SOURCES[path.name][::-1])
-    with one_line(
-        UsageError, f"{noun} (train, validation, test)", "with `data` (dataset= in"
-    ):
-        train.main(
-            ["--resume", "--out", str(out), "--epochs", "4", "--data", str(other)]
-        )
+    write(tmp_path, "other.npy", SOURCES[path.name][::-1])
+    known = f"{noun} (train, validation, test)"
+    with one_line(UsageError, known, "with `data` (dataset= in"):
+        shell(f"train --resume --out {out} --epochs 4 --data ../other.npy")
 
 
-def test_curves_that_were_not_drawn_are_not_listed(tmp_path, capsys):
-    path = write(tmp_path, "rows.npy", ROWS)
-    out = tmp_path / "run"
-    train.main([str(path), *SHORT, "--out", str(out)])
+def test_curves_that_were_not_drawn_are_not_listed(tmp_path, monkeypatch, capsys):
+    write(tmp_path, "rows.npy", ROWS[:, :1])
+    monkeypatch.chdir(tmp_path)
+    train.main(f"rows.npy {SHORT} --out run".split())
     assert "curves.png" in capsys.readouterr().out
     for name in ("metrics.jsonl", "curves.png"):
-        (out / name).unlink()
-    train.main(["--resume", "--out", str(out)])
-    assert (
-        "curves.png" not in capsys.readouterr().out
-        and not (out / "curves.png").exists()
-    )
+        Path("run", name).unlink()
+    train.main(["--resume", "--out", "run"])
+    assert "curves.png" not in capsys.readouterr().out
+    assert not Path("run/curves.png").exists()
 
 
-def test_a_run_of_rows_has_an_exact_likelihood_in_their_own_units(run, capsys):
+def test_a_run_has_an_exact_likelihood_in_the_units_of_its_data(run, shell):
     out, path, _ = run
     likelihood = snfnp.load_run(out).likelihood
     samples = likelihood.sample(50, seed=0)
@@ -272,32 +221,21 @@ def test_a_run_of_rows_has_an_exact_likelihood_in_their_own_units(run, capsys):
         assert samples.dtype == np.uint8 and samples.shape == (50, 4, 6, 1)
         return
     assert np.abs((samples.mean(0) - ROWS.mean(0)) / ROWS.std(0)).max() < 2
-    grid = np.stack(
-        np.meshgrid(np.linspace(4, 6, 201), np.linspace(-7e4, 1e4, 201)), -1
-    )
+    axes = np.linspace(4, 6, 201), np.linspace(-7e4, 1e4, 201)
+    grid = np.stack(np.meshgrid(*axes), -1)
     density = np.exp(likelihood.log_prob(grid.reshape(-1, 2)))
     np.testing.assert_allclose(density.sum() * (2 / 200) * (8e4 / 200), 1, atol=1e-3)
     evaluation = likelihood.evaluate(ROWS)
-    np.testing.assert_allclose(
-        -likelihood.log_prob(ROWS).mean(), evaluation.nll, rtol=1e-12
-    )
+    nll = -likelihood.log_prob(ROWS).mean()
+    np.testing.assert_allclose(nll, evaluation.nll, rtol=1e-12)
     assert "scale" in evaluation.terms and "logit" not in evaluation.terms
-    with one_line(UsageError, "`seed` is -1"):
-        snfnp.fit(ROWS, seed=-1)
-    for bad in (
-        ROWS + [0, np.nan],
-        ROWS[:, :1],
-        ROWS.tolist(),
-        ROWS[0],
-        np.ma.masked_array(ROWS),
-    ):
+    for suffix in ("npy", "png"):
+        shell(f"sample run --count 5 --out s.{suffix}")
+    np.testing.assert_array_equal(np.load("s.npy"), likelihood.sample(5, seed=0))
+    masked = np.ma.masked_array(ROWS)
+    for bad in (ROWS + [0, np.nan], ROWS[:, :1], ROWS.tolist(), ROWS[0], masked):
         with pytest.raises(UsageError, match="^the rows: .*; "):
             likelihood.log_prob(bad)
-    for suffix in (".npy", ".png"):
-        sample.main([str(out), "--count", "5", "--out", str(out / f"s{suffix}")])
-    np.testing.assert_array_equal(np.load(out / "s.npy"), likelihood.sample(5, seed=0))
-    with one_line(UsageError, "`columns` is for pictures of images"):
-        sample.main([str(out), "--columns", "2"])
 
 
 @pytest.mark.parametrize(
@@ -342,34 +280,32 @@ def test_other_units_are_the_same_run_and_another_density(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_large_file_is_never_in_memory_whole(tmp_path, undrawn, monkeypatch):
+def test_a_large_file_is_never_in_memory_whole(shell, monkeypatch):
     monkeypatch.setattr("snfnp.images._SMALL", 1 << 20)
-    path = tmp_path / "large.npy"
-    np.save(path, RNG.normal(size=(80_000, 100)))  # 64 MB
+    np.save("large.npy", RNG.normal(size=(80_000, 100)))  # 64 MB
     tracemalloc.start()
-    options = ("--model", "fc", "--batch-size", "2000", "--epochs", "1")
-    train.main([str(path), *SHORT, *options, "--out", str(tmp_path / "run")])
+    shell(f"train large.npy {SHORT} --model fc --batch-size 2000 --epochs 1 --out run")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < path.stat().st_size / 2
+    assert peak < os.path.getsize("large.npy") / 2
 
 
 def test_the_preset_fits_the_columns_and_the_rows():
     for columns, expected in ((1, (6, 0.01)), (16, (4, 0.01)), (64, (2, 0.005))):
         config = TrainConfig(model="vector").resolve(3000, (columns,))
         assert (config.depth, config.lr) == expected
-    for rows, size in ((100, (3, 5, 16)), (1000, (3, 5, 125)), (9000, (6, 8, 500))):
+    for rows, size, steps in (
+        (100, (3, 5, 16), 800),
+        (1000, (3, 5, 125), 1000),
+        (9000, (6, 8, 500), 2000),
+        (50_000, (6, 8, 500), 6250),  # many rows have more to tell
+        (200_000, (6, 8, 500), 8000),
+    ):
         config = TrainConfig(model="vector").resolve(rows, (2,))
         assert (config.depth, config.bins, config.batch_size) == size
-        steps = config.epochs * config.steps_per_epoch(rows)
-        assert 0 <= steps - min(max(rows, 800), 2000) < rows / config.batch_size
-    for rows, steps in ((50_000, 6250), (200_000, 8000)):  # many rows have more to tell
-        config = TrainConfig(model="vector").resolve(rows, (2,))
-        assert 0 <= config.epochs * config.steps_per_epoch(rows) - steps < rows / 500
+        taken = config.epochs * config.steps_per_epoch(rows)
+        assert 0 <= taken - steps < rows / config.batch_size
     assert TrainConfig(model="vector", depth=3, lr=1.0).resolve(3000, (2,)).depth == 3
-    for model, images, shape in (
-        ("vector", 10**7, (2,)),
-        ("glow", 50_000, (28, 28, 1)),
-    ):
-        config = TrainConfig(model=model, recipe="white").resolve(images, shape)
+    for model, shape in (("vector", (2,)), ("glow", (28, 28, 1))):
+        config = TrainConfig(model=model, recipe="white").resolve(10**7, shape)
         assert (config.epochs, config.warmup_epochs) == (1, 0.5)

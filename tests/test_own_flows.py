@@ -456,34 +456,59 @@ def test_values_of_rows_are_looked_at_where_data_enter_and_not_in_steps(monkeypa
         ]  # 31 training rows, too, twice
 
 
-@pytest.mark.parametrize(
-    "data, options, problem",
-    [
-        (
-            ROWS[:, 0],
-            {},
-            "the array: float64 of shape (140,) is not (N, H, W, C); give",
-        ),
-        ([[1.0], [1.0, 2.0]], {}, "the array cannot be read (setting an array element"),
-        ("x.npy", {}, "fit takes data themselves: give it snfnp.load_dataset('x.npy')"),
-        (
-            ROWS,
-            {"validation": ROWS[:, :1]},
-            "the validation rows of array: shape (140, 1) beside",
-        ),
-        (ROWS, {"validation": 2}, "`validation` is 2: give a fraction between 0 and 1"),
-        (
-            DATA,
-            {"test": 0.1},
-            "mine has its splits already: leave validation and test out",
-        ),
-        (ROWS, {"patience": 0}, "`patience` is 0: it must be at least 1"),
-        (ROWS, {"model": "conv"}, "`model=conv` needs images, found rows of 2 numbers"),
-    ],
-)
+ONES = dict.fromkeys(("validation", "test"), ROWS)
+IS_ROWS = "the array: float64 of shape (140,) is not (N, H, W, C); give"
+UNFIT = {
+    "one axis": (ROWS[:, 0], {}, IS_ROWS),
+    "ragged": ([[1.0], [1.0, 2.0]], {}, "the array cannot be read (setting an array"),
+    "a path": (
+        "x.npy",
+        {},
+        "fit takes data themselves: give it snfnp.load_dataset('x.n",
+    ),
+    "a matrix": (
+        np.asmatrix(ROWS),
+        {},
+        "matrix instead of numbers; give an array of f",
+    ),
+    "masked": (np.ma.array(ROWS), ONES, "the array: MaskedArray instead of numbers"),
+    "one row": (
+        ROWS[:1],
+        ONES,
+        "the train rows of array: there is only one; give more",
+    ),
+    "columns": (ROWS, {"validation": ROWS[:, :1]}, "shape (140, 1) beside (126, 2)"),
+    "images": (
+        ROWS,
+        ONES | {"test": np.zeros((9, 4, 6, 3), np.uint8)},
+        "shape (9, 4, 6, 3) beside",
+    ),
+    "splits": (
+        DATA,
+        {"test": 0.1},
+        "mine has its splits already: leave validation and",
+    ),
+    "fraction": (ROWS, {"validation": 2}, "`validation` is 2: give a fraction between"),
+    "patience": (ROWS, {"patience": 0}, "`patience` is 0: it must be at least 1"),
+    "seed": (ROWS, {"seed": -1}, "`seed` is -1"),
+    "model": (
+        ROWS,
+        {"model": "conv"},
+        "`model=conv` needs images, found rows of 2 num",
+    ),
+    "at once": (
+        np.array("no data"),
+        {"model": "fc", "width": 3},
+        "`width` only has an",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
 def test_what_cannot_be_fitted_is_one_line_and_leaves_nothing(
-    data, options, problem, tmp_path, monkeypatch
+    case, tmp_path, monkeypatch
 ):
+    data, options, problem = UNFIT[case]
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with one_line(UsageError, problem):
         snfnp.fit(data, **QUICK | options)

@@ -462,12 +462,3 @@ def test_a_path_is_taken_as_its_text_and_arrays_are_refused(tmp_path):
             UsageError, "load_dataset takes a name or a path", type(name).__name__
         ):
             snfnp.load_dataset(name)
-
-
-@pytest.mark.filterwarnings(
-    "ignore::PendingDeprecationWarning"
-)  # NumPy's, of np.matrix
-def test_a_matrix_is_refused():
-    """For np.matrix, ** is a power of matrices."""
-    with one_line(UsageError, "matrix instead of numbers; give an array of floats"):
-        own_data(np.matrix(ROWS))

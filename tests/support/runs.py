@@ -1,12 +1,14 @@
 """Runs that tests stop, kill and compare."""
 
 import json
+import shlex
 import shutil
 import time
 
 import numpy as np
 import pytest
 
+from snfnp.cli import main
 from snfnp.cli import train as command
 from snfnp.parameters import Layout
 from snfnp.training import plots, session
@@ -104,6 +106,14 @@ def undrawn(monkeypatch):
 
 
 @pytest.fixture
+def shell(tmp_path, undrawn, monkeypatch):
+    """A function that runs what is typed in an empty folder, in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SNFNP_OFFLINE", "1")
+    return lambda line: main(shlex.split(line))
+
+
+@pytest.fixture
 def snfnp_train(undrawn, monkeypatch):
     """The command on small images, in this process."""
     monkeypatch.setattr(session, "load_dataset", lambda name, folder: small_dataset())
@@ -114,4 +124,5 @@ def snfnp_train(undrawn, monkeypatch):
     return run
 
 
+SHORT = "--backend numpy --batch-size 20 --epochs 2 --warmup-epochs 0.5"
 START = ("--backend", "numpy", "--batch-size", 20, "--warmup-epochs", 1, "--epochs", 3)
