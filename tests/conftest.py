@@ -15,7 +15,15 @@ from pathlib import Path
 import pytest
 from gpu import standin
 from support import nvrtc, processes
-from support.runs import advance, copy, finished, shell, snfnp_train, undrawn  # noqa: F401
+from support.runs import (  # noqa: F401
+    advance,
+    copy,
+    finished,
+    here,
+    shell,
+    snfnp_train,
+    undrawn,
+)
 
 from snfnp import threads
 from snfnp.ops import get_ops
@@ -82,8 +90,8 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     """Put the files first that compile most kernels."""
-    here = Path(__file__).parent
-    items.sort(key=lambda item: os.path.relpath(item.path, here) not in COMPILING)
+    folder = Path(__file__).parent
+    items.sort(key=lambda item: os.path.relpath(item.path, folder) not in COMPILING)
 
 
 def pytest_collection_finish():

@@ -106,9 +106,14 @@ def undrawn(monkeypatch):
 
 
 @pytest.fixture
-def shell(tmp_path, undrawn, monkeypatch):
-    """A function that runs what is typed in an empty folder, in this process."""
+def here(tmp_path, monkeypatch):
+    """The current folder is an empty one."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def shell(here, undrawn, monkeypatch):
+    """A function that runs what is typed in an empty folder, in this process."""
     monkeypatch.setenv("SNFNP_OFFLINE", "1")
     return lambda line: main(shlex.split(line))
 
