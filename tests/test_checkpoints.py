@@ -23,6 +23,8 @@ from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint, save_che
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 
+pytestmark = pytest.mark.usefixtures("here")
+
 OPS = get_ops("numpy")
 NAMES = (
     "last.safetensors",
@@ -194,7 +196,7 @@ OTHERS["objective"] = {"objective": "forward"}
 
 @pytest.mark.parametrize("differs", OTHERS)
 def test_files_of_another_run_are_refused(copy, tmp_path, differs):
-    run_training(tmp_path / "other", epochs=1, **OTHERS[differs])
+    run_training("other", epochs=1, **OTHERS[differs])
     for name in ("last.safetensors", "best.safetensors", "config.json"):
         own = (copy / name).read_bytes()
         shutil.copy(tmp_path / "other" / name, copy)

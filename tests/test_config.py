@@ -661,7 +661,7 @@ def after_four_steps(options):
     return trainer.p.tobytes(), trainer.averages(), str(trainer.figures())
 
 
-@pytest.mark.slow  # 40 s of a processor
+@pytest.mark.slow  # 13 s of a processor
 @pytest.mark.parametrize("model, gradient", CASES)
 def test_an_option_changes_the_steps_of_a_model_or_is_refused(model, gradient):
     usual = START | {name: SIZES[name] for name in SIZES if name in PRESETS[model].size}
@@ -672,13 +672,13 @@ def test_an_option_changes_the_steps_of_a_model_or_is_refused(model, gradient):
         for value in {changed, *OPTIONS[name].choices}:
             for more in ({}, needed) if needed else ({},):
                 one = usual | more
-                other = usual | more | {name: value}
-                before, after = (
-                    after_four_steps(tuple(each.items())) for each in (one, other)
-                )
-                filled = [TrainConfig(**each).filled() for each in (one, other)]
-                default = value == getattr(filled[0], name) and filled[0] == filled[1]
-                known = isinstance(before, str) or default or (name, value) in USUAL
-                assert known or after != before, (
-                    f"{name}={value} with {more} changes nothing"
-                )
+                other = one | {name: value}
+                before = after_four_steps(tuple(one.items()))
+                if isinstance(before, str) or (name, value) in USUAL:
+                    continue
+                if (
+                    after_four_steps(tuple(other.items())) == before
+                ):  # if it is a default
+                    filled = TrainConfig(**one).filled()
+                    assert value == getattr(filled, name), f"{name} with {more}"
+                    assert TrainConfig(**other).filled() == filled

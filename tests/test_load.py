@@ -23,6 +23,8 @@ from snfnp.training.runs.checkpoint import load_checkpoint
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.session import train
 
+pytestmark = pytest.mark.usefixtures("here")
+
 SIZES = {"fc": {}, "conv": {}, "glow": {"levels": 2, "depth": 1, "width": 4}}
 BAD = [
     {"epoch": 0},
@@ -50,17 +52,17 @@ def trained(folder, model="fc"):
 
 
 @pytest.mark.parametrize("model", SIZES)
-def test_a_run_comes_back_in_one_line(tmp_path, monkeypatch, model):
-    dataset, config, summary = trained(tmp_path / "run", model)
+def test_a_run_comes_back_in_one_line(monkeypatch, model):
+    dataset, config, summary = trained("run", model)
 
     def draw(*arguments):
         raise AssertionError("an initialisation was drawn to learn shapes")
 
     monkeypatch.setattr(Flow, "init", draw)
-    run = snfnp.load_run(tmp_path / "run")
+    run = snfnp.load_run("run")
     assert run.config == dataclasses.replace(config, threads=run.config.threads)
     assert run.ops.name == "numpy" and run.image_shape == (8, 8, 1)
-    assert run.record == json.loads((tmp_path / "run" / "config.json").read_text())
+    assert run.record == json.loads(Path("run/config.json").read_text())
     saved = load_checkpoint(run.folder.best, run.layout)
     views = run.layout.views(saved.p)
     for entry in run.layout.entries:
@@ -78,37 +80,37 @@ def test_a_run_comes_back_in_one_line(tmp_path, monkeypatch, model):
         .shape[0]
         == 2
     )
-    last = snfnp.load_run(str(tmp_path / "run"), "last", backend="numba")
+    last = snfnp.load_run("run", "last", backend="numba")
     assert last.ops.name == "numba" and last.checkpoint.step == 4
-    assert snfnp.load_run(tmp_path / "run", ops=run.ops).ops is run.ops
+    assert snfnp.load_run("run", ops=run.ops).ops is run.ops
 
 
 def test_what_is_no_run_or_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(UsageError, match="is no run folder"):
         snfnp.load_run(tmp_path)
-    trained(tmp_path / "run")
+    trained("run")
     with pytest.raises(
         UsageError, match="checkpoint is 'first': choose one of best, last"
     ):
-        snfnp.load_run(tmp_path / "run", "first")
-    (tmp_path / "run" / "best.safetensors").unlink()
+        snfnp.load_run("run", "first")
+    Path("run/best.safetensors").unlink()
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
-        snfnp.load_run(tmp_path / "run")
+        snfnp.load_run("run")
 
 
 def test_what_is_not_the_same_run_is_refused_in_a_notebook(tmp_path):
-    dataset, *_ = trained(tmp_path / "run")
+    dataset, *_ = trained("run")
     for changes, message in (
         ({"epochs": 1}, "is at step 4, past `epochs=1`"),
         ({"dataset": small_dataset()}, "was trained on .* images .*, but these are"),
     ):
         with one_line(UsageError, match=message):
-            snfnp.resume(tmp_path / "run", **{"dataset": dataset, **changes})
+            snfnp.resume("run", **{"dataset": dataset, **changes})
     with one_line(UsageError, "no option colour"):
-        snfnp.resume(tmp_path / "run", dataset=dataset, colour=3)
+        snfnp.resume("run", dataset=dataset, colour=3)
     with pytest.raises(UsageError, match="is no run folder"):
         snfnp.resume(tmp_path)
-    assert not (tmp_path / "run.lock").exists()
+    assert not Path("run.lock").exists()
 
 
 SAME = small_dataset()
@@ -206,13 +208,13 @@ def test_fewer_images_are_refused(way, photographs, said):
         said(way, photographs, FEWER)
 
 
-def test_a_fingerprint_is_of_values_order_and_shape_alone(tmp_path, monkeypatch):
+def test_a_fingerprint_is_of_values_order_and_shape_alone(monkeypatch):
     monkeypatch.setattr("snfnp.images._AT_ONCE", 7 * SAME.train[0].size)
     apart = np.zeros((100, 5, 10, 1), np.uint8)
     apart[:, :, ::2] = SAME.train
-    np.save(tmp_path / "images.npy", SAME.train)
+    np.save("images.npy", SAME.train)
     known = SAME.fingerprint("train")
-    for images in (apart[:, :, ::2], np.load(tmp_path / "images.npy", mmap_mode="r")):
+    for images in (apart[:, :, ::2], np.load("images.npy", mmap_mode="r")):
         assert replace(SAME, train=images).fingerprint("train") == known
     changed = SAME.train.copy()
     changed[-1, -1, -1] ^= 1
@@ -326,12 +328,10 @@ def test_options_that_follow_from_others_are_not_listed(options, expected):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("names", ["ac", "a"])
-def test_a_picture_is_drawn(runs, tmp_path, capsys, names):
-    compare.main(
-        [*(str(runs / name) for name in names), "--plot", str(tmp_path / "runs.svg")]
-    )
-    assert "</svg>" in (tmp_path / "runs.svg").read_text()
-    assert str(tmp_path / "runs.svg") in capsys.readouterr().out
+def test_a_picture_is_drawn(runs, capsys, names):
+    compare.main([*(str(runs / name) for name in names), "--plot", "runs.svg"])
+    assert "</svg>" in Path("runs.svg").read_text()
+    assert "runs.svg" in capsys.readouterr().out
 
 
 def evaluation(**changes):

@@ -25,6 +25,8 @@ from snfnp.rules import Exact, Relative, SelfNormalizing
 from snfnp.training.monitors import Monitors, SmallestSecondMoment, stable_above
 from snfnp.training.runs.load import load_run
 
+pytestmark = pytest.mark.usefixtures("here")
+
 OPS = get_ops("numpy")
 
 
@@ -111,9 +113,9 @@ def test_eq_31_adds_its_weight_to_the_margin():
         assert pulled[name]["margin"] == pytest.approx(own["margin"] + 0.5, rel=1e-12)
 
 
-def test_a_run_records_them_for_every_layer(tmp_path):
+def test_a_run_records_them_for_every_layer():
     data = small_dataset(side=3)
-    whole, _ = run_training(tmp_path / "whole", data)
+    whole, _ = run_training("whole", data)
     records = whole.read_metrics()
     loaded = load_run(whole.path, "last")
     for name in ("dense1", "dense2"):
@@ -134,8 +136,8 @@ def test_a_run_records_them_for_every_layer(tmp_path):
         ({"gradient": "exact"}, None),
     ],
 )
-def test_what_a_rule_does_not_have_is_left_out(tmp_path, changes, names):
-    run, _ = run_training(tmp_path / "run", small_dataset(side=3), epochs=1, **changes)
+def test_what_a_rule_does_not_have_is_left_out(changes, names):
+    run, _ = run_training("run", small_dataset(side=3), epochs=1, **changes)
     layers = run.read_metrics()[0].get("layers", {})
     assert layers.keys() == ({"dense1", "dense2"} if names else set())
     assert all(list(own) == names for own in layers.values())
@@ -252,12 +254,10 @@ def test_a_warning_names_layer_cause_action_and_page_once():
     )
 
 
-def test_a_run_reports_its_warnings(tmp_path, monkeypatch):
+def test_a_run_reports_its_warnings(monkeypatch):
     said = []
     monkeypatch.setattr(contraction, "rho", lambda *arguments: 0.5)
-    run_training(
-        tmp_path / "run", lam=1e-3, report=said.append, dataset=small_dataset(side=3)
-    )
+    run_training("run", lam=1e-3, report=said.append, dataset=small_dataset(side=3))
     warned = [line for line in said if line.startswith("early warning")]
     assert len(warned) == 1 and "λσ²_min is not above 1/8" in warned[0]
     assert "in dense1" in warned[0] and "in dense2" in warned[0]
@@ -365,12 +365,12 @@ def test_r_has_an_angle_only_where_it_climbs_a_likelihood_that_it_has():
     assert "inverse_angle" not in gradient_angles(ops, flow, params, x, 1.0)["dense2"]
 
 
-def test_a_run_records_angles_where_it_is_asked_to(tmp_path):
-    whole, _ = run_training(tmp_path / "whole", track_angle=2)
+def test_a_run_records_angles_where_it_is_asked_to():
+    whole, _ = run_training("whole", track_angle=2)
     for record in whole.read_metrics():
         for own in record["layers"].values():
             assert 0 < own["angle"] < 60 and 0 < own["inverse_angle"] < 60
-    plain, _ = run_training(tmp_path / "plain", epochs=1)
+    plain, _ = run_training("plain", epochs=1)
     assert "angle" not in plain.read_metrics()[0]["layers"]["dense1"]
 
 

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import sys
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +29,8 @@ from snfnp.rules import Exact
 from snfnp.training import progress
 from snfnp.training.options.user_models import imported, preset_of, text_of
 from snfnp.training.runs.folder import RunFolder
+
+pytestmark = pytest.mark.usefixtures("here")
 
 ROWS = np.random.default_rng(0).normal((5.0, -30.0), (1.0, 4.0), (140, 2))
 DATA = snfnp.Dataset("mine", ROWS[40:], ROWS[:20], ROWS[20:40])
@@ -97,16 +100,14 @@ class WholeImage(Dense):
         return super().solve(ops, w, z.reshape(len(z), -1)).reshape(z.shape)
 
 
-def test_an_own_map_of_images_and_a_parameter_of_no_axis_train(tmp_path):
+def test_an_own_map_of_images_and_a_parameter_of_no_axis_train():
     """With the paper's rule, whose margin is that of rows and kernels only."""
     own = Linear(WholeImage(4)), Stretch(0.3)
     check_map(own[0].map, (2, 2, 1))
     images = np.random.default_rng(0).integers(0, 256, (60, 2, 2, 1)).astype(np.uint8)
-    run = snfnp.fit(
-        images, flow=flow(*own, shape=(2, 2, 1)), out=tmp_path / "run", **QUICK
-    )
+    run = snfnp.fit(images, flow=flow(*own, shape=(2, 2, 1)), out="run", **QUICK)
     assert run.params["b"]["s"].shape == () and run.params["b"]["s"] != 0
-    again = snfnp.load_run(tmp_path / "run", flow=run.flow)
+    again = snfnp.load_run("run", flow=run.flow)
     assert again.params["b"]["s"] == run.params["b"]["s"]
 
 
@@ -154,13 +155,13 @@ def test_everything_that_is_done_with_a_run_is_done_with_one_of_an_own_flow(
     for command in (evaluate, angle):
         command.main([str(part), "--data", str(data), *typed])
         assert "\na " in capsys.readouterr().out
-    sample.main([str(part), "--count", "4", "--out", str(tmp_path / "s.npy"), *typed])
-    assert np.load(tmp_path / "s.npy").shape == (4, 2)
+    sample.main([str(part), "--count", "4", "--out", "s.npy", *typed])
+    assert np.load("s.npy").shape == (4, 2)
     resume(part, rollback=True, epochs=4, **given)
     assert RunFolder.open(part)[1]["history"][-1]["rollback"]
 
 
-def test_a_builder_gets_the_choices_and_a_preset_has_settings(mine, tmp_path):
+def test_a_builder_gets_the_choices_and_a_preset_has_settings(mine):
     snfnp.register("registered", mine.chosen, lr=0.5, steps=30)
     config = snfnp.TrainConfig(model="registered").resolve(100)
     assert (config.lr, config.epochs, config.gradient) == (0.5, 30, "self-normalizing")
@@ -175,7 +176,7 @@ def test_a_builder_gets_the_choices_and_a_preset_has_settings(mine, tmp_path):
     )
     own = Standardise((1.0, 2.0), (1.0, 4.0))
     exact = snfnp.Flow((2,), (("a", Linear(Dense(2), Exact())),), own)
-    folder, _ = trained(tmp_path / "run", exact)
+    folder, _ = trained("run", exact)
     run = snfnp.load_run(folder.path)
     assert (
         run.flow == exact
@@ -237,12 +238,12 @@ class Odd(SmoothLeakyReLU):
     table: object = None
 
 
-def test_a_flow_may_hold_what_json_cannot(tmp_path):
+def test_a_flow_may_hold_what_json_cannot():
     """It is then described by a digest, and the flow is given to open its run."""
     own, other = (
         flow(Linear(Dense(2)), Odd(table=np.full(2, each))) for each in (0.0, 1.0)
     )
-    path = trained(tmp_path / "run", own)[0].path
+    path = trained("run", own)[0].path
     assert snfnp.load_run(path, flow=own).flow is not own
     with one_line(
         UsageError, "(layers.b.table was float64 (2,), SHA-256 ", ", is float64 (2,), "
@@ -298,13 +299,11 @@ OPTIONS = {"rule": {"gradient": "exact"}, "choices": {"objective": "forward"}}
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_model_that_is_none_is_one_line_before_a_folder_is_made(case, mine, tmp_path):
+def test_a_model_that_is_none_is_one_line_before_a_folder_is_made(case, mine):
     model, problem = WRONG[case]
     with one_line(UsageError, problem):
-        snfnp.fit(
-            ROWS, flow=model, out=tmp_path / "run", **QUICK, **OPTIONS.get(case, {})
-        )
-    assert not (tmp_path / "run").exists()
+        snfnp.fit(ROWS, flow=model, out="run", **QUICK, **OPTIONS.get(case, {}))
+    assert not Path("run").exists()
 
 
 @pytest.mark.parametrize(
@@ -389,13 +388,13 @@ def test_a_flow_that_does_not_fit_is_one_line_of_the_command(tmp_path):
         "import snfnp\nfrom snfnp.layers import Linear\nfrom snfnp.maps import Dense\n"
     )
     code = lines + inspect.getsource(misfit)
-    (tmp_path / "misfits.py").write_text(code, encoding="utf-8")
-    np.save(tmp_path / "rows.npy", ROWS)
+    Path("misfits.py").write_text(code, encoding="utf-8")
+    np.save("rows.npy", ROWS)
     command = ["train", "rows.npy", "--model", "misfits:misfit", "--backend", "numpy"]
     script = "from snfnp.cli import run_script; run_script()"
     done = python(script, *command, "--out", "run", cwd=tmp_path, timeout=120)
     assert done.returncode == UsageError.exit_status and done.stderr.count("\n") == 1
-    assert MISFIT in done.stderr and not (tmp_path / "run").exists()
+    assert MISFIT in done.stderr and not Path("run").exists()
 
 
 FITTED = {
@@ -422,13 +421,13 @@ def test_fit_takes_data_in_one_line_and_leaves_no_folder(
     )  # an eighth of few rows
     assert run.likelihood.sample(3).shape[1:] == run.image_shape
     if case == "rows":  # split as in a file
-        np.save(tmp_path / "array.npy", data)
-        file = snfnp.load_dataset(str(tmp_path / "array.npy"), seed=3)
+        np.save("array.npy", data)
+        file = snfnp.load_dataset("array.npy", seed=3)
         digests = {
             split: file.fingerprint(split) for split in ("train", "validation", "test")
         }
         assert digests == run.record["data"]["sha256"]
-        (tmp_path / "array.npy").unlink()
+        Path("array.npy").unlink()
     del run
     gc.collect()
     assert list(tmp_path.iterdir()) == []  # the temporary folder goes with the run
@@ -515,12 +514,12 @@ def test_what_cannot_be_fitted_is_one_line_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_patience_ends_a_run_at_its_best_and_a_resumed_one_knows(tmp_path, monkeypatch):
+def test_patience_ends_a_run_at_its_best_and_a_resumed_one_knows(monkeypatch):
     said = []
     how = {"epochs": 9, "patience": 2, "lr": 1e-9, "model": "fc"}
     with monkeypatch.context() as patched:
         at_step(patched, 11, spoil)
-        folder, summary = trained(tmp_path / "run", report=said.append, **how)
+        folder, summary = trained("run", report=said.append, **how)
     nlls = [record["validation_nll_nats"] for record in folder.read_metrics()]
     best = int(np.argmin(nlls))
     ran = len(nlls)
@@ -535,12 +534,10 @@ def test_patience_ends_a_run_at_its_best_and_a_resumed_one_knows(tmp_path, monke
     assert state(folder.path).step > 5 * ran
 
 
-def test_callbacks_get_what_metrics_hold_and_steps_between(tmp_path, monkeypatch):
+def test_callbacks_get_what_metrics_hold_and_steps_between(monkeypatch):
     monkeypatch.setattr(progress, "_LINE_EVERY", 0.0)
     found = []
-    folder, _ = trained(
-        tmp_path / "run", callbacks=[found.append, lambda record: [record]]
-    )
+    folder, _ = trained("run", callbacks=[found.append, lambda record: [record]])
     evaluations = [record for record in found if record.nll is not None]
     assert [record.figures for record in evaluations] == folder.read_metrics()
     for record, line in zip(evaluations, folder.read_metrics(), strict=True):
@@ -582,7 +579,7 @@ def test_a_callback_ends_a_run_and_nothing_is_lost(step, ending, tmp_path, monke
             return ending
 
     how = {"callbacks": [callback], "eval_every": 3 if step == 7 else 2}
-    trained(tmp_path / "whole", eval_every=3)
+    trained("whole", eval_every=3)
     if fails:
         with pytest.raises(type(ending), match="^mine$"):
             trained(path, **how)
@@ -591,7 +588,7 @@ def test_a_callback_ends_a_run_and_nothing_is_lost(step, ending, tmp_path, monke
         _, summary = trained(path, **how)
         assert state(path).step == 10 and summary["best_epoch"] == 2
     resume(path, eval_every=3)
-    np.testing.assert_array_equal(state(tmp_path / "whole").p, state(path).p)
+    np.testing.assert_array_equal(state("whole").p, state(path).p)
 
 
 def test_what_fit_could_not_finish_stays_where_it_goes_on(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from snfnp import files
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.training.runs.folder import RunFolder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("here")]
 
 
 @pytest.fixture
@@ -55,19 +55,19 @@ def test_a_second_trainer_is_told_who_is_the_first_and_its_death_is_enough(
 
 @pytest.mark.parametrize("how", [{"resume": True}, {"resume": "best"}, {}])
 def test_a_trainer_keeps_others_out_from_its_first_step_to_its_last(
-    finished, tmp_path, monkeypatch, how
+    finished, monkeypatch, how
 ):
     refused = []
 
     def intrude(trainer):
         with pytest.raises(UsageError, match="in use|exists"):
-            run_training(tmp_path / "run", **how)
+            run_training("run", **how)
         refused.append(trainer.step)
 
     at_step(monkeypatch, 7, intrude)
-    run_training(tmp_path / "run")
+    run_training("run")
     assert refused == [7]
-    assert_same_run(finished, tmp_path / "run")
+    assert_same_run(finished, "run")
 
 
 def in_threads(count, work):
@@ -77,7 +77,7 @@ def in_threads(count, work):
     return [call.exception() for call in calls if call.exception()]
 
 
-def test_one_of_several_starts_gets_a_new_folder(tmp_path):
+def test_one_of_several_starts_gets_a_new_folder():
     together = threading.Barrier(8)
     done = threading.Barrier(8)
     won = []
@@ -85,7 +85,7 @@ def test_one_of_several_starts_gets_a_new_folder(tmp_path):
     def race():
         together.wait()
         try:
-            with RunFolder.create(tmp_path / "run").lock:
+            with RunFolder.create("run").lock:
                 won.append(done.wait())
         except UsageError:
             done.wait()
@@ -111,21 +111,21 @@ def test_a_lock_on_a_removed_file_is_taken_again(tmp_path, monkeypatch):
         pass
 
 
-def test_a_folder_whose_start_lost_the_race_is_looked_at_again(tmp_path, monkeypatch):
-    run_training(tmp_path / "run", epochs=1)
+def test_a_folder_whose_start_lost_the_race_is_looked_at_again(monkeypatch):
+    run_training("run", epochs=1)
     monkeypatch.setattr(
         RunFolder, "create", staticmethod(RunFolder)
     )  # looked at before
     with pytest.raises(UsageError, match="exists and holds"):
-        run_training(tmp_path / "run", epochs=1)
+        run_training("run", epochs=1)
 
 
-def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch, capsys):
+def test_a_file_system_without_locks_is_no_obstacle(monkeypatch, capsys):
     def refuse(*args):
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr(files, "_lock", refuse)
-    run_training(tmp_path / "run", epochs=1)
+    run_training("run", epochs=1)
     assert "cannot be locked here (Function not implemented)" in capsys.readouterr().err
 
 
@@ -212,34 +212,34 @@ def test_nothing_is_written_through_a_link(copy, tmp_path, name):
     with one_line(SnfnpError, match=problem):
         run_training(copy, resume=True, epochs=4)
     if name == "run.lock":
-        (tmp_path / "run").mkdir()
+        Path("run").mkdir()
         (tmp_path / "run" / name).symlink_to(victim)
         with pytest.raises(
             UsageError, match="it is a symbolic link"
         ):  # nor by a new run
-            run_training(tmp_path / "run", epochs=1)
+            run_training("run", epochs=1)
     assert victim.read_bytes() == before
 
 
-def test_a_snapshot_by_hard_links_stays_as_it_is(copy, tmp_path):
+def test_a_snapshot_by_hard_links_stays_as_it_is(copy):
     (copy / "run.lock").write_text("process 7 on a machine that stopped\n")
-    shutil.copytree(copy, tmp_path / "other", copy_function=os.link)
+    shutil.copytree(copy, "other", copy_function=os.link)
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
-    run_training(tmp_path / "other", resume=True, epochs=4)
+    run_training("other", resume=True, epochs=4)
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
-    lines = [len(RunFolder(path).read_metrics()) for path in (copy, tmp_path / "other")]
+    lines = [len(RunFolder(path).read_metrics()) for path in (copy, "other")]
     assert lines[1] > lines[0]
 
 
 def test_a_hard_link_to_a_lock_lets_nobody_in(holder, tmp_path):
     path = tmp_path / "run"
-    os.link(path / "run.lock", tmp_path / "link")
+    os.link(path / "run.lock", "link")
     with (
         one_line(UsageError, path, "is in use by process", holder.pid),
         RunFolder(path).lock,
     ):
         pass
-    assert os.path.samefile(path / "run.lock", tmp_path / "link")
+    assert os.path.samefile(path / "run.lock", "link")
 
 
 def test_a_lock_does_not_need_room_for_its_holders_name(tmp_path):
@@ -257,10 +257,10 @@ def test_a_lock_does_not_need_room_for_its_holders_name(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_link_to_a_whole_run_folder_is_one(finished, copy, tmp_path):
-    (tmp_path / "link").symlink_to(copy)
-    run_training(tmp_path / "link", resume=True)
-    assert_same_run(finished, tmp_path / "link")
+def test_a_link_to_a_whole_run_folder_is_one(finished, copy):
+    Path("link").symlink_to(copy)
+    run_training("link", resume=True)
+    assert_same_run(finished, "link")
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -356,7 +356,7 @@ def test_a_private_folder_is_refused_if_others_can_write_to_it(tmp_path, monkeyp
     assert files.private_folder("a") is None and not list(elsewhere.iterdir())
     found.parent.unlink()
     monkeypatch.setattr("os.getuid", lambda: 12345)
-    (tmp_path / "snfnp-12345").mkdir(mode=0o700)  # made by us, and we are somebody else
+    Path("snfnp-12345").mkdir(mode=0o700)  # made by us, and we are somebody else
     assert files.private_folder("a") is None
 
 

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("here")]
 
 EVERY = [
     ("3", [0, 3, 5, 8, 10, 13, 15]),
@@ -43,42 +44,42 @@ WRITES = ["save_checkpoint", "cut_metrics", "write_config", "remove_summary"]
 
 @pytest.mark.parametrize("owner, method", [(Trainer, "begin"), (Checkpoint, "of")])
 def test_a_run_killed_before_its_first_checkpoint_starts_again(
-    snfnp_train, tmp_path, monkeypatch, owner, method
+    snfnp_train, monkeypatch, owner, method
 ):
-    start = (*START, "--out", tmp_path / "run")
+    start = (*START, "--out", "run")
     with monkeypatch.context() as patched, pytest.raises(Killed):
         patched.setattr(owner, method, kill)
         snfnp_train(*start)
-    (tmp_path / "run" / "run.lock").write_text("process 1 on elsewhere\n")
-    (tmp_path / "run" / "last.safetensors.1-ab.partial").write_bytes(b"half")
+    Path("run/run.lock").write_text("process 1 on elsewhere\n")
+    Path("run/last.safetensors.1-ab.partial").write_bytes(b"half")
     with one_line(SnfnpError, match="no checkpoint|is no run folder"):
-        snfnp_train("--resume", "--out", tmp_path / "run")
+        snfnp_train("--resume", "--out", "run")
     snfnp_train(*start)
-    snfnp_train(*START, "--out", tmp_path / "other")
-    assert_same_run(tmp_path / "run", tmp_path / "other")
-    assert not list((tmp_path / "run").glob("*.partial"))
+    snfnp_train(*START, "--out", "other")
+    assert_same_run("run", "other")
+    assert not list(Path("run").glob("*.partial"))
 
 
 def test_one_command_starts_goes_on_and_reports_the_end(
-    snfnp_train, tmp_path, monkeypatch, capsys
+    snfnp_train, monkeypatch, capsys
 ):
-    same = (*START, "--resume", "auto", "--out", tmp_path / "run")
+    same = (*START, "--resume", "auto", "--out", "run")
     for step in (2, 8):
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
             at_step(patched, step, lambda trainer: os.kill(os.getpid(), signal.SIGTERM))
             snfnp_train(*same)
     snfnp_train(*same)
     capsys.readouterr()
-    before = state(tmp_path / "run")
+    before = state("run")
     snfnp_train(*same)
     out = capsys.readouterr().out
     assert "is finished: give more --epochs" in out and "best epoch" in out
-    assert state(tmp_path / "run").step == before.step == 15
-    snfnp_train("--resume", "--epochs", 4, "--out", tmp_path / "run")
+    assert state("run").step == before.step == 15
+    snfnp_train("--resume", "--epochs", 4, "--out", "run")
     snfnp_train(*same)  # asks for 3 again, which is less than there is
-    assert state(tmp_path / "run").step == 20
-    snfnp_train(*START, "--epochs", 4, "--out", tmp_path / "whole")
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert state("run").step == 20
+    snfnp_train(*START, "--epochs", 4, "--out", "whole")
+    assert_same_run("whole", "run")
 
 
 @pytest.fixture
@@ -93,17 +94,15 @@ def saved_steps(monkeypatch):
     return steps
 
 
-def test_sigusr1_writes_a_checkpoint_and_training_goes_on(
-    tmp_path, monkeypatch, saved_steps
-):
+def test_sigusr1_writes_a_checkpoint_and_training_goes_on(monkeypatch, saved_steps):
     said = []
     at_step(monkeypatch, 7, lambda trainer: os.kill(os.getpid(), signal.SIGUSR1))
-    run_training(tmp_path / "run", report=said.append)
+    run_training("run", report=said.append)
     assert saved_steps == [0, 5, 8, 10, 15]
     assert any("checkpoint at step 8" in line for line in said)
 
 
-def test_sigusr1_ends_no_run_that_is_not_taking_steps(tmp_path, monkeypatch):
+def test_sigusr1_ends_no_run_that_is_not_taking_steps(monkeypatch):
     sent = []
     before = signal.signal(signal.SIGUSR1, lambda *_: pytest.fail("the run was ended"))
 
@@ -112,15 +111,15 @@ def test_sigusr1_ends_no_run_that_is_not_taking_steps(tmp_path, monkeypatch):
 
     try:
         around(monkeypatch, Trainer, "begin", send)
-        run_training(tmp_path / "run", epochs=1)
+        run_training("run", epochs=1)
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert sent
 
 
 @pytest.mark.parametrize("every, steps", [*EVERY, ("0.000001m", list(range(16)))])
-def test_checkpoints_come_between_evaluations(tmp_path, saved_steps, every, steps):
-    run_training(tmp_path / "run", checkpoint_every=every)
+def test_checkpoints_come_between_evaluations(saved_steps, every, steps):
+    run_training("run", checkpoint_every=every)
     assert saved_steps == steps
 
 
@@ -129,7 +128,7 @@ def test_checkpoints_come_between_evaluations(tmp_path, saved_steps, every, step
 )
 @pytest.mark.parametrize("epoch", [1, 3])
 def test_a_kill_between_the_files_of_an_evaluation_changes_no_number(
-    finished, tmp_path, monkeypatch, name, epoch
+    finished, monkeypatch, name, epoch
 ):
     def saved(path, checkpoint):
         if path.name == name and checkpoint.step == 5 * epoch:
@@ -142,15 +141,15 @@ def test_a_kill_between_the_files_of_an_evaluation_changes_no_number(
     with monkeypatch.context() as patched, pytest.raises(Killed):
         around(patched, checkpointer, "save_checkpoint", after=saved)
         around(patched, RunFolder, "append_metrics", after=appended)
-        run_training(tmp_path / "part")
-    run_training(tmp_path / "part", resume=True)
-    assert_same_run(finished, tmp_path / "part")
-    assert state(finished, "best").step == state(tmp_path / "part", "best").step
+        run_training("part")
+    run_training("part", resume=True)
+    assert_same_run(finished, "part")
+    assert state(finished, "best").step == state("part", "best").step
 
 
-def test_time_spent_on_checkpoints_is_not_training_time(tmp_path, monkeypatch, advance):
+def test_time_spent_on_checkpoints_is_not_training_time(monkeypatch, advance):
     around(monkeypatch, checkpointer, "save_checkpoint", lambda *_: advance(1000))
-    run, _ = run_training(tmp_path / "run", epochs=1, checkpoint_every="1")
+    run, _ = run_training("run", epochs=1, checkpoint_every="1")
     assert run.read_metrics()[0]["seconds"] < 1000
 
 
@@ -173,7 +172,7 @@ def test_a_resumed_run_may_change_how_it_is_trained(snfnp_train, tmp_path, capsy
     assert [record["lam"] for record in loaded.folder.read_metrics()] == [1, 3, 3]
 
 
-def test_a_changed_option_applies_from_the_next_step(tmp_path, monkeypatch):
+def test_a_changed_option_applies_from_the_next_step(monkeypatch):
     """The same numbers as of a trainer that is changed by hand."""
     changes = {"lam": 3.0, "lr": 2e-3, "clip_norm": 5.0}
 
@@ -183,22 +182,22 @@ def test_a_changed_option_applies_from_the_next_step(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         at_step(patched, 5, change)
-        run_training(tmp_path / "by hand")
-    run_training(tmp_path / "run", epochs=1)
-    run_training(tmp_path / "run", resume=True, **changes)
-    found = state(tmp_path / "run")
-    expected = load_checkpoint(tmp_path / "by hand" / "last.safetensors", found.layout)
+        run_training("by hand")
+    run_training("run", epochs=1)
+    run_training("run", resume=True, **changes)
+    found = state("run")
+    expected = load_checkpoint("by hand/last.safetensors", found.layout)
     np.testing.assert_equal(arrays(found), arrays(expected))
 
 
-def test_a_schedule_goes_on_as_if_there_had_been_no_end(tmp_path, monkeypatch):
+def test_a_schedule_goes_on_as_if_there_had_been_no_end(monkeypatch):
     """After a kill, and with the rates of more epochs if there are more."""
     falling = {"lr_schedule": "cosine", "final_lr_fraction": 0.1}
     rates = {}
     note = StepScalars.set
     with monkeypatch.context() as patched, pytest.raises(Killed):
         at_step(patched, 12, kill)
-        run_training(tmp_path / "run", **falling)
+        run_training("run", **falling)
     monkeypatch.setattr(
         StepScalars,
         "set",
@@ -206,7 +205,7 @@ def test_a_schedule_goes_on_as_if_there_had_been_no_end(tmp_path, monkeypatch):
     )
     for first, epochs in ((10, 3), (15, 4)):
         rates.clear()
-        run_training(tmp_path / "run", resume=True, epochs=epochs, **falling)
+        run_training("run", resume=True, epochs=epochs, **falling)
         config = small_config(epochs=epochs, **falling)
         assert rates == {
             n: learning_rate(config, n, 5) for n in range(first, 5 * epochs)
@@ -224,14 +223,12 @@ def spoiled(tmp_path, monkeypatch):
     return tmp_path / "run"
 
 
-def test_rollback_goes_back_to_the_best_with_its_settings(
-    spoiled, snfnp_train, tmp_path
-):
-    again = shutil.copytree(spoiled, tmp_path / "again")
+def test_rollback_goes_back_to_the_best_with_its_settings(spoiled, snfnp_train):
+    again = shutil.copytree(spoiled, "again")
     snfnp_train("--rollback", "--out", spoiled)
-    run_training(tmp_path / "never", epochs=1)
-    run_training(tmp_path / "never", resume=True)
-    assert_same_run(spoiled, tmp_path / "never")
+    run_training("never", epochs=1)
+    run_training("never", resume=True)
+    assert_same_run(spoiled, "never")
     event = load_run(spoiled).record["history"][-1]
     assert event == {"step": 5, "rollback": True, "changed": {"lam": [2.0, 1.0]}}
     snfnp_train("--rollback", "--out", again, "--lr", 1e-5, "--lambda", 4)
@@ -257,15 +254,15 @@ def test_rollback_before_the_first_evaluation_goes_back_to_the_start(
 @pytest.mark.parametrize("name", WRITES)
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_crash_during_a_rollback_is_repaired_by_the_same_command(
-    spoiled, snfnp_train, tmp_path, monkeypatch, name, when
+    spoiled, snfnp_train, monkeypatch, name, when
 ):
-    again = shutil.copytree(spoiled, tmp_path / "again")
+    again = shutil.copytree(spoiled, "again")
     snfnp_train("--rollback", "--out", spoiled, "--lr", 1e-5)
     owner = checkpointer if name == "save_checkpoint" else RunFolder
     with monkeypatch.context() as patched, pytest.raises(Killed):
         around(patched, owner, name, **{when: kill})
         snfnp_train("--rollback", "--out", again, "--lr", 1e-5)
-    plain = shutil.copytree(again, tmp_path / "plain")
+    plain = shutil.copytree(again, "plain")
     snfnp_train("--resume", "--out", plain)  # goes on as well, from wherever that was
     assert state(plain).step == 15
     snfnp_train("--rollback", "--out", again, "--lr", 1e-5)
@@ -304,7 +301,7 @@ def test_every_command_advised_after_a_nan_works(
     )
     ways = ways_on(caught.value)
     assert [way[0] for way in ways] == ["--resume", "--rollback"]
-    kept = shutil.copytree(path, tmp_path / "kept")
+    kept = shutil.copytree(path, "kept")
     for way in ways:
         shutil.rmtree(path)
         shutil.copytree(kept, path)
@@ -312,25 +309,23 @@ def test_every_command_advised_after_a_nan_works(
         assert state(path).step == 15 and load_run(path, "last").config.lr == 0.001
 
 
-def test_worse_than_twice_the_best_and_the_pixels_is_an_explosion(
-    tmp_path, monkeypatch
-):
+def test_worse_than_twice_the_best_and_the_pixels_is_an_explosion(monkeypatch):
     at_step(
         monkeypatch, 12, lambda trainer: trainer.params["dense1"]["W"].__imul__(100)
     )
     with pytest.raises(DivergedError, match="epoch 3 has exploded") as caught:
-        run_training(tmp_path / "run", lr=1e-6)
+        run_training("run", lr=1e-6)
     assert "best evaluation saved" in str(caught.value)
-    metrics = RunFolder(tmp_path / "run").read_metrics()
+    metrics = RunFolder("run").read_metrics()
     best = min(record["validation_bits_per_dimension"] for record in metrics)
     assert best > 8 and f"(a run that learns has at most {2 * best:.4g})" in str(
         caught.value
     )
     assert [way[0] for way in ways_on(caught.value)] == ["--rollback"]
-    assert not (tmp_path / "run" / "summary.json").exists()  # it is never called done
+    assert not Path("run/summary.json").exists()  # it is never called done
 
 
-def test_twice_the_best_is_no_explosion(tmp_path, monkeypatch):
+def test_twice_the_best_is_no_explosion(monkeypatch):
     """The best, in bits, above the 8 of the pixels: a bias adds half its square in nats."""
 
     def further(by):
@@ -338,7 +333,7 @@ def test_twice_the_best_is_no_explosion(tmp_path, monkeypatch):
 
     at_step(monkeypatch, 4, further(2.4))
     at_step(monkeypatch, 9, further(1.7))
-    run, _ = run_training(tmp_path / "run", lr=1e-6, epochs=2)
+    run, _ = run_training("run", lr=1e-6, epochs=2)
     best, later = (
         record["validation_bits_per_dimension"] for record in run.read_metrics()
     )
@@ -356,7 +351,7 @@ def test_the_limit_of_an_explosion_is_above_what_is_usual_also_in_small_units(
     assert _explosion_threshold(usual) == most
 
 
-def test_a_start_far_from_the_images_is_no_explosion(tmp_path, monkeypatch):
+def test_a_start_far_from_the_images_is_no_explosion(monkeypatch):
     original = Flow.init
 
     def far(flow, seed):
@@ -365,15 +360,15 @@ def test_a_start_far_from_the_images_is_no_explosion(tmp_path, monkeypatch):
         return drawn
 
     monkeypatch.setattr(Flow, "init", far)
-    run, _ = run_training(tmp_path / "run", lr=1e-7, epochs=1)
+    run, _ = run_training("run", lr=1e-7, epochs=1)
     assert run.read_metrics()[0]["validation_bits_per_dimension"] > 32
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
-def test_what_overflows_is_one_line_without_warnings(snfnp_train, tmp_path, backend):
+def test_what_overflows_is_one_line_without_warnings(snfnp_train, backend):
     """NumPy's Adam overflows in the first epoch, before any checkpoint."""
-    options = ("--backend", backend, "--lambda", 1e30, "--out", tmp_path / "run")
+    options = ("--backend", backend, "--lambda", 1e30, "--out", "run")
     with one_line(DivergedError, "from the start with ", "a smaller `lam`") as caught:
         snfnp_train(*START, *options)
     for way in ways_on(caught.value):
@@ -382,7 +377,7 @@ def test_what_overflows_is_one_line_without_warnings(snfnp_train, tmp_path, back
 
 
 @pytest.mark.parametrize("name", ["surrogate", "reconstruction", "gradient_norm"])
-def test_figures_that_are_not_finite_stop_a_run(tmp_path, monkeypatch, name):
+def test_figures_that_are_not_finite_stop_a_run(monkeypatch, name):
     original = Trainer.averages
     nan = {name: math.nan}
     spoiled = lambda trainer: dataclasses.replace(original(trainer), **nan)  # noqa: E731
@@ -390,13 +385,11 @@ def test_figures_that_are_not_finite_stop_a_run(tmp_path, monkeypatch, name):
     with pytest.raises(
         DivergedError, match=f"{name.replace('_', ' ')} after epoch 1 is not fin"
     ):
-        run_training(tmp_path / "run")
-    assert not RunFolder(tmp_path / "run").metrics_file.exists()
+        run_training("run")
+    assert not RunFolder("run").metrics_file.exists()
 
 
-def test_a_test_likelihood_that_is_not_finite_is_never_called_done(
-    tmp_path, monkeypatch
-):
+def test_a_test_likelihood_that_is_not_finite_is_never_called_done(monkeypatch):
     # three epochs, the test images
     original = Likelihood.evaluate
     calls = []
@@ -410,14 +403,12 @@ def test_a_test_likelihood_that_is_not_finite_is_never_called_done(
     with pytest.raises(
         DivergedError, match="exact test likelihood at the best epoch is not fin"
     ):
-        run_training(tmp_path / "run")
-    assert len(calls) == 4 and not RunFolder(tmp_path / "run").summary_file.exists()
+        run_training("run")
+    assert len(calls) == 4 and not RunFolder("run").summary_file.exists()
 
 
-def test_the_test_figure_is_never_that_of_another_epoch_than_the_best(
-    tmp_path, monkeypatch
-):
-    run, _ = run_training(tmp_path / "run", epochs=1)
+def test_the_test_figure_is_never_that_of_another_epoch_than_the_best(monkeypatch):
+    run, _ = run_training("run", epochs=1)
     older = run.best.read_bytes()
 
     def swap(path, *_):
@@ -428,4 +419,4 @@ def test_the_test_figure_is_never_that_of_another_epoch_than_the_best(
     with pytest.raises(
         CheckpointError, match="is of step 5, but the best evaluation was at"
     ):
-        run_training(tmp_path / "run", resume=True)
+        run_training("run", resume=True)

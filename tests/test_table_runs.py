@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -15,6 +16,8 @@ from snfnp.data.table import read_table
 from snfnp.errors import UsageError
 from snfnp.ops import RandomKey
 from snfnp.training.options import TrainConfig
+
+pytestmark = pytest.mark.usefixtures("here")
 
 SHORT = (
     "--backend",
@@ -78,7 +81,7 @@ def test_names_go_from_the_file_to_the_run_its_samples_and_scores(
 
 def test_scores_read_a_table_as_its_run_did(tmp_path, undrawn):
     path = tmp_path / "t.csv"
-    out = str(tmp_path / "run")
+    out = "run"
     rows = np.random.default_rng(0).normal(size=(100, 3)).astype(str)
     rows[7, 1] = ""
     path.write_text("\n".join(map(",".join, rows)))
@@ -96,9 +99,7 @@ def test_scores_read_a_table_as_its_run_did(tmp_path, undrawn):
 def test_a_score_that_is_no_number_is_the_lowest_there_is(
     tmp_path, undrawn, monkeypatch
 ):
-    path = write(
-        tmp_path / "t.csv", np.random.default_rng(0).normal(size=(60, 2)), "a,b"
-    )
+    path = write("t.csv", np.random.default_rng(0).normal(size=(60, 2)), "a,b")
     out = tmp_path / "run"
     train.main([path, *SHORT, "--out", str(out)])
     log_prob = snfnp.Likelihood.log_prob
@@ -109,15 +110,15 @@ def test_a_score_that_is_no_number_is_the_lowest_there_is(
         )
 
     monkeypatch.setattr(snfnp.Likelihood, "log_prob", overflowing)
-    evaluate.main([str(out), "--scores", str(tmp_path / "scores.csv")])
-    lines = (tmp_path / "scores.csv").read_text().splitlines()[1:]
+    evaluate.main([str(out), "--scores", "scores.csv"])
+    lines = Path("scores.csv").read_text().splitlines()[1:]
     assert [line.split(",")[1] == "-inf" for line in lines] == [False, True] * 3
 
 
 @pytest.mark.parametrize("suffix", [".tsv", ".txt", ".csv.gz"])
 def test_a_table_of_any_suffix_goes_through_every_command(suffix, tmp_path, undrawn):
     path = tmp_path / f"t{suffix}"
-    out = str(tmp_path / "run")
+    out = "run"
     rows = np.random.default_rng(0).normal(size=(100, 3)).astype(str)
     rows[7, 1] = "#N/A"
     text = "\n".join(map("\t".join, rows)).encode()
@@ -126,7 +127,7 @@ def test_a_table_of_any_suffix_goes_through_every_command(suffix, tmp_path, undr
         [str(path), *SHORT, "--columns", "1,2", "--drop-incomplete", "--out", out]
     )
     evaluate.main([out, "--data", str(path), "--drop-incomplete"])
-    scores = str(tmp_path / "scores.csv")
+    scores = "scores.csv"
     evaluate.main([out, "--data", str(path), "--split", "all", "--scores", scores])
 
 
@@ -134,10 +135,10 @@ def test_few_rows_are_evaluated_forty_times_and_overfitting_is_reported(
     tmp_path, undrawn, capsys
 ):
     rng = np.random.default_rng(0)
-    np.savetxt(tmp_path / "few.csv", rng.normal(size=(60, 3)), delimiter=",")
+    np.savetxt("few.csv", rng.normal(size=(60, 3)), delimiter=",")
     out = tmp_path / "run"
     argv = ["--backend", "numpy", "--depth", "2", "--epochs", "240", "--out", str(out)]
-    train.main([str(tmp_path / "few.csv"), *argv])
+    train.main(["few.csv", *argv])
     records = [
         json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()
     ]
@@ -153,14 +154,12 @@ def test_few_rows_are_evaluated_forty_times_and_overfitting_is_reported(
     assert TrainConfig().resolve(1000, (28, 28, 1)).eval_every == 1
 
 
-def test_figures_of_some_rows_are_of_rows_from_the_whole_file(
-    tmp_path, monkeypatch, capsys
-):
+def test_figures_of_some_rows_are_of_rows_from_the_whole_file(monkeypatch, capsys):
     """Of a table sorted by class: what is said of as many training rows as there are for validation
     is theirs from all classes, and so are the rows of `angle`."""
     rng = np.random.default_rng(0)
     rows = np.concatenate([rng.normal(scale=s, size=(100, 2)) for s in (0.1, 1, 9)])
-    run = snfnp.fit(rows, out=tmp_path / "run", epochs=4, backend="numpy", report=None)
+    run = snfnp.fit(rows, out="run", epochs=4, backend="numpy", report=None)
     train_rows = own_data(rows).train
     evenly = train_rows[np.arange(30) * len(train_rows) // 30]
     last = snfnp.load_run(run.folder.path, "last").likelihood
@@ -172,8 +171,8 @@ def test_figures_of_some_rows_are_of_rows_from_the_whole_file(
 
     angles = mock.Mock(return_value={})
     monkeypatch.setattr(angle, "gradient_angles", angles)
-    np.save(tmp_path / "rows.npy", rows)
-    data = str(tmp_path / "rows.npy")
+    np.save("rows.npy", rows)
+    data = "rows.npy"
     angle.main([str(run.folder.path), "--images", "30", "--data", data])
     expected, _ = run.flow.encode(run.ops, evenly, RandomKey(0, 1), np.float64)
     np.testing.assert_array_equal(angles.call_args.args[3], expected)

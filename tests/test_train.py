@@ -8,6 +8,7 @@ import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -43,6 +44,8 @@ from snfnp.training.progress import Progress, Record
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 from snfnp.training.session import resumed
+
+pytestmark = pytest.mark.usefixtures("here")
 
 OPS = get_ops("numpy")
 SIDE = 4
@@ -118,9 +121,9 @@ def test_which_images_and_which_epoch_the_figures_are_of(disagreeing):
     "epochs, every, expected",
     [(3, 1, [1, 2, 3]), (3, 2, [2, 3]), (4, 2, [2, 4]), (2, 5, [2]), (5, 3, [3, 5])],
 )
-def test_the_last_epoch_is_always_evaluated(tmp_path, epochs, every, expected):
+def test_the_last_epoch_is_always_evaluated(epochs, every, expected):
     how = CHOICES | {"epochs": epochs, "eval_every": every}
-    run, summary = run_training(tmp_path / "run", dataset(*3 * [pixels(0, 256)]), **how)
+    run, summary = run_training("run", dataset(*3 * [pixels(0, 256)]), **how)
     records = run.read_metrics()
     assert [record["epoch"] for record in records] == expected
     assert [record["step"] for record in records] == [4 * epoch for epoch in expected]
@@ -148,21 +151,21 @@ def orders(folder, monkeypatch, epochs=3, **changes):
     return [sum(seen[i : i + per_epoch], []) for i in range(0, len(seen), per_epoch)]
 
 
-def test_every_epoch_has_an_order_of_its_own(tmp_path, monkeypatch):
-    epochs = orders(tmp_path / "run", monkeypatch)
+def test_every_epoch_has_an_order_of_its_own(monkeypatch):
+    epochs = orders("run", monkeypatch)
     for order in epochs:
         assert len(order) == len(set(order)) == 40  # 45 images: a rest of 5 is left out
         assert order != sorted(order)
     for one, other in itertools.combinations(epochs, 2):
         assert sum(a == b for a, b in zip(one, other, strict=True)) < 10
     assert set().union(*epochs) == set(range(45))  # not always the same rest
-    again = orders(tmp_path / "again", monkeypatch)
-    other = orders(tmp_path / "other", monkeypatch, seed=1)
+    again = orders("again", monkeypatch)
+    other = orders("other", monkeypatch, seed=1)
     assert again == epochs and other[0] != epochs[0]
 
 
-def test_without_a_shuffle_the_order_stays(tmp_path, monkeypatch):
-    assert orders(tmp_path / "run", monkeypatch, shuffle=False) == 3 * [list(range(40))]
+def test_without_a_shuffle_the_order_stays(monkeypatch):
+    assert orders("run", monkeypatch, shuffle=False) == 3 * [list(range(40))]
 
 
 @pytest.fixture(scope="module", params=[0, 3])
@@ -268,9 +271,7 @@ RESUMED = [
 
 
 @pytest.mark.parametrize("changes", RESUMED, ids=str)
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
-    tmp_path, monkeypatch, changes
-):
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(monkeypatch, changes):
     """After an epoch, and after a kill in the next, metrics (averages of whole epochs) included.
 
     White coordinates are estimated again at step 8, and there is no summary of an unfinished run.
@@ -278,23 +279,20 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     monkeypatch.setattr("snfnp.step.trainer._EVERY", 4)
     make = {**changes, "dataset": small_dataset(side=8 if "model" in changes else 5)}
     said = []
-    run_training(tmp_path / "whole", **make)
-    run_training(tmp_path / "part", epochs=1, **make)
+    run_training("whole", **make)
+    run_training("part", epochs=1, **make)
     with monkeypatch.context() as patched, pytest.raises(Killed):
         at_step(patched, 8, kill)
-        run_training(tmp_path / "part", resume=True, checkpoint_every="2", **make)
-    assert (
-        state(tmp_path / "part").step == 7
-        and not (tmp_path / "part/summary.json").exists()
-    )
-    run_training(tmp_path / "part", resume=True, report=said.append, **make)
+        run_training("part", resume=True, checkpoint_every="2", **make)
+    assert state("part").step == 7 and not Path("part/summary.json").exists()
+    run_training("part", resume=True, report=said.append, **make)
     assert said.count("resumed from step 7 (epoch 1)") == 1
-    assert_same_run(tmp_path / "whole", tmp_path / "part")
+    assert_same_run("whole", "part")
 
 
 @pytest.mark.parametrize("number, signals", [(signal.SIGINT, 1), (signal.SIGTERM, 2)])
 def test_an_interruption_in_mid_epoch_loses_nothing(
-    finished, tmp_path, monkeypatch, number, signals
+    finished, monkeypatch, number, signals
 ):
     """A second SIGTERM does not cut off the checkpoint."""
     said = []
@@ -304,36 +302,36 @@ def test_an_interruption_in_mid_epoch_loses_nothing(
             7,
             lambda trainer: [os.kill(os.getpid(), number) for _ in range(signals)],
         )
-        run_training(tmp_path / "part", report=said.append)
-    assert "`resume`" in said[-1] and str(tmp_path / "part") in said[-1]
-    assert state(tmp_path / "part").step == 8  # the step in progress was finished
-    run_training(tmp_path / "part", resume=True)
-    assert_same_run(finished, tmp_path / "part")
+        run_training("part", report=said.append)
+    assert "`resume`" in said[-1] and "part" in said[-1]
+    assert state("part").step == 8  # the step in progress was finished
+    run_training("part", resume=True)
+    assert_same_run(finished, "part")
 
 
-def test_a_run_outside_the_main_thread_is_the_same(finished, tmp_path):
+def test_a_run_outside_the_main_thread_is_the_same(finished):
     """Where Python lets nobody handle signals."""
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(run_training, tmp_path / "thread").result()
-    assert_same_run(finished, tmp_path / "thread")
+        pool.submit(run_training, "thread").result()
+    assert_same_run(finished, "thread")
 
 
-def test_a_clock_that_stands_still_stops_no_run(tmp_path, monkeypatch):
+def test_a_clock_that_stands_still_stops_no_run(monkeypatch):
     monkeypatch.setattr(progress.time, "perf_counter", lambda: 5.0)
-    run, summary = run_training(tmp_path / "run", epochs=1)
+    run, summary = run_training("run", epochs=1)
     assert (
         summary["training_seconds"] == 0
         and run.read_metrics()[0]["samples_per_second"] > 0
     )
 
 
-def test_a_log_file_gets_a_line_every_so_often(tmp_path, monkeypatch):
+def test_a_log_file_gets_a_line_every_so_often(monkeypatch):
     """None within a minute of another line; in a terminal or a notebook the bar moves instead."""
     said = []
-    run_training(tmp_path / "short", report=said.append)
+    run_training("short", report=said.append)
     assert not any("steps left" in line for line in said)
     monkeypatch.setattr(progress, "_LINE_EVERY", 0.0)
-    run_training(tmp_path / "run", report=said.append)
+    run_training("run", report=said.append)
     lines = [line for line in said if "steps left" in line]
     assert len(lines) == 15 and lines[6].startswith(
         "step 7 of 15, 0.0 minutes of steps left at "
@@ -341,19 +339,19 @@ def test_a_log_file_gets_a_line_every_so_often(tmp_path, monkeypatch):
     assert "surrogate" in lines[6] and progress.tqdm is tqdm.auto.tqdm
 
 
-def test_an_optimiser_of_ones_own_goes_on_with_its_own_state(tmp_path):
+def test_an_optimiser_of_ones_own_goes_on_with_its_own_state():
     settings = {"optimiser": own("Momentum", RULES)(), "lr": 1e-5}
-    _, adams = run_training(tmp_path / "adam")
-    _, summary = run_training(tmp_path / "whole", **settings)
+    _, adams = run_training("adam")
+    _, summary = run_training("whole", **settings)
     assert summary["validation_nll_nats"] != adams["validation_nll_nats"]
-    run_training(tmp_path / "part", epochs=1, **settings)
-    run_training(tmp_path / "part", resume=True, **settings)
-    assert_same_run(tmp_path / "whole", tmp_path / "part")
-    assert RunFolder.open(tmp_path / "part")[1]["optimiser"] == "Momentum"
+    run_training("part", epochs=1, **settings)
+    run_training("part", resume=True, **settings)
+    assert_same_run("whole", "part")
+    assert RunFolder.open("part")[1]["optimiser"] == "Momentum"
     with one_line(
         UsageError, "was trained by the optimiser Momentum, not by Adam", "resume("
     ):
-        run_training(tmp_path / "part", resume=True, epochs=4, lr=1e-5)
+        run_training("part", resume=True, epochs=4, lr=1e-5)
 
 
 def poison(monkeypatch, step, layer, parameter, value):
@@ -366,32 +364,28 @@ def poison(monkeypatch, step, layer, parameter, value):
 
 
 @pytest.mark.parametrize("layer, parameter", [("dense1", "W"), ("dense2", "b")])
-def test_a_nan_stops_the_run_and_names_layer_and_step(
-    tmp_path, monkeypatch, layer, parameter
-):
+def test_a_nan_stops_the_run_and_names_layer_and_step(monkeypatch, layer, parameter):
     poison(monkeypatch, 6, layer, parameter, np.nan)
     with pytest.raises(
         DivergedError, match=f"step 7: the output of layer {layer} is not finite"
     ):
-        run_training(tmp_path / "run")
-    checkpoint = state(tmp_path / "run")
+        run_training("run")
+    checkpoint = state("run")
     assert checkpoint.step == 5 and np.isfinite(checkpoint.p).all()
 
 
-def test_latents_whose_squares_overflow_are_the_base_density_and_no_layer(
-    tmp_path, monkeypatch
-):
+def test_latents_whose_squares_overflow_are_the_base_density_and_no_layer(monkeypatch):
     poison(
         monkeypatch, 4, "dense2", "b", 1e30
     )  # finite in single precision, unlike its square
     with pytest.raises(
         DivergedError, match="at step 5: the base density is not finite;"
     ):
-        run_training(tmp_path / "run", dtype="float32")
+        run_training("run", dtype="float32")
 
 
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
-def test_a_nan_in_a_gradient_names_the_parameter(tmp_path, monkeypatch, clip_norm):
+def test_a_nan_in_a_gradient_names_the_parameter(monkeypatch, clip_norm):
     """And the buffers that it would have moved are as they were before that step."""
     trainers = []
     at_step(monkeypatch, 2, trainers.append)
@@ -399,7 +393,7 @@ def test_a_nan_in_a_gradient_names_the_parameter(tmp_path, monkeypatch, clip_nor
     with pytest.raises(
         DivergedError, match=r"step 4: the gradient of dense1\.[WR] is not finite"
     ):
-        run_training(tmp_path / "run", clip_norm=clip_norm)
+        run_training("run", clip_norm=clip_norm)
     (trainer,) = trainers
     assert np.isfinite(trainer.m).all() and np.isfinite(trainer.v).all()
     assert np.count_nonzero(~np.isfinite(trainer.p)) == 1
@@ -412,8 +406,8 @@ def test_a_folder_that_holds_anything_is_refused(tmp_path, name):
         RunFolder.create(tmp_path)
 
 
-def test_config_json_records_what_a_repetition_needs(tmp_path):
-    run, _ = run_training(tmp_path / "run", epochs=1, bias_init="data", backend="numba")
+def test_config_json_records_what_a_repetition_needs():
+    run, _ = run_training("run", epochs=1, bias_init="data", backend="numba")
     _, record = RunFolder.open(run.path)
     assert record["backend"] == "numba" and record["config"]["seed"] == 0
     assert record["data"]["source"] == "random images"
@@ -426,18 +420,18 @@ def test_config_json_records_what_a_repetition_needs(tmp_path):
     )
 
 
-def test_nothing_is_saved_that_loading_refuses(tmp_path, monkeypatch):
+def test_nothing_is_saved_that_loading_refuses(monkeypatch):
     """The square of a finite gradient may be infinite: then so is Adam's v."""
     at_step(monkeypatch, 7, lambda trainer: trainer.v.__setitem__(3, np.inf))
     with one_line(
         DivergedError, "`rollback`", match="diverged by step 10: .* moment of Adam's"
     ):
-        run_training(tmp_path / "run")
-    assert state(tmp_path / "run").step == state(tmp_path / "run", "best").step == 5
+        run_training("run")
+    assert state("run").step == state("run", "best").step == 5
 
 
 @pytest.mark.parametrize("step", [2, 7, 12])
-def test_a_spacing_that_a_clock_chose_is_kept(tmp_path, monkeypatch, step):
+def test_a_spacing_that_a_clock_chose_is_kept(monkeypatch, step):
     """As on a GPU, whose default is none: a run that is stopped before or after its choice and goes
     on with another clock, and one that is repeated by its config.json, are evaluated alike."""
     now = itertools.count()
@@ -456,7 +450,7 @@ def test_a_spacing_that_a_clock_chose_is_kept(tmp_path, monkeypatch, step):
     def epochs_of(run):
         return [line["epoch"] for line in run.read_metrics()]
 
-    run, _ = run_training(tmp_path / "run", report=said.append, **how)
+    run, _ = run_training("run", report=said.append, **how)
     assert epochs_of(run) == [2, 4, 5]
     line = "exact evaluations every 2 epochs, as an evaluation takes about 0.1 s, an epoch 1.5 s"
     assert len([each for each in said if line in each]) == 1
@@ -467,21 +461,21 @@ def test_a_spacing_that_a_clock_chose_is_kept(tmp_path, monkeypatch, step):
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
         at_step(patched, step, kill)
-        run_training(tmp_path / "part", checkpoint_every="4", **how)
+        run_training("part", checkpoint_every="4", **how)
     if step > 5:
         tick = 10.0
-    with resumed(tmp_path / "part", {}, dataset=small_dataset()) as session:
+    with resumed("part", {}, dataset=small_dataset()) as session:
         train_session(session, None)
     assert epochs_of(session.folder) == [2, 4, 5]
 
     tick = 10.0
-    again, _ = run_training(tmp_path / "again", **how | {"eval_every": kept})
+    again, _ = run_training("again", **how | {"eval_every": kept})
     assert epochs_of(again) == [2, 4, 5]
-    slower, _ = run_training(tmp_path / "slower", **how)
+    slower, _ = run_training("slower", **how)
     assert epochs_of(slower) == [1, 2, 3, 4, 5]
     tick = 0.25
     monkeypatch.setattr(Evaluator, "seconds", lambda *_: 0.5)
-    rare, _ = run_training(tmp_path / "rare", **how)
+    rare, _ = run_training("rare", **how)
     assert epochs_of(rare) == [4, 5]
 
 

@@ -21,6 +21,8 @@ from snfnp.errors import SnfnpError, UsageError
 from snfnp.training.runs.checkpoint import load_checkpoint, save_checkpoint
 from snfnp.training.runs.folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("here")
+
 ROWS = np.random.default_rng(0).normal((5.0, -30.0), (1.0, 4.0), (140, 2))
 DATA = snfnp.Dataset("mine", ROWS[40:], ROWS[:20], ROWS[20:40])
 QUICK = {
@@ -335,7 +337,7 @@ def test_code_that_changed_is_noticed_when_its_run_is_opened(
         monkeypatch.setattr(module, "build", lambda shape, other=other: other)
         refused(difference)
     monkeypatch.setattr(module, "build", lambda shape: whole)
-    assert fitted(tmp_path / "again", module.build).flow.layers[1][1].alpha == 0.5
+    assert fitted("again", module.build).flow.layers[1][1].alpha == 0.5
     record = json.loads((path / "config.json").read_text())
     del record["model"]["flow"]
     forge(path, record=record)

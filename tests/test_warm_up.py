@@ -22,7 +22,7 @@ from snfnp.step.trainer import Trainer
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.session import train
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("here")]
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -52,9 +52,9 @@ def slow_ops(monkeypatch, request, advance):
     return ops
 
 
-def test_what_is_compiled_is_said_and_no_step_takes_its_time(tmp_path, slow_ops):
+def test_what_is_compiled_is_said_and_no_step_takes_its_time(slow_ops):
     said = []
-    run = RunFolder(tmp_path / "run")
+    run = RunFolder("run")
     config = small_config(backend="numpy", epochs=1, out=run.path)
     summary = train(config, small_dataset(), ops=slow_ops, report=said.append)
     assert (
@@ -101,12 +101,12 @@ def test_nothing_is_compiled_after_the_warm_up(tmp_path):
 
 
 @pytest.mark.parametrize("changes", [{}, {"lambda_control": "geco", "clip_norm": 1.0}])
-def test_a_warm_up_leaves_no_trace(tmp_path, monkeypatch, changes):
+def test_a_warm_up_leaves_no_trace(monkeypatch, changes):
     changes = {"backend": "numba"} | changes
-    run_training(tmp_path / "warm", **changes)
+    run_training("warm", **changes)
     monkeypatch.setattr(HostDevice, "prepare", lambda device, work: None)
-    run_training(tmp_path / "not", **changes)
-    assert_same_run(tmp_path / "warm", tmp_path / "not")
+    run_training("not", **changes)
+    assert_same_run("warm", "not")
 
 
 def test_a_warm_up_puts_back_what_steps_change_if_it_fails(monkeypatch):
@@ -183,4 +183,4 @@ def test_a_signal_ends_a_compilation_at_once(tmp_path, words, number):
     assert status == 130, errors
     assert "KeyboardInterrupt" not in errors and "BAD TERMINATION" not in output
     assert not [file for file in tmp_path.glob("run/*") if file.name != "run.lock"]
-    RunFolder.create(tmp_path / "run")  # the same command starts it again
+    RunFolder.create("run")  # the same command starts it again
