@@ -12,7 +12,7 @@ from reproduction import pictures
 from reproduction.results import finished
 from reproduction.rows import DIVERGED, NOT_GIVEN, Row, Table
 from reproduction.runs import Run, lost
-from reproduction.target import Trained, grid
+from reproduction.target import SHORTER, Trained, grid
 from snfnp.training.runs.folder import RunFolder
 
 # The epochs whose validation likelihood is kept, and those that are shown.
@@ -174,11 +174,8 @@ def _difference(row: dict, values: list[float]) -> str:
         and given
         and min(run["epochs"] for run in finished(row)) < row["paper_epochs"]
     ):
-        better = paper is not None and statistics.fmean(values) < paper
-        said.append(
-            "(although not trained as long)" if better else "(not trained as long)"
-        )
-    return " ".join(said)
+        said.append(SHORTER)
+    return "".join(said)
 
 
 def _with_monitors(said: str, before: dict) -> str:

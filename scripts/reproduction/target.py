@@ -75,6 +75,9 @@ class Trained(Target):
         return {"rows": found}
 
 
+SHORTER = "†"  # the mark of fewer epochs than the paper's, which the page explains
+
+
 def grid(table: Iterable[Iterable[str]]) -> str:
     """A Markdown table; its first row has the heads."""
     heads, *rows = table
@@ -84,8 +87,8 @@ def grid(table: Iterable[Iterable[str]]) -> str:
 
 
 def trained(row: dict) -> str:
-    """The epochs of a row's first run / of the paper, and the reason if ours are fewer."""
+    """The epochs of a row's first run / of the paper; if ours are fewer, a mark or the reason."""
     ours = row["runs"][0]["epochs"]
     paper = row["paper_epochs"]
-    why = "diverged there" if "diverged_at" in row["runs"][0] else "not trained as long"
-    return f"{ours:,} / {paper:,}{'' if ours >= paper else f' ({why})'}"
+    why = " (diverged there)" if "diverged_at" in row["runs"][0] else SHORTER
+    return f"{ours:,} / {paper:,}{'' if ours >= paper else why}"
