@@ -55,8 +55,6 @@ def main(argv):
         "snfnp": snfnp.__version__,
         "platform": platform.platform(),
         "cores": cores,
-    }
-    machine |= {
         "backend": ops.name,
         "device": ops.device.describe(),
         **threads.describe(),

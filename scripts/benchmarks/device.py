@@ -106,9 +106,7 @@ def _limits(backends: dict, plan: Plan) -> dict:
     ops = next(iter(backends.values()))
     source = ops.xp.zeros(plan.copied, np.uint8)
     target = ops.xp.empty_like(source)
-    copy = plan.time(ops, {"copy": lambda: target.__setitem__(..., source)})[
-        "copy"
-    ].minimum
+    copies = plan.time(ops, {"copy": lambda: target.__setitem__(..., source)})
     products = []
     rng = np.random.default_rng(0)
     for rows, inner, columns in plan.products:
@@ -124,27 +122,35 @@ def _limits(backends: dict, plan: Plan) -> dict:
                 2e-9 * rows * inner * columns / fastest
             )
     rates = {p: max(row[f"{p} TFLOP/s"] for row in products) for p in backends}
-    return {"memory": 2e3 * plan.copied / copy, "products": products, **rates}
+    return {
+        "memory": 2e3 * plan.copied / copies["copy"].minimum,
+        "products": products,
+        **rates,
+    }
 
 
 def _measure(ops_of, case: Case, precision: str, plan: Plan, limits):
     """The rows of a model in one precision, and what is to be said about them."""
-    images = (
-        np.random.default_rng(0)
-        .integers(0, 256, (plan.images, *plan.shape))
-        .astype(np.uint8)
-    )
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (plan.images, *plan.shape)).astype(np.uint8)
     calls = {}
     runs = []
     notes = []
     for how, way in WAYS.items():
-        settings = (
-            {"batch_size": plan.batch, "tf32": precision == TF32} | way | case.settings
+        tf32 = precision == TF32
+        ops = ops_of(tf32=tf32)
+        trainer = make_trainer(
+            ops,
+            case.model,
+            "self-normalizing",
+            plan.shape,
+            plan.images,
+            partial(lambda how, text: notes.append(f"{how}: {text}"), how),
+            batch_size=plan.batch,
+            tf32=tf32,
+            **way,
+            **case.settings,
         )
-        ops = ops_of(tf32=precision == TF32)
-        said = partial(lambda how, text: notes.append(f"{how}: {text}"), how)
-        which = (case.model, "self-normalizing", plan.shape, plan.images, said)
-        trainer = make_trainer(ops, *which, **settings)
         batches = Batches(ops, images, trainer.config, trainer.flow.shape)
         trainer.begin(batches)
         runs.append((trainer, batches))
@@ -156,16 +162,18 @@ def _measure(ops_of, case: Case, precision: str, plan: Plan, limits):
     products = 1e-9 * operations(trainer.flow, plan.batch) / limits[precision]
     rows = []
     for how, timing in timings.items():
-        row = {"step": case.title, "precision": precision, "how": how}
-        row |= {
+        row = {
+            "step": case.title,
+            "precision": precision,
+            "how": how,
             "min ms": timing.minimum,
             "median ms": timing.median,
             "host ms": timing.host,
+            "floor: Adam ms": adam,
+            "floor: operations ms": products,
+            "bar ms": case.bars.get(precision) if how == "graph" else None,
         }
-        row |= {"floor: Adam ms": adam, "floor: operations ms": products}
-        rows.append(
-            row | {"bar ms": case.bars.get(precision) if how == "graph" else None}
-        )
+        rows.append(row)
     return rows, notes
 
 

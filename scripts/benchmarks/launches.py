@@ -133,14 +133,15 @@ def summary(launches: list[Launch], times: list[float]) -> list[dict]:
     rows = []
     for (name, blocks, size, operations), each in groups.items():
         mean = float(np.mean(each))
-        row = {"launch": name, "of them": len(each), "blocks": blocks, "kB": size / 1e3}
-        row |= {
+        row = {
+            "launch": name,
+            "of them": len(each),
+            "blocks": blocks,
+            "kB": size / 1e3,
             "µs": mean,
             "all µs": float(np.sum(each)),
             "GB/s": 1e-3 * size / max(mean, 1e-9),
+            "TFLOP/s": 1e-6 * operations / max(mean, 1e-9) if operations else None,
         }
-        rows.append(
-            row
-            | {"TFLOP/s": 1e-6 * operations / max(mean, 1e-9) if operations else None}
-        )
+        rows.append(row)
     return sorted(rows, key=lambda row: -row["all µs"])

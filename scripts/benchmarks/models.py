@@ -57,8 +57,13 @@ def _timed(
         with limited(count):
             timings = measure(calls, repeats)
         for name, timing in timings.items():
-            row = {head: name, "threads": count}
-            rows.append(row | {"min ms": timing.minimum, "median ms": timing.median})
+            row = {
+                head: name,
+                "threads": count,
+                "min ms": timing.minimum,
+                "median ms": timing.median,
+            }
+            rows.append(row)
     return rows
 
 
@@ -169,23 +174,23 @@ def convolutional(ops, thread_counts, quick: bool) -> tuple[dict, str]:
     trainer = make_trainer(ops, "conv", _SNF)
     images = ops.to_host(random_images(ops, trainer))
     snapshot = trainer.likelihood()
-    own = (ops, trainer.flow, trainer.p)
-    whole = "exact evaluation of 100 images, determinants included"
-    calls = {"nine determinants": trainer.likelihood}
-    calls[whole] = lambda: Likelihood(*own).log_prob(images)
-    for name, exact in (("learned", False), ("exact", True)):
-        calls[f"one sample, {name} inverse"] = partial(
-            snapshot.sample, 1, seed=0, exact=exact
-        )
-    found = {
-        "steps": steps + slow,
-        "renewals": _renewals(ops, thread_counts, "conv", repeats // 10),
+    sample = partial(snapshot.sample, 1, seed=0)
+    calls = {
+        "nine determinants": trainer.likelihood,
+        "exact evaluation of 100 images, determinants included": lambda: Likelihood(
+            ops, trainer.flow, trainer.p
+        ).log_prob(images),
+        "one sample, learned inverse": partial(sample, exact=False),
+        "one sample, exact inverse": partial(sample, exact=True),
     }
-    found["inference"] = _timed(thread_counts, calls, repeats, "what (float64)")
+    others = {
+        "renewals": _renewals(ops, thread_counts, "conv", repeats // 10),
+        "inference": _timed(thread_counts, calls, repeats, "what (float64)"),
+    }
     with limited(max(thread_counts)):
-        found["determinants"] = determinants(ops, repeats)
-    others = (table(found[name]) for name in ("renewals", "inference", "determinants"))
-    return found, "\n\n".join([text, slow_text, *others])
+        others["determinants"] = determinants(ops, repeats)
+    tables = map(table, others.values())
+    return {"steps": steps + slow, **others}, "\n\n".join([text, slow_text, *tables])
 
 
 def determinants(ops, repeats: int) -> list[dict]:
@@ -205,8 +210,13 @@ def determinants(ops, repeats: int) -> list[dict]:
                 ].median
                 for f, count in ((block, repeats), (dense, max(3, repeats // 10)))
             )
-            row = {"exact determinants, float64": f"{what} {shape}", "block ms": ours}
-            rows.append(row | {"dense ms": theirs, "dense / block": theirs / ours})
+            row = {
+                "exact determinants, float64": f"{what} {shape}",
+                "block ms": ours,
+                "dense ms": theirs,
+                "dense / block": theirs / ours,
+            }
+            rows.append(row)
     return rows
 
 

@@ -16,6 +16,7 @@ from drawings.style import (
     canvas,
     laid_out,
     plt,
+    write,
 )
 from snfnp.layers import RationalQuadraticSpline, SmoothLeakyReLU
 from snfnp.ops import get_ops
@@ -38,9 +39,9 @@ def rows():
         )
 
     matrix(0.9, 1.75, 0.9, 1.4, "$X$: (N, D)", BLUE, 5)
-    axis.text(1.55, 1.75, "·", ha="center", va="center", fontsize=16)
+    write(axis, 1.55, 1.75, "·", size=16)
     matrix(2.2, 1.75, 0.9, 0.9, r"$W^\top$", ORANGE)
-    axis.text(2.85, 1.75, "=", ha="center", va="center", fontsize=13)
+    write(axis, 2.85, 1.75, "=", size=13)
     matrix(3.5, 1.75, 0.9, 1.4, "$Z$: (N, D)", BLUE, 5)
     axis.text(0.9, 0.78, "a row is a sample", ha="center", fontsize=9)
     arrow(axis, (4.05, 1.75), (4.55, 1.75), "")
@@ -207,8 +208,9 @@ def spline():
     x = np.linspace(-13, 13, 1301)
     y, ldj, cache = layer.forward(ops, params, x[:, None])
     at, heights, slopes = cache["knots"][..., 0]
-    how = {"figsize": (6.2, 5.4), "sharex": True, "height_ratios": [3, 2]}
-    figure, (above, below) = plt.subplots(2, 1, **how)
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(6.2, 5.4), sharex=True, height_ratios=[3, 2]
+    )
     above.plot(x, x, color=INK, linewidth=1, linestyle=":", label="the identity")
     above.plot(x, y[:, 0], color=BLUE, label="$y(x)$")
     above.plot(at, heights, "o", color=ORANGE, label="knots $(x_k, y_k)$")

@@ -3,7 +3,18 @@
 import re
 from pathlib import Path
 
-from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, arrow, box, canvas
+from drawings.style import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    PURPLE,
+    RED,
+    arrow,
+    box,
+    canvas,
+    write,
+)
 
 _TEST = Path(__file__).parents[2] / "tests" / "test_architecture.py"
 # Inches.
@@ -71,7 +82,7 @@ def framework():
     exchange = r"$R^T$ stands where $W^{-T}$ stood, and $W^T$ where $R^{-T}$ stood"
     lines = ((3.42, BLUE, of_w, 11), (0.55, ORANGE, of_r, 11), (0.15, INK, exchange, 9))
     for y, color, text, size in lines:
-        axis.text(3.7, y, text, ha="center", va="center", color=color, fontsize=size)
+        write(axis, 3.7, y, text, color, size)
     return figure
 
 
@@ -79,7 +90,7 @@ def glow_step():
     """One step of flow: actnorm, mixing convolution, affine coupling."""
     figure, axis = canvas(7.6, 3.0)
     y = 2.1
-    axis.text(0.2, y, "$x$", ha="center", va="center", fontsize=13)
+    write(axis, 0.2, y, "$x$", size=13)
     arrow(axis, (0.35, y), (0.75, y))
     box(axis, 1.35, y, 1.2, 0.7, "actnorm\n$(x - t)\\,e^{-s}$", INK, 9)
     arrow(axis, (1.95, y), (2.3, y))
@@ -99,8 +110,8 @@ def glow_step():
     box(axis, 6.35, low, 0.9, 0.45, r"$x_2\,e^s + h_1$", ORANGE, 9)
     arrow(axis, (5.5, 1.6), (6.35, 0.98), "$s, h_1$", curve=-0.3, offset=(0.42, 0.28))
     arrow(axis, (6.8, low), (7.1, low))
-    axis.text(7.35, top, "$z_1$", ha="center", va="center", fontsize=12)
-    axis.text(7.35, low, "$z_2$", ha="center", va="center", fontsize=12)
+    write(axis, 7.35, top, "$z_1$", size=12)
+    write(axis, 7.35, low, "$z_2$", size=12)
     return figure
 
 
@@ -109,7 +120,7 @@ def multi_scale():
     figure, axis = canvas(7.6, 2.7)
     y = 1.9
     colors = (BLUE, PURPLE, GREEN)
-    axis.text(0.35, y, "$x$\nH × W\n× C", ha="center", va="center", fontsize=9)
+    write(axis, 0.35, y, "$x$\nH × W\n× C", size=9)
     x = 0.75
     shapes = (
         ("H/2 × W/2\n× 4C", "H/2 × W/2\n× 2C"),
@@ -121,29 +132,21 @@ def multi_scale():
         box(axis, x + 0.6, y, 0.7, 0.6, "squeeze", color, 8)
         arrow(axis, (x + 0.95, y), (x + 1.2, y))
         box(axis, x + 1.6, y, 0.8, 0.6, "K steps", color, 9)
-        axis.text(
-            x + 1.1,
-            y + 0.58,
-            squeezed,
-            ha="center",
-            va="center",
-            fontsize=7.5,
-            color=color,
-        )
+        write(axis, x + 1.1, y + 0.58, squeezed, color, 7.5)
         arrow(axis, (x + 2.0, y), (x + 2.2, y))
         box(axis, x + 2.5, y, 0.6, 0.6, "split", color, 8)
-        axis.text(x + 2.95, y + 0.58, kept, ha="center", va="center", fontsize=7.5)
+        write(axis, x + 2.95, y + 0.58, kept, size=7.5)
         arrow(axis, (x + 2.5, y - 0.3), (x + 2.5, 0.75))
         axis.text(
             x + 2.5, 0.5, f"$z_{level + 1}$", ha="center", fontsize=12, color=color
         )
         x += 2.8
     arrow(axis, (x, y), (x + 0.25, y))
-    axis.text(x + 0.6, y, "…  $z_L$", ha="center", va="center", fontsize=12)
+    write(axis, x + 0.6, y, "…  $z_L$", size=12)
     density = (
         r"$\log p(x) = \sum_l \log N(z_l; 0, I) + $ the log-determinants on the way"
     )
-    axis.text(3.8, 0.14, density, ha="center", va="center", fontsize=10)
+    write(axis, 3.8, 0.14, density)
     return figure
 
 

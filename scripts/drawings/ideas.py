@@ -2,7 +2,17 @@
 
 import numpy as np
 
-from drawings.style import BLUE, GREEN, INK, ORANGE, laid_out, plt
+from drawings.style import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    bare,
+    laid_out,
+    plt,
+    show_taps,
+    write,
+)
 from snfnp.gradcheck import as_matrix
 from snfnp.maps import Conv2d
 from snfnp.ops import get_ops
@@ -55,7 +65,6 @@ def flip():
     """A kernel and its flip, and their matrices: each is the other's transpose (page 07)."""
     f = Conv2d((3, 3), 1)
     kernel = np.arange(1.0, 10.0).reshape(3, 3, 1, 1)
-    colors = plt.get_cmap("tab10", 10)
     figure, axes = plt.subplots(2, 2, figsize=(4.2, 4.7), height_ratios=[0.62, 1])
     named = ((kernel, "$w$", "$T(w)$"), (f.flip(kernel), "flip$(w)$", "$T($flip$(w))$"))
     for column, (own, title, of_matrix) in enumerate(named):
@@ -65,18 +74,11 @@ def flip():
             (axes[1, column], matrix, of_matrix),
         )
         for axis, values, name in panels:
-            image = np.zeros((*values.shape, 4))
-            image[values > 0] = colors((values[values > 0] - 1).astype(int))
-            image[..., 3] *= 0.8
-            axis.imshow(image)
-            axis.set_title(name)
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
+            show_taps(axis, values)
+            bare(axis, title=name)
         for (row, place), value in np.ndenumerate(own[:, :, 0, 0]):
             label = f"$w_{value:.0f}$"
-            axes[0, column].text(
-                place, row, label, ha="center", va="center", color="white"
-            )
+            write(axes[0, column], place, row, label, "white")
         axes[1, column].set(xlabel="pixel in", ylabel="pixel out")
         axes[1, column].plot([-0.5, 11.5], [-0.5, 11.5], color=INK, linewidth=0.8)
     return laid_out(figure)

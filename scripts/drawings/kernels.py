@@ -11,10 +11,13 @@ from drawings.style import (
     PURPLE,
     RED,
     arrow,
+    bare,
     box,
     canvas,
     laid_out,
     plt,
+    show_taps,
+    write,
 )
 from snfnp.gradcheck import as_matrix
 from snfnp.layers.baselines import CausalConv2d, ConvExponential
@@ -114,54 +117,39 @@ def exponential_terms():
 def convolution_matrix():
     """T(w) of a 3×3 kernel on an image of 5×4 pixels, one U_i, and m."""
     ops = get_ops("numpy")
-    height, width = (5, 4)
     f = Conv2d((3, 3), 1)
+    height = 5
+    width = 4
     shape = (height, width, 1)
     kernel = np.arange(1.0, 10.0).reshape(3, 3, 1, 1)
     chosen = np.zeros_like(kernel)
     chosen[0, 1] = 1.0  # the tap above the centre
-    colors = plt.get_cmap("tab10", 10)
-    figure, grid = plt.subplots(2, 2, figsize=(4.8, 5.4), height_ratios=[0.6, 1])
-    axes = [grid[0, 0], grid[1, 0], grid[1, 1], grid[0, 1]]
-    for axis, values, title in (
-        (axes[0], kernel[:, :, 0, 0], "the kernel $w$"),
-        (
-            axes[3],
-            f.multiplicity(shape)[:, :, 0, 0],
-            "$m$: how often each\nelement is used",
-        ),
-    ):
-        axis.set_title(title)
-        axis.set(
-            xticks=[], yticks=[], xlim=(-0.5, 2.5), ylim=(2.5, -0.5), aspect="equal"
-        )
-        for (row, column), value in np.ndenumerate(values):
-            corner = (column - 0.5, row - 0.5)
-            color = colors(3 * row + column)
-            axis.add_patch(plt.Rectangle(corner, 1, 1, facecolor=color, alpha=0.8))
-            label = f"$w_{int(value)}$" if axis is axes[0] else f"{value:.0f}"
-            axis.text(
-                column, row, label, ha="center", va="center", color="white", fontsize=12
-            )
-        axis.spines[:].set_visible(False)
-    whole = as_matrix(f, ops, kernel, shape)
-    image = np.zeros((*whole.shape, 4))
-    image[whole > 0] = colors((whole[whole > 0] - 1).astype(int))
-    image[..., 3] *= 0.8
-    axes[1].imshow(image)
-    axes[1].set_title("$T(w)$, 20 × 20: a block for\neach pair of rows")
+    figure, axes = plt.subplots(2, 2, figsize=(4.8, 5.4), height_ratios=[0.6, 1])
+    multiplicity = f.multiplicity(shape)[:, :, 0, 0]
+    labels = {
+        "the kernel $w$": [f"$w_{k}$" for k in range(1, 10)],
+        "$m$: how often each\nelement is used": [f"{m:.0f}" for m in multiplicity.flat],
+    }
+    for axis, (title, texts) in zip(axes[0], labels.items(), strict=True):
+        show_taps(axis, kernel[:, :, 0, 0])
+        bare(axis, title=title)
+        for index, text in enumerate(texts):
+            write(axis, index % 3, index // 3, text, "white", 12)
     indicator = as_matrix(f, ops, chosen, shape)
-    axes[2].imshow(np.where(indicator[..., None] > 0, colors(1), 0.0))
     count = int(indicator.sum())
-    axes[2].set_title(
-        f"$U_2$: 1 where $w_2$ stands,\n{count} places, so $m_2 = {count}$"
-    )
-    for axis in axes[1:3]:
+    title = f"$U_2$: 1 where $w_2$ stands,\n{count} places, so $m_2 = {count}$"
+    matrices = {
+        "$T(w)$, 20 × 20: a block for\neach pair of rows": as_matrix(
+            f, ops, kernel, shape
+        ),
+        title: 2 * indicator,
+    }
+    for axis, (title, matrix) in zip(axes[1], matrices.items(), strict=True):
+        show_taps(axis, matrix)
+        bare(axis, title=title)
         for edge in range(0, height * width + 1, width):  # between blocks
             axis.axhline(edge - 0.5, color=INK, linewidth=0.5, alpha=0.6)
             axis.axvline(edge - 0.5, color=INK, linewidth=0.5, alpha=0.6)
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
     return laid_out(figure)
 
 
@@ -194,5 +182,5 @@ def block_elimination():
         (6.2, -0.1, r"$\log|\det T| = \sum_i \log|\det D_i|$", GREEN),
         (1.6, -0.1, "blocks of $n$ rows and columns", INK),
     ):
-        axis.text(x, y, text, ha="center", va="center", fontsize=9, color=color)
+        write(axis, x, y, text, color, 9)
     return figure

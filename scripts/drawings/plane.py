@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from drawings.style import BLUE, GREEN, INK, ORANGE, laid_out, move, plt
+from drawings.style import BLUE, GREEN, INK, ORANGE, bare, laid_out, move, plt
 
 _PROGRAM = Path(__file__).parents[2] / "derivations" / "00-the-method.py"
 
@@ -67,9 +67,8 @@ def plane_training():
         title="data become noise, through $W$", xlim=(-4.1, 4.1), ylim=(-3.1, 3.1)
     )
     for axis in (left, right):
-        axis.set(xticks=[], yticks=[])
+        bare(axis)
         axis.title.set_fontsize(13)  # to be read on a phone, too
-        axis.spines[:].set_visible(False)
     figure.subplots_adjust(0.01, 0.01, 0.99, 0.9, 0.04)
     move(left, bent, ORANGE, 0.7)
     move(left, samples, BLUE, 2.6)
@@ -95,13 +94,7 @@ def plane_matrices():
                 axis.annotate("", end, (0, 0), arrowprops={"arrowstyle": "-|>", **how})
             title = f"$R_{number} W_{number}$" if name == "E" else f"${name}_{number}$"
             area = abs(np.linalg.det(matrix))
-            axis.set(
-                title=f"{title}: areas × {area:.2f}",
-                xticks=[],
-                yticks=[],
-                aspect="equal",
-            )
-            axis.spines[:].set_visible(False)
+            bare(axis, title=f"{title}: areas × {area:.2f}", aspect="equal")
     return laid_out(figure)
 
 
@@ -122,7 +115,7 @@ def plane_layers():
             axis.plot(*line.T, color=ORANGE, linewidth=0.5)
         axis.plot(*dots.T, ".", color=BLUE, markersize=3)
         middle = dots.mean(axis=0)
-        half = 1.25 * np.abs(dots - dots.mean(axis=0)).max()
+        half = 1.25 * np.abs(dots - middle).max()
         left, bottom = middle - half
         right, top = middle + half
         axis.set(

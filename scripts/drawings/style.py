@@ -53,19 +53,43 @@ def laid_out(figure, *axes, **legend):
     return figure
 
 
+def write(axis, x, y, text, color=INK, size=10):
+    """A text whose middle is (x, y)."""
+    axis.text(x, y, text, ha="center", va="center", color=color, fontsize=size)
+
+
+def bare(axis, **settings):
+    """Take away the ticks and the frame of an axis. settings: of the axis."""
+    axis.set(xticks=[], yticks=[], **settings)
+    axis.spines[:].set_visible(False)
+
+
+def show_taps(axis, values):
+    """An image of values: k > 0 in the k-th of ten colours, and 0 without any."""
+    image = np.zeros((*values.shape, 4))
+    colors = plt.get_cmap("tab10", 10)
+    image[values > 0] = colors((values[values > 0] - 1).astype(int))
+    image[..., 3] *= 0.8
+    axis.imshow(image)
+
+
 def box(axis, x, y, width, height, label, color=INK, size=10, alpha=0.14):
     """A rounded box around (x, y) with a label."""
     place = (x - width / 2, y - height / 2)
     shape = "round,pad=0,rounding_size=0.08"
     for face, edge in (((color, alpha), "none"), ("none", color)):
-        look = {
-            "facecolor": face,
-            "edgecolor": edge,
-            "linewidth": 1.3,
-            "boxstyle": shape,
-        }
-        axis.add_patch(FancyBboxPatch(place, width, height, **look))
-    axis.text(x, y, label, ha="center", va="center", fontsize=size)
+        axis.add_patch(
+            FancyBboxPatch(
+                place,
+                width,
+                height,
+                facecolor=face,
+                edgecolor=edge,
+                linewidth=1.3,
+                boxstyle=shape,
+            )
+        )
+    write(axis, x, y, label, size=size)
 
 
 def arrow(
@@ -80,12 +104,22 @@ def arrow(
     style="-|>",
 ):
     """An arrow with a label above its middle (moved by `offset`)."""
-    look = {"arrowstyle": style, "mutation_scale": 12, "color": color, "linewidth": 1.5}
-    look |= {"shrinkA": 0, "shrinkB": 0, "connectionstyle": f"arc3,rad={curve}"}
-    axis.add_patch(FancyArrowPatch(start, end, **look))
+    axis.add_patch(
+        FancyArrowPatch(
+            start,
+            end,
+            arrowstyle=style,
+            mutation_scale=12,
+            color=color,
+            linewidth=1.5,
+            shrinkA=0,
+            shrinkB=0,
+            connectionstyle=f"arc3,rad={curve}",
+        )
+    )
     middle = [(a + b) / 2 + d for a, b, d in zip(start, end, offset, strict=True)]
     if label:
-        axis.text(*middle, label, color=color, ha="center", va="center", fontsize=size)
+        write(axis, *middle, label, color, size)
 
 
 def move(axis, frames, color: str, width: float, seconds: float = 10) -> None:

@@ -59,8 +59,14 @@ def planar_density():
     log_dets = sum(flow.log_dets(ops, params).values())
     density = np.exp(flow.log_density(ops, latents) + ldj + log_dets)
     figure, axis = plt.subplots(figsize=(5.6, 3.8))
-    look = {"levels": 8, "colors": [BLUE], "linewidths": 1.1}
-    axis.contour(first, second, density.reshape(side, side), **look)
+    axis.contour(
+        first,
+        second,
+        density.reshape(side, side),
+        levels=8,
+        colors=[BLUE],
+        linewidths=1.1,
+    )
     axis.plot(*points[::2].T, ".", color=INK, markersize=2.5, alpha=0.8)
     axis.set(xlabel="first coordinate", ylabel="second coordinate")
     return laid_out(figure)

@@ -91,12 +91,11 @@ class Figure2(_OneSeed):
         exact, learned = (images.astype(float) for images in panels.values())
         apart = np.abs(exact - learned)
         drawn = np.maximum(exact, learned) > 1  # most of a digit's image is black
-        found = {
+        same = apart <= 1
+        return {
             "mean_difference": float(apart.mean()),
-            "same_pixels": float((apart <= 1).mean()),
-        }
-        return found | {
-            "same_drawn": float((apart <= 1)[drawn].mean()) if drawn.any() else None
+            "same_pixels": float(same.mean()),
+            "same_drawn": float(same[drawn].mean()) if drawn.any() else None,
         }
 
     def show(self, record: dict) -> str:

@@ -209,8 +209,15 @@ def _part_rows():
         )
         name = "-".join(("ablation", model, *values))
         cells = (_MODELS[model], *values)
-        how = {"ours": _PART_EPOCHS, "epochs_given": False}
-        yield Row(name, cells, options, NOT_GIVEN, _PART_EPOCHS, **how)
+        yield Row(
+            name,
+            cells,
+            options,
+            NOT_GIVEN,
+            _PART_EPOCHS,
+            ours=_PART_EPOCHS,
+            epochs_given=False,
+        )
 
 
 class Ablation(LikelihoodTable):
@@ -248,8 +255,14 @@ class Ablation(LikelihoodTable):
                     found.get((model, *which, own), nan)
                     for own in _PARTS["lr_schedule"]
                 ]
-                look = {"color": color, "marker": marker, "linestyle": line}
-                axis.plot(_PARTS["lr_schedule"], points, label=", ".join(which), **look)
+                axis.plot(
+                    _PARTS["lr_schedule"],
+                    points,
+                    label=", ".join(which),
+                    color=color,
+                    marker=marker,
+                    linestyle=line,
+                )
             axis.set(title=model, xlabel="learning rate")
             axis.margins(x=0.2)
         axes[0, 0].set_ylabel("test NLL (nats)")

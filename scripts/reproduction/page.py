@@ -20,15 +20,14 @@ from snfnp.errors import UsageError
 from snfnp.training.options import TrainConfig
 
 TARGETS: dict[str, Target] = {
-    name: LikelihoodTable(table) for name, table in TABLES.items()
-}
-TARGETS |= {
+    **{name: LikelihoodTable(table) for name, table in TABLES.items()},
     "table3": Table3(),
+    "white-parts": Ablation(),
     "figure2": Figure2(),
     "figure3": Figure3(),
     "figure4": Figure4(),
+    "figure5": Figure5(),
 }
-TARGETS |= {"figure5": Figure5(), "white-parts": Ablation()}
 TARGETS = dict(sorted(TARGETS.items(), key=lambda item: (item[0][0] == "f", item[0])))
 
 FOLDER = Path(__file__).resolve().parents[2] / "derivations"

@@ -21,14 +21,16 @@ def save_beside(
             if own[0]
         ]
         y, mean, deviation = zip(*known, strict=True) if known else ((), (), ())
-        look = {
-            "fmt": marker,
-            "color": color,
-            "markersize": 5,
-            "linewidth": 1.3,
-            "label": name,
-        }
-        axis.errorbar(mean, y, xerr=[own or 0.0 for own in deviation], **look)
+        axis.errorbar(
+            mean,
+            y,
+            xerr=[own or 0.0 for own in deviation],
+            fmt=marker,
+            color=color,
+            markersize=5,
+            linewidth=1.3,
+            label=name,
+        )
     axis.set_yticks(rows, labels)
     axis.set_ylim(len(labels) - 0.5, -0.5)  # the first row above
     axis.set_xlabel(axis_label)
@@ -58,8 +60,9 @@ def save_angles(
         few = len(epochs) < 50
         axis.plot(epochs, mean, color=BLUE, marker="." if few else None, label="ours")
         axis.fill_between(epochs, low, high, color=BLUE, alpha=0.2, linewidth=0)
-        look = {"color": ORANGE, "linestyle": "--", "linewidth": 1.3}
-        axis.axhline(level, label=f"paper: {words}°", **look)
+        axis.axhline(
+            level, label=f"paper: {words}°", color=ORANGE, linestyle="--", linewidth=1.3
+        )
         axis.set(title=label, xlabel="epoch", ylim=(0, None))
         axis.grid()
         axis.legend()

@@ -60,11 +60,8 @@ def merged(target, known: dict | None, new: dict) -> dict:
         elif _length(row) == _length(before):
             found[cells] = _joined(before, row)
     order = {row.cells: place for place, row in enumerate(target.rows)}
-    return new | {
-        "rows": [
-            found[own] for own in sorted(found, key=lambda own: order.get(own, 99))
-        ]
-    }
+    cells = sorted(found, key=lambda cells: order.get(cells, 99))
+    return new | {"rows": [found[each] for each in cells]}
 
 
 def _length(row: dict) -> int:

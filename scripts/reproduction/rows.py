@@ -126,8 +126,9 @@ _GECO = {
     "lambda_control": "geco",
     "constraint": "absolute",
     "tolerance": 0.0,
+    "lambda_rate": 1e-3,
+    "lambda_smoothing": 0.9,
 }
-_GECO |= {"lambda_rate": 1e-3, "lambda_smoothing": 0.9}
 
 
 def _table_5() -> Iterator[Row]:
@@ -174,8 +175,13 @@ def _white() -> Iterator[Row]:
             else row.cells[0]
         )
         for name, ours in named.items():
-            own = {"name": name, "cells": (f"{label}, {ours} epochs",), "ours": ours}
-            yield replace(row, **own, options=options | {"recipe": "white"})
+            yield replace(
+                row,
+                name=name,
+                cells=(f"{label}, {ours} epochs",),
+                ours=ours,
+                options=options | {"recipe": "white"},
+            )
 
 
 TABLES = {
@@ -184,18 +190,23 @@ TABLES = {
     ),
     "table2": Table(
         "Table 2: test bits/dim of Glow 3L-32K on CIFAR-10 and 3L-48K on ImageNet32",
-        *(("model", "data"), tuple(_table_2())),
+        ("model", "data"),
+        tuple(_table_2()),
     ),
     "table4": Table(
         "Table 4: test NLL in nats on MNIST for self-normalizing flows with different λ",
-        *(("model", "λ"), tuple(_table_4())),
+        ("model", "λ"),
+        tuple(_table_4()),
     ),
     "table5": Table(
         "Table 5: test NLL in nats on MNIST of Glow 2L-4K of width 16 with larger kernels",
-        *(("model",), tuple(_table_5()), 3),
+        ("model",),
+        tuple(_table_5()),
+        3,
     ),
     "white": Table(
         "The recipe: test NLL in nats on MNIST with --recipe white, beside the paper's rows",
-        *(("model",), tuple(_white())),
+        ("model",),
+        tuple(_white()),
     ),
 }

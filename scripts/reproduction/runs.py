@@ -41,10 +41,13 @@ class Run:
 
     def config(self, training_images: int, backend: str) -> TrainConfig:
         """The run's configuration: the row's options, its seed and its length."""
-        own = {"seed": self.seed, "epochs": self.epochs, "eval_every": self.eval_every}
-        return TrainConfig(**self.row.options, **own, backend=backend).resolve(
-            training_images
-        )
+        return TrainConfig(
+            **self.row.options,
+            seed=self.seed,
+            epochs=self.epochs,
+            eval_every=self.eval_every,
+            backend=backend,
+        ).resolve(training_images)
 
 
 @dataclass(frozen=True, eq=False)

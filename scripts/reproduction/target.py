@@ -18,8 +18,12 @@ _OF_A_RUN = {
     "track_angle",
     "out",
     "data_dir",
+    "backend",
+    "threads",
+    "graph",
+    "recompute",
+    "eval_dtype",
 }
-_OF_A_RUN |= {"backend", "threads", "graph", "recompute", "eval_dtype"}
 
 
 class Target:
@@ -52,27 +56,32 @@ class Trained(Target):
     def collect(
         self, command: Command, runs: list[Run], outcomes: dict[Path, dict]
     ) -> dict:
-        found = []
+        records = []
         for row in dict.fromkeys(run.row for run in runs):
-            own = [run for run in runs if run.row == row]
-            config = RunFolder(own[0].folder).config().as_dict().items()
-            record = {"name": row.name, "cells": list(row.cells), "unit": row.unit}
-            record |= {"paper": row.paper, "paper_spread": row.spread}
-            record |= {
+            runs_of_row = [run for run in runs if run.row == row]
+            config = RunFolder(runs_of_row[0].folder).config().as_dict().items()
+            record = {
+                "name": row.name,
+                "cells": list(row.cells),
+                "unit": row.unit,
+                "paper": row.paper,
+                "paper_spread": row.spread,
                 "paper_epochs": row.epochs,
                 "paper_epochs_given": row.epochs_given,
+                "config": {
+                    k: v for k, v in config if v is not None and k not in _OF_A_RUN
+                },
+                "data": row.data,
+                "runs": [
+                    {"seed": run.seed} | outcomes[run.folder] | self.measure(run)
+                    for run in runs_of_row
+                ],
+                "made_with": distinct(
+                    [provenance.of_run(run.folder) for run in runs_of_row]
+                ),
             }
-            record["config"] = {
-                k: v for k, v in config if v is not None and k not in _OF_A_RUN
-            }
-            record["data"] = row.data
-            record["runs"] = [
-                {"seed": run.seed} | outcomes[run.folder] | self.measure(run)
-                for run in own
-            ]
-            made_with = distinct([provenance.of_run(run.folder) for run in own])
-            found.append(record | {"made_with": made_with})
-        return {"rows": found}
+            records.append(record)
+        return {"rows": records}
 
 
 SHORTER = "†"  # the mark of fewer epochs than the paper's, which the page explains

@@ -2,6 +2,8 @@
 forward passes. Derivation: derivations/19-jacobian-vector-products.md and 20-variational.md.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from snfnp.beyond.rules import Variational
@@ -42,6 +44,7 @@ class JacobianMean(TrainingState):
         return {"jacobian_error": total / count if count else 0.0}
 
 
+@dataclass(frozen=True)
 class Noise:
     """Noise of a training step in the outputs of layers with the variational rule.
 
@@ -49,19 +52,16 @@ class Noise:
         key: of the step; its `first` is the index in the batch of the first sample.
     """
 
-    def __init__(self, ops: Ops, flow: Flow, params: Params, key: RandomKey):
-        self._ops = ops
-        self._layers = flow.layers
-        self._params = params
-        self._key = key
+    ops: Ops
+    flow: Flow
+    params: Params
+    key: RandomKey
 
     def __call__(self, index: int, z: Array, cache: dict) -> Array:
         """The next layer's input in place of z, the output of the index-th layer."""
-        name, layer = self._layers[index]
+        name, layer = self.flow.layers[index]
         if not (isinstance(layer, Linear) and isinstance(layer.rule, Variational)):
             return z
-        key = layer_key(self._key, index)
-        p = self._params[name]
-        return layer.rule.perturb(
-            self._ops, layer.map, p, z, cache, key, self._key.first
-        )
+        key = layer_key(self.key, index)
+        p = self.params[name]
+        return layer.rule.perturb(self.ops, layer.map, p, z, cache, key, self.key.first)

@@ -5,6 +5,7 @@ Derivation: derivations/23-monitors-and-certificates.md and 22-stability.md.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ def stable_above(rule: Rule) -> float | None:
     return THRESHOLD if has_inverse_likelihood(rule) else None
 
 
+@dataclass(eq=False)
 class SmallestSecondMoment:
     """σ²_min, the smallest eigenvalue of E[r rᵀ], r what the weights of one output of a map see:
     samples of a dense map, receptive fields of a convolution.
@@ -44,16 +46,13 @@ class SmallestSecondMoment:
     once O(D³).
     """
 
-    def __init__(self, ops: Ops, f: Map, images: int):
-        self._ops = ops
-        self._map = f
-        self._images = images
-        self._counts: tuple[int, int] | None = (
-            None  # of images that find, and that measure
-        )
-        # Of each part, the images that find the directions and those that measure them: Σ r rᵀ on
-        # the host, and the number of rows.
-        self.sums: list[tuple[Any, int]] = [(0.0, 0), (0.0, 0)]
+    ops: Ops
+    map: Map
+    images: int
+    # Images that find the directions, and images that measure them.
+    counts: tuple[int, int] | None = None
+    # Of each part: Σ r rᵀ on the host, and the number of rows.
+    sums: list[tuple[Any, int]] = field(default_factory=lambda: [(0.0, 0)] * 2)
 
     def add(self, x: Array, first: int = 0) -> None:
         """Add inputs.
@@ -62,20 +61,20 @@ class SmallestSecondMoment:
             x: (N, ...), of the layer, on the device, in double precision.
             first: the index of the first one among all images.
         """
-        if self._counts is None:
+        if self.counts is None:
             per_image, unknowns = self._rows(x[:1]).shape
             enough = max(_FEWEST, math.ceil(_ENOUGH * unknowns / per_image))
-            held_out = min(_FEWEST, self._images - self._images // 2)
-            finding = min(enough, self._images - held_out)
-            measuring = min(enough, self._images - finding) if finding else 0
-            self._counts = finding, measuring
-        finding, measuring = self._counts
+            held_out = min(_FEWEST, self.images - self.images // 2)
+            finding = min(enough, self.images - held_out)
+            measuring = min(enough, self.images - finding) if finding else 0
+            self.counts = finding, measuring
+        finding, measuring = self.counts
         indices = first + np.arange(len(x))
-        order, chosen = _spread(indices, finding + measuring, self._images)
+        order, chosen = _spread(indices, finding + measuring, self.images)
         _, finds = _spread(order, finding, max(1, finding + measuring))
         for part, mask in enumerate((chosen & finds, chosen & ~finds)):
             if mask.any():
-                self._add(part, self._rows(x[self._ops.asarray(np.flatnonzero(mask))]))
+                self._add(part, self._rows(x[self.ops.asarray(np.flatnonzero(mask))]))
 
     @property
     def value(self) -> float | None:
@@ -92,13 +91,13 @@ class SmallestSecondMoment:
 
     def _add(self, part: int, rows: Array) -> None:
         moments, count = self.sums[part]
-        moments = moments + self._ops.to_host(self._ops.linalg.matmul(rows.T, rows))
+        moments = moments + self.ops.to_host(self.ops.linalg.matmul(rows.T, rows))
         self.sums[part] = moments, count + len(rows)
 
     def _rows(self, x: Array) -> Array:
         """x (N, ...) as the rows that the weights of one output see."""
-        f = self._map
-        return self._ops.conv.patches(x, f.kernel) if isinstance(f, Conv2d) else x
+        f = self.map
+        return self.ops.conv.patches(x, f.kernel) if isinstance(f, Conv2d) else x
 
 
 def _total(sums: tuple[tuple[Any, int], ...]) -> tuple[Any, int]:

@@ -12,16 +12,30 @@ class GpuActivation(Activation):
         y = self.device.empty(x.shape, x.dtype)
         ldj = self.device.empty(len(x), x.dtype)
         sigma = self.device.empty(x.shape, x.dtype)
-        arguments = {"x": x, "y": y, "ldj": ldj, "sigma": sigma, "alpha": alpha}
-        arguments |= {"dimension": math.prod(x.shape[1:])}
-        self.device.launch("smooth_leaky_relu", x.dtype, len(x), **arguments)
+        self.device.launch(
+            "smooth_leaky_relu",
+            x.dtype,
+            len(x),
+            x=x,
+            y=y,
+            ldj=ldj,
+            sigma=sigma,
+            alpha=alpha,
+            dimension=math.prod(x.shape[1:]),
+        )
         return y, ldj, sigma
 
     def smooth_leaky_relu_backward(self, sigma, dy, dldj, alpha):
         dx = self.device.empty(sigma.shape, sigma.dtype)
-        arguments = {"sigma": sigma, "dy": dy, "dldj": dldj, "dx": dx, "alpha": alpha}
-        arguments |= {"dimension": math.prod(sigma.shape[1:])}
         self.device.launch(
-            "smooth_leaky_relu_backward", sigma.dtype, len(sigma), **arguments
+            "smooth_leaky_relu_backward",
+            sigma.dtype,
+            len(sigma),
+            sigma=sigma,
+            dy=dy,
+            dldj=dldj,
+            dx=dx,
+            alpha=alpha,
+            dimension=math.prod(sigma.shape[1:]),
         )
         return dx

@@ -17,8 +17,16 @@ class GpuChannels(Channels):
         if out is None:
             out = self.device.empty(x.shape[-1], x.dtype)
         blocks, sums = partial_sums(self.device, x, 1)
-        sums |= {"size": x.size, "channels": x.shape[-1]}
-        self.device.launch("channel_sum", x.dtype, blocks, x=x, out=out, **sums)
+        self.device.launch(
+            "channel_sum",
+            x.dtype,
+            blocks,
+            x=x,
+            out=out,
+            size=x.size,
+            channels=x.shape[-1],
+            **sums,
+        )
         return out
 
     # one launch each, of a transposed view's copy
@@ -48,47 +56,58 @@ class GpuChannels(Channels):
         if y is None:
             y = self.device.empty(x.shape, x.dtype)
         blocks, _ = channel_blocks(x.size, x.shape[-1], 4)
-        arguments = {
-            "x": x,
-            "before": before,
-            "s": s,
-            "after": after,
-            "y": y,
-            "ldj": ldj,
-        }
-        arguments |= {"sign": sign, "factor": factor, "samples": len(x)}
-        self.device.launch("shift_scale", x.dtype, blocks, **arguments, **_sizes(x))
+        self.device.launch(
+            "shift_scale",
+            x.dtype,
+            blocks,
+            x=x,
+            before=before,
+            s=s,
+            after=after,
+            y=y,
+            ldj=ldj,
+            sign=sign,
+            factor=factor,
+            samples=len(x),
+            **_sizes(x),
+        )
         return y
 
     def shift_scale_backward(self, dy, y, sign, factor, s, dldj, out):
         g_b, g_s = out
         dx = self.device.empty(dy.shape, dy.dtype)
         blocks, sums = partial_sums(self.device, dy, 2)
-        sums |= {
-            "dy": dy,
-            "y": y,
-            "s": s,
-            "dldj": dldj,
-            "dx": dx,
-            "g_b": g_b,
-            "g_s": g_s,
-        }
-        sums |= {
-            "sign": sign,
-            "factor": factor,
-            "samples": 0 if dldj is None else len(dy),
-        }
         self.device.launch(
-            "shift_scale_backward", dy.dtype, blocks, **sums, **_sizes(dy)
+            "shift_scale_backward",
+            dy.dtype,
+            blocks,
+            dy=dy,
+            y=y,
+            s=s,
+            dldj=dldj,
+            dx=dx,
+            g_b=g_b,
+            g_s=g_s,
+            sign=sign,
+            factor=factor,
+            samples=0 if dldj is None else len(dy),
+            **sums,
+            **_sizes(dy),
         )
         return dx
 
     def gaussian_log_density(self, z):
         dimension = math.prod(z.shape[1:])
         density = self.device.empty(len(z), z.dtype)
-        arguments = {"z": z, "density": density, "dimension": dimension}
-        arguments |= {"constant": 0.5 * dimension * math.log(2 * math.pi)}
-        self.device.launch("gaussian_log_density", z.dtype, len(z), **arguments)
+        self.device.launch(
+            "gaussian_log_density",
+            z.dtype,
+            len(z),
+            z=z,
+            density=density,
+            dimension=dimension,
+            constant=0.5 * dimension * math.log(2 * math.pi),
+        )
         return density
 
     def total(self, terms):

@@ -213,10 +213,19 @@ def _correlate_images(task, x, k, size, pixels, lanes, z):
                     # the last tile of a row may overlap the one before: the same values again
                     first = min(left, width - len(pixels))
                     tile(
-                        *(padded, y * row + first * inputs, (row, 1, inputs)),
-                        *(k, o, (run * outputs, outputs), (kh, run)),
-                        *(flat, (y * width + first) * outputs + o, outputs, False),
-                        *(pixels, lanes),
+                        padded,
+                        y * row + first * inputs,
+                        (row, 1, inputs),
+                        k,
+                        o,
+                        (run * outputs, outputs),
+                        (kh, run),
+                        flat,
+                        (y * width + first) * outputs + o,
+                        outputs,
+                        False,
+                        pixels,
+                        lanes,
                     )
 
 
@@ -236,8 +245,17 @@ def _weight_grad(task, delta, x, kw, taps, lanes, sums):
             for h in range(kh):
                 for tap in range(0, run, len(taps)):
                     tile(
-                        *(padded, h * row + tap, (row, inputs, 1)),
-                        *(flat, o, (width * outputs, outputs), (height, width)),
-                        *(sums[task, h], tap * outputs + o, outputs, True),
-                        *(taps, lanes),
+                        padded,
+                        h * row + tap,
+                        (row, inputs, 1),
+                        flat,
+                        o,
+                        (width * outputs, outputs),
+                        (height, width),
+                        sums[task, h],
+                        tap * outputs + o,
+                        outputs,
+                        True,
+                        taps,
+                        lanes,
                     )

@@ -21,8 +21,15 @@ class GpuConv(Conv):
         cols = self.device.empty(
             (x.size // channels, math.prod(kernel) * channels), x.dtype
         )
-        sizes = _sizes(x, kernel, channels=channels)
-        self.device.each("patches", x.dtype, cols.size, x=x, cols=cols, **sizes)
+        self.device.each(
+            "patches",
+            x.dtype,
+            cols.size,
+            x=x,
+            cols=cols,
+            channels=channels,
+            **_sizes(x, kernel),
+        )
         return cols
 
     def correlate(self, x: Array, k: Array) -> Array:
@@ -34,18 +41,32 @@ class GpuConv(Conv):
         blocks = min(-(-items // _CONV_ITEMS), _MOST_BLOCKS)
         splits = min(kh, 3) if kh * kw * inputs >= _LONG else 1
         threads = splits * _CONV_ITEMS
-        sizes = _sizes(x, (kh, kw), inputs=inputs, outputs=outputs, splits=splits)
         self.device.launch(
-            "conv", x.dtype, blocks, threads=threads, x=x, k=k, z=z, **sizes
+            "conv",
+            x.dtype,
+            blocks,
+            threads=threads,
+            x=x,
+            k=k,
+            z=z,
+            inputs=inputs,
+            outputs=outputs,
+            splits=splits,
+            **_sizes(x, (kh, kw)),
         )
         return z
 
     def shift_and_add(self, products: Array) -> Array:
         n, height, width, kh, kw, outputs = products.shape
         z = self.device.empty((n, height, width, outputs), products.dtype)
-        sizes = _sizes(products, (kh, kw), outputs=outputs)
         self.device.each(
-            "shift_and_add", z.dtype, z.size, products=products, z=z, **sizes
+            "shift_and_add",
+            z.dtype,
+            z.size,
+            products=products,
+            z=z,
+            outputs=outputs,
+            **_sizes(products, (kh, kw)),
         )
         return z
 
@@ -77,27 +98,36 @@ class GpuConv(Conv):
         threads = -(-items_each * slices // 32) * 32
         blocks = chunks * item_blocks
         parts = self.device.empty((chunks, out.size), out.dtype)
-        arguments = _sizes(x, (kh, kw), inputs=inputs, outputs=outputs)
-        arguments |= {"chunk": chunk, "items_each": items_each, "slices": slices}
-        arguments |= {"delta": delta, "x": x, "parts": parts}
         self.device.launch(
-            "conv_weight_grad", out.dtype, blocks, threads=threads, **arguments
+            "conv_weight_grad",
+            out.dtype,
+            blocks,
+            threads=threads,
+            delta=delta,
+            x=x,
+            parts=parts,
+            inputs=inputs,
+            outputs=outputs,
+            chunk=chunk,
+            items_each=items_each,
+            slices=slices,
+            **_sizes(x, (kh, kw)),
         )
-        sums = {
-            "parts": parts,
-            "count": chunks,
-            "out": out,
-            "size": out.size,
-            "add": add,
-        }
         self.device.launch(
-            "conv_weight_grad_sum", out.dtype, -(-out.size // 32), **sums
+            "conv_weight_grad_sum",
+            out.dtype,
+            -(-out.size // 32),
+            parts=parts,
+            count=chunks,
+            out=out,
+            size=out.size,
+            add=add,
         )
         return out
 
 
-def _sizes(images: Array, kernel: tuple[int, int], **more: int) -> dict[str, int]:
-    """The sizes of images (N, H, W, …) and of a kernel, by the names of parameters, and more."""
+def _sizes(images: Array, kernel: tuple[int, int]) -> dict[str, int]:
+    """The sizes of images (N, H, W, …) and of a kernel, by the names of parameters."""
     samples, height, width = images.shape[:3]
     kh, kw = kernel
     return {
@@ -106,7 +136,6 @@ def _sizes(images: Array, kernel: tuple[int, int], **more: int) -> dict[str, int
         "width": width,
         "kh": kh,
         "kw": kw,
-        **more,
     }
 
 

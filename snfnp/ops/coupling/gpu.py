@@ -15,15 +15,30 @@ class GpuCoupling(Coupling):
 
     def bias_relu(self, out, b):
         blocks, _ = channel_blocks(out.size, out.shape[1], 4)
-        sizes = {"size": out.size, "channels": out.shape[1]}
-        self.device.launch("bias_relu", out.dtype, blocks, out=out, b=b, **sizes)
+        self.device.launch(
+            "bias_relu",
+            out.dtype,
+            blocks,
+            out=out,
+            b=b,
+            size=out.size,
+            channels=out.shape[1],
+        )
         return out
 
     def bias_relu_backward(self, out, a, g_b, add=False):
         blocks, sums = partial_sums(self.device, out, 1)
-        sums |= {"add": add, "size": out.size, "channels": out.shape[1]}
         self.device.launch(
-            "bias_relu_backward", out.dtype, blocks, out=out, a=a, g_b=g_b, **sums
+            "bias_relu_backward",
+            out.dtype,
+            blocks,
+            out=out,
+            a=a,
+            g_b=g_b,
+            add=add,
+            size=out.size,
+            channels=out.shape[1],
+            **sums,
         )
 
     def forward(self, x, h):
@@ -48,5 +63,12 @@ class GpuCoupling(Coupling):
 
     def _by_sample(self, kernel, x, **arrays):
         """Launch a kernel of images (N, H, W, C), with a block for each of them."""
-        sizes = {"half": x.shape[3] // 2, "values": math.prod(x.shape[1:]) // 2}
-        self.device.launch(kernel, x.dtype, len(x), x=x, **arrays, **sizes)
+        self.device.launch(
+            kernel,
+            x.dtype,
+            len(x),
+            x=x,
+            **arrays,
+            half=x.shape[3] // 2,
+            values=math.prod(x.shape[1:]) // 2,
+        )

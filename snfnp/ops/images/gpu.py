@@ -30,15 +30,19 @@ class GpuImages(Images):
         x = self.device.empty(images.shape, dtype)
         ldj = self.device.empty(len(images), dtype)
         constant = math.log1p(-2 * alpha) - math.log(levels)
-        arguments = {
-            "images": images,
-            "x": x,
-            "ldj": ldj,
+        self.device.launch(
+            "preprocess",
+            dtype,
+            len(images),
+            images=images,
+            x=x,
+            ldj=ldj,
             **key_arguments(key, images.shape),
-        }
-        arguments |= {"alpha": alpha, "levels": levels, "constant": constant}
-        arguments |= {"dimension": math.prod(images.shape[1:])}
-        self.device.launch("preprocess", dtype, len(images), **arguments)
+            alpha=alpha,
+            levels=levels,
+            constant=constant,
+            dimension=math.prod(images.shape[1:]),
+        )
         return x, ldj
 
 
@@ -66,12 +70,18 @@ class ResidentImages(ImageSource):
 
     def take(self, first, count: int, key: RandomKey | None = None):
         height, width, channels = self._shape
-        arguments = {
-            "images": self._images.view(np.uint8),
-            "out": self._taken.view(np.uint8),
-        }
-        arguments |= {"order": self._order, "first": first, "change": key is not None}
-        arguments |= {"height": height, "width": width, "channels": channels}
-        arguments |= key_arguments(key or RandomKey(0, 0), (count, DRAWS))
-        self._device.launch("gather", np.float32, count, **arguments)
+        self._device.launch(
+            "gather",
+            np.float32,
+            count,
+            images=self._images.view(np.uint8),
+            out=self._taken.view(np.uint8),
+            order=self._order,
+            first=first,
+            change=key is not None,
+            height=height,
+            width=width,
+            channels=channels,
+            **key_arguments(key or RandomKey(0, 0), (count, DRAWS)),
+        )
         return self._taken

@@ -44,21 +44,36 @@ class GpuLinearAlgebra(LinearAlgebra):
         return out
 
     def axpby(self, a, x, b, out):
-        arguments = {"a": a, "x": x, "b": b, "out": out, "n": out.size}
-        arguments |= {"second_a": 0.0, "second_x": None, "second_out": None, "m": 0}
-        self.device.each("axpby", out.dtype, out.size, **arguments)
+        self.device.each(
+            "axpby",
+            out.dtype,
+            out.size,
+            a=a,
+            x=x,
+            b=b,
+            out=out,
+            n=out.size,
+            second_a=0.0,
+            second_x=None,
+            second_out=None,
+            m=0,
+        )
         return out
 
     def axpby_pair(self, a, x, b, out):
-        arguments = {"a": a[0], "x": x[0], "b": b, "out": out[0], "n": out[0].size}
-        arguments |= {
-            "second_a": a[1],
-            "second_x": x[1],
-            "second_out": out[1],
-            "m": out[1].size,
-        }
         self.device.each(
-            "axpby", out[0].dtype, max(out[0].size, out[1].size), **arguments
+            "axpby",
+            out[0].dtype,
+            max(out[0].size, out[1].size),
+            a=a[0],
+            x=x[0],
+            b=b,
+            out=out[0],
+            n=out[0].size,
+            second_a=a[1],
+            second_x=x[1],
+            second_out=out[1],
+            m=out[1].size,
         )
         return out
 
@@ -90,9 +105,16 @@ class GpuLinearAlgebra(LinearAlgebra):
         """The sum that a kernel takes over `size` numbers: (), float64."""
         blocks = max(1, min(_MOST_BLOCKS, -(-size // 1024)))
         total = self.device.empty((), np.float64)
-        arguments |= {"partial": self.device.empty(blocks, np.float64), "total": total}
-        arguments |= {"arrived": self.device.counters, "n": size}
-        self.device.launch(kernel, dtype, blocks, **arguments)
+        self.device.launch(
+            kernel,
+            dtype,
+            blocks,
+            partial=self.device.empty(blocks, np.float64),
+            total=total,
+            arrived=self.device.counters,
+            n=size,
+            **arguments,
+        )
         return total
 
     def inverse(self, w):

@@ -18,27 +18,31 @@ class GpuSpline(Spline):
         pixels = math.prod(shape)
         knots = self.device.empty((3, bins + 1, *shape), widths.dtype)
         factors = self.device.empty((3 * bins - 1, *shape), widths.dtype)
-        arguments = {"widths": widths, "heights": heights, "slopes": slopes}
-        arguments |= {
-            "knots": knots,
-            "factors": factors,
-            "pixels": pixels,
-            "bins": bins,
-        }
-        arguments |= {"bound": bound, "eps": eps, "shift": slope_shift(eps)}
-        blocks = -(
-            -3 * pixels // 32
-        )  # small ones: there are few pixels for all of a GPU
+        # small blocks: there are few pixels for all of a GPU
         self.device.launch(
-            "spline_knots", widths.dtype, blocks, threads=32, **arguments
+            "spline_knots",
+            widths.dtype,
+            -(-3 * pixels // 32),
+            threads=32,
+            widths=widths,
+            heights=heights,
+            slopes=slopes,
+            knots=knots,
+            factors=factors,
+            pixels=pixels,
+            bins=bins,
+            bound=bound,
+            eps=eps,
+            shift=slope_shift(eps),
         )
         return knots, factors
 
     def evaluate(self, x, knots):
         y = self.device.empty(x.shape, x.dtype)
         ldj = self.device.empty(len(x), x.dtype)
-        arguments = {"x": x, "y": y, "ldj": ldj} | _of_knots(knots)
-        self.device.launch("spline", x.dtype, len(x), **arguments)
+        self.device.launch(
+            "spline", x.dtype, len(x), x=x, y=y, ldj=ldj, **_of_knots(knots)
+        )
         return y, ldj
 
     def inverse(self, y, knots):
@@ -57,17 +61,23 @@ class GpuSpline(Spline):
             return super().backward(x, knots, factors, bound, eps, dy, dldj, out)
         g_widths, g_heights, g_slopes = out
         dx = self.device.empty(x.shape, x.dtype)
-        arguments = {"x": x, "factors": factors, "dy": dy, "dldj": dldj, "dx": dx}
-        arguments |= {
-            "g_widths": g_widths,
-            "g_heights": g_heights,
-            "g_slopes": g_slopes,
-        }
-        arguments |= {"scale": 2 * bound * (1 - eps * bins), "samples": len(x)}
-        arguments |= _of_knots(knots)
-        blocks = -(-arguments["pixels"] // source.constant("spline", "SPLINE_PIXELS"))
+        of_knots = _of_knots(knots)
         self.device.launch(
-            "spline_backward", x.dtype, blocks, threads=threads, **arguments
+            "spline_backward",
+            x.dtype,
+            -(-of_knots["pixels"] // source.constant("spline", "SPLINE_PIXELS")),
+            threads=threads,
+            x=x,
+            factors=factors,
+            dy=dy,
+            dldj=dldj,
+            dx=dx,
+            g_widths=g_widths,
+            g_heights=g_heights,
+            g_slopes=g_slopes,
+            scale=2 * bound * (1 - eps * bins),
+            samples=len(x),
+            **of_knots,
         )
         return dx
 

@@ -20,14 +20,19 @@ class GpuStepScalars(StepScalars):
         self.lr = device.xp.zeros((), np.float64)
 
     def set(self, step: int, lr: float, first: int = 0) -> None:
-        arguments = {
-            "step": self.step,
-            "number": self.number,
-            "lr": self.lr,
-            "first": self.first,
-        }
-        arguments |= {"step_": step, "lr_": lr, "first_": first}
-        self._launch("set_scalars", np.float64, 1, threads=32, **arguments)
+        self._launch(
+            "set_scalars",
+            np.float64,
+            1,
+            threads=32,
+            step=self.step,
+            number=self.number,
+            lr=self.lr,
+            first=self.first,
+            step_=step,
+            lr_=lr,
+            first_=first,
+        )
 
 
 class GpuStep(Step):
@@ -40,42 +45,65 @@ class GpuStep(Step):
 
     def log_density(self, terms, number, out) -> None:
         density = self.channels.total(terms)
-        arguments = {
-            "log": out,
-            "density": density,
-            "number": number,
-            "n": density.size,
-        }
-        self.device.launch("log_density", density.dtype, 1, **arguments)
+        self.device.launch(
+            "log_density",
+            density.dtype,
+            1,
+            log=out,
+            density=density,
+            number=number,
+            n=density.size,
+        )
 
     def log_step(self, errors, squares, lam, number, out) -> None:
         error = self.channels.total(errors) if errors else 0.0
-        numbers = {"error": error, "squares": squares, "lam": lam, "number": number}
-        self.device.launch("log_step", np.float64, 1, threads=32, log=out, **numbers)
+        self.device.launch(
+            "log_step",
+            np.float64,
+            1,
+            threads=32,
+            log=out,
+            error=error,
+            squares=squares,
+            lam=lam,
+            number=number,
+        )
 
     def adam(self, g, lr, beta1, beta2, eps, step, clip_norm, failed, out):
         p, m, v = out
         squares = self.linalg.sum_squares(g)
         blocks = min(-(-p.size // source.THREADS), _MOST_BLOCKS)
-        arguments = {"p": p, "g": g, "m": m, "v": v, "squares": squares, "n": p.size}
-        arguments |= {
-            "lr": lr,
-            "beta1": beta1,
-            "beta2": beta2,
-            "eps": eps,
-            "step": step,
-        }
-        arguments |= {"clip_norm": clip_norm, "failed": failed}
-        self.device.launch("adam", p.dtype, blocks, **arguments)
+        self.device.launch(
+            "adam",
+            p.dtype,
+            blocks,
+            p=p,
+            g=g,
+            m=m,
+            v=v,
+            squares=squares,
+            n=p.size,
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            eps=eps,
+            step=step,
+            clip_norm=clip_norm,
+            failed=failed,
+        )
         return squares
 
     def apply_block_matrices(self, values, matrices, blocks, out, add=False):
         table = self.device.constant(np.array(blocks, np.int64), np.int64)
-        arguments = {
-            "values": values,
-            "matrices": matrices,
-            "blocks": table,
-            "out": out,
-        }
-        arguments |= {"count": len(blocks), "add": add, "n": values.size}
-        self.device.each("turn", values.dtype, values.size, **arguments)
+        self.device.each(
+            "turn",
+            values.dtype,
+            values.size,
+            values=values,
+            matrices=matrices,
+            blocks=table,
+            out=out,
+            count=len(blocks),
+            add=add,
+            n=values.size,
+        )
