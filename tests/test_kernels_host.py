@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.random import default_rng
 from support import host_kernels
 from support import operation_calls as calls
 from support.host_kernels import Launcher, hold, host_ops
@@ -52,7 +51,7 @@ def test_kernels_match_the_definition(ops, name):
         *((0, size) for size in calls.SIZES),
         *enumerate(calls.random_sizes(3, 8)),
     ):
-        hold(ops, name, OVERRIDES[name](default_rng(seed), dtype, size))
+        hold(ops, name, OVERRIDES[name](calls.Draw(dtype, size, seed)))
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -63,16 +62,16 @@ def test_kernels_take_any_layout_no_samples_and_nan_which_spreads_as_defined(ops
             hold(
                 ops,
                 name,
-                OVERRIDES[name](default_rng(1), np.float64, size),
+                OVERRIDES[name](calls.Draw(np.float64, size, 1)),
                 layout,
             )
-        call = OVERRIDES[name](default_rng(0), np.float32, size)
+        call = OVERRIDES[name](calls.Draw(np.float32, size))
         calls.assert_nan_spreads_as_defined(
             ops, name, call, calls.in_order(ops.device.guarded)
         )
         ops.device.check(name)
     for size in calls.NO_SAMPLES if name not in NEVER_EMPTY else ():
-        hold(ops, name, OVERRIDES[name](default_rng(0), np.float32, size))
+        hold(ops, name, OVERRIDES[name](calls.Draw(np.float32, size)))
 
 
 def test_step_scalars_and_images(ops):
@@ -161,7 +160,7 @@ def test_a_wrong_kernel_is_found(folder, name, size, old, new, message):
         text_of = host_kernels.patched(name.partition(".")[0], old, new)
         ops = host_ops(Launcher(folder, backwards, text_of))
         try:
-            hold(ops, name, OVERRIDES[name](default_rng(0), np.float64, size))
+            hold(ops, name, OVERRIDES[name](calls.Draw(np.float64, size)))
         except AssertionError as error:
             found.append(str(error))
     assert any(message in each for each in found), found

@@ -148,9 +148,7 @@ def test_an_override_without_a_case_would_be_found(groups, monkeypatch):
 @pytest.mark.parametrize("name", OVERRIDES)
 def test_override_matches_its_definition(name, dtype):
     for size in calls.SIZES:
-        calls.assert_as_defined(
-            NUMBA, name, OVERRIDES[name](default_rng(0), dtype, size)
-        )
+        calls.assert_as_defined(NUMBA, name, OVERRIDES[name](calls.Draw(dtype, size)))
 
 
 @pytest.mark.parametrize("name", OF_NUMBA)
@@ -158,9 +156,7 @@ def test_a_kernel_without_its_parallel_loop_matches_its_definition(name, alone):
     """In the quick tier: each kernel once, in the precision in which bounds are tightest. The
     convolutions of these sizes take planes, patches and tiles."""
     for size in [(5, 37), (300, 3), (96, 8)]:
-        calls.assert_as_defined(
-            NUMBA, name, OVERRIDES[name](default_rng(0), float, size)
-        )
+        calls.assert_as_defined(NUMBA, name, OVERRIDES[name](calls.Draw(float, size)))
 
 
 @pytest.mark.slow
@@ -169,8 +165,7 @@ def test_the_number_of_threads_does_not_change_a_bit(name, monkeypatch):
     """On two threads, which even short kernels take here, the bits are those on one."""
     if numba.config.NUMBA_NUM_THREADS < 2:
         pytest.skip("one thread only")
-    rng = default_rng
-    arguments = [OVERRIDES[name](rng(0), np.float32, size) for size in calls.SIZES]
+    arguments = [OVERRIDES[name](calls.Draw(np.float32, size)) for size in calls.SIZES]
     monkeypatch.setattr("snfnp.ops.jit._SHORT", 0)
     actual = []
     with threads.limited():
@@ -192,7 +187,7 @@ def test_the_number_of_threads_does_not_change_a_bit(name, monkeypatch):
 @pytest.mark.parametrize("name", OF_NUMBA)
 def test_nan_spreads_as_defined(name):
     for size in calls.TWO_SIZES:
-        call = OVERRIDES[name](default_rng(0), np.float32, size)
+        call = OVERRIDES[name](calls.Draw(np.float32, size))
         calls.assert_nan_spreads_as_defined(NUMBA, name, call, wider=WIDER)
 
 
@@ -201,7 +196,7 @@ def test_nan_spreads_as_defined(name):
 @pytest.mark.parametrize("name", sorted(OVERRIDES.keys() - CONTIGUOUS))
 def test_override_takes_strided_and_transposed_arguments(name, layout):
     for size in calls.TWO_SIZES:
-        call = OVERRIDES[name](default_rng(1), np.float64, size)
+        call = OVERRIDES[name](calls.Draw(np.float64, size, 1))
         assert call.strided
         for ops in (calls.DEFINITION, NUMBA):
             calls.assert_as_defined(ops, name, call, layout=layout)
@@ -219,13 +214,13 @@ KERNELS = {
 def test_override_takes_arguments_that_disagree_as_its_definition_does(name, alone):
     """Rows, channels, axes and precisions that do not belong together: kernels do not look."""
     for size in calls.TWO_SIZES + KERNELS.get(name, []):
-        call = OVERRIDES[name](default_rng(3), np.float64, size)
+        call = OVERRIDES[name](calls.Draw(np.float64, size, 3))
         for what, other in calls.disagreeing(call):
             calls.assert_disagreement_as_defined(NUMBA, name, f"{what}, {size}", other)
 
 
 def test_matmul_add_leaves_the_rest_of_the_flat_buffer_alone(ops):
-    a, b, start = call_linalg_matmul_add(default_rng(2), np.float64, (5, 9)).args
+    a, b, start = call_linalg_matmul_add(calls.Draw(np.float64, (5, 9), 2)).args
     flat = np.full(start.size + 32, 7.0)
     view = flat[16:-16].reshape(start.shape)
     view[...] = start

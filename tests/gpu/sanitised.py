@@ -13,7 +13,7 @@ from gpu import standin  # noqa: E402
 
 standin.device()
 import cupy  # noqa: E402
-from support.operation_calls import assert_as_defined, in_order  # noqa: E402
+from support.operation_calls import Draw, assert_as_defined, in_order  # noqa: E402
 from support.operation_cases import OVERRIDES  # noqa: E402
 
 from gpu.test_ops import KERNELS  # noqa: E402
@@ -27,7 +27,7 @@ def main(count: int) -> None:
     ops, names = get_ops("cupy"), KERNELS[:count]
     for name in names:
         for dtype, size in (*SIZES, (np.float64, (3, 5, 7, 2))):
-            call = OVERRIDES[name](np.random.default_rng(0), dtype, size)
+            call = OVERRIDES[name](Draw(dtype, size))
             assert_as_defined(ops, name, call, in_order(ops.asarray))
     # what launches kernels without being an operation on arrays
     ops.step.scalars().set(3, 0.1)

@@ -26,7 +26,7 @@ KERNELS = sorted(
 @pytest.mark.parametrize("name", NAMES)
 def test_operation_is_the_definition(ops, name, dtype):
     for size in calls.SIZES:
-        call = CASES[name](np.random.default_rng(0), dtype, size)
+        call = CASES[name](calls.Draw(dtype, size))
         calls.assert_as_defined(ops, name, call, calls.in_order(ops.asarray))
 
 
@@ -34,12 +34,12 @@ def test_operation_is_the_definition(ops, name, dtype):
 def test_operation_takes_strided_and_transposed_arguments_and_no_samples(ops, name):
     for size in calls.TWO_SIZES:
         for layout in (calls.every_second, calls.transposed):
-            call = CASES[name](np.random.default_rng(1), np.float64, size)
+            call = CASES[name](calls.Draw(np.float64, size, 1))
             calls.assert_as_defined(
                 ops, name, call, calls.in_order(ops.asarray), layout
             )
     for size in calls.NO_SAMPLES if name not in NEVER_EMPTY else ():
-        call = CASES[name](np.random.default_rng(0), np.float32, size)
+        call = CASES[name](calls.Draw(np.float32, size))
         calls.assert_as_defined(ops, name, call, calls.in_order(ops.asarray))
 
 
@@ -60,7 +60,7 @@ def test_a_product_into_an_array_of_another_precision_is_cast(ops):
 @pytest.mark.parametrize("name", KERNELS)
 def test_nan_spreads_as_defined(ops, name):
     for size in calls.TWO_SIZES:
-        call = OVERRIDES[name](np.random.default_rng(0), np.float32, size)
+        call = OVERRIDES[name](calls.Draw(np.float32, size))
         calls.assert_nan_spreads_as_defined(
             ops, name, call, calls.in_order(ops.asarray)
         )
@@ -69,14 +69,14 @@ def test_nan_spreads_as_defined(ops, name):
 _ALONE = """
 import sys, warnings
 import numpy as np
-from support.operation_calls import TWO_SIZES, assert_nan_spreads_as_defined, in_order
+from support.operation_calls import TWO_SIZES, Draw, assert_nan_spreads_as_defined, in_order
 from support.operation_cases import OVERRIDES
 from snfnp.ops import get_ops
 warnings.simplefilter("ignore", RuntimeWarning)
 ops = get_ops("cupy")
 for name in sys.argv[1:]:
     for size in TWO_SIZES:
-        call = OVERRIDES[name](np.random.default_rng(0), np.float32, size)
+        call = OVERRIDES[name](Draw(np.float32, size))
         assert_nan_spreads_as_defined(ops, name, call, in_order(ops.asarray))
     print(name)
 """

@@ -22,7 +22,7 @@ from snfnp.ops import Ops, RandomKey, assemble, get_ops, overrides
 from snfnp.ops.gpu import launch, source
 from snfnp.ops.gpu.device import Gpu
 from snfnp.ops.linalg.gpu import GpuLinearAlgebra
-from support.operation_calls import FLOATS, SIZES, assert_as_defined, in_order
+from support.operation_calls import FLOATS, SIZES, Draw, assert_as_defined, in_order
 from support.operation_cases import OVERRIDES
 
 HEADER = Path(__file__).with_name("hostcuda.h")
@@ -252,7 +252,7 @@ def run_all(ops: Ops, sizes=SIZES) -> None:
     """Every case of the table, each size in one type, and other launches of kernels."""
     for name, case in OVERRIDES.items():
         for dtype, size in zip(FLOATS * len(sizes), sizes, strict=False):
-            hold(ops, name, case(np.random.default_rng(0), dtype, size))
+            hold(ops, name, case(Draw(dtype, size)))
     hold_scalars(ops)
     hold_images(ops)
 

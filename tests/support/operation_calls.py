@@ -30,7 +30,7 @@ class Call:
     bounds: one array or number per result (0: they must be equal), then one per array named in
     `mutated`, the positions of the arguments that the operation updates.
     strided: the positions of arguments that need not be contiguous; host: of arrays that stay on
-    the host on every device.
+    the host on every device. One bound, or one position, may stand alone.
     """
 
     args: tuple
@@ -38,6 +38,12 @@ class Call:
     mutated: tuple[int, ...] = ()
     strided: tuple[int, ...] = ()
     host: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        for name in ("bounds", "mutated", "strided", "host"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple):
+                setattr(self, name, (value,))
 
     def in_double(self):
         """The same call in double precision, with the same bounds."""
@@ -54,6 +60,19 @@ class Call:
 
 def eps_of(dtype):
     return float(np.finfo(dtype).eps)
+
+
+class Draw:
+    """What the arguments of a case are made of: a generator, their precision and their size."""
+
+    def __init__(self, dtype, size, seed=0):
+        self.rng = np.random.default_rng(seed)
+        self.dtype = dtype
+        self.size = size
+        self.eps = eps_of(dtype)
+
+    def normal(self, shape):
+        return self.rng.standard_normal(shape).astype(self.dtype)
 
 
 def number(value, size):
@@ -100,14 +119,15 @@ CONVOLUTIONS += [
 CONVOLUTIONS += [((13, 5, 4, 72), (3, 3), 2), ((16, 8, 8, 16), (3, 3), 16)]
 
 
-def convolution_shapes(rng, size):
+def convolution_shapes(draw):
     """Images, kernel and outputs: those of the table, and for any other size they are drawn."""
-    if size in SIZES:
-        return CONVOLUTIONS[SIZES.index(size)]
+    if draw.size in SIZES:
+        return CONVOLUTIONS[SIZES.index(draw.size)]
+    rng = draw.rng
     height, width = map(int, rng.integers(1, 9, 2))
     kernel = tuple(map(int, rng.choice([1, 2, 3, 5], 2)))
     inputs, outputs = map(int, rng.choice([1, 2, 3, 4, 5, 9, 20], 2))
-    return (min(size[0], 40), height, width, inputs), kernel, outputs
+    return (min(draw.size[0], 40), height, width, inputs), kernel, outputs
 
 
 def size_2d(size):
