@@ -169,7 +169,7 @@ def beyond(root):
 def guessing(root):
     """Text that is read or written in the system's encoding, which need not be UTF-8."""
     for path, file, _ in sources(root):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if not isinstance(node, ast.Call):
                 continue
             text = getattr(node.func, "attr", "") in ("read_text", "write_text")
@@ -186,86 +186,38 @@ def test_the_architecture_is_as_planned(rule):
     assert folders - {"gpu"} == DEFINITIONS.keys()
 
 
-@pytest.mark.parametrize(
-    "rule, file, text, said",
-    [
-        (
-            upward,
-            "snfnp/flow.py",
-            "from snfnp.training import x",
-            "imports snfnp.training.x",
-        ),
-        (
-            upward,
-            "snfnp/maps/conv.py",
-            "from snfnp import rules",
-            "imports snfnp.rules",
-        ),
-        (
-            upward,
-            "snfnp/ops/a.py",
-            "def f():\n    import snfnp.layers",
-            "imports snfnp.layers",
-        ),
-        (upward, "snfnp/cli/a.py", "import snfnp.__main__", "imports snfnp.__main__"),
-        (upward, "snfnp/new.py", "", "snfnp/new.py stands on no floor"),
-        (
-            upward,
-            "snfnp/beyond/rules.py",
-            "import snfnp.models",
-            "imports snfnp.models",
-        ),
-        (
-            upward,
-            "snfnp/layers/a.py",
-            "def f():\n    import snfnp.beyond.training",
-            "beyond.training",
-        ),
-        (
-            asking,
-            "snfnp/cli/a.py",
-            "getattr(layer, 'rule', None)",
-            "a.py:1 asks a layer",
-        ),
-        (asking, "snfnp/ops/a.py", "x = hasattr(self.rule, 'x')", "a.py:1 asks a rule"),
-        (
-            asking,
-            "snfnp/a.py",
-            "getattr(self.layers[i + 1], 'x', 0)",
-            "a.py:1 asks a layers",
-        ),
-        (misplaced, "snfnp/flow.py", "from numba import njit", "imports numba.njit"),
-        (
-            misplaced,
-            "scripts/a.py",
-            "from snfnp.ops.gpu import source",
-            "imports snfnp.ops.gpu",
-        ),
-        (misplaced, "snfnp/ops/conv/definition.py", "import cupy", "imports cupy"),
-        (
-            misplaced,
-            "snfnp/ops/conv/gpu.py",
-            "from snfnp.ops import jit",
-            "imports snfnp.ops.jit",
-        ),
-        (
-            beyond,
-            "snfnp/models.py",
-            "from snfnp.beyond import variational",
-            "snfnp.beyond",
-        ),
-        (guessing, "snfnp/cli/a.py", "x.read_text()", "a.py:1 guesses an encoding"),
-        (guessing, "scripts/a.py", "open(x, 'w')", "a.py:1 guesses an encoding"),
-    ],
-)
-def test_a_violation_would_be_found(rule, file, text, said, tmp_path):
-    for name, content in (
-        ("snfnp/beyond/a.py", "from snfnp.ops import get_ops"),
-        (file, text),
-    ):
+# A rule, a file, what it says, and what is said of it.
+VIOLATIONS = """
+upward | snfnp/flow.py | from snfnp.training import x | imports snfnp.training.x
+upward | snfnp/maps/conv.py | from snfnp import rules | imports snfnp.rules
+upward | snfnp/ops/a.py | def f(): import snfnp.layers | imports snfnp.layers
+upward | snfnp/cli/a.py | import snfnp.__main__ | imports snfnp.__main__
+upward | snfnp/new.py | | snfnp/new.py stands on no floor
+upward | snfnp/beyond/rules.py | import snfnp.models | imports snfnp.models
+upward | snfnp/layers/a.py | def f(): import snfnp.beyond.training | beyond.training
+asking | snfnp/cli/a.py | getattr(layer, 'rule', None) | a.py:1 asks a layer
+asking | snfnp/ops/a.py | x = hasattr(self.rule, 'x') | a.py:1 asks a rule
+asking | snfnp/a.py | getattr(self.layers[i + 1], 'x', 0) | a.py:1 asks a layers
+misplaced | snfnp/flow.py | from numba import njit | imports numba.njit
+misplaced | scripts/a.py | from snfnp.ops.gpu import source | imports snfnp.ops.gpu
+misplaced | snfnp/ops/conv/definition.py | import cupy | imports cupy
+misplaced | snfnp/ops/conv/gpu.py | from snfnp.ops import jit | imports snfnp.ops.jit
+beyond | snfnp/models.py | from snfnp.beyond import variational | snfnp.beyond
+guessing | snfnp/cli/a.py | x.read_text() | a.py:1 guesses an encoding
+guessing | scripts/a.py | open(x, 'w') | a.py:1 guesses an encoding
+"""
+
+
+@pytest.mark.parametrize("line", VIOLATIONS.strip().splitlines())
+def test_a_violation_would_be_found(line, tmp_path):
+    name, *words = (word.strip() for word in line.split("|"))
+    file, text, said = words
+    rule = globals()[name]
+    fine = ("snfnp/beyond/a.py", "from snfnp.ops import get_ops")
+    for path, content in (fine, (file, text)):
         assert list(rule(tmp_path)) == []
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content)
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(content)
     assert any(said in flaw for flaw in rule(tmp_path)), list(rule(tmp_path))
 
 
@@ -304,7 +256,7 @@ def test_the_files_from_a_command_to_eq_15_are_those_of_the_page(
     undrawn, monkeypatch, tmp_path
 ):
     """Those of the package that are on the stack when a gradient is computed."""
-    page = (ROOT / "snfnp" / "architecture.md").read_text(encoding="utf-8")
+    page = (ROOT / "snfnp" / "architecture.md").read_text("utf-8")
     section = page.partition("## From a command to Eq. 15")[2].partition("\n## ")[0]
     stacks = []
     backward = SelfNormalizing.backward

@@ -27,10 +27,10 @@ from PIL import Image
 from reproduction.rows import TABLES
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from support.arrays import pixels
 from support.operation_cases import OVERRIDES
 
 import snfnp.cli.train
-from snfnp import threads
 from snfnp.errors import UsageError
 from snfnp.ops import get_ops
 
@@ -51,7 +51,7 @@ def small_trainer(model, ops=None, gradient="self-normalizing", **settings):
 
 
 def random_images(count=COUNT):
-    return np.random.default_rng(0).integers(0, 256, (count, *SHAPE)).astype(np.uint8)
+    return pixels(count, *SHAPE)
 
 
 @pytest.mark.parametrize("gradient,products", [("self-normalizing", 6), ("exact", 3)])
@@ -74,16 +74,6 @@ def test_operations_of_the_convolutional_and_the_glow_step():
     assert (
         operations(small_trainer("glow", **SMALL_GLOW).flow, BATCH) == 2 * BATCH * glow
     )
-
-
-def test_threads_are_given_back_after_an_exception():
-    numba = pytest.importorskip("numba")
-    before = numba.get_num_threads()
-    assert before > 1 or numba.config.NUMBA_NUM_THREADS == 1
-    with pytest.raises(ZeroDivisionError), threads.limited(1):
-        assert numba.get_num_threads() == 1
-        raise ZeroDivisionError
-    assert numba.get_num_threads() == before
 
 
 def test_a_table_shows_three_digits_or_all_before_the_point():
@@ -322,7 +312,7 @@ def test_a_checkout_is_equal_to_itself(capsys):
 
 
 SCRIPT = ROOT / "scripts/gpu_hour.sh"
-TEXT = SCRIPT.read_text(encoding="utf-8")
+TEXT = SCRIPT.read_text("utf-8")
 STEPS = re.findall(
     r"^    (\w+) ([\w-]+) (.*)$", TEXT[TEXT.index("\nsteps() {") :], re.M
 )
@@ -348,7 +338,7 @@ def test_a_step_gives_options_that_its_script_has():
 def test_a_step_names_tests_and_rows_that_there_are():
     files = re.findall(r"tests/gpu/\w+\.py", TEXT)
     assert len(files) == 4 and all((ROOT / file).exists() for file in files)
-    text = "".join((ROOT / file).read_text(encoding="utf-8") for file in files)
+    text = "".join((ROOT / file).read_text("utf-8") for file in files)
     for words in re.search('-k "(.*)"', TEXT)[1].split(" or "):
         assert words in text + " ".join(OVERRIDES), words
     rows = {row.name for table in TABLES.values() for row in table.rows}

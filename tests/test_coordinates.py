@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from numpy import linalg
 from numpy.random import default_rng
 from numpy.testing import assert_allclose, assert_array_equal
 from support.arrays import assert_near
@@ -13,6 +14,7 @@ from support.messages import one_line
 from support.trainers import (
     BATCH,
     Given,
+    ReferenceAdam,
     batches_of,
     gradient_of,
     images_of,
@@ -87,24 +89,15 @@ def adam_in_v(model, entering=True, leaving=True):
     plain = trainer_of(model, "plain")
     white.renew(Given(partial(images_of, white)))
     u = matrices(white)
-    b1 = 0.9
-    b2 = 0.999
-    eps = 1e-8
     lr = plain.config.lr
-    own = turned(flat(plain.params), u, np.linalg.inv)
-    m, v = ({key: np.zeros_like(a) for key, a in own.items()} for _ in range(2))
-    for t in range(1, 5):
-        plain.scalars.set(t - 1, lr)
-        gradient_of(plain, images_of(plain, t - 1))
+    own = turned(flat(plain.params), u, linalg.inv)
+    adam = {key: ReferenceAdam() for key in own}
+    for t in range(4):
+        plain.scalars.set(t, lr)
+        gradient_of(plain, images_of(plain, t))
         g = turned(flat(plain.grads), u, lambda u: u.T if entering else np.eye(len(u)))
-        for key in own:
-            m[key] = b1 * m[key] + (1 - b1) * g[key]
-            v[key] = b2 * v[key] + (1 - b2) * g[key] ** 2
-        step = {key: lr * m[key] / (1 - b1**t) for key in own}
-        step = {
-            key: s / (np.sqrt(v[key] / (1 - b2**t)) + eps) for key, s in step.items()
-        }
-        for key, s in (step if leaving else turned(step, u, np.linalg.inv)).items():
+        step = {key: lr * adam[key].direction(g[key]) for key in own}
+        for key, s in (step if leaving else turned(step, u, linalg.inv)).items():
             own[key] += s
         for key, value in turned(own, u, lambda u: u).items():
             flat(plain.params)[key][...] = value
@@ -147,17 +140,13 @@ def test_u_is_made_of_the_rows_that_a_kernel_multiplies(model):
                 grads[kernel].reshape(-1, outputs).T
             )  # a causal kernel's last sees all
             gradient = (
-                by_output[-1]
-                if "causal" in name
-                else max(by_output, key=np.linalg.norm)
+                by_output[-1] if "causal" in name else max(by_output, key=linalg.norm)
             )
             rows = OPS.conv.patches(images(cache), taps[:2])
             if rows.any(axis=0).sum() <= 3:
                 continue
             for seen, right in ((rows, True), (rows[:, ::-1], False)):
-                rest = (
-                    gradient - seen.T @ np.linalg.lstsq(seen.T, gradient, rcond=None)[0]
-                )
+                rest = gradient - seen.T @ linalg.lstsq(seen.T, gradient, rcond=None)[0]
                 relative = np.abs(rest).max() / np.abs(gradient).max()
                 assert relative < 1e-12 if right else relative > 1e-3, (name, kernel)
     assert kernels == set(MODELS[model])
@@ -180,7 +169,7 @@ def test_u_whitens_the_rows_of_a_batch():
 
 def test_whitening_is_the_inverse_square_root_of_second_moments():
     """U M U = m I for eigenvalues above the floor; and of moments that have no root."""
-    basis = np.linalg.qr(default_rng(0).standard_normal((4, 4)))[0]
+    basis = linalg.qr(default_rng(0).standard_normal((4, 4)))[0]
     for values, expected in (
         ([0.5, 2.0, 3.0, 10.5], [4.0, 4.0, 4.0, 4.0]),
         (
@@ -259,7 +248,7 @@ def test_a_flow_of_ones_own_that_has_no_such_coordinates_is_refused(message):
 def correlated(rows=400):
     """Rows of variances from 1/400 to 9, turned, with a mean."""
     rng = default_rng(3)
-    turn, _ = np.linalg.qr(rng.standard_normal((D, D)))
+    turn, _ = linalg.qr(rng.standard_normal((D, D)))
     return 5 + rng.standard_normal((rows, D)) * np.geomspace(0.05, 3, D) @ turn
 
 
@@ -272,7 +261,7 @@ def test_the_root_its_inverse_and_its_determinant_have_their_closed_forms():
     x = correlated()
     layer = Whiten(D)
     p = numbers_of(x)
-    values, vectors = np.linalg.eigh(np.cov(x.T, bias=True))
+    values, vectors = linalg.eigh(np.cov(x.T, bias=True))
     assert_array_equal(p["U"], p["U"].T)
     z, ldj, _ = layer.forward(OPS, p, x)
     assert ldj == 0
@@ -302,8 +291,8 @@ def test_a_direction_without_variance_gets_the_smallest_variance_allowed():
     x = correlated()
     x[:, 0], x[:, 1] = 7.0, 2 * x[:, 2]
     u = numbers_of(x)["U"]
-    mean = np.linalg.eigvalsh(np.cov(x.T, bias=True)).mean()
-    assert_allclose(np.linalg.eigvalsh(u)[-2:] * (1e-6 * mean) ** 0.5, 1, rtol=1e-9)
+    mean = linalg.eigvalsh(np.cov(x.T, bias=True)).mean()
+    assert_allclose(linalg.eigvalsh(u)[-2:] * (1e-6 * mean) ** 0.5, 1, rtol=1e-9)
 
 
 BAD = {
@@ -327,42 +316,34 @@ def started(trainer, batches=None):
     return trainer
 
 
+def assert_white(trainer, place, count):
+    """The output of the layers up to this one, of the images of the first steps with noise of
+    their own."""
+    ops = trainer.ops
+    keys = [RandomKey(0, WHITENING_NOISE, step) for step in range(count)]
+    encode = trainer.flow.encode
+    z = [encode(ops, images_of(trainer, k.step), k, float)[0] for k in keys]
+    z = np.concatenate(z)
+    for name, layer in trainer.flow.layers[: place + 1]:
+        z = layer.forward(ops, trainer.params[name], z)[0]
+    assert_allclose(z.mean(axis=0), 0, atol=1e-10)
+    assert_allclose(np.cov(z.T, bias=True), np.eye(64), atol=1e-9)
+
+
 def test_inputs_of_whitened_layers_are_white(ops):
-    """The first layer's of the images of the first epoch, all together, with noise of their own;
-    the second's of five images a feature, in the first steps."""
+    """The first layer's of the images of the first epoch, all together; the second's of five
+    images a feature, in the first steps."""
     trainer = started(make_trainer(ops, **WHITE))
-    layers = trainer.flow.layers
-    steps = {0: trainer.steps_per_epoch, 3: math.ceil(5 * 64 / BATCH)}
-    for place, count in steps.items():
-        keys = [RandomKey(0, WHITENING_NOISE, step) for step in range(count)]
-        z = [
-            trainer.flow.encode(ops, images_of(trainer, k.step), k, float)[0]
-            for k in keys
-        ]
-        z = np.concatenate(z)
-        for name, layer in layers[: place + 1]:
-            z = layer.forward(ops, trainer.params[name], z)[0]
-        assert_allclose(z.mean(axis=0), 0, atol=1e-10)
-        assert_allclose(np.cov(z.T, bias=True), np.eye(64), atol=1e-9)
+    assert_white(trainer, 0, trainer.steps_per_epoch)
+    assert_white(trainer, 3, math.ceil(5 * 64 / BATCH))
 
 
 def test_a_layer_behind_one_that_starts_from_data_gets_its_statistics_after_it():
     layers = (("norm", ActNorm()), ("white", Whiten(64)), ("dense", Linear(Dense(64))))
     trainer = make_trainer(OPS, flow=Flow((64,), layers), dtype="float64")
     trainer.begin(batches_of(trainer))
-    keys = [
-        RandomKey(0, WHITENING_NOISE, step) for step in range(trainer.steps_per_epoch)
-    ]
-    x = [
-        trainer.flow.encode(OPS, images_of(trainer, k.step), k, float)[0] for k in keys
-    ]
-    norm, white = (trainer.params[name] for name in ("norm", "white"))
-    z = Whiten(64).forward(
-        OPS, white, ActNorm().forward(OPS, norm, np.concatenate(x))[0]
-    )[0]
-    assert norm["t"].any()
-    assert_allclose(z.mean(axis=0), 0, atol=1e-10)
-    assert_allclose(np.cov(z.T, bias=True), np.eye(64), atol=1e-9)
+    assert trainer.params["norm"]["t"].any()
+    assert_white(trainer, 1, trainer.steps_per_epoch)
 
 
 def test_whitening_does_not_change_the_likelihood():
@@ -437,7 +418,7 @@ def test_a_renewal_leaves_the_function_as_it_is(monkeypatch, forgotten):
 
     def computed():
         log_prob = trainer.likelihood().log_prob(images_of(trainer, 9))
-        return log_prob, np.linalg.solve(white["U"], dense["R"])
+        return log_prob, linalg.solve(white["U"], dense["R"])
 
     def changed(ops, new, old, p, m, v):
         after, *moments = change_coordinates(ops, new, old, p, m, v)
@@ -529,15 +510,15 @@ def test_renewals_come_early_and_then_every_500_steps():
 
 def test_a_covariance_is_shrunk_by_as_much_as_its_rows_deserve():
     rng = default_rng(0)
-    turn, _ = np.linalg.qr(rng.normal(size=(20, 20)))
+    turn, _ = linalg.qr(rng.normal(size=(20, 20)))
     true = (turn * np.geomspace(0.1, 10, 20)) @ turn.T
     for rows in (15, 40, 4000):
         x = rng.multivariate_normal(np.zeros(20), true, rows)
         found = x.T @ x / rows
         shrunk = _shrunk(found, rows)
-        assert np.linalg.norm(shrunk - true) <= 1.001 * np.linalg.norm(found - true)
+        assert linalg.norm(shrunk - true) <= 1.001 * linalg.norm(found - true)
         assert np.trace(shrunk) == pytest.approx(np.trace(found))
-        assert np.linalg.eigvalsh(shrunk).min() > 1e-3
+        assert linalg.eigvalsh(shrunk).min() > 1e-3
         square = np.trace(found) ** 2
         squares = np.trace(found @ found)
         share = (

@@ -57,7 +57,7 @@ def link_problems(page: Path, text: str) -> list[str]:
         if not path.exists():
             problems.append(f"{page.name}: {target}: no such file")
         elif fragment:
-            there = text if path == page else path.read_text(encoding="utf-8")
+            there = text if path == page else path.read_text("utf-8")
             if fragment not in sections(there):
                 problems.append(f"{page.name}: {target}: no such heading")
     return problems
@@ -115,9 +115,7 @@ def _row_problems(n: int, page: str, code: str, test: str):
     if not (file and (DERIVATIONS / file).is_file()):
         yield f"no such page: {page}"
     else:
-        section = sections((DERIVATIONS / file).read_text(encoding="utf-8")).get(
-            fragment
-        )
+        section = sections((DERIVATIONS / file).read_text("utf-8")).get(fragment)
         if section is None:
             yield f"no such heading: {page}"
         elif n not in cited(section):
@@ -251,12 +249,12 @@ def early_problems(root: Path, pages: dict[str, str]) -> list[str]:
 
 
 def test_index_has_every_equation_and_points_at_things_that_exist():
-    assert index_problems(INDEX.read_text(encoding="utf-8")) == []
+    assert index_problems(INDEX.read_text("utf-8")) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_page_has_sound_links_pointers_and_formulas(page):
-    text = page.read_text(encoding="utf-8")
+    text = page.read_text("utf-8")
     assert link_problems(page, text) == []
     assert pointer_problems(page, text) == []
     assert math_problems(page, text) == []
@@ -267,7 +265,7 @@ def test_every_page_has_sound_links_pointers_and_formulas(page):
     "page", [ROOT / "README.md", *NOTEBOOKS], ids=lambda page: page.name
 )
 def test_the_links_of_the_repositorys_readme_and_the_notebooks(page):
-    assert link_problems(page, page.read_text(encoding="utf-8")) == []
+    assert link_problems(page, page.read_text("utf-8")) == []
 
 
 def test_the_first_thing_to_read_is_page_00_and_it_is_told_in_plain_words():
@@ -282,13 +280,13 @@ def test_the_first_thing_to_read_is_page_00_and_it_is_told_in_plain_words():
 
 
 def test_the_repositorys_readme_is_short_and_begins_with_code():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "README.md").read_text("utf-8")
     assert len(text.split()) <= 1300
     assert text.splitlines().index("```python") < 25
 
 
 def test_the_reading_order_tells_what_the_pages_use():
-    assert order_problems(README.read_text(encoding="utf-8"), numbered_pages()) == []
+    assert order_problems(README.read_text("utf-8"), numbered_pages()) == []
 
 
 def test_no_page_uses_what_a_later_page_introduces():
@@ -316,9 +314,7 @@ def test_no_page_uses_what_a_later_page_introduces():
     ],
 )
 def test_guard_finds_a_wrong_order(pattern, replacement, problem):
-    text, count = re.subn(
-        pattern, replacement, README.read_text(encoding="utf-8"), flags=re.M
-    )
+    text, count = re.subn(pattern, replacement, README.read_text("utf-8"), flags=re.M)
     assert count == 1
     assert any(
         found.startswith(problem) for found in order_problems(text, numbered_pages())
@@ -368,9 +364,7 @@ def test_every_module_names_its_derivation_and_every_derivation_its_modules():
     ],
 )
 def test_guard_finds_a_broken_index(pattern, replacement, problem):
-    text, count = re.subn(
-        pattern, replacement, INDEX.read_text(encoding="utf-8"), flags=re.M
-    )
+    text, count = re.subn(pattern, replacement, INDEX.read_text("utf-8"), flags=re.M)
     assert count == 1
     assert any(found.startswith(problem) for found in index_problems(text)), (
         index_problems(text)

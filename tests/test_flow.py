@@ -9,15 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.random import default_rng
-from numpy.testing import assert_allclose, assert_array_equal
-from support.gradients import flow_backward, moved
+from numpy.testing import assert_array_equal
 from support.messages import one_line
 from test_rules import random_params, two_layers
 
 from snfnp import layers
-from snfnp.errors import SingularMatrixError, UsageError
+from snfnp.errors import UsageError
 from snfnp.flow import Flow
-from snfnp.maps import Conv2d
 from snfnp.parameters import Layout
 from snfnp.rules import Exact, SelfNormalizing
 
@@ -87,68 +85,6 @@ def test_initial_parameters_depend_on_the_seed_alone():
     )  # layers draw one after the other
 
 
-def test_parameter_shapes_are_those_of_the_initial_parameters():
-    for flow in (two_layers(SelfNormalizing()), two_layers(Exact()), split_flow()):
-        shapes = flow.parameter_shapes()
-        initial = flow.init(0)
-        assert list(shapes) == list(initial)
-        for layer, named in initial.items():
-            result = {name: tuple(shape) for name, shape in shapes[layer].items()}
-            assert list(result.items()) == [
-                (name, value.shape) for name, value in named.items()
-            ]
-
-
-def split_flow():
-    """Two splits: latents of (2, 2, 4), (1, 1, 8) and (1, 1, 8) values."""
-    return Flow(
-        (4, 4, 2),
-        (
-            ("squeeze1", layers.Squeeze()),
-            ("mix1", layers.Linear(Conv2d((1, 1), 8), Exact(), init_kind="orthogonal")),
-            ("coupling1", layers.AffineCoupling(8, 3)),
-            ("split1", layers.Split()),
-            ("squeeze2", layers.Squeeze()),
-            (
-                "mix2",
-                layers.Linear(
-                    Conv2d((1, 1), 16), Exact(), bias=False, init_kind="orthogonal"
-                ),
-            ),
-            ("actnorm2", layers.ActNorm()),
-            ("split2", layers.Split()),
-            ("activation", layers.SmoothLeakyReLU(0.3)),
-        ),
-        layers.Preprocess(alpha=0.05),
-    )
-
-
-def split_case():
-    flow = split_flow()
-    rng = default_rng(3)
-    params = moved(flow.init(0), rng)
-    return flow, params, rng.standard_normal((N, *flow.shape))
-
-
-@pytest.mark.parametrize("recompute", [False, True])
-def test_latents_come_in_the_order_of_the_splits_then_z(ops, recompute):
-    flow, params, x = split_case()
-    assert list(flow.latent_shapes) == ["split1", "split2", "z"]
-    assert list(flow.latent_shapes.values()) == [(2, 2, 4), (1, 1, 8), (1, 1, 8)]
-    result, ldj, _ = flow.forward(ops, params, x, recompute)
-    assert isinstance(result, tuple)
-    expected = []
-    volume = 0
-    for name, layer in flow.layers:
-        x, layer_ldj, cache = layer.forward(ops, params[name], x)
-        volume = volume + layer_ldj
-        if name.startswith("split"):
-            expected.append(cache["latent"])
-    for latent, value in zip(result, (*expected, x), strict=True):
-        assert_array_equal(latent, value)
-    assert_allclose(ldj, volume, rtol=1e-13)  # and no density of a latent in it
-
-
 class Exponential(layers.Split):
     """A split of one's own, whose latent may be the only output that is not finite."""
 
@@ -167,20 +103,6 @@ def test_first_nonfinite_checks_latents(ops, bad):
     with np.errstate(over="ignore"):
         failure = flow.first_nonfinite(ops, params, x)
     assert failure == ("the input" if np.isnan(bad) else "the output of layer split")
-
-
-@pytest.mark.parametrize("layer", ["dense1", "dense2"])
-def test_a_singular_layer_is_named(ops, x, layer):
-    flow = two_layers(Exact())
-    params = random_params(flow, RNG(0))
-    params[layer]["W"] = np.zeros((D, D))
-    for call in (
-        lambda: flow.log_dets(ops, params),
-        lambda: flow.inverse(ops, params, (x,), exact=True),
-        lambda: flow_backward(ops, flow, params, x),
-    ):
-        with one_line(SingularMatrixError, match=f"^layer {layer}: .*singular"):
-            call()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from numpy import linalg
 from numpy.random import default_rng
 from numpy.testing import assert_array_equal
 from support.arrays import assert_near
@@ -148,7 +149,7 @@ def test_a_solution_is_contiguous(point, ops):
 def test_a_singular_weight_is_an_error(case, ops):
     f = case.map
     w = case.singular(case.map)
-    assert np.linalg.matrix_rank(case.explicit(w, case.shape)) < np.prod(case.shape)
+    assert linalg.matrix_rank(case.explicit(w, case.shape)) < np.prod(case.shape)
     z = np.ones((1, *f.output_shape(case.shape)))
     for name, last in (
         ("log_det", case.shape),
@@ -164,7 +165,7 @@ def matrices(size, smallest):
     for seed in range(20):
         rng = default_rng(seed)
         left, right = (
-            np.linalg.qr(rng.standard_normal((size, size)))[0] for _ in range(2)
+            linalg.qr(rng.standard_normal((size, size)))[0] for _ in range(2)
         )
         yield left * np.r_[np.linspace(2, 1, size - 1), smallest] @ right
 
@@ -211,14 +212,14 @@ def test_the_condition_is_estimated(ops, size):
     """From 8 fixed directions: within a factor of 4 for these."""
     for smallest in (1.0, 1e-3, 1e-12):
         for w in matrices(size, smallest):
-            exact = np.linalg.norm(w) * np.linalg.norm(1 / np.linalg.svd(w)[1])
+            exact = linalg.norm(w) * linalg.norm(1 / linalg.svd(w)[1])
             found = condition(ops, Dense(size), w, (size,))
             assert exact / 4 < found < 4 * exact
     assert condition(ops, Dense(2), np.zeros((2, 2)), (2,)) == math.inf
 
 
 def test_the_condition_of_a_convolution_is_estimated(point, ops):
-    exact = np.linalg.norm(point.t) * np.linalg.norm(np.linalg.inv(point.t))
+    exact = linalg.norm(point.t) * linalg.norm(linalg.inv(point.t))
     assert exact / 4 < condition(ops, point.f, point.w, point.shape) < 4 * exact
 
 

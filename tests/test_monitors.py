@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from compare_checkouts import flat
+from numpy import linalg
 from numpy.random import default_rng
+from support.arrays import pixels
 from support.gradients import moved
 from support.trainers import make_trainer, run_training, small_dataset
 
@@ -33,7 +35,7 @@ OPS = get_ops("numpy")
 def correlated(rng, count, size, smallest, mean=0.0):
     """Gaussian rows with variances from `smallest` to 10 along random directions."""
     scales = np.geomspace(smallest, 10, size) ** 0.5
-    turn = np.linalg.qr(rng.standard_normal((size, size)))[0]
+    turn = linalg.qr(rng.standard_normal((size, size)))[0]
     return (rng.standard_normal((count, size)) * scales) @ turn + mean, turn
 
 
@@ -48,7 +50,7 @@ def smallest(x, f=None, step=None):
 def test_the_smallest_second_moment_is_held_out():
     """Where a sample's own smallest eigenvalue is a third of the true one, this is above it."""
     x, _ = correlated(default_rng(1), 400, 100, 0.02, mean=7.0)
-    assert np.linalg.eigvalsh(np.cov(x[:200].T))[0] < 0.5 * 0.02
+    assert linalg.eigvalsh(np.cov(x[:200].T))[0] < 0.5 * 0.02
     assert 0.95 * 0.02 < smallest(x, step=70) < 2 * 0.02
 
 
@@ -97,7 +99,7 @@ def test_the_norms_of_both_gradients_by_their_definitions():
     error = x @ w.T @ r.T - x
     of_error = -2 * lam / 20 * (error @ r).T @ x  # Eq. 17
     of_likelihood = 0.5 * (-(x @ w.T + b).T @ x / 20 + r.T)  # Eq. 10
-    expected = np.linalg.norm(of_likelihood), np.linalg.norm(of_error)
+    expected = linalg.norm(of_likelihood), linalg.norm(of_error)
     for given, times in ((lam, 1), ({"dense": 2 * lam}, 2), (0.0, 0)):
         found = gradient_angles(OPS, flow, params, x, given)["dense"]
         norms = found["likelihood"], found["reconstruction"]
@@ -122,7 +124,7 @@ def test_a_run_records_them_for_every_layer():
         own = records[-1]["layers"][name]
         assert list(own) == ["rho", "margin"]
         w, r = (loaded.params[name][p] for p in ("W", "R"))
-        exact = np.linalg.norm(np.eye(len(w)) - r @ w, 2)
+        exact = linalg.norm(np.eye(len(w)) - r @ w, 2)
         assert 0.99 * exact < own["rho"] <= exact * (1 + 1e-12)
         assert own["margin"] > 0
     assert records[0]["layers"] != records[1]["layers"]
@@ -151,8 +153,7 @@ def test_where_rules_are_stable():
 
 
 def inspected(trainer):
-    rng = default_rng(6)
-    images = rng.integers(0, 256, (200, *trainer.flow.shape)).astype(np.uint8)
+    images = pixels(200, *trainer.flow.shape, seed=6)
     tracked = trainer.config.track_angle
     inspection = Monitors(
         trainer, lambda step: trainer.ops.asarray(images[:6]), tracked
@@ -280,7 +281,7 @@ def setting(rule=None):
 def test_no_angle_where_the_inverses_are_exact():
     ops, flow, params, x = setting()
     for name in ("dense1", "dense2"):
-        params[name]["R"] = np.linalg.inv(params[name]["W"])
+        params[name]["R"] = linalg.inv(params[name]["W"])
     for found in gradient_angles(ops, flow, params, x, lam=1.0).values():
         assert found["angle"] < 1e-5 and found["inverse_angle"] < 1e-5
         assert found["reconstruction"] < 1e-9 < found["likelihood"]
@@ -307,8 +308,8 @@ def test_the_angle_by_its_definition():
     w, r, b = (params["dense2"][name] for name in ("W", "R", "b"))
     data = -(h @ w.T + b).T @ h / len(x)
     learned = data + r.T
-    exact = data + np.linalg.inv(w).T
-    cosine = np.sum(learned * exact) / np.linalg.norm(learned) / np.linalg.norm(exact)
+    exact = data + linalg.inv(w).T
+    cosine = np.sum(learned * exact) / linalg.norm(learned) / linalg.norm(exact)
     assert abs(angle - np.degrees(np.arccos(cosine))) < 1e-6
 
 
@@ -325,9 +326,9 @@ def log_p_g(ops, flow, params, x):
         if layer.learns_inverse:
             shape = flow.shape if len(flow.shape) == 3 else (h.shape[1],)
             r = as_matrix(layer.maps[1], ops, params[name]["R"], shape)
-            h = np.linalg.solve(r, h.T).T
+            h = linalg.solve(r, h.T).T
             h = (h.reshape(len(x), *shape) + params[name]["b"]).reshape(len(x), -1)
-            log_det = log_det - np.linalg.slogdet(r)[1]
+            log_det = log_det - linalg.slogdet(r)[1]
         else:
             h, ldj, _ = layer.forward(ops, {}, h)
             log_det = log_det + ldj
@@ -377,10 +378,7 @@ def test_a_run_records_angles_where_it_is_asked_to():
 def test_the_batches_are_those_of_the_next_steps():
     """Their mean gradient is what the angle is of."""
     trainer = make_trainer(get_ops("numpy"), "fc", dtype="float64")
-    batches = [
-        default_rng(step).integers(0, 256, (6, *trainer.flow.shape)).astype(np.uint8)
-        for step in range(3)
-    ]
+    batches = [pixels(6, *trainer.flow.shape, seed=step) for step in range(3)]
     inspection = Monitors(trainer, batches.__getitem__, 2)
     params = trainer.params
     trainer.step = 1

@@ -73,7 +73,7 @@ def folder(tmp_path, monkeypatch, records):
 def drawn(picture):
     """What an SVG file says, and where its points, lines and ticks are within each of its axes: all
     but the margins and the legends, which every version of Matplotlib makes a little different."""
-    svg = picture.read_text(encoding="utf-8")
+    svg = picture.read_text("utf-8")
     places = []
     for axes in svg.split('<g id="axes_')[1:]:
         axes = axes.partition('<g id="legend_')[0]
@@ -101,7 +101,7 @@ def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
     assert (FOLDER / NAME).exists() == (FOLDER / results.NAME).exists()
     if (FOLDER / NAME).exists():
         text = page(committed())
-        assert (FOLDER / NAME).read_text(encoding="utf-8") == text
+        assert (FOLDER / NAME).read_text("utf-8") == text
         for name, record in committed().items():
             picture = FOLDER / "figures" / module.picture_of(name)
             again = tmp_path / f"{name}.svg"
@@ -191,7 +191,7 @@ def typed_figures(text: str) -> set[str]:
 
 
 def test_the_figures_in_the_prose_come_from_the_results():
-    text = module._TEXT.read_text(encoding="utf-8")
+    text = module._TEXT.read_text("utf-8")
     assert typed_figures(text) == set()
     assert typed_figures(f"{text} It is 12.5 ahead, or 3 nats.") == {"12.5", "3 nats"}
     known = facts(committed())
@@ -213,7 +213,7 @@ def stored_figures(records) -> set[str]:
 
 
 def test_the_figures_of_the_readme_come_from_the_results():
-    text = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    text = (FOLDER.parent / "README.md").read_text("utf-8")
     results_of_it = text.partition("\n## Results\n")[2].partition("\n## ")[0]
     known = stored_figures(committed())
     found = set(re.findall(r"\d+\.\d+", results_of_it))
@@ -255,7 +255,7 @@ def test_a_published_page_is_complete_and_its_doctest_passes(folder, capsys):
     names = [path.rpartition("/")[2] for path in written]
     assert names == ["results.json", NAME, "reproduced-table1.svg"]
     assert {path.name for path in (folder / "derivations").rglob("*.*")} == set(names)
-    text = (folder / "derivations" / NAME).read_text(encoding="utf-8")
+    text = (folder / "derivations" / NAME).read_text("utf-8")
     test = doctest.DocTestParser().get_doctest(text, {}, NAME, None, 0)
     found = doctest.DocTestRunner().run(test)
     assert found.failed == 0 and found.attempted

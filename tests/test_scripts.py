@@ -255,7 +255,7 @@ def test_help_explains_every_option(environment):
 
 
 PAGE = DERIVATIONS / "27-the-paper-reproduced.md"
-GIVEN = re.findall(r"`python (scripts/\w+\.py[^`]*)`", PAGE.read_text(encoding="utf-8"))
+GIVEN = re.findall(r"`python (scripts/\w+\.py[^`]*)`", PAGE.read_text("utf-8"))
 TRAINING = sorted(
     {command for command in GIVEN if command.startswith("scripts/train_")}
 )
@@ -278,7 +278,7 @@ def configuration(command: str, monkeypatch) -> TrainConfig:
 
 
 def test_every_command_of_the_readme_can_be_given(monkeypatch):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "README.md").read_text("utf-8")
     commands = re.findall(
         r"^    python (scripts/train_.*?)(?:  #.*)?$", text, flags=re.M
     )
@@ -307,7 +307,7 @@ def test_every_model_has_a_command_and_every_command_a_script(monkeypatch):
 
 
 def test_the_job_for_a_cluster_is_a_script_with_options_that_exist():
-    page = (ROOT / "scripts" / "runs.md").read_text(encoding="utf-8")
+    page = (ROOT / "scripts" / "runs.md").read_text("utf-8")
     (job,) = re.findall(r"^```bash\n(.*?)^```", page, re.M | re.S)
     if shutil.which("bash"):
         subprocess.run(["bash", "-n"], input=job, text=True, check=True)

@@ -43,7 +43,7 @@ class Kind:
 @pytest.fixture
 def module(tmp_path) -> Path:
     path = tmp_path / "module.py"
-    path.write_text(MODULE, encoding="utf-8")
+    path.write_text(MODULE, "utf-8")
     return path
 
 
@@ -129,7 +129,7 @@ def test_a_core_page_ends_with_exercises_whose_answers_are_folded_and_run(number
 
 
 def test_the_reading_order_has_the_pages_own_titles_and_what_a_page_builds_on_before_it():
-    index = (ROOT / "derivations" / "README.md").read_text(encoding="utf-8")
+    index = (ROOT / "derivations" / "README.md").read_text("utf-8")
     order = [name for pages in reading_order(index).values() for name in pages]
     assert sorted(order) == sorted(
         p.name for p in (ROOT / "derivations").glob("[0-9]*.md")
@@ -138,7 +138,7 @@ def test_the_reading_order_has_the_pages_own_titles_and_what_a_page_builds_on_be
     for row in re.findall(r"^\| \[\d\d .+\|$", index, flags=re.M):
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         title, name = re.fullmatch(r"\[(.+)\]\((.+)\)", cells[0]).groups()
-        page = (ROOT / "derivations" / name).read_text(encoding="utf-8")
+        page = (ROOT / "derivations" / name).read_text("utf-8")
         assert page.startswith(f"# {title}\n")
         assert int(cells[2]) > 0
         assert set(re.findall(r"\d\d", cells[3])) <= read, name
@@ -150,10 +150,10 @@ def test_the_old_names_of_pages_lead_to_the_new_ones(tmp_path):
     names = [page.stem for page in (ROOT / "derivations").glob("[0-9]*.md")]
     assert conf["FORMER_NUMBERS"].keys() <= {name[3:] for name in names}
     for name in names:
-        (tmp_path / f"{name}.html").write_text("new", encoding="utf-8")
+        (tmp_path / f"{name}.html").write_text("new", "utf-8")
     app = SimpleNamespace(outdir=tmp_path, builder=SimpleNamespace(format="html"))
     conf["old_names"](app, None)
-    old = (tmp_path / "03-self-normalizing.html").read_text(encoding="utf-8")
+    old = (tmp_path / "03-self-normalizing.html").read_text("utf-8")
     assert "location.replace('05-self-normalizing.html' + location.hash)" in old
     found = len(list(tmp_path.glob("*.html")))
     assert found == len(names) + len(conf["FORMER_NUMBERS"]), "a name is new and old"
@@ -195,7 +195,7 @@ PAGE = (
 )
 def test_the_check_finds_what_is_wrong_with_a_page(tmp_path, html, problem):
     path = tmp_path / "page.html"
-    path.write_text(PAGE + html, encoding="utf-8")
+    path.write_text(PAGE + html, "utf-8")
     found = link_problems(tmp_path, path) + formula_problems(path, "a formula: $x$")
     assert problem in found if problem else found == []
 
@@ -203,7 +203,7 @@ def test_the_check_finds_what_is_wrong_with_a_page(tmp_path, html, problem):
 def test_every_pointer_of_the_markdown_has_the_form_that_the_site_reads():
     """A file and a name in one code span: a space or a line break too many would go unseen."""
     for page in sorted((ROOT / "derivations").glob("*.md")):
-        text = page.read_text(encoding="utf-8")
+        text = page.read_text("utf-8")
         loose = re.findall(r"`\s*(?:snfnp|scripts)/[\w/]+\.py\s*:\s*[\w.]+\s*`", text)
         assert len(loose) == len(CODE.findall(text)), page.name
 
@@ -214,13 +214,11 @@ class TestWithSphinx:
         """A site of a few pages; returns the finished process and the folder."""
         folder = tmp_path / "pages"
         folder.mkdir()
-        (folder / "README.md").write_text(
-            "# Start\n\n[04](04-dense.md)\n", encoding="utf-8"
-        )
+        (folder / "README.md").write_text("# Start\n\n[04](04-dense.md)\n", "utf-8")
         for name, text in pages.items():
-            (folder / f"{name.replace('_', '-')}.md").write_text(text, encoding="utf-8")
+            (folder / f"{name.replace('_', '-')}.md").write_text(text, "utf-8")
         (folder / "site").mkdir()
-        (folder / "site" / "api.md").write_text("# API\n", encoding="utf-8")
+        (folder / "site" / "api.md").write_text("# API\n", "utf-8")
         options = ["-W", "-q", "-b", builder, "-c", SITE]
         command = [sys.executable, "-m", "sphinx", *options, folder, tmp_path / "out"]
         return subprocess.run(command, capture_output=True, text=True), tmp_path / "out"
@@ -234,7 +232,7 @@ class TestWithSphinx:
         text += "[Eq. 9](#page) a link.\n\n`snfnp.threads` is a module, `snfnp.gone` is not.\n"
         done, out = self.build(tmp_path, **{"04-dense": text})
         assert done.returncode == 0, done.stderr
-        page = (out / "04-dense.html").read_text(encoding="utf-8")
+        page = (out / "04-dense.html").read_text("utf-8")
         assert re.search(
             r'<p class="reading">\d+ minutes, builds on <a [^>]*>03 Change', page
         )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.random import default_rng
 from numpy.testing import assert_array_equal
-from support.arrays import assert_near
+from support.arrays import assert_near, pixels
 from support.gradients import layer_backward, moved
 from support.trainers import gradient_of, make_trainer, small_config
 from test_rules import RTOL, check_flow, log_normal, two_layers
@@ -157,7 +157,7 @@ def test_the_noise_follows_from_lambda():
 def test_evaluation_has_no_noise(ops):
     trainer = noisy_trainer(ops, dtype="float64")
     plain = noisy_trainer(ops, dtype="float64", objective="forward")
-    images = default_rng(0).integers(0, 256, (9, 64)).astype(np.uint8)
+    images = pixels(9, 64)
     result, expected = (
         each.likelihood().evaluate(images, 0).nll for each in (trainer, plain)
     )
@@ -171,7 +171,7 @@ def test_every_step_has_noise_of_its_own(ops, monkeypatch):
         Trainer, "encode", lambda self, x, _, part: encode(self, x, 0, part)
     )
     trainer = noisy_trainer(ops, dtype="float64")
-    images = default_rng(0).integers(0, 256, (6, 64)).astype(np.uint8)
+    images = pixels(6, 64)
     gradients = []
     for step in (0, 0, 1):
         trainer.scalars.set(step, 0.0)
@@ -182,7 +182,7 @@ def test_every_step_has_noise_of_its_own(ops, monkeypatch):
 
 def test_recomputed_inputs_have_the_same_noise(ops):
     """A step of Glow with recomputed activations: the same gradient, but for rounding."""
-    images = default_rng(0).integers(0, 256, (6, 8, 8, 1)).astype(np.uint8)
+    images = pixels(6, 8, 8, 1)
     gradients = []
     for recompute in (False, True):
         trainer = noisy_trainer(ops, "glow-2l-4k", dtype="float64", recompute=recompute)

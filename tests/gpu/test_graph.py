@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from support.arrays import pixels
 from support.trainers import BATCH, host, make_trainer
 
 from gpu.standin import run_alone
@@ -143,7 +144,7 @@ def test_nothing_is_collected_while_a_step_is_recorded(ops):
 
 def test_a_recorded_draw_is_that_of_the_same_samples_in_every_step(ops):
     """key.first is a constant of the recording, and the step is not."""
-    pixels = np.random.default_rng(0).integers(0, 256, (9, 7)).astype(np.uint8)
+    images = pixels(9, 7)
     number, x, nu = ops.asarray(np.zeros(1, np.uint64)), *ops.xp.empty((2, 4, 7))
 
     def draw(images):
@@ -151,11 +152,9 @@ def test_a_recorded_draw_is_that_of_the_same_samples_in_every_step(ops):
         x[...] = ops.images.preprocess(images, key, 1e-6, 256, np.float64)[0]
         nu[...] = ops.random.normal(key, (4, 7), np.float64)
 
-    part, whole, graph = (
-        ops.asarray(pixels[5:]),
-        ops.asarray(pixels),
-        ops.device.capture(draw),
-    )
+    part = ops.asarray(images[5:])
+    whole = ops.asarray(images)
+    graph = ops.device.capture(draw)
     for step in range(5):
         number[...] = step
         ops.device.synchronise()

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from support import trainers
+from support.arrays import pixels
 from support.messages import one_line
 from support.trainers import (
     BATCH,
@@ -108,7 +109,7 @@ def test_a_single_precision_step_matches_numpy(ops, model, gradient):
 def test_a_replay_costs_the_host_one_launch_and_a_graph(ops, standin, monkeypatch):
     """The batch is gathered in the recorded step. The time is printed: the CPU's in a step, with a
     graph that does nothing."""
-    images = np.random.default_rng(0).integers(0, 256, (600, 4, 4, 1)).astype(np.uint8)
+    images = pixels(600, 4, 4, 1)
     trainer = make_trainer(ops, side=4)
     batches = Batches(ops, images, trainer.config, (16,))
     trainer.begin(batches)
@@ -286,7 +287,7 @@ def test_a_matrix_that_is_not_finite_raises_as_on_the_cpu():
 
 @pytest.mark.parametrize("change", [False, True])
 def test_batches_match_the_hosts(ops, change):
-    images = np.random.default_rng(0).integers(0, 256, (23, 4, 6, 3)).astype(np.uint8)
+    images = pixels(23, 4, 6, 3)
     config = TrainConfig(model="glow", batch_size=5, augment=change, seed=3, epochs=1)
     config = config.resolve(len(images))
     batches, expected = (

@@ -1,6 +1,12 @@
-"""Comparisons of arrays."""
+"""Arrays: images of random pixels, and comparisons."""
 
+import numpy as np
 from numpy.testing import assert_allclose
+
+
+def pixels(*shape, seed=0):
+    """Random bytes."""
+    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
 
 
 def assert_near(found, expected, atol, message="") -> None:

@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from snfnp.ops import RandomKey
 from snfnp.ops.random import definition as philox
+from support.arrays import pixels
 from support.operation_calls import FLOATS, eps_of
 from support.operation_cases_layers import ALPHA
 
@@ -92,9 +93,7 @@ class OperationValues:
             )
 
     def test_a_part_of_a_batch_is_flipped_and_shifted_as_in_the_whole(self, ops):
-        images = (
-            np.random.default_rng(0).integers(0, 256, (40, 5, 4, 3)).astype(np.uint8)
-        )
+        images = pixels(40, 5, 4, 3)
         source = ops.images.source(images)
         key = RandomKey(2**40 + 7, 5, 2**33 + 3)
         source.stage(10, 30)

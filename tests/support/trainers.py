@@ -12,6 +12,7 @@ from snfnp.step.trainer import Trainer
 from snfnp.training import session
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.folder import RunFolder
+from support.arrays import pixels
 
 SIDE = 8
 BATCH = 6
@@ -20,6 +21,24 @@ SMALL_GLOW = {"levels": 2, "depth": 1, "width": 8}
 OWN = Preset(
     lambda choices, shape: fully_connected(choices, shape), "", ("self-normalizing",)
 )
+
+
+class ReferenceAdam:
+    """Algorithm 1 of Kingma & Ba (2014)."""
+
+    def __init__(self, beta1=0.9, beta2=0.999, eps=1e-8):
+        self.betas = beta1, beta2
+        self.eps = eps
+        self.t = self.m = self.v = 0
+
+    def direction(self, g):
+        """The next step, up to its rate."""
+        b1, b2 = self.betas
+        self.t += 1
+        self.m = b1 * self.m + (1 - b1) * g
+        self.v = b2 * self.v + (1 - b2) * g**2
+        v_hat = self.v / (1 - b2**self.t)
+        return self.m / (1 - b1**self.t) / (np.sqrt(v_hat) + self.eps)
 
 
 class Given:
@@ -69,9 +88,7 @@ def make_trainer(
 
 def images_of(trainer, step, batch=BATCH):
     """The images of a step, on the trainer's device."""
-    rng = np.random.default_rng(step)
-    images = rng.integers(0, 256, (batch, *trainer.flow.shape)).astype(np.uint8)
-    return trainer.ops.asarray(images)
+    return trainer.ops.asarray(pixels(batch, *trainer.flow.shape, seed=step))
 
 
 def batches_of(trainer, batch=BATCH):
