@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
+import conftest
 import numpy as np
 import pytest
 from support.processes import python
@@ -394,32 +395,22 @@ def of_ci(name):
     return module
 
 
-@pytest.fixture
-def oldest():
-    return of_ci("oldest").oldest
-
-
 def declared():
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def test_the_oldest_versions_are_the_lower_bounds(oldest):
+def test_the_oldest_versions_are_the_lower_bounds():
     project = declared()
-    found = oldest(project)
-    required = project["dependencies"] + project["optional-dependencies"]["test"]
-    assert [line.replace("==", ">=") for line in found] == [
+    extras = project["optional-dependencies"]
+    oldest = of_ci("oldest").oldest
+    required = project["dependencies"] + extras["test"]
+    assert [line.replace("==", ">=") for line in oldest(project)] == [
         requirement.partition(";")[0] for requirement in required
     ]
-    assert set(project["optional-dependencies"]["mpi"]) <= set(required)
-
-
-@pytest.mark.parametrize(
-    "requirement", ["numpy", "numpy==2.0", "numpy>=2.0,<3", "numpy<3"]
-)
-def test_a_version_that_would_not_be_checked_is_refused(oldest, requirement):
-    project = {"dependencies": [requirement], "optional-dependencies": {"test": []}}
-    with pytest.raises(ValueError, match="is not of the form name>=version"):
-        oldest(project)
+    assert set(extras["mpi"]) <= set(required)
+    for unchecked in ("numpy", "numpy==2.0", "numpy>=2.0,<3", "numpy<3"):
+        with pytest.raises(ValueError, match="is not of the form name>=version"):
+            oldest(project | {"dependencies": [unchecked]})
 
 
 def test_pre_commit_runs_the_ruff_that_is_pinned():
@@ -440,29 +431,17 @@ def f():
 '''
 
 
-def test_the_size_budget_counts_tokens_by_room_and_refuses_one_too_many(tmp_path):
+def test_the_size_budget_counts_tokens_by_room_and_refuses_one_too_many():
     size = of_ci("size")
-    for name in ("snfnp/a.py", "snfnp/ops/b/c.py", "snfnp/ops/d.py", "tests/e.py"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(SOURCE)
-    subprocess.run(["git", "init", "-q", tmp_path], check=True)
-    assert not size.size_by_room(tmp_path)  # only what is tracked counts
-    subprocess.run(["git", "-C", tmp_path, "add", "."], check=True)
-    rooms = size.size_by_room(tmp_path)
-    assert {room: each.tokens for room, each in rooms.items()} == {
-        "snfnp": 17,
-        "snfnp/ops": 34,
-        "tests": 17,
-    }
-    assert rooms["tests"] == size.Size(
-        lines=9, code=4, tokens=17, assignments=2, tuples=1
-    )
-    rooms["snfnp"].tokens += size.BUDGET["snfnp"] - 51
+    own = size.size(SOURCE)
+    assert own == size.Size(lines=9, code=4, tokens=17, assignments=2, tuples=1)
+    most = size.BUDGET["snfnp"]
+    rooms = {"snfnp": own, "snfnp/ops": size.Size(tokens=most - 17)}
     assert size.excess(rooms) == []
     rooms["snfnp/ops"].tokens += 1
-    most = size.BUDGET["snfnp"]
     (message,) = size.excess(rooms)
     assert message == f"snfnp has {most + 1:,} tokens of Python: its budget is {most:,}"
+    assert size.size_by_room(ROOT).keys() >= {"snfnp", "snfnp/ops", "scripts", "tests"}
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
@@ -487,34 +466,21 @@ def is_there(named: str) -> bool:
     )
 
 
-MISSING = "nvidia-cuda-nvrtc is nowhere"
-CHECK = f"""
-import sys
-from support import nvrtc
-nvrtc.missing = lambda: {MISSING!r}
-import pytest
-raise SystemExit(pytest.main(["-n", "0", "-p", "no:cacheprovider", *sys.argv[1:]]))
-"""
-
-
-def session(require: str, *arguments: str):
-    """(exit status, what it said) of pytest on a machine without NVIDIA's compiler."""
-    tests = Path(__file__).parent
-    own = {"SNFNP_REQUIRE": require, "PYTHONPATH": f"{tests}:{tests.parent}"}
-    done = python(CHECK, tests / "test_kernels_compile.py", *arguments, **own)
-    return done.returncode, done.stdout + done.stderr
-
-
-@pytest.mark.slow
-def test_missing_tools_skip_tests_and_fail_where_they_are_required():
-    status, said = session("", "-k", "refus or spill")
-    assert status == pytest.ExitCode.OK and f"needs nvrtc: {MISSING}" in said
-    status, said = session("hostcuda,nvrtc")
-    assert status == pytest.ExitCode.USAGE_ERROR
-    assert f"SNFNP_REQUIRE names nvrtc, but: {MISSING}" in said
-    status, said = session("gpu")
-    assert status == pytest.ExitCode.USAGE_ERROR
-    assert "SNFNP_REQUIRE names gpu: choose of nvrtc, hostcuda," in said
+def test_missing_tools_skip_tests_and_fail_where_they_are_required(
+    request, monkeypatch
+):
+    why = "nvidia-cuda-nvrtc is nowhere"
+    monkeypatch.setitem(conftest.NEEDS, "nvrtc", lambda: why)
+    item = SimpleNamespace(get_closest_marker="nvrtc".__eq__)
+    with pytest.raises(pytest.skip.Exception, match=f"needs nvrtc: {why}"):
+        conftest.pytest_runtest_setup(item)
+    for names, said in (
+        ("nvrtc", f"SNFNP_REQUIRE names nvrtc, but: {why}"),
+        ("gpu", "SNFNP_REQUIRE names gpu: choose of nvrtc, hostcuda,"),
+    ):
+        monkeypatch.setenv("SNFNP_REQUIRE", names)
+        with pytest.raises(pytest.UsageError, match=said):
+            conftest.pytest_configure(request.config)
 
 
 @pytest.mark.parametrize(

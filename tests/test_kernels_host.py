@@ -204,35 +204,6 @@ def test_a_wrong_argument_is_found(ops):
         launch(*kernel, **right, threads=48)
 
 
-def test_a_launch_expands_numbers_and_strides(ops):
-    k = np.zeros((3, 3, 4, 2))[::-1, ::-1].swapaxes(2, 3)
-    x = np.ones(5)
-    out = np.ones(5)
-    found = {}
-
-    def values_of(kernel, **arguments):
-        ops.device.launch(kernel, np.float64, 1, **arguments)
-        names = [parameter.name for parameter in source.parameters(kernel)]
-        return dict(zip(names, found["values"], strict=True))
-
-    ops.device.launch._start = lambda *launched: found.update(values=launched[-1])
-    try:
-        numbers = [p.name for p in source.parameters("conv") if p.kind == "long long"]
-        sizes = {name: 1 for name in numbers if "stride" not in name}
-        values = values_of("conv", x=x, k=k, z=out, **sizes)
-        assert [values[f"k_stride_{axis}"] for axis in range(4)] == [-24, -8, 1, 2]
-        second = {"second_a": 0.0, "second_x": None, "second_out": None, "m": 0}
-        for a in (np.array(3.0, np.float32), 2):
-            values = values_of("axpby", a=a, x=x, b=1.0, out=out, n=5, **second)
-            assert values["second_x"] == 0 and values["out"] is out
-            if isinstance(a, int):
-                assert values["a_at"] == 0 and values["a"] == 2.0
-            else:
-                assert values["a_at"] == 3.0 and values["a_at"].dtype == np.float64
-    finally:
-        del ops.device.launch._start
-
-
 # ---------------------------------------------------------------- every kernel, and sanitizers
 
 

@@ -315,11 +315,6 @@ def merge(known, new):
     return found
 
 
-def test_the_longer_run_wins_on_either_side():
-    longer, shorter = (row("x", 1.0, runs=[RUN | {"epochs": n}]) for n in (31, 30))
-    assert merge(shorter, longer) == merge(longer, shorter) == longer
-
-
 def test_seeds_come_together_and_the_new_one_of_two_counts():
     own = row("fc-snf", 947.1)
     last = RUN | {"seed": 2}
