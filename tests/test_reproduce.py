@@ -269,7 +269,9 @@ def test_figures_and_times_are_made_of_metrics_and_timings(everything):
     assert snf["batch"]["of_exact"] == snf["batch"]["median"] / exact["batch"]["median"]
     assert snf["batch"]["paper_of_exact"] == 18.7 / 44.9
     shown = rows_of(tables["table3"])
-    assert list(shown[8].values())[:4] == ["Glow 2L-16K", "MNIST", "–", "1.00"]
+    assert len(shown) == sum(
+        "median" in row["batch"] for row in records["table3"]["rows"]
+    )
 
     (run,) = records["figure2"]["rows"][0]["runs"]
     likelihood = load_run(folder / "glow-2l-4k-lambda-100-seed-0").likelihood

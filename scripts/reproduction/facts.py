@@ -141,10 +141,7 @@ def _tests(rows: dict) -> dict:
         (relative["paper"] - _test(relative) if relative else nan),
         ".0f",
     )
-    for name in ("conv-white-exact", "emerging-white"):
-        found[name.replace("-", "_")] = _test(of.get(name)), ".1f"
     seeds = [run["value"] for run in finished(of.get("conv-white", {"runs": []}))]
-    found["conv_white"] = _mean(seeds), ".1f"
     found["conv_seeds"] = (max(seeds) - min(seeds) if seeds else nan), ".1f"
     found["fc_white_gap"] = (
         _mean(by_seed(of.get("fc-white-20"), of.get("fc-white-exact"))),
