@@ -27,7 +27,7 @@ from snfnp.layers import (
     SmoothLeakyReLU,
 )
 from snfnp.layers.preprocess import Standardise
-from snfnp.likelihood import EVALUATION_NOISE, Evaluation, Likelihood
+from snfnp.likelihood import EVALUATION_NOISE, Likelihood
 from snfnp.maps import Dense
 from snfnp.ops import RandomKey, get_ops
 from snfnp.rules import SelfNormalizing
@@ -170,14 +170,6 @@ def test_both_terms_of_a_layer_count(ops):
     assert result.evaluate(rows).nll == pytest.approx(-expected.mean(), rel=1e-14)
     assert result.evaluate(rows).terms["own"] == pytest.approx(
         (ldj + 0.5 * D).mean(), rel=1e-14
-    )
-
-
-def test_bits_per_dimension():
-    evaluation = Evaluation({"a": -1000.0, "b": 400.0}, 784)
-    assert evaluation.nll == 600.0
-    assert_allclose(
-        evaluation.bits_per_dimension, 600 / (784 * math.log(2)), rtol=1e-15
     )
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import gc
 import importlib
-import inspect
 import sys
 import tempfile
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.messages import one_line
-from support.processes import python
 from support.runs import assert_same_run, state
 from support.trainers import at_step, spoil, without_time
 from test_likelihood import Stretch
@@ -381,20 +379,6 @@ def test_json_of_a_flow_that_does_not_fit_is_one_line():
     text = text_of(flow(Linear(Dense(2)))).replace('"features": 2', '"features": 3')
     with one_line(UsageError, MISFIT):
         preset_of(text).build(None, (2,))
-
-
-def test_a_flow_that_does_not_fit_is_one_line_of_the_command(tmp_path):
-    lines = (
-        "import snfnp\nfrom snfnp.layers import Linear\nfrom snfnp.maps import Dense\n"
-    )
-    code = lines + inspect.getsource(misfit)
-    Path("misfits.py").write_text(code, encoding="utf-8")
-    np.save("rows.npy", ROWS)
-    command = ["train", "rows.npy", "--model", "misfits:misfit", "--backend", "numpy"]
-    script = "from snfnp.cli import run_script; run_script()"
-    done = python(script, *command, "--out", "run", cwd=tmp_path, timeout=120)
-    assert done.returncode == UsageError.exit_status and done.stderr.count("\n") == 1
-    assert MISFIT in done.stderr and not Path("run").exists()
 
 
 FITTED = {

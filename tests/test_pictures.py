@@ -19,7 +19,7 @@ from snfnp.training.runs.load import load_run
 
 pytestmark = pytest.mark.slow
 
-MAGIC = {".png": b"\x89PNG", ".PNG": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
+MAGIC = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
 MAGIC |= dict.fromkeys((".jpg", ".jpeg"), b"\xff\xd8\xff") | {".webp": b"RIFF"}
 MAGIC |= dict.fromkeys((".tif", ".tiff"), b"II*\0")
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,17 +52,11 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def test_the_formats_above_are_all():
-    assert {suffix.lower() for suffix in MAGIC} == set(plots.SUFFIXES)
-    supported = plots.Figure().canvas.get_supported_filetypes()
-    assert {suffix[1:] for suffix in plots.SUFFIXES} <= set(supported)
-
-
-@pytest.mark.parametrize("suffix", MAGIC)
+@pytest.mark.parametrize("suffix", (*plots.SUFFIXES, ".PNG"))
 def test_a_picture_has_the_format_of_its_name(finished, tmp_path, suffix, capsys):
     out = tmp_path / f"a{suffix}"
     sample.main([str(finished), "--count", "4", "--out", str(out)])
-    assert out.read_bytes().startswith(MAGIC[suffix])
+    assert out.read_bytes().startswith(MAGIC[suffix.lower()])
     assert contents(tmp_path).keys() == {out.name}
     assert capsys.readouterr().out == f"{out}\n"
 

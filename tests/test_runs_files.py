@@ -408,7 +408,7 @@ def test_a_changed_function_is_seen_by_kernels_of_other_files(checkout):
         "the old ones are found again"
     )
     (folder,) = place.glob("snfnp-*")
-    for age in range(5):  # those of other sources, each of its own
+    for age in range(3):  # those of other sources, each of its own
         helper.write_text(f"{text}# {age}\n")
         run("import snfnp.ops.jit")
     assert len(list(folder.iterdir())) == 3 and not first.keys() & kernels(place).keys()
