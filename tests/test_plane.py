@@ -1,6 +1,7 @@
 """2-D toy data: densities, pictures and the animation, paths between latents, scores."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from support.messages import one_line
 
 import snfnp
-from snfnp.cli import evaluate, sample, train
+from snfnp.cli import evaluate, train
 from snfnp.data import toy as densities
 from snfnp.errors import UsageError
 from snfnp.likelihood import Likelihood
@@ -167,48 +168,36 @@ def test_a_run_without_an_animation_builds_no_likelihood_for_it(tmp_path, monkey
         made.clear()
 
 
-def test_scores_are_the_log_likelihood_of_each_sample(run, folder, tmp_path, capsys):
+def test_scores_are_the_log_likelihood_of_each_sample(run, folder, shell, capsys):
     """Of all samples of other data; a file that exists is left alone."""
     data = snfnp.load_dataset("moons").test
     far = np.concatenate([data[:20] + 3, [[1e300, -1e300]]])
-    np.save(tmp_path / "far.npy", far)
-    out = tmp_path / "far.csv"
-    argv = [
-        str(folder),
-        "--data",
-        str(tmp_path / "far.npy"),
-        "--split",
-        "all",
-        "--scores",
-        str(out),
-    ]
-    evaluate.main(argv)
-    first, *lines = out.read_text().splitlines()
+    np.save("far.npy", far)
+    line = f"evaluate {folder} --data far.npy --split all --scores far.csv"
+    shell(line)
+    out = Path("far.csv")
+    before = out.read_text()
+    first, *lines = before.splitlines()
     index, nats = zip(*(line.split(",") for line in lines), strict=True)
-    assert (
-        first == "index,nats"
-        and index == tuple(map(str, range(21)))
-        and nats[-1] == "-inf"
-    )
+    assert first == "index,nats" and index == tuple(map(str, range(21)))
+    assert nats[-1] == "-inf"
     expected = run.likelihood.log_prob(far[:-1])
-    assert_allclose(np.array(nats[:-1], float), expected, rtol=1e-12)
+    np.testing.assert_allclose(np.array(nats[:-1], float), expected, rtol=1e-12)
     said = capsys.readouterr().out
-    assert "21 all rows from " in said and f"scores: {out}" in said
-    before = out.read_bytes()
-    with one_line(UsageError, f"`scores` is {out}, which exists: choose another name"):
-        evaluate.main(argv)
-    assert out.read_bytes() == before
-    evaluate.main(
-        [str(folder), "--scores", str(tmp_path / "own.csv"), "--batch-size", "70"]
-    )
-    own = np.genfromtxt(tmp_path / "own.csv", delimiter=",", names=True)["nats"]
-    assert_allclose(own, run.likelihood.log_prob(data), rtol=1e-12)
+    assert "21 all rows from " in said and "scores: far.csv" in said
+    with one_line(UsageError, "`scores` is far.csv, which exists: choose another name"):
+        shell(line)
+    assert out.read_text() == before
+    shell(f"evaluate {folder} --scores own.csv --batch-size 70")
+    own = np.genfromtxt("own.csv", delimiter=",", names=True)["nats"]
+    np.testing.assert_allclose(own, run.likelihood.log_prob(data), rtol=1e-12)
 
 
-def test_a_warning_of_exact_samples_is_one_line(folder, tmp_path, monkeypatch, capsys):
+def test_a_warning_of_exact_samples_is_one_line(folder, shell, monkeypatch, capsys):
     monkeypatch.setattr(Likelihood, "_loss_of_digits", "exact samples have few digits")
-    argv = [str(folder), "--out", str(tmp_path / "s.npy"), "--inverse"]
-    sample.main([*argv, "exact"])
-    assert capsys.readouterr().err == "exact samples have few digits\n"
-    sample.main([*argv, "learned"])
-    assert capsys.readouterr().err == ""
+    for inverse, said in (
+        ("exact", "exact samples have few digits\n"),
+        ("learned", ""),
+    ):
+        shell(f"sample {folder} --out s.npy --inverse {inverse}")
+        assert capsys.readouterr().err == said

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from support.messages import one_line
+from support.runs import SHORT
 
 import snfnp
-from snfnp.cli import sample, train
 from snfnp.data.ties import decimals, find_steps
 from snfnp.flow import Flow
 from snfnp.layers import Linear
@@ -13,17 +13,6 @@ from snfnp.layers.preprocess import Standardise
 from snfnp.maps import Dense
 from snfnp.ops import get_ops
 from snfnp.rules import SelfNormalizing
-
-SHORT = (
-    "--backend",
-    "numpy",
-    "--batch-size",
-    "20",
-    "--epochs",
-    "2",
-    "--warmup-epochs",
-    "0.5",
-)
 
 
 def test_steps_of_columns_with_ties():
@@ -141,19 +130,15 @@ def test_columns_with_steps_are_dequantised_and_samples_lie_on_them():
 
 
 @pytest.mark.parametrize("way", ["standardise", "none"])
-def test_columns_with_ties_are_dequantised_by_every_preprocessing(
-    way, tmp_path, undrawn, capsys
-):
+def test_columns_with_ties_are_dequantised_by_every_preprocessing(way, shell, capsys):
     rows = np.random.default_rng(0).normal(size=(100, 2)).round(1)
-    path = tmp_path / "t.csv"
-    out = str(tmp_path / "run")
-    np.savetxt(path, rows, delimiter=",", fmt="%.1f")
-    options = ["--preprocess", way, "--activation", "smooth-leaky-relu", "--out", out]
-    train.main([str(path), *SHORT, *options])
+    np.savetxt("t.csv", rows, delimiter=",", fmt="%.1f")
+    options = f"--preprocess {way} --activation smooth-leaky-relu"
+    shell(f"train t.csv {SHORT} {options} --out run")
     assert "samples are rounded" in capsys.readouterr().out
-    train.main(["--resume", "--out", out, "--epochs", "3"])
-    sample.main([out, "--count", "50", "--out", str(tmp_path / "s.npy")])
-    samples = np.load(tmp_path / "s.npy")
+    shell("train --resume --out run --epochs 3")
+    shell("sample run --count 50 --out s.npy")
+    samples = np.load("s.npy")
     np.testing.assert_array_equal(samples, samples.round(1))
 
 
