@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from numpy.random import default_rng
 from support.messages import one_line
 from support.processes import python
 
@@ -176,7 +177,7 @@ def test_without_a_command_all_are_listed(arguments, capsys):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with data, runs of rows and of images, and what is neither."""
-    rng = np.random.default_rng(0)
+    rng = default_rng(0)
     folder = tmp_path_factory.mktemp("place")
     for name in ("folder.png", "empty", "new"):
         (folder / name).mkdir()
@@ -445,7 +446,7 @@ def program(*words, cwd, also=ROOT, timeout=120):
 @pytest.mark.parametrize("way", COMMAND)
 def test_a_command_finds_a_model_in_the_current_folder(way, tmp_path):
     (tmp_path / "my_flows.py").write_text(OWN_MODEL)
-    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(60, 3)))
+    np.save(tmp_path / "rows.npy", default_rng(0).normal(size=(60, 3)))
     short = ["--epochs", "1", "--batch-size", "16", "--backend", "numpy"]
     train = ["train", "rows.npy", *short, "--out", "run", "--model"]
     for words, said in (
@@ -479,7 +480,7 @@ def test_a_command_in_a_strangers_folder_runs_none_of_its_files(way, tmp_path, u
     rows, run, here, ran = (
         tmp_path / name for name in ("rows.npy", "run", "here", "ran")
     )
-    np.save(rows, np.random.default_rng(0).normal(size=(60, 3)))
+    np.save(rows, default_rng(0).normal(size=(60, 3)))
     here.mkdir()
     for name in {*sys.stdlib_module_names, *OTHERS.split()} - {"__main__"}:
         (here / f"{name}.py").write_text(NOTED.format(str(ran), str(here)))
@@ -519,7 +520,7 @@ def test_a_command_in_a_strangers_folder_runs_none_of_its_files(way, tmp_path, u
 
 
 def test_without_a_current_folder_a_command_says_what_it_needs(tmp_path, undrawn):
-    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(60, 3)))
+    np.save(tmp_path / "rows.npy", default_rng(0).normal(size=(60, 3)))
     run = str(tmp_path / "run")
     gone = tmp_path / "gone"
     train.main(

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from numpy.random import default_rng
 from support.messages import assert_one_line, one_line
 from support.trainers import small_config, small_dataset, without_time
 
@@ -201,7 +202,7 @@ def test_a_value_that_a_run_cannot_have_is_refused_before_its_first_step_and_in_
 
 
 def test_paths_are_taken_wherever_text_is(tmp_path):
-    rows = np.random.default_rng(0).normal(size=(60, 2))
+    rows = default_rng(0).normal(size=(60, 2))
     parts = {}
     for name in ("data", "validation", "test"):
         parts[name] = tmp_path / f"{name}.npy"
@@ -517,7 +518,7 @@ def result(tmp_path_factory):
     """A function (options) -> everything that a run with them leaves but their record, or the line
     with which they are refused."""
     folder = tmp_path_factory.mktemp("effects")
-    rng = np.random.default_rng(0)
+    rng = default_rng(0)
     for name in ("images", "others"):
         np.save(
             folder / f"{name}.npy", rng.integers(0, 256, (60, 8, 8, 1)).astype(np.uint8)
@@ -639,7 +640,7 @@ def after_four_steps(options):
     options are refused."""
     options = dict(options)
     ops = get_ops("numpy")
-    rng = np.random.default_rng(0)
+    rng = default_rng(0)
     rows = options["model"] == "vector"
     data = (
         rng.normal(size=(24, 3))

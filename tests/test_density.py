@@ -6,6 +6,8 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from numpy.random import default_rng
+from numpy.testing import assert_allclose, assert_array_equal, assert_equal
 from support.densities import (
     FAST,
     PAIR,
@@ -59,8 +61,8 @@ def test_a_density_is_better_than_a_gaussian_and_samples_have_the_datas_spread(f
     assert fitted.score(fresh) > gaussian + 0.3
     for exact in (True, False):
         samples = fitted.sample(1000, random_state=1, exact=exact)
-        np.testing.assert_allclose(samples.std(axis=0), x.std(axis=0), rtol=0.15)
-    np.testing.assert_array_equal(fitted.sample(3, 5), fitted.sample(3, np.int64(5)))
+        assert_allclose(samples.std(axis=0), x.std(axis=0), rtol=0.15)
+    assert_array_equal(fitted.sample(3, 5), fitted.sample(3, np.int64(5)))
 
 
 def test_rows_come_back_from_their_latents(fitted):
@@ -79,7 +81,7 @@ def test_rows_come_back_from_their_latents(fitted):
 def test_on_little_data_nothing_explodes():
     """Breast cancer, 455 rows of 30 columns: better than a Gaussian, and samples of its spread."""
     x = pytest.importorskip("sklearn.datasets").load_breast_cancer().data
-    x = x[np.random.default_rng(0).permutation(len(x))]
+    x = x[default_rng(0).permutation(len(x))]
     x = (x - x[114:].mean(axis=0)) / x[114:].std(axis=0)
     density = snfnp.FlowDensity(random_state=0, noise=0.0, members=2, ties="keep").fit(
         x[114:]
@@ -94,12 +96,10 @@ def test_on_little_data_nothing_explodes():
 @pytest.mark.parametrize("columns, rows", [(1, 50), (3, 4), (60, 30)])
 @pytest.mark.parametrize("activation", ["spline", "smooth-leaky-relu"])
 def test_any_number_of_columns_and_rows(columns, rows, activation):
-    x = np.random.default_rng(0).normal(size=(rows, columns))
+    x = default_rng(0).normal(size=(rows, columns))
     density = snfnp.FlowDensity(activation=activation, epochs=2, members=2).fit(x)
     assert np.isfinite(density.score_samples(3 * x)).all()
-    np.testing.assert_allclose(
-        density.inverse_transform(density.transform(x)), x, atol=1e-9
-    )
+    assert_allclose(density.inverse_transform(density.transform(x)), x, atol=1e-9)
 
 
 def test_a_fit_that_diverges_keeps_its_best_step(monkeypatch):
@@ -131,7 +131,7 @@ def test_a_strict_numpy_changes_nothing(state, fitted, tmp_path):
         strict.save(tmp_path / "density")
         again = snfnp.FlowDensity.load(tmp_path / "density")
         assert_same(again, usual, x)
-        np.testing.assert_array_equal(again.sample(50, 0), usual.sample(50, 0))
+        assert_array_equal(again.sample(50, 0), usual.sample(50, 0))
 
 
 def test_rows_beyond_all_numbers_have_no_density(recwarn):
@@ -160,20 +160,18 @@ def test_an_average_is_the_mean_of_its_members_densities(fitted):
         fitted.weights_.values()
     ) == pytest.approx(1)
     densities = np.exp([member.log_prob(x) for member in ensemble.members])
-    np.testing.assert_allclose(
-        np.exp(fitted.score_samples(x)), ensemble.weights @ densities
-    )
+    assert_allclose(np.exp(fitted.score_samples(x)), ensemble.weights @ densities)
 
 
 def test_mixtures_that_are_kept_are_fitted_to_all_rows_as_well(fitted):
     kept = mixtures_of(fitted)
     assert kept and {len(each.members) for each in kept} == {6}
     assert all(each.refit is None for each in kept)  # it holds the rows
-    rows = np.random.default_rng(0).normal(size=(60, 2))
+    rows = default_rng(0).normal(size=(60, 2))
     first = mixture_candidates(rows, [np.arange(20)], 5, np.zeros(60))[0]
     alone, again = first.refitted(5).members
     assert not np.array_equal(again.means, alone.means)
-    np.testing.assert_allclose(again.means, rows.mean(axis=0)[None])  # of one component
+    assert_allclose(again.means, rows.mean(axis=0)[None])  # of one component
 
 
 def test_one_noise_level_is_the_one_that_held_out_rows_prefer():
@@ -204,7 +202,7 @@ def test_noise_has_the_units_of_its_column():
     one = fit(x, noise=0.3)
     other = fit(1024 * x, noise=0.3)
     difference = one.score_samples(x) - other.score_samples(1024 * x)
-    np.testing.assert_allclose(difference, 2 * np.log(1024), rtol=1e-9)
+    assert_allclose(difference, 2 * np.log(1024), rtol=1e-9)
     assert (fit(x, noise=0.0).score_samples(x) != one.score_samples(x)).any()
 
 
@@ -257,7 +255,7 @@ def test_patience_counts_from_the_best_evaluation_of_all_folds(monkeypatch):
     best = flow_candidate(config, flow, moons(80), folds, Progress(bar))
     assert best.step == 6 and bar.steps == [2] * 10
     for member, params in zip(best.members, seen[6:8], strict=True):
-        np.testing.assert_equal(flow.layout.views(member.astype(float)), params)
+        assert_equal(flow.layout.views(member.astype(float)), params)
     assert set(best.scores[folds[0]]) == {1.0} and set(best.scores[folds[1]]) == {3.0}
 
 
@@ -280,7 +278,7 @@ def test_every_member_has_a_seed_of_its_own_and_other_rows_than_judge_it(monkeyp
     assert len(bar.steps) == 6 + 12 and 0 <= best.step <= 18
     assert len({seed for _, seed in seen}) == len(seen) == 4
     for index, (rows, _) in enumerate(seen):
-        np.testing.assert_array_equal(rows, np.delete(x, folds[index % 2], axis=0))
+        assert_array_equal(rows, np.delete(x, folds[index % 2], axis=0))
 
 
 def test_training_goes_on_as_long_as_it_is_worth_it(monkeypatch):
@@ -361,13 +359,13 @@ def test_whole_weights_are_copies_and_others_are_drawn():
 def test_rows_are_drawn_as_often_as_their_weights_say():
     numbers = np.arange(40.0)[::-1, np.newaxis]
     weights = np.linspace(0.5, 3.3, 40)
-    table, groups = drawn(numbers, weights, np.random.default_rng(0))
+    table, groups = drawn(numbers, weights, default_rng(0))
     counts = np.bincount(table[:, 0].astype(int), minlength=40)[::-1]
     assert len(table) == 40 and groups[-1] + 1 == np.count_nonzero(counts)
     assert np.abs(counts - 40 * weights / weights.sum()).max() < 1
-    table, groups = drawn(numbers, np.full(40, 1e300), np.random.default_rng(0))
-    np.testing.assert_array_equal(table[:, 0], np.arange(40))  # too many to be counts
-    np.testing.assert_array_equal(groups, np.arange(40))
+    table, groups = drawn(numbers, np.full(40, 1e300), default_rng(0))
+    assert_array_equal(table[:, 0], np.arange(40))  # too many to be counts
+    assert_array_equal(groups, np.arange(40))
 
 
 @pytest.mark.parametrize("members", [1, 3])
@@ -391,7 +389,7 @@ def test_copies_that_weights_draw_are_no_ties_and_share_a_fold(members, monkeypa
 def test_a_bootstrap_has_no_ties_but_those_of_distinct_rows(lattice, monkeypatch):
     """Copies share a fold, unless every column has steps: there, rows are equal by chance."""
     noted = noted_folds(monkeypatch)
-    rng = np.random.default_rng(0)
+    rng = default_rng(0)
     x = (
         rng.integers(0, 9, (60, 2))
         if lattice
@@ -399,7 +397,7 @@ def test_a_bootstrap_has_no_ties_but_those_of_distinct_rows(lattice, monkeypatch
     )
     resampled = x[rng.integers(0, 60, 60)]
     density = fit(resampled, members=3)
-    np.testing.assert_array_equal(density.step_, [1, 1] if lattice else [0, 0, 1])
+    assert_array_equal(density.step_, [1, 1] if lattice else [0, 0, 1])
     table, folds, _ = noted[0]
     assert any(rows_in_fold_and_rest(table, fold) for fold in folds) == lattice
     assert len(table) == 60
@@ -415,7 +413,7 @@ def test_a_bootstrap_has_no_ties_but_those_of_distinct_rows(lattice, monkeypatch
 def test_samples_have_the_values_of_columns_with_ties():
     """Between the least and the greatest that occur; rows beyond them are drawn again, so no value
     at an end is too frequent."""
-    rng = np.random.default_rng(0)
+    rng = default_rng(0)
     codes = rng.integers(0, 3, 400) + 0.5
     amounts = rng.exponential(20, 400).round()
     x = np.stack([codes, amounts, rng.normal(size=400)], axis=1)
@@ -433,7 +431,7 @@ def test_scores_compare_on_rows_with_noise(monkeypatch):
     """One warning for all fits of a search says so."""
     search = pytest.importorskip("sklearn.model_selection").GridSearchCV
     monkeypatch.setattr(fitting, "_warned", set())
-    rng = np.random.default_rng(0)
+    rng = default_rng(0)
     x = np.stack([rng.integers(0, 5, 200) / 4, rng.normal(size=200)], axis=1)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -444,7 +442,7 @@ def test_scores_compare_on_rows_with_noise(monkeypatch):
     advice = "Scores are of cells of `step_`: compare with other estimators by `dequantise(X)`"
     assert message.endswith(advice)
     noisy, again, other = (density.dequantise(x, seed) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(noisy, again)
+    assert_array_equal(noisy, again)
     noise = noisy - x
     assert (noise[:, 1] == 0).all() and (noisy != other).any()
     assert 0.11 < np.abs(noise[:, 0]).max() <= 0.125 and abs(noise[:, 0].mean()) < 0.02

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from numpy.random import default_rng
+from numpy.testing import assert_allclose, assert_array_equal, assert_equal
 from PIL import Image
 from scipy.special import logit
 from support.messages import one_line
@@ -28,7 +30,7 @@ from snfnp.ops.random.definition import uniform
 from snfnp.step.batches import Repeated
 
 COUNT = 4
-IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, 8, 8, 1)).astype(np.uint8)
+IMAGES = default_rng(0).integers(0, 256, (COUNT, 8, 8, 1)).astype(np.uint8)
 RTOL = 1e-8
 PREPROCESSORS = [
     Preprocess(),
@@ -170,7 +172,7 @@ def test_grey_images_need_no_channel_axis(model):
     grey = IMAGES[..., 0]
     for entry in ("log_prob", "evaluate", "latents"):
         results = [ENTRIES[entry](trainer, likelihood, each) for each in (grey, IMAGES)]
-        np.testing.assert_equal(*results)
+        assert_equal(*results)
     assert Dataset("mine", *[grey] * 3).train.shape == IMAGES.shape
     problem = "(4, 8, 8) lacks the channel axis; give images[..., np.newaxis]"
     with one_line(UsageError, problem):
@@ -187,7 +189,7 @@ def test_all_integers_are_the_same_images_to_the_last_bit(model, dtype, entry):
     spread = np.zeros((2 * COUNT, 8, 8, 1), np.uint8)
     spread[::2] = IMAGES
     for images in (IMAGES.astype(dtype), rows.astype(dtype), spread[::2]):
-        np.testing.assert_equal(ENTRIES[entry](trainer, likelihood, images), expected)
+        assert_equal(ENTRIES[entry](trainer, likelihood, images), expected)
 
 
 def test_levels_of_the_preprocessing_are_the_limit(ops):
@@ -205,7 +207,7 @@ def test_log_prob_is_that_of_evaluate_and_of_a_seed(model, sizes):
     log_prob = likelihood.log_prob(IMAGES, seed=7, **sizes)
     assert type(log_prob) is np.ndarray and log_prob.dtype == np.float64
     nll = likelihood.evaluate(IMAGES, 7, **sizes).nll
-    np.testing.assert_allclose(nll, -log_prob.mean(), rtol=1e-13)
+    assert_allclose(nll, -log_prob.mean(), rtol=1e-13)
     assert (log_prob == likelihood.log_prob(IMAGES, 7, **sizes)).all()
     assert (log_prob != likelihood.log_prob(IMAGES, 8, **sizes)).all()
     assert (likelihood.log_prob(IMAGES) == likelihood.log_prob(IMAGES, 0)).all()
@@ -221,7 +223,7 @@ def test_noise_depends_on_the_seed_the_batch_and_the_index_in_it(monkeypatch):
             trainer.ops, IMAGES[first : first + 1], key, np.float64
         )
         (expected,), *_ = trainer.flow.forward(trainer.ops, likelihood.params, x)
-        np.testing.assert_allclose(latents[first], expected[0], rtol=1e-12)
+        assert_allclose(latents[first], expected[0], rtol=1e-12)
 
 
 @pytest.mark.parametrize("entry", ["log_prob", "evaluate", "latents", "sample"])
@@ -283,8 +285,8 @@ def test_a_run_can_be_copied_and_pickled(finished, again, backend):
     expected = loaded.likelihood.log_prob(images)
     for run in (again(loaded), again(snfnp.load_run(finished, backend=backend))):
         assert run.ops.name == backend and type(run.ops.conv) is type(loaded.ops.conv)
-        np.testing.assert_array_equal(run.likelihood.log_prob(images), expected)
-    np.testing.assert_array_equal(again(loaded.likelihood).log_prob(images), expected)
+        assert_array_equal(run.likelihood.log_prob(images), expected)
+    assert_array_equal(again(loaded.likelihood).log_prob(images), expected)
     again(loaded.flow).encode(again(loaded.ops), images, RandomKey(0, 1), np.float64)
 
 
@@ -306,9 +308,7 @@ def preprocess(request):
 
 
 def some_images(preprocess, shape=(5, 3, 2, 1)):
-    images = (
-        np.random.default_rng(0).integers(0, preprocess.levels, shape).astype(np.uint8)
-    )
+    images = default_rng(0).integers(0, preprocess.levels, shape).astype(np.uint8)
     images.flat[0] = 0
     images.flat[-1] = preprocess.levels - 1
     return images
@@ -319,15 +319,13 @@ def test_preprocess_is_dequantise_scale_logit(preprocess, ops):
     x, ldj = preprocess.forward(ops, images, KEY, np.float64)
     u = get_ops("numpy").random.uniform(KEY, images.shape, np.float64)
     s = preprocess.alpha + (1 - 2 * preprocess.alpha) * (images + u) / preprocess.levels
-    np.testing.assert_allclose(
-        x, logit(s), rtol=1e-9, atol=1e-12
-    )  # 1 - s cancels in this form
+    assert_allclose(x, logit(s), rtol=1e-9, atol=1e-12)  # 1 - s cancels in this form
     per_pixel = (
         np.log((1 - 2 * preprocess.alpha) / preprocess.levels)
         - np.log(s)
         - np.log1p(-s)
     )
-    np.testing.assert_allclose(ldj, per_pixel.reshape(5, -1).sum(axis=1), rtol=1e-9)
+    assert_allclose(ldj, per_pixel.reshape(5, -1).sum(axis=1), rtol=1e-9)
 
 
 def test_preprocess_inverse_gives_the_images_back(preprocess, ops):
@@ -339,18 +337,14 @@ def test_preprocess_inverse_gives_the_images_back(preprocess, ops):
         if (
             dtype == np.float64
         ):  # in single precision a rounding can cross into the next level
-            np.testing.assert_array_equal(back, images)
+            assert_array_equal(back, images)
         # the way back rounds nothing that single precision would
-        np.testing.assert_array_equal(
-            back, preprocess.inverse(ops, x.astype(np.float64))
-        )
+        assert_array_equal(back, preprocess.inverse(ops, x.astype(np.float64)))
 
 
 def test_preprocess_inverse_clips_what_lies_outside(preprocess, ops):
     x = np.array([[-100.0, 100.0]])
-    np.testing.assert_array_equal(
-        preprocess.inverse(ops, x), [[0, preprocess.levels - 1]]
-    )
+    assert_array_equal(preprocess.inverse(ops, x), [[0, preprocess.levels - 1]])
 
 
 def test_preprocess_in_single_precision(preprocess, ops):
@@ -360,18 +354,18 @@ def test_preprocess_in_single_precision(preprocess, ops):
     single = preprocess.forward(ops, images, KEY, np.float32)
     for rounded, expected in zip(single, double, strict=True):
         assert rounded.dtype == np.float32
-        np.testing.assert_allclose(rounded, expected, rtol=np.finfo(np.float32).eps)
+        assert_allclose(rounded, expected, rtol=np.finfo(np.float32).eps)
 
 
 def test_rows_on_a_lattice_get_noise_of_a_step_and_come_back(ops):
     """The column without a step gets none; u is centred, and one step wide."""
-    rng = np.random.default_rng(0)
+    rng = default_rng(0)
     rows = np.stack([rng.integers(40, 80, 3000) / 10, rng.normal(size=3000)], axis=1)
     plain = Standardise((6.0, 0.5), (2.0, 4.0))
     tied = replace(plain, step=(0.1, 0.0), origin=(5.0, 0.0), unit=(10.0, 0.0))
     x, ldj = plain.forward(ops, ops.asarray(rows), KEY, np.float64)
     noisy, tied_ldj = tied.forward(ops, ops.asarray(rows), KEY, np.float64)
-    np.testing.assert_array_equal(ops.to_host(ldj), ops.to_host(tied_ldj))
+    assert_array_equal(ops.to_host(ldj), ops.to_host(tied_ldj))
     noise = ops.to_host(noisy - x) * [2.0, 4.0]
     assert np.abs(noise[:, 1]).max() == 0 and np.abs(noise[:, 0]).max() <= 0.05 + 1e-12
     assert (
@@ -379,13 +373,11 @@ def test_rows_on_a_lattice_get_noise_of_a_step_and_come_back(ops):
         and abs(noise[:, 0].std() - 0.1 / 12**0.5) < 1e-3
     )
     back = ops.to_host(tied.inverse(ops, noisy))
-    np.testing.assert_array_equal(back[:, 0], rows[:, 0])  # 5.1, not 5.1000000000000005
-    np.testing.assert_allclose(back[:, 1], rows[:, 1], rtol=1e-12, atol=1e-12)
+    assert_array_equal(back[:, 0], rows[:, 0])  # 5.1, not 5.1000000000000005
+    assert_allclose(back[:, 1], rows[:, 1], rtol=1e-12, atol=1e-12)
     assert tied.terms(-2.0, 2) == {"dequantisation": 0.0, "scale": -2.0}
     gaussian = np.log2(2 * np.pi * np.e) / 2  # bits of a standard Gaussian
-    np.testing.assert_allclose(
-        plain.baseline_bits, np.log2([2.0, 4.0]).mean() + gaussian
-    )
+    assert_allclose(plain.baseline_bits, np.log2([2.0, 4.0]).mean() + gaussian)
 
 
 def shifted(image: np.ndarray, down: int, right: int, flip: bool) -> np.ndarray:
@@ -400,13 +392,13 @@ def test_augment() -> None:
     """Every result is one of the 18 possible ones, as the key's numbers say, each as often as it
     should be."""
     key = RandomKey(1, 2, 3)
-    images = np.random.default_rng(0).integers(0, 256, (900, 5, 6, 3), dtype=np.uint8)
+    images = default_rng(0).integers(0, 256, (900, 5, 6, 3), dtype=np.uint8)
     before = images.copy()
     result = augment(images, key)
     u = uniform(np, key, (900, 3))
     assert result.shape == images.shape and result.dtype == np.uint8
     assert augment(images[:0], key).shape == images[:0].shape
-    np.testing.assert_array_equal(images, before)
+    assert_array_equal(images, before)
     kinds = [*product((-1, 0, 1), (-1, 0, 1), (False, True))]
     tally = dict.fromkeys(kinds, 0)
     for image, changed, (f, *shift) in zip(images, result, u, strict=True):

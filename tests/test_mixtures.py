@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from numpy.random import default_rng
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import norm
 
 from snfnp.density import mixture, training
@@ -16,7 +18,7 @@ N = 5
 
 def test_weights_are_those_at_which_held_out_rows_are_likeliest():
     """Against a grid over the weights of three densities, of which one is never of use."""
-    rng = np.random.default_rng(0)
+    rng = default_rng(0)
     x = np.where(rng.random(300) < 0.7, rng.normal(size=300), rng.normal(4, 1, 300))
     scores = -((x - np.array([[0.0], [4.0], [40.0]])) ** 2) / 2
     weights = stacked_weights(scores)
@@ -36,7 +38,7 @@ def test_samples_come_from_every_member_by_its_weight():
     )
     members = tuple(MixtureMember(preprocess, mixture) for mixture in mixtures)
     ensemble = Ensemble(np.array([0.8, 0.2]), members, preprocess)
-    drawn = ensemble.sample(5000, np.random.default_rng(0), True)[:, 0]
+    drawn = ensemble.sample(5000, default_rng(0), True)[:, 0]
     assert abs((drawn > 50).mean() - 0.2) < 0.02
     assert abs((drawn[:1000] > 50).mean() - 0.2) < 0.04  # in random order
     assert abs(drawn[drawn < 50].std() - 1) < 0.05
@@ -44,7 +46,7 @@ def test_samples_come_from_every_member_by_its_weight():
 
 @pytest.mark.parametrize("kind", ["full", "diagonal"])
 def test_em_finds_the_mixture_that_rows_come_from(kind):
-    rng = np.random.default_rng(0)
+    rng = default_rng(0)
     covariances = np.stack([np.eye(2), np.eye(2) / 2])
     truth = Mixture(
         np.array([0.3, 0.7]), np.array([[0.0, 0.0], [5.0, 1.0]]), covariances
@@ -52,7 +54,7 @@ def test_em_finds_the_mixture_that_rows_come_from(kind):
     x = truth.sample(2000, rng)
     fresh = truth.sample(2000, rng)
     result = Mixture.fit(x, 2, kind, 0.3, 0)
-    np.testing.assert_allclose(np.sort(result.weights), [0.3, 0.7], atol=0.03)
+    assert_allclose(np.sort(result.weights), [0.3, 0.7], atol=0.03)
     assert abs(result.log_prob(fresh).mean() - truth.log_prob(fresh).mean()) < 0.01
     side = np.linspace(-8, 12, 400)
     grid = np.stack(np.meshgrid(side, side), axis=2).reshape(-1, 2)
@@ -66,7 +68,7 @@ def test_em_finds_the_mixture_that_rows_come_from(kind):
 @pytest.mark.parametrize("kind", ["full", "diagonal", "tied"])
 def test_a_step_of_em_is_the_formula_with_its_prior(kind):
     """π = (n + 1) / (N + K), μ and Σ = (S + ν C) / (n + ν), from the shares of the step before."""
-    rng = np.random.default_rng(0)
+    rng = default_rng(0)
     rows = rng.normal(size=(50, 3))
     prior = 0.7
     usual = np.diag([1.0, 2.0, 0.5])
@@ -78,15 +80,13 @@ def test_a_step_of_em_is_the_formula_with_its_prior(kind):
     shares = np.exp(joint - np.logaddexp.reduce(joint))
     mean, sums = before._expected(rows)
     assert mean == pytest.approx(np.logaddexp.reduce(joint).mean(), rel=1e-12)
-    np.testing.assert_allclose(
-        before.log_prob(rows), np.logaddexp.reduce(joint), rtol=1e-12
-    )
+    assert_allclose(before.log_prob(rows), np.logaddexp.reduce(joint), rtol=1e-12)
     result = Mixture._maximised(sums, usual, kind, prior)
     counts = shares.sum(axis=1)
-    np.testing.assert_allclose(result.weights, (counts + 1) / 52, rtol=1e-12)
+    assert_allclose(result.weights, (counts + 1) / 52, rtol=1e-12)
     scatters = []
     for share, count, mean in zip(shares, counts, result.means, strict=True):
-        np.testing.assert_allclose(mean, share @ rows / count, rtol=1e-10)
+        assert_allclose(mean, share @ rows / count, rtol=1e-10)
         scatters.append((rows - mean).T @ ((rows - mean) * share[:, np.newaxis]))
     if kind == "tied":
         scatters = [sum(scatters)] * 2
@@ -94,7 +94,7 @@ def test_a_step_of_em_is_the_formula_with_its_prior(kind):
     for root, scatter, count in zip(result.roots, scatters, counts, strict=True):
         expected = (scatter + prior * usual) / (count + prior)
         expected *= np.eye(3) if kind == "diagonal" else 1
-        np.testing.assert_allclose(root @ root.T, expected, rtol=1e-10, atol=1e-12)
+        assert_allclose(root @ root.T, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_the_prior_of_many_components_is_as_much_smaller(monkeypatch):
@@ -107,19 +107,19 @@ def test_the_prior_of_many_components_is_as_much_smaller(monkeypatch):
         return original(cls, sums, usual, kind, prior)
 
     monkeypatch.setattr(Mixture, "_maximised", classmethod(noted))
-    rows = np.random.default_rng(0).normal(size=(200, 3)) * [1, 2, 3]
+    rows = default_rng(0).normal(size=(200, 3)) * [1, 2, 3]
     Mixture.fit(rows, 8, "full", 0.3, 0)
     expected = np.cov(rows.T, bias=True) / 4
     expected += 1e-6 * np.trace(expected) / 3 * np.eye(3)
-    np.testing.assert_allclose(seen[0], expected, rtol=1e-12)
+    assert_allclose(seen[0], expected, rtol=1e-12)
 
 
 def test_a_start_has_a_row_of_each_of_groups_far_apart():
-    rng = np.random.default_rng(0)
+    rng = default_rng(0)
     groups = np.repeat([[0.0, 0.0], [100.0, 0.0], [0.0, 100.0]], 50, axis=0)
     rows = groups + rng.normal(size=(150, 2))
     for seed in range(20):
-        labels = mixture._start(rows, 3, np.random.default_rng(seed))
+        labels = mixture._start(rows, 3, default_rng(seed))
         assert all(len(set(labels[first : first + 50])) == 1 for first in (0, 50, 100))
         assert len(set(labels)) == 3
     assert set(mixture._start(rows[:1].repeat(9, axis=0), 3, rng)) == {
@@ -130,19 +130,19 @@ def test_a_start_has_a_row_of_each_of_groups_far_apart():
 def test_samples_of_a_mixture_have_its_covariances():
     roots = np.array([[[1.0, 0.0], [1.5, 0.5]], [[0.2, 0.0], [-1.0, 0.1]]])
     drawn = Mixture(np.array([1.0, 0.0]), np.zeros((2, 2)), roots).sample(
-        20_000, np.random.default_rng(0)
+        20_000, default_rng(0)
     )
-    np.testing.assert_allclose(np.cov(drawn.T), roots[0] @ roots[0].T, atol=0.06)
+    assert_allclose(np.cov(drawn.T), roots[0] @ roots[0].T, atol=0.06)
 
 
 def test_many_rows_go_through_a_mixture_in_parts(monkeypatch):
     """A fit to a part of the rows comes first: the rest has the same rows twice, to 1e-9."""
-    rows = np.random.default_rng(0).normal(size=(300, 2))
+    rows = default_rng(0).normal(size=(300, 2))
     whole = Mixture.fit(rows, 3, "full", 0.3, 0)
     monkeypatch.setattr(mixture, "_NUMBERS", 64)
     parts = Mixture.fit(rows, 3, "full", 0.3, 0)
-    np.testing.assert_allclose(parts.means, whole.means, atol=1e-9)
-    np.testing.assert_allclose(parts.log_prob(rows), whole.log_prob(rows), atol=1e-9)
+    assert_allclose(parts.means, whole.means, atol=1e-9)
+    assert_allclose(parts.log_prob(rows), whole.log_prob(rows), atol=1e-9)
     monkeypatch.setattr(mixture, "_FIRST", 150)
     seen = []
     original = Mixture._expected
@@ -159,7 +159,7 @@ def test_many_rows_go_through_a_mixture_in_parts(monkeypatch):
 def test_scores_of_mixtures_have_the_units_of_the_data_and_come_from_other_rows(
     monkeypatch,
 ):
-    rng = np.random.default_rng(0)
+    rng = default_rng(0)
     fitted = []
     rows = rng.normal(size=(60, 2))
     ldj = rng.normal(size=60)
@@ -174,17 +174,17 @@ def test_scores_of_mixtures_have_the_units_of_the_data_and_come_from_other_rows(
     for candidate in mixture_candidates(rows, folds, 0, ldj):
         for fold, member in zip(folds, candidate.members, strict=True):
             expected = member.log_prob(rows[fold]) + ldj[fold]
-            np.testing.assert_array_equal(candidate.scores[fold], expected)
+            assert_array_equal(candidate.scores[fold], expected)
     for number, data in enumerate(fitted):
         rest = np.delete(rows, folds[number % 3], axis=0)
-        np.testing.assert_array_equal(np.sort(data, axis=0), np.sort(rest, axis=0))
+        assert_array_equal(np.sort(data, axis=0), np.sort(rest, axis=0))
 
 
 def test_mixtures_of_many_rows_take_more_components_while_they_are_better(monkeypatch):
     """Fitted to a part of the rows; a second prior begins where the first was best."""
     monkeypatch.setattr(training, "FEW", 100)
     monkeypatch.setattr(training, "_WORK", 2000)
-    rng = np.random.default_rng(0)
+    rng = default_rng(0)
     rows = rng.integers(0, 3, (300, 2)) + 0.05 * rng.normal(size=(300, 2))
     folds = np.split(np.arange(60), 3)
     fitted = []
@@ -208,7 +208,7 @@ def test_mixtures_of_many_rows_take_more_components_while_they_are_better(monkey
 
 def test_components_are_as_many_as_rows_and_columns_allow():
     def most(rows, columns):
-        x = np.random.default_rng(0).normal(size=(rows, columns))
+        x = default_rng(0).normal(size=(rows, columns))
         names = [
             each.name
             for each in mixture_candidates(x, [np.arange(5)], 0, np.zeros(rows))
@@ -225,11 +225,11 @@ def test_rows_beyond_the_values_of_a_lattice_are_drawn_again():
         preprocess, Mixture(np.ones(1), np.zeros((1, 1)), np.full((1, 1, 1), 2.0))
     )
     drawn = Ensemble(np.ones(1), (member,), preprocess).sample(
-        20_000, np.random.default_rng(0), True
+        20_000, default_rng(0), True
     )
     cells = np.diff(norm.cdf([-1.5, -0.5, 0.5, 1.5], scale=2.0))
     shares = [(drawn == value).mean() for value in (-1, 0, 1)]
-    np.testing.assert_allclose(shares, cells / cells.sum(), atol=0.015)
+    assert_allclose(shares, cells / cells.sum(), atol=0.015)
 
 
 def test_small_weights_of_an_average_are_left_out():
@@ -238,13 +238,11 @@ def test_small_weights_of_an_average_are_left_out():
         scores = np.zeros((2, 1000))
         scores[1] = -50.0
         scores[:, :rows] = [[-50.0], [0.0]]
-        np.testing.assert_allclose(
-            stacked_weights(scores), [1 - expected, expected], atol=1e-3
-        )
+        assert_allclose(stacked_weights(scores), [1 - expected, expected], atol=1e-3)
 
 
 def test_mixtures_close_in_on_values_that_many_rows_share():
-    rng = np.random.default_rng(0)
+    rng = default_rng(0)
     width = 1e-3
     shared = rng.random((400, 2)) < 0.5
     rows = rng.normal(size=(400, 2))

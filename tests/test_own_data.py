@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 from support.data_files import picture, put
 from support.messages import one_line
 from support.runs import SHORT
@@ -72,9 +73,7 @@ def test_every_kind_of_source_is_cut_by_the_seed(name, tmp_path, monkeypatch):
     assert data.train.shape[1:] == array.shape[1:] + (1,) * (array.ndim == 3)
     everything = np.concatenate([split.reshape(len(split), -1) for split in splits])
     expected = array.reshape(len(array), -1)
-    np.testing.assert_array_equal(
-        *(rows[np.lexsort(rows.T)] for rows in (everything, expected))
-    )
+    assert_array_equal(*(rows[np.lexsort(rows.T)] for rows in (everything, expected)))
     assert (
         data.fingerprint("train")
         == again.fingerprint("train")
@@ -90,11 +89,11 @@ def test_splits_by_name_in_files_of_their_own_and_in_folders(tmp_path):
     files = [write(tmp_path, f"{split}.npy", rows) for split, rows in parts.items()]
     for data in (own_data(*files), snfnp.load_dataset(named)):
         for split, rows in parts.items():
-            np.testing.assert_array_equal(getattr(data, split)[:], rows)
+            assert_array_equal(getattr(data, split)[:], rows)
     for split, images in zip(parts, np.split(GREY, 3), strict=True):
         pictures(tmp_path / "folder" / split, images)
     folder = snfnp.load_dataset(tmp_path / "folder")
-    np.testing.assert_array_equal(folder.test[..., 0], GREY[40:])
+    assert_array_equal(folder.test[..., 0], GREY[40:])
     with one_line(UsageError, "named.npz has test data already: leave `test` out"):
         own_data(named, None, "0.1")
 
@@ -117,7 +116,7 @@ def test_a_strict_numpy_changes_no_run(state):
         run.likelihood.sample(20, exact=True)
         with pytest.raises(DivergedError):
             snfnp.fit(ROWS, **options | {"lr": 1e4, "epochs": 40})
-    np.testing.assert_array_equal(strict, usual)
+    assert_array_equal(strict, usual)
 
 
 @pytest.mark.parametrize("way", ["scale", "standardise", "none"])
@@ -128,7 +127,7 @@ def test_a_way_back_a_jacobian_and_its_terms(way, ops):
     preprocess = preprocess_by_name(way, data.shape[1:], moments)
     x, ldj = preprocess.forward(ops, data, KEY, np.float64)
     assert x.shape == data.shape and ldj.shape == (len(data),)
-    np.testing.assert_allclose(preprocess.inverse(ops, x), data, rtol=1e-12)
+    assert_allclose(preprocess.inverse(ops, x), data, rtol=1e-12)
     real = data.astype(float)
     slopes = central_difference(
         lambda v: preprocess.forward(ops, v, KEY, np.float64)[0],
@@ -137,21 +136,19 @@ def test_a_way_back_a_jacobian_and_its_terms(way, ops):
         1.0,
     )
     expected = np.log(slopes).reshape(len(data), -1).sum(axis=1)
-    np.testing.assert_allclose(ldj, expected, atol=1e-6)
+    assert_allclose(ldj, expected, atol=1e-6)
     terms = preprocess.terms(float(ldj.mean()), data[0].size)
-    np.testing.assert_allclose(sum(terms.values()), ldj.mean(), atol=1e-12)
+    assert_allclose(sum(terms.values()), ldj.mean(), atol=1e-12)
     single = preprocess.forward(ops, data, KEY, np.float32)
     assert [each.dtype for each in single] == [np.float32] * 2
     if way == "standardise":
-        np.testing.assert_allclose(
-            [x.mean(axis=0), x.std(axis=0)], [[0, 0], [1, 1]], atol=1e-12
-        )
+        assert_allclose([x.mean(axis=0), x.std(axis=0)], [[0, 0], [1, 1]], atol=1e-12)
 
 
 def test_the_moments_are_those_of_numpy_in_parts(monkeypatch):
     monkeypatch.setattr("snfnp.images._AT_ONCE", 14)
     dataset = snfnp.Dataset("mine", ROWS, ROWS[:9], ROWS[:9])
-    np.testing.assert_allclose(dataset.moments, (ROWS.mean(0), ROWS.std(0)), rtol=1e-13)
+    assert_allclose(dataset.moments, (ROWS.mean(0), ROWS.std(0)), rtol=1e-13)
 
 
 @pytest.mark.parametrize("model", [name for name in PRESETS if "glow" in name])
@@ -224,14 +221,14 @@ def test_a_run_has_an_exact_likelihood_in_the_units_of_its_data(run, shell):
     axes = np.linspace(4, 6, 201), np.linspace(-7e4, 1e4, 201)
     grid = np.stack(np.meshgrid(*axes), -1)
     density = np.exp(likelihood.log_prob(grid.reshape(-1, 2)))
-    np.testing.assert_allclose(density.sum() * (2 / 200) * (8e4 / 200), 1, atol=1e-3)
+    assert_allclose(density.sum() * (2 / 200) * (8e4 / 200), 1, atol=1e-3)
     evaluation = likelihood.evaluate(ROWS)
     nll = -likelihood.log_prob(ROWS).mean()
-    np.testing.assert_allclose(nll, evaluation.nll, rtol=1e-12)
+    assert_allclose(nll, evaluation.nll, rtol=1e-12)
     assert "scale" in evaluation.terms and "logit" not in evaluation.terms
     for suffix in ("npy", "png"):
         shell(f"sample run --count 5 --out s.{suffix}")
-    np.testing.assert_array_equal(np.load("s.npy"), likelihood.sample(5, seed=0))
+    assert_array_equal(np.load("s.npy"), likelihood.sample(5, seed=0))
     masked = np.ma.masked_array(ROWS)
     for bad in (ROWS + [0, np.nan], ROWS[:, :1], ROWS.tolist(), ROWS[0], masked):
         with pytest.raises(UsageError, match="^the rows: .*; "):
@@ -275,7 +272,7 @@ def test_other_units_are_the_same_run_and_another_density(tmp_path):
         summaries.append(snfnp.train(config, dataset, report=None))
     one, other = summaries
     difference = other["test_nll_nats"] - one["test_nll_nats"]
-    np.testing.assert_allclose(difference, -2 * 40 * np.log(2), rtol=1e-12)
+    assert_allclose(difference, -2 * 40 * np.log(2), rtol=1e-12)
     assert one["reconstruction"] == other["reconstruction"]
 
 

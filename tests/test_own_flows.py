@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.random import default_rng
 from support.messages import one_line
 from support.runs import assert_same_run, state
 from support.trainers import at_step, spoil, without_time
@@ -30,7 +31,7 @@ from snfnp.training.runs.folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("here")
 
-ROWS = np.random.default_rng(0).normal((5.0, -30.0), (1.0, 4.0), (140, 2))
+ROWS = default_rng(0).normal((5.0, -30.0), (1.0, 4.0), (140, 2))
 DATA = snfnp.Dataset("mine", ROWS[40:], ROWS[:20], ROWS[20:40])
 QUICK = {
     "backend": "numpy",
@@ -102,7 +103,7 @@ def test_an_own_map_of_images_and_a_parameter_of_no_axis_train():
     """With the paper's rule, whose margin is that of rows and kernels only."""
     own = Linear(WholeImage(4)), Stretch(0.3)
     check_map(own[0].map, (2, 2, 1))
-    images = np.random.default_rng(0).integers(0, 256, (60, 2, 2, 1)).astype(np.uint8)
+    images = default_rng(0).integers(0, 256, (60, 2, 2, 1)).astype(np.uint8)
     run = snfnp.fit(images, flow=flow(*own, shape=(2, 2, 1)), out="run", **QUICK)
     assert run.params["b"]["s"].shape == () and run.params["b"]["s"] != 0
     again = snfnp.load_run("run", flow=run.flow)
@@ -337,7 +338,7 @@ def test_a_registration_that_is_none_is_one_line(name, build, settings, problem)
     assert before == PRESETS
 
 
-IMAGES = np.random.default_rng(1).integers(0, 256, (60, 4, 4)).astype(np.uint8)
+IMAGES = default_rng(1).integers(0, 256, (60, 4, 4)).astype(np.uint8)
 MISFIT = (
     "layer a: a dense map of 3 features cannot take (2,): give it rows of 3 numbers"
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pooch
 import pytest
+from numpy.testing import assert_array_equal
 from support import data_files
 from support.data_files import (
     FILES,
@@ -416,9 +417,9 @@ def test_full_mnist_and_the_sample_of_it(monkeypatch):
     ]
     monkeypatch.setenv("SNFNP_OFFLINE", "1")
     sample = load_dataset("mnist", report=lambda line: None)
-    np.testing.assert_array_equal(sample.train, full.train[:5000])
-    np.testing.assert_array_equal(sample.validation, full.validation[:1000])
-    np.testing.assert_array_equal(sample.test, full.test[:1000])
+    assert_array_equal(sample.train, full.train[:5000])
+    assert_array_equal(sample.validation, full.validation[:1000])
+    assert_array_equal(sample.test, full.test[:1000])
 
 
 def test_the_splits_are_those_of_the_paper():

@@ -10,6 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 from PIL import Image
 from support.data_files import picture
 from support.messages import one_line
@@ -94,7 +95,7 @@ def test_a_file_that_is_replaced_is_read_to_its_end(tmp_path):
     before = data[:]
     np.save(tmp_path / "new.npy", 2 * ROWS)
     os.replace(tmp_path / "new.npy", path)
-    np.testing.assert_array_equal(data[:], before)
+    assert_array_equal(data[:], before)
 
 
 @LARGE
@@ -116,13 +117,11 @@ def test_samples_are_read_as_numpy_reads_them(dtype, order, tmp_path):
         np.arange(0),
         4,
     ):
-        np.testing.assert_array_equal(opened[chosen], array[chosen])
+        assert_array_equal(opened[chosen], array[chosen])
     if isinstance(opened, StoredArray):
         some = opened.select(np.array([9, 2, 3]))
-        np.testing.assert_array_equal(some[1:], array[[2, 3]])
-        np.testing.assert_array_equal(
-            opened.with_channels()[5:7], array[5:7, ..., np.newaxis]
-        )
+        assert_array_equal(some[1:], array[[2, 3]])
+        assert_array_equal(opened.with_channels()[5:7], array[5:7, ..., np.newaxis])
 
 
 def endless_socket(path):

@@ -7,6 +7,8 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from numpy.random import default_rng
+from numpy.testing import assert_array_equal
 from support.messages import one_line
 from support.runs import SHORT
 
@@ -28,7 +30,7 @@ def write(path, rows, names):
 
 def test_names_go_from_the_file_to_the_run_its_samples_and_scores(shell, capsys):
     """Other files have their columns by name, in any order; without a name there is an error."""
-    rows = np.random.default_rng(0).normal((5.0, -300.0), (0.1, 40.0), (200, 2))
+    rows = default_rng(0).normal((5.0, -300.0), (0.1, 40.0), (200, 2))
     write("mine.csv", rows, "a,b")
     write("turned.csv", rows[:, ::-1], "b,a")
     write("other.csv", rows, "a,c")
@@ -39,7 +41,7 @@ def test_names_go_from_the_file_to_the_run_its_samples_and_scores(shell, capsys)
         shell(f"sample run --count 5 --out {name}")
     samples, names = read_table(Path("s.csv"), print)
     assert names == ("a", "b") and samples.shape == (5, 2)
-    np.testing.assert_array_equal(samples, np.load("s.NPY"))
+    assert_array_equal(samples, np.load("s.NPY"))
     texts = []
     nlls = []
     for name in ("mine", "turned"):
@@ -52,7 +54,7 @@ def test_names_go_from_the_file_to_the_run_its_samples_and_scores(shell, capsys)
     first, *lines = texts[0].splitlines()
     assert first == "index,nats,a,b"
     kept = [line.split(",")[2:] for line in lines]
-    np.testing.assert_array_equal(kept, rows.astype(str))
+    assert_array_equal(kept, rows.astype(str))
     for line in (
         "evaluate run --data other.csv --split all",
         "evaluate run --data other.csv",
@@ -63,7 +65,7 @@ def test_names_go_from_the_file_to_the_run_its_samples_and_scores(shell, capsys)
 
 
 def test_a_score_that_is_no_number_is_the_lowest_there_is(shell, monkeypatch):
-    write("t.csv", np.random.default_rng(0).normal(size=(60, 2)), "a,b")
+    write("t.csv", default_rng(0).normal(size=(60, 2)), "a,b")
     shell(f"train t.csv {SHORT} --out run")
 
     def overflowing(likelihood, data, *options):
@@ -77,7 +79,7 @@ def test_a_score_that_is_no_number_is_the_lowest_there_is(shell, monkeypatch):
 
 @pytest.mark.parametrize("suffix", [".tsv", ".txt", ".csv.gz"])
 def test_a_table_of_any_suffix_is_read_by_every_command_as_by_its_run(suffix, shell):
-    rows = np.random.default_rng(0).normal(size=(100, 3)).astype(str)
+    rows = default_rng(0).normal(size=(100, 3)).astype(str)
     rows[7, 1] = "#N/A"
     text = "\n".join(map("\t".join, rows)).encode()
     path = Path(f"t{suffix}")
@@ -89,7 +91,7 @@ def test_a_table_of_any_suffix_is_read_by_every_command_as_by_its_run(suffix, sh
 
 
 def test_few_rows_are_evaluated_forty_times_and_overfitting_is_reported(shell, capsys):
-    write("few.csv", np.random.default_rng(0).normal(size=(60, 3)), "")
+    write("few.csv", default_rng(0).normal(size=(60, 3)), "")
     shell("train few.csv --backend numpy --depth 2 --epochs 240 --out run")
     records = RunFolder("run").read_metrics()
     first, *_, last = (record["training_nll_nats"] for record in records)
@@ -104,7 +106,7 @@ def test_few_rows_are_evaluated_forty_times_and_overfitting_is_reported(shell, c
 def test_figures_of_some_rows_are_of_rows_from_the_whole_file(monkeypatch, capsys):
     """Of a table sorted by class: what is said of as many training rows as there are for validation
     is theirs from all classes, and so are the rows of `angle`."""
-    rng = np.random.default_rng(0)
+    rng = default_rng(0)
     rows = np.concatenate([rng.normal(scale=s, size=(100, 2)) for s in (0.1, 1, 9)])
     run = snfnp.fit(rows, out="run", epochs=4, backend="numpy", report=None)
     train_rows = own_data(rows).train
@@ -122,4 +124,4 @@ def test_figures_of_some_rows_are_of_rows_from_the_whole_file(monkeypatch, capsy
     data = "rows.npy"
     angle.main([str(run.folder.path), "--images", "30", "--data", data])
     expected, _ = run.flow.encode(run.ops, evenly, RandomKey(0, 1), np.float64)
-    np.testing.assert_array_equal(angles.call_args.args[3], expected)
+    assert_array_equal(angles.call_args.args[3], expected)

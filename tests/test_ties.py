@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from numpy.random import default_rng
+from numpy.testing import assert_allclose, assert_array_equal
 from support.messages import one_line
 from support.runs import SHORT
 
@@ -16,7 +18,7 @@ from snfnp.rules import SelfNormalizing
 
 
 def test_steps_of_columns_with_ties():
-    rng = np.random.default_rng(0)
+    rng = default_rng(0)
     zeros = np.where(rng.random(400) < 0.3, 0.0, rng.exponential(size=400))
     columns = {
         "whole": (rng.poisson(4.0, 400), 1.0),
@@ -28,24 +30,20 @@ def test_steps_of_columns_with_ties():
     }
     rows = np.stack([values for values, _ in columns.values()], axis=1)
     step, origin, *ends = find_steps(rows)
-    np.testing.assert_allclose(
-        step, [expected for _, expected in columns.values()], rtol=1e-6
-    )
+    assert_allclose(step, [expected for _, expected in columns.values()], rtol=1e-6)
     assert list(decimals(step, origin)[:3]) == [1.0, 10.0, 1.0]
     extremes = [rows.min(axis=0), rows.max(axis=0)]
-    np.testing.assert_allclose(
-        (origin + ends * step)[:, :4], np.array(extremes)[:, :4], rtol=1e-6
-    )
+    assert_allclose((origin + ends * step)[:, :4], np.array(extremes)[:, :4], rtol=1e-6)
     (step,), (origin,), *_ = find_steps(zeros[:, np.newaxis])
     assert origin == 0 and 1e-3 < step < 0.1  # as far as the other values lie apart
     ordered = np.stack([rng.normal(size=25_000), np.arange(25_000) // 12_500], axis=1)
-    np.testing.assert_array_equal(find_steps(ordered)[0], [0.0, 1.0])
+    assert_array_equal(find_steps(ordered)[0], [0.0, 1.0])
 
 
 @pytest.mark.parametrize("step, most", [(0.1, 20_000), (0.01, 1000), (0.001, 5000)])
 def test_numbers_of_single_precision_have_the_steps_that_were_written(step, most):
     """Larger numbers, whose eight digits single precision holds, stay as they are."""
-    counts = np.random.default_rng(0).integers(0, most, 20_000)
+    counts = default_rng(0).integers(0, most, 20_000)
     table = np.stack([counts * step, 1_234_567.25 + counts % 7 / 4], axis=1).astype(
         np.float32
     )
@@ -60,7 +58,7 @@ def test_numbers_of_single_precision_have_the_steps_that_were_written(step, most
 )
 def test_a_lattice_fits_all_values_of_a_step_without_decimals(step, most, kind):
     """Single precision rounds the smallest gap: by it alone, far values lie beside the lattice."""
-    counts = np.random.default_rng(0).integers(0, most, 20_000)
+    counts = default_rng(0).integers(0, most, 20_000)
     values = (counts * step + 1.7).astype(kind)
     (size,), (origin,), (least,), (greatest,) = find_steps(values[:, np.newaxis])
     steps = (values - origin) / size
@@ -69,7 +67,7 @@ def test_a_lattice_fits_all_values_of_a_step_without_decimals(step, most, kind):
 
 
 def test_a_few_badly_written_numbers_do_not_hide_the_decimals_of_a_column():
-    values = np.random.default_rng(0).integers(100, 1400, 400) / 100
+    values = default_rng(0).integers(100, 1400, 400) / 100
     values[7] = 9.899999  # as in scikit-learn's table of wines
     assert find_steps(values[:, np.newaxis])[0] == 0.01
     values[:40] += 0.005
@@ -77,7 +75,7 @@ def test_a_few_badly_written_numbers_do_not_hide_the_decimals_of_a_column():
 
 
 def test_steps_may_be_small_and_spikes_rare_among_the_rows_looked_at():
-    rng = np.random.default_rng(0)
+    rng = default_rng(0)
     lattice = np.r_[5.0, rng.integers(0, 400, 999) * 1e-7]
     rain = np.where(rng.random(2000) < 0.2, 0.0, rng.exponential(1e-4, 2000)) * 1e-3
     for values in (lattice, rain):
@@ -101,7 +99,7 @@ def test_steps_may_be_small_and_spikes_rare_among_the_rows_looked_at():
 
 def test_columns_with_steps_are_dequantised_and_samples_lie_on_them():
     """Each cell's probability is its frequency, and those of all cells sum to 1."""
-    rng = np.random.default_rng(0)
+    rng = default_rng(0)
     x = rng.choice([4.9, 5.0, 5.1, 5.2], (600, 1), p=[0.1, 0.4, 0.3, 0.2])
     density = snfnp.FlowDensity(random_state=0, members=2, noise=0.0, epochs=20)
     message = r"ties in column 0 \(from 0\) \(step 0.1\): noise of one"
@@ -113,10 +111,10 @@ def test_columns_with_steps_are_dequantised_and_samples_lie_on_them():
     assert mass.sum() == pytest.approx(1, abs=1e-3) and density.step_ == pytest.approx(
         0.1
     )
-    np.testing.assert_allclose(mass[19:23], [0.1, 0.4, 0.3, 0.2], atol=0.06)
+    assert_allclose(mass[19:23], [0.1, 0.4, 0.3, 0.2], atol=0.06)
     samples = density.sample(400, random_state=0)
     assert set(samples.ravel()) <= set(cells.ravel())  # 5.1, not 5.1000000000000005
-    np.testing.assert_array_equal(density.inverse_transform(density.transform(x)), x)
+    assert_array_equal(density.inverse_transform(density.transform(x)), x)
     assert "dequantisation" in density.likelihood_.evaluate(x).terms
     with one_line(
         ValueError, "ties in column 0 (from 0) (step 0.1): choose `ties=dequantise`"
@@ -131,7 +129,7 @@ def test_columns_with_steps_are_dequantised_and_samples_lie_on_them():
 
 @pytest.mark.parametrize("way", ["standardise", "none"])
 def test_columns_with_ties_are_dequantised_by_every_preprocessing(way, shell, capsys):
-    rows = np.random.default_rng(0).normal(size=(100, 2)).round(1)
+    rows = default_rng(0).normal(size=(100, 2)).round(1)
     np.savetxt("t.csv", rows, delimiter=",", fmt="%.1f")
     options = f"--preprocess {way} --activation smooth-leaky-relu"
     shell(f"train t.csv {SHORT} {options} --out run")
@@ -139,7 +137,7 @@ def test_columns_with_ties_are_dequantised_by_every_preprocessing(way, shell, ca
     shell("train --resume --out run --epochs 3")
     shell("sample run --count 50 --out s.npy")
     samples = np.load("s.npy")
-    np.testing.assert_array_equal(samples, samples.round(1))
+    assert_array_equal(samples, samples.round(1))
 
 
 def test_no_note_on_ties_with_a_preprocessing_of_ones_own(tmp_path):
@@ -147,7 +145,7 @@ def test_no_note_on_ties_with_a_preprocessing_of_ones_own(tmp_path):
     flow = Flow(
         (2,), (("dense", Linear(Dense(2), SelfNormalizing())),), preprocess=preprocess
     )
-    rows = np.random.default_rng(0).integers(0, 9, (100, 2)).astype(float)
+    rows = default_rng(0).integers(0, 9, (100, 2)).astype(float)
     options = {"epochs": 1, "batch_size": 20, "warmup_epochs": 0, "backend": "numpy"}
     lines = []
     run = snfnp.fit(

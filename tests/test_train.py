@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tqdm.auto
+from numpy.testing import assert_allclose, assert_array_equal
 from support.messages import one_line
 from support.own_layer import RULES, own
 from support.runs import Killed, assert_same_run, kill, state
@@ -193,7 +194,7 @@ def encodings(request, tmp_path_factory):
     first, *training = (
         training  # biases and the like may start from the first step's batch
     )
-    np.testing.assert_array_equal(first, training[0])
+    assert_array_equal(first, training[0])
     # two epochs, and the test images
     assert len(training) == 8 and len(evaluation) == 3
     return training, evaluation
@@ -204,12 +205,12 @@ def test_every_step_has_noise_of_its_own_and_every_evaluation_the_same(encodings
     values = np.concatenate(training).ravel()
     assert len(np.unique(values)) == len(values)
     for x in evaluation:
-        np.testing.assert_array_equal(x, evaluation[0])
+        assert_array_equal(x, evaluation[0])
     assert not np.isin(evaluation[0], np.concatenate(training)).any()
     u = philox.uniform(np, philox.RandomKey(0, EVALUATION_NOISE, 0), (40, SIDE * SIDE))
     v = 1e-6 + (1 - 2e-6) * (100 + u) / 256
     # the same for every seed of a run, so that runs compare
-    np.testing.assert_allclose(evaluation[0], np.log(v / (1 - v)), rtol=1e-12)
+    assert_allclose(evaluation[0], np.log(v / (1 - v)), rtol=1e-12)
 
 
 def test_every_step_has_smoothing_noise_of_its_own_of_the_deviation_asked_for():

@@ -12,6 +12,8 @@ from functools import partial
 
 import numpy as np
 import pytest
+from numpy.random import default_rng
+from numpy.testing import assert_array_equal
 from support.messages import one_line
 from support.runs import estimator_checkpoint, forge
 
@@ -23,7 +25,7 @@ from snfnp.training.runs.folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("here")
 
-ROWS = np.random.default_rng(0).normal((5.0, -30.0), (1.0, 4.0), (140, 2))
+ROWS = default_rng(0).normal((5.0, -30.0), (1.0, 4.0), (140, 2))
 DATA = snfnp.Dataset("mine", ROWS[40:], ROWS[:20], ROWS[20:40])
 QUICK = {
     "backend": "numpy",
@@ -409,7 +411,7 @@ def test_an_older_description_is_compared_as_well(tmp_path, strange):
                 snfnp.load_run(path, flow=module.build)
         else:
             run = snfnp.load_run(path, flow=module.build)
-            np.testing.assert_array_equal(run.likelihood.log_prob(DATA.test), expected)
+            assert_array_equal(run.likelihood.log_prob(DATA.test), expected)
     record["model"]["flow"] = {**then, "layers": dict(reversed(layers.items()))}
     forge(path, record)
     with one_line(UsageError, "(layer[0] was c, is a)"):
@@ -448,9 +450,7 @@ def test_a_record_speaks_of_rows_has_each_thing_once_and_opens_as_earlier_versio
     config |= {"levels": None, "jvp_probes": 4, "sigma": None, "relative_bias": "plain"}
     config |= {"lambda_min": None, "lambda_max": None, "tensorboard": True}
     forge(run, record)
-    np.testing.assert_array_equal(
-        snfnp.load_run(run).likelihood.log_prob(ROWS), expected
-    )
+    assert_array_equal(snfnp.load_run(run).likelihood.log_prob(ROWS), expected)
     preprocess["mean"] = [0.0, 0.0]
     forge(run, record)
     with one_line(UsageError, "(preprocess.mean[0] was 0.0, is "):
@@ -465,7 +465,7 @@ def test_a_record_speaks_of_rows_has_each_thing_once_and_opens_as_earlier_versio
 
 def test_a_glow_of_an_earlier_version_opens(tmp_path):
     """Its coupling was inside of a split, with the names of parameters that it has now."""
-    pixels = np.random.default_rng(1).integers(0, 256, (40, 8, 8, 1)).astype(np.uint8)
+    pixels = default_rng(1).integers(0, 256, (40, 8, 8, 1)).astype(np.uint8)
     how = {"backend": "numpy", "epochs": 1, "batch_size": 20, "report": None}
     size = {"model": "glow", "depth": 1, "width": 4}
     expected = snfnp.fit(pixels, out=tmp_path, **size, **how).likelihood.log_prob(
@@ -479,9 +479,7 @@ def test_a_glow_of_an_earlier_version_opens(tmp_path):
     layers["split1"] = {"class": "snfnp.layers.glow:SplitPrior", "coupling": coupling}
     record["model"]["flow"]["layers"] = list(layers.items())
     forge(tmp_path, record)
-    np.testing.assert_array_equal(
-        snfnp.load_run(tmp_path).likelihood.log_prob(pixels), expected
-    )
+    assert_array_equal(snfnp.load_run(tmp_path).likelihood.log_prob(pixels), expected)
     coupling["width"] = 5
     forge(tmp_path, record)
     with one_line(UsageError, "(layers.split1.width was 5, is 4)"):
@@ -520,7 +518,7 @@ def runs(tmp_path_factory):
     }
     small = {"model": "vector", "depth": 1, "activation": "smooth-leaky-relu"}
     snfnp.fit(DATA, out=root / "rows", **small, **how)
-    pixels = np.random.default_rng(1).integers(0, 256, (140, 4, 4)).astype(np.uint8)
+    pixels = default_rng(1).integers(0, 256, (140, 4, 4)).astype(np.uint8)
     images = snfnp.Dataset("mine", pixels[40:], pixels[:20], pixels[20:40])
     controlled = {"lambda_control": "geco", "patience": 2}
     snfnp.fit(images, out=root / "images", model="fc", **controlled, **how)
@@ -575,7 +573,7 @@ def used(path, data):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_forged_config_opens_and_goes_on_or_is_one_line(seed, runs, tmp_path):
-    rng = np.random.default_rng(seed)
+    rng = default_rng(seed)
     opened = 0
     for path, data in runs.items():
         run = shutil.copytree(path, tmp_path / path.name)
@@ -593,7 +591,7 @@ def test_a_forged_config_opens_and_goes_on_or_is_one_line(seed, runs, tmp_path):
 
 
 def test_a_forged_header_opens_or_is_one_line(runs, tmp_path):
-    rng = np.random.default_rng(200)
+    rng = default_rng(200)
     for path, data in runs.items():
         run = shutil.copytree(path, tmp_path / path.name)
         saved = load_checkpoint(run / "best.safetensors", snfnp.load_run(run).layout)
@@ -607,7 +605,7 @@ def test_a_forged_header_opens_or_is_one_line(runs, tmp_path):
 
 
 def test_a_forged_estimator_loads_or_is_one_line(density, tmp_path):
-    rng = np.random.default_rng(300)
+    rng = default_rng(300)
     path = tmp_path / "density"
     saved = estimator_checkpoint(density)
     record = saved.record
