@@ -1,56 +1,53 @@
 """The figures in the prose of the page of the results, each computed from results.json."""
 
+import math
 import statistics
+from collections import defaultdict
 from math import nan
+
+import numpy as np
 
 from reproduction.results import finished
 
 
 def facts(records: dict[str, dict]) -> dict[str, str]:
     """{name: figure} for the @names@ in the prose of page.md; a figure that no row has is "–"."""
-    rows = {
-        (target, row.get("name", row.get("label"))): row
-        for target, record in records.items()
-        for row in record["rows"]
-    }
-    found: dict[str, tuple[float, str]] = {}
+    rows: dict = defaultdict(lambda: {"runs": [{}], "batch": {}, "paper": nan})
+    for target, record in records.items():
+        for row in record["rows"]:
+            rows[target, row.get("name", row.get("label"))] = row
+    figures: dict[str, tuple[float, str]] = {}
     for part in (_epochs, _times, _angles, _tests, _parts, _over_time):
-        found |= part(rows)
+        figures |= part(rows)
     return {
-        name: "–" if value != value else f"{value:{form}}"
-        for name, (value, form) in found.items()
+        name: "–" if math.isnan(value) else f"{value:{form}}"
+        for name, (value, form) in figures.items()
     }
 
 
-def paired(row: dict | None, other: dict | None) -> dict[int, float]:
-    """{epoch: validation NLL of a row minus another's}, the mean over the seeds of both."""
-    curves = [
-        {
-            run["seed"]: dict(run.get("validation", []))
-            for run in (own or {"runs": []})["runs"]
-        }
-        for own in (row, other)
-    ]
-    seeds = curves[0].keys() & curves[1].keys()
-    each = [
-        {
-            epoch: curves[0][seed][epoch] - nll
-            for epoch, nll in curves[1][seed].items()
-            if epoch in curves[0][seed]
-        }
-        for seed in sorted(seeds)
-    ]
-    common = set.intersection(*map(set, each)) if each else set()
-    return {
-        epoch: statistics.fmean(own[epoch] for own in each) for epoch in sorted(common)
-    }
+def paired(row: dict, other: dict) -> dict[int, float]:
+    """{epoch: validation NLL of a row minus another's}, the mean over the seeds of both; NaN where
+    a seed has none."""
+    ours, others = (
+        {run.get("seed"): dict(run.get("validation", [])) for run in each["runs"]}
+        for each in (row, other)
+    )
+    seeds = sorted(ours.keys() & others.keys())
+    differences = defaultdict(list)
+    for seed in seeds:
+        for epoch in ours[seed].keys() & others[seed].keys():
+            differences[epoch].append(ours[seed][epoch] - others[seed][epoch])
+    means: dict[int, float] = defaultdict(lambda: nan)
+    for epoch, values in differences.items():
+        if len(values) == len(seeds):
+            means[epoch] = statistics.fmean(values)
+    return means
 
 
-def by_seed(row: dict | None, other: dict | None) -> list[float]:
+def by_seed(row: dict, other: dict) -> list[float]:
     """Test NLL of a row minus another's, for each seed that both have."""
     ours, others = (
-        {run["seed"]: run["value"] for run in finished(own or {"runs": []})}
-        for own in (row, other)
+        {run["seed"]: run["value"] for run in finished(each)} for each in (row, other)
     )
     return [ours[seed] - others[seed] for seed in sorted(ours.keys() & others.keys())]
 
@@ -59,54 +56,49 @@ def _mean(values: list[float]) -> float:
     return statistics.fmean(values) if values else nan
 
 
-def _test(row: dict | None) -> float:
-    return _mean([run["value"] for run in finished(row or {"runs": []})])
+def _test(row: dict) -> float:
+    return _mean([run["value"] for run in finished(row)])
 
 
 def _epochs(rows: dict) -> dict:
     """Differences on the validation images, by epochs, and when λ = 0.3 was lost."""
-
-    def apart(target: str, name: str, other: str, epoch: int, of: str = "") -> float:
-        return paired(rows.get((target, name)), rows.get((of or target, other))).get(
-            epoch, nan
-        )
-
-    conv = paired(rows.get(("table1", "conv-snf")), rows.get(("table1", "conv-exact")))
+    fc = paired(rows["table1", "fc-snf"], rows["table1", "fc-exact"])
+    conv = paired(rows["table1", "conv-snf"], rows["table1", "conv-exact"])
+    emerging = paired(rows["table1", "conv-snf"], rows["table1", "emerging"])
+    weak = rows["table4", "fc-lambda-0.3"]
+    weak_fc = paired(weak, rows["table1", "fc-exact"])
+    weak_snf = paired(weak, rows["table4", "fc-snf"])
+    strong_fc = paired(rows["table4", "fc-lambda-10"], rows["table4", "fc-snf"])
+    strong_conv = paired(rows["table4", "conv-lambda-10"], rows["table4", "conv-snf"])
     early = [difference for epoch, difference in conv.items() if epoch <= 100]
     lost = [
         run["lost"]["step"] / 500
-        for run in rows.get(("table4", "conv-lambda-0.3"), {"runs": []})["runs"]
+        for run in rows["table4", "conv-lambda-0.3"]["runs"]
         if run.get("lost")
     ]
     return {
         "conv_early": (max(early, default=nan), ".1f"),
-        "conv_200": (conv.get(200, nan), ".1f"),
-        "conv_1000": (conv.get(1000, nan), "+.1f"),
-        "fc_30": (apart("table1", "fc-snf", "fc-exact", 30), ".0f"),
-        "fc_60": (apart("table1", "fc-snf", "fc-exact", 60), ".0f"),
-        "fc_100": (apart("table1", "fc-snf", "fc-exact", 100), ".0f"),
-        "weak_20": (apart("table4", "fc-lambda-0.3", "fc-exact", 20, "table1"), ".0f"),
-        "weak_30": (-apart("table4", "fc-lambda-0.3", "fc-exact", 30, "table1"), ".0f"),
-        "weak_behind": (apart("table4", "fc-lambda-0.3", "fc-snf", 20), ".0f"),
+        "conv_200": (conv[200], ".1f"),
+        "conv_1000": (conv[1000], "+.1f"),
+        "fc_30": (fc[30], ".0f"),
+        "fc_60": (fc[60], ".0f"),
+        "fc_100": (fc[100], ".0f"),
+        "weak_20": (weak_fc[20], ".0f"),
+        "weak_30": (-weak_fc[30], ".0f"),
+        "weak_behind": (weak_snf[20], ".0f"),
         "weak_lost": (max(lost, default=nan), ".0f"),
-        "fc_strong": (apart("table4", "fc-lambda-10", "fc-snf", 30), ".0f"),
-        "conv_strong": (apart("table4", "conv-lambda-10", "conv-snf", 30), ".0f"),
-        "emerging_late": (-apart("table1", "conv-snf", "emerging", 1000), ".0f"),
-        "emerging_100": (apart("table1", "conv-snf", "emerging", 100), ".1f"),
+        "fc_strong": (strong_fc[30], ".0f"),
+        "conv_strong": (strong_conv[30], ".0f"),
+        "emerging_late": (-emerging[1000], ".0f"),
+        "emerging_100": (emerging[100], ".1f"),
     }
 
 
 def _times(rows: dict) -> dict:
     """Table 3: a convolutional step's time, as shares of exact ones'."""
-    batches = [
-        rows.get(("table3", label), {}).get("batch", {})
-        for label in (
-            "Self Normalizing Conv. 9-Layer",
-            "(Exact Conv. 9-Layer by block recursion)",
-            "Self Normalizing FC 2-Layer",
-        )
-    ]
-    snf, by_rows, fc = batches
+    snf = rows["table3", "Self Normalizing Conv. 9-Layer"]["batch"]
+    by_rows = rows["table3", "(Exact Conv. 9-Layer by block recursion)"]["batch"]
+    fc = rows["table3", "Self Normalizing FC 2-Layer"]["batch"]
     return {
         "conv_share": (snf.get("of_exact", nan), ".2f"),
         "conv_share_paper": (snf.get("paper_of_exact", nan), ".2f"),
@@ -117,88 +109,87 @@ def _times(rows: dict) -> dict:
 
 def _angles(rows: dict) -> dict:
     """Fig. 3: the largest angle of the fully connected flow, and where angles are above 1°."""
-    found = {
-        name: rows.get(("figure3", f"{name}-snf"), {"runs": [{}]})["runs"][0]
-        for name in ("fc", "conv")
-    }
-    below, of = found["conv"].get("below", (nan, nan))
-    above = [epoch for epoch, mean, _ in found["fc"].get("points", []) if mean >= 1]
+    fc = rows["figure3", "fc-snf"]["runs"][0]
+    below, evaluations = rows["figure3", "conv-snf"]["runs"][0].get("below", (nan, nan))
+    above = [epoch for epoch, mean, _ in fc.get("points", []) if mean >= 1]
     return {
-        "fc_angle": (found["fc"].get("largest", (nan, nan))[1], ".1f"),
+        "fc_angle": (fc.get("largest", (nan, nan))[1], ".1f"),
         "fc_above_from": (min(above, default=nan), ".0f"),
         "fc_above_to": (max(above, default=nan), ".0f"),
-        "conv_above": (of - below, ".0f"),
+        "conv_above": (evaluations - below, ".0f"),
     }
 
 
 def _tests(rows: dict) -> dict:
     """Differences on the test images: of the relative gradient, and by the recipe."""
-    found = {}
-    of = {name: row for (target, name), row in rows.items() if target == "white"}
-    relative = rows.get(("table1", "fc-relative"))
-    found["relative"] = _test(relative), ".0f"
-    found["relative_gain"] = (
-        (relative["paper"] - _test(relative) if relative else nan),
-        ".0f",
-    )
-    seeds = [run["value"] for run in finished(of.get("conv-white", {"runs": []}))]
-    found["conv_seeds"] = (max(seeds) - min(seeds) if seeds else nan), ".1f"
-    found["fc_white_gap"] = (
-        _mean(by_seed(of.get("fc-white-20"), of.get("fc-white-exact"))),
-        "+.1f",
-    )
-    found["conv_white_gap"] = (
-        _mean(by_seed(of.get("conv-white-60"), of.get("conv-white-exact"))),
-        "+.1f",
-    )
-    pairs = {
-        "kernels_100": ("glow-5x5-white", "glow-1x1-white"),
-        "kernels_40": ("glow-5x5-white-40", "glow-1x1-white-40"),
-        "glow_gap": ("glow-1x1-white", "glow-1x1-white-exact"),
+
+    def gaps(ours: str, other: str) -> list[float]:
+        return by_seed(rows["white", ours], rows["white", other])
+
+    relative = rows["table1", "fc-relative"]
+    seeds = [run["value"] for run in finished(rows["white", "conv-white"])]
+    figures = {
+        "relative": (_test(relative), ".0f"),
+        "relative_gain": (relative["paper"] - _test(relative), ".0f"),
+        "conv_seeds": (max(seeds, default=nan) - min(seeds, default=nan), ".1f"),
+        "fc_white_gap": (_mean(gaps("fc-white-20", "fc-white-exact")), "+.1f"),
+        "conv_white_gap": (_mean(gaps("conv-white-60", "conv-white-exact")), "+.1f"),
     }
-    for name, (ours, other) in pairs.items():
-        values = by_seed(of.get(ours), of.get(other))
+    pairs = {
+        "kernels_100": gaps("glow-5x5-white", "glow-1x1-white"),
+        "kernels_40": gaps("glow-5x5-white-40", "glow-1x1-white-40"),
+        "glow_gap": gaps("glow-1x1-white", "glow-1x1-white-exact"),
+    }
+    for name, values in pairs.items():
         error = statistics.stdev(values) / len(values) ** 0.5 if values[1:] else nan
-        found[name] = _mean(values), "+.1f"
-        found[f"{name}_error"] = error, ".1f"
-    return found
+        figures[name] = (_mean(values), "+.1f")
+        figures[f"{name}_error"] = (error, ".1f")
+    return figures
 
 
 def _parts(rows: dict) -> dict:
     """The worth of each part of the recipe, the others being there."""
-    found = {}
+    figures = {}
     for model in ("fc", "conv"):
-
-        def nll(*parts: str, model: str = model) -> float:
-            return _test(
-                rows.get(("white-parts", "-".join(("ablation", model, *parts))))
+        white, plain, steady = (
+            [
+                _test(
+                    rows[
+                        "white-parts",
+                        f"ablation-{model}-{coordinates}-{objective}-{lr}",
+                    ]
+                )
+                for objective in ("mixture", "forward")
+            ]
+            for coordinates, lr in (
+                ("white", "cosine"),
+                ("plain", "cosine"),
+                ("white", "constant"),
             )
-
-        objectives = ("mixture", "forward")
-        white = {own: nll("white", own, "cosine") for own in objectives}
-        plain = [nll("plain", own, "cosine") - white[own] for own in objectives]
-        steady = [nll("white", own, "constant") - white[own] for own in objectives]
-        for name, values in (("white", plain), ("falling", steady)):
-            found[f"{model}_{name}_least"] = min(values), ".0f"
-            found[f"{model}_{name}_most"] = max(values), ".0f"
-        found[f"{model}_forward"] = white["mixture"] - white["forward"], ".0f"
-    return found
+        )
+        without_coordinates = np.subtract(plain, white)
+        without_schedule = np.subtract(steady, white)
+        figures[f"{model}_white_least"] = (min(without_coordinates), ".0f")
+        figures[f"{model}_white_most"] = (max(without_coordinates), ".0f")
+        figures[f"{model}_falling_least"] = (min(without_schedule), ".0f")
+        figures[f"{model}_falling_most"] = (max(without_schedule), ".0f")
+        figures[f"{model}_forward"] = (white[0] - white[1], ".0f")
+    return figures
 
 
 def _over_time(rows: dict) -> dict:
     """Fig. 5: SNF minus exact gradients at equal epochs, and when SNF's run ends."""
     exact, snf = (
-        rows.get(("figure5", name), {"runs": [{}]})["runs"][0].get("points", [])
+        rows["figure5", name]["runs"][0].get("points", [])
         for name in ("fc-exact", "fc-snf")
     )
-    apart = {
-        n: b[2] - a[2] for a, b in zip(exact, snf, strict=False) if (n := a[0]) == b[0]
-    }
+    exact_nll = {epoch: nll for epoch, _, nll in exact}
+    differences = {epoch: nll - exact_nll.get(epoch, nan) for epoch, _, nll in snf}
     end = snf[-1][1] if snf else nan
     before = [nll for _, seconds, nll in exact if seconds <= end]
     return {
-        "behind_20": (apart.get(20, nan), ".0f"),
-        "behind_100": (apart.get(100, nan), ".0f"),
+        "behind_20": (differences.get(20, nan), ".0f"),
+        "behind_100": (differences.get(100, nan), ".0f"),
         "ahead_in_time": (before[-1] - snf[-1][2] if before else nan, ".0f"),
         "end_of_time": (end, ".0f"),
         "time_share": (end / exact[-1][1] if exact else nan, ".2f"),

@@ -4,13 +4,14 @@ import re
 import shutil
 import statistics
 import textwrap
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 from reproduction import results
-from reproduction.facts import facts
+from reproduction.facts import by_seed, facts, paired
 from reproduction.figures import Figure2, Figure3, Figure5
-from reproduction.likelihoods import Ablation, LikelihoodTable, compared, learning, nlls
+from reproduction.likelihoods import Ablation, LikelihoodTable, compared
 from reproduction.results import finished
 from reproduction.rows import TABLES
 from reproduction.target import Target
@@ -54,40 +55,29 @@ def gaps(records: dict[str, dict]) -> list[tuple[str, float, str, str]]:
     over the seeds of both: of the test images if both were trained as long, else of the validation
     images at the last epoch that both have."""
     rows = {row["name"]: row for row in records.get("table1", {}).get("rows", [])}
-    found = []
+    differences = []
     for model, *names in _PAIRS:
-        pair = [rows.get(name) for name in names]
-        if not all(pair):
+        if not rows.keys() >= set(names):
             continue
-        seeds = set.intersection(
-            *({run["seed"] for run in row["runs"]} for row in pair)
-        )
-        for i, row in enumerate(pair):
-            pair[i] = row | {
-                "runs": [run for run in row["runs"] if run["seed"] in seeds]
-            }
-        means = [nlls(row) for row in pair]
-        curves = [learning(row) for row in pair]
-        epochs = {run["epochs"] for row in pair for run in finished(row)}
-        if all(means) and len(epochs) == 1:
-            snf, exact = map(statistics.fmean, means)
+        snf, exact = (rows[name] for name in names)
+        seeds = {run["seed"] for run in snf["runs"]}
+        seeds &= {run["seed"] for run in exact["runs"]}
+        runs = [run for row in (snf, exact) for run in finished(row)]
+        epochs = {run["epochs"] for run in runs if run["seed"] in seeds}
+        tests = by_seed(snf, exact)
+        curve = paired(snf, exact)
+        if tests and len(epochs) == 1:
+            nats = statistics.fmean(tests)
             of = f"test, {epochs.pop():,} epochs"
-        elif common := curves[0].keys() & curves[1].keys():
-            snf, exact = (curve[max(common)] for curve in curves)
-            of = f"validation, epoch {max(common):,}"
+        elif curve:
+            nats = curve[max(curve)]
+            of = f"validation, epoch {max(curve):,}"
         else:
             continue
         of += f", seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}"
-        paper = pair[0]["paper"] - pair[1]["paper"]
-        found.append(
-            (
-                model,
-                snf - exact,
-                of,
-                f"{paper:+.1f} ({pair[0]['paper_epochs']:,} epochs)",
-            )
-        )
-    return found
+        paper = f"{snf['paper'] - exact['paper']:+.1f} ({snf['paper_epochs']:,} epochs)"
+        differences.append((model, nats, of, paper))
+    return differences
 
 
 def page(records: dict[str, dict]) -> str:
@@ -103,14 +93,11 @@ def page(records: dict[str, dict]) -> str:
         if name in records:
             parts.append(_filled(texts[name], figures | _shown(name, records[name])))
         else:
-            rows = (
-                ""
-                if any(row.ours for row in target.rows) or not target.rows
-                else " --rows …"
+            is_named = target.rows and not any(row.ours for row in target.rows)
+            command = (
+                f"python scripts/reproduce.py {name}{' --rows …' * bool(is_named)}"
             )
-            parts.append(
-                f"Not run here: `python scripts/reproduce.py {name}{rows}` does it.\n\n"
-            )
+            parts.append(f"Not run here: `{command}` does it.\n\n")
     return "".join([*parts, texts["end"]])
 
 
@@ -152,10 +139,8 @@ def _head(records: dict[str, dict]) -> dict[str, str]:
         if re.fullmatch(r"[+-][\d.]+", difference):  # without a remark
             as_long.append(f"{row['cells'][0]} {nats} nats, the paper's {paper}")
     seeds = sorted({len(row["runs"]) for row in rows}) or [0]
-    facts |= {
-        "long": "; ".join(as_long) or "none",
-        "count": f"{len(as_long)} of {len(rows)}",
-    }
+    facts["long"] = "; ".join(as_long) or "none"
+    facts["count"] = f"{len(as_long)} of {len(rows)}"
     facts["seeds"] = f"{seeds[0]} to {seeds[-1]}"
     for model, nats, of, paper in gaps(records):
         facts[model[:2].lower()] = f"{nats:+.1f} nats ({of}), in the paper {paper}"
@@ -198,16 +183,14 @@ def _otherwise(target: Target, record: dict) -> Iterator[str]:
     options = {row.name: row.options for row in target.rows}
     for row in record["rows"] if options else ():
         now = TrainConfig(**options[row["name"]]).resolve(50_000).as_dict()
-        then = [
-            (name, own)
-            for name, own in row["config"].items()
-            if now.get(name, own) != own
+        changes = [
+            f"`{name}` {value} (now {now[name]})"
+            for name, value in row["config"].items()
+            if now.get(name, value) != value
         ]
-        if then:
-            said = " and ".join(
-                f"`{name}` {own} (now {now[name]})" for name, own in then
-            )
-            yield f"* {', '.join(row['cells'])}: trained with {said}."
+        if changes:
+            cells = ", ".join(row["cells"])
+            yield f"* {cells}: trained with {' and '.join(changes)}."
 
 
 def publish(folder: Path) -> list[Path]:
@@ -248,22 +231,29 @@ def publish(folder: Path) -> list[Path]:
 def _commands(name: str, record: dict) -> list[str]:
     """The commands that make a record's runs, one for all rows of the same length and seeds: each a
     block of code, on several lines if it is long."""
-    alike: dict[tuple, list[str]] = {}
+    alike = defaultdict(list)
     for row in record["rows"] if TARGETS[name].rows else ():
-        asked: dict[tuple, list[str]] = {}
+        seeds_of = defaultdict(list)
         for run in row["runs"]:
-            often = run.get("eval_every", 1), run.get("asked") or run["epochs"]
-            asked.setdefault(often, []).append(str(run["seed"]))
-        for (every, epochs), seeds in asked.items():
-            alike.setdefault((epochs, " ".join(seeds), every), []).append(row["name"])
+            length = (run.get("eval_every", 1), run.get("asked") or run["epochs"])
+            seeds_of[length].append(str(run["seed"]))
+        for (every, epochs), seeds in seeds_of.items():
+            alike[epochs, " ".join(seeds), every].append(row["name"])
     command = f"    python scripts/reproduce.py {name}"
-    found = []
+    commands = []
     for (epochs, seeds, every), rows in sorted(alike.items()):
-        often = f" --eval-every {every}" * (every > 1)
-        which = f" --rows {' '.join(rows)}" * (len(rows) < len(TARGETS[name].rows))
-        found.append(f"{command} --epochs {epochs}{often} --seeds {seeds}{which}")
-    how = {"subsequent_indent": " " * 8, "break_on_hyphens": False}
-    return [" \\\n".join(textwrap.wrap(own, 98, **how)) for own in found or [command]]
+        options = f" --epochs {epochs}"
+        if every > 1:
+            options += f" --eval-every {every}"
+        options += f" --seeds {seeds}"
+        if len(rows) < len(TARGETS[name].rows):
+            options += f" --rows {' '.join(rows)}"
+        commands.append(command + options)
+    wrapped = [
+        textwrap.wrap(each, 98, subsequent_indent=" " * 8, break_on_hyphens=False)
+        for each in commands or [command]
+    ]
+    return list(map(" \\\n".join, wrapped))
 
 
 def picture_of(name: str) -> str:
