@@ -36,15 +36,9 @@ class LikelihoodTable(Trained):
         return {"validation": kept, "lost": lost(lines)}
 
     def show(self, record: dict) -> str:
-        heads = (
-            *self.heads,
-            "ours",
-            "seeds",
-            "epochs: ours / paper",
-            "paper",
-            "difference",
-        )
-        table = [heads, *((*row["cells"], *compared(row)) for row in record["rows"])]
+        heads = ("ours", "seeds", "epochs: ours / paper", "paper", "difference")
+        table = [(*self.heads, *heads)]
+        table += [(*row["cells"], *compared(row)) for row in record["rows"]]
         return grid(table) + self._learning(record["rows"])
 
     def _learning(self, rows: list[dict]) -> str:
@@ -59,12 +53,12 @@ class LikelihoodTable(Trained):
         ]
         table = [(*self.heads, *(f"epoch {epoch:,}" for epoch in epochs))]
         for row, curve in curves:
-            own = (
+            cells = [
                 _number(row, curve[epoch]) if epoch in curve else "" for epoch in epochs
-            )
-            table.append((*row["cells"], *own))
-        said = f"Exact validation NLL in {rows[0]['unit']} while training (mean over the seeds):"
-        return f"\n\n{said}\n\n{grid(table)}"
+            ]
+            table.append((*row["cells"], *cells))
+        title = f"Exact validation NLL in {rows[0]['unit']} while training (mean over the seeds):"
+        return f"\n\n{title}\n\n{grid(table)}"
 
     def draw(self, record: dict, path: Path) -> None:
         lines = map(self._in_picture, record["rows"])
@@ -80,26 +74,23 @@ class LikelihoodTable(Trained):
         label = ", ".join(
             f"λ = {cell}" if head == "λ" else cell for head, cell in named
         )
-        lost = ", then lost" * any(run.get("lost") for run in row["runs"])
-        given = row.get("paper_epochs_given", True)
-        epochs = (
-            f" of {_paper_epochs(row)} epochs"
-            if given
-            else " epochs, the paper's not given"
-        )
-        paper = (
-            None if isinstance(row["paper"], str) else row["paper"],
-            row["paper_spread"],
-        )
-        return f"{label}\n{_epochs(row)}{epochs}{lost}", _mean(nlls(row)), paper
+        label += f"\n{_epochs(row)}"
+        paper_epochs = _paper_epochs(row)
+        if paper_epochs:
+            label += f" of {paper_epochs:,} epochs"
+        else:
+            label += " epochs, the paper's not given"
+        if any(run.get("lost") for run in row["runs"]):
+            label += ", then lost"
+        return label, _mean(nlls(row)), (_paper(row), row["paper_spread"])
 
 
 def learning(row: dict) -> dict[int, float]:
     """{epoch: validation NLL}, the mean over the seeds, at the epochs that all of them have."""
-    found = [dict(run.get("validation", [])) for run in row["runs"]]
-    common = set.intersection(*map(set, found)) if found else set()
+    curves = [dict(run.get("validation", [])) for run in row["runs"]]
+    epochs = sorted(set.intersection(*map(set, curves)))
     return {
-        epoch: statistics.fmean(own[epoch] for own in found) for epoch in sorted(common)
+        epoch: statistics.fmean(curve[epoch] for curve in curves) for epoch in epochs
     }
 
 
@@ -114,10 +105,14 @@ def _epochs(row: dict) -> str:
     return "–".join(f"{count:,}" for count in dict.fromkeys((epochs[0], epochs[-1])))
 
 
-def _paper_epochs(row: dict) -> str:
-    return (
-        f"{row['paper_epochs']:,}" if row.get("paper_epochs_given", True) else NOT_GIVEN
-    )
+def _paper(row: dict) -> float | None:
+    """The paper's figure, if it has one."""
+    return None if isinstance(row["paper"], str) else row["paper"]
+
+
+def _paper_epochs(row: dict) -> int | None:
+    """The paper's epochs, if it gives them."""
+    return row["paper_epochs"] if row.get("paper_epochs_given", True) else None
 
 
 def _mean(values: list[float]) -> tuple[float | None, float | None]:
@@ -129,30 +124,29 @@ def _mean(values: list[float]) -> tuple[float | None, float | None]:
 def compared(row: dict) -> tuple[str, ...]:
     """The cells of a row beside its labels: ours, seeds, epochs, the paper's, difference."""
     paper = row["paper"]
+    if _paper(row) is not None:
+        paper = _number(row, paper, row["paper_spread"])
     values = nlls(row)
     runs = row["runs"]
-    lost_runs = []
-    if not isinstance(paper, str):
-        paper = _number(row, paper, row["paper_spread"])
     ours = [_number(row, *_mean(values))] if values else []
+    lost_runs = []
     for run in runs:
-        seed = f"seed {run['seed']}" if runs[1:] else ""
+        seed = f"seed {run['seed']}"
         if "value" not in run:
-            said = f"diverged at step {run['diverged_at'] or 'unknown'}"
-            ours.append(
-                _with_monitors(said + (f" ({seed})" if seed else ""), run["before"])
-            )
+            message = f"diverged at step {run['diverged_at'] or 'unknown'}"
+            if runs[1:]:
+                message += f" ({seed})"
+            ours.append(message + _monitors(run["before"]))
         elif run.get("lost"):
-            said = f"best at epoch {run['best_epoch']}, lost from step {run['lost']['step']} on"
-            said = f"{seed}: {said}" if seed else said
-            lost_runs.append(_with_monitors(said, run["lost"]["before"]))
-    seeds = ", ".join(str(run["seed"]) for run in runs)
-    epochs = _epochs(row)
-    said = "; ".join([" and ".join(ours), *lost_runs])
+            message = f"best at epoch {run['best_epoch']}, lost from step {run['lost']['step']} on"
+            if runs[1:]:
+                message = f"{seed}: {message}"
+            lost_runs.append(message + _monitors(run["lost"]["before"]))
+    epochs = _paper_epochs(row)
     return (
-        said,
-        seeds,
-        f"{epochs} / {_paper_epochs(row)}",
+        "; ".join([" and ".join(ours), *lost_runs]),
+        ", ".join(str(run["seed"]) for run in runs),
+        f"{_epochs(row)} / {f'{epochs:,}' if epochs else NOT_GIVEN}",
         paper,
         _difference(row, values),
     )
@@ -161,30 +155,25 @@ def compared(row: dict) -> tuple[str, ...]:
 def _difference(row: dict, values: list[float]) -> str:
     """Ours minus the paper's if they compare, or else the reason."""
     if row["paper"] == DIVERGED and all(
-        "value" not in r or r.get("lost") for r in row["runs"]
+        "value" not in run or run.get("lost") for run in row["runs"]
     ):
         return "diverges here as well"
-    said = []
-    paper = None if isinstance(row["paper"], str) else row["paper"]
-    if values and paper is not None:
-        said.append(_number(row, statistics.fmean(values) - paper, sign="+"))
-    given = row.get("paper_epochs_given", True)
-    if (
-        values
-        and given
-        and min(run["epochs"] for run in finished(row)) < row["paper_epochs"]
-    ):
-        said.append(SHORTER)
-    return "".join(said)
+    if not values:
+        return ""
+    difference = ""
+    paper = _paper(row)
+    if paper is not None:
+        difference = _number(row, statistics.fmean(values) - paper, sign="+")
+    if min(run["epochs"] for run in finished(row)) < (_paper_epochs(row) or 0):
+        difference += SHORTER
+    return difference
 
 
-def _with_monitors(said: str, before: dict) -> str:
-    found = (
-        f", after epoch {before['epoch']}: ρ ≥ {before['rho']:.3g}"
-        if "rho" in before
-        else ""
-    )
-    return said + found
+def _monitors(before: dict) -> str:
+    """The monitors at the last evaluation before a run was lost, if there are any."""
+    if "rho" not in before:
+        return ""
+    return f", after epoch {before['epoch']}: ρ ≥ {before['rho']:.3g}"
 
 
 def _number(row: dict, mean: float, spread: float | None = None, sign: str = "") -> str:
@@ -231,10 +220,9 @@ class Ablation(LikelihoodTable):
         rows = {tuple(row["cells"]): row for row in record["rows"]}
         table = [(*_PARTS, *_MODELS.values())]
         for values in product(*_PARTS.values()):
-            found = (rows.get((model, *values)) for model in _MODELS.values())
-            table.append(
-                (*values, *(compared(row)[0] if row else "not run" for row in found))
-            )
+            cells = [rows.get((model, *values)) for model in _MODELS.values()]
+            nats = [compared(row)[0] if row else "not run" for row in cells]
+            table.append((*values, *nats))
         return grid(table)
 
     def draw(self, record: dict, path: Path) -> None:
@@ -242,23 +230,18 @@ class Ablation(LikelihoodTable):
         looks = {
             ("plain", "mixture"): (BLUE, "o", "--"),
             ("plain", "forward"): (BLUE, "s", "-"),
+            ("white", "mixture"): (GREEN, "o", "--"),
+            ("white", "forward"): (GREEN, "s", "-"),
         }
-        looks |= {
-            ("white", own): (GREEN, *look[1:]) for (_, own), look in looks.items()
-        }
-        found = {
-            tuple(row["cells"]): own[0] for row in record["rows"] if (own := nlls(row))
-        }
+        schedules = _PARTS["lr_schedule"]
+        values = {tuple(row["cells"]): nlls(row) for row in record["rows"]}
         for axis, model in zip(axes[0], _MODELS.values(), strict=True):
-            for which, (color, marker, line) in looks.items():
-                points = [
-                    found.get((model, *which, own), nan)
-                    for own in _PARTS["lr_schedule"]
-                ]
+            for parts, (color, marker, line) in looks.items():
+                cells = [(model, *parts, schedule) for schedule in schedules]
                 axis.plot(
-                    _PARTS["lr_schedule"],
-                    points,
-                    label=", ".join(which),
+                    schedules,
+                    [next(iter(values.get(each, ())), nan) for each in cells],
+                    label=", ".join(parts),
                     color=color,
                     marker=marker,
                     linestyle=line,
