@@ -31,12 +31,12 @@ def _points(row: dict) -> list[list]:
 
 def _curves(record: dict) -> dict[str, tuple[dict, list[tuple]]]:
     """{model and its epochs: (its row, the columns of its points)}, for rows with points."""
-    found = {}
+    labelled = {}
     for row in filter(_points, record["rows"]):
         epochs = f"{row['runs'][0]['epochs']:,} of {row['paper_epochs']:,} epochs"
         columns = list(zip(*_points(row), strict=True))
-        found[f"{row['cells'][0]}, {epochs}"] = (row, columns)
-    return found
+        labelled[f"{row['cells'][0]}, {epochs}"] = (row, columns)
+    return labelled
 
 
 def thinned(points: list, most: int) -> list:
@@ -69,9 +69,8 @@ class Figure2(_OneSeed):
     )
 
     def __init__(self):
-        self._panels: dict[
-            str, np.ndarray
-        ] = {}  # of the last `measure`: the record has no samples
+        # of the last `measure`: the record has no samples
+        self._panels: dict[str, np.ndarray] = {}
 
     def measure(self, run: Run) -> dict:
         loaded = load_run(run.folder)
@@ -99,15 +98,9 @@ class Figure2(_OneSeed):
         }
 
     def show(self, record: dict) -> str:
-        heads = [
-            "data",
-            "model",
-            "epochs: ours / paper",
-            "pixels within 1 level of 256",
-        ]
-        table = [
-            [*heads, "of those not black in both", "mean difference in levels", "paper"]
-        ]
+        heads = ("data", "model", "epochs: ours / paper")
+        heads += ("pixels within 1 level of 256", "of those not black in both")
+        table = [(*heads, "mean difference in levels", "paper")]
         for row in record["rows"]:
             run = row["runs"][0]
             ours = ("no finite samples", "–", "–")
@@ -128,22 +121,22 @@ class Figure2(_OneSeed):
 
 
 # The caption's words for these rows of Table 1, for all of training, and that in degrees.
-_SAID = {"fc-snf": ("close to 0.1", 0.1), "conv-snf": ("less than 1", 1.0)}
+_CAPTION = {"fc-snf": ("close to 0.1", 0.1), "conv-snf": ("less than 1", 1.0)}
 
 
 class Figure3(_OneSeed):
     """The angle between the learned and the exact gradient, over the epochs."""
 
     title = "Fig. 3: angle in degrees between the learned and the exact gradient"
-    rows = tuple(row for row in TABLES["table1"].rows if row.name in _SAID)
+    rows = tuple(row for row in TABLES["table1"].rows if row.name in _CAPTION)
 
     def measure(self, run: Run) -> dict:
         points = []
         for line in RunFolder(run.folder).read_metrics():
             angles = [
-                own["angle"]
-                for own in line.get("layers", {}).values()
-                if "angle" in own
+                layer["angle"]
+                for layer in line.get("layers", {}).values()
+                if "angle" in layer
             ]
             if angles:
                 mean = statistics.fmean(angles)
@@ -158,7 +151,7 @@ class Figure3(_OneSeed):
         table = [[*heads, "paper, throughout", "difference"]]
         for row in record["rows"]:
             *ours, difference = ("diverged", "–", "–", "")
-            words, degrees = _SAID[row["name"]]
+            words, degrees = _CAPTION[row["name"]]
             if points := _points(row):
                 run = row["runs"][0]
                 _, mean, spread = points[-1]
@@ -176,10 +169,11 @@ class Figure3(_OneSeed):
         return grid(table)
 
     def draw(self, record: dict, path: Path) -> None:
-        if found := _curves(record):
-            panels = {
-                label: (_SAID[row["name"]], own) for label, (row, own) in found.items()
-            }
+        panels = {
+            label: (_CAPTION[row["name"]], columns)
+            for label, (row, columns) in _curves(record).items()
+        }
+        if panels:
             pictures.save_angles(path, panels)
 
 
@@ -187,8 +181,8 @@ def _difference(mean: float, words: str, degrees: float) -> str:
     """The last angle minus the paper's, which is a bound for one row, one digit for the other."""
     if words.startswith("less than"):
         return "less as well" if mean < degrees else "more"
-    apart = round(mean, 1) - degrees
-    return f"{apart:+.1f}°" if abs(apart) > 0.05 else "close to it as well"
+    difference = round(mean, 1) - degrees
+    return f"{difference:+.1f}°" if abs(difference) > 0.05 else "close to it as well"
 
 
 # The times of the paper's figure, as shares of the exact gradient's, are those of its Table 3.
@@ -204,49 +198,49 @@ class Figure5(_OneSeed):
 
     def measure(self, run: Run) -> dict:
         lines = RunFolder(run.folder).read_metrics()
-        return {
-            "points": thinned(
-                [[line[key] for key in curves.COMPARED] for line in lines], 200
-            )
-        }
+        points = [[line[key] for key in curves.COMPARED] for line in lines]
+        return {"points": thinned(points, 200)}
 
     def show(self, record: dict) -> str:
         rows = record["rows"]
         known = [[point[0] for point in _points(row)] for row in rows if _points(row)]
         epochs = common_epochs(known or [[]], _SHOWN)
-        heads = [
-            "model",
-            "epochs: ours / paper",
-            *(f"NLL at {epoch}" for epoch in epochs),
-        ]
-        table = [
-            [*heads, "s / epoch", "time / exact's: ours", "paper", "difference in time"]
-        ]
+        heads = ["model", "epochs: ours / paper"]
+        heads += [f"NLL at {epoch}" for epoch in epochs]
+        heads += ["s / epoch", "time / exact's: ours", "paper", "difference in time"]
+        table = [heads]
         # times of different machines do not compare
-        machines = {own["processor"] for row in rows for own in row["made_with"]}
+        machines = {each["processor"] for row in rows for each in row["made_with"]}
         base = next((_seconds(row) for row in rows if _SHARES[row["name"]] == 1), None)
         for row in rows:
             nll = {epoch: value for epoch, _, value in _points(row)}
             seconds = _seconds(row)
             paper = _SHARES[row["name"]]
             share = seconds / base if seconds and base and len(machines) == 1 else None
-            table.append([row["cells"][0], trained(row)])
-            table[-1] += [f"{nll[epoch]:.1f}" if nll else "–" for epoch in epochs]
-            table[-1] += [f"{seconds:.3g}" if seconds else "diverged"]
-            table[-1] += [f"{share:.2f}" if share else "–", f"{paper:.2f}"]
-            table[-1] += [f"{share - paper:+.2f}" if share else ""]
+            cells = [
+                row["cells"][0],
+                trained(row),
+                *(f"{nll[epoch]:.1f}" if nll else "–" for epoch in epochs),
+                f"{seconds:.3g}" if seconds else "diverged",
+                f"{share:.2f}" if share else "–",
+                f"{paper:.2f}",
+                f"{share - paper:+.2f}" if share else "",
+            ]
+            table.append(cells)
         return grid(table)
 
     def draw(self, record: dict, path: Path) -> None:
-        if found := _curves(record):
-            lines = {
-                label: dict(zip(curves.COMPARED, own, strict=True))
-                for label, (_, own) in found.items()
-            }
+        lines = {
+            label: dict(zip(curves.COMPARED, columns, strict=True))
+            for label, (_, columns) in _curves(record).items()
+        }
+        if lines:
             curves.save_comparison(path, lines, "exact validation NLL (nats)")
 
 
 def _seconds(row: dict) -> float | None:
     """The seconds of an epoch, or None without points."""
-    epoch, seconds, _ = _points(row)[-1] if _points(row) else (1, None, None)
-    return seconds and seconds / epoch
+    if not _points(row):
+        return None
+    epoch, seconds, _ = _points(row)[-1]
+    return seconds / epoch

@@ -15,24 +15,13 @@ _UNKNOWN = {"commit": "not known", "processor": "not known"}
 
 def commit() -> str:
     """The checkout's commit, marked if tracked files differ from it."""
-    git = [
-        "git",
-        "-C",
-        str(_ROOT),
-        f"--git-dir={_ROOT / '.git'}",
-    ]  # never one around it
-    command = [
-        *git,
-        "describe",
-        "--always",
-        "--abbrev=12",
-        "--exclude=*",
-        "--dirty= with changes",
-    ]
+    command = ["git", "-C", str(_ROOT), f"--git-dir={_ROOT}/.git"]  # none around it
+    command += ["describe", "--always", "--abbrev=12", "--exclude=*"]
+    command += ["--dirty= with changes"]
     try:
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return subprocess.check_output(
+            command, stderr=subprocess.DEVNULL, text=True
+        ).strip()
     except (OSError, subprocess.SubprocessError):
         return _UNKNOWN["commit"]
 
@@ -41,15 +30,18 @@ def here() -> dict:
     """The present commit and processor."""
     file = Path("/proc/cpuinfo")
     text = file.read_text(encoding="utf-8") if file.exists() else ""
-    found = re.search(r"^model name\s*: (.*)", text, re.M)
-    name = found[1].strip() if found else platform.processor() or platform.machine()
+    model = re.search(r"^model name\s*: (.*)", text, re.M)
+    name = model[1].strip() if model else platform.processor() or platform.machine()
     return {"commit": commit(), "processor": name}
 
 
 def _noted(folder: Path) -> tuple[Path, list[dict]]:
     """The file beside a run's folder, and its content."""
     file = folder.with_name(f"{folder.name}.made-with.json")
-    entries = lambda found: [{key: str(own[key]) for key in _UNKNOWN} for own in found]  # noqa: E731
+
+    def entries(content: list) -> list[dict]:
+        return [{key: str(entry[key]) for key in _UNKNOWN} for entry in content]
+
     return file, files.read_json(file, entries, "delete it", list) or []
 
 
@@ -66,7 +58,7 @@ def of_run(folder: Path) -> dict:
     device, BLAS threads, processes, versions."""
     noted = _noted(folder)[1] or [_UNKNOWN]
     joined = {
-        key: ", ".join(dict.fromkeys(own[key] for own in noted)) for key in _UNKNOWN
+        key: ", ".join(dict.fromkeys(entry[key] for entry in noted)) for key in _UNKNOWN
     }
     return joined | _of(RunFolder.open(folder)[1])
 
@@ -80,10 +72,10 @@ def _of(record: dict) -> dict:
     pools = record.get("threads", {}).get("blas", [])
     # older runs list Numba's OpenMP as well, if a kernel had run before they were started
     threads = [
-        own["num_threads"] for own in pools if own.get("internal_api") != "openmp"
+        pool["num_threads"] for pool in pools if pool.get("internal_api") != "openmp"
     ]
-    kept = {key: record[key] for key in ("platform", "backend", "device", "versions")}
-    return kept | {
+    return {
+        **{key: record[key] for key in ("platform", "backend", "device", "versions")},
         "threads": max(threads, default=None),
         "processes": record.get("processes", 1),
     }

@@ -15,9 +15,9 @@ def read(path: Path) -> dict[str, dict]:
     def records(content: dict) -> dict[str, dict]:
         if content["format"] != _FORMAT:
             raise ValueError(f"not of format {_FORMAT}")
-        found = content["targets"]
+        targets = content["targets"]
         return {
-            name: record | {"rows": record["rows"]} for name, record in found.items()
+            name: record | {"rows": record["rows"]} for name, record in targets.items()
         }
 
     return files.read_json(path, records, "restore it, or delete it") or {}
@@ -35,7 +35,7 @@ def write(path: Path, records: dict[str, dict], order: Iterable[str]) -> None:
 
 def distinct(origins: list[dict]) -> list[dict]:
     """The distinct ones, in their order."""
-    return [own for i, own in enumerate(origins) if own not in origins[:i]]
+    return [each for i, each in enumerate(origins) if each not in origins[:i]]
 
 
 def finished(row: dict) -> list[dict]:
@@ -52,16 +52,17 @@ def merged(target, known: dict | None, new: dict) -> dict:
     """
     if known is None or not target.rows or not target.made_of_record:
         return new
-    found = {tuple(row["cells"]): row for row in known["rows"]}
+    rows = {tuple(row["cells"]): row for row in known["rows"]}
     for row in new["rows"]:
-        before = found.get(cells := tuple(row["cells"]))
-        if before is None or _length(row) > _length(before):
-            found[cells] = row
+        cells = tuple(row["cells"])
+        before = rows.get(cells, row)
+        if _length(row) > _length(before) or cells not in rows:
+            rows[cells] = row
         elif _length(row) == _length(before):
-            found[cells] = _joined(before, row)
-    order = {row.cells: place for place, row in enumerate(target.rows)}
-    cells = sorted(found, key=lambda cells: order.get(cells, 99))
-    return new | {"rows": [found[each] for each in cells]}
+            rows[cells] = _joined(before, row)
+    order = {row.cells: index for index, row in enumerate(target.rows)}
+    in_order = sorted(rows, key=lambda cells: order.get(cells, 99))
+    return new | {"rows": [rows[cells] for cells in in_order]}
 
 
 def _length(row: dict) -> int:
@@ -74,8 +75,11 @@ def _joined(known: dict, new: dict) -> dict:
     the known one did not."""
     ordered = sorted((*known["runs"], *new["runs"]), key=lambda run: "value" in run)
     runs = {run["seed"]: run for run in ordered}
-    kept = [
-        row for row in (known, new) if any(run in row["runs"] for run in runs.values())
+    origins = [
+        origin
+        for row in (known, new)
+        if any(run in row["runs"] for run in runs.values())
+        for origin in row["made_with"]
     ]
-    made_with = distinct([own for row in kept for own in row["made_with"]])
+    made_with = distinct(origins)
     return new | {"runs": [runs[seed] for seed in sorted(runs)], "made_with": made_with}
