@@ -279,7 +279,7 @@ WRONG = {
     "train grey.npy --preprocess none": "`preprocess=none` is not for images: choose ",
     "train grey.npy --test rows.npy": "shape (200, 3) beside (54, 4, 6, 1) of train",
     "train grey.npy --model glow --levels 4": "a squeeze needs an even height and ",
-    "train grey.npy --lr-schedule cosine --epochs 3": "(10), and `epochs` is 3: give ",
+    "train grey.npy --lr-schedule cosine --epochs 3 --warmup-epochs 3": "(3), and `epochs` is 3",
     "train --data mnist-sample --test 0.1": "`test` only has an effect with `data=P",
     "train rows.npy --epochs 0": "`epochs` is 0: it must be at least 1",
     f"train --threads {10**4}": f"there are {len(threads.cores())} cores here: choose ",

@@ -134,19 +134,19 @@ def test_the_forward_objective_has_the_lambda_of_its_preset():
 
 
 @pytest.mark.parametrize("model", PRESETS)
-def test_a_rate_that_falls_rises_in_half_of_a_short_run_at_most(model):
+def test_a_short_run_rises_in_a_quarter_or_if_the_rate_falls_in_half_of_it(model):
     def warmup(epochs, **options):
-        return (
-            TrainConfig(model=model, epochs=epochs, **options)
-            .resolve(1000)
-            .warmup_epochs
-        )
+        config = TrainConfig(model=model, epochs=epochs, **options)
+        return config.resolve(50_000).warmup_epochs
 
     recipe = {"recipe": "white"}
     assert (warmup(1, **recipe), warmup(100, **recipe)) == (0.5, 1)
     preset = PRESETS[model]
-    assert warmup(1) == (0.5 if model == "vector" else preset.warmup_epochs)
+    share = 0.5 if model == "vector" else 0.25
+    assert warmup(1) == (share if preset.warmup_epochs else 0)
+    assert warmup(40) == warmup(1000) == preset.warmup_epochs
     assert warmup(1, **recipe, warmup_epochs=0.75) == 0.75
+    assert warmup(4, warmup_epochs=5, lr_schedule="constant") == 5
 
 
 def test_a_clip_norm_that_was_asked_for_is_kept():

@@ -360,7 +360,7 @@ def command(tmp_path):
 @pytest.mark.parametrize("row", EVERY_ROW)
 def test_a_row_has_the_configuration_of_appendix_a_3(row):
     """Appendix A.3, retyped: batch, rate, warm-up, clipping, λ, sizes and epochs of every model."""
-    config = TrainConfig(**row.options).resolve(50_000)
+    config = TrainConfig(**row.settings).resolve(50_000)
     kind = config.model
     exact = config.gradient == "exact"
     assert config.batch_size == (64 if kind == "glow-3l-48k" else 100)
@@ -408,7 +408,7 @@ def test_rows_of_one_name_are_one_run_and_of_another_name_another():
     by_name = {}
     by_config = {}
     for row in ROWS:
-        config = TrainConfig(**row.options).resolve(50_000)
+        config = TrainConfig(**row.settings).resolve(50_000)
         config = str(replace(config, epochs=1, track_angle=None).as_dict())
         assert by_name.setdefault(row.name, (config, row.ours)) == (config, row.ours)
         assert by_config.setdefault(config, row.name) == row.name
@@ -420,6 +420,8 @@ def test_epochs_and_seeds_and_what_has_to_be_named(command):
     seeds = [(row.name, seed) for row in rows for seed in (0, 1, 2)]
     assert [(run.row.name, run.seed) for run in planned] == seeds
     assert {run.epochs for run in planned} == {10}
+    configs = [run.config(50_000, "numpy") for run in planned]
+    assert {config.warmup_epochs for config in configs} == {10}  # not a quarter
     assert {run.epochs for run in command(epochs=4).plan(rows, 1)} == {4}
     assert {run.seed for run in command(seeds=[7]).plan(rows, 3)} == {7}
     *_, glow = TABLES["table1"].rows
@@ -445,4 +447,4 @@ def test_rows_of_the_recipe_have_the_papers_figures_and_nothing_else_of_their_ow
     for row in rows:
         assert (row.paper, row.spread, row.epochs) in figures
         assert set(row.options) <= {"model", "gradient", "kernel", "init", "recipe"}
-        assert TrainConfig(**row.options).resolve(50_000).coordinates == "white"
+        assert TrainConfig(**row.settings).resolve(50_000).coordinates == "white"

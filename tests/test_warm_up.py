@@ -125,6 +125,27 @@ def test_a_warm_up_puts_back_what_steps_change_if_it_fails(monkeypatch):
     assert trainer.step == 0 and not trainer.log.array.any()
 
 
+@pytest.mark.parametrize(
+    "epochs, warmup, line",
+    [
+        (2, 1.5, None),
+        (2, 2, "it ends within its warm-up, at a rate of 0.001: give more `epochs`, "),
+        (
+            1,
+            4,
+            "it ends within its warm-up, at a rate of 0.00025: give more `epochs`, ",
+        ),
+        (2, None, None),  # the preset's ten are a quarter of so few
+    ],
+)
+def test_a_run_that_ends_within_its_warm_up_says_so(tmp_path, epochs, warmup, line):
+    said = []
+    options = {"epochs": epochs, "warmup_epochs": warmup, "backend": "numpy"}
+    train(small_config(**options, out=tmp_path), small_dataset(), report=said.append)
+    found = [each for each in said[0].split("\n") if "within its warm-up" in each]
+    assert found == ([f"{line}or fewer `warmup_epochs`"] if line else [])
+
+
 def test_a_launcher_says_when_it_compiles(monkeypatch):
     """Once for a group of kernels and a type, before and after."""
     said = []

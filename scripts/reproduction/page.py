@@ -180,7 +180,7 @@ def _shown(name: str, record: dict) -> dict[str, str]:
 
 def _otherwise(target: Target, record: dict) -> Iterator[str]:
     """A note on every row whose options have changed: its command makes another run."""
-    options = {row.name: row.options for row in target.rows}
+    options = {row.name: row.settings for row in target.rows}
     for row in record["rows"] if options else ():
         now = TrainConfig(**options[row["name"]]).resolve(50_000).as_dict()
         changes = [

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from snfnp.models import PRESETS
+
 DIVERGED = "–"  # the paper's sign
 NOT_GIVEN = "not given"  # where the paper has no figure
 # Epochs of the paper (A.3).
@@ -35,6 +37,15 @@ class Row:
     spread: float | None = None
     ours: int = 30
     epochs_given: bool = True
+
+    @property
+    def settings(self) -> dict:
+        """Its options, and the paper's whole warm-up, which shorter runs than these do not have."""
+        if "recipe" in self.options:
+            return self.options
+        return {
+            "warmup_epochs": PRESETS[self.options["model"]].warmup_epochs
+        } | self.options
 
     @property
     def data(self) -> str:

@@ -42,7 +42,7 @@ class Run:
     def config(self, training_images: int, backend: str) -> TrainConfig:
         """The run's configuration: the row's options, its seed and its length."""
         return TrainConfig(
-            **self.row.options,
+            **self.row.settings,
             seed=self.seed,
             epochs=self.epochs,
             eval_every=self.eval_every,

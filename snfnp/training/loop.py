@@ -392,7 +392,7 @@ def train_session(
 
 
 def _introduction(session: Session, trainer: Trainer) -> str:
-    """Three lines on a run: the model and its gradient, the data and the optimiser, the folder."""
+    """Lines on a run: the model and its gradient, the data and the optimiser, the folder."""
     config = session.config
     dataset = session.dataset
     ranks = session.world.size
@@ -402,6 +402,11 @@ def _introduction(session: Session, trainer: Trainer) -> str:
         else ""
     )
     decay = "" if config.lr_schedule == "constant" else f", then {config.lr_schedule}"
+    rising = ""
+    if config.warmup_epochs >= config.epochs:
+        rate = config.lr * config.epochs / config.warmup_epochs
+        rising = f"it ends within its warm-up, at a rate of {rate:g}: "
+        rising += "give more `epochs`, or fewer `warmup_epochs`\n"
     return (
         f"{config.model_name}: {trainer.layout.count:,} parameters in "
         f"{len(trainer.flow.layers)} layers, "
@@ -410,5 +415,5 @@ def _introduction(session: Session, trainer: Trainer) -> str:
         f"{len(dataset.train):,} training {dataset.noun} from {dataset.source}; {config.epochs} "
         f"epochs of {trainer.steps_per_epoch} steps, batch {config.batch_size}, lr {config.lr:g} "
         f"after {config.warmup_epochs:g} warm-up epochs{decay}, seed {config.seed}\n"
-        f"run folder {session.folder.path}"
+        f"{rising}run folder {session.folder.path}"
     )

@@ -118,10 +118,11 @@ def _preset(name: str, otherwise: Any = None, needs: tuple[Need, ...] = ()) -> R
 
 
 def _warmup(c: Any) -> float:
-    """The preset's or the recipe's; at most half of a run whose learning rate falls after it."""
+    """The preset's or the recipe's; at most a quarter of the run, or half where the learning rate
+    falls after it."""
     epochs = _WARMUP.fill(c)
     falls = c.recipe == "white" or c.preset.lr_schedule != "constant"
-    return min(epochs, c.epochs / 2) if falls and c.epochs else epochs
+    return min(epochs, c.epochs / (2 if falls else 4)) if c.epochs else epochs
 
 
 _WARMUP = _preset("warmup_epochs")
@@ -151,6 +152,7 @@ _LAM += by_preset(lambda preset: preset.lam_forward or preset.lam)
 _EXACT = presets_with(lambda preset: preset.gradients[0] == "exact").replace(
     " or ", " and "
 )
+_RISES = f"{_WARMUP.words}; at most a quarter of the run, half of it where the rate falls after it"
 _DATA = "$SNFNP_DATA_DIR, else the user's cache, else a download, else a small sample"
 
 _RELATIONS = {
@@ -182,7 +184,7 @@ _RELATIONS = {
     "lambda_rate": _constraint(1.0, 1e-4),
     "lambda_smoothing": _only(_GECO, 0.99),
     **{name: _preset(name) for name in ("lr", "lr_schedule", "batch_size")},
-    "warmup_epochs": _WARMUP._replace(fill=_warmup),
+    "warmup_epochs": _WARMUP._replace(fill=_warmup, words=_RISES),
     "coordinates": _preset("coordinates", "plain", (_NOT_RELATIVE, _COORDINATES)),
     "final_lr_fraction": _only(_is("lr_schedule", *SCHEDULES[1:]), 0.0),
     "clip_norm": _CLIP._replace(fill=_clip),
