@@ -25,7 +25,7 @@ from snfnp.step.update import Adam
 
 def rows():
     """A batch as the rows of a matrix, and where the one 1/N comes in (page 02)."""
-    figure, axis = canvas(6.4, 2.9)
+    figure, axis = canvas(4.5, 3.9)
 
     def matrix(x, y, width, height, label, color, lines=0):
         box(axis, x, y, width, height, "", color)
@@ -38,18 +38,18 @@ def rows():
             x, y + height / 2 + 0.14, label, ha="center", color=color, fontsize=11
         )
 
-    matrix(0.9, 1.75, 0.9, 1.4, "$X$: (N, D)", BLUE, 5)
-    write(axis, 1.55, 1.75, "·", size=16)
-    matrix(2.2, 1.75, 0.9, 0.9, r"$W^\top$", ORANGE)
-    write(axis, 2.85, 1.75, "=", size=13)
-    matrix(3.5, 1.75, 0.9, 1.4, "$Z$: (N, D)", BLUE, 5)
-    axis.text(0.9, 0.78, "a row is a sample", ha="center", fontsize=9)
-    arrow(axis, (4.05, 1.75), (4.55, 1.75), "")
-    box(axis, 5.35, 1.75, 1.5, 0.6, r"$\frac{1}{N}\sum_n \log p_Z(z_n)$", GREEN, 10)
-    first = r"first delta: $-\frac{1}{N} z_n$"
-    arrow(axis, (4.9, 1.35), (4.05, 1.0), first, GREEN, offset=(0.9, -0.2))
-    undivided = "from here on nothing is divided: weight gradients are sums over rows"
-    axis.text(3.2, 0.3, undivided, ha="center", fontsize=9)
+    matrix(0.7, 2.8, 0.9, 1.4, "$X$: (N, D)", BLUE, 5)
+    write(axis, 1.4, 2.8, "·", size=16)
+    matrix(2.1, 2.8, 0.9, 0.9, r"$W^\top$", ORANGE)
+    write(axis, 2.8, 2.8, "=", size=13)
+    matrix(3.5, 2.8, 0.9, 1.4, "$Z$: (N, D)", BLUE, 5)
+    write(axis, 0.7, 1.9, "a row is a sample")
+    arrow(axis, (3.5, 2.05), (3.5, 1.5), "")
+    box(axis, 3.5, 1.15, 1.6, 0.65, r"$\frac{1}{N}\sum_n \log p_Z(z_n)$", GREEN, 11)
+    arrow(axis, (2.65, 1.15), (2.1, 1.15), "", GREEN)
+    write(axis, 1.4, 1.15, "first delta:\n$-\\frac{1}{N} z_n$", GREEN, 11)
+    undivided = "from here on nothing is divided:\nweight gradients are sums over rows"
+    write(axis, 2.25, 0.25, undivided)
     return figure
 
 
@@ -92,40 +92,40 @@ def stretching():
 
 def six_products():
     """The products of a training step of a dense layer, in their order (page 04)."""
-    figure, axis = canvas(6.6, 4.0)
+    figure, axis = canvas(5.2, 4.0)
     top = 3.3
     middle = 2.0
     low = 0.7
     for x, y, label, color in (
-        (0.6, top, "$x$", INK),
-        (2.9, top, "$z$", INK),
-        (5.2, top, "$e$", RED),
-        (5.2, middle, r"$\Delta_W$", BLUE),
-        (2.9, low, r"$\delta_z$", GREEN),
-        (0.6, low, r"$\delta_x$", GREEN),
-        (0.6, middle, r"$\Delta_R$", ORANGE),
+        (0.5, top, "$x$", INK),
+        (2.3, top, "$z$", INK),
+        (4.1, top, "$e$", RED),
+        (4.1, middle, r"$\Delta_W$", BLUE),
+        (2.3, low, r"$\delta_z$", GREEN),
+        (0.5, low, r"$\delta_x$", GREEN),
+        (0.5, middle, r"$\Delta_R$", ORANGE),
     ):
         box(axis, x, y, 0.8, 0.55, label, color, 13)
-    arrow(axis, (1.0, top), (2.5, top), "1: $W x$", BLUE)
-    arrow(axis, (3.3, top), (4.8, top), "2: $R z - x$", RED)
+    arrow(axis, (0.9, top), (1.9, top), "1: $W x$", BLUE)
+    arrow(axis, (2.7, top), (3.7, top), "2: $R z - x$", RED)
     arrow(
         axis,
-        (5.2, top - 0.28),
-        (5.2, middle + 0.28),
+        (4.1, top - 0.28),
+        (4.1, middle + 0.28),
         r"3: $R^\top e$",
         BLUE,
-        offset=(0.62, 0),
+        offset=(0.5, 0),
     )
-    arrow(axis, (2.5, low), (1.0, low), r"4: $W^\top \delta_z$", GREEN)
-    arrow(axis, (0.6, low + 0.28), (0.6, middle - 0.28), "", ORANGE)
-    arrow(axis, (4.8, top - 0.2), (1.0, middle + 0.12), "", RED)
-    arrow(axis, (3.3, low), (5.0, middle - 0.28), "", BLUE, curve=0.2)
+    arrow(axis, (1.9, low), (0.9, low), r"4: $W^\top \delta_z$", GREEN)
+    arrow(axis, (0.5, low + 0.28), (0.5, middle - 0.28), "", ORANGE)
+    arrow(axis, (3.7, top - 0.2), (0.9, middle + 0.12), "", RED)
+    arrow(axis, (2.7, low), (4.0, middle - 0.28), "", BLUE, curve=0.2)
     of_w = r"5: $G_W = \Delta_W x^\top + \frac{1}{2} R^\top$"
     of_r = r"6: $G_R = \Delta_R z^\top - \frac{1}{2} W^\top$"
-    axis.text(6.55, low + 0.35, of_w, ha="right", color=BLUE)
-    axis.text(6.55, low - 0.2, of_r, ha="right", color=ORANGE)
-    axis.text(3.3, 0.1, "numbered: $O(N D^2)$. Arrows without a number: a sum of deltas, $O(N D)$",
-              ha="center", fontsize=8.5)  # fmt: skip
+    axis.text(5.1, 0.05, of_w, ha="right", color=BLUE)
+    axis.text(0.1, 0.05, of_r, color=ORANGE)
+    words = "numbered: $O(N D^2)$\narrows without a number: a sum of deltas, $O(N D)$"
+    write(axis, 2.6, -0.45, words)
     return figure
 
 
@@ -142,7 +142,7 @@ def newton():
     def leaky_inverse(v):
         return min(v, v / alpha)
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.2), width_ratios=[3, 2])
+    figure, (left, right) = plt.subplots(2, 1, figsize=(4.6, 5.6), height_ratios=[3, 2])
     x = np.linspace(-3.2, 2.6, 300)
     left.plot(x, f(x)[0], color=BLUE, label="$f(x)$")
     left.plot(

@@ -155,16 +155,14 @@ def convolution_matrix():
 
 def block_elimination():
     """The rows of an image as blocks of T, and what elimination leaves on the diagonal."""
-    figure, axis = canvas(8.4, 3.4)
+    figure, axis = canvas(4.6, 6.4)
     size = 0.52
     n = 5
-    for left, title in ((0.3, "$T$"), (4.9, "after elimination")):
-        axis.text(left + n * size / 2, 3.1, title, ha="center", fontsize=11)
-        done = left > 1
+    for top, done in ((6.3, False), (2.7, True)):
         for i in range(n):
             for j in range(n):
-                x = left + (j + 0.5) * size
-                y = 2.75 - (i + 0.5) * size
+                x = 0.2 + (j + 0.5) * size
+                y = top - (i + 0.5) * size
                 if i == j:
                     label = f"$D_{i + 1}$" if done else "$B$"
                     box(
@@ -175,12 +173,12 @@ def block_elimination():
                 elif j == i - 1:
                     label, color = ("$0$", INK) if done else ("$L$", PURPLE)
                     box(axis, x, y, 0.47, 0.47, label, color, 11, 0.0 if done else 0.14)
-    arrow(axis, (3.1, 1.6), (4.7, 1.6))
+    arrow(axis, (0.6, 3.6), (0.6, 2.8))
     for x, y, text, color in (
-        (3.9, 2.2, "row $i{+}1$ minus\n$L D_i^{-1}$ row $i$", INK),
-        (3.9, 1.05, "$D_1 = B$\n$D_{i+1} = B - L D_i^{-1} U$", GREEN),
-        (6.2, -0.1, r"$\log|\det T| = \sum_i \log|\det D_i|$", GREEN),
-        (1.6, -0.1, "blocks of $n$ rows and columns", INK),
+        (3.2, 5.9, "$T$: blocks of\n$n$ rows and columns", INK),
+        (2.6, 3.2, "row $i{+}1$ minus $L D_i^{-1}$ row $i$", INK),
+        (3.3, 2.3, "$D_1 = B$\n$D_{i+1} = B - L D_i^{-1} U$", GREEN),
+        (2.3, -0.2, r"$\log|\det T| = \sum_i \log|\det D_i|$", GREEN),
     ):
-        write(axis, x, y, text, color, 9)
+        write(axis, x, y, text, color)
     return figure

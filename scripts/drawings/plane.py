@@ -82,7 +82,7 @@ def plane_matrices():
     angle = np.linspace(0, 2 * np.pi, 100)
     circle = np.stack([np.cos(angle), np.sin(angle)])
     grid = _grid(np.linspace(-1, 1, 5), 2)
-    figure, axes = plt.subplots(3, 4, figsize=(9.2, 5.7), sharex=True, sharey=True)
+    figure, axes = plt.subplots(3, 4, figsize=(4.8, 4.2), sharex=True, sharey=True)
     for number, (layer, column) in enumerate(zip(layers[::2], axes.T, strict=True), 1):
         matrices = (layer.W, layer.R, layer.R @ layer.W)
         for name, matrix, axis in zip("WRE", matrices, column, strict=True):
@@ -90,16 +90,16 @@ def plane_matrices():
                 axis.plot(*line.T, color=INK, linewidth=0.6, alpha=0.6)
             axis.plot(*(matrix @ circle), color=GREEN, linewidth=1.4)
             for end, color in zip(matrix.T, (BLUE, ORANGE), strict=True):
-                how = {"color": color, "linewidth": 1.8, "shrinkA": 0, "shrinkB": 0}
-                axis.annotate("", end, (0, 0), arrowprops={"arrowstyle": "-|>", **how})
+                how = {"color": color, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
+                axis.annotate("", end, (0, 0), arrowprops={"arrowstyle": "->", **how})
             title = f"$R_{number} W_{number}$" if name == "E" else f"${name}_{number}$"
             area = abs(np.linalg.det(matrix))
-            bare(axis, title=f"{title}: areas × {area:.2f}", aspect="equal")
+            bare(axis, title=f"{title}: × {area:.2f}", aspect="equal")
     return laid_out(figure)
 
 
 def plane_layers():
-    """The data and a grid around them, before the flow, after every layer, and all the way back."""
+    """The data and a grid around them, before the flow and after every layer."""
     flow, data, _ = _trained()
     grid = _grid(np.linspace(-3.6, 3.6, 9), 23) - (0, 0.4)
     points = data[::3]
@@ -109,7 +109,7 @@ def plane_layers():
         points = layer.forward(points)
         name = f"bend {place // 2 + 1}" if place % 2 else f"$W_{place // 2 + 1}$"
         stages.append((name, grid, points))
-    figure, axes = plt.subplots(2, 4, figsize=(9.2, 4.9))
+    figure, axes = plt.subplots(4, 2, figsize=(4.6, 8.4))
     for axis, (name, lines, dots) in zip(axes.flat, stages, strict=True):
         for line in lines:
             axis.plot(*line.T, color=ORANGE, linewidth=0.5)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from benchmarks.steps import operations
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, laid_out, plt
 from snfnp.layers import ActNorm
@@ -184,6 +184,8 @@ def _trained(
             )
         axis.set(title=title, xlabel="step")
         axis.grid()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter(NullFormatter())
     axes["b"].legend(fontsize=8)
     return z, figure, axes["a"]
