@@ -10,7 +10,6 @@ import math
 import pickle
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from support.messages import assert_one_line, one_line
 from support.trainers import small_config, small_dataset, without_time
 
 import snfnp
-from snfnp import threads
 from snfnp.cli import train as command
 from snfnp.data import load_dataset
 from snfnp.errors import SnfnpError, UsageError, flag_of, in_flags
@@ -49,20 +47,6 @@ def test_what_is_resolved_stays_as_it_is(model, gradient):
     resolved = TrainConfig(model=model, gradient=gradient).resolve(1000)
     assert resolved.resolve(1000) == resolved
     assert TrainConfig.from_dict(resolved.as_dict()).resolve(1000) == resolved
-    optional = {"inverse_kernel", "clip_norm", "data_dir", "out", "noise_vectors"}
-    optional |= {"final_lr_fraction"}
-    optional |= {
-        "threads",
-        "track_angle",
-        "tolerance",
-        "lambda_rate",
-        "lambda_smoothing",
-    }
-    optional |= {"validation", "test", "preprocess", "patience", "header", "columns"}
-    sizes = {"levels", "depth", "width", "kernel", "bins"}
-    sizes -= set(PRESETS[model].size)
-    optional |= sizes | (set() if model == "vector" else {"activation"})
-    assert {name for name in OPTIONS if getattr(resolved, name) is None} <= optional
 
 
 @pytest.mark.parametrize("model, gradient", CASES)
@@ -440,9 +424,11 @@ def test_the_keywords_of_fit_and_resume_are_the_options():
 GPU_ONLY = (
     "needs a GPU: its effect is seen in tests/gpu, its way there in tests/test_cli.py"
 )
-EXEMPT = {"out": "every run here has another"} | dict.fromkeys(
-    ("graph", "tf32"), GPU_ONLY
-)
+EXEMPT = {
+    "out": "every run here has another",
+    "threads": "tests/test_threads.py has it",
+}
+EXEMPT |= dict.fromkeys(("graph", "tf32"), GPU_ONLY)
 START = {
     "backend": "numpy",
     "batch_size": 12,
@@ -498,7 +484,6 @@ CHANGES = {
     "checkpoint_every": ({}, "1"),
     "track_angle": ({}, 1),
     "patience": ({"epochs": 4}, 1),
-    "threads": ({}, 2),
     "backend": ({}, "cupy"),
     "recompute": ({"model": "conv"}, True),
 }
@@ -529,7 +514,6 @@ def result(tmp_path_factory):
     for name, cell in (("rows", table[9, 1]), ("gaps", "")):
         table[9, 1] = cell
         (folder / f"{name}.csv").write_text("\n".join(map(",".join, table)) + "\n")
-    counts = {"threads": 4}
     saves = []
     save = Checkpointer.save
     numbers = itertools.count()
@@ -544,7 +528,6 @@ def result(tmp_path_factory):
             else:
                 argv += [flag_of(name), str(value)]
         saves.clear()
-        counts["threads"] = 4
         try:
             command.main([*argv, "--out", str(out)])
         except SnfnpError as error:
@@ -560,7 +543,7 @@ def result(tmp_path_factory):
         return str((metrics, files)), parameters, tuple(saves)
 
     def noted(checkpoints, *paths, **settings):
-        saves.append(counts["threads"])
+        saves.append("a checkpoint")
         return save(checkpoints, *paths, **settings)
 
     with pytest.MonkeyPatch.context() as patched:
@@ -568,14 +551,6 @@ def result(tmp_path_factory):
         patched.setenv("SNFNP_OFFLINE", "1")
         patched.setattr(command, "_draw", lambda *_: None)
         patched.setattr(Checkpointer, "save", noted)
-        pool = SimpleNamespace(
-            filepath="blas",
-            get_num_threads=lambda: counts["threads"],
-            set_num_threads=functools.partial(counts.__setitem__, "threads"),
-        )
-        patched.setattr(threads, "blas_libraries", lambda: [pool])
-        patched.setattr(threads, "_numba", lambda: None)
-        patched.setattr(threads, "share_cores", lambda *_: "")
         yield run
 
 

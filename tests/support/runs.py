@@ -120,14 +120,10 @@ def shell(here, undrawn, monkeypatch):
 
 @pytest.fixture
 def snfnp_train(undrawn, monkeypatch):
-    """The command on small images, in this process."""
+    """The command on small images, in this process: what is typed, and more words."""
     monkeypatch.setattr(session, "load_dataset", lambda name, folder: small_dataset())
-
-    def run(*arguments):
-        command.main([*map(str, arguments)])
-
-    return run
+    return lambda line, *words: command.main([*shlex.split(line), *map(str, words)])
 
 
 SHORT = "--backend numpy --batch-size 20 --epochs 2 --warmup-epochs 0.5"
-START = ("--backend", "numpy", "--batch-size", 20, "--warmup-epochs", 1, "--epochs", 3)
+START = "--backend numpy --batch-size 20 --warmup-epochs 1 --epochs 3"
