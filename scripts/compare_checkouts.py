@@ -96,11 +96,11 @@ _RUNS = (
     ("glow-3l-48k", f"{_SHORT} --depth 1 --width 8", "= --clip-norm 100"),
 )  # fmt: skip
 CONFIGURATIONS = {
-    f"{model}-{name}".removesuffix(
-        "-="
-    ): f"--model {model} {options} {' '.join(own)}".strip()
+    f"{model}-{name}".removesuffix("-="): " ".join(
+        ("--model", model, options, *more_options)
+    )
     for model, options, runs in _RUNS
-    for name, *own in map(str.split, runs.split("|"))
+    for name, *more_options in map(str.split, runs.split("|"))
 }
 _ANGLES = ("fc", "conv", "conv-inverse-kernel", "glow")  # `snfnp angle` reports
 _IMAGES = "images.npz"
@@ -128,18 +128,20 @@ def main(argv: list[str]) -> int:
     for checkout in checkouts:  # each has to run its own code
         code = "import pathlib, snfnp; print(pathlib.Path(snfnp.__file__).resolve().parents[1])"
         try:
-            found = _python(checkout, code).strip()
+            package = _python(checkout, code).strip()
         except (FailedError, OSError) as error:
             parser.error(f"{checkout} is no checkout of snfnp ({error})")
-        if found != str(checkout):
-            parser.error(f"in {checkout} the package comes from {found}")
+        if package != str(checkout):
+            parser.error(f"in {checkout} the package comes from {package}")
 
     print(f"this checkout {ROOT}\nother checkout {checkouts[1]}\n")
     print(f"{_row('', '', COLUMNS)}  seconds")
     cases = [(name, backend) for name in chosen for backend in args.backend.split(",")]
     same = {case: _compare(*case, checkouts) for case in cases}
     different = [
-        f"{name} ({backend})" for (name, backend), own in same.items() if not own
+        f"{name} ({backend})"
+        for (name, backend), is_same in same.items()
+        if not is_same
     ]
     print(f"\n{len(cases) - len(different)} of {len(cases)} bit-equal", end="")
     print(f"; different: {', '.join(different)}" if different else "")
@@ -168,16 +170,18 @@ def _compare(name: str, backend: str, checkouts) -> bool:
         except FailedError as error:
             print(f"{_row(name, backend, ())} failed: {error}", flush=True)
             return False
-        found = compare_runs(this, other)
-    worst = {column: max(found[column].values(), default=0.0) for column in COLUMNS}
+        differences = compare_runs(this, other)
+    worst = {
+        column: max(each.values(), default=0.0) for column, each in differences.items()
+    }
     cells = ["=" if value == 0 else f"{value:.1e}" for value in worst.values()]
     print(
         f"{_row(name, backend, cells)}  {time.perf_counter() - start:7.1f}", flush=True
     )
     for column, value in worst.items():
         if value:
-            what = max(found[column], key=found[column].get)
-            print(f"    {column}: {value:.1e} in {what}", flush=True)
+            name = max(differences[column], key=differences[column].get)
+            print(f"    {column}: {value:.1e} in {name}", flush=True)
     return not any(worst.values())
 
 
@@ -250,22 +254,23 @@ def compare_runs(this: Path, other: Path) -> dict[str, dict[str, float]]:
     """{column: {array, metric or report: its difference, 0.0 only if every bit is the same}}."""
     ours = _read(this)
     theirs = _read(other)
-    found = {
-        column: dict.fromkeys(ours[column] | theirs[column], math.inf)
+    return {
+        column: {
+            name: difference(ours[column].get(name), theirs[column].get(name))
+            for name in ours[column] | theirs[column]
+        }
         for column in COLUMNS
     }
-    for column, names in found.items():
-        for name in ours[column].keys() & theirs[column].keys():
-            names[name] = difference(ours[column][name], theirs[column][name])
-    return found
 
 
-def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+def difference(ours: np.ndarray | None, theirs: np.ndarray | None) -> float:
     """max |ours - theirs| / max |theirs|; 0 only if every bit is the same.
 
-    inf: other shapes or types, words, or what is no finite number. The smallest number there is:
-    equal as numbers, in other bits (-0 and 0).
+    inf: one is missing, other shapes or types, words, or what is no finite number. The smallest
+    number there is: equal as numbers, in other bits (-0 and 0).
     """
+    if ours is None or theirs is None:
+        return math.inf
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return math.inf
     if ours.tobytes() == theirs.tobytes():
@@ -277,39 +282,39 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     if np.array_equal(ours, theirs):
         return math.ulp(0.0)
     with np.errstate(all="ignore"):
-        found = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-    return max(found, math.ulp(0.0)) if math.isfinite(found) else math.inf
+        largest = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+    return max(largest, math.ulp(0.0)) if math.isfinite(largest) else math.inf
 
 
 def _read(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     """{column: {name: array}} of a finished run "run" and the reports on it, *.txt."""
-    found: dict[str, dict[str, np.ndarray]] = {column: {} for column in COLUMNS}
+    arrays: dict[str, dict[str, np.ndarray]] = {column: {} for column in COLUMNS}
     for checkpoint in ("best.safetensors", "last.safetensors"):
         with safe_open(folder / "run" / checkpoint, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118
                 column = _ROLES[name.partition(".")[0]]
-                found[column][f"{checkpoint} {name}"] = file.get_tensor(name)
-            config = json.loads(file.metadata()["record"])["config"]
-            numbers = {"step": file.metadata()["step"], "lam": config["lam"]}
-            numbers["seed"] = config["seed"]
-            for name, value in numbers.items():
-                found["metrics"][f"{checkpoint} {name}"] = np.array(float(value))
-    names = ("metrics.jsonl", "summary.json")
-    lines, last = (
-        (folder / "run" / name).read_text(encoding="utf-8") for name in names
+                arrays[column][f"{checkpoint} {name}"] = file.get_tensor(name)
+            header = file.metadata()
+        config = json.loads(header["record"])["config"]
+        numbers = {"step": header["step"], "lam": config["lam"], "seed": config["seed"]}
+        for name, value in numbers.items():
+            arrays["metrics"][f"{checkpoint} {name}"] = np.array(float(value))
+    metrics, summary = (
+        (folder / "run" / name).read_text(encoding="utf-8")
+        for name in ("metrics.jsonl", "summary.json")
     )
-    for index, text in enumerate([*lines.splitlines(), last]):
+    for index, text in enumerate([*metrics.splitlines(), summary]):
         for name, value in flat(json.loads(text)):
             if name.rpartition(" ")[2] not in _TIMED:
-                found["metrics"][f"{index} {name}"] = np.array(value)
+                arrays["metrics"][f"{index} {name}"] = np.array(value)
     for path in folder.glob("*.txt"):
         numbers = _NUMBER.findall(path.read_text(encoding="utf-8"))
-        found["reports"][path.name] = np.array(
+        arrays["reports"][path.name] = np.array(
             [float(text.replace(",", "")) for text in numbers]
         )
     with Image.open(folder / "run" / "samples.png") as image:
-        found["samples"]["samples.png"] = np.asarray(image)
-    return found
+        arrays["samples"]["samples.png"] = np.asarray(image)
+    return arrays
 
 
 def flat(record: dict, above: str = ""):

@@ -91,9 +91,9 @@ def report(ops_of: Callable, plan: Plan, show: Callable, save: Callable) -> None
         rows = []
         notes = []
         for precision in case.precisions:
-            found, said = _measure(ops_of, case, precision, plan, limits)
-            rows += found
-            notes += [f"{precision}, {note}" for note in said]
+            timed, warnings = _measure(ops_of, case, precision, plan, limits)
+            rows += timed
+            notes += [f"{precision}, {warning}" for warning in warnings]
         results["steps"] += rows
         save(results)
         title = f"{case.title} on {results['device']}, self-normalizing step, batch {plan.batch}"
@@ -130,7 +130,7 @@ def _limits(backends: dict, plan: Plan) -> dict:
 
 
 def _measure(ops_of, case: Case, precision: str, plan: Plan, limits):
-    """The rows of a model in one precision, and what is to be said about them."""
+    """The rows of a model in one precision, and what its trainers report."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (plan.images, *plan.shape)).astype(np.uint8)
     calls = {}
@@ -156,8 +156,8 @@ def _measure(ops_of, case: Case, precision: str, plan: Plan, limits):
         runs.append((trainer, batches))
         calls[how] = partial(trainer.training_step, batches)
     timings = plan.time(trainer.ops, calls)
-    for own, of_own in runs:  # after a failure steps do less than they should: raises
-        own.check(of_own)
+    for trainer, batches in runs:  # after a failure steps do less than they should
+        trainer.check(batches)
     adam = 1e3 * ADAM_BYTES * trainer.p.size / limits["memory"]
     products = 1e-9 * operations(trainer.flow, plan.batch) / limits[precision]
     rows = []
@@ -179,10 +179,12 @@ def _measure(ops_of, case: Case, precision: str, plan: Plan, limits):
 
 def _verdict(rows: list[dict]) -> list[str]:
     """A line for every bar: the step reaches it or not."""
-    said = []
-    for row in (row for row in rows if row["bar ms"]):
-        found = row["median ms"]
+    lines = []
+    for row in rows:
+        median = row["median ms"]
         bar = row["bar ms"]
-        reached = "reached" if found <= bar else "MISSED"
-        said.append(f"{row['precision']}: {found:.3f} ms, bar {bar:.2f} ms: {reached}")
-    return said
+        if bar:
+            verdict = "reached" if median <= bar else "MISSED"
+            times = f"{row['precision']}: {median:.3f} ms, bar {bar:.2f} ms"
+            lines.append(f"{times}: {verdict}")
+    return lines

@@ -109,18 +109,20 @@ def with_floors(rows: list[dict], shape: tuple, work: dict[str, float]) -> list[
     """
     least = {(row["step"], row["threads"]): row["min ms"] for row in rows}
     of_products = 12 * 2 * np.prod(shape, dtype=float)
-    found = []
+    steps = []
     for row in rows:
         if row["step"] in work:
             adam = least["copy", row["threads"]]
             products = (
                 (least["both", row["threads"]] - adam) * work[row["step"]] / of_products
             )
-            floor = {"products ms": products, "Adam ms": adam}
-            found.append(
-                row | floor | {"min / floor": row["min ms"] / (products + adam)}
-            )
-    return found
+            floors = {
+                "products ms": products,
+                "Adam ms": adam,
+                "min / floor": row["min ms"] / (products + adam),
+            }
+            steps.append(row | floors)
+    return steps
 
 
 def _steps(ops, thread_counts, cases: dict, repeats: int, floor: tuple = (), work=None):
@@ -138,7 +140,7 @@ def _steps(ops, thread_counts, cases: dict, repeats: int, floor: tuple = (), wor
     rows = _timed(thread_counts, calls, repeats, "step")
     if floor:
         work = work or {
-            name: operations(own.flow, BATCH) for name, own in trainers.items()
+            name: operations(trainer.flow, BATCH) for name, trainer in trainers.items()
         }
         rows = with_floors(rows, floor, work)
     return rows, f"training step, batch {BATCH}, float32\n{table(rows)}"

@@ -38,7 +38,7 @@ def measure(calls: dict[str, Call], repeats: int, warmup: int = 3) -> dict[str, 
                 call()
                 times[name].append(1e3 * (time.perf_counter() - start))
     return {
-        name: Timing(min(own), statistics.median(own)) for name, own in times.items()
+        name: Timing(min(each), statistics.median(each)) for name, each in times.items()
     }
 
 
@@ -75,13 +75,13 @@ def measure_asynchronous(
         for name, call in calls.items():
             call()  # as in `measure`
             times[name].append(burst(call, lengths[name]))
-    found = {}
-    for name, own in times.items():
-        whole, host = zip(*own, strict=True)
-        found[name] = Timing(
+    timings = {}
+    for name, bursts_of_call in times.items():
+        whole, host = zip(*bursts_of_call, strict=True)
+        timings[name] = Timing(
             min(whole), statistics.median(whole), statistics.median(host)
         )
-    return found
+    return timings
 
 
 def parallel_copy() -> Callable:
