@@ -174,13 +174,16 @@ def _keep_together(doctree) -> None:
 
 
 def _mark_narrow(app, doctree) -> None:
-    """The class of pictures that a phone shows whole: wider ones keep their size, and scroll."""
+    """The class of pictures that a phone shows whole, and of those whose letters would be too small
+    even at the width at which it lets the others scroll."""
     for image in doctree.findall(nodes.image):
         path = app.srcdir / image["uri"]
         if path.suffix == ".svg" and path.is_file():
             width = re.search(r' width="([\d.]+)pt"', path.read_text(encoding="utf-8")[:500])
             if width and float(width[1]) <= 345:
                 image["classes"].append("narrow")
+            elif width and float(width[1]) > 590:
+                image["classes"].append("wide")
 
 
 def _within(node, kind) -> bool:

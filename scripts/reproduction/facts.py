@@ -65,9 +65,7 @@ def _epochs(rows: dict) -> dict:
     fc = paired(rows["table1", "fc-snf"], rows["table1", "fc-exact"])
     conv = paired(rows["table1", "conv-snf"], rows["table1", "conv-exact"])
     emerging = paired(rows["table1", "conv-snf"], rows["table1", "emerging"])
-    weak = rows["table4", "fc-lambda-0.3"]
-    weak_fc = paired(weak, rows["table1", "fc-exact"])
-    weak_snf = paired(weak, rows["table4", "fc-snf"])
+    weak_fc = paired(rows["table4", "fc-lambda-0.3"], rows["table1", "fc-exact"])
     strong_fc = paired(rows["table4", "fc-lambda-10"], rows["table4", "fc-snf"])
     strong_conv = paired(rows["table4", "conv-lambda-10"], rows["table4", "conv-snf"])
     early = [difference for epoch, difference in conv.items() if epoch <= 100]
@@ -85,7 +83,6 @@ def _epochs(rows: dict) -> dict:
         "fc_100": (fc[100], ".0f"),
         "weak_20": (weak_fc[20], ".0f"),
         "weak_30": (-weak_fc[30], ".0f"),
-        "weak_behind": (weak_snf[20], ".0f"),
         "weak_lost": (max(lost, default=nan), ".0f"),
         "fc_strong": (strong_fc[30], ".0f"),
         "conv_strong": (strong_conv[30], ".0f"),
