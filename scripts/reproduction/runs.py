@@ -72,8 +72,12 @@ class Command:
         """A data set. Raises UsageError or SnfnpError if it is missing, or only a sample."""
         dataset = load_dataset(name, self.data_dir)
         if dataset.is_sample:
-            found = f"found {len(dataset.train):,} training images of {name}, a sample"
-            raise UsageError(f"{found}: give the folder of all of them with --data-dir")
+            message = (
+                f"found {len(dataset.train):,} training images of {name}, a sample"
+            )
+            raise UsageError(
+                f"{message}: give the folder of all of them with --data-dir"
+            )
         return dataset
 
     @cache  # noqa: B019
@@ -128,18 +132,23 @@ def outcome(run: Run, command: Command) -> dict | None:
     if config.lr_schedule != "constant" and config.epochs != wanted.epochs:
         different.append("epochs")  # its learning rate falls over all of them
     if different:
-        said = f"{run.folder} holds another run ({', '.join(sorted(different))} differ)"
-        raise UsageError(f"{said}: choose another --runs, or move it away")
-    folder.check_same_data(folder.open(run.folder)[1], dataset)
-    if found := files.read_json(
-        run.divergence, _divergence, "delete it to train again"
-    ):
-        step, before = found
-        epochs = -(-step // wanted.steps_per_epoch(len(dataset.train))) or before.get(
-            "epoch", 0
+        message = (
+            f"{run.folder} holds another run ({', '.join(sorted(different))} differ)"
         )
-        asked = max(config.epochs or 0, run.epochs)
-        return {"epochs": epochs, "asked": asked, "diverged_at": step, "before": before}
+        raise UsageError(f"{message}: choose another --runs, or move it away")
+    folder.check_same_data(folder.open(run.folder)[1], dataset)
+    divergence = files.read_json(
+        run.divergence, _divergence, "delete it to train again"
+    )
+    if divergence:
+        step, before = divergence
+        epochs = math.ceil(step / wanted.steps_per_epoch(len(dataset.train)))
+        return {
+            "epochs": epochs or before.get("epoch", 0),
+            "asked": max(config.epochs, run.epochs),
+            "diverged_at": step,
+            "before": before,
+        }
     if config.epochs < run.epochs or not folder.summary_file.exists():
         return None
     figure = "test_nll_nats" if run.row.unit == "nats" else "test_bits_per_dimension"
@@ -151,10 +160,10 @@ def outcome(run: Run, command: Command) -> dict | None:
         }
 
     advice = "delete it to have it made again"
-    found = {"epochs": config.epochs} | files.read_json(
-        folder.summary_file, best, advice
-    )
-    return found | ({"eval_every": config.eval_every} if config.eval_every > 1 else {})
+    figures = files.read_json(folder.summary_file, best, advice)
+    if config.eval_every > 1:
+        figures["eval_every"] = config.eval_every
+    return {"epochs": config.epochs, **figures}
 
 
 def perform(run: Run, command: Command) -> None:
@@ -164,14 +173,15 @@ def perform(run: Run, command: Command) -> None:
     config = replace(run.config(len(dataset.train), command.ops.name), out=run.folder)
     try:
         if folder.has_checkpoint():
-            epochs = max(config.epochs, folder.config().epochs)
-            changes = {
-                "epochs": epochs,
-                "eval_every": config.eval_every,
-                "backend": config.backend,
-            }
             provenance.note(run.folder)
-            resume(run.folder, dataset=dataset, report=_report, **changes)
+            resume(
+                run.folder,
+                dataset=dataset,
+                report=_report,
+                epochs=max(config.epochs, folder.config().epochs),
+                eval_every=config.eval_every,
+                backend=config.backend,
+            )
         else:
             RunFolder.create(run.folder)
             provenance.note(run.folder)
@@ -191,11 +201,11 @@ def _report(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _divergence(found: dict) -> tuple[int, dict]:
+def _divergence(content: dict) -> tuple[int, dict]:
     """The step (0: not known), and the monitors of the last evaluation before."""
     kinds = {"epoch": int, "rho": float}
-    before = found["before"] or {}
-    return int(found["step"] or 0), {
+    before = content["before"] or {}
+    return int(content["step"] or 0), {
         name: kinds[name](value) for name, value in before.items()
     }
 
