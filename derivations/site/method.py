@@ -4,7 +4,7 @@ The pages are their only source. Page 00's Python blocks, one after the other, a
 prose and the blocks of a page are the cells of its notebook. Nothing but the standard library is
 needed. A notebook keeps its outputs as long as its code stays the same; with --run, which needs the
 extra `notebooks`, the notebooks run and get theirs. With --measure page 00's flow of digits is
-trained, in a minute, for the figures in its prose, which are kept in derivations/method.json.
+trained, in two minutes, for the figures in its prose, which are kept in derivations/method.json.
 """
 
 import base64
@@ -117,16 +117,16 @@ def measured() -> dict:
             exec(example.source, program)
     images, rows = program["small_digits"](), []
     shown = images - images.mean(0) + np.random.default_rng(9).uniform(-1, 1, images.shape)
-    for layer in ("Dense", "Forward"):
-        for lam in (1.0, 0.1):
-            rng = np.random.default_rng(0)
-            dense = [program[layer](196, rng, 0.02) for _ in range(2)]
-            flow = [dense[0], program["Bend"](), dense[1]]
-            steps = 1000, 3e-3, rng, lam
-            seen = program["train"](flow, lambda rng: program["digits"](rng, images), *steps)
-            nats, (first, *_, last) = program["log_p"](flow, shown), seen[:, :, 1].tolist()
-            row = {"layer": layer, "lam": lam, "log_p": nats, "degrees": [first, last]}
-            rows.append(row | {"gap": seen[-1, :, 0].tolist()})
+    pairs = [("Dense", lam) for lam in (1.0, 0.5, 0.3, 0.1)]
+    for layer, lam in (*pairs, ("Forward", 1.0), ("Forward", 0.1)):
+        rng = np.random.default_rng(0)
+        dense = [program[layer](196, rng, 0.02) for _ in range(2)]
+        flow = [dense[0], program["Bend"](), dense[1]]
+        steps = 1000, 3e-3, rng, lam
+        seen = program["train"](flow, lambda rng: program["digits"](rng, images), *steps)
+        nats, (first, *_, last) = program["log_p"](flow, shown), seen[:, :, 1].tolist()
+        row = {"layer": layer, "lam": lam, "log_p": nats, "degrees": [first, last]}
+        rows.append(row | {"gap": seen[-1, :, 0].tolist()})
     what = "page 00's flow of digits after 1000 steps: mean log p(x) of all images with noise, "
     what += "degrees of each layer when first and last watched, and the gap at the end; seed 0"
     return {"what": what, "command": "python derivations/site/method.py --measure", "rows": rows}
