@@ -89,23 +89,6 @@ def test_too_few_images_have_none_and_nan_is_not_hidden():
     assert math.isnan(smallest(np.full((8, 3), np.nan)))
 
 
-def test_the_norms_of_both_gradients_by_their_definitions():
-    rng = default_rng(4)
-    flow = Flow((5,), (("dense", Linear(Dense(5), SelfNormalizing())),))
-    params = moved(flow.init(0), rng)
-    x = rng.standard_normal((20, 5))
-    lam = 0.3
-    w, r, b = (params["dense"][name] for name in ("W", "R", "b"))
-    error = x @ w.T @ r.T - x
-    of_error = -2 * lam / 20 * (error @ r).T @ x  # Eq. 17
-    of_likelihood = 0.5 * (-(x @ w.T + b).T @ x / 20 + r.T)  # Eq. 10
-    expected = linalg.norm(of_likelihood), linalg.norm(of_error)
-    for given, times in ((lam, 1), ({"dense": 2 * lam}, 2), (0.0, 0)):
-        found = gradient_angles(OPS, flow, params, x, given)["dense"]
-        norms = found["likelihood"], found["reconstruction"]
-        assert norms == pytest.approx((expected[0], times * expected[1]), rel=1e-12)
-
-
 def test_eq_31_adds_its_weight_to_the_margin():
     without, pulled = (
         inspected(make_trainer(OPS, "fc", jvp_weight=weight))[1]()
@@ -300,17 +283,23 @@ def test_what_has_no_direction_has_no_angle(bad):
         assert math.isnan(_angle(*pair))
 
 
-def test_the_angle_by_its_definition():
+def test_the_norms_of_both_gradients_by_their_definitions():
+    """And the angle of the likelihood's with the exact gradient."""
     ops, flow, params, x = setting()
-    angle = gradient_angles(ops, flow, params, x, 1.0)["dense2"]["angle"]
     h = flow.layers[0][1].forward(ops, params["dense1"], x)[0]
     h = flow.layers[1][1].forward(ops, {}, h)[0]
     w, r, b = (params["dense2"][name] for name in ("W", "R", "b"))
     data = -(h @ w.T + b).T @ h / len(x)
-    learned = data + r.T
+    learned = data + r.T  # twice Eq. 10
     exact = data + linalg.inv(w).T
     cosine = np.sum(learned * exact) / linalg.norm(learned) / linalg.norm(exact)
-    assert abs(angle - np.degrees(np.arccos(cosine))) < 1e-6
+    of_error = -2 / len(x) * ((h @ w.T @ r.T - h) @ r).T @ h  # Eq. 17
+    for lam, own in ((0.3, 0.3), ({"dense1": 0.0, "dense2": 0.6}, 0.6), (0.0, 0.0)):
+        found = gradient_angles(ops, flow, params, x, lam)["dense2"]
+        assert abs(found["angle"] - np.degrees(np.arccos(cosine))) < 1e-6
+        assert found["likelihood"] == pytest.approx(linalg.norm(learned) / 2, rel=1e-12)
+        expected = own * linalg.norm(of_error)
+        assert found["reconstruction"] == pytest.approx(expected, rel=1e-12)
 
 
 def test_without_learned_inverses_there_is_none():

@@ -357,49 +357,35 @@ def command(tmp_path):
     return lambda **more: FullSize(tmp_path, get_ops("numpy"), **more)
 
 
+# Epochs, levels, depth and width of Glow, and λ.
+A_3 = {
+    "fc": (6000, None, None, None, 1),
+    "glow": (250, 2, 16, 512, 100),
+    "glow-2l-4k": (250, 2, 4, 16, 1),
+    "glow-3l-32k": (1000, 3, 32, 512, 1000),
+    "glow-3l-48k": (15, 3, 48, 512, 1000),
+}
+
+
 @pytest.mark.parametrize("row", EVERY_ROW)
 def test_a_row_has_the_configuration_of_appendix_a_3(row):
     """Appendix A.3, retyped: batch, rate, warm-up, clipping, λ, sizes and epochs of every model."""
     config = TrainConfig(**row.settings).resolve(50_000)
     kind = config.model
-    exact = config.gradient == "exact"
-    assert config.batch_size == (64 if kind == "glow-3l-48k" else 100)
+    large = kind == "glow-3l-48k"
+    epochs, *sizes, lam = A_3.get(kind, (1000, None, None, None, 1))
+    assert config.batch_size == (64 if large else 100)
     assert config.lr == (1e-4 if kind == "fc" else 1e-3)
-    assert config.warmup_epochs == (0 if kind == "glow-3l-48k" else 10)
-    clipped = kind == "glow-3l-48k" or kind == "glow-3l-32k" and not exact
+    assert config.warmup_epochs == (0 if large else 10)
+    clipped = large or kind == "glow-3l-32k" and config.gradient != "exact"
     assert config.clip_norm == (10_000 if clipped else None)
     assert config.shuffle and config.augment == (row.data == "cifar-10")
-    known = {
-        "fc": 6000,
-        "glow": 250,
-        "glow-2l-4k": 250,
-        "glow-3l-32k": 1000,
-        "glow-3l-48k": 15,
-    }
-    assert row.epochs == known.get(kind, 1000)
-    sizes = {
-        "glow": (2, 16),
-        "glow-2l-4k": (2, 4),
-        "glow-3l-32k": (3, 32),
-        "glow-3l-48k": (3, 48),
-    }
-    assert (config.levels, config.depth) == sizes.get(kind, (None, None))
-    assert config.width == {"glow-2l-4k": 16}.get(kind, config.levels and 512)
+    assert row.epochs == epochs and [config.levels, config.depth, config.width] == sizes
     if config.gradient == "self-normalizing":
         assert config.objective == "mixture"
-        if kind == "glow-2l-4k":
-            assert config.lambda_control == "geco" and config.lam == 1
-        elif row.cells[-1] == f"{config.lam:g}":  # a row of Table 4
-            assert config.lambda_control == "fixed"
-        else:
-            lam = {
-                "fc": 1,
-                "conv": 1,
-                "glow": 100,
-                "glow-3l-32k": 1000,
-                "glow-3l-48k": 1000,
-            }
-            assert config.lam == lam[kind] and config.lambda_control == "fixed"
+        of_table_4 = row.cells[-1] == f"{config.lam:g}"
+        assert config.lam == lam or of_table_4 and kind != "glow-2l-4k"
+        assert config.lambda_control == ("geco" if kind == "glow-2l-4k" else "fixed")
     assert config.init == ("authors" if config.kernel == 5 else "paper")
     assert config.recipe == "paper" and config.effective("bias_init") in ("zero", None)
 
