@@ -20,7 +20,7 @@ from snfnp.beyond.training import Noise
 from snfnp.context import BackwardContext
 from snfnp.diagnostics import gradient_angles
 from snfnp.flow import layer_key
-from snfnp.gradcheck import GradientError, as_matrix, check_gradient
+from snfnp.gradcheck import as_matrix, check_gradient
 from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense
 from snfnp.ops import RandomKey, get_ops
@@ -220,20 +220,15 @@ def layer_of(which, rule):
 
 
 def point(layer, shape, rng):
-    p = {
-        k: v + 0.2 * rng.standard_normal(v.shape)
-        for k, v in layer.init(rng, shape).items()
-    }
+    p = moved(layer.init(rng, shape), rng, 0.2)
     return p, rng.standard_normal((N, *shape)), rng.standard_normal((N, *shape))
 
 
-def backward(ops, layer, p, x, dz, lam=LAM, key=PROBE_KEY):
+def backward(ops, layer, p, x, dz):
     """δ_x, the gradients, and what was measured."""
-    grads = {name: np.full_like(value, np.nan) for name, value in p.items()}
-    ctx = BackwardContext.of(ops, np.full(N, 0.4), lam, key=layer_key(key, 2))
     _, _, cache = layer.forward(ops, p, x)
-    dx, measured = layer.backward(ctx, p, cache, dz, grads)
-    return dx, grads, measured
+    more = {"dldj": np.full(N, 0.4), "lam": LAM, "key": layer_key(PROBE_KEY, 2)}
+    return layer_backward(ops, layer, p, cache, dz, **more)
 
 
 def penalty(ops, which, p) -> float:
@@ -265,10 +260,7 @@ def test_the_expected_penalty_is_the_distance_from_the_identity(
         def ascends(v, name=name):
             return -penalty(ops, which, {**p, name: v})
 
-        added = grads[name] - plain[name]
-        check_gradient(ascends, p[name], added, rng=rng)
-        with pytest.raises(GradientError):
-            check_gradient(ascends, p[name], 1.01 * added, rng=rng)
+        check_gradient(ascends, p[name], grads[name] - plain[name], rng=rng)
 
 
 def test_probes_are_the_same_on_every_backend_and_others_in_every_layer_and_step():
@@ -308,8 +300,7 @@ def test_the_penalty_is_off_by_default():
 
 def test_the_metrics_have_the_average_of_the_steps(ops):
     """And a checkpoint in the middle of an epoch has what it is made of."""
-    rng = default_rng(1)
-    images = rng.integers(0, 256, (4, 6, 64)).astype(np.uint8)
+    images = pixels(4, 6, 64, seed=1)
     make = partial(make_trainer, ops, jvp_weight=0.2, dtype="float64")
     errors = []
     for step in range(4):  # each alone, with the parameters that the others made

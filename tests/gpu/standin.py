@@ -27,7 +27,8 @@ from support.processes import python
 
 from snfnp.files import user_cache
 
-GPU, STANDIN = "gpu", "standin"
+GPU = "gpu"
+STANDIN = "standin"
 # Of the stand-in's compiler: its own, and a header that is compiled with just the same ones.
 _FLAGS = "-O1 -ffp-contract=fast"
 _HEADER = Path(__file__).with_name("before_kernels.h")

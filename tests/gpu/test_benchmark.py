@@ -14,7 +14,9 @@ from snfnp.ops import get_ops
 
 pytestmark = pytest.mark.slow
 
-SHAPE, COUNT, BATCH = (8, 8, 1), 24, 6
+SHAPE = (8, 8, 1)
+COUNT = 24
+BATCH = 6
 SMALL_GLOW = {"levels": 1, "depth": 1, "width": 8}
 
 
@@ -44,17 +46,16 @@ def cupy_ops(tf32):
 
 def test_the_device_part_runs_end_to_end(tiny):
     """Each model's figures are written as soon as it is measured."""
-    said, saved = [], []
+    said = []
+    saved = []
     device.report(
         cupy_ops, tiny, said.append, lambda found: saved.append(json.dumps(found))
     )
     first, results = map(json.loads, saved)
     name = cupy_ops(False).device.describe()["name"]
     assert results["device"] == name and all(name in text for text in said)
-    steps, cases = (
-        results["steps"],
-        (("tiny FC", SINGLE), ("tiny FC", TF32), ("tiny Glow", TF32)),
-    )
+    steps = results["steps"]
+    cases = (("tiny FC", SINGLE), ("tiny FC", TF32), ("tiny Glow", TF32))
     assert first["steps"] == steps[:4]
     assert [(row["step"], row["precision"], row["how"]) for row in steps] == [
         (*case, how) for case in cases for how in ("eager", "graph")
@@ -99,9 +100,11 @@ def test_a_run_that_diverges_is_not_reported(tiny):
 
 def test_every_launch_of_a_step_is_timed_alone():
     """Our own kernels and the products; afterwards launches are what they were."""
-    said, saved = [], []
+    said = []
+    saved = []
     ops = cupy_ops(False)
-    start, gemm = ops.device.launch._start, ops.device.cublas.gemm
+    start = ops.device.launch._start
+    gemm = ops.device.cublas.gemm
     cases = {"tiny FC": ("fc", {}), "tiny Glow": ("glow", SMALL_GLOW)}
     launches.report(
         lambda tf32: ops, said.append, saved.append, cases, SHAPE, BATCH, repeats=2

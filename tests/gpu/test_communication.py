@@ -33,7 +33,8 @@ class OneOfTwo(Communicator):
 def doubling(ops, monkeypatch):
     """A module in place of `cupyx.distributed`: the partner sends what this rank does. It notes
     calls as (size, type, stream)."""
-    calls, xp = [], ops.xp
+    calls = []
+    xp = ops.xp
 
     class Group:
         def all_reduce(self, in_array, out_array, op="sum", stream=None):
@@ -102,7 +103,8 @@ def test_a_training_step_is_recorded_with_its_sums(ops, doubling, changes):
     found.check(pytest.fail)
     assert doubling.calls.pop(0) == (2, 0, True)
     for name in ("p", "m", "state"):
-        a, b = host(found, name), host(expected, name)
+        a = host(found, name)
+        b = host(expected, name)
         assert a.size == 0 or np.abs(a - b).max() <= 1e-10 * np.abs(b).max(), name
     for a, b in zip(
         *(vars(t.averages()).values() for t in (found, expected)), strict=True
@@ -149,10 +151,8 @@ def test_local_ranks_are_assigned_devices_round_robin(ops):
         rank = local_rank = 2
         size = local_size = 3
 
-    count, before = (
-        ops.xp.cuda.runtime.getDeviceCount(),
-        ops.xp.cuda.runtime.getDevice(),
-    )
+    count = ops.xp.cuda.runtime.getDeviceCount()
+    before = ops.xp.cuda.runtime.getDevice()
     try:
         get_ops("cupy", world=Third())
         assert ops.xp.cuda.runtime.getDevice() == 2 % count
@@ -175,7 +175,8 @@ def test_nccl_sums_in_a_recorded_step(ops):
         pytest.skip("NCCL is not installed")
     communicator = nccl.Nccl(ops.xp, SINGLE_PROCESS)
     for dtype in (np.float32, np.float64):
-        images, total = ops.xp.ones((3, 4), dtype), ops.xp.zeros(7, dtype)
+        images = ops.xp.ones((3, 4), dtype)
+        total = ops.xp.zeros(7, dtype)
 
         def step(images, total=total):
             total[...] = images.sum()

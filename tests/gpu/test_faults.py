@@ -72,7 +72,9 @@ def expected(ops):
 def test_a_step_is_repeated_after_a_fault(
     ops, monkeypatch, expected, fault, at, launch
 ):
-    said, launches, start = [], count(1), Launcher._start
+    said = []
+    launches = count(1)
+    start = Launcher._start
     trainer, batches = training(ops, said)
     faults = []
 

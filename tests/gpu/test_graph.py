@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 from support.arrays import pixels
 from support.trainers import BATCH, host, make_trainer
 
@@ -26,16 +27,15 @@ def test_a_graph_runs_in_order_with_what_its_callers_start(ops):
     """On two streams, which unlike the default one wait for no other by themselves: plain calls and
     replays come after what their caller did, before what it does next, and one after another."""
     xp = ops.xp
-    total, seen = xp.zeros(()), xp.zeros(8)
+    total = xp.zeros(())
+    seen = xp.zeros(8)
 
     def step(images):
         total[...] = 2 * total + images.sum()
 
     graph = ops.device.capture(step)
-    images, callers = (
-        xp.empty((300, 300)),
-        [xp.cuda.Stream(non_blocking=True) for _ in range(2)],
-    )
+    images = xp.empty((300, 300))
+    callers = [xp.cuda.Stream(non_blocking=True) for _ in range(2)]
     ops.device.synchronise()
     for number in range(8):
         with callers[number >= 5]:
@@ -60,7 +60,8 @@ class Rank(Communicator):
     size = 2
 
     def __init__(self, theirs):
-        self.theirs, self.asked = theirs, []
+        self.theirs = theirs
+        self.asked = []
 
     def any(self, flags):
         self.asked.append(flags)
@@ -71,7 +72,9 @@ class Rank(Communicator):
 @pytest.mark.parametrize("fails", [False, True])
 def test_all_ranks_record_or_none_does(ops, theirs, fails):
     """Asked once, by whoever fails as by whoever does not; one that records alone would wait."""
-    said, rank, total = [], Rank(theirs), ops.xp.zeros(())
+    said = []
+    rank = Rank(theirs)
+    total = ops.xp.zeros(())
 
     def step(images):
         if fails and ops.xp.cuda.get_current_stream().is_capturing():
@@ -100,7 +103,7 @@ def test_another_batch_size_is_recorded_again(ops):
     for trainer in (eager, graph):
         take_steps(trainer, range(4, 8), batch=BATCH - 2)
     assert first and graph._ascend._recording.graph not in (None, first)
-    np.testing.assert_array_equal(host(graph, "p"), host(eager, "p"))
+    assert_array_equal(host(graph, "p"), host(eager, "p"))
 
 
 def test_a_step_that_cannot_be_recorded_runs_without_a_graph_and_reports_why(ops):
@@ -113,7 +116,7 @@ def test_a_step_that_cannot_be_recorded_runs_without_a_graph_and_reports_why(ops
     (line,) = reports
     assert "cannot be recorded as a CUDA graph" in line
     assert "\n" not in line
-    np.testing.assert_array_equal(host(graph, "p"), host(eager, "p"))
+    assert_array_equal(host(graph, "p"), host(eager, "p"))
 
 
 def test_nothing_is_collected_while_a_step_is_recorded(ops):
@@ -129,7 +132,8 @@ def test_nothing_is_collected_while_a_step_is_recorded(ops):
             cycle.append(cycle)
         total[...] = images.sum()
 
-    images, total = ops.xp.ones((3, 4)), ops.xp.zeros(())
+    images = ops.xp.ones((3, 4))
+    total = ops.xp.zeros(())
     graph = ops.device.capture(step)
     gc.callbacks.append(note)
     try:
@@ -162,9 +166,9 @@ def test_a_recorded_draw_is_that_of_the_same_samples_in_every_step(ops):
         ops.device.synchronise()
         key = RandomKey(5, 1, step)
         expected = ops.images.preprocess(whole, key, 1e-6, 256, np.float64)[0][5:]
-        np.testing.assert_array_equal(*map(ops.to_host, (x, expected)))
+        assert_array_equal(*map(ops.to_host, (x, expected)))
         expected = ops.random.normal(key, (9, 7), np.float64)[5:]
-        np.testing.assert_array_equal(*map(ops.to_host, (nu, expected)))
+        assert_array_equal(*map(ops.to_host, (nu, expected)))
     assert graph._recording.graph
 
 
@@ -195,7 +199,8 @@ def test_a_failed_recording_returns_its_memory(ops):
 
 def test_a_cublas_handle_is_set_up_once_for_a_stream_and_destroyed(ops, monkeypatch):
     """cublasSetStream would take the workspace away, and each call costs time."""
-    called, set_stream = [], Cublas._set_stream
+    called = []
+    set_stream = Cublas._set_stream
 
     def noted(products, stream):
         called.append(stream)
@@ -209,7 +214,8 @@ def test_a_cublas_handle_is_set_up_once_for_a_stream_and_destroyed(ops, monkeypa
         with stream:
             products.gemm(a, a, ops.xp.empty((3, 3)))
     assert called == [streams[index].ptr for index in (0, 1, 0)]
-    destroyed, handle = [], products._handle.value
+    destroyed = []
+    handle = products._handle.value
 
     class Library:
         def cublasDestroy_v2(self, handle):
@@ -244,7 +250,9 @@ def test_a_backend_refuses_another_device(ops, monkeypatch):
 
 def test_a_backend_refuses_another_thread(ops):
     """Counters and cuBLAS's workspace are for one launch after another."""
-    a, graph, found = ops.xp.ones((3, 3)), ops.device.capture(print), []
+    a = ops.xp.ones((3, 3))
+    graph = ops.device.capture(print)
+    found = []
     uses = (
         lambda: ops.linalg.axpby(1.0, a, 1.0, a.copy()),
         lambda: ops.linalg.matmul(a, a),
@@ -289,7 +297,8 @@ def test_the_default_stream_may_be_the_threads_own():
 
 
 def test_constants_are_not_in_a_graphs_pool(ops):
-    device, pool = ops.device, ops.xp.cuda.MemoryPool()
+    device = ops.device
+    pool = ops.xp.cuda.MemoryPool()
     with ops.xp.cuda.using_allocator(pool.malloc):
         made = device.constant(np.random.default_rng(0).normal(size=7))
     assert made.shape == (7,) and pool.total_bytes() == 0
@@ -297,8 +306,10 @@ def test_constants_are_not_in_a_graphs_pool(ops):
 
 def test_a_recording_may_need_new_memory_and_new_constants(ops):
     """CuPy's pool breaks ties by host addresses: a recorded call may need one more block."""
-    said, calls = [], []
-    table, total = np.random.default_rng(0).normal(size=11), ops.xp.zeros(())
+    said = []
+    calls = []
+    table = np.random.default_rng(0).normal(size=11)
+    total = ops.xp.zeros(())
 
     def step(images):
         calls.append(None)
@@ -308,24 +319,27 @@ def test_a_recording_may_need_new_memory_and_new_constants(ops):
         else:
             total[...] = images.sum()
 
-    graph, images = ops.device.capture(step, said.append), ops.xp.empty((3, 4))
+    graph = ops.device.capture(step, said.append)
+    images = ops.xp.empty((3, 4))
     for number in range(5):
         images[...] = number
         graph(images)
     assert graph._recording.graph and not said and len(calls) == 3
-    np.testing.assert_allclose(float(total), 48 + table.sum(), rtol=1e-12)
+    assert_allclose(float(total), 48 + table.sum(), rtol=1e-12)
 
 
 def test_a_recording_whose_pool_returned_memory_is_not_used(ops, standin):
     """If memory runs out, CuPy returns free blocks, some of which the recording may have used."""
-    said, total = [], ops.xp.zeros(())
+    said = []
+    total = ops.xp.zeros(())
 
     def step(images):
         total[...] = ops.xp.zeros(1 << 20).sum() + images.sum()
         if ops.xp.cuda.get_current_stream().is_capturing():
             graph._recording.pool.free_all_blocks()
 
-    graph, images = ops.device.capture(step, said.append), ops.xp.ones(3)
+    graph = ops.device.capture(step, said.append)
+    images = ops.xp.ones(3)
     for _ in range(4):
         graph(images)
     assert (
@@ -337,7 +351,8 @@ def test_a_recording_whose_pool_returned_memory_is_not_used(ops, standin):
 
 def test_memory_is_given_back_after_the_last_use(ops):
     """The graph's own stream and the last replay's are waited for first."""
-    graph, order = ops.device.capture(lambda images: None), []
+    graph = ops.device.capture(lambda images: None)
+    order = []
     graph(ops.xp.ones(3))
     for name in ("stream", "done"):
         note = SimpleNamespace(synchronize=lambda name=name: order.append(name))

@@ -36,7 +36,8 @@ FEW = {"set_scalars", "log_density", "log_step", "conv_weight_grad_sum"}
 @pytest.fixture
 def started(monkeypatch):
     """The launches so far: [(kernel, blocks, threads), …]."""
-    found, start = [], Launcher._start
+    found = []
+    start = Launcher._start
 
     def noted(self, kernel, dtype, blocks, threads, values):
         found.append((kernel, blocks, threads))
@@ -50,7 +51,8 @@ def test_a_step_fills_a_large_gpu(ops, monkeypatch):
     """With fewer blocks, one of these kernels would leave it idle, at every image size. Nothing is
     computed: launches are noted."""
     trainer = make_trainer(ops, "conv", side=SIDE, batch_size=IMAGES, graph=False)
-    images, launched = ops.xp.zeros((IMAGES, SIDE, SIDE, 1), np.uint8), []
+    images = ops.xp.zeros((IMAGES, SIDE, SIDE, 1), np.uint8)
+    launched = []
     trainer.slice_of(IMAGES)
     note = lambda self, name, dtype, blocks, **_: launched.append((name, blocks))  # noqa: E731
     monkeypatch.setattr(Launcher, "__call__", note)
@@ -61,10 +63,8 @@ def test_a_step_fills_a_large_gpu(ops, monkeypatch):
 
 
 def test_a_sum_over_all_pixels_of_one_channel_has_many_blocks(ops, started):
-    array, out = (
-        ops.xp.ones((IMAGES, SIDE, SIDE, 1), np.float32),
-        ops.xp.empty(1, np.float32),
-    )
+    array = ops.xp.ones((IMAGES, SIDE, SIDE, 1), np.float32)
+    out = ops.xp.empty(1, np.float32)
     ops.channels.sum(array, out=out)
     ((name, blocks, _),) = started
     assert float(out[0]) == array.size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 from support.trainers import host, images_of, make_trainer
 
 from gpu.test_training import MODELS, assert_matches_numpy, spent_by_a_step, take_steps
@@ -57,12 +58,13 @@ def test_steps_match_numpy(ops, way):
         for each in (ops, get_ops("numpy"))
     )
     assert_matches_numpy(found, expected, 1e-9)
-    a, b = host(found, "state"), host(expected, "state")
+    a = host(found, "state")
+    b = host(expected, "state")
     # a step of Adam before the last errors, which are small differences of large numbers
-    np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-12)
+    assert_allclose(a, b, rtol=1e-6, atol=1e-12)
     assert "lambda_control" not in ALL[way] or found.figures()["lam"] != 1.0
     metrics = [[*vars(trainer.metrics()).values()] for trainer in (found, expected)]
-    np.testing.assert_allclose(*metrics, rtol=1e-9, atol=1e-12)
+    assert_allclose(*metrics, rtol=1e-9, atol=1e-12)
 
 
 @each_way
@@ -70,7 +72,9 @@ def test_a_graph_does_what_plain_steps_do(ops, monkeypatch, way):
     """Noise, probes, λ and coordinates are new in every step, though it was recorded once. Arrays
     are made and dropped between the replays."""
     monkeypatch.setattr("snfnp.step.trainer._EVERY", 3)
-    changes, reports, kept = WAYS[way][0], [], []
+    changes = WAYS[way][0]
+    reports = []
+    kept = []
     eager = take_steps(make_trainer(ops, graph=False, side=SMALL, **changes), range(5))
     graph = make_trainer(ops, report=reports.append, side=SMALL, **changes)
     for step in range(5):
@@ -92,7 +96,7 @@ def test_a_graph_does_what_plain_steps_do(ops, monkeypatch, way):
 
 def assert_alike(found, expected):
     for name in ("p", "m", "v", "gradient", "state"):
-        np.testing.assert_array_equal(host(found, name), host(expected, name))
+        assert_array_equal(host(found, name), host(expected, name))
     assert (
         found.metrics() == expected.metrics()
         and found.averages() == expected.averages()
@@ -104,7 +108,8 @@ def assert_alike(found, expected):
 def test_a_step_neither_waits_nor_launches_much(ops, standin, monkeypatch, way):
     """Arrays that depend on shapes alone were copied by the first step."""
     changes, most = WAYS[way]
-    products, gemm = [], ops.device.cublas.gemm
+    products = []
+    gemm = ops.device.cublas.gemm
     count = lambda *args, **kw: products.append(gemm(*args, **kw))  # noqa: E731
     monkeypatch.setattr(ops.device.cublas, "gemm", count)
     trainer = take_steps(
@@ -122,7 +127,8 @@ def test_a_step_neither_waits_nor_launches_much(ops, standin, monkeypatch, way):
 def test_numbers_on_the_device_do_not_widen_single_precision(ops, way):
     """λ is a 0-d array of doubles, which would make doubles of what a plain number leaves alone."""
     trainer = make_trainer(ops, side=SMALL, **ALL[way])
-    flow, params = trainer.flow, trainer.params
+    flow = trainer.flow
+    params = trainer.params
     x, log_jacobian = flow.encode(
         ops, images_of(trainer, 0), RandomKey(0, 0), np.float32
     )
@@ -139,7 +145,8 @@ def test_monitors_copy_weights_to_the_host_and_no_product(ops, monkeypatch):
     """W and R once for ρ, whose 42 products are the host's, and the norms of the ratios."""
     trainer = make_trainer(ops, dtype="float64")
     inspection = Monitors(trainer, lambda step: images_of(trainer, 0))
-    copied, original = [], type(ops.device).to_host
+    copied = []
+    original = type(ops.device).to_host
 
     def noted(device, array):
         copied.append(array.shape)

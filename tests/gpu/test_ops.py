@@ -89,7 +89,8 @@ def test_nan_spreads_as_defined_where_a_matrix_is_factorised():
 @pytest.mark.parametrize("case", EVERY_CASE)
 def test_a_singular_weight_is_an_error(ops, case):
     """CuPy's inverse of a singular matrix is infinite, and no error."""
-    f, w = case.map, ops.asarray(case.singular(case.map))
+    f = case.map
+    w = ops.asarray(case.singular(case.map))
     z = ops.xp.ones((1, *f.output_shape(case.shape)))
     small = f.inverse_is_same_map  # its gradient does not wait
     assert not small or np.isnan(ops.to_host(f.log_det_grad(ops, w, case.shape))).all()

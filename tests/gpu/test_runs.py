@@ -77,7 +77,8 @@ def test_a_step_that_failed_is_in_no_checkpoint(ops, tmp_path, monkeypatch):
 
 def test_a_run_of_the_device_can_be_pickled(ops, tmp_path):
     run, _ = run_training(tmp_path / "run", backend="cupy", epochs=1)
-    loaded, images = load_run(run.path), small_dataset().test
+    loaded = load_run(run.path)
+    images = small_dataset().test
     expected = loaded.likelihood.log_prob(images)
     found = pickle.loads(pickle.dumps(loaded))
     np.testing.assert_array_equal(found.likelihood.log_prob(images), expected)
@@ -91,7 +92,8 @@ def test_the_pages_layer_passes_its_check(ops, dtype):
 
 
 def test_the_pages_optimiser_and_rule_do_the_same_in_a_recorded_step(ops, tmp_path):
-    runs, said = [], []
+    runs = []
+    said = []
     for graph in (True, False):
         settings = {"optimiser": own("Momentum", RULES)(), "lr": 1e-5, "graph": graph}
         settings["report"] = said.append

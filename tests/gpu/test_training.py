@@ -10,8 +10,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 from support import trainers
-from support.arrays import pixels
+from support.arrays import assert_near, pixels
 from support.messages import one_line
 from support.trainers import (
     BATCH,
@@ -69,7 +70,8 @@ def assert_matches_numpy(found, expected, tolerance):
     Gradients are sums of at most a few thousand terms, through at most 19 layers.
     """
     for name in ("gradient", "m"):
-        a, b = host(found, name), host(expected, name)
+        a = host(found, name)
+        b = host(expected, name)
         assert np.abs(a - b).max() <= tolerance * np.abs(b).max(), name
     # Adam divides by the size of a gradient: where that is all rounding, so is the step
     gradient = host(expected, "gradient")
@@ -118,7 +120,8 @@ def test_a_replay_costs_the_host_one_launch_and_a_graph(ops, standin, monkeypatc
     replayed = []
     fake = SimpleNamespace(launch=replayed.append)
     monkeypatch.setattr(trainer._ascend._recording, "graph", fake)
-    before, start = standin.counts(), time.process_time()
+    before = standin.counts()
+    start = time.process_time()
     for _ in range(50):
         trainer.training_step(batches)
     print(f"{1e6 * (time.process_time() - start) / 50:.0f} µs of the host a step")
@@ -145,7 +148,7 @@ def test_exact_gradients_of_few_channels_are_recorded(ops, standin, model):
     batches_of(graph)._images_of = lambda step: images_of(graph, 2)
     graph.training_step(batches_of(graph))
     assert graph._ascend._recording.graph
-    np.testing.assert_array_equal(host(graph, "p"), host(eager, "p"))
+    assert_array_equal(host(graph, "p"), host(eager, "p"))
     graph.params[next(name for name in graph.grads if "W" in graph.grads[name])]["W"][
         ...
     ] = 0
@@ -168,7 +171,7 @@ def test_the_memory_of_a_step_is_what_the_page_says(ops, monkeypatch, model):
         found[batch] = trainer._ascend._recording.pool.total_bytes() / 2**20
         print(f"{model}: {found[batch]:.1f} MiB for a recorded step of {batch} images")
     page = (Path(__file__).parents[2] / "scripts/gpu.md").read_text()
-    (small, large) = re.search(rf"`{model}` \| \d+ \| (\d+) \| (\d+) ", page).groups()
+    small, large = re.search(rf"`{model}` \| \d+ \| (\d+) \| (\d+) ", page).groups()
     assert abs(int(small) - found[50]) <= 0.6 and abs(int(large) - found[100]) <= 0.6
 
 
@@ -177,7 +180,8 @@ def test_a_renewal_copies_no_matrix(ops, monkeypatch):
     trainer = take_steps(
         make_trainer(ops, coordinates="white", epoch=16, side=4), range(2)
     )
-    features, copied = 16, []
+    features = 16
+    copied = []
 
     def note(name):
         copy = getattr(type(ops.device), name)
@@ -190,7 +194,8 @@ def test_a_renewal_copies_no_matrix(ops, monkeypatch):
 
     note("to_host")
     note("asarray")
-    batches, before = batches_of(trainer), ops.to_host(trainer.params["whiten2"]["U"])
+    batches = batches_of(trainer)
+    before = ops.to_host(trainer.params["whiten2"]["U"])
     images = batch_of(batches, 20)
     batches._images_of = lambda step: images
     copied.clear()
@@ -204,7 +209,8 @@ def test_a_renewal_copies_no_matrix(ops, monkeypatch):
 def test_a_root_needs_the_host_only_for_small_eigenvalues(ops, monkeypatch):
     """Of 1, 10⁻¹, …, 10⁻⁵: U has the inverse roots of these, or of the floor, to K κ roundings."""
     vectors, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((6, 6)))
-    values, asked = 0.1 ** np.arange(6), []
+    values = 0.1 ** np.arange(6)
+    asked = []
     matrix = (vectors * values) @ vectors.T
     root = LinearAlgebra.inverse_root
     noted = lambda *of: asked.append(of) or root(*of)  # noqa: E731
@@ -214,7 +220,7 @@ def test_a_root_needs_the_host_only_for_small_eigenvalues(ops, monkeypatch):
         raised = np.maximum(values, floor)
         expected = (vectors * raised**-0.5) @ vectors.T
         tolerance = 20 * 6 * np.finfo(float).eps * raised.min() ** -1.5
-        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+        assert_near(found, expected, tolerance)
         assert bool(asked) == on_the_host
 
 
@@ -240,7 +246,7 @@ def test_a_nan_is_found_later_and_traced_to_its_step_and_layer(ops, graph, chang
     ):
         trainer.check(Given(lambda step: images_of(trainer, step)))
     for name, array in zip(("p", "m", "state"), before, strict=True):
-        np.testing.assert_array_equal(host(trainer, name), array)  # nothing moved since
+        assert_array_equal(host(trainer, name), array)  # nothing moved since
 
 
 @pytest.mark.parametrize("graph", [True, False])
@@ -294,7 +300,7 @@ def test_batches_match_the_hosts(ops, change):
         Batches(each, images, config, (4, 6, 3)) for each in (ops, get_ops("numpy"))
     )
     for step in (0, 1, 2, 3, 4, 9, 2):
-        np.testing.assert_array_equal(
+        assert_array_equal(
             ops.to_host(batch_of(batches, step)), batch_of(expected, step)
         )
 
@@ -320,7 +326,8 @@ def test_images_may_take_half_of_the_free_memory(ops, monkeypatch):
 
 def test_rows_are_taken_by_a_recorded_step(ops):
     """As numbers of any type, whose order is on the device."""
-    said, trainers = [], []
+    said = []
+    trainers = []
     rows = np.random.default_rng(0).standard_normal((23, 3))
     for each in (ops, get_ops("numpy")):
         flow = TrainConfig(model="vector", depth=2).build_flow(
@@ -335,15 +342,15 @@ def test_rows_are_taken_by_a_recorded_step(ops):
         trainers[-1].check(batches)
     found, expected = trainers
     assert found._ascend._recording.graph and not said
-    np.testing.assert_allclose(
-        host(found, "p"), host(expected, "p"), rtol=1e-9, atol=1e-12
-    )
+    assert_allclose(host(found, "p"), host(expected, "p"), rtol=1e-9, atol=1e-12)
 
 
 def test_an_evaluation_keeps_no_hidden_layer(ops):
     trainer = make_trainer(ops, "glow", dtype="float64")
-    likelihood, images = trainer.likelihood(), ops.to_host(images_of(trainer, 0))
-    kept, network = [], type(ops.coupling).network
+    likelihood = trainer.likelihood()
+    images = ops.to_host(images_of(trainer, 0))
+    kept = []
+    network = type(ops.coupling).network
 
     def noted(self, *arguments, keep):
         h, hidden = network(self, *arguments, keep=keep)
@@ -377,14 +384,10 @@ def test_likelihoods_and_samples_match_numpy(ops, model, gradient):
     ]
     assert list(terms[0]) == list(terms[1])
     for term, nats in terms[1].items():
-        np.testing.assert_allclose(
-            terms[0][term], nats, rtol=1e-10, atol=1e-10, err_msg=term
-        )
-    np.testing.assert_allclose(
-        found.log_prob(images), expected.log_prob(images), rtol=1e-10
-    )
+        assert_allclose(terms[0][term], nats, rtol=1e-10, atol=1e-10, err_msg=term)
+    assert_allclose(found.log_prob(images), expected.log_prob(images), rtol=1e-10)
     on_device = found.log_prob(ops.asarray(images))  # images there need not come back
-    np.testing.assert_array_equal(on_device, found.log_prob(images))
+    assert_array_equal(on_device, found.log_prob(images))
     for exact in {gradient != "self-normalizing", True}:
         drawn = [each.sample(4, seed=1, exact=exact) for each in (found, expected)]
         assert isinstance(drawn[0], np.ndarray) and np.mean(drawn[0] != drawn[1]) < 0.01
@@ -397,7 +400,7 @@ def test_a_run_is_the_same_run_on_another_backend(ops, tmp_path):
     run, found = run_training(tmp_path / "device", backend="cupy", dtype="float64")
     _, expected = run_training(tmp_path / "host", backend="numba", dtype="float64")
     for name in ("validation_nll_nats", "test_nll_nats", "reconstruction"):
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-9)
+        assert_allclose(found[name], expected[name], rtol=1e-9)
     assert run.summary_file.exists()
 
 

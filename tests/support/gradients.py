@@ -31,15 +31,16 @@ def random_parameters(flow, exact_inverse=False):
     return flow.layout, flow.layout.pack(params, np.float64)
 
 
-def layer_backward(ops, layer, p, cache, dz, *dlatent, dldj=None, lam=0.0):
+def layer_backward(ops, layer, p, cache, dz, *dlatent, dldj=None, lam=0.0, **more):
     """δ_x, {name: gradient} and what was measured (or None) in one layer's backward pass.
 
-    dlatent: δ of the latent, where one leaves at the layer; dldj: default 1/N, as in training.
+    dlatent: δ of the latent, where one leaves at the layer; dldj: default 1/N, as in training;
+    more: of the context.
     """
     dldj = np.full(len(dz), 1 / len(dz), dz.dtype) if dldj is None else dldj
     learned = {} if isinstance(layer, Whiten) else p
     grads = {name: np.full_like(value, np.nan) for name, value in learned.items()}
-    ctx = BackwardContext.of(ops, dldj, lam)
+    ctx = BackwardContext.of(ops, dldj, lam, **more)
     # a copy of the dict: an array that backward puts in a buffer's place is discarded
     result = layer.backward(ctx, p, cache, dz, dict(grads), *dlatent)
     dx, measured = result if layer.learns_inverse else (result, None)
