@@ -172,45 +172,36 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_resume(environment, tmp_path
     assert (folder / "last.safetensors").exists()
 
 
+REFUSED = """
+train_mnist.py --out {run} | exists
+train_mnist.py --data-dir {missing} | {missing}
+train_mnist.py --data-dir {broken} | {broken}
+train_mnist.py --epochs two | invalid int value: 'two'
+snfnp sample {exact} | learned no inverse: use --inverse exact
+snfnp angle {exact} | without learned inverses
+train_imagenet32.py --data-dir {broken} --out x | of ImageNet32:
+benchmark.py nonsense | no benchmark of numba is called nonsense
+"""
+
+
 def test_bad_input_is_one_line_and_a_status(environment, finished, tmp_path):
-    folder = finished[0]
-    broken = tmp_path / "broken"
-    script = "train_mnist.py"
-    exact = str(tmp_path / "exact")
-    data = str(tmp_path / "rows.npy")
-    np.save(data, np.random.default_rng(0).normal(size=(60, 3)))
-    few_steps = ("--epochs", "1", "--batch-size", "20", "--gradient", "exact")
-    train.main([data, *few_steps, "--backend", "numpy", "--out", exact])
-    broken.mkdir()
+    names = ("missing", "broken", "exact", "rows.npy")
+    paths = {name: tmp_path / name for name in names} | {"run": finished[0]}
+    np.save(paths["rows.npy"], np.random.default_rng(0).normal(size=(60, 3)))
+    few_steps = "--epochs 1 --batch-size 20 --gradient exact --backend numpy --out"
+    train.main([*map(str, (paths["rows.npy"], *few_steps.split(), paths["exact"]))])
+    paths["broken"].mkdir()
     for name in ("train", "t10k"):
-        (broken / f"{name}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + bytes(30))
-    cases = [
-        (script, ["--out", str(folder)], 2, "exists"),
-        (script, ["--data-dir", str(tmp_path / "no")], 2, str(tmp_path / "no")),
-        (script, ["--data-dir", str(broken)], 2, str(broken)),
-        (script, ["--epochs", "two"], 2, "invalid int value: 'two'"),
-        ("snfnp", ["evaluate", str(tmp_path)], 2, "is no run folder"),
-        ("snfnp", ["sample", exact], 2, "learned no inverse: use --inverse exact"),
-        ("snfnp", ["angle", exact], 2, "without learned inverses"),
-        (
-            "train_imagenet32.py",
-            ["--data-dir", tmp_path, "--out", "x"],
-            2,
-            "of ImageNet32: ",
-        ),
-        ("benchmark.py", ["nonsense"], 2, "no benchmark of numba is called nonsense"),
-    ]
-    results = run_all(environment, *((name, *words) for name, words, *_ in cases))
-    for (name, words, expected, message), (status, out, err) in zip(
-        cases, results, strict=True
-    ):
-        assert status == expected and "Traceback" not in err, f"{name} {words}: {err}"
-        assert not out, f"{name} {words}: {out}"
-        lines = [line for line in err.splitlines() if "error: " in line]
-        assert len(lines) == 1 and message in lines[0], f"{name} {words}: {err}"
-        assert len(err.splitlines()) <= 2, (
-            err
-        )  # training may say first which images it has
+        file = paths["broken"] / f"{name}-images-idx3-ubyte"
+        file.write_bytes(b"\0\0\x08\x03" + bytes(30))
+    lines = [line.format(**paths).split(" | ") for line in REFUSED.strip().splitlines()]
+    results = run_all(environment, *(words.split() for words, _ in lines))
+    for (words, message), (status, out, err) in zip(lines, results, strict=True):
+        assert status == 2 and not out and "Traceback" not in err, f"{words}: {err}"
+        (line,) = (line for line in err.splitlines() if "error: " in line)
+        assert message in line, f"{words}: {err}"
+        # training may say first which images it has
+        assert len(err.splitlines()) <= 2, err
 
 
 def test_a_small_glow_trains_on_own_colour_images(environment, tmp_path):
