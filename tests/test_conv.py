@@ -240,16 +240,12 @@ def test_the_surrogate_gradient_of_the_log_determinant(ops, small, large):
     params = {"W": w, "R": r}
     _, _, cache = layer.forward(ops, params, nothing)
     _, grads, _ = layer_backward(ops, layer, params, cache, nothing, lam=1.0)
-    t_w = as_matrix(f, ops, w, shape)
-    t_r = as_matrix(g, ops, r, shape)
-    expected_w = 0.5 * np.einsum("hwioab,ab->hwio", units(f.weight_shape, shape), t_r.T)
-    expected_r = -0.5 * np.einsum(
-        "hwioab,ab->hwio", units(g.weight_shape, shape), t_w.T
-    )
-    assert_near(grads["W"], expected_w, 1e-13)
-    assert_near(grads["R"], expected_r, 1e-13)
-    assert np.max(np.abs(expected_w)) > 1  # both gradients are there to be compared
-    assert np.max(np.abs(expected_r)) > 1
+    matrices = {"W": as_matrix(f, ops, w, shape), "R": as_matrix(g, ops, r, shape)}
+    for name, own, other, c in (("W", f, "R", 0.5), ("R", g, "W", -0.5)):
+        directions = units(own.weight_shape, shape)
+        expected = c * np.einsum("hwioab,ba->hwio", directions, matrices[other])
+        assert_near(grads[name], expected, 1e-13)
+        assert np.max(np.abs(expected)) > 1  # there is something to be compared
 
 
 def test_initial_inverse_kernel_is_the_padded_flip():

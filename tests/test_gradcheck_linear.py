@@ -20,6 +20,9 @@ from snfnp.rules import Exact, Relative, SelfNormalizing
 D = 4
 
 POINTWISE = Conv2d((1, 1), 3), (2, 3, 3)
+each_map = pytest.mark.parametrize(
+    "linear_map, shape", [(Dense(D), (D,)), POINTWISE], ids=str
+)
 
 # ---------------------------------------------------------------- the catalogue
 MIXTURE = SelfNormalizing()
@@ -233,7 +236,7 @@ SIGN_OF_ITS_TERM = 'R += ctx.log_det_weight * f.flip(p["W"]) * f.multiplicity(sh
         (Exact(), "dx = -dx", "^x, direction"),
     ],
 )
-@pytest.mark.parametrize("linear_map, shape", [(Dense(D), (D,)), POINTWISE], ids=str)
+@each_map
 def test_a_wrong_rule_fails(ops, rule, line, message, linear_map, shape):
     with pytest.raises(GradientError, match=message):
         check_rule(mistaken(rule, line), linear_map, shape, ops=ops)
@@ -250,7 +253,7 @@ def test_a_wrong_rule_fails(ops, rule, line, message, linear_map, shape):
         (posing(FORWARD, mixed_forward), "R"),
     ],
 )
-@pytest.mark.parametrize("linear_map, shape", [(Dense(D), (D,)), POINTWISE], ids=str)
+@each_map
 def test_a_wrong_reconstruction_error_fails(ops, wrong, name, linear_map, shape):
     with pytest.raises(GradientError, match=f"(?m)^{name}, direction"):
         check_layer(Linear(linear_map, wrong), shape, scalar=paper_scalar, ops=ops)

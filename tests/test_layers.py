@@ -49,6 +49,7 @@ EVERY_LAYER = [
     if check.kind == "layer"
 ]
 N = 20
+each_precision = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 SHAPE = (3, 4, 5)
 
 
@@ -126,7 +127,7 @@ def test_single_precision(of, ops):
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 @pytest.mark.parametrize("of", EVERY_LAYER)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@each_precision
 def test_nan_reaches_every_result_of_its_sample_and_of_no_other(of, ops, dtype):
     """And every gradient: it is never zeroed. Only actnorm's ldj does not depend on x."""
     point = Point(*of)
@@ -150,75 +151,70 @@ def test_nan_reaches_every_result_of_its_sample_and_of_no_other(of, ops, dtype):
 
 # ---------------------------------------------------------------- where parameters start
 
-# The layer, a sample's shape, and of each parameter its shape, the standard deviation that A.3 has
-# for its noise (Xavier's, of gain 0.01, for kernels), and where that is added to an identity.
+# The layer, a sample's shape, those of the parameters, the standard deviation of their noise (A.3:
+# Xavier's, of gain 0.01, for kernels), and where in a kernel it is added to the identity.
 STARTS = {
     "dense": (
         Linear(Dense(300)),
         (300,),
-        {
-            "W": ((300, 300), 0.01 * (2 / 600) ** 0.5, ()),
-            "R": ((300, 300), 0.01 * (2 / 600) ** 0.5, ()),
-            "b": ((300,), 0, None),
-        },
+        {"W": (300, 300), "R": (300, 300), "b": (300,)},
+        {"W": 0.01 * (2 / 600) ** 0.5, "R": 0.01 * (2 / 600) ** 0.5},
+        (),
     ),
     "identity": (
         Linear(Dense(3), Exact(), bias=False, init_kind="identity"),
         (3,),
-        {"W": ((3, 3), 0, ())},
+        {"W": (3, 3)},
+        {},
+        (),
     ),
     "causal": (
         CausalConv2d(40),
         (3, 3, 40),
-        {"W": ((2, 2, 40, 40), 0.01 * (2 / 320) ** 0.5, (1, 1)), "b": ((40,), 0, None)},
+        {"W": (2, 2, 40, 40), "b": (40,)},
+        {"W": 0.01 * (2 / 320) ** 0.5},
+        (1, 1),
     ),
     "exponential": (
         ConvExponential(16),
         (7, 7, 16),
-        {"W": ((3, 3, 16, 16), 0.01 * (2 / 288) ** 0.5, None)},
+        {"W": (3, 3, 16, 16)},
+        {"W": 0.01 * (2 / 288) ** 0.5},
+        None,
     ),
     "coupling": (
         AffineCoupling(4),
         (14, 14, 4),
-        {
-            "w1": ((3, 3, 2, 512), 0.05, None),
-            "b1": ((512,), 0, None),
-            "w2": ((512, 512), 0.05, None),
-            "b2": ((512,), 0, None),
-            "w3": ((3, 3, 512, 4), 0, None),
-            "b3": ((4,), 0, None),
-            "logs": ((4,), 0, None),
-        },
+        {"w1": (3, 3, 2, 512), "b1": (512,), "w2": (512, 512), "b2": (512,)}
+        | {"w3": (3, 3, 512, 4), "b3": (4,), "logs": (4,)},
+        {"w1": 0.05, "w2": 0.05},
+        None,
     ),
     "spline": (
         RationalQuadraticSpline(),
         (200,),
-        {
-            "widths": ((200, 5), 0.01, None),
-            "heights": ((200, 5), 0.01, None),
-            "slopes": ((200, 4), 0.01, None),
-        },
+        {"widths": (200, 5), "heights": (200, 5), "slopes": (200, 4)},
+        {"widths": 0.01, "heights": 0.01, "slopes": 0.01},
+        None,
     ),
 }
 
 
 @pytest.mark.parametrize("name", STARTS)
 def test_where_parameters_start(name):
-    layer, shape, expected = STARTS[name]
+    layer, shape, shapes, deviations, centre = STARTS[name]
     params = layer.init(default_rng(0), shape)
-    assert {k: v.dtype for k, v in params.items()} == dict.fromkeys(expected, float)
-    assert {k: v.shape for k, v in params.items()} == {
-        k: size for k, (size, _, _) in expected.items()
-    }
-    for key, (_, deviation, centre) in expected.items():
-        noise = params[key].copy()
-        if centre is not None:
-            noise[centre] -= np.eye(noise.shape[-1])
+    assert {k: v.dtype for k, v in params.items()} == dict.fromkeys(shapes, float)
+    assert {k: v.shape for k, v in params.items()} == shapes
+    for key, value in params.items():
+        noise = value.copy()
+        if centre is not None and value.ndim > 1:
+            noise[centre] -= np.eye(len(noise[centre]))
         drawn = noise[noise != 0]  # a causal kernel has zeros, below its diagonal
-        assert (drawn.size > 0) == (deviation > 0)
-        if deviation:  # whose own standard error is about σ / √(2n)
-            error = abs(drawn.std() - deviation)
-            assert error < 5 * deviation / math.sqrt(2 * drawn.size), key
+        assert (drawn.size > 0) == (key in deviations)
+        if key in deviations:  # whose own standard error is about σ / √(2n)
+            error = abs(drawn.std() / deviations[key] - 1)
+            assert error < 5 / math.sqrt(2 * drawn.size), key
     if name == "causal":
         assert_array_equal(np.tril(params["W"][1, 1], -1), 0)
     if name == "dense":
@@ -315,7 +311,7 @@ def initialised(ops, x):
     return layer, found
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@each_precision
 def test_the_first_batch_comes_out_with_mean_0_and_variance_1(ops, dtype):
     x = some_images(dtype)
     layer, p = initialised(ops, x)
@@ -330,7 +326,7 @@ def test_the_first_batch_comes_out_with_mean_0_and_variance_1(ops, dtype):
 
 
 @pytest.mark.parametrize("value", [0.0, 1 / 3, -1e4, 1e-20])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@each_precision
 def test_a_constant_channel_keeps_its_scale(ops, value, dtype):
     x = some_images(dtype)
     x[..., 1] = value
@@ -346,7 +342,7 @@ def test_a_constant_channel_keeps_its_scale(ops, value, dtype):
     assert_array_equal(np.stack([p["t"], p["s"]]), [row[0], [0, 0]])
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@each_precision
 def test_a_constant_up_to_rounding_is_a_constant(ops, dtype):
     rng = default_rng(1)
     eps = np.finfo(dtype).eps

@@ -34,6 +34,7 @@ from snfnp.rules import Exact
 BATCH = 4
 UNIT = (0.0,) * 6, (1.0,) * 6
 RTOL = 1e-11  # float64, at most a few dozen roundings, condition numbers below 1e3
+each_size = pytest.mark.parametrize("size", [2, 6, 20, 100])
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ def exact_results(ops, w):
     )
 
 
-@pytest.mark.parametrize("size", [2, 6, 20, 100])
+@each_size
 def test_a_matrix_that_is_singular_up_to_rounding_is_refused(ops, size):
     """Of rank D − 1 before its elements were rounded, so that most have a finite log-determinant
     of their own. As a 1×1 convolution likewise."""
@@ -195,7 +196,7 @@ def test_a_matrix_that_is_singular_up_to_rounding_is_refused(ops, size):
             Conv2d((1, 1), size).log_det(ops, w[None, None], (3, 3, size))
 
 
-@pytest.mark.parametrize("size", [2, 6, 20, 100])
+@each_size
 def test_an_ill_conditioned_matrix_is_not(ops, size):
     """Of condition 2e12: what is exact has the digits that this leaves."""
     for w in matrices(size, 1e-12):
@@ -207,7 +208,7 @@ def test_an_ill_conditioned_matrix_is_not(ops, size):
         assert np.isfinite(gradient).all() and np.isfinite(samples).all()
 
 
-@pytest.mark.parametrize("size", [2, 6, 20, 100])
+@each_size
 def test_the_condition_is_estimated(ops, size):
     """From 8 fixed directions: within a factor of 4 for these."""
     for smallest in (1.0, 1e-3, 1e-12):

@@ -61,14 +61,13 @@ def test_where_weights_start(model, init, changes, centre, noisy):
     learning = [p["W"] for p in trainer.params.values() if "R" in p]
     assert learning
     for w in learning:
-        tap = w if w.ndim == 2 else w[w.shape[0] // 2, w.shape[1] // 2]
-        assert np.abs(tap.T @ tap - np.eye(len(tap))).max() < (0.1 if noisy else 1e-12)
-        assert (np.abs(tap - np.eye(len(tap))).max() < 0.1) == (centre == "identity")
-        flat = w if w.ndim == 4 else w[None, None]
-        beside = np.delete(
-            flat.reshape(-1, flat[0, 0].size), flat[..., 0, 0].size // 2, axis=0
-        )
-        rest = beside if w.ndim == 4 else tap - np.diag(np.diag(tap))
+        taps = w.reshape(-1, *w.shape[-2:])
+        eye = np.eye(w.shape[-1])
+        tap = taps[len(taps) // 2]
+        assert np.abs(tap.T @ tap - eye).max() < (0.1 if noisy else 1e-12)
+        assert (np.abs(tap - eye).max() < 0.1) == (centre == "identity")
+        beside = np.delete(taps, len(taps) // 2, axis=0)
+        rest = beside if w.ndim == 4 else tap[eye == 0]
         assert bool(np.any(rest)) == noisy
         assert np.abs(rest).max(initial=0.0) < 0.1
 

@@ -35,6 +35,7 @@ KNOWN = {
     "243f6a88 85a308d3 13198a2e 03707344 a4093822 299f31d0": "d16cfe09 94fdcceb 5001e420 24126ea1",
 }
 OF_NUMBA = [name for name in OVERRIDES if name in calls.overridden(overrides("cpu"))]
+each_kernel = pytest.mark.parametrize("name", OF_NUMBA)
 # Of few channels it is a product of whole planes, where a pixel meets the padding of other rows: 0
 # times NaN. The step fails all the same.
 WIDER = {"conv.weight_grad"}
@@ -151,7 +152,7 @@ def test_override_matches_its_definition(name, dtype):
         calls.assert_as_defined(NUMBA, name, OVERRIDES[name](calls.Draw(dtype, size)))
 
 
-@pytest.mark.parametrize("name", OF_NUMBA)
+@each_kernel
 def test_a_kernel_without_its_parallel_loop_matches_its_definition(name, alone):
     """In the quick tier: each kernel once, in the precision in which bounds are tightest. The
     convolutions of these sizes take planes, patches and tiles."""
@@ -160,7 +161,7 @@ def test_a_kernel_without_its_parallel_loop_matches_its_definition(name, alone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OF_NUMBA)
+@each_kernel
 def test_the_number_of_threads_does_not_change_a_bit(name, monkeypatch):
     """On two threads, which even short kernels take here, the bits are those on one."""
     if numba.config.NUMBA_NUM_THREADS < 2:
@@ -184,7 +185,7 @@ def test_the_number_of_threads_does_not_change_a_bit(name, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize("name", OF_NUMBA)
+@each_kernel
 def test_nan_spreads_as_defined(name):
     for size in calls.TWO_SIZES:
         call = OVERRIDES[name](calls.Draw(np.float32, size))
@@ -210,7 +211,7 @@ KERNELS = {
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize("name", OF_NUMBA)
+@each_kernel
 def test_override_takes_arguments_that_disagree_as_its_definition_does(name, alone):
     """Rows, channels, axes and precisions that do not belong together: kernels do not look."""
     for size in calls.TWO_SIZES + KERNELS.get(name, []):

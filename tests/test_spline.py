@@ -26,6 +26,7 @@ SHAPE = (
 LAYER = RationalQuadraticSpline()
 PARAMETERS = ("widths", "heights", "slopes")
 pytestmark = pytest.mark.usefixtures("alone")
+each_precision = pytest.mark.parametrize("dtype", FLOATS)
 
 
 def parameters(spread=1.0, shape=SHAPE, layer=LAYER, seed=0, dtype=np.float64):
@@ -114,7 +115,7 @@ def around_the_knots(knots):
     return np.concatenate([-far, around, far])
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@each_precision
 def test_value_and_slope_are_continuous_at_the_knots(ops, dtype):
     p = parameters(1.0, dtype=dtype)
     knots = knots_of(ops, p)
@@ -219,7 +220,7 @@ def test_equal_bins_and_unit_slopes_are_the_identity(ops):
         assert_near(result[name], expected, 1e-13)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@each_precision
 @pytest.mark.parametrize("seed", range(3))
 def test_raw_parameters_of_50_stay_finite_and_monotone(ops, dtype, seed):
     rng = default_rng(seed)
@@ -256,7 +257,7 @@ def test_steep_and_flat_slopes_do_not_leave_the_range_of_a_product(ops):
 
 
 @pytest.mark.parametrize("value", [0.0, 30.0], ids=["inside", "in the tail"])
-@pytest.mark.parametrize("dtype", FLOATS)
+@each_precision
 def test_nan_stays_in_its_pixel(ops, dtype, value):
     """In values and deltas. In the tails ldj does not depend on x, which may be infinite."""
     p = parameters(0.5, dtype=dtype)
@@ -285,7 +286,7 @@ def test_nan_stays_in_its_pixel(ops, dtype, value):
 
 @pytest.mark.parametrize("name", PARAMETERS)
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
-@pytest.mark.parametrize("dtype", FLOATS)
+@each_precision
 def test_an_overflowed_parameter_shows(ops, name, value, dtype):
     """Even where it would give a valid spline (exp(-∞) = 0) and in the tails."""
     p = parameters(0.5, dtype=dtype)
@@ -315,7 +316,7 @@ def test_slopes_that_overflow_give_no_finite_log_determinant(ops):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", FLOATS)
+@each_precision
 def test_a_pixel_on_numba_does_not_depend_on_its_neighbours(dtype):
     """Its block and its lane in a register do not change a bit."""
     ops = get_ops("numba")

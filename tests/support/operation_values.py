@@ -17,6 +17,7 @@ from support.operation_cases_layers import ALPHA
 
 COUNT, DIMENSIONS = 9, (1, 3, 4, 7, 784)  # rows, and values in each of them
 EXTREME = [-np.inf, -1e4, -100.0, -1e-30, -0.0, 0.0, 1e-30, 100.0, 1e4, np.inf, np.nan]
+each_precision = pytest.mark.parametrize("dtype", FLOATS)
 
 
 class OperationValues:
@@ -36,7 +37,7 @@ class OperationValues:
         found = ops.random.uniform(RandomKey(seed, stream, step), shape, np.float64)
         assert ops.to_host(found)[-1] == float(expected) * 2.0**-32
 
-    @pytest.mark.parametrize("dtype", FLOATS)
+    @each_precision
     @pytest.mark.parametrize("distribution", ["uniform", "normal", "rademacher"])
     def test_rows_from_the_first_one_on_are_those_of_the_whole(
         self, ops, distribution, dtype
@@ -69,7 +70,7 @@ class OperationValues:
         found = ops.to_host(ops.random.uniform(key, (count,), np.float64))
         assert_array_equal(found, expected.reshape(-1)[2:] * 2.0**-32)
 
-    @pytest.mark.parametrize("dtype", FLOATS)
+    @each_precision
     def test_preprocess_of_a_part_is_that_of_the_whole(self, ops, dtype):
         rng = np.random.default_rng(0)
         key = RandomKey(2**40 + 7, 5, 2**33 + 3)
@@ -112,7 +113,7 @@ class OperationValues:
         assert_array_equal(multiples, np.floor(multiples))
         assert draws.min() >= 0 and draws.max() < 1
 
-    @pytest.mark.parametrize("dtype", FLOATS)
+    @each_precision
     def test_smooth_leaky_relu_at_extreme_values(self, ops, dtype):
         x = ops.asarray(np.array(EXTREME, dtype)[:, None])
         y, ldj, sigma = map(ops.to_host, ops.activation.smooth_leaky_relu(x, ALPHA))
@@ -137,7 +138,7 @@ class OperationValues:
     @pytest.mark.filterwarnings(
         "ignore:invalid value:RuntimeWarning"
     )  # ∞ - ∞ in the residual
-    @pytest.mark.parametrize("dtype", FLOATS)
+    @each_precision
     def test_smooth_leaky_relu_inverse_at_extreme_values(self, ops, dtype):
         """NaN and infinity pass through, terminate, and do not touch the values beside them."""
         y = np.array([*EXTREME, 0.3, -0.2], dtype)
@@ -150,7 +151,7 @@ class OperationValues:
         assert_array_equal(x[finite], alone)
 
     @pytest.mark.parametrize("value", [0, 255])
-    @pytest.mark.parametrize("dtype", FLOATS)
+    @each_precision
     def test_preprocess_is_finite_at_the_ends(self, ops, value, dtype):
         images = ops.asarray(np.full((64, 784), value, np.uint8))
         x, ldj = map(
