@@ -305,10 +305,9 @@ def call_spline_inverse(draw):
 
 
 def call_spline_backward(draw):
+    if math.prod(draw.size[1:]) > LONG:
+        draw.size = (draw.size[0], LONG)
     size = draw.size
-    pixels = math.prod(size[1:])
-    if pixels > LONG:
-        size = (size[0], LONG)
     x, knots, factors = spline_call(draw)
     bins = knots.shape[1] - 1
     dy = draw.normal(size)
