@@ -18,10 +18,9 @@ from snfnp.layers import Layer, Linear, Preprocess, Whiten
 from snfnp.layers.chain import named, of_layer, require_chain, require_ends
 from snfnp.layers.preprocess import Scale, Standardise
 from snfnp.maps.condition import condition
-from snfnp.ops import Array, Ops, RandomKey, Scalar
+from snfnp.ops import Array, Ops, RandomKey, Scalar, Shape
 from snfnp.parameters import Layout
 
-Shape = tuple[int, ...]
 Params = dict[str, dict[str, Array]]  # {layer: {name: array}}
 
 # Each layer draws from _STREAMS of the random generator's streams, from _FIRST_STREAM on; those

@@ -121,7 +121,7 @@ def _norm(ops: Ops, matrix: Array) -> float:
     return ops.linalg.norms(matrix)[0] * (1 + matrix.size * _UNIT)
 
 
-def _smallest(f: Map, g: Map, shape: Shape) -> tuple[tuple[int, ...], int]:
+def _smallest(f: Map, g: Map, shape: Shape) -> tuple[Shape, int]:
     """(the shape of the smallest sample that determines E, the number of copies of this E in the
     layer's): 1×1 convolutions do the same at every pixel."""
     pointwise = all(isinstance(m, Conv2d) and m.kernel == (1, 1) for m in (f, g))

@@ -19,7 +19,7 @@ from snfnp.gradcheck.differences import GradientError, relative
 from snfnp.gradcheck.members import require
 from snfnp.layers import Layer, Whiten
 from snfnp.maps import Map
-from snfnp.ops import Array, Ops, RandomKey, cpu_backends, get_ops
+from snfnp.ops import Array, Ops, RandomKey, Shape, cpu_backends, get_ops
 from snfnp.parameters import order_of
 
 Arrays = dict[str, np.ndarray]
@@ -95,7 +95,7 @@ class Case:
     def __init__(
         self,
         layer: Any,
-        shape: tuple[int, ...],
+        shape: Shape,
         *,
         ops: Ops | None = None,
         batch: int = 3,

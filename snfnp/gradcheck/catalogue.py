@@ -24,9 +24,8 @@ from snfnp.layers import (
     Whiten,
 )
 from snfnp.maps import Conv2d, Dense
+from snfnp.ops import Shape
 from snfnp.rules import Exact, Relative, Rule, SelfNormalizing
-
-Shape = tuple[int, ...]
 
 
 class Check(NamedTuple):

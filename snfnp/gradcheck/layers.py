@@ -17,7 +17,7 @@ from snfnp.gradcheck.case import (
 )
 from snfnp.gradcheck.differences import GradientError, central_difference
 from snfnp.layers import Layer, Linear
-from snfnp.ops import Ops
+from snfnp.ops import Ops, Shape
 from snfnp.ops.group import flat
 from snfnp.rules import SelfNormalizing
 
@@ -26,7 +26,7 @@ Scalar = Callable[[np.ndarray, Arrays], float]
 
 def stop_gradient_objective(
     layer: Any,
-    shape: tuple[int, ...],
+    shape: Shape,
     ops: Ops,
     params: Arrays,
     x: np.ndarray,
@@ -84,7 +84,7 @@ def stop_gradient_objective(
 @on_cpu_backends
 def check_layer(
     layer: Layer,
-    shape: tuple[int, ...],
+    shape: Shape,
     *,
     scalar: Callable[..., Scalar] | None = None,
     **settings: Any,

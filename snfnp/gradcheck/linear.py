@@ -9,12 +9,13 @@ from snfnp.gradcheck.case import Arrays, Case, Report, as_matrix, on_cpu_backend
 from snfnp.gradcheck.members import require
 from snfnp.layers import Linear
 from snfnp.maps import Map
+from snfnp.ops import Shape
 from snfnp.ops.group import flat
 from snfnp.rules import Exact, Relative, Rule, SelfNormalizing
 
 
 @on_cpu_backends
-def check_map(linear_map: Map, shape: tuple[int, ...], **settings: Any) -> Report:
+def check_map(linear_map: Map, shape: Shape, **settings: Any) -> Report:
     """Check every member of a map at a random weight, in O(D³).
 
     * apply is linear in x; adjoint: ⟨T(w) x, δ⟩ = ⟨x, T(w)ᵀ δ⟩;
@@ -99,9 +100,7 @@ def check_map(linear_map: Map, shape: tuple[int, ...], **settings: Any) -> Repor
 
 
 @on_cpu_backends
-def check_rule(
-    rule: Rule, linear_map: Map, shape: tuple[int, ...], **settings: Any
-) -> Report:
+def check_rule(rule: Rule, linear_map: Map, shape: Shape, **settings: Any) -> Report:
     """Check a rule where it must agree with the likelihood, differentiated numerically, in O(D³).
 
     A rule that learns an inverse is checked at R = W⁻¹, where Eqs. 10 and 11 become Eqs. 8 and 9

@@ -5,9 +5,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from snfnp.context import BackwardContext
-from snfnp.ops import Array, Ops
+from snfnp.ops import Array, Ops, Shape
 
-Shape = tuple[int, ...]
 Params = dict[str, Array]  # one layer's parameters by name
 
 

@@ -143,7 +143,7 @@ class Linear(Layer):
         return z - p["b"] if self.bias else z
 
 
-def xavier(shape: tuple[int, ...], gain: float) -> float:
+def xavier(shape: Shape, gain: float) -> float:
     """The standard deviation of Xavier normal noise in a weight (*taps, I, O): fan-in and fan-out
     are I and O times the number of taps, and (1, 1) for a vector."""
     *taps, inputs, outputs = shape if len(shape) > 1 else (1, 1)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from snfnp.errors import UsageError, require_real, require_whole
-from snfnp.ops import Array, Ops, RandomKey
+from snfnp.ops import Array, Ops, RandomKey, Shape
 
 
 class _OfImages:
@@ -179,7 +179,7 @@ WAYS = ("logit", "scale", "standardise", "none")
 
 
 def preprocess_by_name(
-    name: str | None, shape: tuple[int, ...], moments: Any = None
+    name: str | None, shape: Shape, moments: Any = None
 ) -> Preprocess | Scale | Standardise:
     """The preprocessing of this name, or the default for data of this shape (None).
 

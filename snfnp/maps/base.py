@@ -4,9 +4,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from snfnp.ops import Array, Ops
-
-Shape = tuple[int, ...]
+from snfnp.ops import Array, Ops, Shape
 
 
 class Map:

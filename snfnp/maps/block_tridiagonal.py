@@ -60,8 +60,8 @@ class BlockLU:
     """
 
     ops: Ops
-    kernel: tuple[int, ...]
-    shape: tuple[int, ...]
+    kernel: Shape
+    shape: Shape
     lower: Array
     inverses: list
     ratios: list

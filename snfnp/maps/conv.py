@@ -54,7 +54,7 @@ class Conv2d(Map):
         outputs = self.channels if self.out_channels is None else self.out_channels
         return (*self.kernel, self.channels, outputs)
 
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    def output_shape(self, shape: Shape) -> Shape:
         if len(shape) != 3 or shape[2] != self.channels:
             message = f"a convolution of {self.channels} channels cannot take {shape}"
             raise UsageError(f"{message}: give it images (H, W, {self.channels})")
@@ -129,7 +129,7 @@ class Conv2d(Map):
 
 
 @cache
-def _multiplicity(kernel: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray:
+def _multiplicity(kernel: Shape, size: Shape) -> np.ndarray:
     """max(H − |Δh|, 0) · max(W − |Δw|, 0) with the offsets (Δh, Δw) from the kernel's centre."""
     rows, columns = (
         np.maximum(length - np.abs(np.arange(taps) - taps // 2), 0.0)

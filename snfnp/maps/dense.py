@@ -28,7 +28,7 @@ class Dense(Map):
     def weight_shape(self) -> tuple[int, int]:
         return (self.features, self.features)
 
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def output_shape(self, shape: Shape) -> Shape:
         if shape != (self.features,):
             message = f"a dense map of {self.features} features cannot take {shape}"
             raise UsageError(f"{message}: give it rows of {self.features} numbers")

@@ -22,7 +22,7 @@ from snfnp.ops.channels.definition import Channels
 from snfnp.ops.communication import SINGLE_PROCESS, Communicator, shares
 from snfnp.ops.conv.definition import Conv
 from snfnp.ops.coupling.definition import Coupling
-from snfnp.ops.group import Array, Scalar
+from snfnp.ops.group import Array, Scalar, Shape
 from snfnp.ops.host import HostDevice, ranks_on_shared_cores
 from snfnp.ops.images.definition import Images
 from snfnp.ops.linalg.definition import LinearAlgebra
@@ -149,4 +149,4 @@ def cpu_backends() -> list[Ops]:
 
 
 __all__ = ["SINGLE_PROCESS", "BACKENDS", "Array", "Communicator", "Ops"]
-__all__ += ["RandomKey", "Scalar", "cpu_backends", "get_ops", "shares"]
+__all__ += ["RandomKey", "Scalar", "Shape", "cpu_backends", "get_ops", "shares"]

@@ -6,7 +6,7 @@ import numpy as np
 
 from snfnp.context import Slice
 from snfnp.likelihood import AUGMENTATION
-from snfnp.ops import SINGLE_PROCESS, Array, Communicator, Ops, RandomKey, shares
+from snfnp.ops import SINGLE_PROCESS, Array, Communicator, Ops, RandomKey, Shape, shares
 from snfnp.step.settings import Settings
 
 
@@ -59,7 +59,7 @@ class Batches:
         ops: Ops,
         images: Any,
         config: Settings,
-        shape: tuple[int, ...],
+        shape: Shape,
         world: Communicator = SINGLE_PROCESS,
     ):
         self._config = config

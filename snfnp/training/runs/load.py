@@ -18,7 +18,7 @@ from snfnp.errors import UsageError
 from snfnp.flow import Flow, Params
 from snfnp.layers.preprocess import Standardise
 from snfnp.likelihood import Likelihood
-from snfnp.ops import Ops, get_ops
+from snfnp.ops import Ops, Shape, get_ops
 from snfnp.parameters import Layout
 from snfnp.step.update import saved_lambda
 from snfnp.training.options import TrainConfig
@@ -145,7 +145,7 @@ class LoadedRun:
         return self.config.lam
 
     @property
-    def image_shape(self) -> tuple[int, ...]:
+    def image_shape(self) -> Shape:
         """(H, W, C) of its images, or (D,) of its rows."""
         return self.folder.data(self.record)[1]
 
