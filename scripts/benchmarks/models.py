@@ -201,7 +201,7 @@ def determinants(ops, repeats: int) -> list[dict]:
     rows = []
     for shape in _SHAPES:
         block, dense = (
-            Conv2d((3, 3), shape[2], exact=how) for how in ("block", "dense")
+            Conv2d((3, 3), shape[2], exact=each) for each in ("block", "dense")
         )
         noise = rng.standard_normal(block.weight_shape)
         w = block.identity() + xavier(block.weight_shape, 0.01) * noise

@@ -102,7 +102,7 @@ def table(rows: list[dict]) -> str:
     texts = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
     columns = [[len(cell) for cell in column] for column in zip(*texts, strict=True)]
     formats = "  ".join(
-        f"{{:{'>' * bool(i)}{max(own)}}}" for i, own in enumerate(columns)
+        f"{{:{'>' * bool(i)}{max(lengths)}}}" for i, lengths in enumerate(columns)
     )
     return "\n".join(formats.format(*cells) for cells in texts)
 

@@ -170,11 +170,18 @@ def floors():
     for floor, (names, row, line) in enumerate(zip(drawn, widths, lines, strict=True)):
         x = (width - line) / 2
         y = height - _GAP - floor * (_HEIGHT + _GAP) - _HEIGHT / 2
-        for name, own in zip(names, row, strict=True):
+        for name, size in zip(names, row, strict=True):
             box(
-                axis, x + own / 2, y, own, _HEIGHT, name, colors[floor % len(colors)], 9
+                axis,
+                x + size / 2,
+                y,
+                size,
+                _HEIGHT,
+                name,
+                colors[floor % len(colors)],
+                9,
             )
-            x += own + _GAP
+            x += size + _GAP
     arrow(axis, (0.2, height - _GAP), (0.2, _GAP), color=INK)
     axis.text(
         0.08, height / 2, "imports", rotation=90, ha="center", va="center", fontsize=8

@@ -44,12 +44,12 @@ def operations():
     figure, axis = plt.subplots(figsize=(4.2, 3.0))
     axis.loglog(ratio, 0.5 + ratio / 6, color=BLUE)
     axis.axhline(1, color=INK, linewidth=1)
-    for x, label, place in (
+    for x, label, corner in (
         (3, "$N = D/3$", (3.6, 0.78)),
         (7.84, "D = 784, N = 100", (0.75, 2.4)),
     ):
         axis.plot(x, 0.5 + x / 6, "o", color=ORANGE)
-        axis.annotate(label, (x, 0.5 + x / 6), place, color=ORANGE)
+        axis.annotate(label, (x, 0.5 + x / 6), corner, color=ORANGE)
     axis.set(
         xlabel="features per image of the batch, $D / N$",
         ylabel="exact / self-normalizing",
@@ -67,18 +67,18 @@ def flip():
     kernel = np.arange(1.0, 10.0).reshape(3, 3, 1, 1)
     figure, axes = plt.subplots(2, 2, figsize=(4.2, 4.7), height_ratios=[0.62, 1])
     named = ((kernel, "$w$", "$T(w)$"), (f.flip(kernel), "flip$(w)$", "$T($flip$(w))$"))
-    for column, (own, title, of_matrix) in enumerate(named):
-        matrix = as_matrix(f, get_ops("numpy"), own, (4, 3, 1))
+    for column, (w, title, of_matrix) in enumerate(named):
+        matrix = as_matrix(f, get_ops("numpy"), w, (4, 3, 1))
         panels = (
-            (axes[0, column], own[:, :, 0, 0], title),
+            (axes[0, column], w[:, :, 0, 0], title),
             (axes[1, column], matrix, of_matrix),
         )
         for axis, values, name in panels:
             show_taps(axis, values)
             bare(axis, title=name)
-        for (row, place), value in np.ndenumerate(own[:, :, 0, 0]):
+        for (row, tap), value in np.ndenumerate(w[:, :, 0, 0]):
             label = f"$w_{value:.0f}$"
-            write(axes[0, column], place, row, label, "white")
+            write(axes[0, column], tap, row, label, "white")
         axes[1, column].set(xlabel="pixel in", ylabel="pixel out")
         axes[1, column].plot([-0.5, 11.5], [-0.5, 11.5], color=INK, linewidth=0.8)
     return laid_out(figure)

@@ -35,9 +35,9 @@ def _returns(variances, lam: float, rule: SelfNormalizing) -> bool:
     columns = [
         (update(at + e) - update(at - e)) / (2 * step) for e in step * np.eye(len(at))
     ]
-    found = np.linalg.eigvals(np.stack(columns, axis=1))
-    rotations = np.argsort(np.abs(found))[: size * (size - 1) // 2]
-    return bool(np.delete(found, rotations).real.max() < 0)
+    eigenvalues = np.linalg.eigvals(np.stack(columns, axis=1))
+    rotations = np.argsort(np.abs(eigenvalues))[: size * (size - 1) // 2]
+    return bool(np.delete(eigenvalues, rotations).real.max() < 0)
 
 
 def stability():
@@ -49,12 +49,14 @@ def stability():
     for axis, objective in zip(axes, ("mixture", "forward"), strict=True):
         rule = SelfNormalizing(objective)
         points = [(lam, variance) for lam in lams for variance in variances]
-        found = [_returns([variance, 1.0, 2.0], lam, rule) for lam, variance in points]
+        verdicts = [
+            _returns([variance, 1.0, 2.0], lam, rule) for lam, variance in points
+        ]
         looks = ((True, GREEN, "o", "returns"), (False, RED, "x", "is driven away"))
         for good, color, marker, label in looks:
             at = [
                 point
-                for point, returns in zip(points, found, strict=True)
+                for point, returns in zip(points, verdicts, strict=True)
                 if returns is good
             ]
             if at:
@@ -95,11 +97,10 @@ def natural_coordinates():
     figure, axes = plt.subplots(1, 3, figsize=(10.2, 3.5))
     start = np.array([1.6, -0.4])
     side = np.linspace(-2.2, 2.2, 200)
-    own = inverse_root(moments, 0.0)
     grid = np.stack(np.meshgrid(side, side), axis=-1)
     turns = (
         ("the pixels' coordinates", np.eye(2), ORANGE),
-        ("white coordinates", own, BLUE),
+        ("white coordinates", inverse_root(moments, 0.0), BLUE),
     )
     for axis, (title, u, color) in zip(axes, turns, strict=False):
         rng = np.random.default_rng(29)

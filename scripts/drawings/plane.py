@@ -43,9 +43,9 @@ def _trained(steps=2000):
     return flow, data, seen
 
 
-def _grid(places, points):
+def _grid(lines, points):
     """Lines across and along a square, (lines, points, 2)."""
-    first, second = np.meshgrid(np.linspace(places[0], places[-1], points), places)
+    first, second = np.meshgrid(np.linspace(lines[0], lines[-1], points), lines)
     return np.concatenate([np.stack([first, second], 2), np.stack([second, first], 2)])
 
 
@@ -90,8 +90,14 @@ def plane_matrices():
                 axis.plot(*line.T, color=INK, linewidth=0.6, alpha=0.6)
             axis.plot(*(matrix @ circle), color=GREEN, linewidth=1.4)
             for end, color in zip(matrix.T, (BLUE, ORANGE), strict=True):
-                how = {"color": color, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
-                axis.annotate("", end, (0, 0), arrowprops={"arrowstyle": "->", **how})
+                look = {
+                    "arrowstyle": "->",
+                    "color": color,
+                    "linewidth": 1.2,
+                    "shrinkA": 0,
+                    "shrinkB": 0,
+                }
+                axis.annotate("", end, (0, 0), arrowprops=look)
             title = f"$R_{number} W_{number}$" if name == "E" else f"${name}_{number}$"
             area = abs(np.linalg.det(matrix))
             bare(axis, title=f"{title}: × {area:.2f}", aspect="equal")
@@ -104,10 +110,10 @@ def plane_layers():
     grid = _grid(np.linspace(-3.6, 3.6, 9), 23) - (0, 0.4)
     points = data[::3]
     stages = [("data", grid, points)]
-    for place, layer in enumerate(flow):
+    for index, layer in enumerate(flow):
         grid = layer.forward(grid)
         points = layer.forward(points)
-        name = f"bend {place // 2 + 1}" if place % 2 else f"$W_{place // 2 + 1}$"
+        name = f"bend {index // 2 + 1}" if index % 2 else f"$W_{index // 2 + 1}$"
         stages.append((name, grid, points))
     figure, axes = plt.subplots(4, 2, figsize=(4.6, 8.4))
     for axis, (name, lines, dots) in zip(axes.flat, stages, strict=True):

@@ -75,12 +75,12 @@ def show_taps(axis, values):
 
 def box(axis, x, y, width, height, label, color=INK, size=10, alpha=0.14):
     """A rounded box around (x, y) with a label."""
-    place = (x - width / 2, y - height / 2)
+    corner = (x - width / 2, y - height / 2)
     shape = "round,pad=0,rounding_size=0.08"
     for face, edge in (((color, alpha), "none"), ("none", color)):
         axis.add_patch(
             FancyBboxPatch(
-                place,
+                corner,
                 width,
                 height,
                 facecolor=face,
@@ -129,12 +129,12 @@ def move(axis, frames, color: str, width: float, seconds: float = 10) -> None:
     its last frame, plays five times, and rests on that frame, which is what other viewers show.
     """
     figure = axis.figure
-    place = axis.get_position()
+    position = axis.get_position()
     across, up = figure.get_size_inches() * 72
-    x = place.x0 * across
-    y = (1 - place.y1) * up
-    w = place.width * across
-    h = place.height * up
+    x = position.x0 * across
+    y = (1 - position.y1) * up
+    w = position.width * across
+    h = position.height * up
     low, high = np.transpose([axis.get_xlim(), axis.get_ylim()])
     drawn = [
         "".join(

@@ -104,15 +104,15 @@ def controllers():
     bounds = {"lowest": 1e-3, "highest": 9.0}
     figure, (plane, time) = plt.subplots(1, 2, figsize=(7.4, 3.2))
     for rate, color in ((0.3, BLUE), (2, GREEN), (8, INK)):
-        own = Controller(False, kappa, rate * dt, smoothing=0.9, **bounds)
-        state = own.new_state(1, 0.3)
+        controller = Controller(False, kappa, rate * dt, smoothing=0.9, **bounds)
+        state = controller.new_state(1, 0.3)
         theta = 1.4
         path = []
         for _ in range(1500):
             lam = float(state[Row.LAM, 0])
             error = np.array([[theta * theta, 1.0]])
             path.append((theta, lam))
-            ops.step.control(error, 1, own, squares=1.0, failed=0.0, out=state)
+            ops.step.control(error, 1, controller, squares=1.0, failed=0.0, out=state)
             theta -= dt * (a * (theta - b) + float(state[Row.LAM, 0]) * 2 * theta)
         path = np.array(path)
         plane.plot(*path.T, color=color, linewidth=1.3, label=f"η = {rate}")

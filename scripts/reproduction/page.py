@@ -115,7 +115,7 @@ def _filled(text: str, facts: dict[str, str]) -> str:
     paragraphs = []
     for paragraph in re.split(r"(\n{2,}|\n(?=\* ))", text):
         filled = re.sub(
-            r"@(\w+)@", lambda found: facts.get(found[1], "not run"), paragraph
+            r"@(\w+)@", lambda match: facts.get(match[1], "not run"), paragraph
         )
         changed = (
             filled != paragraph or max(map(len, filled.splitlines()), default=0) > 100

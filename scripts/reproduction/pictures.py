@@ -16,15 +16,15 @@ def save_beside(
         series.items(), looks, strict=True
     ):
         known = [
-            (row + offset, *own)
-            for row, own in zip(rows, figures, strict=True)
-            if own[0]
+            (row + offset, mean, deviation)
+            for row, (mean, deviation) in zip(rows, figures, strict=True)
+            if mean
         ]
-        y, mean, deviation = zip(*known, strict=True) if known else ((), (), ())
+        y, means, deviations = zip(*known, strict=True) if known else ((), (), ())
         axis.errorbar(
-            mean,
+            means,
             y,
-            xerr=[own or 0.0 for own in deviation],
+            xerr=[each or 0.0 for each in deviations],
             fmt=marker,
             color=color,
             markersize=5,

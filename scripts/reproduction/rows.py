@@ -110,10 +110,10 @@ def _table_2() -> Iterator[Row]:
         ("imagenet32", "glow-3l-48k", 15, ((4.12, 0.002), (4.14, 0.007))),
     ):
         rules = (("Glow", "exact", EXACT), ("SNF Glow", "snf", {}))
-        for (label, how, rule), (bits, spread) in zip(rules, figures, strict=True):
+        for (label, suffix, rule), (bits, spread) in zip(rules, figures, strict=True):
             cells = (label, TITLES[data])
             options = {"model": model, "data": data} | rule
-            yield Row(f"{model}-{how}", cells, options, bits, epochs, spread, ours=0)
+            yield Row(f"{model}-{suffix}", cells, options, bits, epochs, spread, ours=0)
 
 
 def _table_4() -> Iterator[Row]:
@@ -124,8 +124,10 @@ def _table_4() -> Iterator[Row]:
         lams = (0.05, 0.1, 0.3, 1, 10, 100, 1000)
         figures = (DIVERGED, DIVERGED, NOT_GIVEN, *nats)
         for lam, figure in zip(map(float, lams), figures, strict=True):
-            own = (f"{model}-lambda-{lam:g}", {"model": model, "lam": lam})
-            name, options = snf if lam == 1 else own
+            name = f"{model}-lambda-{lam:g}"
+            options = {"model": model, "lam": lam}
+            if lam == 1:
+                name, options = snf
             yield Row(name, (label, f"{lam:g}"), options, figure, epochs)
     for lam, nats in ((100.0, 574.1), (1000.0, 574.8)):
         yield _glow(lam, ("2L-16K Glow", f"{lam:g}"), nats)
@@ -149,9 +151,15 @@ def _table_5() -> Iterator[Row]:
         ("glow-1x1-geco", "SNF 1x1", _GECO, 678.3, 9.7),
         ("glow-5x5-geco", "SNF 5x5", large, 669.9, 2.8),
     ):
-        own = {"model": "glow-2l-4k"} | options
         yield Row(
-            name, (label,), own, nats, GLOW_EPOCHS, spread, 10, epochs_given=False
+            name,
+            (label,),
+            {"model": "glow-2l-4k"} | options,
+            nats,
+            GLOW_EPOCHS,
+            spread,
+            10,
+            epochs_given=False,
         )
 
 

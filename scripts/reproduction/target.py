@@ -91,7 +91,7 @@ def grid(table: Iterable[Iterable[str]]) -> str:
     """A Markdown table; its first row has the heads."""
     heads, *rows = table
     return "\n".join(
-        f"| {' | '.join(own)} |" for own in (heads, ["---"] * len(heads), *rows)
+        f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)
     )
 
 
