@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.random import default_rng
 from support.messages import one_line
+from support.own_layer import RULES, own
 from support.runs import assert_same_run, state
 from support.trainers import at_step, spoil, without_time
 from test_likelihood import Stretch
@@ -26,6 +27,7 @@ from snfnp.maps import Dense
 from snfnp.models import PRESETS
 from snfnp.rules import Exact
 from snfnp.training import progress
+from snfnp.training.options import TrainConfig
 from snfnp.training.options.user_models import imported, preset_of, text_of
 from snfnp.training.runs.folder import RunFolder
 
@@ -584,3 +586,25 @@ def test_what_fit_could_not_finish_stays_where_it_goes_on(tmp_path, monkeypatch)
 def test_callbacks_are_a_list_of_functions(callbacks):
     with one_line(UsageError, "callbacks is ", "give a list of functions"):
         snfnp.fit(DATA, callbacks=callbacks, report=None, **QUICK)
+
+
+def test_a_run_names_the_rule_that_its_layers_have():
+    """In its head and over its pictures, also where that is a user's own."""
+    newton = own("Newton", RULES)()
+    chosen = Linear(Dense(2), TrainConfig().filled().rule)
+    for config, layers, words in (
+        (TrainConfig(), [chosen], "self-normalizing gradient (mixture, λ = 1)"),
+        (TrainConfig(gradient="exact"), [Linear(Dense(2), Exact())], "exact gradient"),
+        (TrainConfig(), [Linear(Dense(2), newton)], "gradient by Newton(), λ = 1"),
+        (
+            TrainConfig(),
+            [chosen, Linear(Dense(2), Exact())],
+            "self-normalizing gradient (mixture, λ = 1), gradient by Exact()",
+        ),
+        (TrainConfig(gradient="exact"), [SmoothLeakyReLU(0.3)], "exact gradient"),
+    ):
+        flow = snfnp.Flow(
+            (2,), tuple((f"layer{i}", layer) for i, layer in enumerate(layers))
+        )
+        found = progress.gradient_of(config.filled(), flow)
+        assert found.replace("learns_inverse=True", "") == words

@@ -1,5 +1,6 @@
 """Pictures and curves: whole or not there, in their format, refused before the work; events."""
 
+import json
 import math
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from PIL import Image
 from support.messages import one_line
 from support.processes import python
 
-from snfnp.cli import sample
+from snfnp.cli import sample, train
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.training import curves, plots
@@ -204,6 +205,28 @@ def test_any_name_is_drawn_as_it_is_and_without_a_warning(tmp_path, recwarn):
     for index, name in enumerate(ODD_NAMES):
         curves.save_curves(tmp_path / f"{index}.svg", records, name)
     assert len(list(tmp_path.iterdir())) == 3 + len(ODD_NAMES) and not recwarn.list
+
+
+def test_samples_stand_beside_test_images_under_the_rule_and_the_best_epoch(
+    tmp_path, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(plots, "save_samples", lambda *given: drawn.append(given))
+    np.save(tmp_path / "a.npy", images(40, 8))
+    out = tmp_path / "run"
+    options = f"--backend numpy --epochs 2 --batch-size 8 --out {out}".split()
+    train.main([str(tmp_path / "a.npy"), *options])
+    (_, panels, title) = drawn[0]
+    assert [*panels] == [
+        "learned inverse (one pass)",
+        "exact inverse",
+        "test images",
+    ]
+    record = json.loads((out / "config.json").read_text())
+    assert len(panels["test images"]) == record["data"]["images"][2] == 4
+    best = json.loads((out / "summary.json").read_text())["best_epoch"]
+    rule = "self-normalizing gradient (mixture, λ = 1)"
+    assert title == f"Samples, the same latents: a, fc, {rule}, epoch {best} of 2"
 
 
 def labels(*records):

@@ -1,5 +1,6 @@
 """2-D toy data: densities, pictures and the animation, paths between latents, scores."""
 
+import json
 import re
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from snfnp.data import toy as densities
 from snfnp.errors import UsageError
 from snfnp.likelihood import Likelihood
 from snfnp.step.trainer import Trainer
+from snfnp.training import plots
 from snfnp.training.plots import Animation, View
 from snfnp.training.progress import Record
 
@@ -73,6 +75,89 @@ def test_a_density_is_a_data_set_by_name(name):
         snfnp.load_dataset(name, "x")
 
 
+def normal(x, mean, deviation):
+    return np.exp(-0.5 * ((x - mean) / deviation) ** 2) / (
+        deviation * np.sqrt(2 * np.pi)
+    )
+
+
+def around(curve, low, high):
+    """The density around ± a curve with a uniform parameter and noise of 0.1, by quadrature."""
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    centres = curve(low + (high - low) * (nodes + 1) / 2)
+
+    def density(point):
+        apart = (abs(point[:, None] - sign * centres) for sign in (1, -1))
+        bumps = sum(normal(each, 0, 0.1) for each in apart)
+        return bumps @ weights / 4 * normal(0, 0, 0.1)
+
+    return density
+
+
+def arm_of_spiral(share):
+    radius = np.pi * np.sqrt(share)
+    return radius * np.exp(3j * radius)
+
+
+def pinwheel(point):
+    """Each arm is z ↦ 2 z exp(i φ(Re z)) with a turn, φ = exp(Re z)/4, and the determinant of its
+    Jacobian is 4 (1 − φ' Im z): the roots Re z are bracketed on a grid, and bisected."""
+    grid = np.linspace(-1.4, 3.4, 300)
+    density = np.zeros(len(point))
+
+    def back(turned, x):
+        return turned * np.exp(-0.25j * np.exp(x))
+
+    for arm in range(5):
+        turned = point / 2 * np.exp(-2j * np.pi * arm / 5)
+        above = back(turned[:, None], grid).real > grid
+        index, left = np.nonzero(above[:, 1:] != above[:, :-1])
+        low, high = grid[left], grid[left + 1]
+        starts = above[index, left]
+        for _ in range(40):
+            x = (low + high) / 2
+            same = (back(turned[index], x).real > x) == starts
+            low, high = np.where(same, x, low), np.where(same, high, x)
+        y = back(turned[index], x).imag
+        mass = normal(x, 1, 0.3) * normal(y, 0, 0.1) / 5
+        np.add.at(density, index, mass / abs(4 - y * np.exp(x)))
+    return density
+
+
+TRUE = {
+    "moons": around(lambda t: np.exp(1j * t) - 0.5 - 0.25j, 0, np.pi),
+    "rings": lambda point: sum(
+        k / 6 * normal(abs(point), k, 0.1) / (2 * np.pi * abs(point)) for k in (1, 2, 3)
+    ),
+    "pinwheel": pinwheel,
+    "checkerboard": lambda point: np.full(len(point), 1 / 8),
+    "spirals": around(arm_of_spiral, 0.01, 1),
+    "gaussians": lambda point: sum(
+        normal(abs(point - 2 * np.exp(0.25j * np.pi * k)), 0, 0.2)
+        * normal(0, 0, 0.2)
+        / 8
+        for k in range(8)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", densities.DENSITIES)
+def test_the_true_likelihood_of_the_test_points_is_that_of_their_density(name):
+    data = snfnp.load_dataset(name)
+    found = -np.log(TRUE[name](data.test @ (1, 1j))).mean()
+    assert abs(found - data.true_nll) < 1e-6  # it has so many decimals
+    # a density of the right shape that integrates to anything but 1 would pass unseen
+    fresh = densities.draw(name, 2000, 1) @ (1, 1j)
+    share = np.mean(np.abs(fresh) < 2)
+    side = np.arange(-2, 2, 0.05) + 0.025
+    grid = (side[:, None] * 1j + side).ravel()
+    inside = grid[np.abs(grid) < 2]
+    if name == "checkerboard":
+        inside = inside[(np.floor(inside.real) + np.floor(inside.imag)) % 2 == 0]
+    mass = TRUE[name](inside).sum() * 0.05**2
+    assert abs(mass - share) < 4 * np.sqrt(0.25 / 2000)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "moons"
@@ -128,6 +213,49 @@ def test_a_view_is_what_the_flow_says(run):
     assert (view.samples["learned"] != view.samples["exact"]).any() and len(
         view.data
     ) >= 600
+
+
+def test_samples_of_both_inverses_are_visible(run, tmp_path, monkeypatch):
+    """Those of the learned one as circles, in which those of the exact one may lie."""
+    drawn = []
+    monkeypatch.setattr(
+        plots.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure)
+    )
+    data = snfnp.load_dataset("moons").test
+    for inverses in (["learned", "exact"], ["exact"]):
+        view = View.of(run.likelihood, data, inverses)
+        plots.save_view(tmp_path / "a.png", view, "title")
+    marks = {
+        each.get_label(): each
+        for figure in drawn[:1]
+        for each in figure.axes[1].collections
+    }
+    assert len(marks["learned inverse"].get_facecolor()) == 0  # hollow
+    assert marks["learned inverse"].get_sizes() > marks["exact inverse"].get_sizes()
+    assert len(drawn[1].axes[1].collections[1].get_facecolor()) == 1
+    (scale,) = drawn[0].axes[0].child_axes  # of the density
+    assert scale.get_xlim()[0] == 0 < scale.get_xlim()[1] <= view.density.max()
+
+
+def test_the_end_of_a_run_on_a_toy_density_has_its_true_likelihood(folder, capsys):
+    train.main(["--resume", "--out", str(folder)])
+    summary = json.loads((folder / "summary.json").read_text())
+    said = capsys.readouterr().out
+    above = summary["test_nll_nats"] - 1.006372
+    assert f"has 1.0064 nats: the flow is {above:.4f} above it" in said
+
+
+def test_a_small_table_is_drawn_with_all_of_its_rows(tmp_path, monkeypatch):
+    """Of its validation rows alone there would be six points."""
+    views = []
+    monkeypatch.setattr(
+        plots, "save_view", lambda path, view, *given: views.append(view)
+    )
+    rows = RNG.normal(size=(60, 2))
+    np.save(tmp_path / "a.npy", rows)
+    options = (*FAST, "--batch-size", "20", "--epochs", "1", "--out")
+    train.main([str(tmp_path / "a.npy"), *options, str(tmp_path / "run")])
+    assert {*map(tuple, views[0].data)} == {*map(tuple, rows)}
 
 
 def record(epoch: int, likelihood=None) -> Record:

@@ -100,12 +100,12 @@ def test_training_reports_its_progress(finished):
     assert err.count("sample") >= 1 and "--data-dir" in err  # the loud line
     for epoch in (1, 2):
         assert re.search(
-            rf"epoch +{epoch}/2  exact validation NLL +[\d.]+ nats = [\d.]+ bits", out
+            rf"epoch +{epoch}/2 exact validation NLL +[\d.]+ nats = [\d.]+ bits", out
         )
     assert re.search(
         r"best epoch 2: .* exact test NLL [\d.]+ nats = [\d.]+ bits/dim", out
     )
-    assert "surrogate" in out and str(folder) in out
+    assert "error: Σ" in out and str(folder) in out
 
 
 def test_the_run_folder_is_complete(finished):

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +41,7 @@ from snfnp.training import progress
 from snfnp.training.evaluation import Evaluator
 from snfnp.training.loop import train_session, within_patience
 from snfnp.training.monitors import Monitors
+from snfnp.training.options import TrainConfig
 from snfnp.training.options.relations import RELATIONS, Relation
 from snfnp.training.progress import Progress, Record
 from snfnp.training.runs.folder import RunFolder
@@ -330,14 +332,37 @@ def test_a_log_file_gets_a_line_every_so_often(monkeypatch):
     """None within a minute of another line; in a terminal or a notebook the bar moves instead."""
     said = []
     run_training("short", report=said.append)
-    assert not any("steps left" in line for line in said)
+    assert not any("minutes left" in line for line in said)
     monkeypatch.setattr(progress, "_LINE_EVERY", 0.0)
+    said.clear()
     run_training("run", report=said.append)
-    lines = [line for line in said if "steps left" in line]
-    assert len(lines) == 15 and lines[6].startswith(
-        "step 7 of 15, 0.0 minutes of steps left at "
+    lines = [line for line in said if "minutes left" in line]
+    assert len(lines) == 15
+    assert lines[6].startswith("step 7 of 15, 0.0 minutes left at ")
+    assert "error" in lines[6] and progress.tqdm is tqdm.auto.tqdm
+    # the lines of a run fit a terminal, and its head explains their words
+    every = [line for text in said for line in text.split("\n")]
+    assert max(len(line) for line in every) <= 100
+    assert sum("* the best so far; error: Σ" in line for line in every) == 1
+
+
+def test_the_longest_line_of_an_evaluation_fits_a_terminal():
+    record = Record(
+        *(500_000, 500_000, 1000, 1.0),
+        *(-1e5, 1.23e-10, 1e9),
+        nll=12345.678,
+        bits_per_dimension=12.34567,
+        best=True,
+        figures={"samples_per_second": 123456.0},
     )
-    assert "surrogate" in lines[6] and progress.tqdm is tqdm.auto.tqdm
+    evaluator = object.__new__(Evaluator)
+    evaluator._of_images = True
+    evaluator._config = TrainConfig(epochs=1000)
+    line = evaluator.describe(record)
+    assert len(line) <= 100 and "*  error 1.2e-10  123456 img/s" in line
+    evaluator._of_images = False
+    unlearned = replace(record, reconstruction=0.0, nll=1.04056)
+    assert "NLL   1.0406 nats *  123456 row/s" in evaluator.describe(unlearned)
 
 
 def test_an_optimiser_of_ones_own_goes_on_with_its_own_state():

@@ -19,6 +19,7 @@ from snfnp.ops.gpu.launch import Launcher
 from snfnp.ops.host import HostDevice
 from snfnp.step.batches import Repeated
 from snfnp.step.trainer import Trainer
+from snfnp.training import progress
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.session import train
 
@@ -62,6 +63,34 @@ def test_what_is_compiled_is_said_and_no_step_takes_its_time(slow_ops):
     )
     assert "compiled 2 kernels in 1000 s" in said
     assert summary["training_seconds"] < 1000 > run.read_metrics()[0]["seconds"]
+
+
+def test_a_log_shows_that_compiling_goes_on(monkeypatch):
+    """One kernel after the other, as long as they take: a line every quarter of a minute."""
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: clock[0])
+    ops = get_ops("numpy")
+    events = []
+
+    @contextmanager
+    def compilations(begins, ends):
+        events.extend((begins, ends))
+        yield
+
+    ops.device.compilations = compilations
+    said = []
+    with progress.compilations_shown(ops, said.append):
+        begins, ends = events
+        for _ in range(8):
+            begins()
+            clock[0] += 6
+            ends(1)
+    assert said == [
+        "compiling kernels (cached for later runs; safe to interrupt)",
+        "compiling: 3 kernels, 18 s so far",
+        "compiling: 6 kernels, 36 s so far",
+        "compiled 8 kernels in 48 s",
+    ]
 
 
 _KERNELS = """

@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -108,8 +109,9 @@ def open_run(args: argparse.Namespace) -> LoadedRun:
 
 @contextmanager
 def busy(ops: Ops, parameter: str, count: int) -> Iterator[None]:
-    """`within_memory`, with a progress line in a terminal while kernels are compiled."""
-    with within_memory(ops, parameter, count), compilations_shown(ops):
+    """`within_memory`, with lines on standard error while kernels are compiled."""
+    report = partial(print, file=sys.stderr)
+    with within_memory(ops, parameter, count), compilations_shown(ops, report):
         yield
 
 

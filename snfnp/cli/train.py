@@ -3,10 +3,12 @@
 import argparse
 from typing import Any
 
+import numpy as np
+
 from snfnp import threads
 from snfnp.cli.shared import VALUES, Parser, warnings_in_lines
 from snfnp.errors import UsageError, flag_of, in_flags, printable
-from snfnp.ops import Ops
+from snfnp.images import evenly_spread
 from snfnp.processes import launching
 from snfnp.training import session as training
 from snfnp.training.loop import train_session
@@ -14,7 +16,7 @@ from snfnp.training.options import TrainConfig
 from snfnp.training.options.config import OPTIONS, help_of
 from snfnp.training.options.groups import Option
 from snfnp.training.options.user_models import imported
-from snfnp.training.progress import compilations_shown
+from snfnp.training.progress import compilations_shown, gradient_of
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 
@@ -34,6 +36,7 @@ EVERYDAY = (
 EVERYDAY += ("seed", "backend")
 _ALL = "--help-all"
 _SAMPLES = 64  # images in samples.png, fewer if they are large
+_FEW = 200  # validation rows: pictures of a table with fewer show all of its rows
 
 
 def main(argv: list[str], prog: str | None = None, **defaults: Any) -> None:
@@ -90,13 +93,17 @@ def main(argv: list[str], prog: str | None = None, **defaults: Any) -> None:
         else:
             run = training.started(config, world=world)
         with run as session:
-            points: Any = session.dataset.validation
+            dataset: Any = session.dataset
             animation: Any = None
-            if points.shape[1:] == (2,):
+            if dataset.train.shape[1:] == (2,):
                 from snfnp.training.plots import (
                     Animation,
                 )  # Matplotlib takes a second to import
 
+                points = dataset.validation
+                if len(points) < _FEW:
+                    splits = (dataset.train, points, dataset.test)
+                    points = np.concatenate([samples[:] for samples in splits])
                 animation = Animation(points)
             train_session(session, _show, callbacks=(animation,) if animation else ())
             if world.rank == 0:
@@ -104,7 +111,7 @@ def main(argv: list[str], prog: str | None = None, **defaults: Any) -> None:
                     compilations_shown(session.ops),
                     warnings_in_lines(),
                 ):  # of an inverse
-                    _draw(session.folder, session.config, session.ops, animation)
+                    _draw(session, animation)
 
 
 def _show(line: str) -> None:
@@ -167,21 +174,25 @@ def _add_option(group: Any, option: Option, default: Any, hidden: bool = False) 
     group.add_argument(flag_of(option.name), dest=option.name, **settings)
 
 
-def _draw(folder: RunFolder, config: TrainConfig, ops: Ops, animation: Any) -> None:
+def _draw(session: training.Session, animation: Any) -> None:
     """Draw curves.png, samples.png at the best epoch, and of data with two columns training.gif."""
     from snfnp.training import curves, plots
 
+    folder = session.folder
+    config = session.config
+    gradient = gradient_of(config, session.flow)
+    run_name = f"{config.data_name}, {config.model_name}, {gradient}"
     records = folder.read_metrics()
-    title = f"{config.data_name}, {config.model_name}, "
-    title += f"{config.gradient} gradient, {config.epochs} epochs"
     pictures = []
     if (
         records
     ):  # none if the file was deleted; first, as sampling fails if the inverse does
-        curves.save_curves(folder.curves, records, title)
+        curves.save_curves(folder.curves, records, run_name)
         pictures.append(folder.curves)
-    run = load_run(folder.path, ops=ops, flow=config.model)
+    run = load_run(folder.path, ops=session.ops, flow=config.model)
     inverses = ["learned"] * run.flow.has_learned_inverse + ["exact"]
+    steps = config.steps_per_epoch(len(session.dataset.train))
+    title = f"{run_name}, epoch {run.checkpoint.step // steps} of {config.epochs}"
     if animation:
         view = plots.View.of(run.likelihood, animation.data, inverses, config.seed)
         plots.save_view(folder.samples, view, title, run.columns)
@@ -195,6 +206,7 @@ def _draw(folder: RunFolder, config: TrainConfig, ops: Ops, animation: Any) -> N
             )
             for name in inverses
         }
+        panels["test images"] = evenly_spread(session.dataset.test, count)[:]
         plots.save_samples(
             folder.samples, panels, f"Samples, the same latents: {title}"
         )

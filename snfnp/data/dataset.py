@@ -25,6 +25,8 @@ class Dataset:
         is_sample: true for a part of a published data set, whose results cannot be compared with
             published ones.
         columns: the names of the columns of rows, if they have names.
+        true_nll: the NLL of the test samples in nats per sample under the density that they were
+            drawn from, where it is known, as of a toy density.
 
     Raises:
         UsageError: a split is empty or anything else, the splits differ in shape, a column has
@@ -38,6 +40,7 @@ class Dataset:
     source: str = "arrays in memory"
     is_sample: bool = False
     columns: tuple[str, ...] | None = None
+    true_nll: float | None = None
 
     def __post_init__(self) -> None:
         for split in SPLITS:

@@ -142,14 +142,16 @@ class Evaluator:
         return once + (time.perf_counter() - start) * len(images) / len(few)
 
     def describe(self, record: Record) -> str:
-        """A record in a line; the best one has a star."""
-        bits = f"= {record.bits_per_dimension:.4f} bits/dim " if self._of_images else ""
+        """A record in a line of at most 100 columns; the best one has a star."""
+        places = 2 if self._of_images else 4
+        bits = f" = {record.bits_per_dimension:.4f} bits/dim" if self._of_images else ""
+        error = f"  error {record.reconstruction:.1e}" if record.reconstruction else ""
+        unit = "img" if self._of_images else "row"
+        star = "*" if record.best else " "
         return (
-            f"epoch {record.epoch:4d}/{self._config.epochs}  "
-            f"exact validation NLL {record.nll:8.2f} nats {bits}{'*' if record.best else ' '} | "
-            f"surrogate {record.surrogate:.1f}, reconstruction {record.reconstruction:.2e}, "
-            f"|grad| {record.gradient_norm:.1f}, "
-            f"{record.figures['samples_per_second']:.0f} samples/s"
+            f"epoch {record.epoch:4d}/{self._config.epochs} "
+            f"exact validation NLL {record.nll:8.{places}f} nats{bits} {star}"
+            f"{error}  {record.figures['samples_per_second']:.0f} {unit}/s"
         )
 
     def test(self, p: Array, images: Array) -> Evaluation:

@@ -37,6 +37,7 @@ from snfnp.training.progress import (
     Record,
     Report,
     compilations_shown,
+    gradient_of,
     silent,
 )
 from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint
@@ -50,6 +51,8 @@ _EVALUATIONS = 10
 _OVERFITTING = (
     1.25  # times the best epoch, from which on a worse likelihood is reported
 )
+# what the lines of evaluations call an error
+_ERROR = "; error: Σ ‖g(f(h)) − h‖² of the learned inverses, per sample"
 
 
 @dataclass(frozen=True)
@@ -291,6 +294,7 @@ class RunLoop:
             "validation_nll_nats": best.nll,
             "test_nll_nats": test.nll,
         }
+        places = 2 if dataset.of_images else 4
         bits = noise = ""
         if dataset.of_images:  # bits per dimension, and noise, are of bytes alone
             summary["test_bits_per_dimension"] = test.bits_per_dimension
@@ -302,11 +306,17 @@ class RunLoop:
         if trainer.world.rank == 0:
             write_json(self.folder.summary_file, summary)
         self.report(
-            f"best epoch {best.epoch}: exact validation NLL {best.nll:.2f} nats, "
-            f"exact test NLL {test.nll:.2f} nats{bits} "
-            f"({len(dataset.test)} test {dataset.noun}{noise})\n{self.progress.step} steps in "
-            f"{seconds:.1f} s, {summary['milliseconds_per_step']:.2f} ms per step"
+            f"best epoch {best.epoch}: exact validation NLL {best.nll:.{places}f} nats, "
+            f"exact test NLL {test.nll:.{places}f} nats{bits}\n"
+            f"({len(dataset.test):,} test {dataset.noun}{noise}; {self.progress.step:,} steps in "
+            f"{seconds:.1f} s, {summary['milliseconds_per_step']:.2f} ms per step)"
         )
+        if dataset.true_nll is not None:
+            above = test.nll - dataset.true_nll
+            self.report(
+                f"the density that these test {dataset.noun} were drawn from has "
+                f"{dataset.true_nll:.4f} nats: the flow is {above:.4f} above it"
+            )
         latest: Any = self.latest
         is_past = (
             latest
@@ -314,7 +324,7 @@ class RunLoop:
             and latest.nll > best.nll
         )
         if is_past and not dataset.of_images:
-            worse = f"{best.nll:.2f} → {latest.nll:.2f} nats"
+            worse = f"{best.nll:.{places}f} → {latest.nll:.{places}f} nats"
             self.report(
                 f"overfitting since epoch {best.epoch} ({worse}): the best checkpoint is kept"
             )
@@ -392,28 +402,27 @@ def train_session(
 
 
 def _introduction(session: Session, trainer: Trainer) -> str:
-    """Lines on a run: the model and its gradient, the data and the optimiser, the folder."""
+    """Lines on a run: the model, its gradient, the data, the optimiser, the folder, and how to read
+    the lines of evaluations."""
     config = session.config
     dataset = session.dataset
     ranks = session.world.size
-    rule = (
-        f" ({config.objective}, λ = {config.lam:g})"
-        if config.rule.learns_inverse
-        else ""
-    )
     decay = "" if config.lr_schedule == "constant" else f", then {config.lr_schedule}"
-    rising = ""
+    lines = [
+        f"{config.model_name}: {trainer.layout.count:,} parameters in "
+        f"{len(trainer.flow.layers)} layers, {config.dtype}, {trainer.ops.name} backend"
+        f"{f', {ranks} processes' if ranks > 1 else ''}",
+        gradient_of(config, trainer.flow),
+        f"{len(dataset.train):,} training {dataset.noun} from {dataset.source}",
+        f"{config.epochs} epochs of {trainer.steps_per_epoch} steps, batch {config.batch_size}, "
+        f"lr {config.lr:g} after {config.warmup_epochs:g} warm-up epochs{decay}, "
+        f"seed {config.seed}",
+    ]
     if config.warmup_epochs >= config.epochs:
         rate = config.lr * config.epochs / config.warmup_epochs
         rising = f"it ends within its warm-up, at a rate of {rate:g}: "
-        rising += "give more `epochs`, or fewer `warmup_epochs`\n"
-    return (
-        f"{config.model_name}: {trainer.layout.count:,} parameters in "
-        f"{len(trainer.flow.layers)} layers, "
-        f"{config.gradient} gradient{rule}, {trainer.ops.name} backend, {config.dtype}"
-        f"{f', {ranks} processes' if ranks > 1 else ''}\n"
-        f"{len(dataset.train):,} training {dataset.noun} from {dataset.source}; {config.epochs} "
-        f"epochs of {trainer.steps_per_epoch} steps, batch {config.batch_size}, lr {config.lr:g} "
-        f"after {config.warmup_epochs:g} warm-up epochs{decay}, seed {config.seed}\n"
-        f"{rising}run folder {session.folder.path}"
-    )
+        lines.append(f"{rising}give more `epochs`, or fewer `warmup_epochs`")
+    error = _ERROR if trainer.flow.learned_inverses() else ""
+    lines.append(f"run folder {session.folder.path}")
+    lines.append(f"in the lines below: * the best so far{error}")
+    return "\n".join(lines)

@@ -29,6 +29,8 @@ _DPI = 110
 _PANEL = 440  # pixels of a panel's side in a figure that has not grown
 _INK = "0.55"  # the data's colour
 _DOTS = {"s": 4, "linewidths": 0}
+# Samples of the learned inverse, as circles around those of the exact one.
+_RINGS = {"s": 16, "linewidths": 0.6, "facecolors": "none"}
 _SIDE = 128  # points of a density along each axis
 _LINES = 11  # of the grid, each way
 _REACH = 2.5  # of its lines' ends
@@ -280,7 +282,7 @@ def _draw_view(figure: Figure, view: View, last: View, **ticks: Any) -> None:
         last.density, 0.995
     )  # so that a peak does not darken the rest
     (density, samples), (grid, latents) = figure.subplots(2, 2, subplot_kw=ticks)
-    density.imshow(
+    shades = density.imshow(
         view.density,
         extent=view.extent,
         origin="lower",
@@ -290,7 +292,11 @@ def _draw_view(figure: Figure, view: View, last: View, **ticks: Any) -> None:
         vmin=0,
         vmax=brightest,
     )
-    density.set_title("density, exact")
+    density.set_title("density, exact, per unit of area")
+    if not ticks:
+        scale = density.inset_axes((0.05, 0.09, 0.45, 0.02))
+        figure.colorbar(shades, cax=scale, orientation="horizontal")
+        scale.tick_params(colors="white", labelsize="small")
     for axis, points in (
         (samples, view.data),
         (grid, view.data),
@@ -298,10 +304,15 @@ def _draw_view(figure: Figure, view: View, last: View, **ticks: Any) -> None:
     ):
         axis.scatter(*points.T, **_DOTS, color=_INK, label="data")
         axis.set(xlim=view.extent[:2], ylim=view.extent[2:])
-    for name, points in view.samples.items():
-        samples.scatter(*points.T, **_DOTS, label=f"{name} inverse")
+    both = len(view.samples) > 1
+    for index, (name, points) in enumerate(view.samples.items()):
+        color = f"C{index}"
+        marks = {**_DOTS, "color": color}
+        if both and name == "learned":  # the exact ones would hide dots
+            marks = {**_RINGS, "edgecolors": color}
+        samples.scatter(*points.T, **marks, label=f"{name} inverse")
     samples.set_title("samples, of the same latents")
-    samples.legend(fontsize="small", markerscale=3, loc="upper right")
+    samples.legend(fontsize="small", markerscale=2, loc="upper right")
     name, lines = next(iter(view.grid.items()))
     grid.add_collection(LineCollection(list(lines), colors="C1", linewidths=0.7))
     grid.set_title(f"a grid through the {name} inverse")

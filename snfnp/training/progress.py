@@ -10,13 +10,17 @@ from typing import Any
 
 from tqdm.auto import tqdm  # a notebook's own bar, too
 
+from snfnp.flow import Flow
+from snfnp.layers import Linear
 from snfnp.likelihood import Likelihood
 from snfnp.ops import Ops
 from snfnp.step.trainer import Trainer
+from snfnp.training.options import TrainConfig
 
 _SHOW_EVERY = 0.25  # seconds between updates of the figures
 _LINE_EVERY = 60.0  # the same where there is no bar: lines of a log file
 _REPORTED_FROM = 0.5  # seconds of compilation
+_COMPILING_EVERY = 15.0  # the same between lines of a log file
 
 
 @dataclass(frozen=True)
@@ -108,10 +112,10 @@ def progress_bar(disable: bool | None, **options: Any) -> tqdm:
 
 @contextmanager
 def compilations_shown(ops: Ops, report: Report = silent) -> Iterator[None]:
-    """A context that reports the kernels compiled in it: a line before and one after, and in a
-    terminal a moving one between."""
+    """A context that reports the kernels compiled in it: a line before and one after, and between
+    them in a terminal a moving one, elsewhere one every so often."""
     kernels = 0
-    seconds = begun = 0.0
+    seconds = begun = told = 0.0
     line: tqdm | None = None
 
     def on_start() -> None:
@@ -119,7 +123,7 @@ def compilations_shown(ops: Ops, report: Report = silent) -> Iterator[None]:
         begun = time.perf_counter()
 
     def on_end(count: int) -> None:
-        nonlocal kernels, seconds, line
+        nonlocal kernels, seconds, told, line
         kernels += count
         seconds += time.perf_counter() - begun
         if line is None and seconds > _REPORTED_FROM:
@@ -127,13 +131,32 @@ def compilations_shown(ops: Ops, report: Report = silent) -> Iterator[None]:
             hidden = report is silent or None
             line = progress_bar(bar_format="{desc}", disable=hidden, leave=False)
         if line is not None:
-            line.set_description_str(f"{kernels} kernels, {seconds:.0f} s")
+            progress = f"{kernels} kernels, {seconds:.0f} s"
+            line.set_description_str(progress)
+            if line.disable and seconds - told > _COMPILING_EVERY:
+                told = seconds
+                report(f"compiling: {progress} so far")
 
     with ops.device.compilations(on_start, on_end):
         yield
     if line is not None:
         line.close()
         report(f"compiled {kernels} kernels in {seconds:.0f} s")
+
+
+def gradient_of(config: TrainConfig, flow: Flow) -> str:
+    """The gradient of a flow's linear layers in words: that of the options, and of layers with
+    another rule, as of a user's own flow, this rule."""
+    expected = repr(config.rule)
+    layers = [layer for _, layer, _ in flow.with_shapes() if isinstance(layer, Linear)]
+    own = {repr(layer.rule) for layer in layers} - {expected}
+    weight = f"λ = {config.lam:g}"
+    words = [f"gradient by {rule[:60]}" for rule in sorted(own)]
+    if not own or any(repr(layer.rule) == expected for layer in layers):
+        learns = config.rule.learns_inverse
+        detail = f" ({config.objective}, {weight})" if learns else ""
+        return ", ".join([f"{config.gradient} gradient{detail}", *words])
+    return ", ".join([*words, weight] if flow.learned_inverses() else words)
 
 
 class ProgressLine:
@@ -175,16 +198,15 @@ class ProgressLine:
         if trainer.config.controller:
             values = trainer.multipliers.lam.values()
             lam = f"λ {min(values):.2g} to {max(values):.2g}, "
-        figures = (
-            f"surrogate {metrics.surrogate:.1f}, recon {metrics.reconstruction:.2e}, "
-        )
-        figures += f"{lam}|grad| {metrics.gradient_norm:.1f}"
+        error = metrics.reconstruction
+        figures = f"error {error:.1e}, " if error else ""
+        figures += f"{lam}gradient norm {metrics.gradient_norm:.1f}"
         self.bar.set_postfix_str(figures)
         if self.bar.disable:
             speed = progress.steps_per_second
             minutes = (progress.steps - progress.step) / speed / 60
             at = f"step {progress.step} of {progress.steps}"
-            left = f"{minutes:.1f} minutes of steps left at {speed:.3g} a second"
+            left = f"{minutes:.1f} minutes left at {speed:.3g} steps/s"
             self._report(f"{at}, {left}: {figures}")
         return Record(
             progress.step,
