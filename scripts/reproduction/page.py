@@ -164,12 +164,6 @@ def _shown(name: str, record: dict) -> dict[str, str]:
         shown = shown.partition("\n\nExact validation NLL")[0]
     table = "\n\n".join([shown, *_otherwise(TARGETS[name], record)])
     facts = {"table": table, "picture": picture_of(name)}
-    if name == "white":
-        configs = [row["config"] for row in record["rows"] if row["config"]["lam"]]
-        lams = {config["model"]: config["lam"] for config in configs}
-        facts["lams"] = ", ".join(
-            f"{lam:g} for `{model}`" for model, lam in lams.items()
-        )
     if "made_with" in record:
         (made_with,) = record["made_with"]
         where = made_with["device"].get("name")
