@@ -28,7 +28,7 @@ COMMANDS = "commands"
 
 def main(argv):
     # Slow imports, here because `run_script` already watches for Ctrl-C.
-    from reproduction.page import TARGETS, commands, committed, publish
+    from reproduction.page import TARGETS, commands, committed, listing, publish
     from reproduction.runs import Command
 
     from snfnp.cli.shared import Parser, check_range
@@ -37,7 +37,9 @@ def main(argv):
 
     words = (ALL, PAGE, COMMANDS)
     parser = Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        epilog=listing(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("target", nargs="?", metavar="TARGET", help=", ".join((*TARGETS, *words)))
@@ -46,8 +48,8 @@ def main(argv):
     add("--runs", type=Path, default=Path("runs") / "reproduction", help=kept)
     seeds = "seeds of every row (default: 0, or 0 to 2 by table)"
     add("--seeds", type=int, nargs="+", help=seeds)
-    length = "epochs of every row (default: by row, about an hour for each target on two cores; in "
-    length += "the paper 6000 for FC, 1000 for Conv. and 250 for Glow)"
+    length = "epochs of every row (default: by row, as listed below with their times; in the paper "
+    length += "6000 for FC, 1000 for Conv. and 250 for Glow)"
     add("--epochs", type=int, help=length)
     every = "to save time, evaluate after every N-th epoch and the last one: only these can be the "
     every += "best epoch, or points of a curve (default: 1)"
@@ -65,9 +67,7 @@ def main(argv):
     add("--data-dir", type=Path, help="folder with the data sets' files")
     args = parser.parse_args(argv)
     if args.target is None:
-        print(
-            *(f"{name}: {target.title}" for name, target in TARGETS.items()), sep="\n"
-        )
+        print(listing())
         print(f"{ALL}: all of these\n{PAGE}: publish --runs on the derivations' page")
         print(f"{COMMANDS}: those that train the rows of that page")
         return

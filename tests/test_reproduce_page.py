@@ -3,13 +3,14 @@
 import doctest
 import json
 import re
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import reproduce
+from reproduction import hours, results
 from reproduction import page as module
-from reproduction import results
 from reproduction.facts import facts
 from reproduction.page import FOLDER, NAME, TARGETS, commands, committed, gaps, page
 from reproduction.results import merged
@@ -188,6 +189,40 @@ def typed_figures(text: str) -> set[str]:
         flags=re.S | re.M,
     )
     return set(re.findall(r"[-+]?\d+\.\d+|\d+ nats", prose)) - TYPED
+
+
+def test_the_time_of_a_row_is_that_of_its_measured_steps(capsys):
+    """Of 500 steps an epoch; without a measured step there is none, not that of another row."""
+    labels = ("Self Normalizing FC 2-Layer", "Exact Conv. 9-Layer")
+    timed = [{"label": label, "batch": {"median": 72.0}} for label in labels]
+    records = {"table3": {"rows": timed}}
+    cost = {
+        name: each
+        for target in TARGETS.values()
+        for each in hours.costs(target.rows, records)
+        for name in each.names
+    }
+    times = {name: each.time(each.ours) for name, each in cost.items()}
+    assert {name: time for name, time in times.items() if time[0].isdigit()} == {
+        name: "18 min"  # 72 ms · 500 · 30
+        for name in cost
+        if name == "fc-snf" or name.startswith("fc-lambda")
+    }
+    assert cost["fc-snf"].time(cost["fc-snf"].paper) == "60.0 h"  # 6,000 epochs
+    for name in ("fc-white-20", "conv-exact", "conv-snf", "glow-1x1-geco", "fc-exact"):
+        assert (
+            times[name] == "not measured"
+        )  # (exact convolutions were, by another way)
+    assert times["glow-exact"] == "–"  # trained only if it is named
+    for argv in ([], ["--help"]):
+        with suppress(SystemExit):
+            reproduce.main(argv)
+        said = capsys.readouterr().out
+        assert (
+            "    conv-exponential: 10 min (30 epochs); 5.6 h (the paper's 1,000)"
+            in said
+        )
+        assert "glow-1x1-exact, glow-1x1-geco, glow-5x5-geco: not measured (10" in said
 
 
 def test_the_figures_in_the_prose_come_from_the_results():

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from reproduction import results
+from reproduction import hours, results
 from reproduction.facts import by_seed, facts, paired
 from reproduction.figures import Figure2, Figure3, Figure5
 from reproduction.likelihoods import Ablation, LikelihoodTable, compared
@@ -98,7 +98,33 @@ def page(records: dict[str, dict]) -> str:
                 f"python scripts/reproduce.py {name}{' --rows …' * bool(is_named)}"
             )
             parts.append(f"Not run here: `{command}` does it.\n\n")
-    return "".join([*parts, texts["end"]])
+    table = hours.table((target.rows for target in TARGETS.values()), records)
+    measured = measured_on(records.get("table3"))
+    parts.append(_filled(texts["end"], {"hours": table, "measured": measured}))
+    return "".join(parts)
+
+
+def measured_on(record: dict | None) -> str:
+    """The device of a target that measures times."""
+    if record is None:
+        return "nothing yet"
+    (made_with,) = record["made_with"]
+    where = made_with["device"].get("name")
+    where = where or f"{made_with['processor']}, threads: {made_with['threads']}"
+    return f"{where}, {made_with['backend']} backend"
+
+
+def listing() -> str:
+    """The targets, each with its rows and what they take."""
+    records = committed()
+    parts = []
+    for name, target in TARGETS.items():
+        seeds = getattr(target, "seeds", 1)
+        times = f" ({seeds} seeds of each row)" if seeds > 1 else ""
+        parts += [f"{name}: {target.title}{times}", *hours.lines(target.rows, records)]
+    where = measured_on(records.get("table3"))
+    parts += [f"Times are of one seed, training steps alone: {where} (Table 3)."]
+    return "\n".join(parts)
 
 
 def commands(records: dict[str, dict]) -> str:
@@ -165,10 +191,7 @@ def _shown(name: str, record: dict) -> dict[str, str]:
     table = "\n\n".join([shown, *_otherwise(TARGETS[name], record)])
     facts = {"table": table, "picture": picture_of(name)}
     if "made_with" in record:
-        (made_with,) = record["made_with"]
-        where = made_with["device"].get("name")
-        where = where or f"{made_with['processor']}, threads: {made_with['threads']}"
-        facts["measured"] = f"{where}, {made_with['backend']} backend"
+        facts["measured"] = measured_on(record)
     return facts
 
 

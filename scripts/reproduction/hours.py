@@ -1,0 +1,94 @@
+"""The hours that rows take, from the milliseconds of Table 3: training steps alone, of one seed."""
+
+import textwrap
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from reproduction.rows import Row
+from reproduction.target import grid
+from reproduction.times import FAMILIES
+from snfnp.training.options import TrainConfig
+
+_IMAGES = {"mnist": 50_000}  # training images of the data whose steps were timed
+_HANGING: Any = {"subsequent_indent": " " * 8, "break_on_hyphens": False}
+# options that change the time of no training step
+_WITHOUT = {"model", "gradient", "data", "lam", "track_angle"}
+
+
+class Cost(NamedTuple):
+    """What rows of a target take.
+
+    names: of the rows; milliseconds: of a step, None: not measured; steps: of an epoch; ours: the
+    epochs by default, 0: the rows have to be named; paper: the paper's, None: it does not say.
+    """
+
+    names: list[str]
+    milliseconds: float | None
+    steps: int
+    ours: int
+    paper: int | None
+
+    def time(self, epochs: int | None) -> str:
+        """The time of so many epochs in words; –: there is no such run."""
+        if not epochs:
+            return "–"
+        if self.milliseconds is None:
+            return "not measured"
+        hours = self.milliseconds * self.steps * epochs / 3.6e6
+        return f"{60 * hours:.0f} min" if hours < 1 else f"{hours:.1f} h"
+
+
+def costs(rows: tuple[Row, ...], records: dict[str, dict]) -> Iterator[Cost]:
+    """What rows take, those of the same model and length together."""
+    timed = {row["label"]: row for row in records.get("table3", {}).get("rows", [])}
+    alike: dict[tuple, list[str]] = {}
+    for row in rows:
+        key = *_step(row, timed), row.ours, row.epochs if row.epochs_given else None
+        alike.setdefault(key, []).append(row.name)
+    for key, names in alike.items():
+        yield Cost(names, *key)
+
+
+def _step(row: Row, timed: dict[str, dict]) -> tuple[float | None, int]:
+    """Milliseconds of a training step of a row, None: not measured; and the steps of an epoch."""
+    config = TrainConfig(**row.options).filled()
+    steps = _IMAGES.get(row.data, 0) // config.batch_size
+    if steps and set(row.options) <= _WITHOUT:
+        for own in (own for family in FAMILIES for own in family):
+            if (own.model, own.gradient) == (config.model, config.gradient):
+                return timed.get(own.label, {}).get("batch", {}).get("median"), steps
+    return None, steps
+
+
+def lines(rows: tuple[Row, ...], records: dict[str, dict]) -> Iterator[str]:
+    """What the rows of a target take, in lines of text."""
+    for cost in costs(rows, records):
+        if cost.ours:
+            words = f"{cost.time(cost.ours)} ({cost.ours} epochs)"
+        else:
+            words = "only if named by --rows"
+        if cost.paper and cost.milliseconds:
+            words += f"; {cost.time(cost.paper)} (the paper's {cost.paper:,})"
+        text = f"{', '.join(cost.names)}: {words}"
+        yield textwrap.fill(text, 98, initial_indent=" " * 4, **_HANGING)
+
+
+def table(targets: Iterable[tuple[Row, ...]], records: dict[str, dict]) -> str:
+    """What the rows of all targets take, in Markdown, for steps that were timed."""
+    heads = ("rows", "epochs by default", "time", "the paper's epochs", "time")
+    found = {}
+    for rows in targets:
+        for cost in costs(rows, records):
+            for name in cost.names if cost.milliseconds else ():
+                found[name] = cost
+    alike: dict[tuple, list[str]] = {}
+    for name, cost in found.items():
+        alike.setdefault(cost[1:], []).append(name)
+    cells = [heads]
+    for key, names in alike.items():
+        cost = Cost(names, *key)
+        paper = f"{cost.paper:,}" if cost.paper else "–"
+        ours = (str(cost.ours or "–"), cost.time(cost.ours))
+        named = ", ".join(f"`{name}`" for name in names)
+        cells.append((named, *ours, paper, cost.time(cost.paper)))
+    return grid(cells)
