@@ -447,16 +447,9 @@ def program(*words, cwd, also=ROOT, timeout=120):
 def test_a_command_finds_a_model_in_the_current_folder(way, tmp_path):
     (tmp_path / "my_flows.py").write_text(OWN_MODEL)
     np.save(tmp_path / "rows.npy", default_rng(0).normal(size=(60, 3)))
-    short = ["--epochs", "1", "--batch-size", "16", "--backend", "numpy"]
-    train = ["train", "rows.npy", *short, "--out", "run", "--model"]
-    for words, said in (
-        ([*train, "my_flows:build"], "my_flows:build: "),
-        (["evaluate", "run", "--model", "my_flows:build"], "NLL"),
-        (["evaluate", "run"], "give it with --model"),
-    ):
-        done = program(*COMMAND[way], *words, cwd=tmp_path)
-        assert said in done.stdout + done.stderr, done.stderr
-        assert done.returncode == (2 if "give" in said else 0)
+    words = ["train", "rows.npy", *QUICK, "--out", "run", "--model", "my_flows:build"]
+    done = program(*COMMAND[way], *words, cwd=tmp_path)
+    assert done.returncode == 0 and "my_flows:build: " in done.stdout, done.stderr
 
 
 OTHERS = """numpy scipy numba llvmlite tqdm safetensors threadpoolctl PIL matplotlib pooch cupy

@@ -461,7 +461,7 @@ def test_the_documented_command_makes_the_file(tmp_path, small, monkeypatch):
     (command,) = re.findall(r'^    python -c "(.*?)"$', text, flags=re.M | re.S)
     assert "0.015611" in command and round(0.015611 * 1_281_149) == PUBLISHED[1]
     for split, count in (("train", 23), ("test", 7)):
-        images = map(data_files.png, data_files.colour_images(count, 5))
+        images = map(data_files.image_bytes, data_files.colour_images(count, 5))
         named = {f"{place}.png": content for place, content in enumerate(images)}
         put(tmp_path / "unpacked" / split, named)
     code = "\n".join(line.removeprefix("    ") for line in command.splitlines())

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
-from support.data_files import picture
+from support.data_files import image_bytes, picture
 from support.messages import one_line
 
 import snfnp
@@ -147,66 +147,44 @@ def test_what_is_no_file_is_refused_before_it_is_opened(
         snfnp.load_dataset(name.partition("/")[0])
 
 
-def archive(path, members, method=zipfile.ZIP_DEFLATED):
+def archive(*members, method=zipfile.ZIP_DEFLATED):
+    """The bytes of an archive of these (name, content)."""
     with (
         warnings.catch_warnings(action="ignore"),
-        zipfile.ZipFile(path, "w", method) as file,
+        zipfile.ZipFile(buffer := io.BytesIO(), "w", method) as file,
     ):
         for name, content in members:
             file.writestr(name, content)  # with a warning if it is there
+    return buffer.getvalue()
 
 
-def content_of(array):
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
+def written(write, *content, **options):
+    """The bytes that a function writes to a file."""
+    write(buffer := io.BytesIO(), *content, **options)
+    return buffer.getvalue()
 
 
 def header(shape, dtype="<f8"):
     """A .npy file that says that it is larger than it is."""
-    file = io.BytesIO()
     fields = {"descr": dtype, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, fields)
-    return file.getvalue() + b"\0" * 64
+    return written(np.lib.format.write_array_header_1_0, fields) + b"\0" * 64
 
 
 def flipped(content, index):
     return content[:index] + bytes([content[index] ^ 0xFF]) + content[index + 1 :]
 
 
-def damaged_archive(method):
-    file = io.BytesIO()
-    archive(file, [("train.npy", CONTENT)], method)
-    return flipped(file.getvalue(), 90)
-
-
-def encrypted(path):
-    archive(path, [("train.npy", CONTENT)])
-    content = path.read_bytes()  # bit 0 of the flags, in both headers
+def encrypted():
+    content = archive(("train.npy", CONTENT))  # bit 0 of the flags, in both headers
     for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         content = flipped(content, content.index(mark) + offset)
-    path.write_bytes(content)
+    return content
 
 
 def with_value(value):
     rows = ROWS.copy()
     rows[7, 1] = value
     return rows
-
-
-def pictured(form):
-    """A function that writes an image of a format."""
-    return lambda path: picture(path, GREY[0], format=form)
-
-
-def pictures_of(*images):
-    """A function that writes images beside a path."""
-
-    def write(path):
-        for index, image in enumerate(images):
-            picture(path.with_name(f"{index}.png"), image)
-
-    return write
 
 
 def png(width, height, depth, kind, rows):
@@ -231,7 +209,7 @@ def deep(channels):
     return png(6, 4, 16, channels, rows)
 
 
-CONTENT = content_of(ROWS)
+CONTENT = written(np.save, ROWS)
 FIELDS = np.zeros(3, [(f"x{k}", "f8") for k in range(999)])
 LONG = b"\x93NUMPY\x02\x00" + (10**6).to_bytes(4, "little") + b"(" * 10**6
 PICKLED = (
@@ -239,135 +217,97 @@ PICKLED = (
 )
 READ = "cannot be read ("
 # {file: (its bytes, text or array, or a function that writes it; what is said)}
-FILES = (
-    {
-        "nan.npy": (
-            with_value(np.nan),
-            "nan in row 7, column 1 (from 0); leave such rows out",
-        ),
-        "a row.npy": (ROWS[:1], "of the samples of "),
-        "constant.npy": (
-            ROWS * (1, 0),
-            "column 1 (from 0) has the standard deviation 0: leave such",
-        ),
-        "large.npy": (
-            ROWS * 1e300,
-            "column 0 (from 0) has the standard deviation inf, and 1 more",
-        ),
-        "text.npy": (
-            ROWS.astype(str),
-            "instead of numbers; give a NumPy array of uint8, (N",
-        ),
-        "an axis.npy": (
-            ROWS[:, 0],
-            "float64 of shape (200,) is not (N, H, W, C); give",
-        ),
-        "pickled.npy": (ROWS.astype(object), PICKLED),
-        "empty.npy": (b"", READ),
-        "cut.npy": (CONTENT[:-40], READ),
-        "huge.npy": (header((1 << 40, 9)), READ),
-        "beyond numbers.npy": (header((1 << 62, 1 << 62)), READ),
-        "negative.npy": (header((-5, 2)), READ),
-        "zero-dimensional.npy": (np.float64(3), "float64 of shape () is not"),
-        "fields.npy": (np.zeros(9, "f8,f8"), "instead of numbers"),
-        "format 3.npy": (np.zeros(9, [("é", "f8")]), "instead of numbers"),
-        "many fields.npy": (FIELDS, "(its header is too long for an array of numbers)"),
-        "long header.npy": (LONG, "(its header is too long for an array of numbers)"),
-        "odd header.npy": (flipped(CONTENT, 20) + b"\0", READ),  # in the header's text
-        "two arrays.npy": (
-            2 * CONTENT,
-            "(3,328 bytes follow the array that its header describes)",
-        ),
-        "a byte more.npy": (
-            CONTENT + b"\n",
-            "(1 bytes follow the array that its header describes)",
-        ),
-        "fewer rows.npy": (
-            header((4, 1)),
-            "(32 bytes follow the array that its header describes)",
-        ),
-        "an archive.npy": (lambda path: archive(path, [("train.npy", CONTENT)]), READ),
-        "an array.npz": (CONTENT, "cannot be read (File is not a zip file)"),
-        "pickled.npz": (lambda path: np.savez(path, ROWS.astype(object)), PICKLED),
-        "no arrays.npz": (
-            np.savez,
-            "has the arrays none: name them train, validation and test, or",
-        ),
-        "other names.npz": (
-            lambda path: np.savez(path, train=ROWS, other=ROWS),
-            "has the arrays train, other: name them train, validation and test",
-        ),
-        "twice.npz": (
-            lambda path: archive(
-                path, [*2 * [("train.npy", CONTENT)], ("test.npy", CONTENT)]
-            ),
-            "has several arrays of one name: name each split once",
-        ),
-        "no array in.npz": (
-            lambda path: archive(path, [("train.npy", b"hello")]),
-            "train",
-        ),
-        "encrypted.npz": (encrypted, READ),
-        "deflated.npz": (damaged_archive(zipfile.ZIP_DEFLATED), READ),
-        "lzma.npz": (damaged_archive(zipfile.ZIP_LZMA), READ),
-        "bzip2.npz": (damaged_archive(zipfile.ZIP_BZIP2), READ),
-        "huge in.npz": (
-            lambda path: archive(path, [("a.npy", header((1 << 40, 9)))]),
-            READ,
-        ),
-        "negative in.npz": (
-            lambda path: archive(path, [("a.npy", header((-1, 9)))]),
-            READ,
-        ),
-        "many names.npz": (
-            lambda path: archive(
-                path, [(f"{index}.npy", header((9,))) for index in range(999)]
-            ),
-            "has the arrays 0, 1, 2",
-        ),
-        "infinite.csv": (
-            "1,2\n3,-inf\n",
-            "has '-inf': fill it in, or leave such rows out with",
-        ),
-        "a word.csv": (
-            "a,b\n1,2\n3,x\n",
-            "csv, line 3, column 'b' has 'x', which is not a number",
-        ),
-        "short.csv": ("1,2\n3\n4\n5\n6\n", "csv, line 2: the number of cells is 1"),
-        "names.csv": ("a,b\n", "has no rows of numbers: check the file"),
-        "empty.csv": ("", "has no rows of numbers: check the file"),
-        "binary.csv": (bytes(range(256)), "it is not UTF-8 text: save it as UTF-8"),
-        "image.csv": (
-            lambda path: picture(path, GREY[0], format="PNG"),
-            "it is not UTF-8 text: save it",
-        ),
-        "plain.csv.gz": ("a,b\n1,2\n", "cannot be read (Not a gzipped file"),
-        "sheet.xls": (
-            "1 2",
-            "give a .npy, .npz, .csv, .tsv or .txt file, or a folder of images",
-        ),
-        "folder/notes.md": (
-            "no picture",
-            "has no images (.png, .jpg, .jpeg): check the path",
-        ),
-        "gif/a.png": (
-            lambda path: picture(path, GREY[0], format="GIF"),
-            "it is not a PNG or JPEG image",
-        ),
-        "cut/a.png": (
-            b"\x89PNG\r\n\x1a\n" + bytes(30),
-            "it is not a PNG or JPEG image",
-        ),
-        "text/a.jpg": ("no picture", "it is not a PNG or JPEG image"),
-        "sizes/a.png": (pictures_of(GREY[0], COLOUR[:3]), "1.png is 6 x 3, and "),
-        "large/a.png": (png(10_000, 10_000, 8, 0, b""), "decompression bomb"),
-        "huge/a.png": (png(60_000, 60_000, 8, 0, b""), "decompression bomb"),
-    }
-    | {
-        f"{mode} of 16 bits/a.png": (deep(channels), "its pixels have more than 8 bits")
-        for mode, channels in {"grey": 0, "RGB": 2, "LA": 4, "RGBA": 6}.items()
-    }
-)
+TOO_LONG = "(its header is too long for an array of numbers)"
+MORE = "bytes follow the array that its header describes)"
+NO_ROWS = "has no rows of numbers: check the file"
+NO_TEXT = "it is not UTF-8 text: save it as UTF-8"
+NO_IMAGE = "it is not a PNG or JPEG image"
+TWICE = [("train.npy", CONTENT), ("train.npy", CONTENT), ("test.npy", CONTENT)]
+MANY = [(f"{index}.npy", header((9,))) for index in range(999)]
+FILES = {
+    "nan.npy": (with_value(np.nan), "nan in row 7, column 1 (from 0); leave such rows"),
+    "a row.npy": (ROWS[:1], "of the samples of "),
+    "constant.npy": (
+        ROWS * (1, 0),
+        "column 1 (from 0) has the standard deviation 0: le",
+    ),
+    "large.npy": (
+        ROWS * 1e300,
+        "column 0 (from 0) has the standard deviation inf, and",
+    ),
+    "text.npy": (
+        ROWS.astype(str),
+        "instead of numbers; give a NumPy array of uint8, (",
+    ),
+    "an axis.npy": (ROWS[:, 0], "float64 of shape (200,) is not (N, H, W, C); give"),
+    "pickled.npy": (ROWS.astype(object), PICKLED),
+    "empty.npy": (b"", READ),
+    "cut.npy": (CONTENT[:-40], READ),
+    "huge.npy": (header((1 << 40, 9)), READ),
+    "beyond numbers.npy": (header((1 << 62, 1 << 62)), READ),
+    "negative.npy": (header((-5, 2)), READ),
+    "zero-dimensional.npy": (np.float64(3), "float64 of shape () is not"),
+    "fields.npy": (np.zeros(9, "f8,f8"), "instead of numbers"),
+    "format 3.npy": (np.zeros(9, [("é", "f8")]), "instead of numbers"),
+    "many fields.npy": (FIELDS, TOO_LONG),
+    "long header.npy": (LONG, TOO_LONG),
+    "odd header.npy": (flipped(CONTENT, 20) + b"\0", READ),  # in the header's text
+    "two arrays.npy": (2 * CONTENT, f"(3,328 {MORE}"),
+    "a byte more.npy": (CONTENT + b"\n", f"(1 {MORE}"),
+    "fewer rows.npy": (header((4, 1)), f"(32 {MORE}"),
+    "an archive.npy": (archive(("train.npy", CONTENT)), READ),
+    "an array.npz": (CONTENT, "cannot be read (File is not a zip file)"),
+    "pickled.npz": (written(np.savez, ROWS.astype(object)), PICKLED),
+    "no arrays.npz": (
+        written(np.savez),
+        "has the arrays none: name them train, valida",
+    ),
+    "other names.npz": (
+        written(np.savez, train=ROWS, b=ROWS),
+        "has the arrays train, b:",
+    ),
+    "twice.npz": (
+        archive(*TWICE),
+        "has several arrays of one name: name each split once",
+    ),
+    "no array in.npz": (archive(("train.npy", b"hello")), "train"),
+    "encrypted.npz": (encrypted(), READ),
+    "huge in.npz": (archive(("a.npy", header((1 << 40, 9)))), READ),
+    "negative in.npz": (archive(("a.npy", header((-1, 9)))), READ),
+    "many names.npz": (archive(*MANY), "has the arrays 0, 1, 2"),
+    "infinite.csv": ("1,2\n3,-inf\n", "has '-inf': fill it in, or leave such rows out"),
+    "a word.csv": (
+        "a,b\n1,2\n3,x\n",
+        "csv, line 3, column 'b' has 'x', which is not a",
+    ),
+    "short.csv": ("1,2\n3\n4\n5\n6\n", "csv, line 2: the number of cells is 1"),
+    "names.csv": ("a,b\n", NO_ROWS),
+    "empty.csv": ("", NO_ROWS),
+    "binary.csv": (bytes(range(256)), NO_TEXT),
+    "image.csv": (image_bytes(GREY[0]), NO_TEXT),
+    "plain.csv.gz": ("a,b\n1,2\n", "cannot be read (Not a gzipped file"),
+    "sheet.xls": (
+        "1 2",
+        "give a .npy, .npz, .csv, .tsv or .txt file, or a folder of im",
+    ),
+    "folder/notes.md": (
+        "no picture",
+        "has no images (.png, .jpg, .jpeg): check the path",
+    ),
+    "gif/a.png": (image_bytes(GREY[0], "GIF"), NO_IMAGE),
+    "cut/a.png": (b"\x89PNG\r\n\x1a\n" + bytes(30), NO_IMAGE),
+    "text/a.jpg": ("no picture", NO_IMAGE),
+    "sizes/a.png": (image_bytes(COLOUR[:3]), "b.png is 6 x 4, and "),
+    "large/a.png": (png(10_000, 10_000, 8, 0, b""), "decompression bomb"),
+    "huge/a.png": (png(60_000, 60_000, 8, 0, b""), "decompression bomb"),
+}
+DEEP = "its pixels have more than 8 bits"
+FILES |= {
+    f"{channels} of 16 bits/a.png": (deep(channels), DEEP) for channels in (0, 2, 4, 6)
+}
+for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2):
+    damaged = flipped(archive(("train.npy", CONTENT), method=method), 90)
+    FILES[f"method {method}.npz"] = (damaged, READ)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -377,12 +317,13 @@ def test_a_file_that_fits_nothing_is_one_short_line_and_leaves_nothing(
     content, problem = FILES[name]
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
-    if callable(content):
-        content(path)
-    elif isinstance(content, (str, bytes)):
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-    else:
-        np.save(path, content)
+    if name.startswith("sizes"):
+        picture(path.with_name("b.png"), GREY[0])
+    if isinstance(content, str):
+        content = content.encode()
+    path.write_bytes(
+        content if isinstance(content, bytes) else written(np.save, content)
+    )
     data = path if path.parent == tmp_path else path.parent
     with one_line(UsageError, data.stem, problem) as caught:
         train.main([str(data), "--out", str(tmp_path / "run")])

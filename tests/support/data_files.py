@@ -89,9 +89,9 @@ def records(images: np.ndarray) -> bytes:
     return np.hstack([labels, planes.reshape(len(images), -1)]).tobytes()
 
 
-def png(image: np.ndarray) -> bytes:
+def image_bytes(image: np.ndarray, form: str = "PNG") -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
+    Image.fromarray(image).save(buffer, form)
     return buffer.getvalue()
 
 
