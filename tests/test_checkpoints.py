@@ -316,6 +316,7 @@ def alarm():
     signal.alarm(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", NAMES)
 def test_damage_is_reported_in_one_line_or_harmless(

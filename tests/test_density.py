@@ -37,13 +37,13 @@ from snfnp.training.options import TrainConfig
 
 @pytest.fixture(scope="module")
 def fitted():
-    return snfnp.FlowDensity(random_state=0, epochs=30, members=3).fit(moons())
+    return snfnp.FlowDensity(random_state=0, epochs=15, members=3).fit(moons())
 
 
 def test_the_density_integrates_to_1(fitted):
     """Over a grid that reaches far beyond the rows: trapezoids."""
-    x = np.linspace(-90, 120, 500)
-    y = np.linspace(2, 9, 500)
+    x = np.linspace(-90, 120, 200)
+    y = np.linspace(2, 9, 200)
     grid = np.stack(np.meshgrid(x, y), axis=2).reshape(-1, 2)
     cell = (x[1] - x[0]) * (y[1] - y[0])
     assert abs(np.exp(fitted.score_samples(grid)).sum() * cell - 1) < 1e-3
@@ -78,6 +78,7 @@ def test_rows_come_back_from_their_latents(fitted):
 # ---------------------------------------------------------------- small and odd data
 
 
+@pytest.mark.slow
 def test_on_little_data_nothing_explodes():
     """Breast cancer, 455 rows of 30 columns: better than a Gaussian, and samples of its spread."""
     x = pytest.importorskip("sklearn.datasets").load_breast_cancer().data
@@ -384,6 +385,7 @@ def test_copies_that_weights_draw_are_no_ties_and_share_a_fold(members, monkeypa
     assert_same(turned, density, x)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:ties in")
 @pytest.mark.parametrize("lattice", [False, True])
 def test_a_bootstrap_has_no_ties_but_those_of_distinct_rows(lattice, monkeypatch):

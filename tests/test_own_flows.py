@@ -399,9 +399,9 @@ def test_fit_takes_data_in_one_line_and_leaves_no_folder(
 ):
     data, held_out, counts = FITTED[case]
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    run = snfnp.fit(data, **held_out, report=None, backend="numpy", epochs=12, seed=3)
+    run = snfnp.fit(data, **held_out, report=None, backend="numpy", epochs=4, seed=3)
     noun = "rows" if len(run.image_shape) == 1 else "images"
-    assert run.record["data"][noun] == counts and len(run.folder.read_metrics()) == 12
+    assert run.record["data"][noun] == counts and len(run.folder.read_metrics()) == 4
     assert capfd.readouterr() == ("", "")
     assert run.config.batch_size == (
         48 if case == "images" else 16
@@ -557,8 +557,8 @@ def test_a_callback_ends_a_run_and_nothing_is_lost(step, ending, tmp_path, monke
                 raise ending
             return ending
 
-    how = {"callbacks": [callback], "eval_every": 3 if step == 7 else 2}
-    trained("whole", eval_every=3)
+    how = {"callbacks": [callback], "eval_every": 3 if step == 7 else 2, "model": "fc"}
+    trained("whole", eval_every=3, model="fc")
     if fails:
         with pytest.raises(type(ending), match="^mine$"):
             trained(path, **how)

@@ -9,6 +9,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from support.messages import one_line
+from support.runs import SHORT
 
 import snfnp
 from snfnp.cli import evaluate, train
@@ -279,21 +280,14 @@ def test_an_animation_is_thinned_and_skips_frames_that_are_not_finite(run, monke
     assert len(animation.frames) == len(epochs)
 
 
-def test_a_run_without_an_animation_builds_no_likelihood_for_it(tmp_path, monkeypatch):
+def test_a_run_without_an_animation_builds_no_likelihood_for_it(shell, monkeypatch):
+    """Those of two evaluations and the test's are all."""
     made = []
     make = Trainer.likelihood
-    monkeypatch.setattr(
-        Trainer, "likelihood", lambda *given: made.append(1) or make(*given)
-    )
-    for columns, count in (
-        (3, 3),
-        (2, 5),
-    ):  # two evaluations and the test's, and two of a frame
-        np.save(tmp_path / "a.npy", RNG.normal(size=(60, columns)))
-        options = (*FAST, "--batch-size", "20", "--epochs", "2", "--out")
-        train.main([str(tmp_path / "a.npy"), *options, str(tmp_path / str(columns))])
-        assert len(made) == count
-        made.clear()
+    monkeypatch.setattr(Trainer, "likelihood", lambda *of: made.append(1) or make(*of))
+    np.save("a.npy", RNG.normal(size=(60, 3)))
+    shell(f"train a.npy {SHORT}")
+    assert len(made) == 3
 
 
 def test_scores_are_the_log_likelihood_of_each_sample(run, folder, shell, capsys):

@@ -11,7 +11,6 @@ from support.trainers import (
     Given,
     at_step,
     batches_of,
-    gradient_of,
     host,
     images_of,
     make_trainer,
@@ -19,7 +18,6 @@ from support.trainers import (
     small_dataset,
 )
 
-from snfnp.context import Slice
 from snfnp.errors import DivergedError
 from snfnp.likelihood import Likelihood
 from snfnp.ops import SINGLE_PROCESS, get_ops
@@ -81,18 +79,6 @@ def trainer_of(step, world=SINGLE_PROCESS):
     return result
 
 
-def gradient_in_slices(trainer, images, parts):
-    total = np.zeros_like(trainer.gradient)
-    for part in parts:
-        for named in trainer.grads.values():
-            for view in named.values():
-                view[...] = np.nan
-        total += gradient_of(
-            trainer, images[part.first : part.first + part.count], part
-        )
-    return total
-
-
 def assert_close(result, expected, tolerance=ROUNDING):
     assert np.abs(result - expected).max() <= tolerance * np.abs(expected).max()
 
@@ -110,28 +96,11 @@ def test_slices_cover_a_batch_in_order(total, parts):
     assert max(counts) - min(counts) <= 1
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_gradients_of_slices_add_up_to_the_gradient_of_the_batch(step):
-    """Noise from the sequence's start, or log-determinants, in every slice would be wrong."""
-    trainer = trainer_of(step)
-    images = images_of(trainer, 0, BATCH)
-    expected = gradient_of(trainer, images)
-    for parts in (2, 3, 5):
-        assert_close(gradient_in_slices(trainer, images, cut(BATCH, parts)), expected)
-    first, second = cut(BATCH, 2)
-    twice = [second._replace(first=0)]
-    part = gradient_in_slices(trainer, images, [first])
-    same_noise = part + gradient_in_slices(
-        trainer, np.roll(images, -second.first, axis=0), twice
-    )
-    alone = [Slice(part.first, part.count, BATCH) for part in (first, second)]
-    everybody = gradient_in_slices(trainer, images, alone)
-    for wrong in (same_noise, everybody):
-        assert np.abs(wrong - expected).max() > 1e4 * ROUNDING * np.abs(expected).max()
-
-
 def steps_on_ranks(step, size, count):
-    """(p, m, state, the log) of every rank after some steps."""
+    """(p, m, state, the log) of every rank after some steps.
+
+    Noise from the sequence's start, or log-determinants, in every slice would be wrong.
+    """
 
     def take(world):
         trainer = trainer_of(step, world)

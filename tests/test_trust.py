@@ -213,7 +213,7 @@ def test_a_flow_whose_parts_do_not_fit_is_one_line(model, run):
 
 
 LAYER = '{"class": "snfnp.layers:SmoothLeakyReLU", "alpha": 0.3}'
-MANY = ", ".join(f'["{number}", {LAYER}]' for number in range(50_000))
+MANY = ", ".join(f'["{number}", {LAYER}]' for number in range(20_000))
 KEYS = {str(number): number for number in range(10**5)}
 
 
@@ -253,7 +253,7 @@ LARGE = {
 
 @pytest.mark.parametrize("case", LARGE)
 def test_a_forged_config_of_any_size_is_one_line_in_seconds(case, run):
-    """What is quadratic in the number of layers would take a minute."""
+    """What is quadratic in the number of layers would take ten times as long."""
     change, said = LARGE[case]
     record = json.loads((run / "config.json").read_text())
     change(record)
@@ -263,7 +263,7 @@ def test_a_forged_config_of_any_size_is_one_line_in_seconds(case, run):
         with one_line(SnfnpError, said) as caught:
             act(run)
         assert len(str(caught.value)) < 2100
-    assert time.process_time() - start < 15
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("model", HARMFUL, ids=lambda model: model[:40])
@@ -571,7 +571,10 @@ def used(path, data):
     assert np.isfinite(run.likelihood.log_prob(data.test[:2])).all()
 
 
-@pytest.mark.parametrize("seed", range(3))
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=SLOW) for n in (1, 2))])
 def test_a_forged_config_opens_and_goes_on_or_is_one_line(seed, runs, tmp_path):
     rng = default_rng(seed)
     opened = 0
