@@ -169,7 +169,7 @@ def parameters_of(run):
 def test_a_run_on_ranks_is_that_of_one_process(tmp_path):
     one, (expected,), _ = run_on_ranks(tmp_path / "one", 1)
     run, summaries, lines = run_on_ranks(tmp_path / "two", 2)
-    assert lines[0].splitlines()[0].endswith(", numpy backend, float64, 2 processes")
+    assert lines[0].splitlines()[0].endswith(", float64, numpy backend, 2 processes")
     for summary in summaries:
         for key in ("validation_nll_nats", "test_nll_nats", "reconstruction"):
             assert summary[key] == pytest.approx(expected[key], rel=1e-10)

@@ -98,7 +98,7 @@ def test_few_rows_are_evaluated_forty_times_and_overfitting_is_reported(shell, c
     assert len(records) == 40 and last < first
     best = min(records, key=lambda record: record["validation_nll_nats"])
     nats = best["validation_nll_nats"]
-    said = f"overfitting since epoch {best['epoch']} ({nats:.2f} → "
+    said = f"overfitting since epoch {best['epoch']} ({nats:.4f} → "
     assert said in capsys.readouterr().out and best["epoch"] < 190
     assert TrainConfig().resolve(1000, (28, 28, 1)).eval_every == 1
 
