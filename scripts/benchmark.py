@@ -41,9 +41,9 @@ def main(argv):
     args = parser.parse_args(argv)
     known = GPU_PARTS if args.backend == "cupy" else CPU_PARTS
     for part in sorted(set(args.parts) - set(known)):
-        message = f"no benchmark of {args.backend} is called {part}"
         raise UsageError(
-            f"{message}: choose from {', '.join(known)}, or another --backend"
+            f"no benchmark of {args.backend} is called {part}: "
+            f"choose from {', '.join(known)}, or another --backend"
         )
     if args.json:
         check_file(args.json, "json")

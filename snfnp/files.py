@@ -291,9 +291,9 @@ def _locked(path: Path) -> Any:
                 holder = (
                     file.read(200).decode(errors="replace").partition("\n")[0].strip()
                 )
-            message = f"{path.parent} is in use by {holder or 'another process'}"
             raise UsageError(
-                f"{message}: stop it, or choose another folder (`out`)"
+                f"{path.parent} is in use by {holder or 'another process'}: "
+                "stop it, or choose another folder (`out`)"
             ) from None
         except OSError as error:
             message = f"{path.parent} cannot be locked here ({error.strerror})"

@@ -81,9 +81,9 @@ class StoredArray:
                 offset += count
             short |= len(part) > 0
         if short or self._now() != self._state:  # checked after each read
-            message = f"{self._path} has changed since it was opened"
             raise SnfnpError(
-                f"{message}: restore it and continue with `resume`, or start again"
+                f"{self._path} has changed since it was opened: "
+                "restore it and continue with `resume`, or start again"
             )
         return samples.reshape(*form, *self.shape[1:])
 

@@ -72,11 +72,9 @@ class Command:
         """A data set. Raises UsageError or SnfnpError if it is missing, or only a sample."""
         dataset = load_dataset(name, self.data_dir)
         if dataset.is_sample:
-            message = (
-                f"found {len(dataset.train):,} training images of {name}, a sample"
-            )
             raise UsageError(
-                f"{message}: give the folder of all of them with --data-dir"
+                f"found {len(dataset.train):,} training images of {name}, a sample: "
+                "give the folder of all of them with --data-dir"
             )
         return dataset
 
@@ -132,10 +130,10 @@ def outcome(run: Run, command: Command) -> dict | None:
     if config.lr_schedule != "constant" and config.epochs != wanted.epochs:
         different.append("epochs")  # its learning rate falls over all of them
     if different:
-        message = (
-            f"{run.folder} holds another run ({', '.join(sorted(different))} differ)"
+        raise UsageError(
+            f"{run.folder} holds another run ({', '.join(sorted(different))} differ): "
+            "choose another --runs, or move it away"
         )
-        raise UsageError(f"{message}: choose another --runs, or move it away")
     folder.check_same_data(folder.open(run.folder)[1], dataset)
     divergence = files.read_json(
         run.divergence, _divergence, "delete it to train again"

@@ -102,8 +102,10 @@ class AffineCoupling(Layer):
         require_whole(1, self, width=self.width)
         require_whole(2, self, channels=self.channels)
         if self.channels % 2:
-            message = f"an affine coupling of {self.channels} channels"
-            raise UsageError(f"{message}: they cannot split into halves")
+            raise UsageError(
+                f"an affine coupling of {self.channels} channels: "
+                "they cannot split into halves"
+            )
 
     def parameter_shapes(self, shape: Shape) -> dict:
         channels = self.channels
@@ -126,8 +128,10 @@ class AffineCoupling(Layer):
 
     def output_shape(self, shape: Shape) -> Shape:
         if len(shape) != 3 or shape[2] != self.channels:
-            message = f"a coupling of {self.channels} channels cannot take {shape}"
-            raise UsageError(f"{message}: give it images (H, W, {self.channels})")
+            raise UsageError(
+                f"a coupling of {self.channels} channels cannot take {shape}: "
+                f"give it images (H, W, {self.channels})"
+            )
         return shape
 
     def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:

@@ -46,8 +46,9 @@ class Linear(Layer):
         require_instance(self, Rule, rule=self.rule)
         require_real(self, 0, math.inf, or_zero=True, gain=self.gain)
         if self.init_kind not in ("paper", "identity", "orthogonal"):
-            message = f"init_kind is {self.init_kind!r}"
-            raise UsageError(f"{message}: choose paper, identity or orthogonal")
+            raise UsageError(
+                f"init_kind is {self.init_kind!r}: choose paper, identity or orthogonal"
+            )
         if self.bias_init not in ("zero", "data"):
             raise UsageError(f"bias_init is {self.bias_init!r}: choose zero or data")
         if self.bias_init == "data" and not self.bias:
@@ -110,8 +111,10 @@ class Linear(Layer):
         output = f.output_shape(shape)
         back = g.output_shape(output) if self.inverse_map else shape
         if back != shape:
-            message = f"inverse_map leads from {output} to {back}"
-            raise UsageError(f"{message}: let it lead back to {shape}")
+            raise UsageError(
+                f"inverse_map leads from {output} to {back}: "
+                f"let it lead back to {shape}"
+            )
         return output
 
     def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:

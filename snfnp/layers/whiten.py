@@ -88,9 +88,9 @@ class Whiten(Layer):
         """
         features = self.features
         if count <= features and not self.shrink:
-            message = f"{count} images have no covariance in {features} dimensions"
             raise UsageError(
-                f"{message}: give more, `shrink=True`, or `coordinates=plain`"
+                f"{count} images have no covariance in {features} dimensions: "
+                "give more, `shrink=True`, or `coordinates=plain`"
             )
         mean = total / count
         second = products / count

@@ -56,8 +56,10 @@ class Conv2d(Map):
 
     def output_shape(self, shape: Shape) -> Shape:
         if len(shape) != 3 or shape[2] != self.channels:
-            message = f"a convolution of {self.channels} channels cannot take {shape}"
-            raise UsageError(f"{message}: give it images (H, W, {self.channels})")
+            raise UsageError(
+                f"a convolution of {self.channels} channels cannot take {shape}: "
+                f"give it images (H, W, {self.channels})"
+            )
         return (*shape[:2], self.weight_shape[3])
 
     def identity(self) -> np.ndarray:

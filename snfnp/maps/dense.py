@@ -30,8 +30,10 @@ class Dense(Map):
 
     def output_shape(self, shape: Shape) -> Shape:
         if shape != (self.features,):
-            message = f"a dense map of {self.features} features cannot take {shape}"
-            raise UsageError(f"{message}: give it rows of {self.features} numbers")
+            raise UsageError(
+                f"a dense map of {self.features} features cannot take {shape}: "
+                f"give it rows of {self.features} numbers"
+            )
         return shape
 
     def identity(self) -> np.ndarray:

@@ -114,7 +114,7 @@ def _load(cupy):
 
         return ctypes.CDLL(pathfinder.load_nvidia_dynamic_lib("cublas").abs_path)
     except (ImportError, OSError, RuntimeError) as error:
-        message = f"backend cupy cannot load cuBLAS ({first_line(error)})"
         raise BackendError(
-            f"{message}: {install(cuda_version(cupy))} brings it"
+            f"backend cupy cannot load cuBLAS ({first_line(error)}): "
+            f"{install(cuda_version(cupy))} brings it"
         ) from None

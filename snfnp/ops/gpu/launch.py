@@ -26,9 +26,9 @@ class DeviceGuard:
     def require(self) -> None:
         """Raises BackendError if another device is current, or in another thread."""
         if threading.get_ident() != self._thread:
-            message = "this GPU backend was made in another thread"
             raise BackendError(
-                f"{message}: make one in every thread that uses one, with get_ops"
+                "this GPU backend was made in another thread: "
+                "make one in every thread that uses one, with get_ops"
             )
         if (current := self._current()) != self.id:
             raise BackendError(

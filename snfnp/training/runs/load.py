@@ -87,18 +87,18 @@ def check_same_flow(folder: RunFolder, record: dict[str, Any], flow: Flow) -> No
     model: Any = record.get("model")
     described = model.get("flow") if isinstance(model, dict) else None
     if not isinstance(described, dict):
-        message = f"{folder.path} has no description of its flow, as those of earlier versions"
-        raise UsageError(f"{message}: train it again")
+        raise UsageError(
+            f"{folder.path} has no description of its flow, as those of earlier versions: "
+            "train it again"
+        )
     moments = folder.moments(record)
     if "preprocess" not in described and moments is not None:
         preprocess = Standardise(*map(tuple, moments.tolist()))
         described = {"preprocess": describe(preprocess, LISTED), **described}
     if difference := first_difference(described, describe(flow, LISTED)):
-        message = (
-            f"{folder.path}: its model has changed since it was trained ({difference})"
-        )
         raise UsageError(
-            f"{message}: restore the code that builds it, or start a new run"
+            f"{folder.path}: its model has changed since it was trained ({difference}): "
+            "restore the code that builds it, or start a new run"
         )
 
 
