@@ -24,6 +24,10 @@ __all__ = [
     "as_matrix",
     "central_difference",
     "check_gradient",
+    "check_layer",
+    "check_map",
+    "check_rule",
+    "relative_error",
+    "slopes",
+    "stop_gradient_objective",
 ]
-__all__ += ["check_layer", "check_map", "check_rule", "relative_error", "slopes"]
-__all__ += ["stop_gradient_objective"]

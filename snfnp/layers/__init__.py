@@ -15,12 +15,11 @@ __all__ = [
     "CausalConv2d",
     "ConvExponential",
     "Layer",
-]
-__all__ += [
     "Linear",
     "Preprocess",
     "RationalQuadraticSpline",
     "SmoothLeakyReLU",
     "Split",
+    "Squeeze",
+    "Whiten",
 ]
-__all__ += ["Squeeze", "Whiten"]

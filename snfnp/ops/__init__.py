@@ -148,5 +148,16 @@ def cpu_backends() -> list[Ops]:
     return [get_ops("numpy"), *([get_ops("numba")] if find_spec("numba") else [])]
 
 
-__all__ = ["SINGLE_PROCESS", "BACKENDS", "Array", "Communicator", "Ops"]
-__all__ += ["RandomKey", "Scalar", "Shape", "cpu_backends", "get_ops", "shares"]
+__all__ = [
+    "SINGLE_PROCESS",
+    "BACKENDS",
+    "Array",
+    "Communicator",
+    "Ops",
+    "RandomKey",
+    "Scalar",
+    "Shape",
+    "cpu_backends",
+    "get_ops",
+    "shares",
+]

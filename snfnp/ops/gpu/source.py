@@ -29,8 +29,9 @@ _KINDS = {
     "double": "float64",
     "unsigned char": "uint8",
     "unsigned int": "uint32",
+    "long long": "int64",
+    "unsigned long long": "uint64",
 }
-_KINDS |= {"long long": "int64", "unsigned long long": "uint64"}
 POINTED = {
     f"{of}{name}*": kind for of in ("", "const ") for name, kind in _KINDS.items()
 }
