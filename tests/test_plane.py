@@ -21,6 +21,7 @@ from snfnp.training import plots
 from snfnp.training.plots import Animation, View
 from snfnp.training.progress import Record
 
+ROOT = Path(__file__).resolve().parents[1]
 RNG = np.random.default_rng(0)
 FAST = ("--backend", "numpy", "--warmup-epochs", "0.5", "--lr", "0.01")
 
@@ -82,15 +83,15 @@ def normal(x, mean, deviation):
     )
 
 
-def around(curve, low, high):
+def around(curve, low, high, signs=(1, -1)):
     """The density around ± a curve with a uniform parameter and noise of 0.1, by quadrature."""
     nodes, weights = np.polynomial.legendre.leggauss(200)
     centres = curve(low + (high - low) * (nodes + 1) / 2)
 
     def density(point):
-        apart = (abs(point[:, None] - sign * centres) for sign in (1, -1))
+        apart = (abs(point[:, None] - sign * centres) for sign in signs)
         bumps = sum(normal(each, 0, 0.1) for each in apart)
-        return bumps @ weights / 4 * normal(0, 0, 0.1)
+        return bumps @ weights / (2 * len(signs)) * normal(0, 0, 0.1)
 
     return density
 
@@ -214,6 +215,17 @@ def test_a_view_is_what_the_flow_says(run):
     assert (view.samples["learned"] != view.samples["exact"]).any() and len(
         view.data
     ) >= 600
+
+
+def test_the_example_of_the_readme_has_the_likelihood_of_the_true_density():
+    text = (ROOT / "README.md").read_text("utf-8")
+    code = text.partition("```python\n")[2].partition("density =")[0]
+    namespace = {}
+    exec(code, namespace)
+    _, fresh = map(namespace["moon"], (1000, 5000))  # those of the fit come first
+    true = around(lambda t: np.exp(1j * t), 0, np.pi, signs=[1])
+    found = np.log(true(fresh @ (1, 1j))).mean()
+    assert f"of the true density: {found:.2f}" in text
 
 
 def test_samples_of_both_inverses_are_visible(run, tmp_path, monkeypatch):
