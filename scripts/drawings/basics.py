@@ -65,7 +65,7 @@ def stretching():
 
     x = np.linspace(-4.5, 2.2, 1200)
     z, log_slope = f(x)
-    figure, axis = plt.subplots(figsize=(6.4, 3.9))
+    figure, axis = plt.subplots(figsize=(4.7, 3.6))
     axis.plot(
         x, 1.4 * np.exp(-0.5 * z**2 + log_slope) / math.sqrt(2 * math.pi), color=BLUE
     )
@@ -92,40 +92,40 @@ def stretching():
 
 def six_products():
     """The products of a training step of a dense layer, in their order (page 04)."""
-    figure, axis = canvas(5.2, 4.0)
+    figure, axis = canvas(4.6, 4.0)
     top = 3.3
     middle = 2.0
     low = 0.7
     for x, y, label, color in (
-        (0.5, top, "$x$", INK),
-        (2.3, top, "$z$", INK),
-        (4.1, top, "$e$", RED),
-        (4.1, middle, r"$\Delta_W$", BLUE),
-        (2.3, low, r"$\delta_z$", GREEN),
-        (0.5, low, r"$\delta_x$", GREEN),
-        (0.5, middle, r"$\Delta_R$", ORANGE),
+        (0.45, top, "$x$", INK),
+        (2.05, top, "$z$", INK),
+        (3.65, top, "$e$", RED),
+        (3.65, middle, r"$\Delta_W$", BLUE),
+        (2.05, low, r"$\delta_z$", GREEN),
+        (0.45, low, r"$\delta_x$", GREEN),
+        (0.45, middle, r"$\Delta_R$", ORANGE),
     ):
         box(axis, x, y, 0.8, 0.55, label, color, 13)
-    arrow(axis, (0.9, top), (1.9, top), "1: $W x$", BLUE)
-    arrow(axis, (2.7, top), (3.7, top), "2: $R z - x$", RED)
+    arrow(axis, (0.85, top), (1.65, top), "1: $W x$", BLUE)
+    arrow(axis, (2.45, top), (3.25, top), "2: $R z - x$", RED)
     arrow(
         axis,
-        (4.1, top - 0.28),
-        (4.1, middle + 0.28),
+        (3.65, top - 0.28),
+        (3.65, middle + 0.28),
         r"3: $R^\top e$",
         BLUE,
         offset=(0.5, 0),
     )
-    arrow(axis, (1.9, low), (0.9, low), r"4: $W^\top \delta_z$", GREEN)
-    arrow(axis, (0.5, low + 0.28), (0.5, middle - 0.28), "", ORANGE)
-    arrow(axis, (3.7, top - 0.2), (0.9, middle + 0.12), "", RED)
-    arrow(axis, (2.7, low), (4.0, middle - 0.28), "", BLUE, curve=0.2)
+    arrow(axis, (1.65, low), (0.85, low), r"4: $W^\top \delta_z$", GREEN)
+    arrow(axis, (0.45, low + 0.28), (0.45, middle - 0.28), "", ORANGE)
+    arrow(axis, (3.25, top - 0.2), (0.85, middle + 0.12), "", RED)
+    arrow(axis, (2.45, low), (3.55, middle - 0.28), "", BLUE, curve=0.2)
     of_w = r"5: $G_W = \Delta_W x^\top + \frac{1}{2} R^\top$"
     of_r = r"6: $G_R = \Delta_R z^\top - \frac{1}{2} W^\top$"
-    axis.text(5.1, 0.05, of_w, ha="right", color=BLUE)
-    axis.text(0.1, 0.05, of_r, color=ORANGE)
+    axis.text(4.55, 0.05, of_w, ha="right", color=BLUE)
+    axis.text(0.05, 0.05, of_r, color=ORANGE)
     words = "numbered: $O(N D^2)$\narrows without a number: a sum of deltas, $O(N D)$"
-    write(axis, 2.6, -0.45, words)
+    write(axis, 2.3, -0.45, words)
     return figure
 
 
@@ -209,7 +209,7 @@ def spline():
     y, ldj, cache = layer.forward(ops, params, x[:, None])
     at, heights, slopes = cache["knots"][..., 0]
     figure, (above, below) = plt.subplots(
-        2, 1, figsize=(6.2, 5.4), sharex=True, height_ratios=[3, 2]
+        2, 1, figsize=(4.7, 5.4), sharex=True, height_ratios=[3, 2]
     )
     above.plot(x, x, color=INK, linewidth=1, linestyle=":", label="the identity")
     above.plot(x, y[:, 0], color=BLUE, label="$y(x)$")

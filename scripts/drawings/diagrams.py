@@ -26,55 +26,55 @@ _LETTER = 0.088
 
 def framework():
     """A layer and its learned inverse: what goes forward, what comes back, who learns from it."""
-    figure, axis = canvas(5.3, 3.7)
-    left = 0.85
-    right = 4.45
+    figure, axis = canvas(4.6, 3.7)
+    left = 0.8
+    right = 4.1
     top = 2.75
     low = 1.35
     box(axis, left, top, 0.9, 0.6, "$x$", INK, 14)
     box(axis, right, top, 0.9, 0.6, "$z$", INK, 14)
     box(axis, left, low, 0.9, 0.6, r"$g(z)$", INK, 12)
-    box(axis, 2.65, top, 1.1, 0.7, "$W$", BLUE, 15)
-    box(axis, 2.65, low, 1.1, 0.7, "$R$", ORANGE, 15)
+    box(axis, 2.45, top, 0.9, 0.7, "$W$", BLUE, 15)
+    box(axis, 2.45, low, 0.9, 0.7, "$R$", ORANGE, 15)
     # forward, and the reconstruction
-    arrow(axis, (left + 0.45, top + 0.1), (2.1, top + 0.1), "$x$", BLUE)
-    arrow(axis, (3.2, top + 0.1), (right - 0.45, top + 0.1), "$z = Wx$", BLUE)
+    arrow(axis, (left + 0.45, top + 0.1), (2.0, top + 0.1), "$x$", BLUE)
+    arrow(axis, (2.9, top + 0.1), (right - 0.45, top + 0.1), "$z = Wx$", BLUE)
     arrow(
         axis,
         (right, top - 0.3),
-        (3.2, low),
+        (2.9, low),
         "$z$",
         ORANGE,
         curve=-0.28,
         offset=(0.35, -0.42),
     )
-    arrow(axis, (2.1, low), (left + 0.45, low), "$Rz$", ORANGE)
+    arrow(axis, (2.0, low), (left + 0.45, low), "$Rz$", ORANGE)
     # backward
     back = top - 0.14
     arrow(
         axis,
         (right - 0.45, back),
-        (3.2, back),
+        (2.9, back),
         r"$\delta_z$",
         GREEN,
         offset=(0, -0.17),
     )
     to_x = r"$\delta_x = W^T\delta_z$"
-    arrow(axis, (2.1, back), (left + 0.45, back), to_x, GREEN, offset=(0, -0.19))
+    arrow(axis, (2.0, back), (left + 0.45, back), to_x, GREEN, offset=(0, -0.19))
     ends = ((left, top - 0.3), (left, low + 0.3))
     error = "$e = Rz - x$"
-    arrow(axis, *ends, error, RED, offset=(-0.64, 0), style="<|-|>")
+    arrow(axis, *ends, error, RED, offset=(-0.47, 0), style="<|-|>")
     # the exchange that gives the method its name
     arrow(
         axis,
-        (2.45, low + 0.35),
-        (2.45, top - 0.35),
+        (2.25, low + 0.35),
+        (2.25, top - 0.35),
         r"$R^T$",
         ORANGE,
         offset=(-0.22, 0.0),
     )
     arrow(
-        axis, (2.85, top - 0.35), (2.85, low + 0.35), r"$W^T$", BLUE, offset=(0.26, 0.0)
+        axis, (2.65, top - 0.35), (2.65, low + 0.35), r"$W^T$", BLUE, offset=(0.26, 0.0)
     )
     axis.text(right, top + 0.5, r"$\log p_Z(z)$", ha="center", color=GREEN)
     of_w = r"$W$ learns from $\frac{1}{2}(\delta_z x^T + R^T) - 2\lambda R^T e\, x^T$"
@@ -82,7 +82,7 @@ def framework():
     exchange = r"$R^T$ stands where $W^{-T}$ stood, and $W^T$ where $R^{-T}$ stood"
     lines = ((3.42, BLUE, of_w, 11), (0.55, ORANGE, of_r, 11), (0.15, INK, exchange, 9))
     for y, color, text, size in lines:
-        write(axis, 2.65, y, text, color, size)
+        write(axis, 2.3, y, text, color, size)
     return figure
 
 

@@ -36,7 +36,7 @@ def inverse_entries():
     inverse = np.abs(np.linalg.inv(as_matrix(f, ops, w, shape))).reshape(12, 12, 12, 12)
     u, v, a, b = np.indices(inverse.shape)
     distance = np.maximum(np.abs(u - a), np.abs(v - b))
-    figure, axis = plt.subplots(figsize=(6.2, 3.2))
+    figure, axis = plt.subplots(figsize=(4.7, 3.2))
     reach = np.arange(9)
     largest = [inverse[distance == d].max() for d in reach]
     typical = [np.median(inverse[distance == d]) for d in reach]
