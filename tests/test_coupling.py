@@ -213,6 +213,12 @@ def test_samples_from_an_images_latents_are_the_image(ops, images):
     # what is given is not scaled
     result = likelihood.sample(N, seed=0, temperature=0.1, exact=True, latents=latents)
     assert_array_equal(result, images)
+    approximate = Likelihood(ops, flow, random_parameters(flow)[1])
+    latents = approximate.latents(images, seed=3)
+    assert np.any(approximate.sample(N, seed=0, latents=latents) != images)
+    result = approximate.sample(N, seed=0, exact=True, latents=latents)
+    assert result.dtype == np.uint8
+    assert_array_equal(result, images)
 
 
 def test_latents_are_given_or_drawn_one_by_one(ops, images):

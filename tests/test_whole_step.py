@@ -52,7 +52,6 @@ def every_choice():
             yield {"model": model, "gradient": gradient, **sizes.get(model, {})}
     yield {"model": "fc", "objective": "forward"}
     yield {"model": "conv", "inverse_kernel": 5}
-    yield {"model": "conv", "recompute": True}
     yield {"model": "glow", "recompute": True}
 
 
