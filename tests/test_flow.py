@@ -1,6 +1,7 @@
 """Flows: starts, latents, copies, and failures that name a layer."""
 
 import copy
+import math
 import pickle
 from dataclasses import FrozenInstanceError, dataclass, replace
 
@@ -159,15 +160,15 @@ def test_first_nonfinite_gradient_names_layer_and_parameter(ops):
 )
 def test_parameters_of_any_shapes_survive_packing(shapes):
     layout = Layout.of(shapes)
-    count = 0
-    numbers = {layer: {} for layer in shapes}
-    for layer, named in shapes.items():
-        for name, shape in named.items():
-            size = int(np.prod(shape))
-            numbers[layer][name] = (
-                np.arange(count, count + size, dtype=float).reshape(shape) + 1
-            )
-            count += size
+    count = sum(math.prod(size) for named in shapes.values() for size in named.values())
+    values = iter(range(1, count + 1))
+    numbers = {
+        layer: {
+            name: np.fromiter(values, float, math.prod(shape)).reshape(shape)
+            for name, shape in named.items()
+        }
+        for layer, named in shapes.items()
+    }
     assert layout.count == count
     keys = {f"{layer}.{name}" for layer, named in shapes.items() for name in named}
     assert {entry.key for entry in layout.entries} == keys

@@ -394,19 +394,10 @@ def test_unusable_runs_are_one_line_before_training(command, monkeypatch, tmp_pa
 
 def test_a_commit_is_marked_if_files_differ_from_it(tmp_path, monkeypatch):
     def git(*arguments):
-        command = [
-            "git",
-            "-c",
-            "user.name=a",
-            "-c",
-            "user.email=b",
-            "-C",
-            tmp_path,
-            *arguments,
-        ]
-        return subprocess.run(
-            command, check=True, capture_output=True, text=True
-        ).stdout.strip()
+        who = ("-c", "user.name=a", "-c", "user.email=b")
+        return subprocess.check_output(
+            ["git", *who, *arguments], cwd=tmp_path, text=True
+        )
 
     monkeypatch.setattr(provenance, "_ROOT", tmp_path)
     assert provenance.commit() == "not known"
@@ -425,14 +416,9 @@ def test_a_run_that_was_resumed_has_both_commits(tmp_path, monkeypatch):
         provenance.note(tmp_path / "run")
     record = {"platform": "Linux", "backend": "numpy", "device": {}, "versions": {}}
     numbers = (("openblas", 1), ("openblas", 2), ("openmp", 4))
-    pools = [
-        {"internal_api": library, "num_threads": number} for library, number in numbers
-    ]
+    pools = [{"internal_api": name, "num_threads": n} for name, n in numbers]
     record["threads"] = {"blas": pools}
     monkeypatch.setattr(provenance.RunFolder, "open", lambda folder: (None, record))
     found = provenance.of_run(tmp_path / "run")
-    assert (found["commit"], found["processor"], found["threads"]) == (
-        "first, second",
-        "p",
-        2,
-    )
+    expected = {"commit": "first, second", "processor": "p", "threads": 2}
+    assert expected.items() <= found.items()

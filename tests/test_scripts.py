@@ -7,7 +7,6 @@ import runpy
 import shlex
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pages import DERIVATIONS, ROOT
+from PIL import Image
 from support.processes import python
 
 from snfnp.cli import COMMANDS, train
@@ -110,25 +110,17 @@ def test_training_reports_its_progress(finished):
 
 def test_the_run_folder_is_complete(finished):
     folder, _, _ = finished
-    names = [
-        "best.safetensors",
-        "config.json",
-        "curves.png",
-        "last.safetensors",
-        "metrics.jsonl",
-    ]
-    names += ["samples.png", "summary.json"]
-    assert sorted(file.name for file in folder.iterdir()) == names
+    files = """best.safetensors config.json curves.png last.safetensors metrics.jsonl
+    samples.png summary.json"""
+    assert sorted(file.name for file in folder.iterdir()) == files.split()
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["best_epoch"] == 2 and summary["test_nll_nats"] > 0
     record = json.loads((folder / "config.json").read_text())
     assert record["data"]["is_sample"] is True
     assert record["data"]["images"] == [5000, 1000, 1000]
     for picture in ("samples.png", "curves.png"):
-        content = (folder / picture).read_bytes()
-        assert content.startswith(b"\x89PNG")
-        width, height = struct.unpack(">II", content[16:24])
-        assert width > 400 and height > 300
+        with Image.open(folder / picture) as image:
+            assert image.format == "PNG" and image.width > 400 and image.height > 300
 
 
 def test_commands_look_at_a_finished_run(environment, finished, tmp_path):
