@@ -184,9 +184,8 @@ def test_one_noise_level_is_the_one_that_held_out_rows_prefer():
     chosen = fit(x, options)
     best = fits[int(np.argmax(scores))]
     assert_same(chosen, best, x)
-    assert (
-        list(chosen.weights_) == list(best.weights_) and chosen.n_iter_ == best.n_iter_
-    )
+    assert list(chosen.weights_) == list(best.weights_)
+    assert chosen.n_iter_ == best.n_iter_
 
 
 @pytest.mark.parametrize(

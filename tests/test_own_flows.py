@@ -179,11 +179,9 @@ def test_a_builder_gets_the_choices_and_a_preset_has_settings(mine):
     exact = snfnp.Flow((2,), (("a", Linear(Dense(2), Exact())),), own)
     folder, _ = trained("run", exact)
     run = snfnp.load_run(folder.path)
-    assert (
-        run.flow == exact
-        and run.flow.preprocess == own
-        and run.config.gradient == "exact"
-    )
+    assert run.flow == exact
+    assert run.flow.preprocess == own
+    assert run.config.gradient == "exact"
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -524,10 +522,8 @@ def test_callbacks_get_what_metrics_hold_and_steps_between(monkeypatch):
             getattr(record, name) == line[name]
             for name in ("step", "epoch", "surrogate")
         )
-        assert (
-            record.nll == line["validation_nll_nats"]
-            and record.bits_per_dimension is None
-        )
+        assert record.nll == line["validation_nll_nats"]
+        assert record.bits_per_dimension is None
     steps = [record for record in found if record.nll is None]
     assert [(each.step, each.epoch) for each in steps] == [
         (n, n // 5) for n in range(1, 16)

@@ -156,37 +156,33 @@ def test_the_default_picture_is_about_square_and_shows_every_pixel(tmp_path):
     assert (np.diff(row) != 0).sum() > 0.95 * 27 * 28
 
 
-def test_drawing_leaves_the_users_backend_alone(tmp_path):
-    code = "import matplotlib as m; m.use('svg'); import numpy, sys;"
-    code += "from snfnp.training import plots;"
-    code += "from pathlib import Path; images = numpy.zeros((4, 3, 3, 1), 'u1');"
-    code += "plots.save_samples(Path(sys.argv[1]), {'a': images}, '');"
-    code += "import matplotlib.pyplot as p; print(m.get_backend(), p.get_fignums())"
-    done = python(code, tmp_path / "a.png")
-    assert (done.stdout.strip(), (tmp_path / "a.png").exists()) == ("svg []", True), (
-        done.stderr
-    )
+DRAWN = """
+import sys
+import matplotlib
+from snfnp.cli import main
+matplotlib.use("svg")
+own = dict(matplotlib.rcParams)
+for words in sys.argv[1:]:
+    main(words.split())
+assert dict(matplotlib.rcParams) == own
+import matplotlib.pyplot
+assert matplotlib.get_backend() == "svg" and not matplotlib.pyplot.get_fignums()
+"""
 
 
-def test_settings_of_the_users_own_change_no_picture(tmp_path, finished):
+def test_settings_of_the_users_own_change_no_picture_and_stay(tmp_path):
     """Such as LaTeX for all text, which few machines have."""
-    (tmp_path / "matplotlibrc").write_text(
-        "text.usetex: True\nfigure.dpi: 30\naxes.grid: True\n"
-    )
-    code = "import sys; from snfnp.cli import main; import matplotlib as m; own = dict(m.rcParams);"
-    code += "[main(words.split()) for words in sys.argv[1:]]; assert dict(m.rcParams) == own"
-    train = "train moons --depth 1 --bins 4 --backend numpy --epochs 2 --out run"
+    settings = "text.usetex: True\nfigure.dpi: 30\naxes.grid: True\n"
+    (tmp_path / "matplotlibrc").write_text(settings)
+    train = "train rows.npy --depth 1 --bins 4 --backend numpy --epochs 2 --out run"
     commands = (train, "sample run --out s.png", "compare run --plot c.png")
     drawn = []
     for folder in (tmp_path, tmp_path / "none"):
         cwd = folder / "here"
         cwd.mkdir(parents=True)
-        changes = {
-            "MPLCONFIGDIR": str(folder),
-            "SNFNP_OFFLINE": "1",
-            "PYTHONPATH": str(ROOT),
-        }
-        done = python(code, *commands, cwd=cwd, **changes)
+        np.save(cwd / "rows.npy", np.random.default_rng(0).normal(size=(60, 2)))
+        changes = {"MPLCONFIGDIR": str(folder), "PYTHONPATH": str(ROOT)}
+        done = python(DRAWN, *commands, cwd=cwd, **changes)
         assert done.returncode == 0, done.stderr
         names = ("run/training.gif", "run/samples.png", "s.png")  # c.png shows seconds
         drawn.append([(cwd / name).read_bytes() for name in names])
@@ -217,11 +213,7 @@ def test_samples_stand_beside_test_images_under_the_rule_and_the_best_epoch(
     options = f"--backend numpy --epochs 2 --batch-size 8 --out {out}".split()
     train.main([str(tmp_path / "a.npy"), *options])
     (_, panels, title) = drawn[0]
-    assert [*panels] == [
-        "learned inverse (one pass)",
-        "exact inverse",
-        "test images",
-    ]
+    assert [*panels] == ["learned inverse (one pass)", "exact inverse", "test images"]
     record = json.loads((out / "config.json").read_text())
     assert len(panels["test images"]) == record["data"]["images"][2] == 4
     best = json.loads((out / "summary.json").read_text())["best_epoch"]

@@ -128,10 +128,7 @@ def test_a_folder_without_the_files_is_refused(name, tmp_path, cache, monkeypatc
     for first in files if len(files) > 1 else ():
         lacking = tmp_path / first / name
         put(lacking.parent, files)
-        put(
-            lacking,
-            {file: files[file] for file in files if file != first},
-        )
+        put(lacking, {file: files[file] for file in files if file != first})
         said = f"`data_dir` is {lacking}, which lacks {first} of"
         refused(name, lacking.parent, said, kind=UsageError)
     problems["empty"] = "lacks"

@@ -14,12 +14,7 @@ from support.messages import assert_one_line, one_line
 from support.runs import START, Killed, around, arrays, assert_same_run, kill, state
 from support.trainers import at_step, run_training, small_config, spoil
 
-from snfnp.errors import (
-    CheckpointError,
-    DivergedError,
-    SnfnpError,
-    in_flags,
-)
+from snfnp.errors import CheckpointError, DivergedError, SnfnpError, in_flags
 from snfnp.flow import Flow
 from snfnp.likelihood import Likelihood
 from snfnp.ops.step.definition import StepScalars

@@ -105,10 +105,8 @@ def test_samples_are_read_as_numpy_reads_them(dtype, order, tmp_path):
     array = np.asarray(RNG.integers(0, 200, (50, 3, 2)).astype(dtype), order=order)
     np.save(tmp_path / "a.npy", array)
     opened = images.open_array(tmp_path / "a.npy")
-    assert (
-        isinstance(opened, StoredArray) == (order == "C")
-        and opened.dtype == array.dtype
-    )
+    assert isinstance(opened, StoredArray) == (order == "C")
+    assert opened.dtype == array.dtype
     assert opened.nbytes == array.nbytes  # by which a GPU holds it or streams it
     for chosen in (
         slice(None),

@@ -60,10 +60,8 @@ def test_characters_that_an_output_lacks_are_escaped(encoding, lam, monkeypatch)
             patched.setattr(sys, name, stream)
         assert terminal.run(every_help) == 2
     out, err = (stream.buffer.getvalue().decode(encoding) for stream in streams)
-    assert (
-        out.count("usage: python -m snfnp ") == len(COMMANDS)
-        and f"{lam} of Eq. 3" in out
-    )
+    assert out.count("usage: python -m snfnp ") == len(COMMANDS)
+    assert f"{lam} of Eq. 3" in out
     snowman, minus = ("\u2603", "−") if encoding == "utf-8" else ("\\u2603", "\\u2212")
     assert out.splitlines()[-1] == f"a {snowman} \\udcff"
     assert err == f"error: {lam} is {minus}1\n"

@@ -322,10 +322,8 @@ def test_a_run_outside_the_main_thread_is_the_same(finished):
 def test_a_clock_that_stands_still_stops_no_run(monkeypatch):
     monkeypatch.setattr(progress.time, "perf_counter", lambda: 5.0)
     run, summary = run_training("run", epochs=1)
-    assert (
-        summary["training_seconds"] == 0
-        and run.read_metrics()[0]["samples_per_second"] > 0
-    )
+    assert summary["training_seconds"] == 0
+    assert run.read_metrics()[0]["samples_per_second"] > 0
 
 
 def test_a_log_file_gets_a_line_every_so_often(monkeypatch):
@@ -481,9 +479,8 @@ def test_a_spacing_that_a_clock_chose_is_kept(monkeypatch, step):
     line = "exact evaluations every 2 epochs, as an evaluation takes about 0.1 s, an epoch 1.5 s"
     assert len([each for each in said if line in each]) == 1
     kept = run.config().eval_every
-    assert (
-        kept == 2 and load_run(run.path).checkpoint.record["config"]["eval_every"] == 2
-    )
+    assert kept == 2
+    assert load_run(run.path).checkpoint.record["config"]["eval_every"] == 2
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
         at_step(patched, step, kill)

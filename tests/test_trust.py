@@ -222,10 +222,7 @@ def without_data(record):
 
 
 LARGE = {
-    "no data": (
-        without_data,
-        "written by another version (the configuration has no",
-    ),
+    "no data": (without_data, "written by another version (the configuration has no"),
     "layers": (
         lambda record: record["config"].update(model=FLOW % f"[{MANY}]"),
         "the flow cannot be built (ValueError: more than 10,000 layers, maps and rules)",
@@ -425,11 +422,9 @@ def test_a_record_speaks_of_rows_has_each_thing_once_and_opens_as_earlier_versio
     config = record["config"]
     data = record["data"]
     expected = snfnp.load_run(run).likelihood.log_prob(ROWS)
-    assert (
-        "rows" in data
-        and "images" not in data
-        and "preprocess" not in record["model"]["flow"]
-    )
+    assert "rows" in data
+    assert "images" not in data
+    assert "preprocess" not in record["model"]["flow"]
     absent = {
         "levels",
         "width",
@@ -439,10 +434,8 @@ def test_a_record_speaks_of_rows_has_each_thing_once_and_opens_as_earlier_versio
         "noise_vectors",
         "tolerance",
     }
-    assert (
-        not absent & config.keys()
-        and {"lr", "lam", "objective", "patience"} <= config.keys()
-    )
+    assert not absent & config.keys()
+    assert {"lr", "lam", "objective", "patience"} <= config.keys()
     moments = dict(zip(("mean", "spread"), data["moments"], strict=True))
     preprocess = {"class": "snfnp.layers.preprocess:Standardise", **moments}
     record["model"]["flow"]["preprocess"] = preprocess
