@@ -17,6 +17,7 @@ another, in an environment with torch, the spline flow.
 import argparse
 import itertools
 import json
+import os
 import time
 import warnings
 from collections import defaultdict
@@ -69,6 +70,11 @@ SIZES = (
     (5, 64),
 )  # of a spline flow: transforms, and units of their networks
 Scores = tuple[np.ndarray, str]  # log p of held-out rows, and what was chosen, in words
+
+
+def processor_seconds() -> float:
+    """The processor time of this process, and of those that it has started and seen end."""
+    return sum(os.times()[:4])
 
 
 def around(x: np.ndarray, curve: np.ndarray, spread: float = 0.1) -> np.ndarray:
@@ -148,7 +154,7 @@ def table(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     x, held_out = np.split(x[rng.permutation(len(x))], [len(x) - len(x) // 5])
     mean = x.mean(axis=0)
     spread = x.std(axis=0)
-    return (x - mean) / spread, (held_out[:MOST] - mean) / spread
+    return (x - mean) / spread, (held_out - mean) / spread
 
 
 def folds_of(x: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -163,7 +169,7 @@ def folds_of(x: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
 def gaussian_mixture(x: np.ndarray, fresh: np.ndarray, seconds: float) -> Scores:
     """The best by held-out rows, fitted to all; where rows are many, more components as long as
     there is time, of whole covariances."""
-    until = time.process_time() + (0.9 * seconds if len(x) >= MANY else np.inf)
+    until = processor_seconds() + (0.9 * seconds if len(x) >= MANY else np.inf)
     counts = COMPONENTS if len(x) < MANY else COMPONENTS_OF_MANY
     if len(x) == ROWS:
         counts = COMPONENTS_OF_TOYS
@@ -175,7 +181,7 @@ def gaussian_mixture(x: np.ndarray, fresh: np.ndarray, seconds: float) -> Scores
     chosen: dict = {}
     for count, kind, floor in itertools.product(counts, kinds, floors):
         options = {"n_components": count, "covariance_type": kind, "reg_covar": floor}
-        if count * 3 > len(x) or time.process_time() > until:
+        if count * 3 > len(x) or processor_seconds() > until:
             continue
         mixture = GaussianMixture(random_state=0, **options)
         try:
@@ -247,10 +253,10 @@ def spline_flow(x: np.ndarray, fresh: np.ndarray, seconds: float) -> Scores:
             x.shape[1], transforms=transforms, hidden_features=(units, units)
         )
         optimiser = torch.optim.Adam(model.parameters(), 1e-3)
-        start = time.process_time()
-        while time.process_time() < start + seconds:
+        start = processor_seconds()
+        while processor_seconds() < start + seconds:
             for step, indices in enumerate(torch.randperm(len(rows)).split(batch)):
-                spent = (time.process_time() - start) / seconds
+                spent = (processor_seconds() - start) / seconds
                 if spent > 1 or step == 200:  # judge so often
                     break
                 for group in optimiser.param_groups:
@@ -289,28 +295,35 @@ def results(file: Path) -> dict:
     return records
 
 
-def summary(file: Path) -> None:
-    """Print a line for each case: every method's mean over splits, and how far "flow" is ahead of
-    each other with the standard error of the mean difference (of splits; of rows, if there is
-    one)."""
+def summary(file: Path) -> list[dict]:
+    """For each case, of the splits that every method has: the mean of each method, and by how many
+    nats a row "flow" is ahead of each other with the standard error of that mean, by splits, or if
+    there is one by its rows."""
+    cases = []
     for case, methods in results(file).items():
-        ours = methods.get("flow", {})
-        line = f"{case:25}"
-        for method, splits in methods.items():
-            nats = np.mean([record["nats"] for record in splits.values()])
-            seconds = np.mean([record["seconds"] for record in splits.values()])
-            line += f" | {method} {nats:.3f} ({seconds:.0f} s)"
-            both = sorted(set(ours) & set(splits))
-            if method == "flow" or not both:
-                continue
-            differences = np.array([ours[k]["nats"] - splits[k]["nats"] for k in both])
-            if len(both) == 1:
-                differences = np.subtract(
-                    ours[both[0]]["rows"], splits[both[0]]["rows"]
-                )
-            error = differences.std(ddof=1) / np.sqrt(len(differences))
-            line += f" {differences.mean():+.3f} ± {error:.3f}"
-        print(line)
+        splits = sorted(set.intersection(*map(set, methods.values())))
+        if "flow" not in methods or not splits:
+            continue
+        nats = {}
+        ahead = {}
+        for method, records in methods.items():
+            nats[method] = np.mean([records[split]["nats"] for split in splits])
+            rows = [
+                np.subtract(methods["flow"][split]["rows"], records[split]["rows"])
+                for split in splits
+            ]
+            apart = rows[0] if len(splits) == 1 else np.mean(rows, axis=1)
+            error = apart.std(ddof=1) / np.sqrt(len(apart))
+            ahead[method] = [round(float(each), 4) for each in (apart.mean(), error)]
+        nats = {method: round(float(mean), 4) for method, mean in nats.items()}
+        del ahead["flow"]
+        shape = methods["flow"][splits[0]]["shape"]
+        seconds = methods["flow"][splits[0]]["seconds"]
+        cases.append(
+            {"case": case, "shape": shape, "splits": len(splits), "nats": nats}
+            | {"ahead": ahead, "seconds": round(seconds)}
+        )
+    return cases
 
 
 def record_of(case: str, split: int, method: str, file: Path) -> dict:
@@ -319,16 +332,19 @@ def record_of(case: str, split: int, method: str, file: Path) -> dict:
         x, fresh = (toy.draw(case, ROWS, 2 * split + k) for k in (1, 2))
     else:
         x, fresh = table(case, split)
+    shape = [len(x) + len(fresh) * (case not in TOYS), x.shape[1]]
+    fresh = fresh[:MOST]
     ours = results(file)[case]["flow"].get(split, {"seconds": np.nan})
-    start = time.process_time()
+    start = processor_seconds()
     log_p, chosen = METHODS[method](x, fresh, ours["seconds"])
     nats = float(log_p.mean())
     return {
         "case": case,
         "split": split,
         "method": method,
+        "shape": shape,
         "nats": truth(case, fresh).mean() - nats if case in TOYS else nats,
-        "seconds": time.process_time() - start,
+        "seconds": processor_seconds() - start,
         "chosen": chosen,
         "rows": log_p.round(4).tolist(),
     }
@@ -348,7 +364,7 @@ def main() -> None:
         "--results", type=Path, default=Path("baselines.jsonl"), help="a file"
     )
     parser.add_argument(
-        "--summary", action="store_true", help="only print what the file has"
+        "--summary", action="store_true", help="only print the means of a file"
     )
     parser.add_argument("--search", action="store_true", help="only time grid searches")
     args = parser.parse_args()
@@ -357,7 +373,7 @@ def main() -> None:
             *(f"{n}: {search_seconds(n):.1f} s" for n in (1, 2, 1, 2)), sep=", "
         )
     if args.summary:
-        return summary(args.results)
+        return print(*map(json.dumps, summary(args.results)), sep=",\n")
     cases = LARGE if args.large else args.cases
     for split, case, method in itertools.product(
         range(args.splits), cases, args.methods

@@ -16,6 +16,8 @@ from support.processes import python
 from support.trainers import make_trainer
 
 from snfnp import threads
+from snfnp.errors import SnfnpError
+from snfnp.processes.forked import forked
 from snfnp.step.batches import Repeated
 
 # Kernels of more values than `jit._SHORT`, in both precisions, and a product with threads of BLAS.
@@ -298,3 +300,37 @@ def test_limits_of_several_threads_end_in_any_order(monkeypatch):
     with pytest.raises(KeyError), threads.limited(1):
         raise KeyError
     assert pool.count == 6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks are for Linux")
+def test_a_fork_computes_values_in_order():
+    """With one thread, some of them ahead; more than a pipe holds as they are read."""
+    array = np.arange(100_000.0)
+    values = ((k * array, os.getpid(), threads.most()) for k in range(3))
+    with forked(values) as received:
+        results = list(received)
+    np.testing.assert_array_equal(
+        [result[0] for result in results], np.arange(3)[:, np.newaxis] * array
+    )
+    assert {result[2] for result in results} == {1}
+    assert len({result[1] for result in results} - {os.getpid()}) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks are for Linux")
+def test_a_fork_that_fails_says_why_and_one_that_is_left_ends():
+    def failing(end):
+        yield os.getpid()
+        end()
+
+    with forked(failing(lambda: 1 / 0)) as received:
+        next(received)
+        with pytest.raises(ZeroDivisionError):
+            next(received)
+    with forked(failing(lambda: os._exit(1))) as received:
+        next(received)
+        with pytest.raises(SnfnpError, match="was ended.*: set NUMBA_NUM_THREADS=1"):
+            next(received)
+    with forked(failing(threading.Event().wait)) as received:
+        process = next(received)
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)

@@ -31,6 +31,7 @@ from snfnp.density.training import (
 )
 from snfnp.errors import DivergedError
 from snfnp.ops import jit
+from snfnp.processes import forked
 from snfnp.step.trainer import Trainer
 from snfnp.training.options import TrainConfig
 
@@ -253,7 +254,7 @@ def test_patience_counts_from_the_best_evaluation_of_all_folds(monkeypatch):
     config, flow = small_flow(40, bins=4, epochs=40, patience=2)
     bar = Bar()
     best = flow_candidate(config, flow, moons(80), folds, Progress(bar))
-    assert best.step == 6 and bar.steps == [2] * 10
+    assert best.step == 6 and bar.steps == [0] + [4] * 5
     for member, params in zip(best.members, seen[6:8], strict=True):
         assert_equal(flow.layout.views(member.astype(float)), params)
     assert set(best.scores[folds[0]]) == {1.0} and set(best.scores[folds[1]]) == {3.0}
@@ -275,7 +276,7 @@ def test_every_member_has_a_seed_of_its_own_and_other_rows_than_judge_it(monkeyp
     config, flow = small_flow(60, activation="smooth-leaky-relu", epochs=2)
     bar = Bar()
     best = flow_candidate(config, flow, x, folds, Progress(bar), 12)
-    assert len(bar.steps) == 6 + 12 and 0 <= best.step <= 18
+    assert sum(bar.steps) == 2 * (6 + 12) and 0 <= best.step <= 18
     assert len({seed for _, seed in seen}) == len(seen) == 4
     for index, (rows, _) in enumerate(seen):
         assert_array_equal(rows, np.delete(x, folds[index % 2], axis=0))
@@ -294,6 +295,48 @@ def test_training_goes_on_as_long_as_it_is_worth_it(monkeypatch):
     config, flow = small_flow(60, epochs=5)
     best = flow_candidate(config, flow, moons(4), [], None, 10_000)
     assert begun == [(5, [], 0), (10, [1], 100), (20, [2], 200)] and best.mean == -1.995
+
+
+@pytest.mark.parametrize("options", [{}, {"patience": 2}, {"mixtures": False}])
+def test_processes_give_the_bits_of_one(options, monkeypatch):
+    """Flows and mixtures side by side in forks, against one after another; this process takes one
+    step, which compiles the kernels."""
+
+    def noting(trainer, batches):
+        steps.append(trainer.step)
+        original(trainer, batches)
+
+    x = moons(80)
+    options = FAST | {"members": 3, "epochs": 6, "noise": 0.1} | options
+    densities = []
+    original = Trainer.training_step
+    monkeypatch.setattr(Trainer, "training_step", noting)
+    for parallel in (False, True):
+        steps = []
+        monkeypatch.setattr(forked, "is_useful", lambda parallel=parallel: parallel)
+        densities.append(fit(x, options))
+    assert steps == [0]
+    assert_same(*densities, x)
+    assert densities[0].weights_ == densities[1].weights_
+    assert densities[0].n_iter_ == densities[1].n_iter_
+
+
+def test_many_rows_are_trained_on_for_longer(monkeypatch):
+    """Up to a step for 32 rows, as long as each doubling is worth it."""
+    noted = []
+
+    def noting(*arguments):
+        noted.append(arguments[5])
+        return original(*arguments)
+
+    original = fitting.flow_candidate
+    monkeypatch.setattr(fitting, "flow_candidate", noting)
+    monkeypatch.setattr(fitting, "FEW", 100)
+    monkeypatch.setattr(fitting, "_FIRST", 4)
+    monkeypatch.setattr(fitting, "_LONGEST", 8)
+    for rows in (90, 200, 640):
+        fit(moons(rows), RELU, members=2, mixtures=False, noise=0.0)
+    assert noted == [0, 8, 20]
 
 
 def test_a_limit_of_time_stops_what_is_tried(monkeypatch):
@@ -329,8 +372,8 @@ def test_the_bar_says_what_is_tried(monkeypatch):
     monkeypatch.setattr(fitting, "progress_bar", lambda **options: bar)
     density = fit(moons(60), RELU, epochs=1, members=2)
     flows = [f"flow, noise {noise}" for noise in ("0", "0.1", "0.2")]
-    assert bar.names[:3] == flows and bar.names[3] == "mixture of 1, full, prior 0.003"
-    assert set(density.weights_) <= set(bar.names) and bar.total == sum(bar.steps) > 0
+    assert bar.names == [*flows, "mixtures"] and bar.total == sum(bar.steps) > 0
+    assert {name for name in density.weights_ if "flow" in name} <= set(flows)
 
 
 def test_a_verbose_fit_has_a_line_for_each_candidate(capsys):

@@ -34,7 +34,9 @@ class FlowDensity(Options):
     fifth. Mixtures of Gaussians are candidates beside the flows; they are fitted in the same way,
     on more than 5000 rows until more components are no better. The density is Σ w p of all of them,
     with the weights at which the rows held out are most likely; it is exact, and so are samples.
-    The flow is the preset `vector`: see `snfnp.models.vector`.
+    The flow is the preset `vector`: see `snfnp.models.vector`. On Linux, where there are several
+    cores, flows and mixtures are fitted side by side by forked processes, to the same bits, and one
+    after another if NUMBA_NUM_THREADS and OPENBLAS_NUM_THREADS are 1.
 
     Columns with ties, such as whole numbers, are modelled with noise of one step. Scores are then
     of cells of one step, and another estimator's scores of the same rows are not: a mixture that
@@ -53,7 +55,8 @@ class FlowDensity(Options):
         activation: "spline" or "smooth-leaky-relu".
         gradient: of log|det W|, by the learned inverse ("self-normalizing"), "exact" or "relative".
         epochs: passes over the rows, at most (None: as many steps as rows, from 800 to 2000; on
-            more than 5000 rows 2000 steps, and 4000 more if they are of use).
+            more than 5000 rows 2000 steps, and as long as that is of use twice as many again, up to
+            4000, or a step for 32 rows).
         batch_size: rows of a step (None: an eighth of them, from 16 to 500).
         lr: Adam's learning rate, which falls to 0 along a cosine (None: 0.01, less for more than 16
             columns).

@@ -24,7 +24,6 @@ from snfnp.data.ties import with_ties
 from snfnp.density.ensemble import Fit, stacked_weights
 from snfnp.density.training import (
     FEW,
-    Candidate,
     Progress,
     flow_candidate,
     mixture_candidates,
@@ -32,6 +31,7 @@ from snfnp.density.training import (
 from snfnp.errors import UsageError
 from snfnp.layers.preprocess import Standardise
 from snfnp.ops import RandomKey, get_ops
+from snfnp.processes import forked
 from snfnp.training.options import TrainConfig
 from snfnp.training.progress import compilations_shown, progress_bar, silent
 
@@ -41,7 +41,8 @@ _NOISE = {
     0.2: 500,
 }  # candidates: rows up to which they are tried
 _FIRST = 2000  # steps of a flow on many rows: of the first training,
-_LONGEST = 4000  # and of the longest
+_LONGEST = 4000  # and of the longest, or
+_ROWS_PER_STEP = 32  # one for so many rows
 _JUDGED = 4000  # rows of a fold, at most: the others are trained on by all members
 _SMALL = (
     4096  # numbers in a batch for which a smooth leaky ReLU is fastest in plain NumPy
@@ -112,37 +113,41 @@ def fit_density(
     config = _config(options, rows, columns, seed)
     longest = 0
     if options.epochs is None and len(table) > FEW:
-        longest = _LONGEST
+        longest = max(_LONGEST, len(table) // _ROWS_PER_STEP)
         config = replace(config, epochs=max(1, _FIRST // config.steps_per_epoch(rows)))
     flow = config.build_flow((columns,), preprocess.moments)
-    levels = [level for level, most in _NOISE.items() if len(table) <= most]
-    if options.noise is not None:
-        levels = [options.noise]
-    flows: list[Candidate] = []
-    mixtures: list[Candidate] = []
-    limit = (
-        1 if _is_small(config, columns) else None
-    )  # more threads would wait for each other
-    with threads.limited(limit), _progress(options, config, len(table)) as progress:
-        for level in levels:
-            noisy = replace(config, noise=level)
-            flows.append(flow_candidate(noisy, flow, table, folds, progress, longest))
-        if len(folds) > 1 and options.mixtures:
-            key = RandomKey(seed, 0, 0)
-            z, ldj = preprocess.forward(get_ops("numpy"), table, key, np.float64)
-            with threads.limited(1):  # of which some fit mixtures side by side
-                mixtures = mixture_candidates(z, folds, seed, ldj, progress)
-    best = max(flows, key=lambda candidate: candidate.mean)
-    candidates = [*flows, *mixtures]
-    if options.members == 1:  # nothing is averaged
-        candidates = [best]
-    weights = stacked_weights(np.stack([candidate.scores for candidate in candidates]))
-    with threads.limited(1):  # of small products
-        kept = [
-            (candidate.refitted(seed), weight)
-            for candidate, weight in zip(candidates, weights.tolist(), strict=True)
-            if weight > 0
+    usual = [level for level, most in _NOISE.items() if len(table) <= most]
+    levels = usual if options.noise is None else [options.noise]
+    key = RandomKey(seed, 0, 0)
+    z, ldj = preprocess.forward(get_ops("numpy"), table, key, np.float64)
+    averaged = len(folds) > 1
+    parallel = averaged and forked.is_useful()
+    single = parallel or _is_small(config, columns)
+    with (
+        _progress(options, config, parallel) as progress,
+        threads.limited(1 if single else None),  # more would wait for each other
+        progress.apart(
+            mixture_candidates(z, folds, seed, ldj, progress.deadline)
+            for _ in range(options.mixtures and averaged)
+        ) as searches,
+    ):
+        flows = [
+            flow_candidate(
+                replace(config, noise=level), flow, table, folds, progress, longest
+            )
+            for level in levels
         ]
+        progress.begin("mixtures")
+        with threads.limited(1):  # of small products
+            mixtures = next(searches, [])
+            for mixture in mixtures:
+                progress.end(mixture)
+            best = max(flows, key=lambda candidate: candidate.mean)
+            candidates = [*flows, *mixtures] if averaged else [best]
+            scores = np.stack([candidate.scores for candidate in candidates])
+            weights = stacked_weights(scores).tolist()
+            pairs = zip(candidates, weights, strict=True)
+            kept = [(each.refitted(seed), weight) for each, weight in pairs if weight]
     return Fit(config, flow, kept, best)
 
 
@@ -202,14 +207,15 @@ def _is_small(config: TrainConfig, columns: int) -> bool:
 
 
 @contextmanager
-def _progress(options: Options, config: TrainConfig, rows: int) -> Iterator[Progress]:
+def _progress(
+    options: Options, config: TrainConfig, parallel: bool
+) -> Iterator[Progress]:
     """A context with a bar and lines on candidates, as `verbose` says."""
     verbose = options.verbose
     report = tqdm.write if verbose and sys.stdout else silent
     disable = None if verbose is None else not verbose
     limit = math.inf if options.time_limit is None else options.time_limit
-    workers = threads.most() if rows > FEW else 1
     bar = progress_bar(total=0, unit="step", disable=disable, leave=False)
-    compilations = report if verbose is not None else lambda line: None
+    compilations = report if verbose is not None else silent
     with bar, compilations_shown(get_ops(config.backend), compilations):
-        yield Progress(bar, time.monotonic() + limit, workers, report)
+        yield Progress(bar, time.monotonic() + limit, parallel, report)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -21,8 +20,8 @@ from tqdm import tqdm
 from snfnp.density.mixture import Mixture
 from snfnp.errors import DivergedError, SingularMatrixError
 from snfnp.flow import Flow
-from snfnp.likelihood import Likelihood
 from snfnp.ops import get_ops
+from snfnp.processes.forked import forked
 from snfnp.step.batches import Batches
 from snfnp.step.trainer import Trainer, take_steps
 from snfnp.training.options import TrainConfig
@@ -44,6 +43,7 @@ _PRIORS = (
     ("tied", 0.003),
 )
 _PRIORS_OF_MANY = (("full", 0.3), ("full", 3.0))
+_COMPILED = 64  # rows for which kernels are compiled: a short array, as those of a fork
 _MANY = 20  # components from which on no more are tried if these are worse by
 _WORSE = 0.1  # nats
 
@@ -82,13 +82,13 @@ class Progress:
     """The progress of a fit.
 
     bar: of the steps of flows, with the name of what is being tried; deadline: the time after which
-    nothing more is tried, by `time.monotonic`; workers: threads that fit mixtures side by side;
-    report: gets a line on each candidate.
+    nothing more is tried, by `time.monotonic`; parallel: whether flows are trained and mixtures
+    fitted by processes of their own; report: gets a line on each candidate.
     """
 
     bar: tqdm = field(default_factory=lambda: tqdm(total=0, disable=True))
     deadline: float = math.inf
-    workers: int = 1
+    parallel: bool = False
     report: Callable[[str], object] = silent
 
     @property
@@ -104,17 +104,9 @@ class Progress:
         """Report what a candidate reached."""
         self.report(f"{candidate.name}: {candidate.mean:.3f} nats per row held out")
 
-    def map(
-        self, function: Callable[..., Mixture], *arguments: list[Any]
-    ) -> list[Mixture]:
-        """The results of a function, side by side."""
-        if self.workers == 1:
-            return list(map(function, *arguments))
-        pool = ThreadPoolExecutor(self.workers)
-        try:
-            return list(pool.map(function, *arguments))
-        finally:
-            pool.shutdown(cancel_futures=True)  # if it was interrupted
+    def apart(self, values: Iterator[Any]) -> AbstractContextManager[Iterator[Any]]:
+        """A context with values that are computed in it, by another process if `parallel`."""
+        return forked(values) if self.parallel else nullcontext(values)
 
 
 def flow_candidate(
@@ -163,59 +155,64 @@ def _trained(
 ) -> tuple[Candidate, int]:
     """The best of a training that begins with the flows of `best`, if it has some, and its steps.
     done: the steps before."""
-    ops = get_ops(config.backend)
-    trainings = []
-    with np.errstate(all="ignore"):
-        for index, fold in enumerate(folds):
+    count = len(rows) - max(len(fold) for fold in folds)
+    steps = config.epochs * config.steps_per_epoch(count)
+    every = max(1, steps // _EVALUATIONS)
+    most = math.inf if config.patience is None else config.patience * every
+    ends = [*range(0, steps, every), steps]
+    members = best.members or [None] * len(folds)
+    before = 0
+    progress.begin(best.name, steps * len(folds))
+    with np.errstate(all="ignore"), ExitStack() as contexts:
+        if progress.parallel:  # kernels are compiled once, by a step of this process
+            some = min(len(rows), _COMPILED)
+            first = replace(config, batch_size=some // 2)
+            rest = np.arange(some // 2, some)
+            next(_training(first, flow, rows[:some], rest, None, [1]), None)
+        trainings = []
+        for index, (fold, start) in enumerate(zip(folds, members, strict=True)):
             seeded = replace(config, seed=(config.seed + done + index) % 2**31)
-            batches = Batches(ops, np.delete(rows, fold, axis=0), seeded, flow.shape)
-            trainer = Trainer(ops, flow, seeded, batches.steps_per_epoch)
-            trainer.begin(batches)
-            if best.members:
-                trainer.p[...] = best.members[index]
-            trainings.append((trainer, batches))
-        steps = config.epochs * min(batches.steps_per_epoch for _, batches in trainings)
-        every = max(1, steps // _EVALUATIONS)
-        most = math.inf if config.patience is None else config.patience * every
-        progress.begin(best.name, steps * len(folds))
-        with suppress(DivergedError, SingularMatrixError):  # the best before is kept
-            best = _judged(trainings, rows, folds, best, done)
-            for step in take_steps(trainings, steps):
-                progress.bar.update(len(folds))
-                if step % every == 0 or step == steps:
-                    best = _judged(trainings, rows, folds, best, done)
-                    if progress.late:
-                        break
-                if done + step - (best.step or 0) >= most:
-                    break
+            training = progress.apart(_training(seeded, flow, rows, fold, start, ends))
+            trainings.append(contexts.enter_context(training))
+        for end, *evaluations in zip(ends, *trainings, strict=False):  # one may diverge
+            progress.bar.update(len(folds) * (end - before))
+            before = end
+            params, log_p = zip(*evaluations, strict=True)
+            scores = _in_order(log_p, folds)
+            scores[np.isnan(scores)] = -np.inf
+            if not best.members or scores.mean() > best.mean:
+                best = Candidate(best.name, scores, list(params), done + end)
+            if progress.late or done + end - (best.step or 0) >= most:
+                break
     return best, steps
 
 
-def _judged(
-    trainings: list[tuple[Trainer, Batches]],
+def _training(
+    config: TrainConfig,
+    flow: Flow,
     rows: np.ndarray,
-    folds: list[np.ndarray],
-    best: Candidate,
-    done: int,
-) -> Candidate:
-    """The flows as they are, or `best` if the held-out rows are at least as likely by that."""
-    scores = _scores((trainer.likelihood() for trainer, _ in trainings), rows, folds)
-    scores[np.isnan(scores)] = -np.inf
-    if best.members and not scores.mean() > best.mean:
-        return best
-    members = [trainer.p.copy() for trainer, _ in trainings]
-    return Candidate(best.name, scores, members, done + trainings[0][0].step)
+    fold: np.ndarray,
+    start: np.ndarray | None,
+    ends: list[int],
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The parameters of a flow after each number of steps in `ends`, and the log-densities of the
+    rows that it holds out; no more if it diverges."""
+    ops = get_ops(config.backend)
+    batches = Batches(ops, np.delete(rows, fold, axis=0), config, flow.shape)
+    trainer = Trainer(ops, flow, config, batches.steps_per_epoch)
+    with suppress(DivergedError, SingularMatrixError):
+        trainer.begin(batches)
+        if start is not None:
+            trainer.p[...] = start
+        for end in ends:
+            for _ in take_steps([(trainer, batches)], end):
+                pass
+            yield trainer.p.copy(), trainer.likelihood().log_prob(rows[fold])
 
 
-def _scores(
-    members: Iterable[Likelihood | Mixture], rows: np.ndarray, folds: list[np.ndarray]
-) -> np.ndarray:
-    """The log-density of each row that is held out, by the member of its fold, in the order of
-    rows."""
-    scores = np.empty(len(rows))
-    for member, fold in zip(members, folds, strict=True):
-        scores[fold] = member.log_prob(rows[fold])
-    return scores[np.sort(np.concatenate(folds))]
+def _in_order(scores: Sequence[np.ndarray], folds: list[np.ndarray]) -> np.ndarray:
+    """The scores of the rows of all folds, in the order of rows."""
+    return np.concatenate(scores)[np.argsort(np.concatenate(folds))]
 
 
 def mixture_candidates(
@@ -223,7 +220,7 @@ def mixture_candidates(
     folds: list[np.ndarray],
     seed: int,
     ldj: np.ndarray,
-    progress: Progress | None = None,
+    deadline: float = math.inf,
 ) -> list[Candidate]:
     """Mixtures of standardised rows (N, D), each for every fold; `Candidate.refit` takes all rows.
 
@@ -237,9 +234,8 @@ def mixture_candidates(
         folds: the indices of the rows that are held out, for each mixture.
         seed: of the starts of EM.
         ldj: log|det| of the standardisation, (N,), for scores in units of the data.
-        progress: of the fit.
+        deadline: the time after which nothing more is tried, by `time.monotonic`.
     """
-    progress = progress or Progress()
     candidates: list[Candidate] = []
     count, columns = rows.shape
     few = count <= FEW
@@ -250,23 +246,21 @@ def mixture_candidates(
     least = 1
     likeliest = 1  # number of components
     most = max(1, min(count // _ROWS_PER_COMPONENT, count // columns))
-    seeds = [(seed, index) for index in range(len(folds))]
     ldj = ldj[np.sort(np.concatenate(folds))]
     for kind, prior in priors:
         best = -np.inf
         for components in sizes:
             if not least <= components <= most:
                 continue
-            if candidates and progress.late:
+            if candidates and time.monotonic() > deadline:
                 break
             name = f"mixture of {components}, {kind}, prior {prior:g}"
-            progress.begin(name)
             fit = partial(_fitted, rows, components, kind, prior)
-            mixtures = progress.map(fit, seeds, folds)
-            scores = _scores(mixtures, rows, folds) + ldj
+            mixtures = [fit((seed, index), fold) for index, fold in enumerate(folds)]
+            log_p = [mixtures[k].log_prob(rows[fold]) for k, fold in enumerate(folds)]
+            scores = _in_order(log_p, folds) + ldj
             candidate = Candidate(name, scores, mixtures, refit=fit if few else None)
             candidates.append(candidate)
-            progress.end(candidate)
             worse = candidate.mean < (best - _WORSE if few else best + _WORTH)
             if candidate.mean > best:
                 best = candidate.mean
