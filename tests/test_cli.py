@@ -221,6 +221,8 @@ WRONG = {
     "train --model qqq": "`model=qqq` is unknown: choose one of fc, vector, conv, ",
     "train --model con": "`model=con` is unknown (did you mean conv?): choose one of",
     "check --layer splines": "no layer, rule or map has 'splines' in its name (did you",
+    "check --layer foo": "one of these: actnorm; anticausal conv; bias; causal conv;",
+    "train --backend cuda": "'cupy') (did you mean cupy?): see python -m snfnp train",
     "check --dtype int": "argument --dtype: invalid choice: 'int' (choose from ",
     "evaluate": "the following arguments are required: run: see python -m snfnp eval",
     "evaluate rows --split valid": "'all') (did you mean validation?): see python -m",

@@ -18,10 +18,11 @@ from numpy.random import default_rng
 from numpy.testing import assert_array_equal
 from support.arrays import assert_near
 from support.explicit import convolution_matrix
+from support.messages import one_line
 
 import snfnp.maps
 from snfnp.diagnostics import gradients
-from snfnp.errors import SingularMatrixError
+from snfnp.errors import SingularMatrixError, UsageError
 from snfnp.flow import Flow
 from snfnp.gradcheck import as_matrix, check_map
 from snfnp.layers import Linear
@@ -217,6 +218,23 @@ def test_the_condition_is_estimated(ops, size):
             found = condition(ops, Dense(size), w, (size,))
             assert exact / 4 < found < 4 * exact
     assert condition(ops, Dense(2), np.zeros((2, 2)), (2,)) == math.inf
+
+
+ORDERS = {
+    "channels first": ((3, 3, 4, 4), (4, 6, 6), "of 4 channels cannot take (4, 6, 6)"),
+    "a kernel of PyTorch": (
+        (4, 4, 3, 3),
+        (6, 6, 4),
+        "the kernel has the shape (4, 4, 3, 3): give it as (kH, kW, I, O), (3, 3, 4, 4)",
+    ),
+}
+
+
+@pytest.mark.parametrize("kernel, shape, message", ORDERS.values(), ids=ORDERS)
+def test_the_orders_of_other_libraries_are_one_line(ops, kernel, shape, message):
+    w = default_rng(0).normal(size=kernel)
+    with one_line(UsageError, message):
+        Conv2d((3, 3), 4).log_det(ops, w, shape)
 
 
 def test_the_condition_of_a_convolution_is_estimated(point, ops):

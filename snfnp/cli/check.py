@@ -30,10 +30,12 @@ def main(argv: list[str], prog: str | None = None) -> None:
         check for check in catalogue() if not args.layer or args.layer in check.name
     ]
     if not checks:
-        names = dict.fromkeys(check.name for check in catalogue())
+        names = [check.name for check in catalogue()]
+        words = sorted({name.partition(",")[0] for name in names})
         message = f"no layer, rule or map has {args.layer!r} in its name"
         raise UsageError(
-            f"{message}{suggestion(args.layer, names)}: choose from {'; '.join(names)}"
+            f"{message}{suggestion(args.layer, names)}: choose a part of one of these: "
+            f"{'; '.join(words)}"
         )
     ops = get_ops(args.backend)
     dtype = np.dtype(args.dtype).type

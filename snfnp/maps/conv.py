@@ -102,7 +102,12 @@ class Conv2d(Map):
         return fitted
 
     def log_det(self, ops: Ops, w: Array, shape: Shape) -> float:
-        """For 1×1 kernels: H W log|det w|."""
+        """log|det T(w)| for images (H, W, channels), of a 1×1 kernel H W log|det w|. Raises
+        UsageError for a shape or a kernel in another order, as that of other libraries."""
+        self.output_shape(shape)
+        if w.shape != self.weight_shape:
+            expected = f"give it as (kH, kW, I, O), {self.weight_shape}"
+            raise UsageError(f"the kernel has the shape {w.shape}: {expected}")
         if self.inverse_is_same_map:
             return shape[0] * shape[1] * ops.linalg.log_abs_det(w[0, 0])
         return self._determinants.log_det(ops, w, shape)

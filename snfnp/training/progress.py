@@ -118,6 +118,9 @@ def compilations_shown(ops: Ops, report: Report = silent) -> Iterator[None]:
     seconds = begun = told = 0.0
     line: tqdm | None = None
 
+    def named() -> str:
+        return "1 kernel" if kernels == 1 else f"{kernels} kernels"
+
     def on_start() -> None:
         nonlocal begun
         begun = time.perf_counter()
@@ -131,7 +134,7 @@ def compilations_shown(ops: Ops, report: Report = silent) -> Iterator[None]:
             hidden = report is silent or None
             line = progress_bar(bar_format="{desc}", disable=hidden, leave=False)
         if line is not None:
-            progress = f"{kernels} kernels, {seconds:.0f} s"
+            progress = f"{named()}, {seconds:.0f} s"
             line.set_description_str(progress)
             if line.disable and seconds - told > _COMPILING_EVERY:
                 told = seconds
@@ -141,7 +144,7 @@ def compilations_shown(ops: Ops, report: Report = silent) -> Iterator[None]:
         yield
     if line is not None:
         line.close()
-        report(f"compiled {kernels} kernels in {seconds:.0f} s")
+        report(f"compiled {named()} in {seconds:.0f} s")
 
 
 def gradient_of(config: TrainConfig, flow: Flow) -> str:
