@@ -39,7 +39,7 @@ from snfnp import threads
 
 threads.configure_blas()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _STUB = Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")
 _IMPORTS = re.findall(r"^from (\S+) import (\w+) as", _STUB, re.M)

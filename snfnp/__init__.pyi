@@ -25,6 +25,7 @@ from snfnp.training.options import TrainConfig as TrainConfig
 from snfnp.training.options.user_models import register as register
 from snfnp.training.progress import Record as Record
 from snfnp.training.runs.folder import RunFolder as RunFolder
+from snfnp.training.runs.load import load_pretrained as load_pretrained
 from snfnp.training.runs.load import load_run as load_run
 from snfnp.training.session import fit as fit
 from snfnp.training.session import resume as resume

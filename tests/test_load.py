@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,12 @@ from support.reproduction import rows_of
 from support.trainers import run_training, small_dataset
 
 import snfnp
-from snfnp.cli import angle, compare, evaluate, shared
+from snfnp.cli import angle, compare, evaluate, sample, shared
 from snfnp.data import LOADERS, SPLITS, Dataset
 from snfnp.data.sets import SAMPLE
 from snfnp.errors import CheckpointError, SnfnpError, UsageError
 from snfnp.flow import Flow
+from snfnp.likelihood import EVALUATION_NOISE
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.checkpoint import load_checkpoint
 from snfnp.training.runs.folder import RunFolder
@@ -83,6 +85,59 @@ def test_a_run_comes_back_in_one_line(monkeypatch, model):
     last = snfnp.load_run("run", "last", backend="numba")
     assert last.ops.name == "numba" and last.checkpoint.step == 4
     assert snfnp.load_run("run", ops=run.ops).ops is run.ops
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def program(page):
+    """The Python of a page with one program."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    (code,) = re.findall(
+        r"^```python\n(.*?)^```$", text.split("## ", 1)[1], re.M | re.S
+    )
+    return code
+
+
+def test_weights_that_ship_have_the_likelihood_of_their_page(
+    monkeypatch, tmp_path, capsys
+):
+    """On the 1,000 test images that ship, by the command and beside plain NumPy, which computes
+    log|det T(w)| by elimination and no recursion: to the rounding of sums of 1e4 terms."""
+    page = (ROOT / "snfnp/pretrained/README.md").read_text(encoding="utf-8")
+    (nats,) = re.findall(r"(\d+\.\d+) nats on the 1,000", page)
+    monkeypatch.chdir(tmp_path)
+    evaluate.main(["mnist-conv", "--data", "mnist-sample", "--backend", "numpy"])
+    assert f"NLL {nats} nats" in capsys.readouterr().out
+    sample.main(["mnist-conv", "--count", "4", "--backend", "numpy"])
+    assert Path("mnist-conv-sample-learned.png").stat().st_size > 1000
+
+    monkeypatch.chdir(ROOT)
+    names = {}
+    exec(program("scripts/weights.md"), names)
+    run = snfnp.load_pretrained("mnist-conv", backend="numpy")
+    images = names["images"]
+    key = snfnp.RandomKey(0, EVALUATION_NOISE)
+    noise = run.ops.random.uniform(key, images.shape, np.float64)
+    by_hand = names["log_prob"](images, noise)
+    np.testing.assert_allclose(run.likelihood.log_prob(images), by_hand, rtol=1e-13)
+
+
+def test_weights_alone_are_evaluated_and_not_trained_further(tmp_path, monkeypatch):
+    """Those of a run of one's own, left as the page says, and names of none."""
+    dataset, _, _ = trained(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    code = program("snfnp/pretrained/README.md")
+    exec(code.replace("runs/conv-white", "run"), {})
+    weights = snfnp.load_run("mnist-conv")
+    loaded = snfnp.load_run("run")
+    assert weights.folder.best.stat().st_size < 0.6 * loaded.folder.best.stat().st_size
+    np.testing.assert_array_equal(weights.checkpoint.p, loaded.checkpoint.p)
+    shutil.copy(weights.folder.best, weights.folder.last)
+    with one_line(CheckpointError, "weights alone"):
+        snfnp.resume("mnist-conv", dataset=dataset, epochs=3)
+    with one_line(UsageError, "did you mean mnist-conv?"):
+        snfnp.load_pretrained("mnist_conv")
 
 
 def test_what_is_no_run_or_no_checkpoint_is_refused(tmp_path):

@@ -76,7 +76,9 @@ def _destination(
     rows = len(run.image_shape) == 1
     arrays = _TABLES if rows else _TABLES[:1]
     pictures = plots.SUFFIXES if not rows or run.image_shape == (2,) else ()
-    out = out or run.folder.path / f"sample-{inverse}{_TABLES[0] if rows else '.png'}"
+    name = f"sample-{inverse}{_TABLES[0] if rows else '.png'}"
+    shipped = Path(f"{run.folder.path.name}-{name}")  # in the current folder
+    out = out or (shipped if run.is_pretrained else run.folder.path / name)
     check_file(out, "out", (*arrays, *pictures))
     if not rows and out.suffix.lower() != _TABLES[0]:
         height, width = plots.grid_size(count, columns, run.image_shape)

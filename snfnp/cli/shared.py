@@ -23,7 +23,7 @@ from snfnp.images import fault
 from snfnp.ops import BACKENDS, Ops
 from snfnp.training.options.user_models import imported
 from snfnp.training.progress import compilations_shown
-from snfnp.training.runs.load import LoadedRun, load_run
+from snfnp.training.runs.load import PRETRAINED, LoadedRun, load_run
 
 VALUES = {
     int: "N",
@@ -83,7 +83,8 @@ def run_parser(prog: str | None, description: str | None, data: bool = True) -> 
     """A parser for commands that read a finished run, with the options of `open_run`, and those of
     `images_of` if they need its data."""
     parser = Parser(prog=prog, description=description)
-    parser.add_argument("run", type=Path, help="run folder")
+    about = "run folder, or mnist-conv: weights that ship with the package"
+    parser.add_argument("run", type=Path, help=about)
     which = "the best validation epoch, or the last step (default: best)"
     parser.add_argument(
         "--checkpoint", choices=("best", "last"), default="best", help=which
@@ -102,9 +103,11 @@ def run_parser(prog: str | None, description: str | None, data: bool = True) -> 
 
 
 def open_run(args: argparse.Namespace) -> LoadedRun:
-    """The run that the options of `run_parser` name."""
+    """The run that the options of `run_parser` name: a folder, or else weights by their name."""
     model = imported(args.model)
-    return load_run(args.run, args.checkpoint, args.backend, flow=model)
+    shipped = not args.run.exists() and (PRETRAINED / args.run).exists()
+    path = PRETRAINED / args.run if shipped else args.run
+    return load_run(path, args.checkpoint, args.backend, flow=model)
 
 
 @contextmanager
@@ -128,8 +131,8 @@ def warnings_in_lines() -> Iterator[None]:
 def images_of(
     run: LoadedRun, args: argparse.Namespace, split: str
 ) -> tuple[Samples, str]:
-    """A split of the data that a run was trained on, and its source. Other data are an error; if
-    --data-dir or --data names them, a line says so instead."""
+    """A split of the data that a run was trained on, and its source. Other data are an error; a
+    line says so instead if --data-dir or --data names them, or the run is pretrained."""
     folder = args.data_dir or run.config.data_dir
     name = args.data or run.folder.data_name(run.record, folder)
     table = _table_options(run, args, name)
@@ -137,7 +140,7 @@ def images_of(
     if options and (args.data or args.drop_incomplete):
         options |= table if is_table(name) else dict.fromkeys(table)
     dataset = load_dataset(name, folder, **options)
-    chosen = args.data_dir is not None or args.data is not None
+    chosen = args.data_dir is not None or args.data is not None or run.is_pretrained
     if line := run.folder.check_same_data(run.record, dataset, (split,), chosen):
         print(line)
     return getattr(dataset, split), dataset.source

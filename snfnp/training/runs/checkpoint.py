@@ -2,7 +2,8 @@
 
 The file holds parameters, Adam's moments and the training states by name. Its header has the step
 (random numbers are a function of it and the seed), the sums of the log, the run's record, and a
-SHA-256 of the whole file, in which its own place counts as zeros.
+SHA-256 of the whole file, in which its own place counts as zeros. A file of weights to share is the
+same without moments and training states: it is evaluated, not trained further.
 """
 
 import hashlib
@@ -36,7 +37,7 @@ _NO_SUMS = (0.0, 0.0, 0.0, 0.0)
 class Checkpoint:
     """p, and m and v of what the optimiser moves: flat host arrays in `layout`'s order. step:
     updates done. record: JSON values. sums: of the log since the last evaluation. state: the
-    training states by name, host arrays in double precision.
+    training states by name, host arrays in double precision. Of weights alone m and v are empty.
     """
 
     layout: Layout
@@ -65,6 +66,11 @@ class Checkpoint:
 
     def restore(self, trainer: Trainer) -> None:
         """Restore a trainer of the same model, with λ as its configuration has it."""
+        if not self.m.size:
+            raise CheckpointError(
+                "the checkpoint holds weights alone, without Adam's moments: evaluate it, or "
+                "train a new run"
+            )
         saved = {key: values.shape for key, values in self.state.items()}
         if saved != {key: values.shape for key, values in trainer.state.items()}:
             raise CheckpointError(
@@ -91,7 +97,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, advice: str = ADVICE) ->
     """Write a checkpoint's file atomically; advice: where it cannot be written."""
     tensors = {
         key: np.asarray(entry.view(getattr(checkpoint, name)), order="C")
-        for key, (name, entry) in _places(checkpoint.layout).items()
+        for key, (name, entry) in _places(
+            checkpoint.layout, checkpoint.m.size > 0
+        ).items()
     }
     tensors |= {_STATE + name: array for name, array in checkpoint.state.items()}
     header = {
@@ -118,7 +126,8 @@ def load_checkpoint(
     header, tensors = _read(path, _LONGEST_HEADER + _LARGEST_NUMBER * layout.size)
     names = [key for key in tensors if key.startswith(_STATE)]
     states = {key.removeprefix(_STATE): tensors.pop(key) for key in names}
-    places = _places(layout)
+    has_moments = any(key.startswith("adam_") for key in tensors)
+    places = _places(layout, has_moments)
     expected = {key: entry.shape for key, (_, entry) in places.items()}
     shapes = {key: tensor.shape for key, tensor in tensors.items()}
     if shapes != expected:  # before anything is allocated
@@ -134,7 +143,7 @@ def load_checkpoint(
             path, f"its arrays are of {' and '.join(sorted(dtypes | state_dtypes))}"
         )
     (dtype,) = dtypes
-    moved = layout.optimised.size
+    moved = layout.optimised.size if has_moments else 0
     p = np.zeros(layout.size, dtype)
     m = np.zeros(moved, dtype)
     v = np.zeros(moved, dtype)
@@ -150,10 +159,11 @@ def load_checkpoint(
     return checkpoint
 
 
-def _places(layout: Layout) -> dict[str, tuple[str, Entry]]:
+def _places(layout: Layout, has_moments: bool) -> dict[str, tuple[str, Entry]]:
     """{name in the file: (array of the checkpoint, place in it)}."""
-    moved = layout.optimised  # the optimiser has moments of what it moves alone
-    parts = (("parameter", "p", layout), ("adam_m", "m", moved), ("adam_v", "v", moved))
+    parts = [("parameter", "p", layout)]
+    if has_moments:  # the optimiser has them of what it moves alone
+        parts += [(f"adam_{name}", name, layout.optimised) for name in ("m", "v")]
     return {
         f"{role}.{entry.key}": (name, entry)
         for role, name, part in parts

@@ -14,7 +14,7 @@ import numpy as np
 import snfnp
 from snfnp import threads
 from snfnp.data import SPLITS, Dataset
-from snfnp.errors import UsageError
+from snfnp.errors import UsageError, suggestion
 from snfnp.flow import Flow, Params
 from snfnp.layers.preprocess import Standardise
 from snfnp.likelihood import Likelihood
@@ -26,6 +26,7 @@ from snfnp.training.options.descriptions import LISTED, describe, first_differen
 from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint
 from snfnp.training.runs.folder import RunFolder
 
+PRETRAINED = Path(snfnp.__file__).parent / "pretrained"  # a run's folder for each name
 _PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "safetensors")
 
 
@@ -127,6 +128,11 @@ class LoadedRun:
         data = f"{self.record['data'].get('name', self.config.data)} {self.image_shape}"
         return f"<run {self.folder.path}: {model}, {data}, at step {self.checkpoint.step:,}>"
 
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether its weights ship with the package."""
+        return self.folder.path.parent == PRETRAINED
+
     @cached_property
     def params(self) -> Params:
         """{layer: {name: array}} on the device, in double precision."""
@@ -199,3 +205,29 @@ def load_run(
     saved = load_checkpoint(files[checkpoint], flow.layout, record)
     config = config.with_optimiser_of(saved.record["config"])
     return LoadedRun(folder, record, config, ops, flow, flow.layout, saved)
+
+
+def load_pretrained(
+    name: str, backend: str | None = None, ops: Ops | None = None
+) -> LoadedRun:
+    """Open a run whose weights ship with the package.
+
+        run = snfnp.load_pretrained("mnist-conv")    # the nine convolutions of Table 1
+        run.likelihood.sample(16, seed=0)
+
+    Args:
+        name: "mnist-conv". `snfnp/pretrained/README.md` says how it was trained.
+        backend, ops: as for `load_run`.
+
+    Returns:
+        The run. Its weights are in single precision and computed with in double precision, as
+        those of every run.
+
+    Raises:
+        UsageError: there are no weights of this name.
+    """
+    names = sorted(path.parent.name for path in PRETRAINED.glob("*/config.json"))
+    if name not in names:
+        message = f"there are no weights {name!r}{suggestion(name, names)}"
+        raise UsageError(f"{message}: choose one of {', '.join(names)}")
+    return load_run(PRETRAINED / name, backend=backend, ops=ops)
