@@ -296,33 +296,31 @@ def results(file: Path) -> dict:
 
 
 def summary(file: Path) -> list[dict]:
-    """For each case, of the splits that every method has: the mean of each method, and by how many
-    nats a row "flow" is ahead of each other with the standard error of that mean, by splits, or if
-    there is one by its rows."""
+    """For each case: of the splits that "flow" and another method have, the mean of the other, and
+    by how many nats a row "flow" is ahead, with the standard error of the held-out rows."""
     cases = []
     for case, methods in results(file).items():
-        splits = sorted(set.intersection(*map(set, methods.values())))
-        if "flow" not in methods or not splits:
-            continue
-        nats = {}
-        ahead = {}
+        ours = methods.get("flow", {})
+        rivals = {}
         for method, records in methods.items():
-            nats[method] = np.mean([records[split]["nats"] for split in splits])
-            rows = [
-                np.subtract(methods["flow"][split]["rows"], records[split]["rows"])
-                for split in splits
-            ]
-            apart = rows[0] if len(splits) == 1 else np.mean(rows, axis=1)
+            both = sorted(ours.keys() & records.keys())
+            if not both or method == "flow":
+                continue
+            rows = [np.subtract(ours[k]["rows"], records[k]["rows"]) for k in both]
+            apart = np.concatenate(rows)
             error = apart.std(ddof=1) / np.sqrt(len(apart))
-            ahead[method] = [round(float(each), 4) for each in (apart.mean(), error)]
-        nats = {method: round(float(mean), 4) for method, mean in nats.items()}
-        del ahead["flow"]
-        shape = methods["flow"][splits[0]]["shape"]
-        seconds = methods["flow"][splits[0]]["seconds"]
-        cases.append(
-            {"case": case, "shape": shape, "splits": len(splits), "nats": nats}
-            | {"ahead": ahead, "seconds": round(seconds)}
-        )
+            nats = np.mean([records[k]["nats"] for k in both])
+            figures = {"nats": nats, "ahead": apart.mean(), "error": error}
+            rivals[method] = {name: round(float(x), 4) for name, x in figures.items()}
+            rivals[method]["splits"] = len(both)
+        if rivals:
+            first = ours[min(ours)]
+            nats = np.mean([record["nats"] for record in ours.values()])
+            cases.append(
+                {"case": case, "shape": first["shape"], "splits": len(ours)}
+                | {"nats": round(float(nats), 4), "seconds": round(first["seconds"])}
+                | {"rivals": rivals}
+            )
     return cases
 
 
