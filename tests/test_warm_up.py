@@ -14,6 +14,7 @@ from support import processes
 from support.runs import assert_same_run
 from support.trainers import run_training, small_config, small_dataset
 
+from snfnp.cli import shared
 from snfnp.ops import get_ops
 from snfnp.ops.gpu.launch import Launcher
 from snfnp.ops.host import HostDevice
@@ -65,8 +66,9 @@ def test_what_is_compiled_is_said_and_no_step_takes_its_time(slow_ops):
     assert summary["training_seconds"] < 1000 > run.read_metrics()[0]["seconds"]
 
 
-def test_a_log_shows_that_compiling_goes_on(monkeypatch):
-    """One kernel after the other, as long as they take: a line every quarter of a minute."""
+@pytest.fixture
+def compiling(monkeypatch):
+    """NumPy's operations, and a function that pretends to compile kernels of 6 seconds each."""
     clock = [0.0]
     monkeypatch.setattr(progress.time, "perf_counter", lambda: clock[0])
     ops = get_ops("numpy")
@@ -77,14 +79,33 @@ def test_a_log_shows_that_compiling_goes_on(monkeypatch):
         events.extend((begins, ends))
         yield
 
-    ops.device.compilations = compilations
-    said = []
-    with progress.compilations_shown(ops, said.append):
+    def compile_kernels(count):
         begins, ends = events
-        for _ in range(8):
+        for _ in range(count):
             begins()
             clock[0] += 6
             ends(1)
+
+    ops.device.compilations = compilations
+    return ops, compile_kernels
+
+
+def test_a_command_says_on_standard_error_that_it_compiles(compiling, capsys):
+    """What it prints is not touched."""
+    ops, compile_kernels = compiling
+    with shared.busy(ops, "count", 1):
+        compile_kernels(1)
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("compiling kernels (cached for later runs;")
+    assert err.endswith("compiled 1 kernel in 6 s\n")
+
+
+def test_a_log_shows_that_compiling_goes_on(compiling):
+    """One kernel after the other, as long as they take: a line every quarter of a minute."""
+    ops, compile_kernels = compiling
+    said = []
+    with progress.compilations_shown(ops, said.append):
+        compile_kernels(8)
     assert said == [
         "compiling kernels (cached for later runs; safe to interrupt)",
         "compiling: 3 kernels, 18 s so far",
