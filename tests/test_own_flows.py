@@ -591,7 +591,7 @@ def test_a_run_names_the_rule_that_its_layers_have():
     for config, layers, words in (
         (TrainConfig(), [chosen], "self-normalizing gradient (mixture, λ = 1)"),
         (TrainConfig(gradient="exact"), [Linear(Dense(2), Exact())], "exact gradient"),
-        (TrainConfig(), [Linear(Dense(2), newton)], "gradient by Newton(), λ = 1"),
+        (TrainConfig(), [Linear(Dense(2), newton)], "gradient by Newton()"),
         (
             TrainConfig(),
             [chosen, Linear(Dense(2), Exact())],

@@ -150,16 +150,15 @@ def compilations_shown(ops: Ops, report: Report = silent) -> Iterator[None]:
 def gradient_of(config: TrainConfig, flow: Flow) -> str:
     """The gradient of a flow's linear layers in words: that of the options, and of layers with
     another rule, as of a user's own flow, this rule."""
-    expected = repr(config.rule)
+    usual = repr(config.rule)
     layers = [layer for _, layer, _ in flow.with_shapes() if isinstance(layer, Linear)]
-    own = {repr(layer.rule) for layer in layers} - {expected}
-    weight = f"λ = {config.lam:g}"
-    words = [f"gradient by {rule[:60]}" for rule in sorted(own)]
-    if not own or any(repr(layer.rule) == expected for layer in layers):
+    rules = {repr(layer.rule) for layer in layers}
+    words = [f"gradient by {rule[:60]}" for rule in sorted(rules - {usual})]
+    if usual in rules or not words:
         learns = config.rule.learns_inverse
-        detail = f" ({config.objective}, {weight})" if learns else ""
-        return ", ".join([f"{config.gradient} gradient{detail}", *words])
-    return ", ".join([*words, weight] if flow.learned_inverses() else words)
+        detail = f" ({config.objective}, λ = {config.lam:g})" if learns else ""
+        words.insert(0, f"{config.gradient} gradient{detail}")
+    return ", ".join(words)
 
 
 class ProgressLine:
