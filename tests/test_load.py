@@ -148,9 +148,14 @@ def test_what_is_no_run_or_no_checkpoint_is_refused(tmp_path):
         UsageError, match="checkpoint is 'first': choose one of best, last"
     ):
         snfnp.load_run("run", "first")
-    Path("run/best.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="there is no checkpoint"):
-        snfnp.load_run("run")
+    for name, advice in (
+        ("best", "train until an evaluation succeeds"),  # as after an explosion
+        ("last", "train first (without `resume`)"),
+    ):
+        Path(f"run/{name}.safetensors").unlink()
+        said = f"there is no checkpoint run/{name}.safetensors: restore it, or {advice}"
+        with one_line(CheckpointError, said):
+            snfnp.load_run("run", name)
 
 
 def test_what_is_not_the_same_run_is_refused_in_a_notebook(tmp_path):

@@ -238,9 +238,10 @@ def _header(path: Path, content: bytes) -> dict[str, str]:
 
 def _read(path: Path, limit: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The values of a file's header, and its arrays by name. limit: bytes that it may have."""
-    missing = (
-        f"there is no checkpoint {path}: restore it, or train first (without `resume`)"
-    )
+    advice = "train first (without `resume`)"
+    if path.stem == "best":
+        advice = "train until an evaluation succeeds"
+    missing = f"there is no checkpoint {path}: restore it, or {advice}"
     content = read_bytes(path, CheckpointError, missing, limit)
     with readable(path, _ADVICE, CheckpointError, "is damaged"):
         header = _header(path, content)
