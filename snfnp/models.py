@@ -91,6 +91,7 @@ class Preset:
     takes_rows: bool = False
     takes_choices: bool = True  # build takes a `Choices`
     white: dict = field(default_factory=WHITE.copy)  # settings of recipe="white"
+    whole_rate: int = 200  # steps from which on the recipe has its whole rate
     lam_forward: float | None = None  # λ of the forward objective
     # Options, and `steps`, that depend on the shape and the number of the training data.
     fits: Callable[[tuple[int, ...], int], dict] = lambda shape, count: {}
@@ -272,6 +273,7 @@ PRESETS = {
         has_bias_init=True,
         takes_rows=True,
         white=WHITE | {"lr": 4e-3, "bias_init": "data"},
+        whole_rate=1000,  # fewer images than features: derivations/24-natural-coordinates.md
         lam_forward=0.1,
     ),
     "vector": Preset(

@@ -133,6 +133,82 @@ def test_a_short_run_rises_in_a_quarter_or_if_the_rate_falls_in_half_of_it(model
     assert warmup(4, warmup_epochs=5, lr_schedule="constant") == 5
 
 
+PACES = [  # model, training images, channels, epochs: lr, warm-up and clipping of the recipe
+    ("conv", 960, 3, 1, (0.00212, 0.5, 1000)),
+    ("conv", 960, 3, 6, (0.0052, 3, 1000)),
+    ("conv", 960, 3, 24, (0.00975, 12, 1000)),
+    ("conv", 960, 3, 120, (0.00577, 55.6, 1000)),
+    ("conv", 50_000, 3, 20, (0.00577, 1, 1000)),
+    ("conv", 960, 1, 6, (0.0052, 3, 1000)),
+    ("conv", 960, 1, 24, (0.01, 12, 1000)),
+    ("conv", 960, 1, 555, (0.01, 55.6, 1000)),
+    ("conv", 960, 1, 556, (0.01, 55.6, None)),
+    ("conv", 60_000, 1, 2, (0.01, 1, 1000)),
+    ("emerging", 960, 3, 24, (0.00975, 12, 1000)),
+    ("fc", 960, 1, 6, (0.00093, 3, 1000)),
+    ("fc", 960, 3, 24, (0.00186, 12, 1000)),
+    ("glow-2l-4k", 960, 3, 6, (0.0104, 3, 1000)),
+    ("glow-2l-4k", 50_000, 1, 40, (0.02, 1, 1000)),
+]
+
+
+@pytest.mark.parametrize("model, images, channels, epochs, expected", PACES)
+def test_the_recipe_has_the_rate_for_its_steps(
+    model, images, channels, epochs, expected
+):
+    def chosen(**options):
+        options |= {"model": model, "recipe": "white", "epochs": epochs}
+        config = TrainConfig(**options).resolve(images, (16, 16, channels))
+        return config.lr, config.warmup_epochs, config.clip_norm
+
+    assert chosen() == expected
+    lr, warmup, clip = expected
+    clip_of_preset = PRESETS[model].white.get("clip_norm")
+    assert chosen(lr=0.1) == (0.1, warmup, clip_of_preset)
+    assert chosen(warmup_epochs=0.25) == (lr, 0.25, clip)
+    assert chosen(clip_norm=7.0) == (lr, warmup, 7)
+
+
+LONG = {"fc": 10, "conv": 10, "emerging": 10, "conv-exponential": 10, "glow-2l-4k": 40}
+
+
+@pytest.mark.parametrize("model", LONG)
+@pytest.mark.parametrize("gradient", ["exact", None])
+def test_long_runs_on_mnist_have_the_recipe_as_it_was(model, gradient):
+    """Those of results.json, without `epochs`, and longer ones: as their presets say."""
+    white = PRESETS[model].white
+    for epochs in (None, LONG[model], 20, 60, 150, 300):
+        for shape in ((), (28, 28, 1)):
+            options = {"model": model, "gradient": gradient, "recipe": "white"}
+            config = TrainConfig(**options, epochs=epochs).resolve(50_000, shape)
+            wanted = (white["lr"], white["warmup_epochs"], white.get("clip_norm"))
+            assert (config.lr, config.warmup_epochs, config.clip_norm) == wanted
+
+
+def test_what_has_no_rate_in_the_recipe_keeps_that_of_its_preset():
+    """Rows, and Glow in the paper's sizes."""
+    for model, shape in (("vector", (8,)), ("glow", (16, 16, 3))):
+        options = {"model": model, "recipe": "white", "epochs": 6}
+        found = TrainConfig(**options).resolve(960, shape)
+        preset = TrainConfig(model=model, epochs=6).resolve(960, shape)
+        assert (found.lr, found.clip_norm) == (preset.lr, None)
+        assert found.warmup_epochs == 1
+
+
+def test_a_resumed_run_keeps_the_rate_of_its_first_steps():
+    """A rate for more steps would not be the one that began; without them it is the same run."""
+    options = {"model": "conv", "recipe": "white", "backend": "numpy"}
+    started = TrainConfig(**options, epochs=6).resolve(960, (16, 16, 3))
+    saved = TrainConfig.from_dict(started.as_dict())
+    for epochs in (6, 24, 600):
+        config = saved.resumed({"epochs": epochs}, Path("run"))
+        assert config.resolve(960, (16, 16, 3)) == dataclasses.replace(
+            started, epochs=epochs
+        )
+    former = TrainConfig.from_dict(started.as_dict() | {"lr": 1e-2, "clip_norm": None})
+    assert former.resolve(960, (16, 16, 3)).clip_norm is None
+
+
 def test_a_clip_norm_that_was_asked_for_is_kept():
     """The preset's is for the self-normalizing gradient alone; a person may want it elsewhere."""
     glow = {"model": "glow-3l-32k", "gradient": "exact"}

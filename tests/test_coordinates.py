@@ -189,7 +189,7 @@ def test_whitening_is_the_inverse_square_root_of_second_moments():
 def test_the_recipe_sets_what_is_not_given(model):
     def chosen(**options):
         config = TrainConfig(model=model, recipe="white", epochs=9, **options).resolve(
-            1000
+            60_000
         )
         return {name: getattr(config, name) for name in (*sets, "objective", *given)}
 

@@ -22,7 +22,7 @@ from snfnp.step.batches import Repeated
 from snfnp.step.trainer import Trainer
 from snfnp.training import progress
 from snfnp.training.runs.folder import RunFolder
-from snfnp.training.session import train
+from snfnp.training.session import fit, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("here")]
 ROOT = Path(__file__).resolve().parents[1]
@@ -194,6 +194,24 @@ def test_a_run_that_ends_within_its_warm_up_says_so(tmp_path, epochs, warmup, li
     train(small_config(**options, out=tmp_path), small_dataset(), report=said.append)
     found = [each for each in said[0].split("\n") if "within its warm-up" in each]
     assert found == ([f"{line}or fewer `warmup_epochs`"] if line else [])
+
+
+def test_the_recipe_learns_from_some_hundred_small_images():
+    """At a rate of 0.01 after an epoch of warm-up, as on MNIST, these runs explode after one epoch
+    or two."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:8, :8]
+    (centre, middle), radius = rng.uniform(2, 6, (2, 600, 1, 1)), rng.uniform(1, 3, 600)
+    inside = (x - centre) ** 2 + (y - middle) ** 2 < radius[:, None, None] ** 2
+    discs, grounds = rng.integers(0, 256, (2, 600, 1, 1, 3))
+    images = np.where(inside[..., None], discs, grounds)
+    images = np.clip(images + rng.normal(0, 6, images.shape), 0, 255).astype(np.uint8)
+    found = []
+    options = {"model": "conv", "recipe": "white", "epochs": 6, "backend": "numpy"}
+    options |= {"callbacks": [lambda record: found.append(record.figures)]}
+    fit(images, **options, report=None)
+    nats = [each["validation_nll_nats"] for each in found if each]
+    assert len(nats) == 6 and nats[-1] < nats[0] - 100 and max(nats) == nats[0]
 
 
 def test_a_launcher_says_when_it_compiles(monkeypatch):

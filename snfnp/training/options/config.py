@@ -22,7 +22,13 @@ from snfnp.ops.step.definition import Controller
 from snfnp.rules import Rule
 from snfnp.training.options import groups
 from snfnp.training.options.groups import Option, options_in
-from snfnp.training.options.relations import GREATEST_LAMBDA, RELATIONS, Need, conflicts
+from snfnp.training.options.relations import (
+    GREATEST_LAMBDA,
+    RELATIONS,
+    Need,
+    conflicts,
+    paced,
+)
 from snfnp.training.options.user_models import (
     check_known,
     is_code,
@@ -231,6 +237,13 @@ class TrainConfig(
             return replace(self, epochs=epochs).resolve(
                 training_images, shape
             )  # warm-up fits them
+        colours = len(shape) == 3 and shape[2] > 1
+        pace = paced(config, config.steps_per_epoch(training_images), colours)
+        if self.lr is not None:  # a limit for gradients belongs to the recipe's rate
+            pace.pop("clip_norm", None)
+        for name, value in pace.items():
+            if getattr(self, name) is None:
+                config = replace(config, **{name: value})
         if self.eval_every is None and len(shape) == 1:
             config = replace(config, eval_every=max(1, config.epochs // 40))
         if config.lr_schedule != "constant" and config.warmup_epochs >= config.epochs:

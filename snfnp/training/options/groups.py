@@ -213,8 +213,8 @@ class GradientOptions:
     recipe: str = option(
         "paper",
         "defaults of other options: the paper's, or those that reach its likelihoods in a few "
-        "epochs (white: `coordinates=white`, `objective=forward`, a cosine schedule, one epoch of "
-        "warm-up, a larger `lr`, biases from data)",
+        "epochs (white: `coordinates=white`, `objective=forward`, a cosine schedule, a shorter "
+        "warm-up, a larger `lr` that suits the number of steps, biases from data)",
         choices=("paper", "white"),
     )
     jvp_weight: float = option(

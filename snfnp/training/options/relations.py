@@ -4,6 +4,7 @@
 Derivation: derivations/21-lambda-controllers.md.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -16,6 +17,9 @@ from snfnp.step.update import SCHEDULES
 from snfnp.training.options.groups import by_preset, presets_with, shown
 
 GREATEST_LAMBDA = 1e4  # of geco; the presets start at most at a tenth of it
+# of `recipe=white`: the steps of its warm-up, and the limit of gradients in short runs
+_RISE = 500
+_CLIP_OF_SHORT = 1000.0
 _AUGMENTED = "cifar-10"  # the data set that the paper augments (A.3)
 
 
@@ -125,6 +129,30 @@ def _warmup(c: Any) -> float:
     return min(epochs, c.epochs / (2 if falls else 4)) if c.epochs else epochs
 
 
+def paced(c: Any, steps_per_epoch: int, colours: bool) -> dict[str, Any]:
+    """The rate, warm-up and clipping of `recipe=white` for a run of so many steps: those of
+    thousands of steps on MNIST make short runs, and runs on images with colours, explode.
+    Derivation: derivations/24-natural-coordinates.md#short-runs-and-colours."""
+    if c.recipe != "white" or "lr" not in c.preset.white:
+        return {}
+    warmup = min(max(c.warmup_epochs, _RISE / steps_per_epoch), c.epochs / 2)
+    steps = c.epochs * steps_per_epoch
+    whole = c.preset.whole_rate
+    share = min(1, math.sqrt(steps / whole))
+    if colours:
+        share = min(share, max((whole / steps) ** (1 / 3), 1 / math.sqrt(3)))
+    options = {"warmup_epochs": _rounded(warmup), "lr": _rounded(share * c.lr)}
+    if colours or steps < c.preset.steps:
+        options["clip_norm"] = c.clip_norm or _CLIP_OF_SHORT
+    return options
+
+
+def _rounded(value: float) -> float:
+    """A number with three digits, as in the lines and files that show it."""
+    return float(f"{value:.3g}")
+
+
+_LR = _preset("lr")
 _WARMUP = _preset("warmup_epochs")
 _CLIP = _preset("clip_norm")
 
@@ -152,7 +180,13 @@ _LAM += by_preset(lambda preset: preset.lam_forward or preset.lam)
 _EXACT = presets_with(lambda preset: preset.gradients[0] == "exact").replace(
     " or ", " and "
 )
-_RISES = f"{_WARMUP.words}; at most a quarter of the run, half of it where the rate falls after it"
+_WHOLE = by_preset(lambda preset: preset.whole_rate)
+_LESS = f"its own times √(steps / N) below N = {_WHOLE} steps, and on colours "
+_LESS += "down to 1/√3 above them"
+_RISES = (
+    f"{_WARMUP.words}, and {_RISE} steps at least; at most a quarter of the run, half "
+)
+_RISES += "of it where the rate falls after it"
 _DATA = "$SNFNP_DATA_DIR, else the user's cache, else a download, else a small sample"
 
 _RELATIONS = {
@@ -183,11 +217,16 @@ _RELATIONS = {
     # ln λ moves at first by about C − κ per step, for the C relative to a typical ‖h‖² of 10⁴
     "lambda_rate": _constraint(1.0, 1e-4),
     "lambda_smoothing": _only(_GECO, 0.99),
-    **{name: _preset(name) for name in ("lr", "lr_schedule", "batch_size")},
+    **{name: _preset(name) for name in ("lr_schedule", "batch_size")},
+    "lr": _LR._replace(words=f"{_LR.words}; {_LESS}"),
     "warmup_epochs": _WARMUP._replace(fill=_warmup, words=_RISES),
     "coordinates": _preset("coordinates", "plain", (_NOT_RELATIVE, _COORDINATES)),
     "final_lr_fraction": _only(_is("lr_schedule", *SCHEDULES[1:]), 0.0),
-    "clip_norm": _CLIP._replace(fill=_clip),
+    "clip_norm": _CLIP._replace(
+        fill=_clip,
+        words=f"{_CLIP.words}; {_CLIP_OF_SHORT:g} with its rate on colours and in runs shorter "
+        "than those without `epochs`",
+    ),
     **dict.fromkeys(
         ("validation", "test"),
         Relation((_OWN_DATA,), words=f"{HELD_OUT}, or the file's own"),
