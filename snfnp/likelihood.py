@@ -21,16 +21,19 @@ from snfnp.flow import Flow
 from snfnp.images import with_channels
 from snfnp.ops import SINGLE_PROCESS, Array, Communicator, Ops, RandomKey, shares
 
-# The streams of the counter-based generator, one per purpose; for layers' see `snfnp.flow`.
-TRAINING_NOISE, EVALUATION_NOISE, SAMPLE_LATENTS, AUGMENTATION, WHITENING_NOISE = range(
-    5
-)
-SMOOTHING = 5
+# The streams of the counter-based generator, one per purpose; `snfnp.flow` has those of layers.
+(
+    TRAINING_NOISE,
+    EVALUATION_NOISE,
+    SAMPLE_LATENTS,
+    AUGMENTATION,
+    WHITENING_NOISE,
+    SMOOTHING,
+) = range(6)
 _THREE_DIGITS = 1e-3
 _BATCH = 1000  # images whose noise is drawn together
-_quiet = np.errstate(
-    all="ignore"
-)  # on every backend alike, whatever state the caller has
+# No floating-point warnings, on any backend and whatever the caller's `np.errstate` is.
+_quiet = np.errstate(all="ignore")
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class Likelihood:
         self, images: Array, seed: int = 0, at_once: int = _BATCH
     ) -> np.ndarray:
         """log p(x) of each image in nats (Eq. 1), (N,) on the host; the arguments of `evaluate`."""
-        # Eq. 7: what depends on x, and the expensive terms, which are the same for every x
+        # Eq. 7: the expensive terms, the same for every x, are added to those that depend on x
         expensive = sum(self.log_dets.values())
         densities = []
         for part in self._parts(images, seed, at_once):
@@ -130,7 +133,7 @@ class Likelihood:
                 shows its own images to its `watch`.
 
         Raises:
-            UsageError: for other images or numbers, before any reach a device.
+            UsageError: if the images or a number do not fit, before any image reaches a device.
         """
         parts = self._parts(images, seed, at_once)
         mine = shares(len(parts), world.size)[world.rank]
@@ -140,10 +143,11 @@ class Likelihood:
             for term, values in self._terms(*self._encode(part), watch_part).items():
                 total = float(values.sum(dtype=np.float64))
                 totals[term] = totals.get(term, 0.0) + total
-        every = world.gather(totals)
-        terms = {term for of_rank in every for term in of_rank}
+        by_rank = world.gather(totals)
+        terms = {term for sums in by_rank for term in sums}
         means = {
-            k: sum(each.get(k, 0.0) for each in every) / len(images) for k in terms
+            term: sum(sums.get(term, 0.0) for sums in by_rank) / len(images)
+            for term in terms
         }
         return Evaluation(self._in_order(means), self.flow.dimension)
 
@@ -153,11 +157,12 @@ class Likelihood:
         self.flow.require_images(images)
         require_whole(0, seed=seed)
         require_whole(1, at_once=at_once)
+        # The noise depends on the batch and on the image's index in it, not on `at_once`.
         parts = []
-        for index, start in enumerate(range(0, len(images), _BATCH)):
+        for batch, start in enumerate(range(0, len(images), _BATCH)):
             stop = min(start + _BATCH, len(images))
             for first in range(start, stop, at_once):
-                key = RandomKey(seed, EVALUATION_NOISE, index, first - start)
+                key = RandomKey(seed, EVALUATION_NOISE, batch, first - start)
                 parts.append(
                     _Part(first, images[first : min(first + at_once, stop)], key)
                 )
@@ -173,7 +178,7 @@ class Likelihood:
     def _terms(
         self, x: Array, ldj: Array, watch: Callable[..., None] | None = None
     ) -> dict[str, Array]:
-        """The data-dependent terms of Eq. 7 per image, preprocessing to base density."""
+        """The data-dependent terms of Eq. 7 per image: preprocessing, layers, base densities."""
         ops = self.ops.forward_only
         flow = self.flow
         terms = {"preprocess": ldj}
@@ -185,9 +190,8 @@ class Likelihood:
             if name in flow.latent_shapes:
                 latents.append(cache["latent"])
             del cache  # frees it before the next layer makes its own
-            terms[name] = layer_ldj + ops.xp.zeros(
-                len(x)
-            )  # in double; it may be the number 0
+            # a layer's ldj may be the number 0: make it (N,), in double precision
+            terms[name] = layer_ldj + ops.xp.zeros(len(x))
         for name, latent in zip(flow.latent_shapes, (*latents, x), strict=True):
             terms[_density_row(name)] = flow.log_density(ops, (latent,))
         return terms
@@ -246,7 +250,8 @@ class Likelihood:
 
         Raises:
             DivergedError: if a sample is not finite.
-            UsageError: for other numbers, or if the flow learned no inverse and `exact` is False.
+            UsageError: if a number or `latents` do not fit, or if `exact` is False and the flow
+                learned no inverse.
         """
         require_whole(0, seed=seed)
         require_whole(1, count=count, at_once=at_once)
@@ -274,9 +279,8 @@ class Likelihood:
                 samples = np.empty((count, *decoded.shape[1:]), decoded.dtype)
             samples[part] = decoded
         if exact and self._loss_of_digits:
-            warnings.warn(
-                self._loss_of_digits, stacklevel=3
-            )  # `_quiet` is a call of its own
+            # level 1 is this line, 2 the wrapper that `_quiet` makes, 3 the caller
+            warnings.warn(self._loss_of_digits, stacklevel=3)
         return samples
 
     def _require_latents(self, latents: Any, count: int) -> None:
@@ -303,12 +307,13 @@ class Likelihood:
         key: RandomKey,
         temperature: float,
     ) -> tuple[Array, ...]:
-        """The latents of the samples `part`, of which those that are None are drawn."""
+        """The latents of the samples `part`: drawn if None, otherwise slices of those given."""
         size = part.stop - part.start
         drawn = []
         for index, shape in enumerate(self.flow.latent_shapes.values()):
             latent = latents[index]
             if latent is None:
+                # each latent has random numbers of its own: its index takes the place of a step
                 latent_key = key._replace(step=index, first=part.start)
                 normal = self.ops.random.normal(latent_key, (size, *shape), self._dtype)
                 drawn.append(float(temperature) * normal)

@@ -34,7 +34,7 @@ from snfnp.models import PRESETS
 from snfnp.ops import RandomKey, get_ops
 from snfnp.step import coordinates
 from snfnp.step.batches import Repeated
-from snfnp.step.coordinates import change_coordinates, inputs, whitening
+from snfnp.step.coordinates import change_coordinates, kernel_inputs, whitening
 from snfnp.training.options import TrainConfig
 
 OPS = get_ops("numpy")
@@ -128,7 +128,7 @@ def test_u_is_made_of_the_rows_that_a_kernel_multiplies(model):
             p["W"][...] = 0  # of the series z = x + K x + …, its second term alone
         channels = [*trainer.flow.with_shapes()][place][2][-1]
         x = rng.standard_normal((1, 1, 3, channels))
-        for kernel, images in inputs(layer).items():
+        for kernel, images in kernel_inputs(layer).items():
             kernels.add((name.split("_")[-1].rstrip("0123456789."), kernel))
             z, _, cache = layer.forward(OPS, p, x)
             delta = rng.standard_normal(z.shape)

@@ -47,7 +47,7 @@ def on_cpu_backends(check: Callable[_P, Report]) -> Callable[_P, Report]:
 
     @wraps(check)
     def check_all(*arguments: _P.args, **settings: _P.kwargs) -> Report:
-        run: Any = check
+        run: Any = check  # called with other `ops`, which its type cannot express
         if settings.get("ops"):
             return run(*arguments, **settings)
         reference, *others = cpu_backends()
@@ -69,8 +69,8 @@ def on_cpu_backends(check: Callable[_P, Report]) -> Callable[_P, Report]:
 
 
 class Case:
-    """A layer at random points x and parameters, with random covectors c of its outputs (z, and the
-    latent if one splits off) and a of ldj, in double precision on the host.
+    """A layer at random points x and parameters, in double precision on the host, with random
+    covectors: `c`, one for each output (z, and the latent if one splits off), and `a`, for ldj.
 
     `backward` must return the gradient of the scalar ⟨c, outputs⟩ + ⟨a, ldj + log_det⟩.
 
@@ -128,9 +128,8 @@ class Case:
             name: value + noise * rng.standard_normal(value.shape)
             for name, value in self.initial.items()
         }
-        self.learned = (
-            () if isinstance(layer, Whiten) else tuple(self.params)
-        )  # have gradients
+        # the parameters that have gradients: those of a `Whiten` layer have none
+        self.learned = () if isinstance(layer, Whiten) else tuple(self.params)
         shapes = [layer.output_shape(self.shape), layer.latent_shape(self.shape)]
         self.c = [
             rng.standard_normal((len(self.x), *each))
@@ -140,12 +139,10 @@ class Case:
         self.a = rng.standard_normal(len(self.x))
 
     def put(self, arrays: Any, dtype: DTypeLike = np.float64, name: str = "") -> Any:
-        """Copies of a host array, or of a dict or list of them, on the device, and in the memory
-        order that they have in training."""
+        """Copies of a host array, or of a dict or list of them, on the device. `name`, a
+        parameter's, fixes the memory order, as in training (`order_of`)."""
         if isinstance(arrays, dict):
-            return {
-                name: self.put(array, dtype, name) for name, array in arrays.items()
-            }
+            return {key: self.put(array, dtype, key) for key, array in arrays.items()}
         if isinstance(arrays, list):
             return [self.put(array, dtype) for array in arrays]
         array = np.array(arrays, dtype)
@@ -164,7 +161,7 @@ class Case:
         result = self.layer.forward(
             self.ops, self.put(params, dtype), self.put(x, dtype)
         )
-        z, ldj, cache = returned(result, "forward", "z, ldj, cache")
+        z, ldj, cache = require_values(result, "forward", "z, ldj, cache")
         outputs = [z, cache["latent"]] if len(self.c) == 2 else [z]
         ldj = ldj if isinstance(ldj, int) else self.ops.to_host(ldj)
         return [self.ops.to_host(output) for output in outputs], ldj
@@ -182,8 +179,9 @@ class Case:
         return self.layer.log_det(self.ops, self.put(params), self.shape) or 0.0
 
     def gradients(self, dtype: DTypeLike | None = None) -> Arrays:
-        """{parameter: gradient, "x": δ_x} at the case's points, of a backward pass in this
-        precision (default: the case's), which must change no argument."""
+        """{parameter: gradient, "x": δ_x} at the case's points, from a backward pass in this
+        precision (default: the case's). Raises GradientError if the pass changes an argument or
+        the cache, or leaves a gradient unwritten."""
         ops = self.ops
         dtype = dtype or self.dtype
         host = {
@@ -201,9 +199,9 @@ class Case:
             grads = self.put(
                 {k: np.full_like(v, np.nan) for k, v in self.params.items()}, dtype
             )
-            # a copy of the dict: an array that backward puts in a buffer's place is discarded
+            # a copy of the dict: backward must write into the arrays in it, not replace them
             dx = self.layer.backward(ctx, p, cache, dz, dict(grads), *dlatent)
-            returned(
+            require_values(
                 dx,
                 "backward",
                 "δ_x, a Measured" if self.layer.learns_inverse else "δ_x",
@@ -217,7 +215,7 @@ class Case:
         first, second = passes
         if not all(np.allclose(first[k], second[k], equal_nan=True) for k in first):
             raise GradientError(
-                "backward changed the cache: twice, it gives two results"
+                "backward changed the cache: a second call gives another result"
             )
         for name in (*self.learned, "x"):
             if np.isnan(first[name]).any():
@@ -261,9 +259,8 @@ class Case:
             wrong = 1.01 * expected
         typical = float(np.max(np.abs(expected)))
         pairs = zip(value.flat, expected.flat, strict=True)
-        error = float(
-            np.max([relative(a, b, typical) for a, b in pairs])
-        )  # NaN if one of them is
+        # np.max, unlike max, gives NaN if any of the errors is NaN
+        error = float(np.max([relative(a, b, typical) for a, b in pairs]))
         control = float(np.max(np.abs(wrong - expected)) / typical)
         self.report.errors[name] = error
         self.report.controls[name] = control
@@ -290,8 +287,9 @@ def as_matrix(f: Map, ops: Ops, w: np.ndarray, shape: Sequence[int]) -> np.ndarr
     return ops.to_host(f.apply(ops, ops.asarray(w), basis)).reshape(dimension, -1).T
 
 
-def returned(value: Any, method: str, expected: str) -> Any:
-    """A method's result, if it is as many values as expected. Raises GradientError."""
+def require_values(value: Any, method: str, expected: str) -> Any:
+    """A method's result. Raises GradientError unless it has as many values as `expected` names,
+    such as "z, ldj, cache"."""
     count = len(value) if isinstance(value, tuple) else int(value is not None)
     if count != len(expected.split(", ")):
         actual = f"{count} of them" if count else "None"

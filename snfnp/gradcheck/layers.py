@@ -13,7 +13,7 @@ from snfnp.gradcheck.case import (
     Report,
     as_matrix,
     on_cpu_backends,
-    returned,
+    require_values,
 )
 from snfnp.gradcheck.differences import GradientError, central_difference
 from snfnp.layers import Layer, Linear
@@ -36,11 +36,11 @@ def stop_gradient_objective(
 ) -> Scalar:
     """The scalar whose exact gradient is the self-normalizing update (derivations/04-dense.md).
 
-    Barred quantities are constants: the gradient stops there. With v = Σ dldj, (c, c') = (½, ½) for
-    the mixture and (1, 0) for the forward objective, and the matrices T(·) written out:
+    Barred quantities are constants: the gradient stops there. With v = Σ dldj, (c_f, c_g) = (½, ½)
+    for the mixture and (1, 0) for the forward objective, and the matrices T(·) written out:
 
-        c ⟨δ̄_z, T(W) x⟩ + ⟨δ̄_z, b⟩ + c v ⟨T(W), T(R̄)ᵀ⟩
-        − c' ⟨δ̄_x, T(R) z̄⟩ − c' v ⟨T(R), T(W̄)ᵀ⟩ − (λ/N) Σ ‖T(R) T(W) x − x‖²
+        c_f ⟨δ̄_z, T(W) x⟩ + ⟨δ̄_z, b⟩ + c_f v ⟨T(W), T(R̄)ᵀ⟩
+        − c_g ⟨δ̄_x, T(R) z̄⟩ − c_g v ⟨T(R), T(W̄)ᵀ⟩ − (λ/N) Σ ‖T(R) T(W) x − x‖²
 
     Args:
         layer: a `Linear` with an R.
@@ -53,7 +53,8 @@ def stop_gradient_objective(
         lam: λ.
 
     Returns:
-        f(x, params). Its gradient in x is not δ_x, which is passed on at full weight.
+        f(x, params), to be differentiated in the parameters only: δ_x = T(W)ᵀ δ_z, which the layer
+        passes on, has no factor c_f.
     """
     mixture = layer.rule.objective == "mixture"
     c_f = 0.5 if mixture else 1.0
@@ -103,8 +104,8 @@ def check_layer(
     Args:
         layer: the layer.
         shape: one sample's, with few values.
-        scalar: makes the scalar of a rule of your own from the arguments of
-            `stop_gradient_objective`, which is that of `SelfNormalizing`
+        scalar: for a rule of your own, a function that takes the arguments of
+            `stop_gradient_objective` (the one for `SelfNormalizing`) and returns the rule's scalar
             (derivations/18-write-your-own-rule.md).
         **settings: keywords of `snfnp.gradcheck.case.Case`.
 
@@ -112,8 +113,8 @@ def check_layer(
         The relative error of each check, and the smallest error of its negative controls.
 
     Raises:
-        GradientError: a line for each failed check; arrays of a wrong shape or dtype, unwritten or
-            changed, are an error by themselves.
+        GradientError: with a line for each failed check; or at once, if an array has a wrong shape
+            or dtype, a gradient is left unwritten, or an argument is changed.
         UsageError: if a rule with an inverse needs a scalar of its own.
     """
     case = Case(layer, shape, **settings)
@@ -176,6 +177,7 @@ def _check_arrays(case: Case) -> None:
                 f"ldj has shape {np.shape(ldj)}, expected ({len(case.x)},) or 0"
             )
         dx = case.gradients(dtype)["x"]
+        # without a latent, outputs[-1] is z again
         arrays = {"z": outputs[0], "latent": outputs[-1], "dx": dx, "ldj": ldj}
         for name, array in arrays.items():
             if np.ndim(array) and array.dtype != dtype:
@@ -195,11 +197,12 @@ def _inverse_error(case: Case) -> float:
     for invert in (layer.exact_inverse, layer.inverse):
         p = case.put(case.params, case.dtype)
         z = case.put(outputs, case.dtype)
-        x = ops.to_host(returned(invert(ops, p, *z.values()), "inverse", "x"))
+        x = ops.to_host(require_values(invert(ops, p, *z.values()), "inverse", "x"))
         case.require_unchanged({**outputs, **case.params}, {**z, **p})
+        # a learned inverse only approximates x: the check of its arguments above is all
         if invert == layer.exact_inverse or not layer.learns_inverse:
             difference = np.max(np.abs(x - case.x)) / max(1.0, np.max(np.abs(case.x)))
-            error = float(np.maximum(error, difference))  # NaN if one of them is
+            error = float(np.maximum(error, difference))  # NaN if either is
     if not error <= case.rtol:
         raise GradientError(
             f"inverse(forward(x)) differs from x by {error:.2e} > {case.rtol:.0e}"
@@ -210,7 +213,7 @@ def _inverse_error(case: Case) -> float:
 def _log_det_error(case: Case) -> float:
     """The largest error of ldj + log_det against slogdet of a sample's Jacobian, by differences."""
 
-    def rows(x: np.ndarray) -> np.ndarray:
+    def flat_outputs(x: np.ndarray) -> np.ndarray:
         return np.concatenate(
             [flat(z) for z in case.forward(x, case.params)[0]], axis=1
         )
@@ -222,7 +225,7 @@ def _log_det_error(case: Case) -> float:
         units = np.eye(x.size).reshape(-1, *x.shape)
         copies = np.repeat(x[None], x.size, axis=0)
         for step in differences.STEPS:
-            jacobian = central_difference(rows, copies, units, step)
+            jacobian = central_difference(flat_outputs, copies, units, step)
             expected = float(np.linalg.slogdet(jacobian)[1])
             error = abs(float(declared) - expected) / max(1.0, abs(expected))
             if error <= case.rtol:

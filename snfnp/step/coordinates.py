@@ -1,9 +1,12 @@
 """Input preconditioning ("white coordinates"), as by the A factor of K-FAC.
 
-A dense layer learns behind a `Whiten` layer, whose statistics are estimated here (`Whitening`). A
-kernel W, as a matrix (kH kW C, O), multiplies rows: its receptive fields. Adam ascends in V, W =
-U V, for which these rows are white (`Coordinates`): it gets ∂𝓛/∂V = U ∂𝓛/∂W, and its step ΔV
-becomes ΔW = U ΔV. W remains the parameter: a new U changes how it is learned, not the function.
+A dense layer learns behind a `Whiten` layer, whose statistics are estimated here (`Whitening`).
+
+A kernel W, as a matrix (kH kW C, O), multiplies patches, the rows of a matrix X. For W = U V this
+is X W = (X U) V, and a symmetric U makes the rows of X U white (`Coordinates`). Adam ascends in V:
+it gets ∂𝓛/∂V = U ∂𝓛/∂W, and its step ΔV becomes ΔW = U ΔV. W remains the parameter: a new U
+changes how it is learned, not the function.
+
 Derivation: derivations/24-natural-coordinates.md.
 """
 
@@ -51,7 +54,7 @@ def white_states(
         if layer.renewed and not (isinstance(following, Linear) and following.bias):
             needs = "is renewed, and needs a Linear with a bias behind it"
             raise UsageError(f"the Whiten layer {name} {needs}")
-    has_kernels = any(inputs(layer) for layer in layers)
+    has_kernels = any(kernel_inputs(layer) for layer in layers)
     coordinates = None
     if config.coordinates == "white":
         if not (whitens or has_kernels):
@@ -65,10 +68,11 @@ def white_states(
 def statistics(
     trainer: Trainer, params: Params, batches: BatchSource, index: int
 ) -> dict:
-    """The statistics of a layer before the first step: of a `Whiten` layer that is not renewed from
-    all images of the first epoch; {} of any other layer. O(D²) an image.
+    """The statistics of a `Whiten` layer that is never renewed, from all images of the first epoch,
+    before the first step; {} for any other layer. O(D²) an image.
 
-    The noise is not that of the steps, with which their inputs would be whiter than others.
+    The noise differs from that of the training steps: with the same noise, the inputs in training
+    would be whiter than others.
     """
     _, layer = trainer.flow.layers[index]
     if not isinstance(layer, Whiten) or layer.renewed:
@@ -112,6 +116,7 @@ def _sums(
     Σ (x − shift)(x − shift)ᵀ."""
     ops = trainer.ops
     flow = trainer.flow
+    # Layers before this one compute in the run's precision; if there are none, x stays in double.
     dtype = trainer.p.dtype if index else np.float64
     shapes = flow.layers[index][1].parameter_shapes(())
     count = 0
@@ -143,20 +148,21 @@ class Whitening(TrainingState):
         for index, (name, layer) in enumerate(trainer.flow.layers):
             if not isinstance(layer, Whiten) or not layer.renewed:
                 continue
-            last = trainer.step + math.ceil(
-                _IMAGES * layer.features / trainer.config.batch_size
-            )
-            steps = range(trainer.step, last)
+            count = math.ceil(_IMAGES * layer.features / trainer.config.batch_size)
+            steps = range(trainer.step, trainer.step + count)
             new = _estimate(trainer, trainer.params, batches, index, steps)
             linear, _ = trainer.flow.layers[index + 1]
-            old = [trainer.params[name], trainer.params[linear]]
-            old += [layout.views(buffer)[linear] for buffer in (trainer.m, trainer.v)]
-            wide = [
-                {key: a.astype(np.float64) for key, a in arrays.items()}
-                for arrays in old
+            # the statistics, and the linear layer's parameters, m and v
+            current = [trainer.params[name], trainer.params[linear]]
+            current += [
+                layout.views(buffer)[linear] for buffer in (trainer.m, trainer.v)
             ]
-            changed = new, *change_coordinates(trainer.ops, new, *wide)
-            for arrays, values in zip(old, changed, strict=True):
+            in_double = [
+                {key: a.astype(np.float64) for key, a in arrays.items()}
+                for arrays in current
+            ]
+            changed = new, *change_coordinates(trainer.ops, new, *in_double)
+            for arrays, values in zip(current, changed, strict=True):
                 for key, value in values.items():
                     arrays[key][...] = value
             trainer.share(trainer.p, trainer.m, trainer.v)
@@ -172,32 +178,32 @@ def change_coordinates(
     and R' = T R. m follows the chain rule, G_W' = G_W Tᵀ + G_b tᵀ and G_R' = T⁻ᵀ G_R, and v the
     same with all factors squared.
     """
-    t = ops.linalg.solve(old["U"].T, new["U"])
-    t_inverse = ops.linalg.solve(new["U"].T, old["U"])
-    shift = new["b"] - t @ old["b"]
-    w = p["W"] @ t_inverse
-    p = {**p, "W": w, "b": p["b"] - w @ shift}
-    m = {**m, "W": m["W"] @ t.T + m["b"][:, None] * shift}
-    v = {**v, "W": v["W"] @ t.T**2 + v["b"][:, None] * shift**2}
+    matrix = ops.linalg.solve(old["U"].T, new["U"])  # T = U' U⁻¹
+    inverse = ops.linalg.solve(new["U"].T, old["U"])
+    t = new["b"] - matrix @ old["b"]
+    w = p["W"] @ inverse
+    p = {**p, "W": w, "b": p["b"] - w @ t}
+    m = {**m, "W": m["W"] @ matrix.T + m["b"][:, None] * t}
+    v = {**v, "W": v["W"] @ matrix.T**2 + v["b"][:, None] * t**2}
     if "R" in p:
-        p["R"] = t @ p["R"]
-        m["R"] = t_inverse.T @ m["R"]
-        v["R"] = t_inverse.T**2 @ v["R"]
+        p["R"] = matrix @ p["R"]
+        m["R"] = inverse.T @ m["R"]
+        v["R"] = inverse.T**2 @ v["R"]
     return p, m, v
 
 
-def inputs(layer: Layer) -> dict[str, Callable[[dict], Array]]:
-    """{kernel: images(cache), its input} of a layer's kernels that get white coordinates."""
+def kernel_inputs(layer: Layer) -> dict[str, Callable[[dict], Array]]:
+    """The kernels of a layer that get white coordinates: {name: a function that returns the images
+    which the kernel multiplies, from the cache of a forward pass}."""
     if isinstance(layer, Linear):
-        names = {"W": "x", "R": "z0"} if layer.learns_inverse else {"W": "x"}
+        keys = {"W": "x", "R": "z0"} if layer.learns_inverse else {"W": "x"}
         return {
-            kernel: lambda cache, images=images: cache[images]
-            for (kernel, images), f in zip(names.items(), layer.maps, strict=False)
+            kernel: lambda cache, key=key: cache[key]
+            for (kernel, key), f in zip(keys.items(), layer.maps, strict=False)
             if isinstance(f, Conv2d)
         }
-    if isinstance(
-        layer, AffineCoupling
-    ):  # the network's first: the others' inputs are wide
+    # of a coupling's network the first kernel only: the inputs of the others have many channels
+    if isinstance(layer, AffineCoupling):
         return {"w1": lambda cache: cache["x"][..., : layer.channels // 2]}
     if isinstance(layer, CausalConv2d):
         return {
@@ -210,17 +216,18 @@ def inputs(layer: Layer) -> dict[str, Callable[[dict], Array]]:
     return {}
 
 
-def whitening(second: np.ndarray) -> np.ndarray:
-    """U = (M/m)^{-1/2}, symmetric, of second moments M (K, K) whose eigenvalues have the mean m and
-    count as at least m/100. If M is 0 or not finite, the identity. O(K³)."""
-    mean = np.trace(second) / len(second)
-    if not (np.isfinite(second).all() and mean > 0):
-        return np.eye(len(second))
-    return inverse_root(second / mean, _FLOOR)
+def whitening(moments: np.ndarray) -> np.ndarray:
+    """U = (M/m)^{-1/2}, symmetric, of second moments M (K, K), where m is the mean of M's
+    eigenvalues, and those below m/100 are raised to it. If M is 0 or not finite, the identity.
+    O(K³)."""
+    mean = np.trace(moments) / len(moments)
+    if not (np.isfinite(moments).all() and mean > 0):
+        return np.eye(len(moments))
+    return inverse_root(moments / mean, _FLOOR)
 
 
 class Coordinates(TrainingState):
-    """An optimiser in the coordinates of all kernels' U, which are its values."""
+    """An optimiser that steps in V, where each kernel is W = U V; `values` holds every U."""
 
     key = "coordinates.U"
 
@@ -228,10 +235,9 @@ class Coordinates(TrainingState):
         self._ops = ops
         self._flow = flow
         self._optimiser = optimiser
-        self._inputs = {name: inputs(layer) for name, layer in flow.layers}
-        self._slices: dict[
-            tuple[str, str], slice
-        ] = {}  # of `values`, by layer and kernel
+        self._inputs = {name: kernel_inputs(layer) for name, layer in flow.layers}
+        # (layer, kernel): the part of `values` that is its U
+        self._slices: dict[tuple[str, str], slice] = {}
         blocks = []  # see `ops.step.apply_block_matrices`
         start = 0
         for entry in flow.layout.optimised.entries:
@@ -257,7 +263,7 @@ class Coordinates(TrainingState):
     def _estimate(self, trainer: Trainer, images: Array) -> list[np.ndarray]:
         """U of every kernel, on the host."""
         ops = self._ops
-        seconds = ops.xp.zeros_like(self.values)
+        moments = ops.xp.zeros_like(self.values)
         x, _ = trainer.encode(images, trainer.step, trainer.slice_of(len(images))[0])
         for name, layer in self._flow.layers:
             p = trainer.params[name]
@@ -266,14 +272,13 @@ class Coordinates(TrainingState):
                 h = input_of(cache).astype(np.float64)
                 rows = ops.conv.patches(h, p[kernel].shape[:2])
                 # a sum, not a mean: U does not depend on the scale of M
-                seconds[self._slices[name, kernel]] = ops.linalg.matmul(
-                    rows.T, rows
-                ).reshape(-1)
+                product = ops.linalg.matmul(rows.T, rows)
+                moments[self._slices[name, kernel]] = product.reshape(-1)
         if trainer.world.size > 1:
-            trainer.communicator.all_reduce(seconds)
+            trainer.communicator.all_reduce(moments)
         parts = zip(self._sizes, self._slices.values(), strict=True)
-        seconds = ops.to_host(seconds)
-        return [whitening(seconds[part].reshape(size, size)) for size, part in parts]
+        moments = ops.to_host(moments)
+        return [whitening(moments[part].reshape(size, size)) for size, part in parts]
 
     def ascend(
         self,

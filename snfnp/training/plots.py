@@ -26,16 +26,16 @@ from snfnp.training.progress import Record
 SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 LONGEST = 2**12  # pixels of the side of a grid of images
 _DPI = 110
-_PANEL = 440  # pixels of a panel's side in a figure that has not grown
+_PANEL = 440  # pixels of a panel's side; for a larger grid of images the figure grows
 _INK = "0.55"  # the data's colour
 _DOTS = {"s": 4, "linewidths": 0}
 # Samples of the learned inverse, as circles around those of the exact one.
 _RINGS = {"s": 16, "linewidths": 0.6, "facecolors": "none"}
 _SIDE = 128  # points of a density along each axis
-_LINES = 11  # of the grid, each way
-_REACH = 2.5  # of its lines' ends
+_LINES = 11  # lines of the square grid along each axis
+_REACH = 2.5  # the grid's lines go from -2.5 to 2.5
 _SHOWN = 600  # points of the data
-_FRAMES = 48  # of an animation, at most; at least half as many once there were more
+_FRAMES = 48  # the most frames of an animation: one more, and every second is dropped
 
 
 # If no home can be written, Matplotlib makes a folder for a cache of fonts, and need not warn.
@@ -56,9 +56,14 @@ _log.setLevel(_level)
 class View:
     """A flow of 2-D data.
 
-    extent: left, right, bottom, top; density: exact, in 1/area, (side, side), the lowest row first;
-    data, latents: points of the data and f of these, (n, 2); samples, grid: {inverse: g of the same
-    latents}, (n, 2), and of a square grid's lines, (lines, points, 2)."""
+    Attributes:
+        extent: left, right, bottom, top.
+        density: the exact density per unit of area, (side, side), the lowest row first.
+        data: points of the data (n, 2).
+        latents: f(data), (n, 2).
+        samples: {inverse g: g(z)}, (n, 2), with the same latents z for every inverse.
+        grid: {inverse g: g(lines of a square grid)}, (lines, points, 2).
+    """
 
     extent: tuple[float, float, float, float]
     density: np.ndarray
@@ -114,7 +119,8 @@ def _extent(data: np.ndarray) -> tuple[float, float, float, float]:
 class Animation:
     """Views of a flow while it trains: a callback of `snfnp.train`, which sees each evaluation.
 
-    data: points (n, 2); frames: (title, view), of a long run of every second, fourth, … evaluation.
+    data: points (n, 2); frames: (title, view) of every evaluation, or, in a long run, of every
+    second, fourth, … one.
     """
 
     def __init__(self, data: np.ndarray):
@@ -125,8 +131,10 @@ class Animation:
 
     def __call__(self, record: Record) -> None:
         likelihood = record.likelihood
-        self._seen += likelihood is not None  # None: between evaluations
-        if likelihood is None or (self._seen - 1) % self._every:
+        if likelihood is None:  # between evaluations
+            return
+        self._seen += 1
+        if (self._seen - 1) % self._every:
             return
         title = f"epoch {record.epoch}: exact validation NLL {record.nll:.3f} nats"
         inverse = "learned" if likelihood.flow.has_learned_inverse else "exact"
@@ -140,9 +148,8 @@ class Animation:
 @contextmanager
 def _defaults() -> Iterator[None]:
     """Matplotlib's own settings: a user's may ask for LaTeX, which is not everywhere."""
-    with warnings.catch_warnings(
-        action="ignore"
-    ):  # as of signs in a name that no font has
+    # Matplotlib warns, for example, of characters that no font has
+    with warnings.catch_warnings(action="ignore"):
         settings: Any = {
             k: v for k, v in matplotlib.rcParamsDefault.items() if k != "backend"
         }
@@ -168,9 +175,8 @@ def picture(
             figure.tight_layout()
         suffix = path.suffix[1:].lower()
         save = partial(figure.savefig, format=suffix, dpi=_DPI, bbox_inches=bbox_inches)
-        undated = (
-            {"Date": None} if suffix == "svg" else None
-        )  # the same bytes for the same figure
+        # no date: the same figure has the same bytes
+        undated = {"Date": None} if suffix == "svg" else None
         write_by(path, lambda file: save(file, metadata=undated))
 
 
@@ -216,9 +222,8 @@ def save_samples(
     grids = {}
     for name, images in panels.items():
         grid = image_grid(images, columns or default_columns(len(images)))
-        grids[name] = (
-            grid if grid.shape[-1] in (3, 4) else grid[..., 0]
-        )  # the first channel
+        # of images that are not RGB or RGBA, the first channel
+        grids[name] = grid if grid.shape[-1] in (3, 4) else grid[..., 0]
     height = max(len(grid) for grid in grids.values())
     width = max(grid.shape[1] for grid in grids.values())
     grow = max(1.0, height / _PANEL, width / _PANEL)
@@ -278,9 +283,8 @@ def save_animation(
 
 
 def _draw_view(figure: Figure, view: View, last: View, **ticks: Any) -> None:
-    brightest = np.quantile(
-        last.density, 0.995
-    )  # so that a peak does not darken the rest
+    # not the maximum: a peak would darken the rest
+    brightest = np.quantile(last.density, 0.995)
     (density, samples), (grid, latents) = figure.subplots(2, 2, subplot_kw=ticks)
     shades = density.imshow(
         view.density,
@@ -308,7 +312,7 @@ def _draw_view(figure: Figure, view: View, last: View, **ticks: Any) -> None:
     for index, (name, points) in enumerate(view.samples.items()):
         color = f"C{index}"
         marks = {**_DOTS, "color": color}
-        if both and name == "learned":  # the exact ones would hide dots
+        if both and name == "learned":  # rings: exact samples would hide dots
             marks = {**_RINGS, "edgecolors": color}
         samples.scatter(*points.T, **marks, label=f"{name} inverse")
     samples.set_title("samples, of the same latents")

@@ -12,27 +12,26 @@ from snfnp.ops.jit import alike, parallel
 _TASK = 10  # images per task: their buffer is allocated once
 
 
-def direct(kernel: tuple[int, int, int, int], width: int, most: int = 64):
-    """The module of direct kernels for the kernel (kH, kW, I, O) on images of this width; None for
-    many channels, whose product is wide and fast, and 1×1 kernels. most: I·O of few channels."""
+def direct(kernel: tuple[int, int, int, int], width: int, limit: int = 64):
+    """The module of direct kernels for the kernel (kH, kW, I, O) on images of this width.
+
+    None if a matrix product of patches is faster: for 1×1 kernels, and for kernels without tiles
+    that have more than 8 outputs or I·O > limit."""
     kh, kw, inputs, outputs = kernel
     if cpu_tiles.fits(kernel, width):
         return cpu_tiles
-    return (
-        cpu_planes
-        if kh * kw > 1 and outputs <= 8 and inputs * outputs <= most
-        else None
-    )
+    few_channels = outputs <= 8 and inputs * outputs <= limit
+    return cpu_planes if kh * kw > 1 and few_channels else None
 
 
 class CpuConv(Conv):
-    """Direct kernels are used up to the I·O at which products of patches overtake them: later for
-    the convolution than for its weight gradient."""
+    """Direct kernels are used up to the I·O at which products of patches overtake them, which is
+    larger for the convolution than for its weight gradient."""
 
     def patches(self, x: Array, kernel: tuple[int, int]) -> Array:
         n, height, width, channels = x.shape
         kh, kw = kernel
-        if kh * kw <= 1 or not alike(x):
+        if kh * kw <= 1 or not alike(x):  # `alike`: in single or double precision
             return super().patches(x, kernel)
         cols = np.empty((n, height, width, kh, kw * channels), x.dtype)
         x = np.ascontiguousarray(x).reshape(n, height, width * channels)
@@ -59,10 +58,10 @@ class CpuConv(Conv):
         agree = (
             x.ndim == out.ndim == 4
             and x.shape[3] == out.shape[2]
+            and delta.shape == (*x.shape[:3], out.shape[3])
             and alike(x, delta, out)
         )
-        agree = agree and delta.shape == (*x.shape[:3], out.shape[3])
-        kernels = direct(out.shape, x.shape[2], most=16) if agree else None
+        kernels = direct(out.shape, x.shape[2], limit=16) if agree else None
         if kernels is None:
             return super().weight_grad(delta, x, out, add)
         kernels.weight_grad(delta, x, add, out)

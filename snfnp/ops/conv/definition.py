@@ -41,15 +41,15 @@ class Conv(OperationGroup):
     def correlate(self, x: Array, k: Array) -> Array:
         """Cross-correlation of images x (N, H, W, I) with a kernel k (kH, kW, I, O).
 
-        -> (N, H, W, O). O(N H W kH kW I O), as one product: of the patches and the kernel, or,
-        if patches of many inputs would be far larger than the result, of all pixels and all taps,
-        shifted and added.
+        -> (N, H, W, O). O(N H W kH kW I O), in one matrix product. Usually its factors are the
+        patches and the kernel. If there are many more inputs than outputs, patches would be far
+        larger than the result: pixels are then multiplied by all taps, and `shift_and_add` sums
+        the products.
         """
         kh, kw, inputs, outputs = k.shape
         if kh * kw > 1:
-            k = self.xp.ascontiguousarray(
-                k
-            )  # products with the view of a flip would be slow
+            # k may be a view, such as `flip` returns: products with it would be slow
+            k = self.xp.ascontiguousarray(k)
         if kh * kw > 1 and _MANY * outputs <= inputs:
             taps = k.transpose(2, 0, 1, 3).reshape(inputs, kh * kw * outputs)
             products = self.linalg.matmul(x.reshape(-1, inputs), taps)
@@ -73,8 +73,8 @@ class Conv(OperationGroup):
                 z[:, row : row + height, column : column + width] += products[
                     :, :, :, h, w
                 ]
-        # `patches` pads kH // 2 rows above and the rest below; its mirror image, here, the other
-        # way round (columns alike): for kernels of even size the two differ
+        # The mirror image of `patches`, which pads kH // 2 rows above and (kH − 1) // 2 below: here
+        # (kH − 1) // 2 are above. The two differ if kH is even. The same holds for columns.
         top = (kh - 1) // 2
         left = (kw - 1) // 2
         return self.xp.ascontiguousarray(z[:, top : top + height, left : left + width])

@@ -1,8 +1,9 @@
 """Linear algebra on the GPU: cuBLAS, cuSOLVER, and one launch for what is elementwise.
 
-cuSOLVER does not report that a matrix is singular. Its pivots show it, so that inverses and solves
-wait for the device: only exact evaluation and exact gradients use them. The inverse of a few
-channels does not wait; of a singular matrix it is NaN. See derivations/07-convolutions.md.
+cuSOLVER does not report that a matrix is singular. The host has to look for a pivot of 0, so
+inverses and solves wait for the device: only exact evaluation and exact gradients use them. The
+inverse of a small matrix, for a few channels, does not wait; it is NaN if the matrix is singular.
+See derivations/07-convolutions.md.
 """
 
 import math
@@ -16,9 +17,8 @@ from snfnp.ops.gpu.launch import is_known
 from snfnp.ops.linalg.definition import LinearAlgebra
 
 _MOST_BLOCKS = 512  # of a sum over a flat array, all at work at once on a large GPU
-_MOST_STEPS = (
-    40  # an eigenvalue grows by 9/4 in each: enough for a condition number of 1e12
-)
+# A step multiplies a small eigenvalue by 9/4: enough steps for a condition number of 1e12.
+_MOST_STEPS = 40
 _CLOSE = 1e-8  # an error whose square is below the rounding of doubles
 
 
@@ -78,11 +78,12 @@ class GpuLinearAlgebra(LinearAlgebra):
         return out
 
     def scale_into(self, out, scale, a, multiple):
-        if out.ndim == 2 and out.flags.fnc:  # R's gradient, and W: both lie in order
+        # the gradient of R from Wᵀ: both are column-major, their transposes row-major
+        if out.ndim == 2 and out.flags.fnc:
             return self.scale_into(out.T, scale, a.T, multiple).T
         if not (is_known(scale) and out.flags.c_contiguous and a.dtype == out.dtype):
             return super().scale_into(out, scale, a, multiple)
-        if not isinstance(multiple, int):
+        if not isinstance(multiple, int):  # a host array
             return self.xp.multiply(
                 a, self.device.constant(scale * multiple, out.dtype), out=out
             )
@@ -128,11 +129,12 @@ class GpuLinearAlgebra(LinearAlgebra):
 
     def solve(self, w, z):
         x, pivots = self._solve(w, z)
-        self._log_abs_det(pivots)
+        self._log_abs_det(pivots)  # raises if w is singular
         return self.require_solution(w, x, z)
 
     def inverse_and_log_abs_det(self, a):
-        # the rows x with aᵀ x = e_i are those of a⁻¹; a column-major library takes a for aᵀ
+        # aᵀ x = e_i has row i of a⁻¹ as its solution. cuSOLVER wants aᵀ column-major, which is the
+        # memory of a row-major a.
         inverse, pivots = self._solve(a.T, self.xp.eye(len(a), dtype=a.dtype))
         return inverse, self._log_abs_det(pivots)
 
@@ -146,15 +148,15 @@ class GpuLinearAlgebra(LinearAlgebra):
         z = identity
         for _ in range(_MOST_STEPS):
             error = identity - self.matmul(z, y)
-            size, z_size = self.norms(error, z)
+            error_norm, z_norm = self.norms(error, z)
             half = identity + error / 2
             y = self.matmul(y, half)
             z = self.matmul(half, z)
-            if size <= _CLOSE:  # and now it is at most the square of that
+            if error_norm <= _CLOSE:  # with the new y and z, at most its square
                 break
-        if (
-            size <= _CLOSE and z_size**2 * float(floor) <= scale
-        ):  # Σ 1/λ, at least the largest 1/λ
+        # ‖Z‖² = Σ 1/λ is at least the largest 1/λ, so that every eigenvalue scale · λ of M is at
+        # least `floor`
+        if error_norm <= _CLOSE and z_norm**2 * float(floor) <= scale:
             return z / math.sqrt(scale)
         return super().inverse_root(matrix, floor)
 
@@ -164,7 +166,7 @@ class GpuLinearAlgebra(LinearAlgebra):
         return np.sqrt(host).tolist()
 
     def chain_of_products(self, size):
-        return nullcontext()  # the host multiplies nothing
+        return nullcontext()  # no threads of a BLAS to limit: the GPU multiplies
 
     def _solve(self, a, rows):
         """The rows x with a x = z for the rows z (N, n), and the pivots (n,) of an LU of a."""

@@ -1,4 +1,4 @@
-"""Adam, the log and λ's control on the GPU; see derivations/16-adam.md."""
+"""The step's scalars, its log and Adam as kernels of the GPU; see derivations/16-adam.md."""
 
 import numpy as np
 
@@ -20,6 +20,7 @@ class GpuStepScalars(StepScalars):
         self.lr = device.xp.zeros((), np.float64)
 
     def set(self, step: int, lr: float, first: int = 0) -> None:
+        # The kernel writes the values, named with an underscore, into the arrays.
         self._launch(
             "set_scalars",
             np.float64,
@@ -96,7 +97,7 @@ class GpuStep(Step):
     def apply_block_matrices(self, values, matrices, blocks, out, add=False):
         table = self.device.constant(np.array(blocks, np.int64), np.int64)
         self.device.each(
-            "turn",
+            "turn",  # each block M into U M
             values.dtype,
             values.size,
             values=values,

@@ -1,7 +1,7 @@
-"""A flow as JSON: its layers in order, and the class, with its module, and all fields of each part.
+"""A flow as JSON: its layers in order; of each part, the class with its module, and all fields.
 
-A description is compared with another. A flow is built from one that names only classes of this
-package; nothing else is imported.
+`first_difference` compares two descriptions. `build` makes a flow from one that names only classes
+of this package; nothing else is imported.
 """
 
 import hashlib
@@ -40,7 +40,8 @@ def class_name(thing: Any) -> str:
 
 
 def describe(value: Any, listed: float = math.inf) -> Any:
-    """A flow, or a part of one, as JSON; listed: of more numbers than this, a digest is given."""
+    """A flow, or a part of one, as JSON. listed: a tuple or list of more numbers than this becomes
+    a digest, as every array does."""
     if isinstance(value, np.generic):
         value = value.item()
     if is_dataclass(value) and not isinstance(value, type):
@@ -125,12 +126,11 @@ def _as_tuple(value: Any) -> Any:
 
 
 def _by_name(flow: dict) -> dict:
-    """A flow's description with its layers by name, beside their order. Earlier versions wrote so,
-    with neither the order nor the flow's class."""
+    """A flow's description with `layers` as a dict by name, and `layer`, the list of the names in
+    order. Earlier versions wrote such a dict, but neither the order nor the flow's class."""
     layers: Any = flow.get("layers")
-    with suppress(
-        TypeError, ValueError, AttributeError
-    ):  # a forged file may have anything there
+    # a forged file may have anything there
+    with suppress(TypeError, ValueError, AttributeError):
         pairs = layers.items() if isinstance(layers, dict) else layers
         layers = {
             str(name): part
@@ -161,7 +161,7 @@ def _differences(
             old = then[name] if name in then else _default(now, name)
             new = now.get(name, _ABSENT)
             if (name, old, new) == ("bias", "plain", _ABSENT):
-                continue  # of the relative gradient of earlier versions
+                continue  # an earlier option of `Relative`: "plain" is what it does now
             if name == "class" and _same_class(old, new, modules):
                 continue
             yield from _differences(
@@ -175,13 +175,14 @@ def _differences(
         and now.keys() == {"class"}
         and now["class"].endswith(f":{then}")
     ):
-        pass  # as earlier versions wrote an object without fields
+        pass  # earlier versions wrote only the class's name for an object without fields
     elif then != now and not _are_close(then, now):
         yield path, then, now
 
 
 def _are_close(then: Any, now: Any) -> bool:
-    """Say whether two numbers differ by rounding, as a recorded σ and that of the recorded λ."""
+    """Say whether two numbers differ by rounding only, as a recorded σ may differ from the σ that
+    is computed from the recorded λ."""
     numbers = isinstance(then, float) and isinstance(now, float)
     return numbers and math.isclose(then, now, rel_tol=1e-15)
 
@@ -194,6 +195,7 @@ def _same_class(then: Any, now: Any, modules: dict) -> bool:
         return False
     if not old_module or old_module == new_module:
         return True
+    # a user's module may have been renamed; all of its classes then name the same new module
     packages = old_module.partition(".")[0], new_module.partition(".")[0]
     return (
         "snfnp" not in packages
