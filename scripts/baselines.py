@@ -64,11 +64,8 @@ COMPONENTS_OF_MANY = (16, 32, 64, 128, 256)
 BANDWIDTHS = np.geomspace(0.03, 1.0, 14)
 KINDS = ("full", "tied", "diag", "spherical")
 FLOORS = (1e-6, 1e-3, 3e-2)
-SIZES = (
-    (2, 32),
-    (3, 64),
-    (5, 64),
-)  # of a spline flow: transforms, and units of their networks
+# of a spline flow: transforms, and units of their networks
+SIZES = ((2, 32), (3, 64), (5, 64))
 Scores = tuple[np.ndarray, str]  # log p of held-out rows, and what was chosen, in words
 
 
@@ -386,7 +383,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    warnings.simplefilter(
-        "ignore"
-    )  # about mixtures with too many components for their rows
+    # about mixtures with too many components for their rows
+    warnings.simplefilter("ignore")
     main()

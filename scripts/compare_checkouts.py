@@ -70,31 +70,48 @@ _SHORT = "--epochs 1 --warmup-epochs 1 --batch-size 278"
 # (model, options of all its runs, and the runs between bars: a name, or = for the model's own, and
 # options). "resume": both checkouts resume the other one's run of one epoch up to two epochs, which
 # proves that old run folders open.
+# fmt: skip
 _RUNS = (
-    ("fc", "--batch-size 166 --epochs 2 --warmup-epochs 1",
-     """= | forward --objective forward | variational --objective variational
+    (
+        "fc",
+        "--batch-size 166 --epochs 2 --warmup-epochs 1",
+        """= | forward --objective forward | variational --objective variational
         | jvp --jvp-weight 0.2 | control --lambda-control geco | exact --gradient exact
         | relative --gradient relative
         | lambda --lambda 30 --lr 0.001 --seed 5 | clip-norm --clip-norm 10
         | identity --init identity | float64 --dtype float64 | no-shuffle --no-shuffle
-        | augment --augment | white --recipe white | resume"""),
-    ("vector", f"{_SHORT} --epochs 2 --depth 1",
-     "= | exact --gradient exact | relative --gradient relative --activation smooth-leaky-relu"),
-    ("conv", _SHORT,
-     """= | forward --objective forward | exact --gradient exact
+        | augment --augment | white --recipe white | resume""",
+    ),
+    (
+        "vector",
+        f"{_SHORT} --epochs 2 --depth 1",
+        "= | exact --gradient exact | relative --gradient relative --activation smooth-leaky-relu",
+    ),
+    (
+        "conv",
+        _SHORT,
+        """= | forward --objective forward | exact --gradient exact
         | exact-dense --gradient exact-dense
         | inverse-kernel --inverse-kernel 5 | recompute --recompute | identity --init identity
-        | float64 --dtype float64 --clip-norm 100 | white --recipe white --epochs 2"""),
+        | float64 --dtype float64 --clip-norm 100 | white --recipe white --epochs 2""",
+    ),
     ("emerging", _SHORT, "= | recompute --recompute --init identity"),
     ("conv-exponential", _SHORT, "="),
-    ("glow", f"{_SHORT} --depth 2 --width 8",
-     """= | forward --objective forward | exact --gradient exact | recompute --recompute
+    (
+        "glow",
+        f"{_SHORT} --depth 2 --width 8",
+        """= | forward --objective forward | exact --gradient exact | recompute --recompute
         | identity --init identity | kernel-5 --kernel 5 --levels 1 | float64 --dtype float64
-        | recompute-float64 --recompute --dtype float64 | resume"""),
+        | recompute-float64 --recompute --dtype float64 | resume""",
+    ),
     ("glow-2l-4k", f"{_SHORT} --depth 1 --width 8", "="),
-    ("glow-3l-32k", f"{_SHORT} --depth 1 --width 8", "= --augment | exact --gradient exact"),
+    (
+        "glow-3l-32k",
+        f"{_SHORT} --depth 1 --width 8",
+        "= --augment | exact --gradient exact",
+    ),
     ("glow-3l-48k", f"{_SHORT} --depth 1 --width 8", "= --clip-norm 100"),
-)  # fmt: skip
+)
 CONFIGURATIONS = {
     f"{model}-{name}".removesuffix("-="): " ".join(
         ("--model", model, options, *more_options)

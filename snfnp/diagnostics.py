@@ -54,9 +54,8 @@ def gradients(
         }
         by_layer = lam if isinstance(lam, dict) else dict.fromkeys(params, lam or 0.0)
         factors = {layer: value * (-2 / len(x)) for layer, value in by_layer.items()}
-        step = (
-            replace(ctx, key=None) if lam is None else ctx
-        )  # without a key, without Eq. 31
+        # without a key, without Eq. 31
+        step = replace(ctx, key=None) if lam is None else ctx
         flow.backward(
             step, params, caches, flow.latent_gradients(latents), grads, factors
         )

@@ -172,9 +172,8 @@ def _remove_left_behind(path: Path, before: float) -> None:
     names = re.compile(
         rf"{re.escape(path.name)}\.\d+-[0-9a-f]{{8}}{re.escape(PARTIAL)}"
     )
-    with suppress(
-        OSError
-    ):  # another process may remove it too, or the folder cannot be listed
+    # another process may remove it too, or the folder cannot be listed
+    with suppress(OSError):
         for entry in os.scandir(path.parent):
             if names.fullmatch(entry.name) and entry.stat().st_mtime < before:
                 os.remove(entry)
@@ -305,9 +304,8 @@ def _locked(path: Path) -> Any:
             if os.path.samestat(status := os.fstat(descriptor), os.lstat(path)):
                 if status.st_nlink == 1:
                     return file
-                os.remove(
-                    path
-                )  # a snapshot by hard links has it, too, which nobody holds
+                # a snapshot by hard links has it, too, which nobody holds
+                os.remove(path)
         file.close()
 
 

@@ -283,9 +283,8 @@ class Flow:
                     caches[-1] = _Recomputed(None, caches[-1].latent)
                 cache = _Recomputed(x, latent)
             caches.append(cache)
-            del (
-                cache
-            )  # frees it, if it is recomputed, before the next layer makes its own
+            # frees it, if it is recomputed, before the next layer makes its own
+            del cache
         return (*latents, x), ops.channels.total(ldjs) if ldjs else 0, caches  # Eq. 6
 
     def inverse(

@@ -17,13 +17,10 @@ from snfnp.files import open_regular
 
 _AT_ONCE = 1 << 20  # numbers of a large array that are checked together
 _COLOURS = (3, 4)  # channels of a colour image
-_OTHER_ARRAYS = (
-    np.ma.MaskedArray,
-    np.matrix,
-)  # the first hides values, * of the second is @
-_SMALL = (
-    1 << 28
-)  # bytes of an array that is read at once: reading it by parts takes longer
+# the first hides values, * of the second is @
+_OTHER_ARRAYS = (np.ma.MaskedArray, np.matrix)
+# bytes of an array that is read at once: reading it by parts takes longer
+_SMALL = 1 << 28
 
 
 class StoredArray:

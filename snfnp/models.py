@@ -30,15 +30,11 @@ GRADIENTS = ("self-normalizing", "exact", "exact-dense", "relative")
 INITS = ("paper", "authors", "identity")
 BIAS_INITS = ("zero", "data")
 ACTIVATIONS = ("spline", "smooth-leaky-relu")
-WHITE = {
-    "coordinates": "white",
-    "objective": "forward",
-}  # of recipe="white", for every preset
+# of recipe="white", for every preset
+WHITE = {"coordinates": "white", "objective": "forward"}
 WHITE |= {"lr_schedule": "cosine", "warmup_epochs": 1}
-_CLIPPED = WHITE | {
-    "lr": 2e-2,
-    "clip_norm": 1000,
-}  # for 5×5 kernels: derivations/16-adam.md
+# for 5×5 kernels: derivations/16-adam.md
+_CLIPPED = WHITE | {"lr": 2e-2, "clip_norm": 1000}
 
 
 @dataclass(frozen=True)
@@ -69,9 +65,8 @@ class Choices:
 class Preset:
     """A model and its training settings, the paper's (A.3) for the models of its tables."""
 
-    build: Callable[
-        [Choices, tuple[int, ...]], Flow
-    ]  # for images (H, W, C) or rows (D,)
+    # for images (H, W, C) or rows (D,)
+    build: Callable[[Choices, tuple[int, ...]], Flow]
     summary: str  # a phrase, for help
     gradients: tuple[str, ...]  # the gradients for its training, the default first
     lr: float = 1e-3

@@ -89,9 +89,8 @@ def upward(root):
             if not f"{name}.".startswith("snfnp."):
                 continue
             other = on_floor((*name.split("."), ""))
-            other = (
-                other if other in level else "__init__"
-            )  # a name of the package itself
+            # a name of the package itself
+            other = other if other in level else "__init__"
             if other != module and level[other] >= level[module]:
                 yield f"{file} imports {name}"
 
@@ -106,9 +105,8 @@ def rings(root):
             other = tuple(name.split("."))
             other = other if other[0] == "snfnp" else ("scripts", *other)
             common = len(os.path.commonprefix([own, other]))
-            if common in (0, len(own), len(other)) or BEYOND.match(
-                name
-            ):  # `upward` sees it
+            # `upward` sees it
+            if common in (0, len(own), len(other)) or BEYOND.match(name):
                 continue
             one = own[common]
             another = root.joinpath(*other[: common + 1])

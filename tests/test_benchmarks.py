@@ -189,9 +189,8 @@ def picture(*shape):
 def worst(results):
     """{column: largest difference} of two results, of the columns that differ at all."""
     differences = compare_runs(*results)
-    assert tuple(differences) == COLUMNS and all(
-        differences.values()
-    )  # each compares something
+    # each compares something
+    assert tuple(differences) == COLUMNS and all(differences.values())
     return {
         name: max(of.values()) for name, of in differences.items() if any(of.values())
     }
@@ -256,9 +255,8 @@ def test_every_preset_and_gradient_can_be_chosen():
     from snfnp.models import PRESETS
     from snfnp.training.options import TrainConfig
 
-    assert (
-        len(set(CONFIGURATIONS.values())) == len(CONFIGURATIONS) - 2
-    )  # but for "resume"
+    # but for "resume"
+    assert len(set(CONFIGURATIONS.values())) == len(CONFIGURATIONS) - 2
     assert compare_checkouts.choose("*") == list(CONFIGURATIONS)
     assert compare_checkouts.choose("glow-res*,fc") == ["fc", "glow-resume"]
     for name, preset in PRESETS.items():

@@ -18,10 +18,8 @@ from snfnp.ops import get_ops
 
 EPS = float(np.finfo(np.float64).eps)
 PAPER_SHAPES = [(28, 28, 1), (14, 14, 4), (7, 7, 16)]
-PAPER, LARGER = (
-    0.01,
-    0.3,
-)  # gains of the initial noise: A.3's, and far from the identity
+# gains of the initial noise: A.3's, and far from the identity
+PAPER, LARGER = (0.01, 0.3)
 OPS = get_ops("numpy")
 
 
@@ -113,10 +111,8 @@ def test_stopping_early_changes_nothing(ops, monkeypatch, size, shape, gain):
     # one rounding of B in each block, seen through a T of condition below 10; and rounding itself
     bound = 100 * EPS
     assert abs(early.log_det - full.log_det) <= bound * dimension
-    stopped, expected = (
-        early.log_det_grad(),
-        full.log_det_grad(),
-    )  # the first one's stop is off
+    # the first one's stop is off
+    stopped, expected = (early.log_det_grad(), full.log_det_grad())
     monkeypatch.undo()
     both = early.log_det_grad()
     for gradient in (stopped, both):
@@ -354,11 +350,8 @@ def dense_pair(kind, rng, size):
     if kind == "ill-conditioned":
         w = rotation() * np.geomspace(1, 10 ** -rng.uniform(2, 15), size) @ rotation()
         return w, linalg.inv(w) * (1 + 1e-9 * rng.standard_normal((size, size)))
-    left, right, gains = (
-        rotation(),
-        rotation(),
-        np.linspace(1, 2, size),
-    )  # of deficient rank
+    # of deficient rank
+    left, right, gains = (rotation(), rotation(), np.linspace(1, 2, size))
     gains[rng.integers(size) :] = 0
     deficient = left * gains @ right
     return (deficient, inverse) if rng.integers(2) else (inverse, deficient)

@@ -307,9 +307,8 @@ def test_the_densities_of_a_flow_are_within_the_bound(model, flows, side):
         part, total = bounds(flow, params, x)
         assert (np.abs(of_f - of_g - part) <= total + 1e-9).all()
         outside += (np.abs(of_f - of_g) > total).sum()
-    assert (
-        outside > 0 or model == "glow"
-    )  # whose few couplings hardly bend so near their start
+    # whose few couplings hardly bend so near their start
+    assert outside > 0 or model == "glow"
 
 
 def test_a_flow_has_a_certificate_for_each_learned_inverse():

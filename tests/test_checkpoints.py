@@ -227,9 +227,8 @@ RECORDS += [
 ]
 BEST = {"step": 10**400, "epoch": 10**400, "validation_nll_nats": [1]}
 BEST |= {"validation_bits_per_dimension": -(10**400), "reconstruction": None}
-RECORDS += [{name: value} for name, value in BEST.items()] + [
-    {"step": 16}
-]  # later than its own
+# later than its own
+RECORDS += [{name: value} for name, value in BEST.items()] + [{"step": 16}]
 
 
 @pytest.mark.parametrize("change", RECORDS, ids=range(len(RECORDS)))
@@ -288,13 +287,8 @@ LOST = (
     "later digits",
     "binary",
 )
-UNREAD = (
-    "missing",
-    "a folder",
-    "a pipe",
-    "a hole",
-    "zeros",
-)  # enough for files that nothing reads
+# enough for files that nothing reads
+UNREAD = ("missing", "a folder", "a pipe", "a hole", "zeros")
 WAYS = {
     "load last": lambda path: load_run(path, "last").likelihood,
     "load best": lambda path: load_run(path, "best").likelihood,

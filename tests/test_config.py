@@ -383,17 +383,14 @@ def test_a_builder_gets_the_size_of_its_preset_with_the_options_in_it(
 
 def test_messages_of_the_library_name_no_flags():
     """The command line turns the parameters that they name into its flags."""
-    known = (
-        "srun --mpi",
-        "--data-dir or SNFNP_DATA_DIR",
-    )  # of mpiexec; a warning of a command
+    # of mpiexec; a warning of a command
+    known = ("srun --mpi", "--data-dir or SNFNP_DATA_DIR")
     found = []
     for path in (Path(__file__).parents[1] / "snfnp").rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         texts = {node for node in ast.walk(tree) if isinstance(node, ast.Constant)}
-        texts -= {
-            node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)
-        }  # docstrings
+        # docstrings
+        texts -= {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
         for text in (node.value for node in texts if isinstance(node.value, str)):
             if re.search(r"(^|\W)--[a-z]", text) and not any(
                 each in text for each in known
@@ -477,9 +474,8 @@ def test_without_a_model_an_option_of_either_kind_of_data_waits_for_them(tmp_pat
     given = TrainConfig(kernel=3, data="no/such.npy")
     with one_line(UsageError, "`kernel` only has an effect with"), started(given):
         pass
-    given = TrainConfig(
-        bins=3, activation="smooth-leaky-relu", data="no/such.csv"
-    )  # of rows
+    # of rows
+    given = TrainConfig(bins=3, activation="smooth-leaky-relu", data="no/such.csv")
     with (
         one_line(UsageError, "`bins` only has an effect with `activation=spline`"),
         started(given),
@@ -728,9 +724,8 @@ def test_an_option_changes_the_steps_of_a_model_or_is_refused(model, gradient):
                 before = after_four_steps(tuple(one.items()))
                 if isinstance(before, str) or (name, value) in USUAL:
                     continue
-                if (
-                    after_four_steps(tuple(other.items())) == before
-                ):  # if it is a default
+                # if it is a default
+                if after_four_steps(tuple(other.items())) == before:
                     filled = TrainConfig(**one).filled()
                     assert value == getattr(filled, name), f"{name} with {more}"
                     assert TrainConfig(**other).filled() == filled

@@ -259,9 +259,8 @@ def test_dirac_and_fans():
     z = f.apply(get_ops("numpy"), f.identity(), x)
     assert_array_equal(z[..., :2], x)
     assert_array_equal(z[..., 2:], 0)
-    assert xavier(f.weight_shape, 0.1) == 0.1 * np.sqrt(
-        2 / (30 + 60)
-    )  # (fan-in, fan-out)
+    # (fan-in, fan-out)
+    assert xavier(f.weight_shape, 0.1) == 0.1 * np.sqrt(2 / (30 + 60))
     assert f.output_shape((4, 6, 2)) == (4, 6, 4)
 
 
@@ -336,9 +335,8 @@ def test_the_gradient_of_the_norm_at_the_end_is_that_of_the_singular_vectors(ops
     for seed in range(100):
         layer, p, _ = case(shape, seed=seed, iterations=400)
         first, second = np.linalg.svd(as_matrix(layer.map, ops, p["W"], shape))[1][:2]
-        if (
-            second < gap * first
-        ):  # (gap²)⁴⁰⁰ is below the spacing of floating-point numbers
+        # (gap²)⁴⁰⁰ is below the spacing of floating-point numbers
+        if second < gap * first:
             break
     sigma, path = layer._spectral_norm(ops, p["W"], shape)
     v, u = path[-1]

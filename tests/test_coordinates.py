@@ -136,9 +136,8 @@ def test_u_is_made_of_the_rows_that_a_kernel_multiplies(model):
             context = BackwardContext.of(OPS, np.zeros(1), lam=0.3)
             layer.backward(context, p, cache, delta, grads)
             *taps, outputs = p[kernel].shape
-            by_output = (
-                grads[kernel].reshape(-1, outputs).T
-            )  # a causal kernel's last sees all
+            # a causal kernel's last sees all
+            by_output = grads[kernel].reshape(-1, outputs).T
             gradient = (
                 by_output[-1] if "causal" in name else max(by_output, key=linalg.norm)
             )
@@ -350,9 +349,8 @@ def test_whitening_does_not_change_the_likelihood():
     """The layer's matrix is W U, its bias b + W b_U."""
     trainer = take_steps(make_trainer(OPS, **WHITE), range(3))
     plain = make_trainer(OPS, **WHITE | {"coordinates": "plain"})
-    assert (
-        plain.layout.count == trainer.layout.count
-    )  # numbers that are not learned do not count
+    # numbers that are not learned do not count
+    assert plain.layout.count == trainer.layout.count
     plain.p[...] = trainer.p[: plain.layout.size]
     for k in "12":
         white = trainer.params["whiten" + k]
@@ -378,13 +376,11 @@ def test_steps_change_no_whitening_and_take_no_gradient_below_it(monkeypatch):
         lambda layer, *args: called.append(layer) or original(layer, *args),
     )
     take_steps(trainer, range(1, 4))
-    assert (
-        called == [Whiten(64, renewed=True)] * 3
-    )  # nobody needs a gradient below dense1
+    # nobody needs a gradient below dense1
+    assert called == [Whiten(64, renewed=True)] * 3
     assert_array_equal(trainer.p[learned:], before[learned:])
-    assert (
-        np.mean(trainer.p[:learned] != before[:learned]) > 0.99
-    )  # all but the padding
+    # all but the padding
+    assert np.mean(trainer.p[:learned] != before[:learned]) > 0.99
     first = trainer.layout.views(trainer.start(batches_of(trainer)))
     for name, same in (("whiten1", True), ("dense1", False), ("whiten2", False)):
         found = {

@@ -27,9 +27,8 @@ from snfnp.errors import CheckpointError, SnfnpError, UsageError
 from snfnp.ops import get_ops
 from snfnp.training.runs.checkpoint import save_checkpoint
 
-get_ops(
-    "numba"
-)  # before scikit-learn's OpenMP, beside which Numba's threads are slower
+# before scikit-learn's OpenMP, beside which Numba's threads are slower
+get_ops("numba")
 sklearn = pytest.importorskip("sklearn")
 from sklearn.base import clone  # noqa: E402
 from sklearn.model_selection import GridSearchCV  # noqa: E402

@@ -81,9 +81,8 @@ def test_initial_parameters_depend_on_the_seed_alone():
     first, again, other = (flow.init(seed)["dense2"]["W"] for seed in (3, 3, 4))
     assert_array_equal(first, again)
     assert np.any(first != other)
-    assert np.any(
-        first != flow.init(3)["dense1"]["W"]
-    )  # layers draw one after the other
+    # layers draw one after the other
+    assert np.any(first != flow.init(3)["dense1"]["W"])
 
 
 class Exponential(layers.Split):
@@ -140,9 +139,8 @@ def test_first_nonfinite_gradient_names_layer_and_parameter(ops):
     assert flow.first_nonfinite_gradient(ops, grads) is None
     grads["dense1"]["R"][1, 1] = np.inf
     assert flow.first_nonfinite_gradient(ops, grads) == "dense1.R"
-    grads["dense2"]["b"][0] = (
-        np.nan
-    )  # nearer to the output, where the backward pass starts
+    # nearer to the output, where the backward pass starts
+    grads["dense2"]["b"][0] = np.nan
     assert flow.first_nonfinite_gradient(ops, grads) == "dense2.b"
 
 
@@ -175,9 +173,8 @@ def test_parameters_of_any_shapes_survive_packing(shapes):
     flat = layout.pack(numbers, np.float64)
     single = layout.pack(numbers, np.float32)  # whole numbers: nothing is rounded
     assert single.dtype == np.float32 and np.array_equal(single, flat)
-    assert (
-        flat.size == layout.size and flat.sum() == count * (count + 1) / 2
-    )  # padding is 0
+    # padding is 0
+    assert flat.size == layout.size and flat.sum() == count * (count + 1) / 2
     for layer, named in layout.views(flat).items():
         assert list(named) == list(shapes[layer])
         for name, view in named.items():
@@ -185,6 +182,5 @@ def test_parameters_of_any_shapes_survive_packing(shapes):
             assert np.shares_memory(view, flat) or view.size == 0
             transposed = name == "R" and view.ndim == 2
             assert (view.T if transposed else view).flags.c_contiguous
-    assert all(
-        entry.start % 16 == 0 for entry in layout.entries
-    )  # 64 bytes in single precision
+    # 64 bytes in single precision
+    assert all(entry.start % 16 == 0 for entry in layout.entries)

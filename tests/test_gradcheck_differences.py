@@ -70,9 +70,8 @@ def test_the_control_is_what_a_wrong_gradient_is_off_by():
     assert measured.error < 1e-10
     assert 1e-3 < measured.control <= 0.01
     still = check_gradient(lambda v: 2.0, x, np.zeros((3, 4)), rng=rng)
-    assert still.error == 0 and math.isnan(
-        still.control
-    )  # a zero times 1.01 is right too
+    # a zero times 1.01 is right too
+    assert still.error == 0 and math.isnan(still.control)
 
 
 def test_lists_are_arrays_and_results_are_plain_numbers():

@@ -111,9 +111,8 @@ MIRRORED = one_mistake(  # Eq. 26 without its swap of the channels
     flip=lambda f, w: w[::-1, ::-1],
     adjoint=lambda f, ops, w, dz: ops.conv.correlate(dz, Conv2d.flip(w)),
 )
-SWAPPED = one_mistake(
-    MIRRORED, flip=lambda f, w: w.swapaxes(2, 3)
-)  # without its mirrors
+# without its mirrors
+SWAPPED = one_mistake(MIRRORED, flip=lambda f, w: w.swapaxes(2, 3))
 ONE = one_mistake(Conv2d, multiplicity=lambda f, shape: np.ones((1, 1, 1, 1)))
 # ∂ log|det T|/∂w of the flipped kernel: T⁻¹ gathered in place of T⁻ᵀ
 ONE_ROW = one_mistake(

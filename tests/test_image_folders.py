@@ -146,9 +146,8 @@ def test_transparent_colours_of_a_palette_are_read_without_a_warning(tmp_path, r
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_images_are_turned_as_their_exif_data_say(orientation, tmp_path):
     """Orientation 6: the first row becomes the right-hand column."""
-    inverse = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[
-        orientation
-    ]  # Image.Transpose
+    # Image.Transpose
+    inverse = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]
     smooth = np.add.outer(np.arange(16) * 9, np.arange(24) * 3).astype(np.uint8)
     shown = Image.fromarray(smooth)
     stored = shown if inverse is None else shown.transpose(inverse)

@@ -334,9 +334,8 @@ def test_preprocess_inverse_gives_the_images_back(preprocess, ops):
         x, _ = preprocess.forward(ops, images, KEY, dtype)
         back = preprocess.inverse(ops, x)
         assert back.dtype == np.uint8
-        if (
-            dtype == np.float64
-        ):  # in single precision a rounding can cross into the next level
+        # in single precision a rounding can cross into the next level
+        if dtype == np.float64:
             assert_array_equal(back, images)
         # the way back rounds nothing that single precision would
         assert_array_equal(back, preprocess.inverse(ops, x.astype(np.float64)))

@@ -348,9 +348,8 @@ def test_a_constant_up_to_rounding_is_a_constant(ops, dtype):
     eps = np.finfo(dtype).eps
     x = some_images(dtype)
     x[..., 0] = 7 * (1 + 2 * eps * rng.standard_normal(x.shape[:-1]))
-    x[..., 1] = 7 * (
-        1 + 200 * eps * rng.standard_normal(x.shape[:-1])
-    )  # this one does vary
+    # this one does vary
+    x[..., 1] = 7 * (1 + 200 * eps * rng.standard_normal(x.shape[:-1]))
     assert x[..., 0].std() > 0
     layer, p = initialised(ops, x)
     assert p["s"][0] == 0

@@ -71,9 +71,8 @@ def test_a_run_comes_back_in_one_line(monkeypatch, model):
         found = run.params[entry.layer][entry.name]
         assert found.dtype == np.float64
         np.testing.assert_array_equal(found, views[entry.layer][entry.name])
-    assert "likelihood" not in vars(
-        run
-    )  # a determinant is computed when it is asked for
+    # a determinant is computed when it is asked for
+    assert "likelihood" not in vars(run)
     found = run.likelihood.evaluate(dataset.test, 0)
     assert found.nll == summary["test_nll_nats"]
     assert (

@@ -122,9 +122,8 @@ def test_a_start_has_a_row_of_each_of_groups_far_apart():
         labels = mixture._start(rows, 3, default_rng(seed))
         assert all(len(set(labels[first : first + 50])) == 1 for first in (0, 50, 100))
         assert len(set(labels)) == 3
-    assert set(mixture._start(rows[:1].repeat(9, axis=0), 3, rng)) == {
-        0
-    }  # no other row is left
+    # no other row is left
+    assert set(mixture._start(rows[:1].repeat(9, axis=0), 3, rng)) == {0}
 
 
 def test_samples_of_a_mixture_have_its_covariances():

@@ -243,9 +243,8 @@ def test_arrays_in_code_are_trained_on_and_kept_by_name(data, way, backend, tmp_
     data = (data - data.mean(0)) / data.std(0) if way == "none" else data
     dataset = snfnp.Dataset("mine", data[20:], data[:10], data[10:20])
     folder = RunFolder(tmp_path / "run")
-    config = small_config(
-        preprocess=way, backend=backend, out=folder.path
-    )  # which would be of mnist
+    # which would be of mnist
+    config = small_config(preprocess=way, backend=backend, out=folder.path)
     snfnp.train(config, dataset, report=None)
     snfnp.resume(folder.path, dataset=dataset, epochs=4, report=lambda line: None)
     run = snfnp.load_run(folder.path)

@@ -401,9 +401,8 @@ def test_fit_takes_data_in_one_line_and_leaves_no_folder(
     noun = "rows" if len(run.image_shape) == 1 else "images"
     assert run.record["data"][noun] == counts and len(run.folder.read_metrics()) == 4
     assert capfd.readouterr() == ("", "")
-    assert run.config.batch_size == (
-        48 if case == "images" else 16
-    )  # an eighth of few rows
+    # an eighth of few rows
+    assert run.config.batch_size == (48 if case == "images" else 16)
     assert run.likelihood.sample(3).shape[1:] == run.image_shape
     if case == "rows":  # split as in a file
         np.save("array.npy", data)

@@ -324,9 +324,8 @@ def test_damage_to_every_file_of_every_set(name, tmp_path, cache, small):
 def test_all_four_spellings_of_file_names_are_found(tmp_path, end):
     files = {f"train-images{end}": TRAIN, f"t10k-images{end}": TEST}
     files = {name: data_files.idx_bytes(images) for name, images in files.items()}
-    if not end.endswith(
-        ".gz"
-    ):  # the content tells what is compressed, and not the name
+    # the content tells what is compressed, and not the name
+    if not end.endswith(".gz"):
         files = {name: gzip.compress(content) for name, content in files.items()}
     put(tmp_path, files)
     data_files.assert_is(

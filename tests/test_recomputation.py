@@ -133,9 +133,8 @@ def difference(result, expected) -> float:
     errors = []
     for key, value in expected.items():
         error = np.linalg.norm(result[key] - value)
-        errors.append(
-            error / np.linalg.norm(value) if error != 0 else 0.0
-        )  # 0 where both are 0
+        # 0 where both are 0
+        errors.append(error / np.linalg.norm(value) if error != 0 else 0.0)
     return float(np.max(errors))
 
 
@@ -200,6 +199,5 @@ def test_depth_costs_no_activation_memory(ops, kind):
         for recompute in (False, True)
     }
     assert growth[False] >= 20 * BYTES
-    assert (
-        growth[True] < BYTES / 2
-    )  # records of recomputed layers, a few hundred bytes each
+    # records of recomputed layers, a few hundred bytes each
+    assert growth[True] < BYTES / 2

@@ -81,9 +81,8 @@ def test_all_makes_every_table_and_picture_of_results_json_alone(everything):
         magic = {".svg": b"<?xml", ".png": b"\x89PNG"}[target.suffix]
         picture = (folder / f"{name}{target.suffix}").read_bytes()
         assert picture.startswith(magic) and target.show(record) in tables[name]
-        if (
-            target.made_of_record
-        ):  # or every page would have new pictures of old results
+        # or every page would have new pictures of old results
+        if target.made_of_record:
             target.draw(record, folder / "again.svg")
             assert (folder / "again.svg").read_bytes() == picture
     config = records["white"]["rows"][0]["config"]  # all that decides, whoever set it
@@ -167,9 +166,8 @@ def test_a_row_can_be_trained_longer_with_fewer_evaluations(command, tmp_path):
     assert (run["epochs"], run["eval_every"]) == (5, 2)
     command("table1", "--rows", "conv-snf")
     (tmp_path / "runs/fc-snf-seed-0/summary.json").unlink()  # made again
-    again = command(
-        "table1", "--rows", "fc-snf"
-    )  # what is longer stays, other rows as well
+    # what is longer stays, other rows as well
+    again = command("table1", "--rows", "fc-snf")
     assert [row["epochs: ours / paper"] for row in rows_of(again)] == [
         "5 / 6,000",
         "1 / 1,000",
@@ -246,9 +244,8 @@ def test_a_run_whose_likelihood_was_lost_says_from_which_step_on(made_up):
         (row,) = rows_of(target.show(collect([run], {run.folder: outcome})))
         return row["ours"]
 
-    assert (
-        ours(900.0, 800.0, 890.0, 790.0) == "786.0"
-    )  # what was lost in between came back
+    # what was lost in between came back
+    assert ours(900.0, 800.0, 890.0, 790.0) == "786.0"
     # 870 is more than a tenth above 790, 868 is not
     assert ours(900.0, 800.0, 890.0, 790.0, 870.0, 1200.0) == (
         "786.0; best at epoch 4, lost from step 2500 on, after epoch 4: ρ ≥ 0.5"

@@ -210,9 +210,8 @@ def test_the_time_of_a_row_is_that_of_its_measured_steps(capsys):
     }
     assert cost["fc-snf"].time(cost["fc-snf"].paper) == "60.0 h"  # 6,000 epochs
     for name in ("fc-white-20", "conv-exact", "conv-snf", "glow-1x1-geco", "fc-exact"):
-        assert (
-            times[name] == "not measured"
-        )  # (exact convolutions were, by another way)
+        # (exact convolutions were, by another way)
+        assert times[name] == "not measured"
     assert times["glow-exact"] == "–"  # trained only if it is named
     for argv in ([], ["--help"]):
         with suppress(SystemExit):
@@ -357,14 +356,12 @@ def test_seeds_come_together_and_the_new_one_of_two_counts():
     known = own | {"runs": [RUN, last]}
     new = own | {"runs": [RUN | {"value": 5.0}, RUN | {"seed": 1}, DIVERGED]}
     new["made_with"] = [origin | {"commit": "decade"}]
-    found = merge(
-        known, new
-    )  # a run that diverged takes the place of none that did not
+    # a run that diverged takes the place of none that did not
+    found = merge(known, new)
     assert found["runs"] == [RUN | {"value": 5.0}, RUN | {"seed": 1}, last]
     assert found["made_with"] == [origin, *new["made_with"]]
-    assert (
-        merge(own | {"runs": [RUN]}, new)["made_with"] == new["made_with"]
-    )  # RUN was replaced
+    # RUN was replaced
+    assert merge(own | {"runs": [RUN]}, new)["made_with"] == new["made_with"]
     assert merge(own | {"runs": [DIVERGED]}, own | {"runs": [last]})["runs"] == [last]
 
 

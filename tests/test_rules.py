@@ -227,6 +227,5 @@ def test_a_self_normalizing_step_allocates_no_matrix(ops):
     """Products write into the gradient's views: activations are allocated, D × D arrays are not."""
     one_matrix = 512 * 512 * 4
     assert peak(step_of(ops, SelfNormalizing())) < one_matrix
-    assert (
-        peak(step_of(ops, Exact())) > one_matrix
-    )  # the inverse: the measure sees a matrix
+    # the inverse: the measure sees a matrix
+    assert peak(step_of(ops, Exact())) > one_matrix

@@ -113,9 +113,8 @@ def test_a_lock_on_a_removed_file_is_taken_again(tmp_path, monkeypatch):
 
 def test_a_folder_whose_start_lost_the_race_is_looked_at_again(monkeypatch):
     run_training("run", epochs=1)
-    monkeypatch.setattr(
-        RunFolder, "create", staticmethod(RunFolder)
-    )  # looked at before
+    # looked at before
+    monkeypatch.setattr(RunFolder, "create", staticmethod(RunFolder))
     with pytest.raises(UsageError, match="exists and holds"):
         run_training("run", epochs=1)
 
@@ -214,9 +213,8 @@ def test_nothing_is_written_through_a_link(copy, tmp_path, name):
     if name == "run.lock":
         Path("run").mkdir()
         (tmp_path / "run" / name).symlink_to(victim)
-        with pytest.raises(
-            UsageError, match="it is a symbolic link"
-        ):  # nor by a new run
+        # nor by a new run
+        with pytest.raises(UsageError, match="it is a symbolic link"):
             run_training("run", epochs=1)
     assert victim.read_bytes() == before
 

@@ -163,9 +163,13 @@ def test_a_resumed_run_may_change_how_it_is_trained(snfnp_train, tmp_path, capsy
     assert (loaded.config.lr, loaded.config.clip_norm, loaded.lam) == (0.002, 5, 3)
     first, second = loaded.record["history"]
     assert (first["step"], first["rollback"]) == (5, False)
+    # fmt: skip
     assert first["changed"] == {
-        "epochs": [1, 2], "lr": [1e-4, 0.002], "lam": [1.0, 3.0], "clip_norm": [None, 5.0],
-    }  # fmt: skip
+        "epochs": [1, 2],
+        "lr": [1e-4, 0.002],
+        "lam": [1.0, 3.0],
+        "clip_norm": [None, 5.0],
+    }
     assert (second["step"], second["changed"]) == (10, {"epochs": [2, 3]})
     assert [record["lam"] for record in loaded.folder.read_metrics()] == [1, 3, 3]
 

@@ -227,9 +227,8 @@ def test_help_explains_every_option(environment):
         assert status == 0 and not err, f"{name}: {err}"
         options = re.findall(r"^  (--[\w-]+)", out, re.M)
         assert len(options) >= fewest.get(name, 4), name
-        for text in re.split(r"^  (?=--)", out, flags=re.M)[
-            1:
-        ]:  # names and values, then words
+        # names and values, then words
+        for text in re.split(r"^  (?=--)", out, flags=re.M)[1:]:
             assert re.match(r"(--[\w-]+(, )?)+( [A-Z_]+| \{[^}]*\})?\s+\S", text), text
         if name.startswith("train"):
             expected = """--gradient --backend --epochs --batch-size --lr --seed --data-dir --out

@@ -182,9 +182,8 @@ def test_a_run_on_ranks_is_that_of_one_process(tmp_path):
         for figure in ("validation_nll_nats", "surrogate", "gradient_norm", "lam"):
             assert record[figure] == pytest.approx(other[figure], rel=1e-10)
         for layer, figures in other["layers"].items():
-            assert record["layers"][layer] == pytest.approx(
-                figures, rel=1e-6
-            )  # power iterations
+            # power iterations
+            assert record["layers"][layer] == pytest.approx(figures, rel=1e-6)
     assert run.open(run.path)[1]["processes"] == 2
 
 

@@ -18,11 +18,8 @@ from snfnp.ops import get_ops
 
 BOUND = 10.0
 FLOATS = [np.float64, np.float32]
-SHAPE = (
-    5,
-    7,
-    1,
-)  # 35 pixels: more than one task of a kernel, and the second is not full
+# 35 pixels: more than one task of a kernel, and the second is not full
+SHAPE = (5, 7, 1)
 LAYER = RationalQuadraticSpline()
 PARAMETERS = ("widths", "heights", "slopes")
 pytestmark = pytest.mark.usefixtures("alone")

@@ -48,10 +48,8 @@ from snfnp.training.runs.load import load_run
 
 BEFORE_DENSITY = slice(0, Entry.DENSITY)
 PACKAGE = str(Path(snfnp.__file__).parent)
-BUDGET = {
-    "fc": (115, 16),
-    "conv": (650, 18),
-}  # calls, and files of the functions that are called
+# calls, and files of the functions that are called
+BUDGET = {"fc": (115, 16), "conv": (650, 18)}
 STEPS = 60
 LAYERS = 3
 SAMPLES = 7

@@ -69,9 +69,8 @@ def test_patience_counts_the_evaluations_since_the_best(patience, last):
     for step in range(5, 20):
         progress = Progress(99, 1, step, best=best)
         assert within_patience(progress, 2, patience) == (step < last)
-        assert within_patience(
-            progress, None, patience
-        )  # how far apart they are is not known
+        # how far apart they are is not known
+        assert within_patience(progress, None, patience)
         assert within_patience(Progress(99, 1, step), 2, patience)
 
 
@@ -399,9 +398,8 @@ def test_a_nan_stops_the_run_and_names_layer_and_step(monkeypatch, layer, parame
 
 
 def test_latents_whose_squares_overflow_are_the_base_density_and_no_layer(monkeypatch):
-    poison(
-        monkeypatch, 4, "dense2", "b", 1e30
-    )  # finite in single precision, unlike its square
+    # finite in single precision, unlike its square
+    poison(monkeypatch, 4, "dense2", "b", 1e30)
     with pytest.raises(
         DivergedError, match="at step 5: the base density is not finite;"
     ):

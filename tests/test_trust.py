@@ -362,9 +362,8 @@ def test_a_default_of_this_package_that_changed_is_noticed(run):
     del first["gain"]
     forge(run, record)
     snfnp.load_run(run)
-    del first[
-        "init_kind"
-    ]  # trained with another value than its default, which is "paper"
+    # trained with another value than its default, which is "paper"
+    del first["init_kind"]
     first["gain"] = 0.01
     first["map"]["class"] = "snfnp.maps.conv:Dense"
     forge(run, record)

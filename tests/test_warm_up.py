@@ -263,9 +263,8 @@ def test_a_signal_ends_a_compilation_at_once(tmp_path, words, number):
     process = subprocess.Popen(
         [sys.executable, "-c", _COMMAND, *words], env=environment, **options
     )
-    while process.poll() is None and not list(
-        tmp_path.rglob("*.nbc")
-    ):  # the first kernel
+    # the first kernel
+    while process.poll() is None and not list(tmp_path.rglob("*.nbc")):
         time.sleep(0.02)
     process.send_signal(number)
     status, output, errors = processes.finish(process, 15)

@@ -41,11 +41,8 @@ _CONV = {
     "conv-exponential, exact": ("conv-exponential", "exact", {}),
     "conv, self-normalizing, inverse 5x5": ("conv", _SNF, {"inverse_kernel": 5}),
 }
-_SHAPES = (
-    (28, 28, 1),
-    (14, 14, 4),
-    (7, 7, 16),
-)  # the images that nine convolutions see, (H, W, C)
+# the images that nine convolutions see, (H, W, C)
+_SHAPES = ((28, 28, 1), (14, 14, 4), (7, 7, 16))
 
 
 def _timed(
@@ -81,9 +78,8 @@ def floor_calls(shape: tuple[int, int, int], parameters: int) -> dict[str, Calla
     dx = np.empty_like(x)
     dz = np.empty_like(z)
     gradients = np.empty_like(w)
-    moved = np.zeros(
-        (2, parameters * ADAM_BYTES // 2 // 4), np.float32
-    )  # read once, written once
+    # read once, written once
+    moved = np.zeros((2, parameters * ADAM_BYTES // 2 // 4), np.float32)
 
     def products():
         for layer in range(2):

@@ -175,12 +175,8 @@ _WHITE = {
     "glow-1x1-geco": {"glow-1x1-white-40": 40, "glow-1x1-white": 100},
     "glow-5x5-geco": {"glow-5x5-white-40": 40, "glow-5x5-white": 100},
 }
-_OF_MODELS = (
-    "model",
-    "gradient",
-    "kernel",
-    "init",
-)  # options that are not the recipe's
+# options that are not the recipe's
+_OF_MODELS = ("model", "gradient", "kernel", "init")
 
 
 def _white() -> Iterator[Row]:

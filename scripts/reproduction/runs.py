@@ -17,11 +17,8 @@ from snfnp.training.runs.folder import RunFolder
 from snfnp.training.session import resume, train
 
 _WORSE = 1.1  # times the best validation NLL: a run that stays above is lost
-_DECISIVE = (
-    "lr",
-    "lam",
-    "clip_norm",
-)  # a run may be resumed with others, and is then another row
+# a run may be resumed with others, and is then another row
+_DECISIVE = ("lr", "lam", "clip_norm")
 
 
 @dataclass(frozen=True)

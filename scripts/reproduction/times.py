@@ -181,9 +181,8 @@ class Figure4(Target):
         }
         rows = []
         for label, own in shapes.items():
-            points = sweep(
-                command.ops, own, budget=budget
-            )  # 128 images are the paper's (A.3)
+            # 128 images are the paper's (A.3)
+            points = sweep(command.ops, own, budget=budget)
             keys = [key for key in points[0] if key.endswith(" ms")]
             exponents = {key: growth(points, key, _LARGE) for key in keys}
             rows.append({"label": label, "points": points, "growth": exponents})

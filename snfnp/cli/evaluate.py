@@ -57,9 +57,8 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
     run = open_run(args)
     certificates = []
-    if (
-        args.certify
-    ):  # before the likelihood: it needs no determinant, and may be refused
+    # before the likelihood: it needs no determinant, and may be refused
+    if args.certify:
         from snfnp.beyond import certificates as proofs
 
         certificates = proofs.certificates(run.ops, run.flow, run.params)

@@ -25,11 +25,8 @@ from snfnp.training.options.user_models import imported
 from snfnp.training.progress import compilations_shown
 from snfnp.training.runs.load import PRETRAINED, LoadedRun, load_run
 
-VALUES = {
-    int: "N",
-    float: "NUMBER",
-    Path: "PATH",
-}  # what help calls the values of a type
+# what help calls the values of a type
+VALUES = {int: "N", float: "NUMBER", Path: "PATH"}
 
 
 class Parser(argparse.ArgumentParser):

@@ -77,15 +77,13 @@ def main(argv: list[str], prog: str | None = None, **defaults: Any) -> None:
         config = TrainConfig(**{**defaults, **options})
         if resume or rollback:
             shared = world.on_rank_zero(lambda: RunFolder(options["out"]).config())
-            if (
-                resume == AUTO and "epochs" in options
-            ):  # the same command never shortens a run
+            # the same command never shortens a run
+            if resume == AUTO and "epochs" in options:
                 options["epochs"] = max(options["epochs"], shared.epochs or 0)
         else:
             shared = config
-        shared.check_processes(
-            max(processes, world.size)
-        )  # before any of them is started
+        # before any of them is started
+        shared.check_processes(max(processes, world.size))
         launching.start(processes, world)
         if resume or rollback:
             out = options.pop("out")
@@ -96,9 +94,8 @@ def main(argv: list[str], prog: str | None = None, **defaults: Any) -> None:
             dataset: Any = session.dataset
             animation: Any = None
             if dataset.train.shape[1:] == (2,):
-                from snfnp.training.plots import (
-                    Animation,
-                )  # Matplotlib takes a second to import
+                # Matplotlib takes a second to import
+                from snfnp.training.plots import Animation
 
                 points = dataset.validation
                 if len(points) < _FEW:
@@ -107,10 +104,8 @@ def main(argv: list[str], prog: str | None = None, **defaults: Any) -> None:
                 animation = Animation(points)
             train_session(session, _show, callbacks=(animation,) if animation else ())
             if world.rank == 0:
-                with (
-                    compilations_shown(session.ops),
-                    warnings_in_lines(),
-                ):  # of an inverse
+                # of an inverse
+                with compilations_shown(session.ops), warnings_in_lines():
                     _draw(session, animation)
 
 
@@ -184,9 +179,8 @@ def _draw(session: training.Session, animation: Any) -> None:
     run_name = f"{config.data_name}, {config.model_name}, {gradient}"
     records = folder.read_metrics()
     pictures = []
-    if (
-        records
-    ):  # none if the file was deleted; first, as sampling fails if the inverse does
+    # none if the file was deleted; first, as sampling fails if the inverse does
+    if records:
         curves.save_curves(folder.curves, records, run_name)
         pictures.append(folder.curves)
     run = load_run(folder.path, ops=session.ops, flow=config.model)

@@ -83,9 +83,8 @@ class Published:
             ):
                 # os.path.isfile, unlike Path.is_file, also answers for folders without access.
                 if os.path.isfile(folder / spelling):
-                    paths[name] = (
-                        folder / spelling
-                    )  # the published name, if it is there
+                    # the published name, if it is there
+                    paths[name] = folder / spelling
         return paths
 
     def load(

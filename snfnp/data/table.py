@@ -31,18 +31,16 @@ _MARKS = {  # {a byte-order mark: its encoding}
 _DELIMITERS = "\t;, "  # in the order in which they are tried
 _MOST = 1 << 30  # bytes of the text in a .gz file, which may be a bomb
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
-_SEPARATOR = re.compile(
-    r'\s*"?sep=(.)"?[^\S\n]*\n', re.IGNORECASE
-)  # which Excel writes and reads
+# which Excel writes and reads
+_SEPARATOR = re.compile(r'\s*"?sep=(.)"?[^\S\n]*\n', re.IGNORECASE)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 # the same with decimal commas, beside which 1.234 may be 1234
 _COMMA_NUMBER = re.compile(
     r"(?![+-]?\d{1,3}(\.\d{3})+$)[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?"
 )
 _ENCODED = re.compile(r"\+[A-Za-z0-9+/]{3,}-")  # in UTF-7
-_COMMA = re.compile(
-    r"[+-]?\d+,\d+"
-)  # 1,5 where columns are separated by something else
+# 1,5 where columns are separated by something else
+_COMMA = re.compile(r"[+-]?\d+,\d+")
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?|[+-]?\d{1,3}(\.\d{3})+(,\d+)?")
 
 

@@ -62,9 +62,8 @@ def find_steps(rows: np.ndarray | StoredArray) -> np.ndarray:
     one column, all that repeat are ties.
     """
     lattice = np.zeros((4, rows.shape[1]))
-    some = np.random.default_rng(0).permutation(len(rows))[
-        :_LOOKED_AT
-    ]  # rows may be sorted
+    # rows may be sorted
+    some = np.random.default_rng(0).permutation(len(rows))[:_LOOKED_AT]
     looked_at = rows[np.sort(some)]
     distinct = np.unique(looked_at, axis=0) if rows.shape[1] > 1 else looked_at
     for index, column in enumerate(looked_at.T):
@@ -85,9 +84,8 @@ def decimals(step: np.ndarray, origin: np.ndarray) -> np.ndarray:
     powers = 10.0 ** np.arange(_DECIMALS + 1)
     scaled = np.stack([step, origin])[..., np.newaxis] * powers
     off = np.abs(scaled - np.rint(scaled))
-    whole = (off <= 1e-6 * np.minimum(1, scaled[0])).all(
-        axis=0
-    )  # a step may be a small number
+    # a step may be a small number
+    whole = (off <= 1e-6 * np.minimum(1, scaled[0])).all(axis=0)
     return np.where(np.any(whole, axis=1), powers[whole.argmax(axis=1)], 0.0)
 
 

@@ -41,9 +41,8 @@ def stacked_weights(scores: np.ndarray) -> np.ndarray:
         w, (M,).
     """
     weights = np.full(len(scores), 1 / len(scores))
-    highest = scores.max(
-        axis=0, initial=np.finfo(float).min
-    )  # finite if no p_m(x_n) is
+    # finite if no p_m(x_n) is
+    highest = scores.max(axis=0, initial=np.finfo(float).min)
     relative = np.exp(scores - highest) + np.finfo(float).tiny
     for _ in range(_ITERATIONS):
         weights *= (relative / (weights @ relative)).mean(axis=1)

@@ -22,9 +22,8 @@ from snfnp.training.runs.checkpoint import (
     save_checkpoint,
 )
 
-_LARGEST = (
-    2.0**80
-)  # of a mean in units of its spread, and of a mixture's numbers: beyond any fit's
+# of a mean in units of its spread, and of a mixture's numbers: beyond any fit's
+_LARGEST = 2.0**80
 
 
 def save(density: Any, path: Path) -> None:

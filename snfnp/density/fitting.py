@@ -35,11 +35,8 @@ from snfnp.processes import forked
 from snfnp.training.options import TrainConfig
 from snfnp.training.progress import compilations_shown, progress_bar, silent
 
-_NOISE = {
-    0.0: 2**63,
-    0.1: 1000,
-    0.2: 500,
-}  # candidates: rows up to which they are tried
+# candidates: rows up to which they are tried
+_NOISE = {0.0: 2**63, 0.1: 1000, 0.2: 500}
 _FIRST = 2000  # steps of a flow on many rows: of the first training,
 _LONGEST = 4000  # and of the longest, or
 _ROWS_PER_STEP = 32  # one for so many rows
@@ -49,9 +46,8 @@ _SMALL = (
 )
 _STACK = 5  # frames from a warning to the caller of `FlowDensity.fit`
 
-_warned: set[tuple] = (
-    set()
-)  # columns with ties, and their steps, of which this process has warned
+# columns with ties, and their steps, of which this process has warned
+_warned: set[tuple] = set()
 
 
 @dataclass(eq=False, repr=False)
@@ -193,9 +189,8 @@ def _folds(options: Options, groups: np.ndarray) -> list[np.ndarray]:
 def _config(options: Options, rows: int, columns: int, seed: int) -> TrainConfig:
     """The configuration of flows that are trained on so many rows."""
     names = ("activation", "gradient", "epochs", "batch_size", "lr", "patience")
-    settings: dict[str, Any] = {
-        name: getattr(options, name) for name in names
-    }  # None: the default
+    # None: the default
+    settings: dict[str, Any] = {name: getattr(options, name) for name in names}
     config = TrainConfig(model="vector", seed=seed, depth=options.layers, **settings)
     config = config.resolve(rows, (columns,))
     plain = options.activation != "spline" and _is_small(config, columns)

@@ -180,9 +180,8 @@ def in_container(
     if container == "pandas":
         import pandas  # pyright: ignore[reportMissingImports]
 
-        index = (
-            X.index if hasattr(X, "columns") else None
-        )  # a list has a method of that name
+        # a list has a method of that name
+        index = X.index if hasattr(X, "columns") else None
         return pandas.DataFrame(values, index, list(names))
     if container == "polars":
         import polars  # pyright: ignore[reportMissingImports]

@@ -121,9 +121,8 @@ def _other_layers() -> list[tuple]:
     def spline(name: str, shape: Shape, **options: Any) -> tuple:
         # 5 bins each: Numba compiles its kernels for every number of bins
         layer = RationalQuadraticSpline(5, **options)
-        points = np.linspace(-1.3, 1.3, 7 * math.prod(shape)).reshape(
-            7, *shape
-        )  # and in the tails
+        # and in the tails
+        points = np.linspace(-1.3, 1.3, 7 * math.prod(shape)).reshape(7, *shape)
         return name, layer, shape, {"x": layer.bound * points}
 
     def coupling(name: str, channels: int, width: int, shape: Shape) -> tuple:

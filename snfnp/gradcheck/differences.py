@@ -11,11 +11,8 @@ from snfnp.errors import UsageError
 
 # Weights of f(x + k h u) - f(x - k h u), k = 1, 2, 3, over h: error O(h⁶).
 _STENCIL = (3 / 4, -3 / 20, 1 / 60)
-STEPS = (
-    1e-2,
-    1e-3,
-    1e-4,
-)  # of a difference; a shorter one where a longer one crosses a kink
+# of a difference; a shorter one where a longer one crosses a kink
+STEPS = (1e-2, 1e-3, 1e-4)
 _MOST = 1000  # elements of the largest array that a failed check searches element by element
 
 

@@ -84,9 +84,8 @@ class Linear(Layer):
         w = f.identity()
         one_tap = w.size == w.shape[-1] ** 2
         if self.init_kind == "orthogonal":
-            w = w @ _random_orthogonal(
-                rng, w.shape[-1]
-            )  # rotates the identity's only tap
+            # rotates the identity's only tap
+            w = w @ _random_orthogonal(rng, w.shape[-1])
         if self.init_kind == "paper" or (
             self.init_kind == "orthogonal" and not one_tap
         ):

@@ -162,9 +162,8 @@ class Standardise:
             within = ((steps == xp.clip(steps, *ends)) | (step == 0)).all(axis=1)
             steps = xp.clip(steps, *ends)
         nearest = origin + step * steps
-        decimal = xp.rint(nearest * unit) / xp.where(
-            unit > 0, unit, 1
-        )  # 5.1, not 5.1…01
+        # 5.1, not 5.1…01
+        decimal = xp.rint(nearest * unit) / xp.where(unit > 0, unit, 1)
         return xp.where(step > 0, xp.where(unit > 0, decimal, nearest), rows), within
 
     def terms(self, ldj: float, dimension: int) -> dict:

@@ -103,9 +103,8 @@ class BlockLU:
                     )
                     measured.append(following - d)
                 norm, inverse_norm, *change = ops.linalg.norms(*measured)
-                if (
-                    not max(norm, strip_norm) * inverse_norm <= GROWTH_LIMIT
-                ):  # also if it is NaN
+                # also if it is NaN
+                if not max(norm, strip_norm) * inverse_norm <= GROWTH_LIMIT:
                     return None
                 if left > 1:
                     if change[0] <= STOP * norm:

@@ -72,9 +72,8 @@ def rho(ops: Ops, f: Map, g: Map, w: Array, r: Array, shape: Shape) -> float:
         if not np.isfinite(new).all():
             return math.nan
         new = _remainder(basis, new)
-        if (
-            not new.size
-        ):  # EᵀE maps the space into itself: it has a direction of the largest gain
+        # EᵀE maps the space into itself: it has a direction of the largest gain
+        if not new.size:
             break
         basis = np.hstack([basis, new])
     best = batch(basis @ np.linalg.svd(images, full_matrices=False)[2][:1].T)
@@ -88,9 +87,8 @@ def _remainder(basis: np.ndarray, new: np.ndarray) -> np.ndarray:
     least = _EXHAUSTED * np.linalg.norm(new)
     u, s, _ = np.linalg.svd(new - basis @ (basis.T @ new), full_matrices=False)
     new = u[:, s > least]
-    return np.linalg.qr(new - basis @ (basis.T @ new))[
-        0
-    ]  # a small remainder was not orthogonal
+    # a small remainder was not orthogonal
+    return np.linalg.qr(new - basis @ (basis.T @ new))[0]
 
 
 def _columns(ops: Ops, batch: Array) -> np.ndarray:

@@ -48,9 +48,8 @@ def start(count: int, world: Communicator) -> None:
             raise UsageError(f"`processes` needs {name}, which is missing: {INSTALL}")
     sys.stdout.flush()
     words = sys.orig_argv[1:]
-    end = (
-        words.index("--") if "--" in words else len(words)
-    )  # behind it there are no options
+    # behind it there are no options
+    end = words.index("--") if "--" in words else len(words)
     words.insert(end, f"{OPTION}=1")
     command = [str(mpiexec), "-n", str(count), sys.executable, *words]
     os.execv(command[0], command)
@@ -77,9 +76,8 @@ def process_group() -> Iterator[Communicator]:
         return
     try:
         _require_cores(launch.here)  # before MPI, in which all wait for each other
-        with handled(
-            signal.SIG_DFL, "SIGINT", "SIGTERM"
-        ):  # Python handles none while MPI waits
+        # Python handles none while MPI waits
+        with handled(signal.SIG_DFL, "SIGINT", "SIGTERM"):
             ranks = world()
     except SnfnpError as error:
         if launch.rank:

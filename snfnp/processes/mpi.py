@@ -79,9 +79,8 @@ class Mpi(Communicator):
 
     def abort(self, status: int) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(
-            nowhere, 2
-        )  # for what MPI has to say about it; the reason has been given
+        # for what MPI has to say about it; the reason has been given
+        os.dup2(nowhere, 2)
         self._mpi.COMM_WORLD.Abort(status)
 
 

@@ -57,9 +57,8 @@ class Signals:
 @contextmanager
 def handled(handler: Callable | signal.Handlers, *names: str) -> Iterator[None]:
     """A context with this handler of the named signals, those that the system has."""
-    main = (
-        threading.current_thread() is threading.main_thread()
-    )  # no other thread may set handlers
+    # no other thread may set handlers
+    main = threading.current_thread() is threading.main_thread()
     numbers = [
         getattr(signal, name) for name in names if main and hasattr(signal, name)
     ]
@@ -110,9 +109,8 @@ def run(work: Callable[[], None]) -> int:
     failure, with a line on stderr; 130 after Ctrl-C or SIGTERM and 141 after a closed pipe, without
     one. A mistake in the program is raised."""
     names = ["SIGTERM"]
-    if (
-        signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
-    ):  # it is for `command &` in a shell
+    # it is for `command &` in a shell
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         names.append("SIGINT")
     # before training starts, SIGUSR1 has nothing to save
     with handled(interrupt, *names), handled(lambda *_: None, "SIGUSR1"):

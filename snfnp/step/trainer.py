@@ -36,15 +36,10 @@ from snfnp.step.update import (
     multipliers_of,
 )
 
-_DENSITY, _RECONSTRUCTION, _FIGURES = (
-    0,
-    1,
-    2,
-)  # indices in `sums`; the states' terms come after
-_EARLY, _EVERY = (
-    (20, 100),
-    500,
-)  # steps of a renewal: activations change most at the start
+# indices in `sums`; the states' terms come after
+_DENSITY, _RECONSTRUCTION, _FIGURES = (0, 1, 2)
+# steps of a renewal: activations change most at the start
+_EARLY, _EVERY = ((20, 100), 500)
 
 
 @dataclass(frozen=True)
@@ -263,9 +258,8 @@ class Trainer:
         p = self.initial_parameters()
         params = self.layout.views(p)
         images = batches.whole(0)
-        self.flow.require_images(
-            images
-        )  # the only check: `Dataset` has seen all of them
+        # the only check: `Dataset` has seen all of them
+        self.flow.require_images(images)
         x, _ = self.encode(images, 0, Slice(0, len(images), len(images)))
         self.flow.init_from_data(
             self.ops, params, x, partial(statistics, self, params, batches)

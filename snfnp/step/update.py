@@ -186,9 +186,8 @@ class ControlledMultipliers(Multipliers):
         factors = self.values[Row.LAM] * (-2 / samples)
         if not self.ops.asynchronous:
             return dict(zip(self.layers, factors.tolist(), strict=True))
-        return {
-            layer: factors[k, ...] for k, layer in enumerate(self.layers)
-        }  # on the device
+        # on the device
+        return {layer: factors[k, ...] for k, layer in enumerate(self.layers)}
 
     def collect(self, measured: dict[str, Measured], share: float) -> None:
         if not measured:

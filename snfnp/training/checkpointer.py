@@ -201,9 +201,8 @@ class Checkpointer:
             "the best evaluation saved" if self.folder.best.exists() else "the start"
         )
         ways = [f"from {origin} with `rollback` {options}"]
-        if (
-            self.trainer.log.read().failed
-        ):  # before a likelihood explodes, parameters do
+        # before a likelihood explodes, parameters do
+        if self.trainer.log.read().failed:
             ways.insert(0, f"from step {self._saved[0]} with `resume` {options}")
         also = ""
         if not config.controller and all(need.holds(config) for need in FREE_LAMBDA):

@@ -40,11 +40,8 @@ ROWS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ),
 )
 _DASHED = {"validation_nll_nats": "training_nll_nats"}  # in the same row
-_OF_INVERSES = (
-    "reconstruction",
-    "lam",
-    "constraint",
-)  # 0 in records of runs that learn none
+# 0 in records of runs that learn none
+_OF_INVERSES = ("reconstruction", "lam", "constraint")
 _DECADE = 10  # between the ends of a logarithmic axis, which else has hardly a label
 
 

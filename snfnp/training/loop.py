@@ -233,9 +233,8 @@ class RunLoop:
             return False
         ends = False
         if record and self.trainer.world.rank == 0:
-            if (
-                record.nll is not None
-            ):  # it costs determinants, which callbacks alone need
+            # it costs determinants, which callbacks alone need
+            if record.nll is not None:
                 likelihood = self.trainer.likelihood()
                 record = replace(
                     record, likelihood=likelihood, figures=dict(record.figures)

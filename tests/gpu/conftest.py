@@ -31,9 +31,8 @@ def pytest_collection_modifyitems(config, items):
         others = [item for item in here if "standin" in item.fixturenames]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item not in others]
-    elif (
-        devices.device().missing
-    ):  # one of each file says why; a thousand more would take long
+    # one of each file says why; a thousand more would take long
+    elif devices.device().missing:
         others = {*here} - {*{item.path: item for item in here}.values()}
         config.hook.pytest_deselected(items=list(others))
         items[:] = [item for item in items if item not in others]

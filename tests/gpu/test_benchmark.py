@@ -115,13 +115,14 @@ def test_every_launch_of_a_step_is_timed_alone():
     assert sum(row["of them"] for row in rows) == 31
     products = [row for row in rows if row["launch"].startswith("product")]
     assert sum(row["of them"] for row in products) == 12
+    # fmt: skip
     assert {row["launch"] for row in products} == {
-        "product (6, 64) × (64, 64)", "product (64, 6) × (6, 64)",
-    }  # fmt: skip
+        "product (6, 64) × (64, 64)",
+        "product (64, 6) × (6, 64)",
+    }
     for row in rows:
         assert row["µs"] > 0 and row["kB"] >= 0 and (row["blocks"] or row["TFLOP/s"])
     adam = next(row for row in rows if row["launch"] == "adam")
-    flow = 2 * (
-        2 * 64 * 64 + 64
-    )  # parameters; p, g, m and v of them, and the sum of squares
+    # parameters; p, g, m and v of them, and the sum of squares
+    flow = 2 * (2 * 64 * 64 + 64)
     assert adam["kB"] * 1e3 == pytest.approx(16 * flow, rel=0.01)

@@ -42,9 +42,8 @@ def test_a_graph_runs_in_order_with_what_its_callers_start(ops):
             if number < 5:
                 images.fill(number)
             graph(images)
-            if (
-                number != 4
-            ):  # the second caller waits for replays, not for what the first did then
+            # the second caller waits for replays, not for what the first did then
+            if number != 4:
                 seen[number] = total
     ops.device.synchronise()
     expected = [0]

@@ -35,9 +35,8 @@ def test_evaluations_are_some_seconds_apart_unless_told_otherwise(
 ):
     """On a GPU the steps of an epoch may take less than an evaluation."""
     monkeypatch.setattr(Progress, "steps_per_second", 4.0)  # an epoch has 5 steps
-    monkeypatch.setattr(
-        "snfnp.training.loop._EVALUATIONS", 0
-    )  # a busy machine's takes long
+    # a busy machine's takes long
+    monkeypatch.setattr("snfnp.training.loop._EVALUATIONS", 0)
     said: list[str] = []
     how = {"backend": "cupy", "epochs": 5, "report": said.append}
     run, _ = run_training(tmp_path / "run", eval_every=None, **how)
@@ -64,9 +63,8 @@ def test_a_step_that_failed_is_in_no_checkpoint(ops, tmp_path, monkeypatch):
     def poison(trainer):
         trainer.params["dense1"]["W"][0, 0] = np.nan
 
-    monkeypatch.setattr(
-        progress, "_SHOW_EVERY", math.inf
-    )  # a look at the figures waits as well
+    # a look at the figures waits as well
+    monkeypatch.setattr(progress, "_SHOW_EVERY", math.inf)
     at_step(monkeypatch, 7, poison)
     with pytest.raises(
         DivergedError, match="step 8: the output of layer dense1 is not finite"

@@ -74,9 +74,8 @@ def put(folder: Path, members: dict[str, bytes]) -> Path:
 TRAIN = random_images(7, seed=1)
 TEST = random_images(3, seed=2)
 FASHION = {TRAIN_GZ: random_images(7, seed=3), TEST_GZ: random_images(3, seed=4)}
-CIFAR = [
-    colour_images(4, seed) for seed in range(6)
-]  # five training batches, the test batch
+# five training batches, the test batch
+CIFAR = [colour_images(4, seed) for seed in range(6)]
 IMAGENET = colour_images(30, seed=10)
 
 

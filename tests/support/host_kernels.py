@@ -28,9 +28,8 @@ from support.operation_cases import OVERRIDES
 HEADER = Path(__file__).with_name("hostcuda.h")
 # Contraction of a·b + c as on a GPU, where this CPU has the instruction.
 FLAGS = ("-std=c++17", "-O1", "-march=native", "-ffp-contract=fast")
-FLAGS += (
-    "-D_FORTIFY_SOURCE=2",
-)  # everywhere, as some compilers define it by themselves
+# everywhere, as some compilers define it by themselves
+FLAGS += ("-D_FORTIFY_SOURCE=2",)
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 SANITIZE += ("-g1", "-O0")  # lines; compiling would take longer than running
 GUARD = 64  # bytes on both sides of an array
@@ -195,9 +194,8 @@ class HostGpu(Gpu):
         byte = _GUARD_BYTES[len(self._blocks) % len(_GUARD_BYTES)]
         block = np.full(size + 3 * self._guard, byte, np.uint8)
         start = self._guard
-        if (
-            self._guard
-        ):  # aligned as a GPU's arrays are, at a multiple of the guard's size
+        # aligned as a GPU's arrays are, at a multiple of the guard's size
+        if self._guard:
             start += -(block.ctypes.data) % self._guard
         self._blocks.append((block, start, size, byte))
         array = block[start : start + size]

@@ -68,9 +68,8 @@ def call_linalg_matmul(draw):
 
 def call_linalg_matmul_add(draw):
     a, b, out, bound = product(draw)
-    out = (
-        np.asfortranarray(out) if draw.size[0] % 2 else out
-    )  # the gradients of R and of W
+    # the gradients of R and of W
+    out = np.asfortranarray(out) if draw.size[0] % 2 else out
     return Call((a, b, out), bounds=(bound, bound), mutated=2, strided=(0, 1, 2))
 
 
@@ -205,9 +204,8 @@ def call_linalg_sum_squares(draw):
 
 def call_linalg_residual(draw):
     error, x = (draw.normal(draw.size) for _ in range(2))
-    difference = (error.astype(np.float64) - x).astype(
-        draw.dtype
-    )  # one rounding each, then squared
+    # one rounding each, then squared
+    difference = (error.astype(np.float64) - x).astype(draw.dtype)
     total = (1 + 3 / 1026) * square_bound(difference) / max(1, draw.size[0])
     bounds = (total * (1 + 4 * eps_of(np.float64)), draw.eps * np.abs(difference))
     return Call((error, x), bounds, mutated=0, strided=1)
@@ -304,10 +302,8 @@ def call_conv_shift_and_add(draw):
     size = draw.size
     x, k, _ = convolution(draw)
     kh, kw, _, outputs = k.shape
-    kh, kw = (
-        kh + size[0] % 2,
-        kw + size[0] % 3,
-    )  # also of even size, where both sides differ
+    # also of even size, where both sides differ
+    kh, kw = (kh + size[0] % 2, kw + size[0] % 3)
     products = draw.normal((*x.shape[:3], kh, kw, outputs))
     bound = 2 * kh * kw * draw.eps * DEFINITION.conv.shift_and_add(np.abs(products))
     return Call((products,), bounds=bound, strided=0)

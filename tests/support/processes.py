@@ -53,9 +53,8 @@ def environment(**changes) -> dict:
     """This one, with one thread to a process, and the package and the tests to be found."""
     paths = [str(_ROOT), str(_ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     one = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "NUMBA")}
-    whole = {
-        "PYTHONUNBUFFERED": ""
-    }  # or the lines of several processes end up in each other
+    # or the lines of several processes end up in each other
+    whole = {"PYTHONUNBUFFERED": ""}
     return os.environ | one | whole | {"PYTHONPATH": os.pathsep.join(paths)} | changes
 
 

@@ -32,9 +32,8 @@ class GpuChannels(Channels):
     # one launch each, of a transposed view's copy
     def squeeze(self, x):
         n, height, width, channels = x.shape
-        cells = x.reshape(
-            n, height // 2, 2, width // 2, 2, channels
-        )  # n, y, dy, x, dx, c
+        # n, y, dy, x, dx, c
+        cells = x.reshape(n, height // 2, 2, width // 2, 2, channels)
         z = self.xp.ascontiguousarray(cells.transpose(0, 1, 3, 5, 2, 4))
         return z.reshape(n, height // 2, width // 2, 4 * channels)
 

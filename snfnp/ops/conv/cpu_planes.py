@@ -79,9 +79,8 @@ def _weight_grad(task, delta, x, sums):
     _, kh, kw, _, outputs, part = sums.shape
     row = width + kw - 1
     planes = np.zeros((inputs, height + kh + 4, row), x.dtype)
-    deltas = np.zeros(
-        (outputs, height + 4, row), x.dtype
-    )  # 0 in the values that are dropped
+    # 0 in the values that are dropped
+    deltas = np.zeros((outputs, height + 4, row), x.dtype)
     flat = planes.reshape(inputs, -1)
     flat_deltas = deltas.reshape(outputs, -1)
     for n in range(task * _IMAGES, min(samples, (task + 1) * _IMAGES)):

@@ -89,9 +89,8 @@ class GpuConv(Conv):
         rows = x.shape[0] * x.shape[1]
         chunk = max(1, -(-rows // _CHUNKS))
         chunks = max(1, -(-rows // chunk))
-        items = (
-            kh * -(-kw // 4) * inputs * outputs
-        )  # for one thread each, of a slice of the rows
+        # for one thread each, of a slice of the rows
+        items = kh * -(-kw // 4) * inputs * outputs
         item_blocks = -(-items // source.THREADS)
         items_each = -(-items // item_blocks)
         slices = min(source.THREADS // items_each, chunk)

@@ -58,9 +58,8 @@ class Launcher:
         a name that is missing or unknown, and for an array of another type than the kernel's.
         """
         converters = _converters(kernel)
-        names = {
-            name for name, _ in converters
-        }  # one for a pair, one for an array with strides
+        # one for a pair, one for an array with strides
+        names = {name for name, _ in converters}
         if missing := names - arguments.keys():
             raise TypeError(
                 f"kernel {kernel} needs parameter {', '.join(sorted(missing))}"

@@ -59,9 +59,8 @@ class Images(OperationGroup):
         xp = self.xp
         noisy = images + uniform(xp, key, images.shape)
         s = alpha + (1 - 2 * alpha) * (noisy / levels)
-        one_minus_s = alpha + (1 - 2 * alpha) * (
-            (levels - noisy) / levels
-        )  # no cancellation
+        # no cancellation
+        one_minus_s = alpha + (1 - 2 * alpha) * ((levels - noisy) / levels)
         log_s = xp.log(s)
         log_1_s = xp.log(one_minus_s)
         constant = math.log1p(-2 * alpha) - math.log(levels)

@@ -113,15 +113,13 @@ class Random(OperationGroup):
         xp = self.xp
         count = math.prod(shape)
         start = key.start(shape)
-        odd = (
-            start % 2
-        )  # then the first element is a sine, and its cosine is not wanted
+        # then the first element is a sine, and its cosine is not wanted
+        odd = start % 2
         pairs = words(xp, key, odd + count + (odd + count) % 2, start - odd).reshape(
             -1, 2
         )
-        radius = xp.sqrt(
-            -2.0 * xp.log((pairs[:, 0] + np.uint64(1)) * 2.0**-32)
-        )  # no log(0)
+        # no log(0)
+        radius = xp.sqrt(-2.0 * xp.log((pairs[:, 0] + np.uint64(1)) * 2.0**-32))
         angle = 2.0 * math.pi * (pairs[:, 1] * 2.0**-32)
         both = xp.stack([radius * xp.cos(angle), radius * xp.sin(angle)], axis=-1)
         return both.reshape(-1)[odd : odd + count].reshape(shape).astype(dtype)

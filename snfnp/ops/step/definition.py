@@ -266,9 +266,8 @@ class Reading:
     """A log on the host: figures are (surrogate, reconstruction, gradient norm)."""
 
     last: tuple[float, float, float]
-    averages: tuple[
-        float, float, float
-    ]  # of the steps since they were cleared; NaN: none
+    # of the steps since they were cleared; NaN: none
+    averages: tuple[float, float, float]
     failed: int  # the number of the first failed step, or 0
     density: float  # the mean log-density of the last step, without any log|det W|
 

@@ -234,9 +234,8 @@ class TrainConfig(
             )
         if config.epochs is None:
             epochs = math.ceil(steps / config.steps_per_epoch(training_images))
-            return replace(self, epochs=epochs).resolve(
-                training_images, shape
-            )  # warm-up fits them
+            # warm-up fits them
+            return replace(self, epochs=epochs).resolve(training_images, shape)
         colours = len(shape) == 3 and shape[2] > 1
         pace = paced(config, config.steps_per_epoch(training_images), colours)
         if self.lr is not None:  # a limit for gradients belongs to the recipe's rate
@@ -255,9 +254,8 @@ class TrainConfig(
     def check(self) -> None:
         """Raises UsageError for what `resolve` would refuse with any data."""
         check_known(self.model)
-        unknown = (
-            ["vector"] if is_table(self.data) else ["fc", "vector"]
-        )  # of rows; of images
+        # of rows; of images
+        unknown = ["vector"] if is_table(self.data) else ["fc", "vector"]
         models = [self.model] if self.model else unknown
         problems = []
         for model in models:
@@ -306,12 +304,10 @@ class TrainConfig(
         for name, option in OPTIONS.items():
             before = getattr(self, name)
             value = changes.get(name, before)
-            moved = name != "data" or not {before, value} & set(
-                DATA_SETS
-            )  # the user's data may be
-            moved = (
-                is_code(value) if name == "model" else moved
-            )  # its flow is compared later
+            # the user's data may be
+            moved = name != "data" or not {before, value} & set(DATA_SETS)
+            # its flow is compared later
+            moved = is_code(value) if name == "model" else moved
             if value != before and not (option.changeable and moved):
                 message = (
                     f"{run} was started with {name} = {before}: it cannot be resumed"

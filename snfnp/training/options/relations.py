@@ -54,10 +54,8 @@ LEARNS = Need(
     lambda c: c.effective("gradient") == "self-normalizing",
     "`gradient=self-normalizing`",
 )
-FREE_LAMBDA = (
-    LEARNS,
-    _is("objective", "mixture", "forward"),
-)  # else the noise depends on it
+# else the noise depends on it
+FREE_LAMBDA = (LEARNS, _is("objective", "mixture", "forward"))
 _GECO = _is("lambda_control", "geco")
 _TABLE = Need(lambda c: is_table(c.data), "`data=PATH` of a table (.csv)")
 _OWN_DATA = Need(lambda c: c.data not in DATA_SETS, "`data=PATH`")
@@ -255,9 +253,8 @@ _RELATIONS = {
     "graph": Relation((_GPU,)),
     "tf32": Relation((_GPU, _is("dtype", "float32"))),
 }
-RELATIONS: dict[str, Relation] = defaultdict(
-    Relation, _RELATIONS
-)  # most options have none
+# most options have none
+RELATIONS: dict[str, Relation] = defaultdict(Relation, _RELATIONS)
 
 
 def conflicts(c: Any) -> Iterator[str]:

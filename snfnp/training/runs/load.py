@@ -130,7 +130,7 @@ class LoadedRun:
 
     @property
     def is_pretrained(self) -> bool:
-        """Whether its weights ship with the package."""
+        """Say whether its weights ship with the package."""
         return self.folder.path.parent == PRETRAINED
 
     @cached_property
