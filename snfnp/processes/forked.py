@@ -16,8 +16,8 @@ from snfnp.errors import SnfnpError
 
 
 def is_useful() -> bool:
-    """Say whether there are cores for several processes, and a fork is safe, which it is not on macOS,
-    and allowed, which it is not in a worker of a pool."""
+    """Say whether there are cores for several processes, and a fork is safe, which it is not on
+    macOS, and allowed, which it is not in a worker of a pool."""
     daemon = multiprocessing.current_process().daemon
     return sys.platform == "linux" and not daemon and threads.most() > 1
 
