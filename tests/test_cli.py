@@ -372,7 +372,8 @@ def test_the_source_distribution_has_what_its_tests_need():
         listed = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True)
         tops = {name.split("/")[0] for name in listed.split("\0") if name}
         assert (
-            tops - {".ci", ".gitignore", ".pre-commit-config.yaml"} <= packed | always
+            tops - {".ci", ".github", ".gitignore", ".pre-commit-config.yaml"}
+            <= packed | always
         )
 
 

@@ -16,7 +16,7 @@ _WITHOUT = {"model", "gradient", "data", "lam", "track_angle"}
 
 
 class Cost(NamedTuple):
-    """What rows of a target take.
+    """The hours that rows of a target take.
 
     names: of the rows; milliseconds: of a step, None: not measured; steps: of an epoch; ours: the
     epochs by default, 0: the rows have to be named; paper: the paper's, None: it does not say.
@@ -39,7 +39,7 @@ class Cost(NamedTuple):
 
 
 def costs(rows: tuple[Row, ...], records: dict[str, dict]) -> Iterator[Cost]:
-    """What rows take, those of the same model and length together."""
+    """The hours that rows take, those of the same model and length together."""
     timed = {row["label"]: row for row in records.get("table3", {}).get("rows", [])}
     alike: dict[tuple, list[str]] = {}
     for row in rows:
@@ -61,7 +61,7 @@ def _step(row: Row, timed: dict[str, dict]) -> tuple[float | None, int]:
 
 
 def lines(rows: tuple[Row, ...], records: dict[str, dict]) -> Iterator[str]:
-    """What the rows of a target take, in lines of text."""
+    """The hours of the rows of a target, in lines of text."""
     for cost in costs(rows, records):
         if cost.ours:
             words = f"{cost.time(cost.ours)} ({cost.ours} epochs)"
@@ -74,7 +74,7 @@ def lines(rows: tuple[Row, ...], records: dict[str, dict]) -> Iterator[str]:
 
 
 def table(targets: Iterable[tuple[Row, ...]], records: dict[str, dict]) -> str:
-    """What the rows of all targets take, in Markdown, for steps that were timed."""
+    """The hours of the rows of all targets, in Markdown, for steps that were timed."""
     heads = ("rows", "epochs by default", "time", "the paper's epochs", "time")
     found = {}
     for rows in targets:
