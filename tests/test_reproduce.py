@@ -91,7 +91,7 @@ def test_all_makes_every_table_and_picture_of_results_json_alone(everything):
     }
     assert recorded == {
         "lam": 0.1,
-        "lr": 4e-3,
+        "lr": 1.79e-4,  # of two steps: 4e-3 √(2/1000)
         "lr_schedule": "cosine",
         "objective": "forward",
     }

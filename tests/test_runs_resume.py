@@ -188,7 +188,7 @@ def test_a_changed_option_applies_from_the_next_step(monkeypatch):
     run_training("run", epochs=1)
     run_training("run", resume=True, **changes)
     found = state("run")
-    expected = load_checkpoint("by hand/last.safetensors", found.layout)
+    expected = load_checkpoint(Path("by hand/last.safetensors"), found.layout)
     np.testing.assert_equal(arrays(found), arrays(expected))
 
 
