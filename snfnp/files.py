@@ -36,9 +36,8 @@ _OTHER_WORDS = {  # for what NumPy says, which advises to unpickle
 LONGEST = 1 << 30  # bytes: more than the metrics of any run
 ADVICE = "free some space or choose another folder (`out`)"
 _ABANDONED = 3600  # seconds without a write
-PARTIAL = (
-    ".partial"  # the end of the name of a file that a crash may leave half written
-)
+# the end of the name of a file that a crash may leave half written
+PARTIAL = ".partial"
 
 
 def open_regular(

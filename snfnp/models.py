@@ -42,19 +42,16 @@ class Choices:
     """The choices that a preset leaves open."""
 
     rule: Rule = SelfNormalizing()
-    exact: str = (
-        "block"  # exact determinants of convolutions by "block" or "dense" matrices
-    )
+    # exact determinants of convolutions by "block" or "dense" matrices
+    exact: str = "block"
     init: str = "paper"  # one of INITS
     bias_init: str = "zero"  # one of BIAS_INITS
     coordinates: str = "plain"  # "white": Whiten layers before dense layers
-    inverse_kernel: int | None = (
-        None  # of the learned inverse; None: the forward kernel's size
-    )
+    # of the learned inverse; None: the forward kernel's size
+    inverse_kernel: int | None = None
     levels: int = 2  # L of Glow: blocks, each after a squeeze
-    depth: int = (
-        4  # K of Glow: steps of flow per block; hidden dense layers of `vector`
-    )
+    # K of Glow: steps of flow per block; hidden dense layers of `vector`
+    depth: int = 4
     width: int = 512  # channels in the networks of Glow's couplings
     kernel: int = 1  # size of Glow's mixing convolutions: 1, or 5 in Table 5
     bins: int = 8  # of the splines of `vector`

@@ -97,9 +97,8 @@ ALIVE = """T s[150] = {}; for (long long i = 0; i < n; ++i)
 for (int k = 0; k < 150; ++k) s[k] += x[i * k];
 #pragma unroll
 for (int k = 0; k < 150; ++k) x[k] = s[k];"""  # sums that are all alive at once
-INDEXED = (
-    "T s[40]; for (int k = 0; k < 40; ++k) s[k] = x[k]; x[0] = s[n];"  # by a variable
-)
+# by a variable
+INDEXED = "T s[40]; for (int k = 0; k < 40; ++k) s[k] = x[k]; x[0] = s[n];"
 TOO_MUCH = {"registers": ALIVE, "stack": INDEXED, "spills": ALIVE.replace("150", "300")}
 
 

@@ -14,9 +14,8 @@ BATCH = 100
 IMAGE = (28, 28, 1)
 # Products of one linear layer's step, forward and backward. The exact rule's inverse is no product.
 PRODUCTS = {"self-normalizing": 6, "relative": 5, "exact": 3}
-ADAM_BYTES = (
-    28  # of a parameter in single precision: reads g, p, m and v, writes p, m and v
-)
+# of a parameter in single precision: reads g, p, m and v, writes p, m and v
+ADAM_BYTES = 28
 
 
 def make_trainer(

@@ -25,9 +25,8 @@ TRAIN = "train-images-idx3-ubyte.gz"
 TEST = "t10k-images-idx3-ubyte.gz"
 _FRESH = "replace it with a fresh copy"
 _GZIP_MAGIC = b"\x1f\x8b"
-_HEADER = (
-    16  # bytes of an IDX file before its pixels (http://yann.lecun.com/exdb/mnist/)
-)
+# bytes of an IDX file before its pixels (http://yann.lecun.com/exdb/mnist/)
+_HEADER = 16
 _KNOWN = {  # the files with these SHA-256, uncompressed: both sets have the same names
     "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db": (
         "MNIST",

@@ -17,10 +17,9 @@ from snfnp.images import StoredArray, parts
 
 TIES = ("dequantise", "keep", "raise")
 _LOOKED_AT = 10_000  # rows in which columns with ties are looked for
-_REPEATED = (
-    0.1  # the share of rows that repeat a value from which on a column has ties,
-)
-_SPIKE = 0.01  # or the share of a single value, which at least _FEWEST rows have
+# a column has ties from this share of rows that repeat a value,
+_REPEATED = 0.1
+_SPIKE = 0.01  # or this share of a single value, which at least _FEWEST rows have
 _FEWEST = 4
 _DECIMALS = 9  # digits behind the point at which steps are looked for
 _FINER = 20  # times finer than the values lie apart: a step that explains no ties

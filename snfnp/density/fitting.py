@@ -41,9 +41,8 @@ _FIRST = 2000  # steps of a flow on many rows: of the first training,
 _LONGEST = 4000  # and of the longest, or
 _ROWS_PER_STEP = 32  # one for so many rows
 _JUDGED = 4000  # rows of a fold, at most: the others are trained on by all members
-_SMALL = (
-    4096  # numbers in a batch for which a smooth leaky ReLU is fastest in plain NumPy
-)
+# numbers in a batch for which a smooth leaky ReLU is fastest in plain NumPy
+_SMALL = 4096
 _STACK = 5  # frames from a warning to the caller of `FlowDensity.fit`
 
 # columns with ties, and their steps, of which this process has warned

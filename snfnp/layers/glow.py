@@ -14,12 +14,10 @@ from snfnp.errors import UsageError, require_whole
 from snfnp.layers.base import Layer, Params, Shape
 from snfnp.ops import Array, Ops
 
-_FLOOR = (
-    1e-8  # added to a standard deviation before its logarithm: e^{−s} is at most 1e8
-)
-_CONSTANT = (
-    16  # times eps: channels with std / root mean square at or below this are constant
-)
+# added to a standard deviation before its logarithm: e^{−s} is at most 1e8
+_FLOOR = 1e-8
+# times eps: channels with std / root mean square at or below this are constant
+_CONSTANT = 16
 _KERNEL = (3, 3)  # of the first and last convolution of a coupling's network
 _SCALE = 3  # in the output's scale exp(3 logs): as in Glow, the factor makes `logs` learn faster
 

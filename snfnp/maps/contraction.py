@@ -14,9 +14,8 @@ from snfnp.ops import Array, Ops
 UNIT = 2.0**-53  # the largest relative error of one rounding
 _BLOCK = 8
 _STEPS = 10  # vectors that E is applied to at once, and how often EᵀE is
-_EXHAUSTED = (
-    1e-10  # of EᵀE's part outside of the space so far: rounding leaves some 1e-15
-)
+# of EᵀE's part outside of the space so far: rounding leaves some 1e-15
+_EXHAUSTED = 1e-10
 
 
 def error(ops: Ops, f: Map, g: Map, w: Array, r: Array, x: Array) -> Array:

@@ -20,9 +20,8 @@ from snfnp.processes.terminal import handled
 
 OPTION = "--processes"
 _PER_CORE = 4  # processes of a machine for each core, at most
-_FAIL_TIMEOUT = (
-    2.0  # seconds in which processes wait for an error that all of them have
-)
+# seconds in which processes wait for an error that all of them have
+_FAIL_TIMEOUT = 2.0
 _READ_TIMEOUT = 0.5  # seconds for mpiexec to read a line before an abort discards it
 
 

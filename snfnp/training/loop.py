@@ -48,9 +48,8 @@ _STOP, _CHECKPOINT, _SAVE, _SHOW = 1, 2, 4, 8  # bits: what ranks request after 
 # On a GPU steps between evaluations take so many seconds, and so many times an evaluation.
 _BETWEEN = 2.0
 _EVALUATIONS = 10
-_OVERFITTING = (
-    1.25  # times the best epoch, from which on a worse likelihood is reported
-)
+# times the best epoch, from which on a worse likelihood is reported
+_OVERFITTING = 1.25
 # what the lines of evaluations call an error
 _ERROR = "; error: Σ ‖g(f(h)) − h‖² of the learned inverses, per sample"
 

@@ -23,9 +23,8 @@ from numba.extending import intrinsic
 
 from snfnp.ops.jit import inlined, parallel
 
-_IMAGES = (
-    10  # images per task: their buffer is allocated once, their weight gradients summed
-)
+# images per task: their buffer is allocated once, their weight gradients summed
+_IMAGES = 10
 _MOST = 64 * 64  # I·O up to which products of patches are slower
 _LANES = 16  # outputs in a tile at most
 # Pixels, and taps, in a tile: few sizes, since each is compiled by itself.

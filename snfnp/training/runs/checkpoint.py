@@ -26,9 +26,8 @@ FORMAT = "snfnp checkpoint 2"
 _STATE = "state."
 _ADVICE = "use another file"
 _LONGEST_HEADER = 1 << 26  # bytes
-_LARGEST_NUMBER = (
-    64  # bytes in a file for each parameter, with moments and training states
-)
+# bytes in a file for each parameter, with moments and training states
+_LARGEST_NUMBER = 64
 _BLANK = "0" * hashlib.sha256().digest_size * 2
 _NO_SUMS = (0.0, 0.0, 0.0, 0.0)
 
