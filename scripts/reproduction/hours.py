@@ -38,7 +38,7 @@ class Cost(NamedTuple):
         return f"{60 * hours:.0f} min" if hours < 1 else f"{hours:.1f} h"
 
 
-def costs(rows: tuple[Row, ...], records: dict[str, dict]) -> Iterator[Cost]:
+def costs(rows: Iterable[Row], records: dict[str, dict]) -> Iterator[Cost]:
     """The hours that rows take, those of the same model and length together."""
     timed = {row["label"]: row for row in records.get("table3", {}).get("rows", [])}
     alike: dict[tuple, list[str]] = {}
@@ -75,20 +75,12 @@ def lines(rows: tuple[Row, ...], records: dict[str, dict]) -> Iterator[str]:
 
 def table(targets: Iterable[tuple[Row, ...]], records: dict[str, dict]) -> str:
     """The hours of the rows of all targets, in Markdown, for steps that were timed."""
-    heads = ("rows", "epochs by default", "time", "the paper's epochs", "time")
-    found = {}
-    for rows in targets:
-        for cost in costs(rows, records):
-            for name in cost.names if cost.milliseconds else ():
-                found[name] = cost
-    alike: dict[tuple, list[str]] = {}
-    for name, cost in found.items():
-        alike.setdefault(cost[1:], []).append(name)
-    cells = [heads]
-    for key, names in alike.items():
-        cost = Cost(names, *key)
-        paper = f"{cost.paper:,}" if cost.paper else "–"
-        ours = (str(cost.ours or "–"), cost.time(cost.ours))
-        named = ", ".join(f"`{name}`" for name in names)
-        cells.append((named, *ours, paper, cost.time(cost.paper)))
+    cells = [("rows", "epochs by default", "time", "the paper's epochs", "time")]
+    rows = {row.name: row for target in targets for row in target}
+    for cost in costs(rows.values(), records):
+        if cost.milliseconds:
+            paper = f"{cost.paper:,}" if cost.paper else "–"
+            ours = (str(cost.ours or "–"), cost.time(cost.ours))
+            named = ", ".join(f"`{name}`" for name in cost.names)
+            cells.append((named, *ours, paper, cost.time(cost.paper)))
     return grid(cells)

@@ -102,8 +102,8 @@ def run_parser(prog: str | None, description: str | None, data: bool = True) -> 
 def open_run(args: argparse.Namespace) -> LoadedRun:
     """The run that the options of `run_parser` name: a folder, or else weights by their name."""
     model = imported(args.model)
-    shipped = not args.run.exists() and (PRETRAINED / args.run).exists()
-    path = PRETRAINED / args.run if shipped else args.run
+    shipped = PRETRAINED / args.run
+    path = shipped if shipped.exists() and not args.run.exists() else args.run
     return load_run(path, args.checkpoint, args.backend, flow=model)
 
 

@@ -24,6 +24,7 @@ from snfnp.data.ties import with_ties
 from snfnp.density.ensemble import Fit, stacked_weights
 from snfnp.density.training import (
     FEW,
+    Candidate,
     Progress,
     flow_candidate,
     mixture_candidates,
@@ -113,18 +114,21 @@ def fit_density(
     flow = config.build_flow((columns,), preprocess.moments)
     usual = [level for level, most in _NOISE.items() if len(table) <= most]
     levels = usual if options.noise is None else [options.noise]
-    key = RandomKey(seed, 0, 0)
-    z, ldj = preprocess.forward(get_ops("numpy"), table, key, np.float64)
     averaged = len(folds) > 1
     parallel = averaged and forked.is_useful()
     single = parallel or _is_small(config, columns)
+
+    def searched(deadline: float) -> Iterator[list[Candidate]]:
+        """The mixtures, if there are any: all at once, when they are asked for."""
+        if averaged and options.mixtures:
+            key = RandomKey(seed, 0, 0)
+            z, ldj = preprocess.forward(get_ops("numpy"), table, key, np.float64)
+            yield mixture_candidates(z, folds, seed, ldj, deadline)
+
     with (
         _progress(options, config, parallel) as progress,
         threads.limited(1 if single else None),  # more would wait for each other
-        progress.apart(
-            mixture_candidates(z, folds, seed, ldj, progress.deadline)
-            for _ in range(options.mixtures and averaged)
-        ) as searches,
+        progress.apart(searched(progress.deadline)) as searches,
     ):
         flows = [
             flow_candidate(

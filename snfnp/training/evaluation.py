@@ -13,7 +13,7 @@ from snfnp.step.batches import Batches
 from snfnp.step.trainer import Trainer
 from snfnp.training.monitors import Monitors
 from snfnp.training.options import TrainConfig
-from snfnp.training.progress import Progress, Record
+from snfnp.training.progress import Progress, Record, decimals
 
 # The noise of every evaluation during and after training, so that epochs and runs compare.
 EVALUATION_SEED = 0
@@ -143,7 +143,7 @@ class Evaluator:
 
     def describe(self, record: Record) -> str:
         """A record in a line of at most 100 columns; the best one has a star."""
-        places = 2 if self._of_images else 4
+        places = decimals(self._of_images)
         bits = f" = {record.bits_per_dimension:.4f} bits/dim" if self._of_images else ""
         error = f"  error {record.reconstruction:.1e}" if record.reconstruction else ""
         unit = "img" if self._of_images else "row"

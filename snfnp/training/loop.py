@@ -37,6 +37,7 @@ from snfnp.training.progress import (
     Record,
     Report,
     compilations_shown,
+    decimals,
     gradient_of,
     silent,
 )
@@ -292,7 +293,7 @@ class RunLoop:
             "validation_nll_nats": best.nll,
             "test_nll_nats": test.nll,
         }
-        places = 2 if dataset.of_images else 4
+        places = decimals(dataset.of_images)
         bits = noise = ""
         if dataset.of_images:  # bits per dimension, and noise, are of bytes alone
             summary["test_bits_per_dimension"] = test.bits_per_dimension

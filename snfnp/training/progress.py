@@ -147,6 +147,11 @@ def compilations_shown(ops: Ops, report: Report = silent) -> Iterator[None]:
         report(f"compiled {named()} in {seconds:.0f} s")
 
 
+def decimals(of_images: bool) -> int:
+    """The decimals of an NLL in nats in a line: that of a row is small."""
+    return 2 if of_images else 4
+
+
 def gradient_of(config: TrainConfig, flow: Flow) -> str:
     """The gradient of a flow's linear layers in words: that of the options, and of layers with
     another rule, as of a user's own flow, this rule."""

@@ -392,13 +392,12 @@ class TrainConfig(
         if not isinstance(values, dict):
             raise UsageError("the configuration is no JSON object")
         variational = values.get("objective") == "variational"
+        sigma = values.get("sigma") if variational else None  # `lam` says the same
         former = {  # options that there were, and the value with which a run is still the same
             "relative_bias": "plain",
             "lambda_min": values.get("lam"),
             "lambda_max": GREATEST_LAMBDA,
-            "sigma": values.get("sigma")
-            if variational
-            else None,  # `lam` says the same
+            "sigma": sigma,
             "tensorboard": values.get("tensorboard"),  # any: it changed no run
         }
         for name, value in former.items():

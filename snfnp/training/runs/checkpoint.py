@@ -65,7 +65,7 @@ class Checkpoint:
 
     def restore(self, trainer: Trainer) -> None:
         """Restore a trainer of the same model, with λ as its configuration has it."""
-        if not self.m.size:
+        if not self.has_moments:
             raise CheckpointError(
                 "the checkpoint holds weights alone, without Adam's moments: evaluate it, or "
                 "train a new run"
@@ -84,6 +84,11 @@ class Checkpoint:
         trainer.step = self.step
         trainer.log.restore(self.sums)
 
+    @property
+    def has_moments(self) -> bool:
+        """False for weights alone."""
+        return self.m.size == self.layout.optimised.size
+
     def is_finite(self) -> bool:
         """False for a NaN, an infinity or a negative v: it is then neither saved nor loaded."""
         arrays = (self.p, self.m, self.v, *self.state.values(), self.sums)
@@ -94,11 +99,10 @@ class Checkpoint:
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, advice: str = ADVICE) -> None:
     """Write a checkpoint's file atomically; advice: where it cannot be written."""
+    places = _places(checkpoint.layout, checkpoint.has_moments)
     tensors = {
         key: np.asarray(entry.view(getattr(checkpoint, name)), order="C")
-        for key, (name, entry) in _places(
-            checkpoint.layout, checkpoint.m.size > 0
-        ).items()
+        for key, (name, entry) in places.items()
     }
     tensors |= {_STATE + name: array for name, array in checkpoint.state.items()}
     header = {
