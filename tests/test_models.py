@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from support.messages import one_line
 from support.processes import python
+from support.trainers import MODELS_AND_GRADIENTS
 from support.trainers import make_trainer as trainer_on
 
 from snfnp import layers
@@ -17,15 +18,10 @@ from snfnp.parameters import Layout
 from snfnp.rules import Exact
 
 make_trainer = partial(trainer_on, get_ops("numpy"))
-CASES = [
-    (model, gradient)
-    for model, preset in PRESETS.items()
-    for gradient in preset.gradients
-]
 
 
 @pytest.mark.parametrize("init", ["paper", "identity"])
-@pytest.mark.parametrize("model, gradient", CASES)
+@pytest.mark.parametrize("model, gradient", MODELS_AND_GRADIENTS)
 def test_a_new_model_reconstructs_its_input(model, gradient, init):
     trainer = make_trainer(model, gradient, init=init, dtype="float64")
     flow = trainer.flow

@@ -23,13 +23,17 @@ import pytest
 from numpy import linalg
 from numpy.random import default_rng
 from support.explicit import convolution_matrix
-from support.trainers import BATCH, ReferenceAdam, make_trainer
+from support.trainers import (
+    BATCH,
+    MODELS_AND_GRADIENTS,
+    ReferenceAdam,
+    make_trainer,
+)
 
 from snfnp.gradcheck.differences import central_difference
 from snfnp.layers import (
     Linear,
 )
-from snfnp.models import PRESETS
 from snfnp.ops import RandomKey, get_ops
 from snfnp.step.batches import Repeated
 
@@ -47,9 +51,8 @@ def every_choice():
         "glow": {"kernel": 1},
         "glow-2l-4k": {"kernel": 3, "depth": 2},
     }
-    for model, preset in PRESETS.items():
-        for gradient in preset.gradients:
-            yield {"model": model, "gradient": gradient, **sizes.get(model, {})}
+    for model, gradient in MODELS_AND_GRADIENTS:
+        yield {"model": model, "gradient": gradient, **sizes.get(model, {})}
     yield {"model": "fc", "objective": "forward"}
     yield {"model": "conv", "inverse_kernel": 5}
     yield {"model": "glow", "recompute": True}

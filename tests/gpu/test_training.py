@@ -35,11 +35,6 @@ from snfnp.training.options import TrainConfig
 
 pytestmark = pytest.mark.slow
 
-MODELS = [
-    (model, gradient)
-    for model, preset in PRESETS.items()
-    for gradient in preset.gradients
-]
 SELF_NORMALIZING = [
     (model, "self-normalizing") for model in ("fc", "conv", "glow-2l-4k")
 ]

@@ -6,7 +6,7 @@ import numpy as np
 
 from snfnp.context import Slice
 from snfnp.data import Dataset
-from snfnp.models import Preset, fully_connected
+from snfnp.models import PRESETS, Preset, fully_connected
 from snfnp.ops import BACKENDS, SINGLE_PROCESS
 from snfnp.step.trainer import Trainer
 from snfnp.training import session
@@ -17,6 +17,11 @@ from support.arrays import pixels
 SIDE = 8
 BATCH = 6
 SMALL_GLOW = {"levels": 2, "depth": 1, "width": 8}
+MODELS_AND_GRADIENTS = [
+    (model, gradient)
+    for model, preset in PRESETS.items()
+    for gradient in preset.gradients
+]
 # A model of a user's own, which cannot be pickled.
 OWN = Preset(
     lambda choices, shape: fully_connected(choices, shape), "", ("self-normalizing",)
