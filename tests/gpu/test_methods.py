@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from support.trainers import host, images_of, make_trainer
+from support.trainers import MODELS_AND_GRADIENTS, host, images_of, make_trainer
 
-from gpu.test_training import MODELS, assert_matches_numpy, spent_by_a_step, take_steps
+from gpu.test_training import assert_matches_numpy, spent_by_a_step, take_steps
 from snfnp.context import BackwardContext
 from snfnp.ops import RandomKey, get_ops
 from snfnp.training.monitors import Monitors
@@ -48,7 +48,10 @@ SMALL = 4  # pixels a side, where it is not the numbers of a step that matter
 
 
 ALL = {way: changes for way, (changes, _) in WAYS.items()}
-ALL |= {f"{model}, {how}": {"model": model, "gradient": how} for model, how in MODELS}
+ALL |= {
+    f"{model}, {how}": {"model": model, "gradient": how}
+    for model, how in MODELS_AND_GRADIENTS
+}
 
 
 @pytest.mark.parametrize("way", ALL)
