@@ -29,7 +29,7 @@ from snfnp import threads
 from snfnp.ops import get_ops
 
 # Files that compile most kernels. They come first: one of several processes has them all.
-FIRST = "benchmarks block_tridiagonal certificates conv coupling density flow gradcheck_linear "
+FIRST = "benchmarks block_tridiagonal conv coupling density flow gradcheck_linear "
 FIRST += "layers method monitors ops spline steps whole_step"
 COMPILING = {f"test_{name}.py" for name in FIRST.split()}
 

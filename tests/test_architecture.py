@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 # each file has a floor, as they are imported on demand.
 FLOORS = """scripts __main__ / cli density / training / step / beyond.training
 / step.update / step.batches / step.settings
-/ likelihood diagnostics gradcheck models data beyond.certificates / flow / layers beyond.rules
+/ likelihood diagnostics gradcheck models data / flow / layers beyond.rules
 / rules beyond / maps context parameters processes / ops __init__ / images / files
 / errors threads"""
 FLOORS = tuple(set(floor.split()) for floor in FLOORS.split("/"))

@@ -407,3 +407,13 @@ def test_rho_of_an_exact_inverse_is_zero_and_of_nan_is_nan():
     w = 2.0 * np.eye(4)
     assert contraction.rho(OPS, Dense(4), Dense(4), w, 0.5 * np.eye(4), (4,)) == 0
     assert np.isnan(contraction.rho(OPS, Dense(4), Dense(4), np.nan * w, w, (4,)))
+
+
+@pytest.mark.parametrize("f, shape", [(Dense(9), (9,)), (Conv2d((1, 1), 3), (1, 1, 3))])
+def test_rounding_counts_every_product(f, shape):
+    """(n_W + n_R + 2) u ‖(I + |R| |W|) 1‖; here each row of the latter is 2."""
+    n = shape[-1]
+    identity = f.identity()
+    ones = np.ones((1, *shape))
+    off = contraction.rounding(OPS, f, f, identity, -identity, ones)
+    assert off >= (2 * n + 2) * 2.0**-53 * 2 * math.sqrt(n)

@@ -22,9 +22,7 @@ from snfnp.cli.shared import (
 )
 from snfnp.data import Samples
 from snfnp.errors import UsageError, printable
-from snfnp.images import evenly_spread
-from snfnp.likelihood import EVALUATION_NOISE, Evaluation
-from snfnp.ops import RandomKey
+from snfnp.likelihood import Evaluation
 from snfnp.training.runs.load import LoadedRun
 
 _WHOLE = "all"  # a value of --split
@@ -39,12 +37,6 @@ def main(argv: list[str], prog: str | None = None) -> None:
     parser.add_argument("--scores", type=Path, metavar="PATH", help=scores)
     parser.seed("seed of the dequantisation noise")
     parser.number("--batch-size", "samples evaluated at once", 1000)
-    proof = (
-        "also prove, without a determinant, that W and R of each learned inverse are "
-    )
-    proof += "invertible, and bound the differences between log|W| and -log|R|, and between the "
-    proof += "two densities of Eq. 3 at the latents of one batch"
-    parser.add_argument("--certify", action="store_true", help=proof)
     args = parser.parse_args(argv)
     if args.split == _WHOLE and args.data is None:
         raise UsageError("`split=all` is for other data: name them with `data`")
@@ -56,12 +48,6 @@ def main(argv: list[str], prog: str | None = None) -> None:
             )
 
     run = open_run(args)
-    certificates = []
-    # before the likelihood: it needs no determinant, and may be refused
-    if args.certify:
-        from snfnp.beyond import certificates as proofs
-
-        certificates = proofs.certificates(run.ops, run.flow, run.params)
     if args.split == _WHOLE:
         samples = whole_data(run, args)
         source = args.data
@@ -72,13 +58,6 @@ def main(argv: list[str], prog: str | None = None) -> None:
         evaluation = run.likelihood.evaluate(samples, args.seed, at_once=at_once)
         if args.scores:
             _write_scores(args.scores, run, samples, args.seed, at_once)
-        activations = None
-        if certificates and all(certificate.holds for certificate in certificates):
-            few = run.ops.asarray(evenly_spread(samples, at_once)[:])
-            key = RandomKey(args.seed, EVALUATION_NOISE)
-            x, _ = run.flow.encode(run.ops, few, key, np.float64)
-            part = proofs.activations_part(run.ops, run.flow, run.params, x)
-            activations = run.ops.to_host(part)
 
     noun = run.flow.preprocess.noun
     text = f"{len(samples):,} {args.split} {noun} from {printable(source)}"
@@ -86,8 +65,6 @@ def main(argv: list[str], prog: str | None = None) -> None:
         text += f", dequantisation seed {args.seed}"
     print(text)
     print(_table(evaluation, run.flow.preprocess.of_images))
-    if certificates:
-        print("\n" + _proof(certificates, activations))
     if args.scores:
         print(printable(f"scores: {args.scores}"))
 
@@ -117,44 +94,4 @@ def _table(evaluation: Evaluation, in_bits: bool) -> str:
         lines.append(f"{term:<24}{nats:>14.3f}{bits}")
     bits = f" = {evaluation.bits_per_dimension:.4f} bits/dim" if in_bits else ""
     lines.append(f"NLL {evaluation.nll:.3f} nats{bits}")
-    return "\n".join(lines)
-
-
-def _proof(certificates: list, activations: np.ndarray | None) -> str:
-    """The certificates, a line for each layer, and what they say together. activations: the
-    activations' part of some samples, if all layers have a certificate."""
-    lines = ["of E = I - RW at every learned inverse, without a determinant:"]
-    lines.append(
-        f"{'layer':<12}{'ρ at least':>12}{'at most':>12}{'tr E':>12}{'certificate':>14}"
-    )
-    for certificate in certificates:
-        difference = certificate.difference
-        bound = "none" if difference is None else f"{difference:.4g} nats"
-        cells = f"{certificate.lower:>12.4g}{certificate.upper:>12.4g}{certificate.trace:>12.4g}"
-        lines.append(f"{certificate.layer:<12}{cells}{bound:>14}")
-    proved = [
-        certificate.difference for certificate in certificates if certificate.holds
-    ]
-    meaning = (
-        "W and R are invertible, and log|W| and -log|R| differ by at most as many nats"
-    )
-    lines.append(f"proved for {len(proved)} of {len(certificates)} layers: {meaning}")
-    if activations is None:
-        lines.append(
-            "none: ρ < 1 is not proved there, so nothing is known without a determinant"
-        )
-        return "\n".join(lines)
-    total = sum(proved)
-    if len(proved) > 1:
-        lines.append(
-            f"all layers together: their sums differ by at most {total:.4g} nats"
-        )
-    largest = np.abs(activations).max() + total
-    mean = np.abs(activations).mean() + total
-    densities = (
-        f"log p^f and log p^g (Eq. 3) at the latents of {len(activations):,} samples"
-    )
-    differ = f"differ by at most {largest:.4g} nats, and by {mean:.4g} on average"
-    rest = f"{total:.4g} of it is the bound above, the rest the activations' part"
-    lines.append(f"densities: {densities} {differ}; {rest}")
     return "\n".join(lines)
