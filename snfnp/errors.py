@@ -73,9 +73,9 @@ def within_memory(
         raise SnfnpError(f"out of memory: {shortfall}: {advice}{also}") from None
 
 
-def require_whole(least: int, owner: object = None, **values: Any) -> None:
+def require_whole(owner: object, least: int, **values: Any) -> None:
     """Raises UsageError for anything but whole numbers of at least `least`; owner: what has them as
-    settings, as a layer."""
+    settings, as a layer, or None."""
     advice = f"give a whole number from {least} to 2**63 - 1"
     _require(
         owner,

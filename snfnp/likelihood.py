@@ -155,8 +155,8 @@ class Likelihood:
         """The images of each pass through the flow, in order, once all were checked."""
         images = with_channels(images, self.flow.image_shape or self.flow.shape)
         self.flow.require_images(images)
-        require_whole(0, seed=seed)
-        require_whole(1, at_once=at_once)
+        require_whole(None, 0, seed=seed)
+        require_whole(None, 1, at_once=at_once)
         # The noise depends on the batch and on the image's index in it, not on `at_once`.
         parts = []
         for batch, start in enumerate(range(0, len(images), _BATCH)):
@@ -253,8 +253,8 @@ class Likelihood:
             UsageError: if a number or `latents` do not fit, or if `exact` is False and the flow
                 learned no inverse.
         """
-        require_whole(0, seed=seed)
-        require_whole(1, count=count, at_once=at_once)
+        require_whole(None, 0, seed=seed)
+        require_whole(None, 1, count=count, at_once=at_once)
         if not 0 <= temperature < math.inf:
             raise UsageError(
                 f"temperature is {temperature}: it must be 0 or more, and finite"

@@ -49,7 +49,7 @@ class JacobianPenalty(SelfNormalizing):
 
     def __post_init__(self):
         super().__post_init__()
-        require_whole(1, self, probes=self.probes)
+        require_whole(self, 1, probes=self.probes)
         require_real(self, 0, math.inf, or_zero=True, weight=self.weight)
 
     def backward(
@@ -121,7 +121,7 @@ class Variational(Rule):
 
     def __post_init__(self):
         require_real(self, 0, math.inf, sigma=self.sigma)
-        require_whole(1, self, vectors=self.vectors)
+        require_whole(self, 1, vectors=self.vectors)
 
     @property
     def lam(self) -> float:

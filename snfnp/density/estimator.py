@@ -169,7 +169,7 @@ class FlowDensity(Options):
 
     def _check(self) -> None:
         require_real(None, 0, 1, validation_fraction=self.validation_fraction)
-        require_whole(1, members=self.members)
+        require_whole(None, 1, members=self.members)
         if self.time_limit is not None:
             require_real(None, 0, math.inf, or_zero=True, time_limit=self.time_limit)
         if self.ties not in TIES:
@@ -250,7 +250,7 @@ class FlowDensity(Options):
         """
         rng = rows.generator(random_state)
         with _value_errors():
-            require_whole(1, n_samples=n_samples)
+            require_whole(None, 1, n_samples=n_samples)
         values = self._ensemble.sample(int(n_samples), rng, exact)
         names = getattr(self, "feature_names_in_", None)
         if names is None or self._container is None:

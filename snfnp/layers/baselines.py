@@ -65,7 +65,7 @@ class CausalConv2d(Layer):
     reverse: bool = False
 
     def __post_init__(self):
-        require_whole(1, self, channels=self.channels)
+        require_whole(self, 1, channels=self.channels)
         require_real(self, 0, math.inf, or_zero=True, gain=self.gain)
 
     def parameter_shapes(self, shape: Shape) -> dict:
@@ -229,7 +229,7 @@ class ConvExponential(Layer):
 
     def __post_init__(self):
         _ = self.map  # refuses kernels of even size, and no channels
-        require_whole(1, self, iterations=self.iterations)
+        require_whole(self, 1, iterations=self.iterations)
         require_sizes(self, 2, terms=self.terms)
         require_real(self, 0, math.inf, norm=self.norm)
         require_real(self, 0, math.inf, or_zero=True, gain=self.gain)

@@ -28,12 +28,12 @@ class SmoothLeakyReLU(Layer):
         require_real(self, 0, 1, alpha=self.alpha)
 
     def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
-        """f(x), and ldj (N,) = Σ log f'(x): the Σ_k(x) terms of Eq. 7."""
+        """f(x), and ldj (N,) = Σ log f'(x): the layer's log|Σ_k(x)| of Eq. 7."""
         y, ldj, sigma = ops.activation.smooth_leaky_relu(x, self.alpha)
         return y, ldj, {"sigma": sigma}
 
     def inverse(self, ops: Ops, p: Params, z: Array) -> Array:
-        """Newton's method inside a bracket, to the residual that the precision allows."""
+        """Newton's method inside a bracket, to a residual of a few roundings of |z| + 1."""
         return ops.activation.smooth_leaky_relu_inverse(z, self.alpha)
 
     def backward(
@@ -54,10 +54,10 @@ class RationalQuadraticSpline(Layer):
     A parameter that is not finite makes the outputs and gradients of its pixel NaN.
 
     Args:
-        bins: K (the "5 knots" of A.3).
+        bins: K. A.3 says "5-knots": the authors' code has 5 bins, with 4 inner knots.
         bound: B (10 in the authors' code, the paper does not say).
-        eps: ε, the smallest share of a bin in the width and the height of the square, and the
-            smallest slope at an inner knot.
+        eps: ε. A bin is at least 2Bε wide and 2Bε high, and the slope at an inner knot is at
+            least ε.
         gain: the standard deviation of the initial raw parameters; 0 is the identity.
     """
 
@@ -68,7 +68,7 @@ class RationalQuadraticSpline(Layer):
     cheap_exact_inverse = True
 
     def __post_init__(self):
-        require_whole(2, self, bins=self.bins)
+        require_whole(self, 2, bins=self.bins)
         require_real(self, 0, math.inf, bound=self.bound)
         require_real(self, 0, 1 / self.bins, eps=self.eps)
         require_real(self, 0, math.inf, or_zero=True, gain=self.gain)
@@ -85,7 +85,7 @@ class RationalQuadraticSpline(Layer):
         }
 
     def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
-        """y, and ldj (N,) = Σ log dy/dx: the Σ_k(x) terms of Eq. 7."""
+        """y, and ldj (N,) = Σ log dy/dx: the layer's log|Σ_k(x)| of Eq. 7."""
         knots, factors = self._knots(ops, p)
         y, ldj = ops.spline.evaluate(x, knots)
         return y, ldj, {"x": x, "knots": knots, "factors": factors}
@@ -107,6 +107,7 @@ class RationalQuadraticSpline(Layer):
         )
 
     def _knots(self, ops: Ops, p: Params) -> tuple:
+        """The knots, and the factors of their derivatives for the backward pass."""
         return ops.spline.knots(
             p["widths"], p["heights"], p["slopes"], self.bound, self.eps
         )

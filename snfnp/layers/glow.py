@@ -97,8 +97,8 @@ class AffineCoupling(Layer):
     cheap_exact_inverse = True
 
     def __post_init__(self):
-        require_whole(1, self, width=self.width)
-        require_whole(2, self, channels=self.channels)
+        require_whole(self, 1, width=self.width)
+        require_whole(self, 2, channels=self.channels)
         if self.channels % 2:
             raise UsageError(
                 f"an affine coupling of {self.channels} channels: "

@@ -23,7 +23,7 @@ class _OfImages:
     levels: int
 
     def __post_init__(self):
-        require_whole(1, self, levels=self.levels)
+        require_whole(self, 1, levels=self.levels)
         if not 2 <= self.levels <= 256:
             raise UsageError(f"levels is {self.levels}: images have bytes, so 2 to 256")
 

@@ -34,7 +34,7 @@ class Whiten(Layer):
     renewed: bool = False
 
     def __post_init__(self):
-        require_whole(1, self, features=self.features)
+        require_whole(self, 1, features=self.features)
 
     def output_shape(self, shape: Shape) -> Shape:
         return Dense(self.features).output_shape(shape)

@@ -40,9 +40,9 @@ class Conv2d(Map):
 
     def __post_init__(self):
         require_sizes(self, 2, 0, kernel=self.kernel)
-        require_whole(1, self, channels=self.channels)
+        require_whole(self, 1, channels=self.channels)
         if self.out_channels is not None:
-            require_whole(1, self, out_channels=self.out_channels)
+            require_whole(self, 1, out_channels=self.out_channels)
         kh, kw = self.kernel
         if kh % 2 == 0 or kw % 2 == 0:
             raise UsageError(f"kernel is {kh}x{kw}: height and width must be odd")

@@ -22,7 +22,7 @@ class Dense(Map):
     inverse_is_same_map: ClassVar[bool] = True
 
     def __post_init__(self):
-        require_whole(1, self, features=self.features)
+        require_whole(self, 1, features=self.features)
 
     @property
     def weight_shape(self) -> tuple[int, int]:

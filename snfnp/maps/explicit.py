@@ -36,7 +36,7 @@ def solve(ops: Ops, w: Array, z: Array) -> Array:
 def inverted(ops: Ops, w: Array, shape: Shape) -> tuple[Array, float]:
     """T(w)⁻¹ and log|det T(w)|. Raises SingularMatrixError if T(w) is not finite, or
     singular to double precision."""
-    return ops.linalg.regular_inverse(matrix(ops, w, shape))
+    return ops.linalg.checked_inverse(matrix(ops, w, shape))
 
 
 def matrix(ops: Ops, w: Array, shape: Shape) -> Array:

@@ -1,4 +1,5 @@
-"""Products, inverses, determinants and norms: NumPy's, or BLAS and LAPACK where they need less.
+"""Products, inverses, determinants and norms: by NumPy, or by BLAS and LAPACK where a direct call
+saves a temporary array or a second factorisation.
 
 See derivations/07-convolutions.md.
 """
@@ -23,7 +24,8 @@ _LU: dict[Any, Any] = {
     for kind in "fd"
 }
 _SMALL = 128  # up to this size getri is faster than solving for the identity
-_BLOCK = 8192  # squares added in their own precision: short enough for one BLAS thread
+# numbers whose squares one BLAS call adds up: so few that it takes one thread
+_BLOCK = 8192
 _EPS = float(np.finfo(np.float64).eps)
 _SINGULAR = "the matrix is singular or not finite"
 _ONE_THREAD = 128  # up to this size of a product one BLAS thread is faster than two
@@ -39,11 +41,12 @@ class LinearAlgebra(OperationGroup):
         if not (a.size and b.size):  # SciPy's BLAS refuses empty arrays
             return out
         target = out
-        if out.flags.fnc:  # outᵀ += bᵀ aᵀ
+        if out.flags.fnc:  # column-major only: outᵀ += bᵀ aᵀ, a row-major target
             target = out.T
             a, b = b.T, a.T
-        # BLAS itself can add to its output (beta = 1), NumPy's matmul cannot. BLAS is column-major:
-        # outᵀ += bᵀ aᵀ, and a C-contiguous array is the column-major array of its transpose.
+        # BLAS can add to its output (beta = 1), NumPy's matmul cannot. BLAS is column-major, and
+        # the transpose of a C-contiguous array is column-major as it lies in memory. Therefore
+        # targetᵀ += bᵀ aᵀ, where BLAS itself transposes a factor that is not C-contiguous.
         transpose_b = not b.flags.c_contiguous
         transpose_a = not a.flags.c_contiguous
         result = _GEMM[out.dtype](
@@ -61,8 +64,8 @@ class LinearAlgebra(OperationGroup):
         return out
 
     def axpby(self, a: Scalar, x: Array, b: Scalar, out: Array) -> Array:
-        """out ← a x + b out, elementwise. Kernels round a and b to out's precision first, as NumPy
-        does with Python's numbers."""
+        """out ← a x + b out, elementwise. The kernels of the CPU and the GPU round a and b to out's
+        precision first, as NumPy does with Python's numbers."""
         out *= b
         out += a * x
         return out
@@ -84,13 +87,15 @@ class LinearAlgebra(OperationGroup):
     def scale_into(
         self, out: Array, scale: Scalar, a: Array, multiple: int | np.ndarray
     ) -> Array:
-        """out ← scale · a ⊙ multiple, with a = flip(R) and m the surrogate for the gradient of a
-        log-determinant (the second summand of Eqs. 10 and 15, m_i p_i of Eq. 25).
+        """out ← scale · a ⊙ multiple: with a = flip(r) and the multiple m, the approximate gradient
+        of a log-determinant (flip(r) ⊙ m of Eq. 15, m_i p_i of Eq. 25; Rᵀ of Eq. 10).
 
-        multiple: 1, or a host array that broadcasts to a's shape and depends on shapes alone.
+        multiple: 1, or a host array that broadcasts to a's shape. It depends on shapes alone, so
+            that a device may keep its copy.
         """
         self.xp.multiply(a, scale, out=out, casting="same_kind")
-        if not (isinstance(multiple, int) and multiple == 1):  # 1: no weight is shared
+        # A dense W shares no weight: its multiple is 1.
+        if not (isinstance(multiple, int) and multiple == 1):
             out *= self.device.asarray(multiple, out.dtype)
         return out
 
@@ -109,21 +114,21 @@ class LinearAlgebra(OperationGroup):
         return self.sum_squares(out) / len(x)
 
     def inverse(self, w: Array) -> Array:
-        """w⁻¹ of a square matrix. O(D³). Raises SingularMatrixError; a device that would have to
-        wait for that may return NaN instead."""
-        return self.regular_inverse(w)[0]
+        """w⁻¹ of a square matrix. O(D³). Raises SingularMatrixError, or returns NaN if the host
+        would have to wait for the device to know."""
+        return self.checked_inverse(w)[0]
 
     def log_abs_det(self, w: Array) -> float:
         """log|det w| of a square matrix. O(D³). Raises SingularMatrixError."""
-        return self.regular_inverse(w)[1]
+        return self.checked_inverse(w)[1]
 
-    def regular_inverse(self, w: Array) -> tuple[Array, float]:
+    def checked_inverse(self, w: Array) -> tuple[Array, float]:
         """w⁻¹ and log|det w| of a square matrix. O(D³). Raises SingularMatrixError if w is not
         finite, or singular to double precision: ε ‖w‖ ‖w⁻¹‖ ≥ 1 in Frobenius norms.
 
-        Rounding a singular matrix S to doubles moves it by ‖ΔS‖ ≤ ε/2 ‖w‖, so the result has a
-        singular value of at most that, and ε ‖w‖ ‖w⁻¹‖ ≥ 2. Below the limit, log|det w| is off by
-        less than a nat if each element of w is off by one rounding.
+        A singular matrix that was rounded to doubles is found: rounding moved it by at most
+        ε/2 ‖w‖, so w has a singular value of at most ε/2 ‖w‖, and ε ‖w‖ ‖w⁻¹‖ ≥ 2. Where the test
+        passes, one rounding of each element of w changes log|det w| by less than a nat.
         """
         inverse, log_abs_det = self.inverse_and_log_abs_det(w)
         norm, inverse_norm = self.norms(w, inverse)
@@ -133,8 +138,8 @@ class LinearAlgebra(OperationGroup):
 
     def solve(self, w: Array, z: Array) -> Array:
         """The rows x with w x = z for the rows z (N, D). O(D³ + N D²). Raises SingularMatrixError
-        if w is not finite, or where an x is so large that rounding w in double precision changes
-        w x by as much as z: a singular matrix is then as near as rounding."""
+        if w is not finite, or if rounding w to doubles can change w x by more than ‖z‖ for a
+        row x: w may then be the rounded copy of a singular matrix."""
         try:
             x = self.xp.ascontiguousarray(self.xp.linalg.solve(w, z.T).T)
         except np.linalg.LinAlgError:
@@ -142,7 +147,7 @@ class LinearAlgebra(OperationGroup):
         return self.require_solution(w, x, z)
 
     def require_solution(self, w: Array, x: Array, z: Array) -> Array:
-        """x, if `solve` may return it."""
+        """x, if it passes the test of `solve`; else raises SingularMatrixError."""
         (norm,) = self.norms(w)
         lengths = self.xp.linalg.norm(x, axis=1)
         too_large = _EPS * norm * lengths > self.xp.linalg.norm(z, axis=1)
@@ -151,7 +156,7 @@ class LinearAlgebra(OperationGroup):
         return x
 
     def inverse_root(self, matrix: Array, floor: Scalar) -> Array:
-        """`inverse_root` of a float64 matrix of the device. O(K³)."""
+        """The function `inverse_root` for a float64 matrix on the device. O(K³)."""
         return self.device.asarray(
             inverse_root(self.device.to_host(matrix), float(floor))
         )
@@ -159,8 +164,8 @@ class LinearAlgebra(OperationGroup):
     # ------------------------------------------ for `snfnp.maps.block_tridiagonal`'s recursion
 
     def inverse_and_log_abs_det(self, a: Array) -> tuple[Array, float]:
-        """a⁻¹ and log|det a| of a square matrix (n, n). O(n³). Raises SingularMatrixError; a device
-        that would have to wait for that may return an inverse that is not finite instead."""
+        """a⁻¹ and log|det a| of a square matrix (n, n). O(n³). Raises SingularMatrixError,
+        or returns an inverse that is not finite if the host would have to wait to know."""
         # one factorisation for both: NumPy makes two
         # A C-contiguous array is the column-major array of its transpose: (aᵀ)⁻¹ = (a⁻¹)ᵀ.
         getrf, getri, getrs = _LU[a.dtype]
@@ -171,8 +176,8 @@ class LinearAlgebra(OperationGroup):
         if len(a) <= _SMALL:
             inverse, _ = getri(lu, pivots, overwrite_lu=1)
         else:
-            # getri is slower without a workspace; with one it makes many small products, whose
-            # threads wait for each other on a busy machine
+            # Here getri would need a workspace to be as fast, and with one it makes many small
+            # products, whose threads wait for each other on a busy machine.
             identity = np.eye(len(a), dtype=a.dtype, order="F")
             inverse, _ = getrs(lu, pivots, identity, overwrite_b=1)
         return inverse.T, log_abs_det
@@ -190,13 +195,17 @@ class LinearAlgebra(OperationGroup):
 
 
 def inverse_root(matrix: np.ndarray, floor: float) -> np.ndarray:
-    """The symmetric M^{-1/2} of a symmetric matrix M (K, K), float64 on the host, with eigenvalues
-    below `floor` raised to it: ZCA whitening, of all U with U M Uᵀ = I the nearest to I. O(K³)."""
+    """The symmetric M^{-1/2} of a symmetric matrix M (K, K), float64 on the host. O(K³).
+
+    Eigenvalues below `floor` are raised to it. This is ZCA whitening: of all matrices U with
+    U M Uᵀ = I, M^{-1/2} is the nearest to I.
+    """
     values, vectors = np.linalg.eigh(matrix)
     return (vectors * np.maximum(values, floor) ** -0.5) @ vectors.T
 
 
 @cache
 def _blas_libraries(backend: str) -> list:
-    """The BLAS libraries that a backend has loaded. Looking for them is slow, hence the cache."""
+    """The BLAS libraries that are loaded: looking for them is slow. `backend` is the cache's key,
+    since a backend may load more of them."""
     return threads.blas_libraries()

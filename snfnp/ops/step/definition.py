@@ -22,9 +22,11 @@ LARGEST_EXPONENT = 700.0  # e to the 709 is the largest that double precision ho
 class Entry(IntEnum):
     """The log's entries, float64; `kernels.cu` has the same numbers.
 
-    Figures of the last step, their sums over COUNT steps, the last density, and what went wrong:
-    FAILED is the number (1, 2, …) of the first step with anything that is not finite, else 0. From
-    then on nothing is updated, neither the log nor the parameters.
+    SURROGATE is Eq. 3 without the terms log|W_k|: DENSITY − λ RECONSTRUCTION. RECONSTRUCTION is
+    Σ_k ‖g_k(f_k(h_k)) − h_k‖², NORM the gradient's. These three and DENSITY are of the last step;
+    the sums of the three are over COUNT steps. FAILED is the number (1, 2, …) of the first step
+    with anything that is not finite, else 0. From then on nothing is updated, neither the log nor
+    the parameters.
     """
 
     SURROGATE = 0
@@ -46,9 +48,9 @@ SUMS_AND_COUNT = slice(Entry.SURROGATE_SUM, Entry.COUNT + 1)
 class Row(IntEnum):
     """The rows of a controller's state (rows, L), float64, a column for each of L layers.
 
-    LAM: the λ that the next step uses; AVERAGE: ξ, the average of C − κ; CONSTRAINT: C of the last
-    step; CONSTRAINT_SUM, COUNTED: its sum over the steps since that was cleared, and their number;
-    STARTED: 0 until there is an average.
+    `Step.control` defines the symbols. LAM: the λ that the next step uses; AVERAGE: ξ, the moving
+    average of C − κ; CONSTRAINT: C of the last step; CONSTRAINT_SUM: the sum of C since it was last
+    set to 0; COUNTED: the number of its summands; STARTED: 0 until there is an average.
     """
 
     LAM = 0
@@ -61,10 +63,11 @@ class Row(IntEnum):
 
 @dataclass(frozen=True)
 class Controller:
-    """Settings by which λ follows the constraint C ≤ κ; `Step.control` has the formulas.
+    """Settings by which λ follows the constraint C ≤ κ on a layer's reconstruction error E;
+    `Step.control` has the formulas.
 
-    relative: C is E/‖h‖² instead of E; tolerance: κ; rate: η; smoothing: α; lowest, highest: λ
-    stays between them.
+    relative: C is E divided by the mean ‖h‖² of the layer's inputs h, instead of E; tolerance: κ;
+    rate: η; smoothing: α; lowest, highest: λ stays between them.
     """
 
     relative: bool
@@ -87,7 +90,7 @@ class StepScalars:
 
     Attributes:
         step: the step's index (0, 1, …).
-        number: its index + 1.
+        number: its index + 1, a float: Adam has it as an exponent.
         lr: its learning rate.
         first: the position of its batch in the epoch's order.
     """
@@ -106,7 +109,8 @@ class StepScalars:
 
 
 def clip_scale(squares: float, clip_norm: float) -> float:
-    """The factor (at most 1) that brings a gradient of Σ g² = `squares` within `clip_norm`."""
+    """The factor (at most 1) that brings a gradient of Σ g² = `squares` within `clip_norm`; 1e-6
+    keeps it defined for a gradient of 0, as in PyTorch."""
     return min(1.0, clip_norm / (math.sqrt(squares) + 1e-6))
 
 
@@ -118,8 +122,8 @@ class Step(OperationGroup):
         return StepScalars()
 
     def log_density(self, terms: Sequence[Array], number: Scalar, out: Array) -> None:
-        """Note the mean of the log-densities (N,), sums of `terms`, of step `number` (1, 2, …) in a
-        log's array."""
+        """Write the mean log-density of step `number` (1, 2, …) into out, a log's array. The
+        log-densities (N,) are the sum of the arrays `terms`."""
         if not out[Entry.FAILED]:
             density: Array = sum(terms[1:], start=terms[0])
             out[Entry.DENSITY] = density.mean()
@@ -134,8 +138,10 @@ class Step(OperationGroup):
         number: Scalar,
         out: Array,
     ) -> None:
-        """Note Σ_k of Eq. 3, which is the sum of `errors`, and Σ g² of step `number` in a log's
-        array, and add up its figures."""
+        """Write the figures of step `number` into out, a log's array, and add them to its sums.
+
+        errors: summands of Σ_k ‖g_k(f_k(h_k)) − h_k‖² in Eq. 3; squares: Σ g²; lam: λ.
+        """
         norm = math.sqrt(squares)
         reconstruction = sum(errors)
         if not out[Entry.FAILED] and not math.isfinite(norm):
@@ -161,7 +167,8 @@ class Step(OperationGroup):
         """One ascent step of Adam on flat buffers, out = (p, m, v).
 
         g ← scale·g, see `clip_scale`;  m ← β1 m + (1-β1) g;  v ← β2 v + (1-β2) g²;
-        p ← p + lr · m̂ / (√v̂ + ε) with m̂ = m/(1-β1^step), v̂ = v/(1-β2^step), step = 1, 2, …
+        p ← p + lr · m̂ / (√v̂ + ε) with m̂ = m/(1-β1^step), v̂ = v/(1-β2^step). The first
+        `step` is 1 (it is `StepScalars.number`).
         Returns Σ g² of the unscaled gradient. If that is not finite, or `failed` is not 0, the
         buffers do not change, so that the step can be examined later.
         """
@@ -187,10 +194,11 @@ class Step(OperationGroup):
         out: Array,
         add: bool = False,
     ) -> None:
-        """out ← values, flat buffers, in which each block M (K, O) becomes U M; `add`: out += that.
+        """Multiply kernels by their matrices U, for an optimiser that steps in other coordinates.
 
-        matrices: all U (K, K), flat and in double precision; blocks: (its start in `values`, K, O,
-        the start of its U) of each block. O(Σ K² O).
+        out ← values, where each block M (K, O) is replaced by U M; with `add`, out += that instead.
+        values, out: flat buffers; matrices: all U (K, K), flat and in double precision; blocks: of
+        each block M (its start in `values`, K, O, the start of its U in `matrices`). O(Σ K² O).
         """
         products = values.copy()
         for start, size, outputs, u_start in blocks:
@@ -217,11 +225,11 @@ class Step(OperationGroup):
     ) -> tuple[Scalar, Scalar]:
         """λ for the next step, from what this one measured: out (rows, L), see `Row`.
 
-        measured (L, 2): of each layer its reconstruction error E, averaged over the batch, and
-        Σ ‖h‖² over its samples. With C = E, or E/‖h‖² if the controller is `relative`, e = C − κ,
-        and ξ ← α ξ + (1 − α) e, which the first step starts at e (GECO):
+        measured (L, 2): of each layer its reconstruction error E, averaged over the N = `samples`
+        of the batch, and Σ ‖h‖² over them. As in GECO (Rezende & Viola 2018), with C = E, or
+        C = N E / Σ ‖h‖² if the controller is `relative`:
 
-            λ ← λ exp(η ξ)
+            e = C − κ,   ξ ← α ξ + (1 − α) e (in the first step ξ ← e),   λ ← λ exp(η ξ)
 
         λ is kept between `lowest` and `highest`. A column whose C is not finite does not change,
         and none does if `failed` is not 0 or Σ g² (`squares`) is not finite.
@@ -230,15 +238,17 @@ class Step(OperationGroup):
         """
         xp = self.xp
         errors = measured[:, 0]
-        inputs = measured[:, 1]
+        input_squares = measured[:, 1]
         used = out[Row.LAM]
         total = errors.sum()
         weighted = (used * errors).sum()
         constraint = errors
         if controller.relative:
-            constraint = errors * samples / xp.where(inputs > 0, inputs, math.nan)
-        updates = xp.isfinite(constraint) & xp.isfinite(squares) & (failed == 0)
-        constraint = xp.where(updates, constraint, out[Row.CONSTRAINT])
+            total_squares = xp.where(input_squares > 0, input_squares, math.nan)
+            constraint = errors * samples / total_squares
+        valid = xp.isfinite(constraint) & xp.isfinite(squares) & (failed == 0)
+        # Columns that stay as they are compute with their last C, so that ∞ causes no warning.
+        constraint = xp.where(valid, constraint, out[Row.CONSTRAINT])
         error = constraint - controller.tolerance
         previous = xp.where(out[Row.STARTED] > 0, out[Row.AVERAGE], error)
         average = controller.smoothing * previous + (1 - controller.smoothing) * error
@@ -257,7 +267,7 @@ class Step(OperationGroup):
             Row.STARTED: xp.ones_like(lam),
         }
         for row, value in rows.items():
-            out[row] = xp.where(updates, value, out[row])
+            out[row] = xp.where(valid, value, out[row])
         return total, mean
 
 
@@ -266,8 +276,7 @@ class Reading:
     """A log on the host: figures are (surrogate, reconstruction, gradient norm)."""
 
     last: tuple[float, float, float]
-    # of the steps since they were cleared; NaN: none
-    averages: tuple[float, float, float]
+    averages: tuple[float, float, float]  # since they were cleared; NaN if of no step
     failed: int  # the number of the first failed step, or 0
     density: float  # the mean log-density of the last step, without any log|det W|
 
@@ -299,7 +308,7 @@ class StepLog:
 
     @property
     def sums(self) -> tuple[float, ...]:
-        """The sums of the averages: three, and the number of steps. Waits."""
+        """Three sums and the number of steps, of which `read` makes averages. Waits."""
         return tuple(self._device.to_host(self.array)[SUMS_AND_COUNT].tolist())
 
     def restore(self, sums: tuple[float, ...]) -> None:
