@@ -18,6 +18,7 @@ from support import nvrtc, processes
 from support.runs import (  # noqa: F401
     advance,
     copy,
+    drawn,
     finished,
     here,
     shell,

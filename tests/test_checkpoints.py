@@ -406,13 +406,18 @@ def test_a_line_of_metrics_that_a_crash_cut_off_is_removed(copy):
     assert [record["epoch"] for record in run.read_metrics()] == [1, 2, 4]
 
 
-LINES = ['{"epoch": 2}', "{", "[]", '{"epoch": "2"}', "", '{"epoch": NaN}', "null"]
+LINES = ["{", "[]", '{"epoch": 2}', "", '{"epoch": NaN}']
+# beside what an evaluation has
+LINES += [{name: 10**400} for name in ("epoch", "step", "seconds")]
+LINES += [{"epoch": 0}, {"epoch": [1]}]
 
 
-@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("line", LINES, ids=range(len(LINES)))
 def test_a_damaged_line_of_metrics_is_named(copy, line):
     file = copy / "metrics.jsonl"
     lines = file.read_text().splitlines()
+    if isinstance(line, dict):
+        line = json.dumps(json.loads(lines[1]) | line)
     file.write_text("\n".join([lines[0], line, lines[2]]) + "\n")
     with one_line(
         SnfnpError, "metrics.jsonl is damaged (line 2: ", "delete it to go on without"

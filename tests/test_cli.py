@@ -14,8 +14,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from numpy.random import default_rng
-from support.messages import one_line
-from support.processes import python
+from support.messages import cases, one_line
+from support.processes import program, python
+from support.runs import SHORT
 
 import snfnp
 from snfnp import ops, threads
@@ -132,16 +133,8 @@ def test_training_that_runs_out_of_memory_ends_in_one_line(
     images = np.zeros((100, 28, 28, 1), np.uint8)
     dataset = Dataset("mnist", images, images, images, "zeros", False)
     monkeypatch.setattr(session, "load_dataset", lambda *arguments: dataset)
-    options = [
-        "--model",
-        model,
-        "--batch-size",
-        "100",
-        *more,
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    monkeypatch.setattr("sys.argv", ["train.py", *options])
+    words = f"train.py --batch-size 100 --model {model} --out {tmp_path}/run"
+    monkeypatch.setattr("sys.argv", [*words.split(), *more])
     with pytest.raises(SystemExit) as caught:
         run_script(train.main)
     assert caught.value.code == 1
@@ -196,101 +189,91 @@ def place(tmp_path_factory):
     return folder
 
 
-QUICK = [
-    "--backend",
-    "numpy",
-    "--batch-size",
-    "20",
-    "--epochs",
-    "1",
-    "--warmup-epochs",
-    "0.5",
-]
-SEED = "it must be from 0 to 9,223,372,036,854,775,807"
-TRAINED = (
-    "rows was trained on [160, 20, 20] rows (train, validation, test) of shape (3,)"
-)
-CUT = "would be left to train on: give more, or smaller fractions"
-# {what is typed: what is said of it}
-WRONG = {
-    "qqq": "no command is called qqq: choose from train, evaluate, sample, angle,",
-    "trian": "no command is called trian (did you mean train?): choose from train,",
-    "train --qqq": "unrecognized arguments: --qqq: see python -m snfnp train --help",
-    "train --epoch 2": "unrecognized arguments: --epoch (did you mean --epochs?): see",
-    "train x --batchsize=2": "--batchsize=2 (did you mean --batch-size?): see python",
-    "train --model qqq": "`model=qqq` is unknown: choose one of fc, vector, conv, ",
-    "train --model con": "`model=con` is unknown (did you mean conv?): choose one of",
-    "check --layer splines": "no layer, rule or map has 'splines' in its name (did you",
-    "check --layer foo": "one of these: actnorm; anticausal conv; bias; causal conv;",
-    "train --backend cuda": "'cupy') (did you mean cupy?): see python -m snfnp train",
-    "check --dtype int": "argument --dtype: invalid choice: 'int' (choose from ",
-    "evaluate": "the following arguments are required: run: see python -m snfnp eval",
-    "evaluate rows --split valid": "'all') (did you mean validation?): see python -m",
-    "evaluate rows --split all": "`split=all` is for other data: name them with `data`",
-    "evaluate rows --batch-size -2": "`batch_size` is -2: it must be at least 1",
-    "evaluate rows --scores a.txt": "`scores` is a.txt: its name must end in one of .c",
-    "evaluate rows --data mnist-sample": f"{TRAINED}, rows from ",
-    "evaluate rows --split all --data no.csv": "no.csv does not exist: check the path",
-    "evaluate rows --split all --data mons": "mons does not exist (did you mean moons",
-    "evaluate rows --split all --data grey.npy": "grey.npy: shape (60, 4, 6, 1) is ",
-    "evaluate rows --split all --data two.npy": "two.npy: shape (4, 2) is not (N, 3)",
-    "evaluate rows --split all --data nan.npy": "nan.npy (train): nan in row 1, colu",
-    "evaluate rows --data moons --drop-incomplete": "is for tables, and moons is none",
-    "evaluate rows --model broken:x": "cannot be imported (ZeroDivisionError",
-    "evaluate rows --model missing:x": "cannot be imported (ModuleNotFoundError",
-    "evaluate rows --model json:x": "cannot be imported (AttributeError",
-    "evaluate rows --model os:sep": "os:sep is of type str: let it be build(shape)",
-    "evaluate rows --model os:system": "system takes command: let it be build(shape)",
-    'evaluate rows --model {"class":"a:b"}': "flow",
+QUICK = SHORT.replace("--epochs 2", "--epochs 1").split()
+WRONG = cases("""
+qqq | no command is called qqq: choose from train, evaluate, sample, angle,
+trian | no command is called trian (did you mean train?): choose from train,
+train --qqq | unrecognized arguments: --qqq: see python -m snfnp train --help
+train --epoch 2 | unrecognized arguments: --epoch (did you mean --epochs?): see
+train x --batchsize=2 | --batchsize=2 (did you mean --batch-size?): see python
+train --model qqq | `model=qqq` is unknown: choose one of fc, vector, conv,
+train --model con | `model=con` is unknown (did you mean conv?): choose one of
+check --layer splines | no layer, rule or map has 'splines' in its name (did you
+check --layer foo | one of these: actnorm; anticausal conv; bias; causal conv;
+train --backend cuda | 'cupy') (did you mean cupy?): see python -m snfnp train
+check --dtype int | argument --dtype: invalid choice: 'int' (choose from
+evaluate | the following arguments are required: run: see python -m snfnp eval
+evaluate rows --split valid | 'all') (did you mean validation?): see python -m
+evaluate rows --split all | `split=all` is for other data: name them with `data`
+evaluate rows --batch-size -2 | `batch_size` is -2: it must be at least 1
+evaluate rows --scores a.txt | `scores` is a.txt: its name must end in one of .c
+evaluate rows --split all --data no.csv | no.csv does not exist: check the path
+evaluate rows --split all --data mons | mons does not exist (did you mean moons
+evaluate rows --split all --data grey.npy | grey.npy: shape (60, 4, 6, 1) is
+evaluate rows --split all --data two.npy | two.npy: shape (4, 2) is not (N, 3)
+evaluate rows --split all --data nan.npy | nan.npy (train): nan in row 1, colu
+evaluate rows --data moons --drop-incomplete | is for tables, and moons is none
+evaluate rows --model broken:x | cannot be imported (ZeroDivisionError
+evaluate rows --model missing:x | cannot be imported (ModuleNotFoundError
+evaluate rows --model json:x | cannot be imported (AttributeError
+evaluate rows --model os:sep | os:sep is of type str: let it be build(shape)
+evaluate rows --model os:system | system takes command: let it be build(shape)
+evaluate rows --model {"class":"a:b"} | flow
+sample empty | empty is no run folder (it has no config.json): check the path
+sample rows --seed -1 | `seed` is -1: it must be from 0 to 9,223,372,036,854,775,807
+sample rows --seed 1e23 | argument --seed: invalid int value: '1e23': see python
+sample rows --temperature inf | `temperature` is inf: it must be at least 0 and
+sample rows --temperature -1 | `temperature` is -1.0: it must be at least 0 and
+sample rows --count 0 | `count` is 0: it must be at least 1
+sample rows --columns 0 | `columns` is 0: it must be at least 1
+sample rows --columns 2 | `columns` is for pictures of images: leave it out
+sample no --out no/a.png | cannot write no/a.png (No such file or directory):
+sample no --out x.txt | `out` is x.txt: its name must end in one of .png, .pdf,
+sample no --out folder.png | `out` is folder.png, which is a folder: give the
+sample grey --count 100000000 | would be a picture of 69,999 x 49,999 pixels
+sample grey --count 20000 --columns 1 | 6 x 99,999 pixels: ask for fewer, for o
+compare empty | empty is no run folder (it has no config.json): check the path
+compare new | has no evaluation yet
+compare rows grey | grey was trained on other data than rows: their likelihoods
+compare rows others | others was trained on other data than rows: their likeli
+compare rows --plot a.txt | `plot` is a.txt: its name must end in one of .png,
+train --data= | `data` is : it must be a name or a path
+train mnits | 'mnits' is neither a data set nor a path (did you mean mnist?): use
+train rows.npy --data mnist | rows.npy and `data=mnist`: give one of them
+train rows.npy --data-dir x | `data_dir=x` is for published data sets, and
+train rows.npy --test 1.5 | `test` is 1.5: give a fraction between 0 and 1, or
+train rows.npy --test there.npy | there.npy does not exist: check the path
+train rows.npy --test moons | moons does not exist: check the path
+train rows.npy --test 0.995 | would be left to train on: give more, or smaller fractions
+train rows.npy --model conv | `model=conv` needs images, found rows of 3 number
+train rows.npy --augment | `augment` needs images, found rows of 3 numbers: lea
+train rows.npy --preprocess logit | is not for rows of numbers: choose standard
+train rows.npy --batch-size 500 | but there are only 160 training rows: choose
+train grey.npy --batch-size 101 | but there are only 48 training images: choose
+train grey.npy --ties keep | `ties` needs rows of numbers, found images: leave
+train grey.npy --preprocess none | `preprocess=none` is not for images: choose
+train grey.npy --test rows.npy | shape (200, 3) beside (54, 4, 6, 1) of train
+train grey.npy --model glow --levels 4 | a squeeze needs an even height and
+train grey.npy --lr-schedule cosine --epochs 3 --warmup-epochs 3 | (3), and `epochs` is 3
+train --data mnist-sample --test 0.1 | `test` only has an effect with `data=P
+train rows.npy --epochs 0 | `epochs` is 0: it must be at least 1
+train --resume later | argument --resume: invalid choice: 'later' (choose from
+train --resume | `resume` and `rollback` need `out`: name the run's folder
+train --resume auto | `resume` and `rollback` need `out`: name the run's folder
+train --rollback | `resume` and `rollback` need `out`: name the run's folder
+train --rollback --resume auto --out rows | would go back each time: choose one
+train rows.npy --resume auto --out two.npy/a | cannot make two.npy/a (Not a dir
+""")
+
+
+WRONG |= {
+    "evaluate rows --data mnist-sample": "rows was trained on [160, 20, 20] rows (train, "
+    "validation, test) of shape (3,), rows from ",
     f"evaluate rows --model {'[' * 50_000}": "flow",
-    "sample empty": "empty is no run folder (it has no config.json): check the path",
-    "sample rows --seed -1": f"`seed` is -1: {SEED}",
-    f"sample rows --seed {10**23}": f"`seed` is {10**23}: {SEED}",
-    "sample rows --seed 1e23": "argument --seed: invalid int value: '1e23': see python",
-    "sample rows --temperature inf": "`temperature` is inf: it must be at least 0 and",
-    "sample rows --temperature -1": "`temperature` is -1.0: it must be at least 0 and",
-    "sample rows --count 0": "`count` is 0: it must be at least 1",
+    f"sample rows --seed {10**23}": f"`seed` is {10**23}: it must be from 0 to 9,223,372",
     f"sample rows --count -{'9' * 2000}": "`count` is -999999999…: it must be at least",
-    "sample rows --columns 0": "`columns` is 0: it must be at least 1",
-    "sample rows --columns 2": "`columns` is for pictures of images: leave it out",
-    "sample no --out no/a.png": "cannot write no/a.png (No such file or directory): ",
     f"sample no --out {'x' * 300}.png": "x.png (File name too long): choose another ",
-    "sample no --out x.txt": "`out` is x.txt: its name must end in one of .png, .pdf, ",
-    "sample no --out folder.png": "`out` is folder.png, which is a folder: give the ",
-    "sample grey --count 100000000": "would be a picture of 69,999 x 49,999 pixels",
-    "sample grey --count 20000 --columns 1": "6 x 99,999 pixels: ask for fewer, for o",
-    "compare empty": "empty is no run folder (it has no config.json): check the path",
-    "compare new": "has no evaluation yet",
-    "compare rows grey": "grey was trained on other data than rows: their likelihoods ",
-    "compare rows others": "others was trained on other data than rows: their likeli",
-    "compare rows --plot a.txt": "`plot` is a.txt: its name must end in one of .png, ",
-    "train --data=": "`data` is : it must be a name or a path",
-    "train mnits": "'mnits' is neither a data set nor a path (did you mean mnist?): use",
-    "train rows.npy --data mnist": "rows.npy and `data=mnist`: give one of them",
-    "train rows.npy --data-dir x": "`data_dir=x` is for published data sets, and ",
-    "train rows.npy --test 1.5": "`test` is 1.5: give a fraction between 0 and 1, or",
-    "train rows.npy --test there.npy": "there.npy does not exist: check the path",
-    "train rows.npy --test moons": "moons does not exist: check the path",
-    "train rows.npy --test 0.995": CUT,
-    "train rows.npy --model conv": "`model=conv` needs images, found rows of 3 number",
-    "train rows.npy --augment": "`augment` needs images, found rows of 3 numbers: lea",
-    "train rows.npy --preprocess logit": "is not for rows of numbers: choose standard",
-    "train rows.npy --batch-size 500": "but there are only 160 training rows: choose ",
-    "train grey.npy --batch-size 101": "but there are only 48 training images: choose",
-    "train grey.npy --ties keep": "`ties` needs rows of numbers, found images: leave",
-    "train grey.npy --preprocess none": "`preprocess=none` is not for images: choose ",
-    "train grey.npy --test rows.npy": "shape (200, 3) beside (54, 4, 6, 1) of train",
-    "train grey.npy --model glow --levels 4": "a squeeze needs an even height and ",
-    "train grey.npy --lr-schedule cosine --epochs 3 --warmup-epochs 3": "(3), and `epochs` is 3",
-    "train --data mnist-sample --test 0.1": "`test` only has an effect with `data=P",
-    "train rows.npy --epochs 0": "`epochs` is 0: it must be at least 1",
-    f"train --threads {10**4}": f"there are {len(threads.cores())} cores here: choose ",
-    "train --resume later": "argument --resume: invalid choice: 'later' (choose from ",
-    "train --resume": "`resume` and `rollback` need `out`: name the run's folder",
-    "train --resume auto": "`resume` and `rollback` need `out`: name the run's folder",
-    "train --rollback": "`resume` and `rollback` need `out`: name the run's folder",
-    "train --rollback --resume auto --out rows": "would go back each time: choose one",
-    "train rows.npy --resume auto --out two.npy/a": "cannot make two.npy/a (Not a dir",
+    "train --threads 10000": f"there are {len(threads.cores())} cores here: choose ",
     f"train rows.npy --resume auto --out {'a' * 256}": "(File name too long): choose",
     f"train rows.npy --resume auto --out {'a' * 5000}": "cannot make aaaa",
 }
@@ -421,6 +404,7 @@ def test_the_extras_are_the_wheels_that_the_advice_names():
 
 
 CONSOLE = "import sys; sys.path.pop(0); from snfnp.cli import run_script; run_script()"
+COMMAND = {"installed": ["-c", CONSOLE], "python -m": ["-m", "snfnp"]}
 OWN_MODEL = """
 import snfnp
 from snfnp.layers import Linear
@@ -431,26 +415,13 @@ def build(shape):
 """
 
 
-COMMAND = {"installed": ["-c", CONSOLE], "python -m": ["-m", "snfnp"]}
-
-
-def program(*words, cwd, also=ROOT, timeout=120):
-    """Python with these words; the package is on its path, and the current folder is not."""
-    known = [os.environ.get("PYTHONPATH")]
-    path = os.pathsep.join([str(ROOT), str(also), *filter(None, known)])
-    how = {"cwd": cwd, "env": os.environ | {"PYTHONPATH": path}, "timeout": timeout}
-    return subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, **how
-    )
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("way", COMMAND)
 def test_a_command_finds_a_model_in_the_current_folder(way, tmp_path):
     (tmp_path / "my_flows.py").write_text(OWN_MODEL)
     np.save(tmp_path / "rows.npy", default_rng(0).normal(size=(60, 3)))
     words = ["train", "rows.npy", *QUICK, "--out", "run", "--model", "my_flows:build"]
-    done = program(*COMMAND[way], *words, cwd=tmp_path)
+    done = program(*COMMAND[way], *words, cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert done.returncode == 0 and "my_flows:build: " in done.stdout, done.stderr
 
 
@@ -484,64 +455,31 @@ def test_a_command_in_a_strangers_folder_runs_none_of_its_files(way, tmp_path, u
 
     def noted(*words):
         ran.write_text("")
-        done = program(*words, cwd=here, also=tmp_path)
+        done = program(*words, cwd=here, PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}")
         assert done.returncode == 0, done.stderr
         return set(ran.read_text().split())
 
     assert "plistlib" in noted("-c", "import plistlib")
     expected = noted("-m", "empty") if way == "python -m" else set()
-    quick = [
-        "--epochs",
-        "1",
-        "--batch-size",
-        "16",
-        "--backend",
-        "numpy",
-        "--out",
-        str(run),
-    ]
+    options = [str(rows), *QUICK, "--out", str(run)]
     if way == "script":
-        words = [
-            str(ROOT / "scripts" / "train_mnist.py"),
-            str(rows),
-            "--model",
-            "fc",
-            *quick,
-        ]
+        words = [ROOT / "scripts" / "train_mnist.py", *options, "--model", "fc"]
     else:
-        train.main([str(rows), *quick])
-        words = [*COMMAND[way], "evaluate", str(run)]
+        train.main(options)
+        words = [*COMMAND[way], "evaluate", run]
     assert noted(*words) == expected and len(expected) < 4
 
 
 def test_without_a_current_folder_a_command_says_what_it_needs(tmp_path, undrawn):
     np.save(tmp_path / "rows.npy", default_rng(0).normal(size=(60, 3)))
     run = str(tmp_path / "run")
-    gone = tmp_path / "gone"
-    train.main(
-        [
-            str(tmp_path / "rows.npy"),
-            "--epochs",
-            "1",
-            "--backend",
-            "numpy",
-            "--out",
-            run,
-        ]
-    )
-    code = (
-        "import os, sys; folder = sys.argv.pop(); os.mkdir(folder); os.chdir(folder);"
-    )
-    code += (
-        "os.rmdir(folder); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-    )
+    train.main([str(tmp_path / "rows.npy"), *QUICK, "--out", run])
+    code = "import os, sys; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone');"
+    code += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     for words, said in (
-        ([], "NLL"),
-        (
-            ["--model", "my_flows:build"],
-            "--model needs my_flows:build, which cannot be imported",
-        ),
+        ("", "NLL"),
+        ("--model my_flows:build", "needs my_flows:build, which cannot be imported"),
     ):
-        whole = ["-m", "snfnp", "evaluate", run, *words]
-        done = program("-c", code, *whole, str(gone), cwd=tmp_path)
+        whole = ["-m", "snfnp", "evaluate", run, *words.split()]
+        done = python(code, *whole, cwd=tmp_path, PYTHONPATH=str(ROOT))
         assert said in done.stdout + done.stderr and "Traceback" not in done.stderr

@@ -163,7 +163,7 @@ case("joblib", alone, lambda: Parallel(2, "multiprocessing")(delayed(scores)() f
 case("while threads score", alone, lambda: while_threads_work(forked))
 two_fits = lambda: Parallel(2, "multiprocessing")(delayed(fitted)() for _ in "ab")
 case("fits of children", alone, two_fits)
-case("spawn", alone, lambda: pool("spawn"))
+
 case("threads after a fork", alone, lambda: pair(scores))
 from sklearn.model_selection import GridSearchCV
 
@@ -171,8 +171,6 @@ grid = lambda jobs: [digest(GridSearchCV(density(), {{"layers": [1, 2]}}, cv=2, 
                             cv_results_["mean_test_score"])]
 one = grid(1)[0]
 case("GridSearchCV", one, lambda: grid(2))
-case("loky", alone, lambda: [digest(each) for each in
-                             Parallel(2)(delayed(model.score_samples)(X) for _ in "ab")])
 """
 )
 
@@ -230,7 +228,7 @@ def test_children_compute_what_their_parent_computes(before):
     """GNU OpenMP ends the child of a process in which it has run."""
     pytest.importorskip("sklearn")
     lines = child(_FORKS, before)
-    assert len(lines) == 2 * 10 and set(lines[1::2]) == {"ok"}, lines
+    assert len(lines) == 2 * 8 and set(lines[1::2]) == {"ok"}, lines
 
 
 @needs_fork

@@ -19,6 +19,7 @@ from support.densities import (
     noted_folds,
     rows_in_fold_and_rest,
 )
+from support.runs import around
 
 import snfnp
 from snfnp.density import fitting, training
@@ -119,13 +120,10 @@ def test_a_fit_that_diverges_keeps_its_best_step(monkeypatch):
     assert np.isfinite(density.score(x))
 
 
-@pytest.mark.parametrize(
-    "state", [{"all": "raise"}, {"all": "call", "call": pytest.fail}]
-)
-def test_a_strict_numpy_changes_nothing(state, fitted, tmp_path):
+def test_a_strict_numpy_changes_nothing(fitted, tmp_path):
     x = moons(60)
     usual = fit(x, PAIR)
-    with np.errstate(**state):
+    with np.errstate(all="call", call=pytest.fail):
         strict = fit(x, PAIR)
         for density in (strict, fitted):
             assert np.isneginf(density.score_samples([[1e308, -1e308]])).all()
@@ -263,13 +261,11 @@ def test_patience_counts_from_the_best_evaluation_of_all_folds(monkeypatch):
 def test_every_member_has_a_seed_of_its_own_and_other_rows_than_judge_it(monkeypatch):
     """Also where training goes on with twice as many steps."""
     seen = []
-    original = training.Batches
 
-    def noted(ops, rows, config, shape):
+    def note(ops, rows, config, shape):
         seen.append((rows, config.seed))
-        return original(ops, rows, config, shape)
 
-    monkeypatch.setattr(training, "Batches", noted)
+    around(monkeypatch, training, "Batches", note)
     monkeypatch.setattr(training, "_WORTH", -math.inf)
     x = moons(80)
     folds = [np.arange(0, 80, 4), np.arange(1, 80, 4)]
@@ -301,16 +297,11 @@ def test_training_goes_on_as_long_as_it_is_worth_it(monkeypatch):
 def test_processes_give_the_bits_of_one(options, monkeypatch):
     """Flows and mixtures side by side in forks, against one after another; this process takes one
     step, which compiles the kernels."""
-
-    def noting(trainer, batches):
-        steps.append(trainer.step)
-        original(trainer, batches)
-
     x = moons(80)
     options = FAST | {"members": 3, "epochs": 6, "noise": 0.1} | options
     densities = []
-    original = Trainer.training_step
-    monkeypatch.setattr(Trainer, "training_step", noting)
+    note = lambda trainer, _: steps.append(trainer.step)  # noqa: E731
+    around(monkeypatch, Trainer, "training_step", note)
     for parallel in (False, True):
         steps = []
         monkeypatch.setattr(forked, "is_useful", lambda parallel=parallel: parallel)
@@ -324,13 +315,8 @@ def test_processes_give_the_bits_of_one(options, monkeypatch):
 def test_many_rows_are_trained_on_for_longer(monkeypatch):
     """Up to a step for 32 rows, as long as each doubling is worth it."""
     noted = []
-
-    def noting(*arguments):
-        noted.append(arguments[5])
-        return original(*arguments)
-
-    original = fitting.flow_candidate
-    monkeypatch.setattr(fitting, "flow_candidate", noting)
+    note = lambda *of: noted.append(of[5])  # noqa: E731
+    around(monkeypatch, fitting, "flow_candidate", note)
     monkeypatch.setattr(fitting, "FEW", 100)
     monkeypatch.setattr(fitting, "_FIRST", 4)
     monkeypatch.setattr(fitting, "_LONGEST", 8)

@@ -17,7 +17,7 @@ import snfnp
 from snfnp.cli import angle, compare, evaluate, sample, shared
 from snfnp.data import LOADERS, SPLITS, Dataset
 from snfnp.data.sets import SAMPLE
-from snfnp.errors import CheckpointError, SnfnpError, UsageError
+from snfnp.errors import CheckpointError, UsageError
 from snfnp.flow import Flow
 from snfnp.likelihood import EVALUATION_NOISE
 from snfnp.training.options import TrainConfig
@@ -28,13 +28,6 @@ from snfnp.training.session import train
 pytestmark = pytest.mark.usefixtures("here")
 
 SIZES = {"fc": {}, "conv": {}, "glow": {"levels": 2, "depth": 1, "width": 4}}
-BAD = [
-    {"epoch": 0},
-    {"epoch": 10**400},
-    {"step": 10**400},
-    {"seconds": 10**400},
-    {"epoch": [1]},
-]
 
 
 def trained(folder, model="fc"):
@@ -75,12 +68,7 @@ def test_a_run_comes_back_in_one_line(monkeypatch, model):
     assert "likelihood" not in vars(run)
     found = run.likelihood.evaluate(dataset.test, 0)
     assert found.nll == summary["test_nll_nats"]
-    assert (
-        run.likelihood.sample(2, seed=0, exact=True)
-        .reshape(-1, *run.image_shape)
-        .shape[0]
-        == 2
-    )
+    assert len(run.likelihood.sample(2, seed=0, exact=True)) == 2
     last = snfnp.load_run("run", "last", backend="numba")
     assert last.ops.name == "numba" and last.checkpoint.step == 4
     assert snfnp.load_run("run", ops=run.ops).ops is run.ops
@@ -157,28 +145,21 @@ def test_what_is_no_run_or_no_checkpoint_is_refused(tmp_path):
             snfnp.load_run("run", name)
 
 
-def test_what_is_not_the_same_run_is_refused_in_a_notebook(tmp_path):
+def test_a_run_does_not_go_on_to_an_epoch_that_is_past(tmp_path):
     dataset, *_ = trained("run")
-    for changes, message in (
-        ({"epochs": 1}, "is at step 4, past `epochs=1`"),
-        ({"dataset": small_dataset()}, "was trained on .* images .*, but these are"),
-    ):
-        with one_line(UsageError, match=message):
-            snfnp.resume("run", **{"dataset": dataset, **changes})
-    with one_line(UsageError, "no option colour"):
-        snfnp.resume("run", dataset=dataset, colour=3)
+    with one_line(UsageError, "is at step 4, past `epochs=1`"):
+        snfnp.resume("run", dataset=dataset, epochs=1)
     with pytest.raises(UsageError, match="is no run folder"):
         snfnp.resume(tmp_path)
     assert not Path("run.lock").exists()
 
 
 SAME = small_dataset()
-LARGER = small_dataset(side=6)
-# the same images in another order, split by split; and fewer of them
+FEWER = small_dataset(90, side=6)
+# the same images in another order, split by split
 OTHERS = {
     s: replace(SAME, source="elsewhere", **{s: getattr(SAME, s)[::-1]}) for s in SPLITS
 }
-FEWER = replace(SAME, train=SAME.train[:90], test=SAME.test[:20])
 COMMANDS = {"evaluate": evaluate, "angle": angle}
 SEES = {"evaluate": ("test",), "angle": ("train",), "resume": SPLITS}
 
@@ -214,11 +195,10 @@ def said(monkeypatch, capsys):
     return look
 
 
-def refusal(path, shape="(5, 5, 1)", source="elsewhere"):
+def refusal(path, images="[100, 30, 30] of shape (5, 5, 1)", source="elsewhere"):
     return (
         f"{path} was trained on [100, 30, 30] images (train, validation, test) of shape (5, 5, 1), "
-        f"photographs from random images, but these are [100, 30, 30] of shape {shape}, "
-        f"mnist from {source}"
+        f"photographs from random images, but these are {images}, mnist from {source}"
     )
 
 
@@ -230,15 +210,11 @@ def test_other_images_are_refused(way, split, photographs, said):
     advice = f"give the original data{others} with `data` (dataset= in Python)"
     with one_line(UsageError, f"{refusal(photographs)}: {advice}"):
         said(way, photographs, OTHERS[split])
-    with one_line(
-        UsageError, f"{refusal(photographs, '(6, 6, 1)', 'random images')}: {advice}"
-    ):
-        said(
-            way,
-            photographs,
-            LARGER,
-            *(() if way == "resume" else ("--data-dir", "there")),
-        )
+    counts = "[90, 30, 30] of shape (6, 6, 1)"
+    message = f"{refusal(photographs, counts, 'random images')}: {advice}"
+    options = () if way == "resume" else ("--data-dir", "there")
+    with one_line(UsageError, message):
+        said(way, photographs, FEWER, *options)
 
 
 @pytest.mark.parametrize("way", COMMANDS)
@@ -257,14 +233,6 @@ def test_nothing_is_said_of_the_same_images(way, photographs, said):
     assert lines and not any(
         "trained on" in line or "SHA-256" in line for line in lines
     )
-
-
-@pytest.mark.parametrize("way", SEES)
-def test_fewer_images_are_refused(way, photographs, said):
-    with pytest.raises(
-        UsageError, match=r"photographs from .*, but these are \[90, 30, 20\]"
-    ):
-        said(way, photographs, FEWER)
 
 
 def test_a_fingerprint_is_of_values_order_and_shape_alone(monkeypatch):
@@ -391,16 +359,3 @@ def test_a_picture_is_drawn(runs, capsys, names):
     compare.main([*(str(runs / name) for name in names), "--plot", "runs.svg"])
     assert "</svg>" in Path("runs.svg").read_text()
     assert "runs.svg" in capsys.readouterr().out
-
-
-def evaluation(**changes):
-    known = {"epoch": 9, "step": 45, "seconds": 1.0, "validation_nll_nats": 1.0}
-    return json.dumps({**known, "reconstruction": 0.1, **changes}) + "\n"
-
-
-@pytest.mark.parametrize("change", BAD, ids=range(len(BAD)))
-def test_a_damaged_evaluation_is_one_line(runs, tmp_path, change):
-    copy = shutil.copytree(runs / "a", tmp_path / "copy")
-    (copy / "metrics.jsonl").write_text(evaluation(**change))
-    with one_line(SnfnpError, match="metrics.jsonl is damaged .line 1"):
-        compare.main([str(copy)])

@@ -5,6 +5,7 @@ import pytest
 from numpy.random import default_rng
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import norm
+from support.runs import around
 
 from snfnp.density import mixture, training
 from snfnp.density.ensemble import Ensemble, MixtureMember, stacked_weights
@@ -100,13 +101,7 @@ def test_a_step_of_em_is_the_formula_with_its_prior(kind):
 def test_the_prior_of_many_components_is_as_much_smaller(monkeypatch):
     """C K^(−2/D), and a millionth of its mean on the diagonal."""
     seen = []
-    original = Mixture._maximised.__func__
-
-    def noted(cls, sums, usual, kind, prior):
-        seen.append(usual)
-        return original(cls, sums, usual, kind, prior)
-
-    monkeypatch.setattr(Mixture, "_maximised", classmethod(noted))
+    around(monkeypatch, Mixture, "_maximised", lambda *of: seen.append(of[1]))
     rows = default_rng(0).normal(size=(200, 3)) * [1, 2, 3]
     Mixture.fit(rows, 8, "full", 0.3, 0)
     expected = np.cov(rows.T, bias=True) / 4
@@ -144,13 +139,7 @@ def test_many_rows_go_through_a_mixture_in_parts(monkeypatch):
     assert_allclose(parts.log_prob(rows), whole.log_prob(rows), atol=1e-9)
     monkeypatch.setattr(mixture, "_FIRST", 150)
     seen = []
-    original = Mixture._expected
-
-    def noted(fitted, some):
-        seen.append(len(some))
-        return original(fitted, some)
-
-    monkeypatch.setattr(Mixture, "_expected", noted)
+    around(monkeypatch, Mixture, "_expected", lambda _, some: seen.append(len(some)))
     Mixture.fit(rows, 3, "full", 0.3, 0)
     assert set(seen) == {150, 300} and 0 < seen.count(300) <= mixture._ON_ALL
 
@@ -163,13 +152,7 @@ def test_scores_of_mixtures_have_the_units_of_the_data_and_come_from_other_rows(
     rows = rng.normal(size=(60, 2))
     ldj = rng.normal(size=60)
     folds = np.split(np.arange(60), 3)
-    original = Mixture.fit.__func__
-
-    def noted(cls, rows, *settings):
-        fitted.append(rows)
-        return original(cls, rows, *settings)
-
-    monkeypatch.setattr(Mixture, "fit", classmethod(noted))
+    around(monkeypatch, Mixture, "fit", lambda rows, *_: fitted.append(rows))
     for candidate in mixture_candidates(rows, folds, 0, ldj):
         for fold, member in zip(folds, candidate.members, strict=True):
             expected = member.log_prob(rows[fold]) + ldj[fold]
@@ -187,13 +170,7 @@ def test_mixtures_of_many_rows_take_more_components_while_they_are_better(monkey
     rows = rng.integers(0, 3, (300, 2)) + 0.05 * rng.normal(size=(300, 2))
     folds = np.split(np.arange(60), 3)
     fitted = []
-    original = Mixture.fit.__func__
-
-    def noted(cls, rows, *settings):
-        fitted.append(len(rows))
-        return original(cls, rows, *settings)
-
-    monkeypatch.setattr(Mixture, "fit", classmethod(noted))
+    around(monkeypatch, Mixture, "fit", lambda rows, *_: fitted.append(len(rows)))
     result = mixture_candidates(rows, folds, 0, np.zeros(300))
     sizes = [int(each.name.split()[2].rstrip(",")) for each in result]
     assert sizes[:4] == [1, 4, 16, 32] and all(each.refit is None for each in result)

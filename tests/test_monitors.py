@@ -11,11 +11,12 @@ from numpy import linalg
 from numpy.random import default_rng
 from support.arrays import pixels
 from support.gradients import moved
+from support.runs import around
 from support.trainers import make_trainer, run_training, small_dataset
 
 from snfnp import diagnostics
 from snfnp.context import Slice
-from snfnp.diagnostics import _angle, gradient_angles, gradients
+from snfnp.diagnostics import _angle, gradient_angles
 from snfnp.errors import DivergedError, UsageError
 from snfnp.flow import Flow
 from snfnp.gradcheck import as_matrix, check_gradient
@@ -150,14 +151,13 @@ def inspected(trainer):
 def test_figures_are_in_double_precision_if_evaluations_are_not(model, monkeypatch):
     """Kernels of a GPU refuse inputs and parameters of two types."""
 
-    def noting(ops, flow, params, x, *rest):
+    def note(ops, flow, params, x, *rest):
         types.update(
-            {x.dtype, *(a.dtype for own in params.values() for a in own.values())}
+            {x.dtype, *(a.dtype for each in params.values() for a in each.values())}
         )
-        return gradients(ops, flow, params, x, *rest)
 
     types = set()
-    monkeypatch.setattr(diagnostics, "gradients", noting)
+    around(monkeypatch, diagnostics, "gradients", note)
     single, double = (
         inspected(make_trainer(OPS, model, eval_dtype=dtype, track_angle=1))
         for dtype in ("float32", "float64")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.random import default_rng
 from support.messages import assert_one_line
+from support.runs import around
 from support.trainers import MODELS_AND_GRADIENTS, without_time
 
 from snfnp.cli import train as command
@@ -116,7 +117,6 @@ def result(tmp_path_factory):
         table[9, 1] = cell
         (folder / f"{name}.csv").write_text("\n".join(map(",".join, table)) + "\n")
     saves = []
-    save = Checkpointer.save
     numbers = itertools.count()
 
     @functools.cache
@@ -143,15 +143,11 @@ def result(tmp_path_factory):
         parameters = load_run(out, "last").checkpoint.p.tobytes()
         return str((metrics, files)), parameters, tuple(saves)
 
-    def noted(checkpoints, *paths, **settings):
-        saves.append("a checkpoint")
-        return save(checkpoints, *paths, **settings)
-
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
         patched.setenv("SNFNP_OFFLINE", "1")
         patched.setattr(command, "_draw", lambda *_: None)
-        patched.setattr(Checkpointer, "save", noted)
+        around(patched, Checkpointer, "save", lambda *_: saves.append("a checkpoint"))
         yield run
 
 
@@ -176,35 +172,10 @@ def test_every_option_changes_a_run(name, result):
 
 # What these change no step shows: data, files, evaluations, and what every step needs. The runs
 # above show it, whatever the model is.
-OF_RUNS = {
-    "model",
-    "gradient",
-    "data",
-    "validation",
-    "test",
-    "header",
-    "columns",
-    "ties",
-}
-OF_RUNS |= {
-    "drop_incomplete",
-    "data_dir",
-    "epochs",
-    "eval_every",
-    "checkpoint_every",
-    "patience",
-}
-OF_RUNS |= {
-    "track_angle",
-    "out",
-    "backend",
-    "threads",
-    "eval_dtype",
-    "graph",
-    "tf32",
-    "recompute",
-}
-OF_STEPS = [name for name in OPTIONS if name not in OF_RUNS]
+OF_RUNS = """model gradient data validation test header columns ties drop_incomplete data_dir epochs
+eval_every checkpoint_every patience track_angle out backend threads eval_dtype graph tf32
+recompute"""
+OF_STEPS = [name for name in OPTIONS if name not in OF_RUNS.split()]
 SIZES = {"levels": 1, "depth": 1, "width": 4}
 TINY = (4, 4, 1)
 USUAL = {("preprocess", "logit"), ("preprocess", "standardise")}  # what None stands for

@@ -12,7 +12,7 @@ import pytest
 from numpy.random import default_rng
 from support.messages import one_line
 from support.own_layer import RULES, own
-from support.runs import assert_same_run, state
+from support.runs import around, assert_same_run, state
 from support.trainers import at_step, spoil, without_time
 from test_likelihood import Stretch
 
@@ -420,9 +420,7 @@ def test_fit_takes_data_in_one_line_and_leaves_no_folder(
 def test_values_of_rows_are_looked_at_where_data_enter_and_not_in_steps(monkeypatch):
     """As often where an epoch has four times as many steps."""
     looks = []
-    original = images.parts
-    noted = lambda rows: looks.append(len(rows)) or original(rows)  # noqa: E731
-    monkeypatch.setattr(images, "parts", noted)
+    around(monkeypatch, images, "parts", looks.append)
     counts = []
     for batch_size in (40, 10):
         looks.clear()

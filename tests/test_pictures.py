@@ -5,14 +5,16 @@ import math
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot
 import numpy as np
 import pytest
 from PIL import Image
 from support.messages import one_line
-from support.processes import python
+from support.processes import files_limited
+from support.runs import around
 
-from snfnp.cli import sample, train
-from snfnp.errors import UsageError
+from snfnp.cli import main, sample, train
+from snfnp.errors import SnfnpError, UsageError
 from snfnp.flow import Flow
 from snfnp.training import curves, plots
 from snfnp.training.curves import rows, save_curves
@@ -23,7 +25,6 @@ pytestmark = pytest.mark.slow
 MAGIC = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
 MAGIC |= dict.fromkeys((".jpg", ".jpeg"), b"\xff\xd8\xff") | {".webp": b"RIFF"}
 MAGIC |= dict.fromkeys((".tif", ".tiff"), b"II*\0")
-ROOT = Path(__file__).resolve().parents[1]
 SIDE = 5  # of the images of the run `finished`
 ODD_NAMES = [
     "a$_$",
@@ -62,39 +63,20 @@ def test_a_picture_has_the_format_of_its_name(finished, tmp_path, suffix, capsys
     assert capsys.readouterr().out == f"{out}\n"
 
 
-FULL = """
-import resource, sys
-import numpy as np
-from pathlib import Path
-from snfnp.cli import run_script
-from snfnp.training import curves, plots
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # bytes; the failure is that of a full disk
-out = Path(sys.argv[1])
-records = [{"validation_nll_nats": 1, "reconstruction": 1, "epoch": 1, "seconds": 1}]
-work = {
-    "samples": lambda: plots.save_samples(out, {"a": np.zeros((9, 4, 4, 1), np.uint8)}, ""),
-    "curves": lambda: curves.save_curves(out, records, ""),
-}
-for kind, draw in work.items():
-    try:
-        run_script(lambda argv: draw())
-    except SystemExit as end:
-        print(kind, end.code)
-"""
-
-
 @pytest.mark.skipif(
     sys.platform == "win32", reason="has no limit for the size of a file"
 )
 def test_a_full_disk_leaves_the_old_picture(tmp_path):
     out = tmp_path / "a.png"
     out.write_bytes(b"the old one")
-    done = python(FULL, out)
-    assert (done.returncode, done.stdout) == (0, "samples 1\ncurves 1\n"), done.stderr
-    lines = done.stderr.splitlines()
-    message = f"error: cannot write {out} (File too large)"
-    assert len(lines) == 2 and all(line.startswith(message) for line in lines)
-    assert contents(tmp_path) == {"a.png": b"the old one"}
+    for draw in (
+        lambda: plots.save_samples(out, {"a": images(9)}, ""),
+        lambda: save_curves(out, [RECORD], ""),
+    ):
+        message = f"cannot write {out} (File too large)"
+        with one_line(SnfnpError, message), files_limited(1000):
+            draw()
+        assert contents(tmp_path) == {"a.png": b"the old one"}
 
 
 def grid_of(images, columns):
@@ -114,13 +96,8 @@ def test_many_images_are_drawn_in_parts(finished, tmp_path, monkeypatch):
     likelihood = load_run(finished).likelihood
     drawn = likelihood.sample(1000, 3)
     counts = []
-    inverse = Flow.inverse
-
-    def counted(flow, ops, params, latents, **options):
-        counts.append(len(latents[0]))
-        return inverse(flow, ops, params, latents, **options)
-
-    monkeypatch.setattr(Flow, "inverse", counted)
+    note = lambda *of: counts.append(len(of[3][0]))  # noqa: E731, latents
+    around(monkeypatch, Flow, "inverse", note)
     out = tmp_path / "many.npy"
     options = ["--count", "1000", "--seed", "3", "--out", str(out)]
     sample.main([str(finished), *options])
@@ -156,37 +133,23 @@ def test_the_default_picture_is_about_square_and_shows_every_pixel(tmp_path):
     assert (np.diff(row) != 0).sum() > 0.95 * 27 * 28
 
 
-DRAWN = """
-import sys
-import matplotlib
-from snfnp.cli import main
-matplotlib.use("svg")
-own = dict(matplotlib.rcParams)
-for words in sys.argv[1:]:
-    main(words.split())
-assert dict(matplotlib.rcParams) == own
-import matplotlib.pyplot
-assert matplotlib.get_backend() == "svg" and not matplotlib.pyplot.get_fignums()
-"""
-
-
-def test_settings_of_the_users_own_change_no_picture_and_stay(tmp_path):
+def test_settings_of_the_users_own_change_no_picture_and_stay(tmp_path, monkeypatch):
     """Such as LaTeX for all text, which few machines have."""
-    settings = "text.usetex: True\nfigure.dpi: 30\naxes.grid: True\n"
-    (tmp_path / "matplotlibrc").write_text(settings)
-    train = "train rows.npy --depth 1 --bins 4 --backend numpy --epochs 2 --out run"
-    commands = (train, "sample run --out s.png", "compare run --plot c.png")
+    settings = {"text.usetex": True, "figure.dpi": 30, "axes.grid": True}
+    train = "train rows.npy --depth 1 --bins 4 --backend numpy --epochs 1 --out run"
     drawn = []
-    for folder in (tmp_path, tmp_path / "none"):
-        cwd = folder / "here"
-        cwd.mkdir(parents=True)
-        np.save(cwd / "rows.npy", np.random.default_rng(0).normal(size=(60, 2)))
-        changes = {"MPLCONFIGDIR": str(folder), "PYTHONPATH": str(ROOT)}
-        done = python(DRAWN, *commands, cwd=cwd, **changes)
-        assert done.returncode == 0, done.stderr
+    for name, more in (("usual", {}), ("others", settings)):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        np.save("rows.npy", np.random.default_rng(0).normal(size=(60, 2)))
+        with matplotlib.rc_context(more):
+            before = dict(matplotlib.rcParams)
+            for words in (train, "sample run --out s.png", "compare run --plot c.png"):
+                main(words.split())
+            assert dict(matplotlib.rcParams) == before
         names = ("run/training.gif", "run/samples.png", "s.png")  # c.png shows seconds
-        drawn.append([(cwd / name).read_bytes() for name in names])
-    assert drawn[0] == drawn[1]
+        drawn.append([Path(name).read_bytes() for name in names])
+    assert drawn[0] == drawn[1] and not matplotlib.pyplot.get_fignums()
 
 
 def test_any_name_is_drawn_as_it_is_and_without_a_warning(tmp_path, recwarn):
@@ -197,10 +160,9 @@ def test_any_name_is_drawn_as_it_is_and_without_a_warning(tmp_path, recwarn):
     curves.save_comparison(
         tmp_path / "d.svg", dict.fromkeys(ODD_NAMES, figures), "nats"
     )
-    records = [dict(zip(curves.COMPARED, (1, 2, 3), strict=True), reconstruction=0.0)]
-    for index, name in enumerate(ODD_NAMES):
-        curves.save_curves(tmp_path / f"{index}.svg", records, name)
-    assert len(list(tmp_path.iterdir())) == 3 + len(ODD_NAMES) and not recwarn.list
+    for index, name in enumerate((ODD_NAMES[0], " ".join(ODD_NAMES))):
+        save_curves(tmp_path / f"{index}.svg", [RECORD], name)
+    assert len(list(tmp_path.iterdir())) == 5 and not recwarn.list
 
 
 def test_samples_stand_beside_test_images_under_the_rule_and_the_best_epoch(
@@ -243,16 +205,6 @@ def test_a_row_has_a_gap_where_a_record_lacks_it_and_a_band_where_one_has_one():
     line, low, high = rows([RECORD, without, banded])[2].lines
     for drawn, ends in ((line, (1, 2)), (low, (1, 1.5)), (high, (1, 3))):
         assert (drawn[0], drawn[2]) == ends and math.isnan(drawn[1])
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that are saved."""
-    figures = []
-    monkeypatch.setattr(
-        plots.Figure, "savefig", lambda figure, *_, **__: figures.append(figure)
-    )
-    return figures
 
 
 def test_the_picture_has_all_rows_once_and_whole_epochs(tmp_path, drawn):
@@ -305,23 +257,17 @@ def test_a_comparison_shows_all_but_the_first_evaluations(tmp_path, drawn):
 
 @pytest.mark.parametrize("length", [1, 130])
 def test_the_legend_of_a_comparison_leaves_its_panels_their_room(
-    tmp_path, monkeypatch, length
+    tmp_path, drawn, length
 ):
     """It is below them, so that long names cover no curve."""
-    figures = []
-    original = plots.Figure.savefig
-
-    def save(figure, *args, **options):
-        original(figure, *args, **options)
-        figures.append(figure)
-
-    monkeypatch.setattr(plots.Figure, "savefig", save)
     line = {key: [1.0, 2.0, 3.0] for key in curves.COMPARED}
     lines = {name * length: line for name in "abc"}
     curves.save_comparison(tmp_path / "a.png", lines, "NLL")
-    panels = [axis.get_window_extent() for axis in figures[0].axes]
-    (legend,) = figures[0].legends
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    panels = [axis.get_window_extent() for axis in figure.axes]
+    (legend,) = figure.legends
     frame = legend.get_window_extent()
-    assert all(panel.width > 0.4 * figures[0].bbox.width for panel in panels)
+    assert all(panel.width > 0.4 * figure.bbox.width for panel in panels)
     assert frame.y1 < min(panel.y0 for panel in panels)
-    assert 0 <= frame.x0 < frame.x1 <= figures[0].bbox.width
+    assert 0 <= frame.x0 < frame.x1 <= figure.bbox.width

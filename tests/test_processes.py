@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 from support import processes
-from support.messages import one_line
+from support.messages import cases, one_line
 from support.runs import assert_same_run, state
 from support.trainers import OWN, SMALL_GLOW, small_dataset
 
@@ -60,17 +60,9 @@ for sys.argv[1:] in eval(sys.argv[1]):
         print("status", end.code)
 """
 SEVERAL = COMMAND.replace("run_script(command.main)", IN_TURN)
-SMALL = [
-    "--backend",
-    "numpy",
-    "--batch-size",
-    "12",
-    "--warmup-epochs",
-    "1",
-    "--lr",
-    "1e-3",
-]
-GLOW = [word for name, value in SMALL_GLOW.items() for word in (f"--{name}", value)]
+OPTIONS = "--backend numpy --batch-size 12 --warmup-epochs 1 --lr 1e-3"
+SMALL = OPTIONS.split()
+GLOW = " ".join(f"--{name} {value}" for name, value in SMALL_GLOW.items())
 LIMIT = 60  # seconds in which all processes have ended after one of them has
 TIGHT = 1e-12
 
@@ -91,12 +83,6 @@ def ended(*words, **environment):
     return subprocess.run(
         words, env=environment, capture_output=True, text=True, timeout=60
     )
-
-
-def trained(size, path, *arguments, **environment):
-    status, output, errors = train(size, path, *arguments, **environment)
-    assert status == 0, errors[-2000:]
-    return output
 
 
 def all_trained(size, runs):
@@ -143,11 +129,11 @@ def assert_close(first, second):
 
 
 MODELS = {
-    "fc whitened": ["--model", "fc", "--coordinates", "white", "--clip-norm", "5"],
+    "fc whitened": "--model fc --coordinates white --clip-norm 5",
     # Adam divides a gradient by its size, or by 1e-8 where it is smaller: where the terms of one
     # cancel, as those of a coupling's scale do at the start, a rounding of 1e-14 moves a parameter
     # by 1e-6 of the learning rate. With a small one, m and v still tell of every gradient.
-    "glow": ["--model", "glow", *GLOW, "--epochs", "1", "--lr", "1e-7"],
+    "glow": f"--model glow {GLOW} --epochs 1 --lr 1e-7",
 }
 
 
@@ -157,7 +143,7 @@ def test_the_numbers_do_not_depend_on_how_many_processes_there_are(tmp_path, alo
     paths = []
     runs = []
     for name, options in MODELS.items():
-        words = ["--dtype", "float64", "--epochs", "2", *options]
+        words = f"--dtype float64 --epochs 2 {options}".split()
         one, two, again = (
             tmp_path / f"{name}-{copy}" for copy in ("one", "two", "again")
         )
@@ -208,16 +194,15 @@ def seconds_until_gone(ranks):
 def test_a_killed_rank_ends_the_others_and_the_run_goes_on(tmp_path):
     """At random moments, as often as SNFNP_KILLS says; killed with no warning, as kill -9 does."""
     kills = int(os.environ.get("SNFNP_KILLS", 1))
-    options = ["--epochs", "4"]
     rng = np.random.default_rng(int(os.environ.get("SNFNP_SEED", 0)))
     whole = tmp_path / "whole"
     part = tmp_path / "part"
-    trained(2, whole, *options)
+    options = ("--epochs", "4", "--resume", "auto")
     longest = 0.0
     for _ in range(kills):
-        options = ["--epochs", "4", "--checkpoint-every", "2", "--resume", "auto"]
         environment = {"PIDS": str(tmp_path), "SLEEP": "0.05"}
-        process = launch(2, part, *options, **environment)
+        words = (*options, "--checkpoint-every", "2")
+        process = launch(2, part, *words, **environment)
         ranks = pids(tmp_path, 2)
         time.sleep(rng.uniform(0, 1))
         victim = int(rng.integers(2))
@@ -228,7 +213,7 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on(tmp_path):
         for file in tmp_path.glob("[01]"):
             file.unlink()
     print(f"{kills} kills: the other process ended within {longest:.2f} s")
-    trained(2, part, "--epochs", "4", "--resume", "auto")
+    all_trained(2, [(whole, *options), (part, *options)])
     assert_same_run(whole, part)
 
 
@@ -236,10 +221,9 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on(tmp_path):
 def test_ranks_resume_a_model_of_the_users_own_without_sending_its_code(tmp_path):
     whole = tmp_path / "whole"
     part = tmp_path / "part"
-    own = ["--model", "support.trainers:OWN"]
-    trained(2, whole, *own, "--epochs", "2")
-    trained(2, part, *own, "--epochs", "1")
-    trained(2, part, *own, "--epochs", "2", "--resume")
+    own = ("--model", "support.trainers:OWN", "--epochs")
+    runs = [(whole, *own, 2), (part, *own, 1), (part, *own, 2, "--resume")]
+    all_trained(2, runs)
     assert_same_run(whole, part, flow=OWN)
 
 
@@ -319,13 +303,13 @@ def test_a_signal_before_the_ranks_know_each_other_ends_them():
     assert processes.finish(processes.start(2, ["-c", AT_START]), LIMIT)[0] != 0
 
 
-WRONG = {
-    "--nonsense": "unrecognized arguments: --nonsense",
-    "--batch-size 1": "is not a multiple of 2 processes",
-    "--batch-size 21": "is not a multiple of 2 processes",
-    "--processes 2": "and mpiexec has started 2 already: leave one",
-    "--resume": "is no run folder",
-}
+WRONG = cases("""
+--nonsense | unrecognized arguments: --nonsense
+--batch-size 1 | is not a multiple of 2 processes
+--batch-size 21 | is not a multiple of 2 processes
+--processes 2 | and mpiexec has started 2 already: leave one
+--resume | is no run folder
+""")
 
 
 @pytest.mark.mpi
@@ -374,16 +358,15 @@ def test_far_too_many_ranks_end_before_mpi_and_one_of_them_says_why(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-FEW = "is not a multiple of 999999 processes: give a multiple"
-TOO_MANY = {
-    "--processes 999999 --batch-size 500": f"`batch_size=500` {FEW}",
-    "--processes 999999 --model conv": f"`batch_size=100` {FEW}",
-    "--processes 999999 --batch-size 999999": "999999 processes are far more than the",
-    "--processes 3 --batch-size 500": "`batch_size=500` is not a multiple of 3 process",
-    "--processes 3 --resume": "`batch_size=20` is not a multiple of 3 processes",
-    "--processes 999999 --resume auto --seed 0": f"`batch_size=20` {FEW}",
-    "--processes 0": "`processes` is 0: it must be at least 1",
-}
+TOO_MANY = cases("""
+--processes 999999 --batch-size 500 | `batch_size=500` is not a multiple of 999999 processes: gi
+--processes 999999 --model conv | `batch_size=100` is not a multiple of 999999 processes: give
+--processes 999999 --batch-size 999999 | 999999 processes are far more than the
+--processes 3 --batch-size 500 | `batch_size=500` is not a multiple of 3 process
+--processes 3 --resume | `batch_size=20` is not a multiple of 3 processes
+--processes 0 | `processes` is 0: it must be at least 1
+--processes 999999 --resume auto --seed 0 | `batch_size=20` is not a multiple of 999999 proc
+""")
 
 
 @pytest.mark.parametrize("line", TOO_MANY)

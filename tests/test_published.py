@@ -241,12 +241,6 @@ def test_other_versions_are_not_read(name, said, tmp_path):
     refused(name, tmp_path, "which lacks", *FILES[name], said, kind=UsageError)
 
 
-def test_an_unknown_name_is_refused():
-    names = "mnist, fashion-mnist, cifar-10, imagenet32, mnist-sample"
-    problem = "'cifar' is neither a data set nor a path"
-    refused("cifar", None, problem, names, kind=UsageError)
-
-
 @pytest.mark.usefixtures("small")
 def test_a_damaged_gzip_file_is_one_line_or_harmless(tmp_path):
     """Cuts and changed bytes give SnfnpError or, if they do not matter, the images."""

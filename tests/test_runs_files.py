@@ -1,7 +1,6 @@
 """Files: runs' under the hands of others, and what is kept where nothing can be written."""
 
 import os
-import resource
 import shutil
 import stat
 import subprocess
@@ -13,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from support.messages import one_line
-from support.processes import python
-from support.runs import assert_same_run
+from support.processes import files_limited, python
+from support.runs import around, assert_same_run
 from support.trainers import at_step, run_training
 
 from snfnp import files
@@ -176,17 +175,12 @@ def test_no_pipe_or_device_is_replaced(tmp_path):
 def test_a_file_is_durable_under_its_name(tmp_path, monkeypatch):
     """After a power failure too: the content before it is renamed, the folder after that."""
     done = []
-    fsync = os.fsync
-    replace = os.replace
 
-    def noted_fsync(number):
+    def note(number):
         done.append("folder" if stat.S_ISDIR(os.fstat(number).st_mode) else "file")
-        fsync(number)
 
-    monkeypatch.setattr(os, "fsync", noted_fsync)
-    monkeypatch.setattr(
-        os, "replace", lambda *paths: done.append("rename") or replace(*paths)
-    )
+    around(monkeypatch, os, "fsync", note)
+    around(monkeypatch, os, "replace", lambda *_: done.append("rename"))
     files.write_atomically(tmp_path / "file", b"content")
     assert done == ["file", "rename", "folder"]
 
@@ -241,14 +235,10 @@ def test_a_hard_link_to_a_lock_lets_nobody_in(holder, tmp_path):
 
 
 def test_a_lock_does_not_need_room_for_its_holders_name(tmp_path):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     first = RunFolder(tmp_path).lock
     second = RunFolder(tmp_path).lock
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # no file may grow
-    try:
+    with files_limited(0):
         first.__enter__()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     with pytest.raises(UsageError, match="in use by another process"), second:
         pass
     first.__exit__(None, None, None)

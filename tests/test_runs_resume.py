@@ -196,15 +196,11 @@ def test_a_schedule_goes_on_as_if_there_had_been_no_end(monkeypatch):
     """After a kill, and with the rates of more epochs if there are more."""
     falling = {"lr_schedule": "cosine", "final_lr_fraction": 0.1}
     rates = {}
-    note = StepScalars.set
     with monkeypatch.context() as patched, pytest.raises(Killed):
         at_step(patched, 12, kill)
         run_training("run", **falling)
-    monkeypatch.setattr(
-        StepScalars,
-        "set",
-        lambda *args: (rates.update({args[1]: args[2]}), note(*args)),
-    )
+    note = lambda _, step, rate, *rest: rates.update({step: rate})  # noqa: E731
+    around(monkeypatch, StepScalars, "set", note)
     for first, epochs in ((10, 3), (15, 4)):
         rates.clear()
         run_training("run", resume=True, epochs=epochs, **falling)

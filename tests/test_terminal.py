@@ -3,13 +3,16 @@
 import io
 import os
 import signal
-import subprocess
 import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+from support.messages import cases
+from support.processes import program, python
+from support.runs import SHORT
 
 from snfnp.cli import COMMANDS, main, run_script
 from snfnp.errors import UsageError
@@ -20,26 +23,6 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 HELP = ("-m", "snfnp", "evaluate", "--help")
 LISTING = ("-m", "snfnp")
-NO_SPACE = (
-    "error: the output cannot be written (No space left on device): send it elsewhere\n"
-)
-
-
-def python(*arguments, **settings):
-    """Python in a process of its own, with PYTHONPATH and these environment variables."""
-    variables = {name: settings.pop(name) for name in list(settings) if name.isupper()}
-    kept = {
-        name: value for name, value in os.environ.items() if name != "SNFNP_DATA_DIR"
-    }
-    settings = {
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-        "timeout": 200,
-    } | settings
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(
-        command, env={**kept, "SNFNP_OFFLINE": "1", **variables}, **settings
-    )
 
 
 def every_help():
@@ -83,10 +66,10 @@ def test_every_line_is_flushed_to_a_log_file(monkeypatch, tmp_path):
 def into(output, *arguments, **settings):
     """(exit status, stderr) of Python with a descriptor as standard output."""
     try:
-        done = python(*arguments, stdout=output, **settings)
+        done = program(*arguments, stdout=output, **settings)
     finally:
         os.close(output)
-    return done.returncode, done.stderr.decode()
+    return done.returncode, done.stderr
 
 
 def closed_pipe():
@@ -101,37 +84,20 @@ def test_a_closed_pipe_is_quiet_and_a_full_disk_one_line(unbuffered):
     assert result == (128 + signal.SIGPIPE, "")
     if Path("/dev/full").exists():
         full = os.open("/dev/full", os.O_WRONLY)
-        assert into(full, *HELP, PYTHONUNBUFFERED=unbuffered) == (1, NO_SPACE)
+        cause = "cannot be written (No space left on device): send it elsewhere"
+        result = into(full, *HELP, PYTHONUNBUFFERED=unbuffered)
+        assert result == (1, f"error: the output {cause}\n")
 
 
 def test_a_closed_pipe_for_errors_keeps_the_status():
     writer = closed_pipe()
-    try:
-        assert (
-            python("-m", "snfnp", "trian", stdout=writer, stderr=writer).returncode == 2
-        )
-    finally:
-        os.close(writer)
+    assert into(writer, "-m", "snfnp", "trian", stderr=writer)[0] == 2
 
 
 def test_without_an_output_there_is_no_error():
     code = "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-    done = python("-c", code, *LISTING)
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
-
-
-MOONS = [
-    "-m",
-    "snfnp",
-    "train",
-    "moons",
-    "--depth",
-    "1",
-    "--backend",
-    "numpy",
-    "--epochs",
-    "1",
-]
+    done = python(code, *LISTING)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 TWICE = """
@@ -151,12 +117,14 @@ def test_without_its_streams_a_run_is_whole_and_an_error_has_its_status(
 ):
     code = f"import os, sys; [os.close(each) for each in {closed}];"
     code += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-    words = ["-c", TWICE, *MOONS[2:], "--out", tmp_path / "run"]
-    done = python("-c", code, *words, PYTHONPATH=str(ROOT))
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(60, 3)))
+    options = f"rows.npy {SHORT} --depth 1 --epochs 1 --out run"
+    words = ["-c", TWICE, "train", *options.split()]
+    done = python(code, *words, cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
-    assert done.stdout == b"" or 1 not in closed
-    assert (done.stderr.count(b"\n") == 1) == (2 not in closed), done.stderr
-    for name in ("summary.json", "samples.png"):
+    assert done.stdout == "" or 1 not in closed
+    assert (done.stderr.count("\n") == 1) == (2 not in closed), done.stderr
+    for name in ("summary.json", "curves.png"):
         assert (tmp_path / "run" / name).exists()
 
 
@@ -169,7 +137,7 @@ from snfnp.training.progress import compilations_shown
 rows = np.random.default_rng(0).normal(size=(60, 2))
 for sys.stdout, sys.stderr in ((None, None), (open("out", "w"), closed)):
     snfnp.fit(rows, epochs=1, backend="numpy", depth=1)
-    for verbose in (None, True, False):
+    for verbose in (None, True):
         how = {"activation": "smooth-leaky-relu", "members": 2, "noise": 0.0, "verbose": verbose}
         snfnp.FlowDensity(1, epochs=1, **how).fit(rows).score(rows)
 """
@@ -177,16 +145,15 @@ for sys.stdout, sys.stderr in ((None, None), (open("out", "w"), closed)):
 
 def test_fits_need_no_streams(tmp_path):
     """As under pythonw, which has no console."""
-    done = python("-c", CLOSED, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    done = python(CLOSED, cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
 
 
-NO_FOLDER = {
-    "train moons --backend numpy --out run": "cannot make run (No such file or directory): ",
-    "train t.csv": "no such file: t.csv: give the path of",
-    "sample run": "run is no run folder (it has no config.json): check the path",
-    "": "the current folder is gone: change to another one",
-}
+NO_FOLDER = cases("""
+train moons --backend numpy --out run | cannot make run (No such file or directory):
+train t.csv | no such file: t.csv: give the path of
+sample run | run is no run folder (it has no config.json): check the path
+""") | {"": "the current folder is gone: change to another one"}
 
 
 @pytest.mark.parametrize("line", NO_FOLDER)
@@ -225,7 +192,7 @@ sys.meta_path.insert(0, Press())
 
 
 @pytest.mark.parametrize(
-    "program, module, becomes",
+    "words, module, becomes",
     [
         ("scripts/train_mnist.py", "numpy", "KeyboardInterrupt"),
         ("-m snfnp evaluate", "numpy", "KeyboardInterrupt"),
@@ -235,15 +202,12 @@ sys.meta_path.insert(0, Press())
         ("-m snfnp angle", "safetensors", "KeyboardInterrupt"),
     ],
 )
-def test_ctrl_c_during_an_import_is_quiet(program, module, becomes, tmp_path):
+def test_ctrl_c_during_an_import_is_quiet(words, module, becomes, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         AT_IMPORT.format(module=module, becomes=becomes)
     )
-    path = os.pathsep.join(
-        [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
-    done = python(*program.split(), "--help", PYTHONPATH=path, cwd=ROOT)
-    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+    done = program(*words.split(), "--help", PYTHONPATH=str(tmp_path), cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 AT_COMPILATION = """
@@ -267,8 +231,8 @@ run_script(work)
 
 @pytest.mark.parametrize("first", [[], ["in a step"]])
 def test_ctrl_c_where_llvm_calls_python_ends_a_command(first):
-    done = python("-c", AT_COMPILATION, *first, PYTHONIOENCODING="ascii")
-    said = b"\nstopping after this step \\u2026\n" * len(first)
+    done = python(AT_COMPILATION, *first, PYTHONIOENCODING="ascii")
+    said = "\nstopping after this step \\u2026\n" * len(first)
     assert (done.returncode, done.stderr) == (130, said)
 
 
@@ -287,4 +251,4 @@ def test_ctrl_c_is_left_as_it_was(before):
 def test_a_request_for_a_checkpoint_before_there_is_a_run_ends_no_command():
     code = "import os, signal; from snfnp.cli import run_script; "
     code += "run_script(lambda argv: os.kill(os.getpid(), signal.SIGUSR1))"
-    assert python("-c", code).returncode == 0
+    assert python(code).returncode == 0

@@ -18,7 +18,7 @@ import tqdm.auto
 from numpy.testing import assert_allclose, assert_array_equal
 from support.messages import one_line
 from support.own_layer import RULES, own
-from support.runs import Killed, assert_same_run, kill, state
+from support.runs import Killed, around, assert_same_run, kill, state
 from support.trainers import (
     SMALL_GLOW,
     at_step,
@@ -138,15 +138,13 @@ def orders(folder, monkeypatch, epochs=3, **changes):
     """Per epoch, the numbers of the training images in the order in which steps saw them."""
     numbered = np.arange(45).reshape(-1, 1, 1, 1) * np.ones((1, SIDE, SIDE, 1))
     seen = []
-    original = Trainer.training_step
 
-    def noting(trainer, batches):
+    def note(trainer, batches):
         images = OPS.to_host(batch_of(batches, trainer.step))
         seen.append(images.reshape(BATCH, -1)[:, 0].tolist())
-        return original(trainer, batches)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "training_step", noting)
+        around(patched, Trainer, "training_step", note)
         data = dataset(numbered, *2 * [pixels(0, 256)])
         run_training(folder, data, **CHOICES | {"epochs": epochs} | changes)
     per_epoch = len(seen) // epochs
@@ -508,13 +506,7 @@ def test_an_evaluation_is_timed(monkeypatch):
     images = np.zeros((2500, 8, 8, 1), np.uint8)
     seen = []
     now = itertools.count(7)  # a clock starts anywhere
-    evaluate = Likelihood.evaluate
-
-    def counted(likelihood, some, *rest, **more):
-        seen.append(len(some))
-        return evaluate(likelihood, some, *rest, **more)
-
-    monkeypatch.setattr(Likelihood, "evaluate", counted)
+    around(monkeypatch, Likelihood, "evaluate", lambda *of: seen.append(len(of[1])))
     monkeypatch.setattr(
         "snfnp.training.evaluation.time.perf_counter", lambda: float(next(now))
     )

@@ -140,14 +140,8 @@ for model in ("fc", "conv", "glow-2l-4k"):
 def test_nothing_is_compiled_after_the_warm_up(tmp_path):
     """From the first checkpoint, before the first step, to that after the last evaluation: what
     looks at layers once an epoch has no kernels of its own."""
-    options = {
-        "cwd": tmp_path,
-        "env": processes.environment(),
-        "text": True,
-        "timeout": 300,
-    }
-    result = subprocess.check_output([sys.executable, "-c", _KERNELS], **options)
-    assert result.splitlines() == ["3 True []"] * 3
+    done = processes.python(_KERNELS, cwd=tmp_path, **processes.environment())
+    assert done.stdout.splitlines() == ["3 True []"] * 3, done.stderr
 
 
 @pytest.mark.parametrize("changes", [{}, {"lambda_control": "geco", "clip_norm": 1.0}])
@@ -254,15 +248,9 @@ def test_a_signal_ends_a_compilation_at_once(tmp_path, words, number):
     environment = processes.environment(
         NUMBA_CACHE_DIR=str(tmp_path), SNFNP_OFFLINE="1"
     )
-    options = {
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-        "text": True,
-        "cwd": tmp_path,
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-c", _COMMAND, *words], env=environment, **options
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", _COMMAND, *words]
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path, **pipes)
     # the first kernel
     while process.poll() is None and not list(tmp_path.rglob("*.nbc")):
         time.sleep(0.02)

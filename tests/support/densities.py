@@ -6,6 +6,7 @@ import pytest
 import snfnp
 from snfnp.density import fitting
 from snfnp.density.training import Candidate
+from support.runs import around
 
 FAST = {"layers": 2, "epochs": 2, "members": 1, "random_state": 0}
 PAIR = FAST | {"members": 2}
@@ -43,13 +44,11 @@ def mixtures_of(density) -> list[Candidate]:
 def noted_folds(monkeypatch: pytest.MonkeyPatch) -> list:
     """A list that every candidate of flows adds its rows, folds and configuration to."""
     noted = []
-    original = fitting.flow_candidate
 
-    def noting(config, flow, table, folds, *rest):
+    def note(config, flow, table, folds, *_):
         noted.append((table, folds, config))
-        return original(config, flow, table, folds, *rest)
 
-    monkeypatch.setattr(fitting, "flow_candidate", noting)
+    around(monkeypatch, fitting, "flow_candidate", note)
     return noted
 
 

@@ -25,3 +25,9 @@ def one_line(kind: type[BaseException], *parts: object, match: str | None = None
 
 def no_announcement(line: str) -> None:
     pytest.fail(f"announced: {line}")
+
+
+def cases(text: str) -> dict[str, str]:
+    """{what is typed: what is said of it}, of lines that have both, and a bar in between."""
+    pairs = (line.split(" | ") for line in text.strip().splitlines())
+    return {typed: said.strip() for typed, said in pairs}

@@ -4,21 +4,42 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from subprocess import PIPE
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PROBE = "from mpi4py import MPI; raise SystemExit(MPI.COMM_WORLD.size != 2)"
 
 
-def python(
-    code, *arguments, cwd=None, timeout=300, **changes
+def program(
+    *words, cwd=None, timeout=300, stdout=PIPE, stderr=PIPE, **changes
 ) -> subprocess.CompletedProcess:
-    """Run a script; changes: of the environment, in which a variable that is "" is left out."""
+    """Python with these words; changes: of the environment, in which a variable that is "" is left
+    out."""
     variables = {name: value for name, value in (os.environ | changes).items() if value}
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    how = {"cwd": cwd, "env": variables, "timeout": timeout}
-    return subprocess.run(command, capture_output=True, text=True, **how)
+    command = [sys.executable, *map(str, words)]
+    how = {"cwd": cwd, "env": variables, "timeout": timeout, "text": True}
+    return subprocess.run(command, stdout=stdout, stderr=stderr, **how)
+
+
+def python(code, *arguments, **how) -> subprocess.CompletedProcess:
+    """Run a script; how: as `program` has it."""
+    return program("-c", code, *arguments, **how)
+
+
+@contextmanager
+def files_limited(size):
+    """No file may grow beyond so many bytes, as on a full disk."""
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @cache
@@ -45,7 +66,7 @@ def mpiexec() -> str | None:
 def start(size: int, arguments: list[str], **changes) -> subprocess.Popen:
     """So many processes of this Python with these arguments; changes: of the environment."""
     command = [mpiexec(), "-n", str(size), sys.executable, *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    pipes = {"stdout": PIPE, "stderr": PIPE}
     return subprocess.Popen(command, env=environment(**changes), text=True, **pipes)
 
 

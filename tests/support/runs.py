@@ -78,10 +78,10 @@ def around(monkeypatch, owner, name, before=kill, after=None):
     """Do something right before, or instead right after, every call; it gets the arguments."""
     original = getattr(owner, name)
 
-    def changed(*args):
+    def changed(*args, **options):
         if after is None:
             before(*args)
-        result = original(*args)
+        result = original(*args, **options)
         if after is not None:
             after(*args)
         return result
@@ -103,6 +103,15 @@ def undrawn(monkeypatch):
     """The command trains without its pictures, which take longest in a small run."""
     monkeypatch.setattr(command, "_draw", lambda *_: None)
     monkeypatch.setattr(plots, "Animation", lambda points: None)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that would be saved."""
+    figures = []
+    save = lambda figure, *_, **__: figures.append(figure)  # noqa: E731
+    monkeypatch.setattr(plots.Figure, "savefig", save)
+    return figures
 
 
 @pytest.fixture
