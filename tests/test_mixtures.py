@@ -178,7 +178,7 @@ def test_mixtures_of_many_rows_take_more_components_while_they_are_better(monkey
     assert best > 1 and sizes[4:] == [each for each in sizes[:4] if each >= best]
     assert fitted[::3] == [min(280, 2000 // each) for each in sizes]
     assert all(len(each.scores) == 60 for each in result)
-    monkeypatch.setattr(training, "_SMOOTHED", 200)
+    monkeypatch.setattr(training, "_BOTH_PRIORS", 200)
     assert len(mixture_candidates(rows, folds, 0, np.zeros(300))) == 4
 
 

@@ -128,7 +128,7 @@ def fit_density(
     with (
         _progress(options, config, parallel) as progress,
         threads.limited(1 if single else None),  # more would wait for each other
-        progress.apart(searched(progress.deadline)) as searches,
+        progress.started(searched(progress.deadline)) as searches,
     ):
         flows = [
             flow_candidate(

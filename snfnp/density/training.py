@@ -1,5 +1,5 @@
-"""Training the candidates for an average of densities, each member on other rows than it is judged
-by.
+"""Fit the candidates for an average of densities. A candidate has a member for every fold of the
+rows, which is trained without the fold's rows and judged by them.
 
 Derivation: derivations/25-an-average-of-densities.md.
 """
@@ -27,14 +27,16 @@ from snfnp.step.trainer import Trainer, take_steps
 from snfnp.training.options import TrainConfig
 from snfnp.training.progress import silent
 
-FEW = 5000  # rows up to which every mixture is tried, and flows are trained once
+FEW = 5000  # up to so many rows all mixtures below are tried, and flows have one training
 _EVALUATIONS = 40  # of a whole training, about
-_WORTH = 0.01  # nats by which a training has to be better for another one that is twice as long
+# nats per row that a training or a mixture has to gain for a longer or larger one to be tried
+_WORTH = 0.01
 _COMPONENTS = (1, 2, 3, 4, 6, 8, 12, 20, 32, 48, 64, 96)
-_OF_MANY = (1, 4, 16, 32, 64, 128, 256, 512)  # components on more than FEW rows
-_SMOOTHED = 20_000  # rows up to which their second prior is tried
-_ROWS_PER_COMPONENT = 6
-_WORK = 2**24  # components times rows to which a mixture is fitted, at most
+_COMPONENTS_OF_MANY = (1, 4, 16, 32, 64, 128, 256, 512)  # on more than FEW rows
+_BOTH_PRIORS = 20_000  # rows up to which both of _PRIORS_OF_MANY are tried
+_ROWS_PER_COMPONENT = 6  # at least
+_WORK = 2**24  # components of a mixture times the rows that it is fitted to, at most
+# the kind of the covariances, and how many rows the prior counts as: see `Mixture.fit`
 _PRIORS = (
     ("full", 0.003),
     ("full", 0.3),
@@ -43,19 +45,19 @@ _PRIORS = (
     ("tied", 0.003),
 )
 _PRIORS_OF_MANY = (("full", 0.3), ("full", 3.0))
-_COMPILED = 64  # rows for which kernels are compiled: a short array, as those of a fork
-_MANY = 20  # components from which on no more are tried if these are worse by
-_WORSE = 0.1  # nats
+_COMPILED = 64  # rows of the step that compiles kernels
+_MANY = 20  # at least so many components are tried, however little they gain
+_WORSE = 0.1  # nats per row that more components may lose on few rows before no more are tried
 
 
 @dataclass
 class Candidate:
     """One design, fitted for every fold.
 
-    name: in words; scores: the log-density of each row that was held out by the member that it was
-    held out for, in the order of rows; members: flat parameters of flows, or mixtures; step: of
-    flows alone, that of the evaluation that was chosen; refit: of mixtures alone, a fit to all rows
-    by the seed of its start.
+    name: in words; members: the flat parameters of a flow for every fold, or a mixture for every
+    fold; scores: the log-density of each row of the folds by the member that was trained without
+    it, in the order of rows; step: the number of training steps of flows, None for mixtures;
+    refit: refit((seed, index)) fits a mixture to all rows from a random start, None for flows.
     """
 
     name: str
@@ -69,7 +71,7 @@ class Candidate:
         return self.scores.mean()
 
     def refitted(self, seed: int) -> Candidate:
-        """The candidate; of mixtures, plus one for each member that is fitted to all rows."""
+        """The candidate; if it can `refit`, with as many members more, fitted to all rows."""
         if self.refit is None:
             return self
         count = len(self.members)
@@ -81,9 +83,9 @@ class Candidate:
 class Progress:
     """The progress of a fit.
 
-    bar: of the steps of flows, with the name of what is being tried; deadline: the time after which
-    nothing more is tried, by `time.monotonic`; parallel: whether flows are trained and mixtures
-    fitted by processes of their own; report: gets a line on each candidate.
+    bar: counts the steps of flows, and names what is being tried; deadline: the time, by
+    `time.monotonic`, after which nothing more is tried; parallel: whether each flow is trained by a
+    process of its own, and the mixtures are fitted by one; report: gets a line on each candidate.
     """
 
     bar: tqdm = field(default_factory=lambda: tqdm(total=0, disable=True))
@@ -104,8 +106,9 @@ class Progress:
         """Report what a candidate reached."""
         self.report(f"{candidate.name}: {candidate.mean:.3f} nats per row held out")
 
-    def apart(self, values: Iterator[Any]) -> AbstractContextManager[Iterator[Any]]:
-        """A context with values that are computed in it, by another process if `parallel`."""
+    def started(self, values: Iterator[Any]) -> AbstractContextManager[Iterator[Any]]:
+        """A context of values: a fork computes them at once if `parallel`, else they are computed
+        as they are read."""
         return forked(values) if self.parallel else nullcontext(values)
 
 
@@ -117,28 +120,31 @@ def flow_candidate(
     progress: Progress | None = None,
     longest: int = 0,
 ) -> Candidate:
-    """Train a flow for every fold on all other rows, side by side.
+    """Train a flow for every fold on the rows outside it, side by side.
 
-    Of all evaluations, the start's included, the one is kept at which all held-out rows together
-    are most likely. From there the flows go on, each time with twice as many steps and the whole
-    learning rate again, while that makes held-out rows more likely by 0.01 nats.
+    The flows are evaluated together, before the first step too, and the parameters of the
+    evaluation with the greatest mean log-density of held-out rows are kept. While a training gains
+    at least 0.01 nats per row, another one follows: it starts at these parameters, has twice as
+    many steps, and repeats the schedule of the learning rate.
 
     Args:
-        config: resolved for the rows of a fold's complement; flow k gets the seed plus k.
+        config: resolved for the rows outside a fold; flow k gets the seed plus k, and plus the
+            number of steps before its training.
         flow: what `config` describes.
         rows: (N, D).
         folds: the indices of the rows that are held out, for each flow.
-        progress: of the fit.
-        longest: steps of the last training, at most; the first one has those of `config`.
+        progress: the progress of the fit.
+        longest: no training with more steps than this follows the first one, which has those of
+            `config`.
     """
     progress = progress or Progress()
     best = Candidate(f"flow, noise {config.noise:g}")
     done = 0
     while True:
-        mean = best.mean if best.members else -math.inf
+        before = best.mean if best.members else -math.inf
         best, steps = _trained(config, flow, rows, folds, progress, best, done)
         done += steps
-        if 2 * steps > longest or best.mean < mean + _WORTH or progress.late:
+        if 2 * steps > longest or best.mean < before + _WORTH or progress.late:
             progress.end(best)
             return best
         config = replace(config, epochs=2 * config.epochs)
@@ -153,28 +159,35 @@ def _trained(
     best: Candidate,
     done: int,
 ) -> tuple[Candidate, int]:
-    """The best of a training that begins with the flows of `best`, if it has some, and its steps.
-    done: the steps before."""
-    count = len(rows) - max(len(fold) for fold in folds)
-    steps = config.epochs * config.steps_per_epoch(count)
+    """One training, from the parameters in `best` if it has some. done: the steps before it.
+
+    Returns the best of its evaluations and of `best`, and the number of its steps.
+    """
+    training_rows = len(rows) - max(len(fold) for fold in folds)
+    steps = config.epochs * config.steps_per_epoch(training_rows)
     every = max(1, steps // _EVALUATIONS)
-    most = math.inf if config.patience is None else config.patience * every
+    patience = math.inf if config.patience is None else config.patience * every
     ends = [*range(0, steps, every), steps]
-    members = best.members or [None] * len(folds)
+    starts = best.members or [None] * len(folds)
     before = 0
     progress.begin(best.name, steps * len(folds))
     with np.errstate(all="ignore"), ExitStack() as contexts:
-        if progress.parallel:  # kernels are compiled once, by a step of this process
-            some = min(len(rows), _COMPILED)
-            first = replace(config, batch_size=some // 2)
-            rest = np.arange(some // 2, some)
-            next(_training(first, flow, rows[:some], rest, None, [1]), None)
+        if progress.parallel:
+            # A step on few rows compiles the kernels once for all forks: these run them in one
+            # thread, as this process does for arrays that are so short.
+            few = min(len(rows), _COMPILED)
+            short = replace(config, batch_size=few // 2)
+            fold = np.arange(few // 2, few)
+            next(_training(short, flow, rows[:few], fold, None, [1]), None)
         trainings = []
-        for index, (fold, start) in enumerate(zip(folds, members, strict=True)):
+        for index, (fold, start) in enumerate(zip(folds, starts, strict=True)):
             seeded = replace(config, seed=(config.seed + done + index) % 2**31)
-            training = progress.apart(_training(seeded, flow, rows, fold, start, ends))
+            training = progress.started(
+                _training(seeded, flow, rows, fold, start, ends)
+            )
             trainings.append(contexts.enter_context(training))
-        for end, *evaluations in zip(ends, *trainings, strict=False):  # one may diverge
+        # A flow that diverges yields no more evaluations: the training ends for all of them.
+        for end, *evaluations in zip(ends, *trainings, strict=False):
             progress.bar.update(len(folds) * (end - before))
             before = end
             params, log_p = zip(*evaluations, strict=True)
@@ -182,7 +195,7 @@ def _trained(
             scores[np.isnan(scores)] = -np.inf
             if not best.members or scores.mean() > best.mean:
                 best = Candidate(best.name, scores, list(params), done + end)
-            if progress.late or done + end - (best.step or 0) >= most:
+            if progress.late or done + end - (best.step or 0) >= patience:
                 break
     return best, steps
 
@@ -196,7 +209,7 @@ def _training(
     ends: list[int],
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The parameters of a flow after each number of steps in `ends`, and the log-densities of the
-    rows that it holds out; no more if it diverges."""
+    rows of its fold; if it diverges, they end."""
     ops = get_ops(config.backend)
     batches = Batches(ops, np.delete(rows, fold, axis=0), config, flow.shape)
     trainer = Trainer(ops, flow, config, batches.steps_per_epoch)
@@ -222,12 +235,13 @@ def mixture_candidates(
     ldj: np.ndarray,
     deadline: float = math.inf,
 ) -> list[Candidate]:
-    """Mixtures of standardised rows (N, D), each for every fold; `Candidate.refit` takes all rows.
+    """Mixtures of standardised rows (N, D): each candidate has one for every fold.
 
-    For each prior of the covariances there are 1 to 96 components, as far as the rows allow and,
-    from 20 on, until more of them are worse. On more than 5000 rows there are up to 512, until more
-    of them are no better, fitted to as many rows as time allows, 2²⁴ / components; and up to 20,000
-    rows a second prior with as many components as were best, and more.
+    For each prior of the covariances, 1 to 96 components are tried, at most N / 6 and N / D of
+    them; from 20 on, no more are tried after a mixture that is worse than the best by 0.1 nats. On
+    more than 5000 rows, 1 to 512 are tried, and no more after one that gains less than 0.01 nats.
+    These are fitted to a random part of the rows, 2²⁴ / components of them, and cannot `refit`. On
+    5000 to 20,000 rows, a second prior is tried with the best number of components and with more.
 
     Args:
         rows: (N, D).
@@ -239,18 +253,19 @@ def mixture_candidates(
     candidates: list[Candidate] = []
     count, columns = rows.shape
     few = count <= FEW
-    sizes = _COMPONENTS if few else _OF_MANY
+    sizes = _COMPONENTS if few else _COMPONENTS_OF_MANY
     priors = _PRIORS if few else _PRIORS_OF_MANY
-    if count > _SMOOTHED:
+    if count > _BOTH_PRIORS:
         priors = priors[:1]
-    least = 1
-    likeliest = 1  # number of components
+    # numbers of components
+    fewest = 1
+    likeliest = 1
     most = max(1, min(count // _ROWS_PER_COMPONENT, count // columns))
-    ldj = ldj[np.sort(np.concatenate(folds))]
+    ldj = ldj[np.sort(np.concatenate(folds))]  # many rows: not all are in a fold
     for kind, prior in priors:
         best = -np.inf
         for components in sizes:
-            if not least <= components <= most:
+            if not fewest <= components <= most:
                 continue
             if candidates and time.monotonic() > deadline:
                 break
@@ -261,13 +276,14 @@ def mixture_candidates(
             scores = _in_order(log_p, folds) + ldj
             candidate = Candidate(name, scores, mixtures, refit=fit if few else None)
             candidates.append(candidate)
-            worse = candidate.mean < (best - _WORSE if few else best + _WORTH)
+            needed = best - _WORSE if few else best + _WORTH
             if candidate.mean > best:
                 best = candidate.mean
                 likeliest = components
-            if components >= _MANY and worse:
+            if components >= _MANY and candidate.mean < needed:
                 break
-        least = 1 if few else likeliest
+        if not few:
+            fewest = likeliest
     return candidates
 
 
@@ -279,7 +295,7 @@ def _fitted(
     seed: tuple[int, int],
     fold: np.ndarray | tuple[()] = (),
 ) -> Mixture:
-    """A mixture of rows but those of a fold; if there are too many, of a part of them."""
+    """A mixture fitted to the rows outside a fold, or to a random part of them if they are many."""
     rest = np.delete(np.arange(len(rows)), fold)
     most = _WORK // components
     if len(rest) > most:
