@@ -300,7 +300,7 @@ def test_forward_and_inverse_are_the_matrix_exponential(ops, shape, scale, dtype
     z, ldj, cache = layer.forward(ops, p, x.astype(dtype))
     assert ldj == 0 and z.dtype == dtype
     terms = layer.terms[dtype is np.float64]
-    assert len(cache["powers"]) == terms + 1
+    assert len(cache["terms"]) == terms + 1
     rows = x.reshape(len(x), -1)
     rounding = 100 * np.finfo(dtype).eps * math.exp(norm)
     atol = (remainder(norm, terms) + rounding) * np.linalg.norm(rows, axis=1).max()

@@ -27,7 +27,7 @@ from snfnp.step.trainer import Trainer, take_steps
 from snfnp.training.options import TrainConfig
 from snfnp.training.progress import silent
 
-FEW = 5000  # up to so many rows all mixtures below are tried, and flows have one training
+FEW = 5000  # rows up to which all mixtures are tried, and flows have one training
 _EVALUATIONS = 40  # of a whole training, about
 # nats per row that a training or a mixture has to gain for a longer or larger one to be tried
 _WORTH = 0.01

@@ -25,14 +25,17 @@ from snfnp.ops import Array, Ops, RandomKey
 from snfnp.rules import Exact
 
 _START = RandomKey(0, 0)  # of the power iteration: any direction, always the same
-_MARGIN = 1e-5  # keeps the published S away from the bound
+_MARGIN = 1e-5  # added to S by the authors' code
 
 
 def emerging_layers(name: str, channels: int, gain: float = 0.01) -> tuple:
-    """The (name, layer) pairs of a 1×1 convolution and two causal 2×2 convolutions in opposite
-    directions, with a bias after each of the latter, initially the identity plus Xavier normal
-    noise of this gain (A.3; the authors' code starts the 1×1 convolution at a random orthogonal
-    matrix, and the noise of the causal kernels at a standard deviation of 1/2C)."""
+    """The (name, layer) pairs of a 1×1 convolution and of two causal 2×2 convolutions in opposite
+    directions, which have a bias.
+
+    The kernels are initially the identity plus Xavier normal noise of this gain (A.3). In the
+    authors' code the 1×1 convolution is initially a random orthogonal matrix, and the noise of the
+    causal kernels has a standard deviation of 1/(2C).
+    """
     return (
         (
             f"{name}_mix",
@@ -49,7 +52,7 @@ class CausalConv2d(Layer):
 
     W (2, 2, C, C), with zero padding on top and on the left. Its last tap, W[1, 1], is the pixel
     itself: there channel o sees channels i <= o alone, and W's other values are ignored (gradient
-    0). So T(W) is triangular in raster order, with H W copies of W[1, 1]'s diagonal on its own.
+    0). So T(W) is triangular in raster order, and its diagonal is H W copies of W[1, 1]'s.
 
     Args:
         channels: C.
@@ -80,6 +83,7 @@ class CausalConv2d(Layer):
         return params | {"W": w}
 
     def output_shape(self, shape: Shape) -> Shape:
+        # the shape of the input, if it has C channels
         return Conv2d((1, 1), self.channels).output_shape(shape)
 
     def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
@@ -93,18 +97,19 @@ class CausalConv2d(Layer):
         """Exact, by substitution from row to row of the image. O(N H (W C)² + (W C)³). Rounding
         errors grow on the way if other taps are large against W[1, 1].
         """
-        self._diagonal(ops, p)
+        self._diagonal(ops, p)  # raises where W has no inverse
         n, height, width, channels = z.shape
         x = _turned(z - p["b"] if self.bias else z, self.reverse).copy()
-        # z_y = x_y B + x_{y−1} A for rows of the image, seen in images of two rows
+        # Rows y of an image obey z_y = x_y B + x_{y−1} A. B and A are what the convolution makes of
+        # images of two rows, of which the first one is a unit vector and the second one is 0.
         size = width * channels
-        ones = ops.xp.eye(size, 2 * size, dtype=z.dtype).reshape(
+        units = ops.xp.eye(size, 2 * size, dtype=z.dtype).reshape(
             size, 2, width, channels
         )
-        seen = ops.conv.correlate(ones, _masked(ops, p["W"])).reshape(size, 2, size)
-        b_inverse = ops.linalg.inverse(seen[:, 0])
-        a = seen[:, 1]
-        rows = x.reshape(n, height, size)
+        z_units = ops.conv.correlate(units, _masked(ops, p["W"])).reshape(size, 2, size)
+        b_inverse = ops.linalg.inverse(z_units[:, 0])
+        a = z_units[:, 1]
+        rows = x.reshape(n, height, size)  # a view: the loop solves for x in place
         for y in range(height):
             if y:
                 rows[:, y] -= rows[:, y - 1] @ a
@@ -114,7 +119,8 @@ class CausalConv2d(Layer):
     def backward(
         self, ctx: BackwardContext, p: Params, cache: dict, dz: Array, grads: Params
     ) -> Array:
-        """G_W = mask ⊙ (δ_z ⋆ x) + H W / diagonal, and δ_x = T(W)ᵀ δ_z."""
+        """δ_x = T(W)ᵀ δ_z; G_W = δ_z ⋆ x where W is not ignored, and on the diagonal of W[1, 1]
+        also H W Σ ∂𝓛/∂ldj / W[1, 1, c, c]."""
         ops = ctx.ops
         x = cache["x"]
         g_w = grads["W"]
@@ -122,8 +128,8 @@ class CausalConv2d(Layer):
         ops.conv.weight_grad(
             _turned(dz, self.reverse), _turned(x, self.reverse), out=g_w
         )
-        of_log_det = ctx.log_det_weight * math.prod(x.shape[1:3]) / diagonal
-        g_w[1, 1] = ops.xp.triu(g_w[1, 1]) + ops.xp.diag(of_log_det.astype(g_w.dtype))
+        log_det_grad = ctx.log_det_weight * math.prod(x.shape[1:3]) / diagonal
+        g_w[1, 1] = ops.xp.triu(g_w[1, 1]) + ops.xp.diag(log_det_grad.astype(g_w.dtype))
         if self.bias:
             ops.channels.sum(dz, out=grads["b"])
         # T(W)ᵀ is T of the transposed taps between two turns of the image
@@ -136,11 +142,15 @@ class CausalConv2d(Layer):
         )
 
     def _diagonal(self, ops: Ops, p: Params, wait: bool = True) -> Array:
-        """The diagonal of W[1, 1] (C,). Raises SingularMatrixError; without `wait` only where the
-        host need not wait for the device: a zero then becomes an infinite gradient."""
+        """The diagonal of W[1, 1] (C,). Raises SingularMatrixError if it has a zero or a NaN.
+
+        Without `wait`, it is not checked where the host would have to wait for the device: a zero
+        then becomes an infinite gradient.
+        """
         diagonal = p["W"][1, 1].diagonal()
         invertible = (abs(diagonal) > 0).all()
-        if (bool(invertible) if wait else ops.known_on_host(invertible)) is False:
+        known = bool(invertible) if wait else ops.known_on_host(invertible)
+        if known is False:  # None: the host does not know
             raise SingularMatrixError(
                 "a causal kernel has a zero or NaN on its diagonal"
             )
@@ -167,8 +177,12 @@ def _masked(ops: Ops, w: Array) -> Array:
 
 def exponential_layers(name: str, channels: int, gain: float = 0.01) -> tuple:
     """The (name, layer) pairs of a bias, a 1×1 convolution, the exponential of a 3×3 convolution
-    and a bias, initially the identity plus Xavier normal noise of this gain (A.3; the authors' code
-    starts at a random orthogonal matrix, and at noise of standard deviation 1/9C)."""
+    and a bias.
+
+    The layers are initially the identity but for Xavier normal noise of this gain in both kernels
+    (A.3). In the authors' code the 1×1 convolution is initially a random orthogonal matrix, and the
+    noise of the 3×3 kernel has a standard deviation of 1/(9C).
+    """
     return (
         (f"{name}_pre", Bias()),
         (
@@ -205,18 +219,20 @@ class Bias(Layer):
 class ConvExponential(Layer):
     """z = exp(T(K)) x with K = W / S: a power series of a convolution of bounded norm.
 
-    S = max(1, σ/c) + 1e-5 keeps the norm of T(K) at about c. σ estimates the norm of T(W) from
-    below, by the power method from a fixed direction: a function of W alone, with an exact
-    gradient. The remainder of the series is at most eᵏ kⁿ⁺¹/(n+1)! after n terms for a norm k: 2e-4
-    and 6e-12 for 0.9. The log-determinant is that of the whole series. Parameter: W (kH, kW, C, C).
-    Cost of each direction: `terms` convolutions of the batch, 2 `iterations` + 1 of one image.
+    S = max(1, σ/c) + 1e-5 with the bound c (`norm`) reduces the norm of T(K) to about c where that
+    of T(W) is larger. σ estimates the norm of T(W) from below, by the power method from a fixed
+    direction: a function of W alone, with an exact gradient. The series ends after n terms; for a
+    norm r of T(K), the rest is at most eʳ rⁿ⁺¹/(n+1)!: for r = 0.9, 2e-4 with n = 6 and 6e-12 with
+    n = 13. The log-determinant is that of the whole series. Parameter: W (kH, kW, C, C). Cost of
+    each direction: n convolutions of the batch, 2 `iterations` + 1 of one image.
 
     Args:
         channels: C.
         kernel: (kH, kW), both odd.
         norm: c, the bound.
         iterations: steps of the power method.
-        terms: n in single and in double precision, the authors' in training and in evaluation.
+        terms: n in single precision and n in double precision. The authors' code takes the first
+            in training and the second in evaluation.
         gain: W is initially Xavier normal noise of this gain.
     """
 
@@ -228,7 +244,7 @@ class ConvExponential(Layer):
     gain: float = 0.01
 
     def __post_init__(self):
-        _ = self.map  # refuses kernels of even size, and no channels
+        _ = self.map  # raises if a size of the kernel is even, or there are no channels
         require_whole(self, 1, iterations=self.iterations)
         require_sizes(self, 2, terms=self.terms)
         require_real(self, 0, math.inf, norm=self.norm)
@@ -251,8 +267,8 @@ class ConvExponential(Layer):
     def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
         """z = Σ_i y_i with y_0 = x and y_i = T(K) y_{i-1} / i. ldj is 0: see `log_det`."""
         sigma, path = self._spectral_norm(ops, p["W"], x.shape[1:])
-        z, powers = self._series(ops, p["W"] / self._scale(ops, sigma), x)
-        return z, 0, {"powers": powers, "sigma": sigma, "path": path}
+        z, terms = self._series(ops, p["W"] / self._scale(ops, sigma), x)
+        return z, 0, {"terms": terms, "sigma": sigma, "path": path}
 
     def inverse(self, ops: Ops, p: Params, z: Array) -> Array:
         """x = exp(−T(K)) z: the same series with −T(K)."""
@@ -266,27 +282,28 @@ class ConvExponential(Layer):
         G_K = Σ_i (δ_i / i) ⋆ y_{i-1}, plus H W on the diagonal of the central tap."""
         ops = ctx.ops
         w = p["W"]
-        powers = cache["powers"]
+        terms = cache["terms"]
         sigma = cache["sigma"]
         scale = self._scale(ops, sigma)
         k = w / scale
         g_k = grads["W"]
         delta = dz
-        of_term = ops.xp.empty_like(g_k)
+        term_grad = ops.xp.empty_like(g_k)
         g_k.fill(0)
-        for i in range(len(powers) - 1, 0, -1):
-            # 1/i is a factor of the small arrays
-            g_k += self.map.weight_grad(ops, delta, powers[i - 1], out=of_term) / i
+        for i in range(len(terms) - 1, 0, -1):
+            # 1/i is a factor of kernels rather than of batches, and dz is added in place
+            g_k += self.map.weight_grad(ops, delta, terms[i - 1], out=term_grad) / i
             delta = ops.linalg.axpby(1.0, dz, 1.0, self.map.adjoint(ops, k / i, delta))
         pixels = math.prod(dz.shape[1:3])
+        # ∂ log_det/∂K, of which every slice of a batch adds its samples' share
         self._centre(g_k)[...] += (
             ctx.dldj.sum() * pixels * ops.xp.eye(self.channels, dtype=w.dtype)
         )
 
-        # K = W/S: G_W = G_K/S − ⟨G_K, W⟩/S² ∂S/∂W, and S moves with σ/c beyond the bound only
+        # K = W/S: G_W = G_K/S − ⟨G_K, W⟩/S² ∂S/∂W, and ∂S/∂W = (∂σ/∂W)/c if σ > c, else 0
         g_k /= scale
         beyond = sigma > self.norm
-        if ops.known_on_host(beyond) is not False:
+        if ops.known_on_host(beyond) is not False:  # True, or the host does not know
             slope = beyond * (g_k * w).sum() / (scale * self.norm)
             g_k -= slope * self._spectral_norm_grad(ops, w, sigma, cache["path"])
         return delta
@@ -300,12 +317,13 @@ class ConvExponential(Layer):
     def _series(self, ops: Ops, k: Array, x: Array) -> tuple[Array, list[Array]]:
         """Σ_i T(k)^i x / i! for i = 0, …, terms, and the list of its terms."""
         z = x.copy()
-        powers = [x]
+        terms = [x]
         single, double = self.terms
-        for i in range(1, (single if x.dtype == np.float32 else double) + 1):
-            powers.append(self.map.apply(ops, k / i, powers[-1]))
-            ops.linalg.axpby(1.0, powers[-1], 1.0, z)
-        return z, powers
+        count = single if x.dtype == np.float32 else double
+        for i in range(1, count + 1):
+            terms.append(self.map.apply(ops, k / i, terms[-1]))
+            ops.linalg.axpby(1.0, terms[-1], 1.0, z)
+        return z, terms
 
     def _centre(self, w: Array) -> Array:
         """The centre tap (C, C) of a kernel (a view)."""
@@ -322,7 +340,7 @@ class ConvExponential(Layer):
         v = ops.random.normal(_START, (1, *shape), w.dtype)
         v /= xp.linalg.norm(v)
         path = []
-        tiny = xp.finfo(w.dtype).tiny  # tiny: T(0) v = 0 has no direction
+        tiny = xp.finfo(w.dtype).tiny  # no division by 0 for w = 0
         for _ in range(self.iterations):
             u = self.map.apply(ops, w, v)
             following = self.map.adjoint(ops, w, u)
@@ -335,13 +353,18 @@ class ConvExponential(Layer):
     def _spectral_norm_grad(
         self, ops: Ops, w: Array, sigma: Array, path: tuple
     ) -> Array:
-        """∂σ/∂w, through every step of the power method. At a singular vector v this is u ⋆ v, and
-        T(w)ᵀ u − σ v, which starts the rest, is 0."""
+        """∂σ/∂w, backwards through every step of the power method.
+
+        With u = T(w) v / σ it is u ⋆ v for a fixed v, and what goes back to v is the part of
+        ∂σ/∂v = T(w)ᵀ u that is orthogonal to the unit vector v: T(w)ᵀ u − σ v, 0 at a singular
+        vector. In the steps before, it is orthogonal to their v without being projected.
+        """
         *steps, (v, u) = path
         u = u / sigma
         gradient = self.map.weight_grad(ops, u, v, out=ops.xp.empty_like(w))
         v_bar = self.map.adjoint(ops, w, u) - sigma * v
-        for v, u, length in reversed(steps):  # following = T(w)ᵀ u and u = T(w) v
+        # a step: u = T(w) v, following = T(w)ᵀ u, and the next v is following / length
+        for v, u, length in reversed(steps):
             following_bar = v_bar / length
             u_bar = self.map.apply(ops, w, following_bar)
             self.map.weight_grad(ops, u, following_bar, out=gradient, add=True)

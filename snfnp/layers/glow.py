@@ -16,7 +16,7 @@ from snfnp.ops import Array, Ops
 
 # added to a standard deviation before its logarithm: e^{−s} is at most 1e8
 _FLOOR = 1e-8
-# times eps: channels with std / root mean square at or below this are constant
+# a channel is constant if its std is at most so many eps of its root mean square
 _CONSTANT = 16
 _KERNEL = (3, 3)  # of the first and last convolution of a coupling's network
 _SCALE = 3  # in the output's scale exp(3 logs): as in Glow, the factor makes `logs` learn faster
@@ -53,7 +53,7 @@ class ActNorm(Layer):
         return {"t": mean.astype(p["t"].dtype), "s": s.astype(p["s"].dtype)}
 
     def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
-        """z, and ldj (N,) = −H W Σ s for images."""
+        """z, and ldj (N,) = −H W Σ s for images. The sign of t and the factor of s are −1."""
         z, ldj = ops.channels.shift_scale(x, -1.0, p["t"], -1.0, p["s"])
         return z, ldj, {"z": z}
 
@@ -146,11 +146,12 @@ class AffineCoupling(Layer):
     def backward(
         self, ctx: BackwardContext, p: Params, cache: dict, dz: Array, grads: Params
     ) -> Array:
-        """δ_x₂, the direct part of δ_x₁, and δ_h; then through the network to its parameters and
-        the rest of δ_x₁."""
+        """Backwards through the coupling, for δ_x₂, a part of δ_x₁, and δ_h; then through the
+        network, which adds the rest of δ_x₁, for the gradients of its parameters."""
         coupling = ctx.ops.coupling
         x = cache["x"]
         dx, dh = coupling.backward(x, cache["s"], dz, ctx.dldj)
+        # the cache has the network's hidden layers, beside other arrays
         coupling.network_backward(x, cache, cache["h"], dh, p, _SCALE, dx, grads)
         return dx
 
@@ -172,7 +173,7 @@ class Squeeze(Layer):
         return height // 2, width // 2, 4 * channels
 
     def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
-        self.output_shape(x.shape[1:])
+        self.output_shape(x.shape[1:])  # raises for an odd height or width
         return ops.channels.squeeze(x), 0, {}
 
     def inverse(self, ops: Ops, p: Params, z: Array) -> Array:
@@ -189,8 +190,9 @@ class Squeeze(Layer):
 class Split(Layer):
     """(z₁, z₂) = x: z₁, the first half of the channels, goes on; z₂ leaves the flow as a latent.
 
-    After a coupling it is Glow's split prior: as z₂ ~ N(0, I), x₂ of the coupling's input is then
-    Gaussian, its mean and variance learned functions of x₁ (Kingma & Dhariwal 2018).
+    After a coupling it is Glow's split prior (Kingma & Dhariwal 2018): z₂ ~ N(0, I) is then an
+    affine function of the coupling's input x₂, whose coefficients depend on x₁. So x₂ is Gaussian
+    given x₁, with a learned mean and variance.
     """
 
     cheap_exact_inverse = True

@@ -69,7 +69,7 @@ class Ops:
         """These operations for passes that no backward pass follows: they keep nothing for one. An
         object of its own, since another thread may train with this one."""
         coupling = copy(self.coupling)
-        coupling.keeps = False
+        coupling.keeps_hidden = False
         return replace(self, coupling=coupling)
 
     def __reduce__(self) -> tuple:

@@ -22,12 +22,13 @@ class Coupling(OperationGroup):
     linalg: LinearAlgebra
     channels: Channels
     conv: Conv
-    # Values of a hidden layer that the network takes at once, so that a CPU's caches hold them.
+    # Values of a hidden layer in one block of samples: a CPU's caches hold them.
     network_values = 2000 * 512
-    # Whether the backward pass is given a₁: on a CPU to compute it again takes about as long as to
-    # write and read it.
-    keeps_first = False
-    keeps = True  # False: `network` keeps nothing (`Ops.forward_only`)
+    # Whether a backward pass may follow, for which `network` can keep hidden layers.
+    keeps_hidden = True
+    # Whether a₁ is one of them. A CPU takes about as long to compute it again as to write and read
+    # it, and need not store it.
+    keeps_a1 = False
 
     def forward(self, x: Array, h: Array) -> tuple[Array, Array, Array]:
         """x, h (N, H, W, C) -> z (N, H, W, C), ldj (N,) = Σ s, s (N, H, W, C/2). O(N H W C)."""
@@ -74,10 +75,10 @@ class Coupling(OperationGroup):
     def bias_relu_backward(
         self, out: Array, a: Array, g_b: Array, add: bool = False
     ) -> None:
-        """out ← out ⊙ [a > 0] for a = max(v + b, 0): the delta of a becomes that of v.
+        """out ← out ⊙ [a > 0] for a = max(v + b, 0): δ_a becomes δ_v. O(M F).
 
-        out, a (M, F), g_b (F,): ← the gradient of b, Σ of out's new rows, or with `add` plus that.
-        Where a is NaN, out is kept; a NaN in out stays NaN. O(M F).
+        out, a (M, F); g_b (F,) ← the gradient of b, which is the sum of the rows of δ_v, or with
+        `add` g_b += that. Where a is NaN, out is kept; a NaN in out stays NaN.
         """
         out *= ~(a <= 0)
         self._add_up(out, g_b, add)
@@ -85,11 +86,12 @@ class Coupling(OperationGroup):
     def network(
         self, x: Array, p: dict[str, Array], scale: float, keep: bool
     ) -> tuple[Array, dict[str, Array]]:
-        """x (N, H, W, C), of which x₁ is read -> h (N, H, W, C), and what the backward pass needs,
-        if asked to `keep` it: {"a2": a₂ (N H W, width)}, and "a1" like it where `keeps_first`.
+        """x (N, H, W, C), of which x₁ is read -> h (N, H, W, C), and the hidden layers that the
+        backward pass needs.
 
-        p: w1 (kH, kW, C/2, width), b1 (width,), w2 (width, width), b2 (width,), w3 (kH, kW, width,
-        C), b3 and logs (C,); scale: k. 2 N H W (width² + 1.5 kH kW C width) operations, in blocks
+        keep: whether these are wanted: {"a2": a₂ (N H W, width)}, and "a1": a₁ if `keeps_a1`; else
+        {}. p: w1 (kH, kW, C/2, width), b1 (width,), w2 (width, width), b2 (width,), w3 (kH, kW,
+        width, C), b3 and logs (C,); scale: k. 2 N H W (width² + 1.5 kH kW C width) operations, in blocks
         of samples.
         """
         samples, height, columns, _ = x.shape
@@ -98,21 +100,23 @@ class Coupling(OperationGroup):
         h = self.xp.empty(x.shape, x.dtype)
         patches = self._patches(x, p)
         w1 = p["w1"].reshape(-1, width)
-        keep = keep and self.keeps
-        keep_first = keep and self.keeps_first
+        keep = keep and self.keeps_hidden
+        keep_a1 = keep and self.keeps_a1
         blocks, most = self._blocks(samples, height * columns, width)
-        hidden_1 = self.xp.empty((len(patches) if keep_first else most, width), x.dtype)
+        # A layer that is not kept has the rows of one block, which every block overwrites.
+        hidden_1 = self.xp.empty((len(patches) if keep_a1 else most, width), x.dtype)
         hidden_2 = self.xp.empty((len(patches) if keep else most, width), x.dtype)
         for block, rows in blocks:
-            from_start = slice(rows.stop - rows.start)
-            a1 = hidden_1[rows if keep_first else from_start]
-            a2 = hidden_2[rows if keep else from_start]
+            overwritten = slice(rows.stop - rows.start)
+            a1 = hidden_1[rows if keep_a1 else overwritten]
+            a2 = hidden_2[rows if keep else overwritten]
             self.bias_relu(matmul(patches[rows], w1, out=a1), p["b1"])
             self.bias_relu(matmul(a1, p["w2"], out=a2), p["b2"])
             v = self.conv.correlate(a2.reshape(-1, height, columns, width), p["w3"])
+            # (v + b3) exp(k logs)
             self.channels.shift_scale(v, 1.0, p["b3"], scale, p["logs"], out=h[block])
         hidden = {"a2": hidden_2} if keep else {}
-        if keep_first:
+        if keep_a1:
             hidden["a1"] = hidden_1
         return h, hidden
 
@@ -137,16 +141,18 @@ class Coupling(OperationGroup):
         matmul = self.linalg.matmul
         samples, height, columns, channels = x.shape
         width = len(p["b1"])
-        of_last = (grads["b3"], grads["logs"])
-        dh = self.channels.shift_scale_backward(
-            dh, h, 1.0, scale, p["logs"], None, of_last
+        last_grads = (grads["b3"], grads["logs"])
+        # h = (v + b3) exp(k logs): δ_h becomes δ_v
+        dv = self.channels.shift_scale_backward(
+            dh, h, 1.0, scale, p["logs"], None, last_grads
         )
         w1 = p["w1"].reshape(-1, width)
         w1_adjoint = flip(p["w1"])
         w3_adjoint = flip(p["w3"]).reshape(-1, width)
         patches_1 = self._patches(x, p)
-        patches_3 = self.conv.patches(dh, p["w3"].shape[:2])
-        # (width, taps): BLAS is faster this way round. patches_3 are those of flip(w3).
+        # The gradient of flip(w3) has a₂ᵀ as its first factor and patches of δ_v as its second, as
+        # that of w1 has δᵀ and patches of x₁: BLAS is faster with `width` rows in the product.
+        patches_3 = self.conv.patches(dv, p["w3"].shape[:2])
         g_w1 = xp.empty((width, patches_1.shape[1]), x.dtype)
         g_w3 = xp.empty((width, patches_3.shape[1]), x.dtype)
         blocks, most = self._blocks(samples, height * columns, width)
@@ -155,10 +161,10 @@ class Coupling(OperationGroup):
         deltas_2 = xp.empty((most, width), x.dtype)
         hidden_1 = xp.empty((most, width), x.dtype) if recompute else hidden["a1"]
         for block, rows in blocks:
-            from_start = slice(rows.stop - rows.start)
-            d1 = deltas_1[from_start]
-            d2 = deltas_2[from_start]
-            a1 = hidden_1[from_start if recompute else rows]
+            overwritten = slice(rows.stop - rows.start)
+            d1 = deltas_1[overwritten]
+            d2 = deltas_2[overwritten]
+            a1 = hidden_1[overwritten if recompute else rows]
             a2 = hidden["a2"][rows]
             add = block.start > 0  # the first block writes
 
@@ -181,10 +187,10 @@ class Coupling(OperationGroup):
     def _blocks(
         self, samples: int, pixels: int, width: int
     ) -> tuple[list[tuple[slice, slice]], int]:
-        """[(slice of the samples, slice of their rows), …] of about equal size, and the most rows;
-        an empty batch is one empty block."""
-        most = max(1, self.network_values // (pixels * width))
-        step = math.ceil(samples / max(1, math.ceil(samples / most)))
+        """[(slice of the samples, slice of their rows), …] of about equal size, and the number of
+        rows in the largest. A row is a pixel's hidden values. An empty batch is one empty block."""
+        limit = max(1, self.network_values // (pixels * width))
+        step = math.ceil(samples / max(1, math.ceil(samples / limit)))
         blocks = []
         for start in range(0, samples, step) if samples else [0]:
             stop = min(start + step, samples)
@@ -196,7 +202,7 @@ class Coupling(OperationGroup):
         return self.conv.patches(x[..., : x.shape[-1] // 2], p["w1"].shape[:2])
 
     def _add_up(self, rows: Array, g_b: Array, add: bool) -> None:
-        """g_b (F,) = or += the sum of rows (M, F)."""
+        """g_b (F,) ← the sum of rows (M, F), or with `add` g_b += it."""
         sums = rows.sum(axis=0)
         g_b[...] = g_b + sums if add else sums
 

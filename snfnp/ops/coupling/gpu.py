@@ -11,7 +11,7 @@ class GpuCoupling(Coupling):
 
     # Large products fill a GPU: usually all rows at once. A hidden layer of 512 takes 268 MB.
     network_values = (1 << 17) * 512
-    keeps_first = True  # caching beats recomputing
+    keeps_a1 = True  # caching beats recomputing
 
     def bias_relu(self, out, b):
         blocks, _ = channel_blocks(out.size, out.shape[1], 4)

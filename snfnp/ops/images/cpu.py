@@ -11,7 +11,9 @@ from snfnp.ops.jit import inlined, parallel
 from snfnp.ops.random.definition import RandomKey, philox4x32
 
 _rounds = inlined(philox4x32)
-_GROUP = 8  # factors multiplied before one logarithm is taken: each is about α or more
+# Factors s(1 - s) whose product has one logarithm: each is about α or more, so that the product of
+# so few does not underflow.
+_GROUP = 8
 
 
 class CpuImages(Images):
@@ -20,7 +22,7 @@ class CpuImages(Images):
     ) -> tuple[Array, Array]:
         if images.ndim < 2 or images.dtype != np.uint8:
             return super().preprocess(images, key, alpha, levels, dtype)
-        # what is read-only, as data are, would be compiled once more
+        # Data are read-only: Numba would compile the kernel once more for such arrays.
         pixels = np.require(flat(images), requirements=["C", "W"])
         words = tuple(map(np.uint64, key.words))
         constant = pixels.shape[1] * (math.log1p(-2 * alpha) - math.log(levels))
@@ -36,22 +38,25 @@ class CpuImages(Images):
 
 @parallel
 def _preprocess(n, images, key, start, constant, alpha, levels, odds, ldj):
-    """images, odds = s/(1-s) (N, D), ldj (N,), in double; noise: the key's words from `start` on.
+    """Image n of images (N, D): odds (N, D) = s/(1-s) and ldj (N,), in double precision.
 
-    The caller takes the logarithm of the odds with NumPy, whose vector instructions are faster.
+    key: `RandomKey.words`; start: the number of random words before image 0's. The caller takes the
+    logarithm of the odds with NumPy, whose vector instructions are faster.
     """
     dimension = images.shape[1]
-    row = start + n * dimension
-    four = np.empty(4, np.uint64)  # the words of a block, for `RandomKey.words`
+    first = start + n * dimension  # the index of the image's first random word
+    four = np.empty(4, np.uint64)  # Philox draws four words at a time
     total = 0.0
     product = 1.0
     for d in range(dimension):
-        index = row + d
+        index = first + d
         if d == 0 or index & 3 == 0:
+            # three words of the key are in Philox's counter, two in its own key
             counter = (np.uint64(index >> 2), key[0], key[1], key[2])
             four[0], four[1], four[2], four[3] = _rounds(counter, (key[3], key[4]))
         noisy = images[n, d] + np.float64(four[index & 3]) * 2.0**-32
         s = alpha + (1 - 2 * alpha) * (noisy / levels)
+        # without the cancellation of 1 - s
         one_minus_s = alpha + (1 - 2 * alpha) * ((levels - noisy) / levels)
         odds[n, d] = s / one_minus_s
         product *= s * one_minus_s
