@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from tqdm.auto import tqdm  # a notebook's own bar, too
@@ -29,8 +29,8 @@ class Record:
 
     Attributes:
         step, epoch: done; steps: in all; seconds: spent on them.
-        surrogate, reconstruction, gradient_norm: as `StepMetrics`: averages since the last
-            evaluation, or between evaluations those of the last step.
+        surrogate, reconstruction, gradient_norm: as in `StepMetrics`; at an evaluation averages of
+            the steps since the one before, between evaluations the figures of the last step.
         nll: the exact validation NLL in nats per sample; None between evaluations.
         bits_per_dimension: the same in bits, of images; else None.
         best: whether no evaluation before was better.
@@ -93,9 +93,8 @@ class Progress:
     def steps_per_second(self) -> float:
         """The speed of the steps since the last evaluation."""
         step, seconds = self.timed_from
-        resolution = time.get_clock_info(
-            "perf_counter"
-        ).resolution  # a clock may stand still
+        # no division by 0 where the clock did not advance
+        resolution = time.get_clock_info("perf_counter").resolution
         return (self.step - step) / max(self.seconds - seconds, resolution)
 
 
@@ -112,10 +111,11 @@ def progress_bar(disable: bool | None, **options: Any) -> tqdm:
 
 @contextmanager
 def compilations_shown(ops: Ops, report: Report = silent) -> Iterator[None]:
-    """A context that reports the kernels compiled in it: a line before and one after, and between
-    them in a terminal a moving one, elsewhere one every so often."""
+    """A context that reports the kernels that are compiled in it, if that takes more than half a
+    second: a line then and a line at the end. Between them a terminal has a line that is updated,
+    and a log file gets one every 15 seconds."""
     kernels = 0
-    seconds = begun = told = 0.0
+    seconds = begun = reported_at = 0.0
     line: tqdm | None = None
 
     def named() -> str:
@@ -126,18 +126,18 @@ def compilations_shown(ops: Ops, report: Report = silent) -> Iterator[None]:
         begun = time.perf_counter()
 
     def on_end(count: int) -> None:
-        nonlocal kernels, seconds, told, line
+        nonlocal kernels, seconds, reported_at, line
         kernels += count
         seconds += time.perf_counter() - begun
         if line is None and seconds > _REPORTED_FROM:
             report("compiling kernels (cached for later runs; safe to interrupt)")
-            hidden = report is silent or None
+            hidden = report is silent or None  # None: if the output is not a terminal
             line = progress_bar(bar_format="{desc}", disable=hidden, leave=False)
         if line is not None:
             progress = f"{named()}, {seconds:.0f} s"
             line.set_description_str(progress)
-            if line.disable and seconds - told > _COMPILING_EVERY:
-                told = seconds
+            if line.disable and seconds - reported_at > _COMPILING_EVERY:
+                reported_at = seconds
                 report(f"compiling: {progress} so far")
 
     with ops.device.compilations(on_start, on_end):
@@ -148,13 +148,14 @@ def compilations_shown(ops: Ops, report: Report = silent) -> Iterator[None]:
 
 
 def decimals(of_images: bool) -> int:
-    """The decimals of an NLL in nats in a line: that of a row is small."""
+    """The decimals with which a run's lines show an NLL in nats: more for rows of numbers, whose
+    NLL is small."""
     return 2 if of_images else 4
 
 
 def gradient_of(config: TrainConfig, flow: Flow) -> str:
-    """The gradient of a flow's linear layers in words: that of the options, and of layers with
-    another rule, as of a user's own flow, this rule."""
+    """The gradient of a flow's linear layers in words: that of the options, if a layer has it or
+    none is linear, and the other rules of layers, which a user's own flow may have."""
     usual = repr(config.rule)
     layers = [layer for _, layer, _ in flow.with_shapes() if isinstance(layer, Linear)]
     rules = {repr(layer.rule) for layer in layers}
@@ -178,9 +179,10 @@ class ProgressLine:
             initial=progress.step * trainer.config.batch_size,
             unit="img" if trainer.flow.preprocess.of_images else "row",
             unit_scale=True,
-            disable=report is silent
-            or None,  # None: no bar if the output is not a terminal
+            # None: no bar if the output is not a terminal
+            disable=report is silent or None,
         )
+        # the time of the last figures; ∞ on other ranks than 0, which are never due
         self._shown = math.inf if trainer.world.rank else time.perf_counter()
 
     def due(self) -> bool:
@@ -191,11 +193,11 @@ class ProgressLine:
     def clear(self) -> None:
         """Make room for another line."""
         self.bar.clear()
-        self._shown = max(self._shown, time.perf_counter())
+        self._shown = max(self._shown, time.perf_counter())  # ∞ stays
 
     def show(self, progress: Progress) -> Record | None:
-        """Show the figures of the last step, which has been waited for, and return them; None on
-        other ranks."""
+        """Show the figures of the last step and return them; None on other ranks than 0. The caller
+        has waited for the step."""
         trainer = self._trainer
         if trainer.world.rank:
             return None
@@ -220,5 +222,5 @@ class ProgressLine:
             progress.steps,
             progress.epoch,
             progress.seconds,
-            *astuple(metrics),
+            **vars(metrics),
         )

@@ -50,19 +50,20 @@ def started(
     config.check()
     ops = ops or get_ops(config.backend, tf32=config.tf32, world=world)
     if dataset is None:
-        config = config.located()
+        config = config.located()  # absolute paths, which hold in any folder
         dataset = _load(config.data, config, world)
     config = _resolved(config, dataset, world)
     notes: list[str] = []
     moments = dataset.moments
-    if moments:
+    if moments:  # of rows: their standardisation, with the steps of columns with ties
         moments = with_ties(
             moments, dataset.train, config.ties, dataset.labels, notes.append
         )
     config = replace(config, out=world.broadcast(default_folder(config)))
     folder = RunFolder(config.out)
     flow = config.build_flow(dataset.train.shape[1:], moments)
-    if not getattr(flow.preprocess, "step", ()):  # a flow may bring its own
+    # The notes say that columns with ties get noise: a flow with its own preprocessing need not.
+    if not getattr(flow.preprocess, "step", ()):
         notes = []
     with ExitStack() as held:
 
@@ -74,6 +75,7 @@ def started(
 
         # Everything that can fail comes before the folder is made.
         world.on_rank_zero(claim)
+        # None: no checkpoint to go on from
         yield Session(config, dataset, ops, flow, folder, None, notes, world)
 
 
@@ -85,20 +87,23 @@ def resumed(
     dataset: Dataset | None = None,
     world: Communicator = SINGLE_PROCESS,
 ) -> Iterator[Session]:
-    """The run in a folder, which is locked, resumed; see `resume`.
+    """The run in a folder, ready to go on, as `resume` describes; the folder is locked.
 
     Args:
         changes: options with new values; on ranks other than 0 the model alone counts, since code
             is not sent between ranks.
     """
     folder = RunFolder(path)
-    world.on_rank_zero(lambda: folder.open(path))  # nothing of another kind is locked
+    world.on_rank_zero(
+        lambda: folder.open(path)
+    )  # raises if it has no run, before the lock
     with ExitStack() as held:
 
         def reopen() -> tuple[TrainConfig, dict[str, Any]]:
             held.enter_context(folder.lock)
             folder.remove_partial()
             config = folder.resumed_config({**changes, "out": path}, rollback)
+            # the model as text, since code is not sent between ranks; and the file config.json
             return replace(config, model=text_of(config.model)), folder.open(path)[1]
 
         config, record = world.on_rank_zero(reopen)
@@ -115,7 +120,8 @@ def resumed(
         world.on_rank_zero(lambda: folder.check_same_data(record, dataset))
         flow = config.build_flow(dataset.train.shape[1:], folder.moments(record))
         check_same_flow(folder, record, flow)
-        if config.threads is None and ops.device.threads:  # for the same rounding
+        # The rounding of BLAS depends on the number of threads: the run keeps its own.
+        if config.threads is None and ops.device.threads:
             config = replace(config, threads=record["config"].get("threads"))
         checkpoint = "best" if rollback else "last"
         yield Session(config, dataset, ops, flow, folder, checkpoint, [], world)
@@ -124,7 +130,7 @@ def resumed(
 def _resolved(
     config: TrainConfig, dataset: Dataset, world: Communicator
 ) -> TrainConfig:
-    """The configuration filled in for these data and so many processes."""
+    """The configuration filled in for these data, and checked for `world`'s processes."""
     require_dataset(dataset)
     config = config.resolve(len(dataset.train), dataset.train.shape[1:])
     config.check_processes(world.size)
@@ -145,21 +151,21 @@ def train(
     """Train a new run to the configured number of epochs.
 
     Evaluates exactly on the validation data every `eval_every` epochs and after the last one, keeps
-    `best.safetensors` by that figure, and at the end evaluates the test data there. Ctrl-C or a
-    termination signal writes `last.safetensors` and raises KeyboardInterrupt; SIGUSR1 only writes
-    it.
+    the parameters of the best evaluation in `best.safetensors`, and at the end evaluates the test
+    data with them. Ctrl-C or a termination signal writes `last.safetensors` and raises
+    KeyboardInterrupt; SIGUSR1 only writes it.
 
     Args:
         config: filled in and checked by `TrainConfig.resolve`, if it was not before.
         ops: the backend; None: the configuration's.
         report: gets every line; None: nothing is shown, not even a progress bar.
         world: the ranks that train together, each of which calls this; rank 0 reports and writes.
-        optimiser: one of your own in Adam's place (derivations/18-write-your-own-rule.md), also
-            when the run is resumed.
+        optimiser: one of your own in Adam's place (derivations/18-write-your-own-rule.md), which
+            `resume` needs again.
         flow: a `Flow` or what builds one, as `TrainConfig(model=flow)`.
         callbacks: functions that each get a `Record` of every evaluation, and of a step whenever a
-            progress bar shows one (without a bar, once a minute). If one returns True, the run ends
-            well after the epoch; if one raises, it stops, and can be resumed there.
+            progress bar shows one (without a bar, once a minute). If one returns True, the run is
+            complete at the end of the epoch; if one raises, it stops, and can be resumed there.
 
     Returns:
         The summary, as in summary.json: the best epoch, its validation likelihood and that of the
@@ -167,11 +173,12 @@ def train(
 
     Raises:
         UsageError: the folder is another run's, or another program trains in it.
-        DivergedError: numbers are not finite, or the likelihood explodes; with options to go on.
+        DivergedError: numbers are not finite, or the likelihood explodes; the message names options
+            with which to go on.
     """
     config = config.with_model(flow)
     require_dataset(dataset)
-    if dataset.name != config.data_name:  # given by the caller, not by its name
+    if dataset.name != config.data_name:  # other data than the configuration names
         config = replace(config, data=dataset.name)
     with started(config, dataset, world, ops) as session:
         return train_session(session, report, optimiser, callbacks)
@@ -209,7 +216,7 @@ def resume(
             or data it would not be the same run.
     """
     if not isinstance(changes.get("data", ""), (str, os.PathLike)):
-        raise UsageError("data is where they are: give a Dataset as dataset=")
+        raise UsageError("data is a name or a path: give a Dataset as dataset=")
     if flow is not None:
         changes["model"] = flow
     with resumed(Path(path), changes, rollback, dataset) as session:
@@ -238,11 +245,11 @@ def fit(
         validation, test: held-out data of the same shape, or the fraction of `data` to hold out,
             drawn by `seed`; None: a tenth.
         flow: a `Flow` or what builds one (`TrainConfig(model=flow)`); None: a preset.
-        out: the run's folder; None: a temporary one, removed with the run's `folder`, but kept if
-            training was interrupted or failed.
+        out: the run's folder; None: a temporary one, which is removed once nothing refers to the
+            returned run's `folder`; it is kept if training was interrupted or failed.
         report, callbacks, optimiser: as for `snfnp.train`.
-        options: those of `TrainConfig`. As in `train`, rows are evaluated some 40 times in all, and
-            images after every epoch, unless `eval_every` says otherwise.
+        options: those of `TrainConfig`. As in `train`, a flow of rows is evaluated some 40 times in
+            all, and one of images after every epoch, unless `eval_every` says otherwise.
 
     Returns:
         The run at its best evaluation: `likelihood`, `flow`, `params`, `folder`.
@@ -289,6 +296,7 @@ def _load(name: str, config: TrainConfig, world: Communicator) -> Dataset:
                 dataset = load()
             except SnfnpError as failure:
                 error = failure
+        # the first error of any process, if there is one, on all of them
         for failed in filter(None, world.gather(error)):
             raise failed
         return dataset or load()

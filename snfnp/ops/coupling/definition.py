@@ -91,8 +91,8 @@ class Coupling(OperationGroup):
 
         keep: whether these are wanted: {"a2": a₂ (N H W, width)}, and "a1": a₁ if `keeps_a1`; else
         {}. p: w1 (kH, kW, C/2, width), b1 (width,), w2 (width, width), b2 (width,), w3 (kH, kW,
-        width, C), b3 and logs (C,); scale: k. 2 N H W (width² + 1.5 kH kW C width) operations, in blocks
-        of samples.
+        width, C), b3 and logs (C,); scale: k. 2 N H W (width² + 1.5 kH kW C width) operations, in
+        blocks of samples.
         """
         samples, height, columns, _ = x.shape
         width = len(p["b1"])
