@@ -121,9 +121,8 @@ def readable(
         yield
     except kind:
         raise
-    except (
-        Exception
-    ) as error:  # each library has its own, and a few that it does not document
+    # every library raises errors of its own, and a few that it does not document
+    except Exception as error:
         if isinstance(error, MemoryError) and kind is not UsageError:
             raise  # the size of a user's file is what its header claims, that of a run's is right
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())

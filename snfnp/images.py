@@ -70,6 +70,7 @@ class StoredArray:
         short = False
         # samples that follow one another are read together
         starts = np.flatnonzero(np.diff(indices, prepend=-2) != 1).tolist()
+        # no start of no samples
         for start, stop in zip(starts, [*starts[1:], len(indices)], strict=False):
             part = content[start * size : stop * size]
             offset = self._offset + int(indices[start]) * size

@@ -25,9 +25,8 @@ _NUMBERS = ("NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 _in_force = {"blas_timeout_in_time": True}
 _lock = threading.Lock()  # of what follows, and of the numbers of BLAS's threads
 _limits: list[float] = []  # those in force, of all threads
-_unlimited: dict[
-    str, tuple[Any, int]
-] = {}  # path: a BLAS library, and its threads without limits
+# path: a BLAS library, and its threads without limits
+_unlimited: dict[str, tuple[Any, int]] = {}
 
 
 def at_fork(lock: Any) -> None:

@@ -62,7 +62,7 @@ class Dataset:
             raise UsageError(
                 f"{self.name} has {width} columns, and {names}: give each column a name"
             )
-        _ = self.moments
+        _ = self.moments  # raises for constant columns
 
     @property
     def of_images(self) -> bool:

@@ -232,9 +232,9 @@ def _chosen(
             message = f"{file} has no column {name!r}: its columns are"
             raise UsageError(f"{message} {_listed(labels)[:200]}")
     taken = [indices[name] for name in names]
-    if (
-        twice := _twice(labels[index] for index in taken)
-    ) is not None:  # an infinite density
+    # the density of equal columns is infinite
+    twice = _twice(labels[index] for index in taken)
+    if twice is not None:
         raise UsageError(
             f"`columns` has {twice!r} more than once: name each column once"
         )

@@ -17,14 +17,17 @@ from snfnp.images import StoredArray, parts
 
 TIES = ("dequantise", "keep", "raise")
 _LOOKED_AT = 10_000  # rows in which columns with ties are looked for
-# a column has ties from this share of rows that repeat a value,
+# A column has ties if this share of its rows repeat a value, or if the share _SPIKE of them, and at
+# least _FEWEST, have the same value.
 _REPEATED = 0.1
-_SPIKE = 0.01  # or this share of a single value, which at least _FEWEST rows have
+_SPIKE = 0.01
 _FEWEST = 4
 _DECIMALS = 9  # digits behind the point at which steps are looked for
 _FINER = 20  # times finer than the values lie apart: a step that explains no ties
-_WRITTEN = 0.98  # the share of values that have so many decimals; others may be off by
-_OFF = 0.01  # of a step
+# The share of values that are written with so many decimals. Others may be off by the share _OFF of
+# a step.
+_WRITTEN = 0.98
+_OFF = 0.01
 
 
 def with_ties(

@@ -38,9 +38,11 @@ from snfnp.training.progress import compilations_shown, progress_bar, silent
 
 # candidates: rows up to which they are tried
 _NOISE = {0.0: 2**63, 0.1: 1000, 0.2: 500}
-_FIRST = 2000  # steps of a flow on many rows: of the first training,
-_LONGEST = 4000  # and of the longest, or
-_ROWS_PER_STEP = 32  # one for so many rows
+# On many rows the first training of a flow has about _FIRST steps, and the longest has _LONGEST, or
+# one step for _ROWS_PER_STEP rows if these are more.
+_FIRST = 2000
+_LONGEST = 4000
+_ROWS_PER_STEP = 32
 _JUDGED = 4000  # rows of a fold, at most: the others are trained on by all members
 # numbers in a batch for which a smooth leaky ReLU is fastest in plain NumPy
 _SMALL = 4096
@@ -165,7 +167,7 @@ def _preprocess(options: Options, table: np.ndarray, labels: list[str]) -> Stand
     preprocess = Standardise(
         *map(tuple, with_ties(moments, table, options.ties, labels, lines.append))
     )
-    # a step without decimals may be another one in each fold of a search
+    # a step without decimals may be another one in each fold of a search; no steps: no ties
     columns = zip(labels, preprocess.step, preprocess.unit, strict=False)
     ties = tuple((label, step * (unit > 0)) for label, step, unit in columns if step)
     if lines and ties not in _warned:

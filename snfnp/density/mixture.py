@@ -13,10 +13,14 @@ import numpy as np
 from numpy.random import Generator
 
 _ITERATIONS = 100  # of EM, at most
-_GAIN = 1e-4  # nats per row that the next one has to gain; ten times as many from _MANY rows on:
-_MANY = 1000  # stopping early regularises many components, and is three times as fast
-_FIRST = 20_000  # rows to which a mixture is fitted before all of them, for at most
-_ON_ALL = 12  # iterations
+# Nats per row that an iteration has to gain for another one. From _MANY rows on it is ten times as
+# much: stopping early regularises many components, and is three times as fast.
+_GAIN = 1e-4
+_MANY = 1000
+# A mixture of more rows than _FIRST is fitted to so many of them first, and then to all of them for
+# at most _ON_ALL iterations.
+_FIRST = 20_000
+_ON_ALL = 12
 _NUMBERS = 2**18  # in an array of components by rows at a time
 _ROUNDING = 16 * np.finfo(float).eps  # of a covariance, in units of its second moments
 _TINY = 1e-300  # instead of no rows

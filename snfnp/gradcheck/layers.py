@@ -167,6 +167,7 @@ def _check_arrays(case: Case) -> None:
         raise GradientError(f"parameter_shapes says {declared}, init makes {made}")
     for dtype in (np.float64, np.float32):
         outputs, ldj = case.forward(case.x, case.params, dtype)
+        # most layers have no latent
         for name, z, dz in zip(("z", "latent"), outputs, case.c, strict=False):
             if z.shape != dz.shape:
                 raise GradientError(

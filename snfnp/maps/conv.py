@@ -97,6 +97,7 @@ class Conv2d(Map):
         if w.shape[:2] == tuple(self.kernel):
             return w
         fitted = xp.zeros((*self.kernel, *w.shape[2:]), w.dtype)
+        # of the taps' axes, the first two
         common = [min(sizes) for sizes in zip(self.kernel, w.shape, strict=False)]
         _centre(fitted, common)[...] = _centre(w, common)
         return fitted
@@ -104,7 +105,7 @@ class Conv2d(Map):
     def log_det(self, ops: Ops, w: Array, shape: Shape) -> float:
         """log|det T(w)| for images (H, W, channels), of a 1×1 kernel H W log|det w|. Raises
         UsageError for a shape or a kernel in another order, as that of other libraries."""
-        self.output_shape(shape)
+        self.output_shape(shape)  # raises if it is no shape of such images
         if w.shape != self.weight_shape:
             expected = f"give it as (kH, kW, I, O), {self.weight_shape}"
             raise UsageError(f"the kernel has the shape {w.shape}: {expected}")

@@ -170,9 +170,8 @@ def alike(*arrays: Array) -> bool:
     """True if the arrays are all in single, or all in double precision: what kernels are made for.
     (A byte order of another machine is neither.)"""
     dtype = arrays[0].dtype
-    for (
-        each
-    ) in arrays:  # a generator would cost a call for each, in every operation of a step
+    # a generator would cost a call for each array, in every operation of a step
+    for each in arrays:
         if each.dtype != dtype:
             return False
     return dtype in _PRECISIONS

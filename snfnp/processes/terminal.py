@@ -207,10 +207,7 @@ def _abandon_output() -> None:
             stream.flush()
         except OSError:
             os.dup2(nowhere, stream.fileno())
-        except (
-            AttributeError,
-            ValueError,
-            RuntimeError,
-        ):  # none, closed, or being written to
+        # there is no stream, it is closed, or it is being written to
+        except (AttributeError, ValueError, RuntimeError):
             pass
     os.close(nowhere)

@@ -197,6 +197,7 @@ def kernel_inputs(layer: Layer) -> dict[str, Callable[[dict], Array]]:
     which the kernel multiplies, from the cache of a forward pass}."""
     if isinstance(layer, Linear):
         keys = {"W": "x", "R": "z0"} if layer.learns_inverse else {"W": "x"}
+        # `maps` is (f, g), also where there is no R for g
         return {
             kernel: lambda cache, key=key: cache[key]
             for (kernel, key), f in zip(keys.items(), layer.maps, strict=False)

@@ -46,7 +46,8 @@ _EARLY, _EVERY = ((20, 100), 500)
 class StepMetrics:
     """Figures of steps (before their updates), averaged over the batch.
 
-    surrogate: nats, no likelihood; reconstruction: Σ_k of Eq. 3; gradient_norm: before clipping.
+    surrogate: Eq. 3 without the terms log|W_k|, in nats; reconstruction: Σ_k ‖g_k(f_k(h_k)) − h_k‖²
+    of Eq. 3; gradient_norm: before clipping.
     """
 
     surrogate: float

@@ -103,7 +103,7 @@ def learning_rate(config: Settings, step: int, steps_per_epoch: int) -> float:
     )
 
 
-# The terms of the step's Σ_k of Eq. 3, and λ, as they are logged.
+# The summands of Σ_k ‖g_k(f_k(h_k)) − h_k‖² of Eq. 3 in a step, and λ, as they are logged.
 Figures = tuple[list[Array], Array]
 
 

@@ -367,9 +367,8 @@ def train_session(
         also += ", or `recompute`"
     with (
         signals.ignore_sigusr1(),
-        np.errstate(
-            all="ignore"
-        ),  # divergence is detected at every step and reported once
+        # divergence is detected at every step and reported once
+        np.errstate(all="ignore"),
         robust_output(),
         threads.limited(config.threads),
         within_memory(ops, "batch_size", config.batch_size, also),

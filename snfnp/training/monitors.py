@@ -158,10 +158,9 @@ class Monitors:
         self._moments = {
             name: SmallestSecondMoment(self._ops, layer.map, images)
             for name, (layer, shape) in self._layers.items()
+            # of dense layers and convolutions, the rows that T(w) multiplies are known
             if stable_above(layer.rule) is not None
-            and (
-                len(shape) == 1 or isinstance(layer.map, Conv2d)
-            )  # whose rows are known
+            and (len(shape) == 1 or isinstance(layer.map, Conv2d))
         }
         return self if self._moments else None
 

@@ -23,9 +23,8 @@ from snfnp.step.update import SCHEDULES
 # where the default is None. `T | None`: it may stay None. `T | Any`: other types become a T, as
 # text a path.
 LARGEST = 1e300  # of a real number, so that what is computed from it stays finite
-_KINDS: dict[
-    type, tuple[Any, str]
-] = {  # {kind: (the types of its values, words for them)}
+# {kind: (the types of its values, words for them)}
+_KINDS: dict[type, tuple[Any, str]] = {
     bool: (bool, "True or False"),
     int: (int, "a whole number"),
     float: ((int, float), "a finite number"),
