@@ -41,10 +41,11 @@ class FlowDensity(Options):
     Columns with ties, such as whole numbers, are modelled with noise of one step. Scores are then
     of cells of one step, and another estimator's scores of the same rows are not: a mixture that
     closes in on repeated values seems better by several nats. To compare, score the same rows with
-    noise by both, `other.fit(density.dequantise(train)).score(density.dequantise(test))` against
-    `density.score(test)`, or leave the ties in both, `ties="keep"`. Samples have the values of
-    such a column between its least and its greatest. Codes of categories are taken for numbers;
-    give a column of 0 and 1 for each category where their order has no meaning.
+    noise by both, `noisy = density.dequantise(test)`: `density.score(noisy)` and
+    `other.fit(density.dequantise(train)).score(noisy)`. Or leave the ties in both, `ties="keep"`.
+    Samples have the values of such a column between its least and its greatest. Codes of categories
+    are taken for numbers; give a column of 0 and 1 for each category where their order has no
+    meaning.
 
     Args:
         layers: number of hidden dense layers (None: 3 up to 2000 rows; else 6 up to 8 columns,
