@@ -1,7 +1,5 @@
 """Data of one's own: what is taken, from files and in code, and one line for everything else."""
 
-import os
-import tracemalloc
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +16,6 @@ from snfnp.cli import evaluate, train
 from snfnp.data import own_data
 from snfnp.errors import DivergedError, SnfnpError, UsageError
 from snfnp.gradcheck import central_difference
-from snfnp.images import StoredArray
 from snfnp.layers.preprocess import Scale, preprocess_by_name
 from snfnp.models import PRESETS
 from snfnp.ops import RandomKey
@@ -59,8 +56,7 @@ SOURCES |= {"greys": GREY, "colours": COLOUR}
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_every_kind_of_source_is_cut_by_the_seed(name, tmp_path, monkeypatch):
-    monkeypatch.setattr("snfnp.images._SMALL", 0)
+def test_every_kind_of_source_is_cut_by_the_seed(name, tmp_path):
     array = SOURCES[name]
     path = write(tmp_path, name, array)
     data, again, other = (
@@ -79,7 +75,6 @@ def test_every_kind_of_source_is_cut_by_the_seed(name, tmp_path, monkeypatch):
         == again.fingerprint("train")
         != other.fingerprint("train")
     )
-    assert isinstance(data.train, StoredArray) == (path.suffix == ".npy")
 
 
 def test_splits_by_name_in_files_of_their_own_and_in_folders(tmp_path):
@@ -143,7 +138,7 @@ def test_a_way_back_a_jacobian_and_its_terms(way, ops):
 
 
 def test_the_moments_are_those_of_numpy_in_parts(monkeypatch):
-    monkeypatch.setattr("snfnp.images._AT_ONCE", 14)
+    monkeypatch.setattr("snfnp.data.dataset._AT_ONCE", 14)
     dataset = snfnp.Dataset("mine", ROWS, ROWS[:9], ROWS[:9])
     assert_allclose(dataset.moments, (ROWS.mean(0), ROWS.std(0)), rtol=1e-13)
 
@@ -270,17 +265,6 @@ def test_other_units_are_the_same_run_and_another_density(tmp_path):
     difference = other["test_nll_nats"] - one["test_nll_nats"]
     assert_allclose(difference, -2 * 40 * np.log(2), rtol=1e-12)
     assert one["reconstruction"] == other["reconstruction"]
-
-
-@pytest.mark.slow
-def test_a_large_file_is_never_in_memory_whole(shell, monkeypatch):
-    monkeypatch.setattr("snfnp.images._SMALL", 1 << 20)
-    np.save("large.npy", RNG.normal(size=(80_000, 100)))  # 64 MB
-    tracemalloc.start()
-    shell(f"train large.npy {SHORT} --model fc --batch-size 2000 --epochs 1 --out run")
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < os.path.getsize("large.npy") / 2
 
 
 def test_the_preset_fits_the_columns_and_the_rows():

@@ -28,7 +28,6 @@ from support.processes import python
 import snfnp.data
 from snfnp.data import Dataset, load_dataset, sets
 from snfnp.errors import SnfnpError, UsageError
-from snfnp.images import StoredArray
 
 NAMES = list(FILES)
 DOWNLOADED = ["mnist", "cifar-10"]
@@ -419,11 +418,10 @@ def test_the_splits_are_those_of_the_paper():
     assert sets.BATCHES[::5] == ("data_batch_1.bin", "test_batch.bin")
 
 
-def test_imagenet_is_read_as_needed(tmp_path, small, monkeypatch):
-    monkeypatch.setattr("snfnp.images._SMALL", 0)
+def test_imagenet_is_read(tmp_path, small):
     dataset = load_dataset("imagenet32", put(tmp_path, FILES["imagenet32"]))
     data_files.assert_is("imagenet32", dataset)
-    assert isinstance(dataset.train, StoredArray) and not dataset.is_sample
+    assert not dataset.is_sample
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from snfnp.cli.shared import (
     whole_data,
     write_csv,
 )
-from snfnp.data import Samples
 from snfnp.errors import UsageError, printable
 from snfnp.likelihood import Evaluation
 from snfnp.training.runs.load import LoadedRun
@@ -70,7 +69,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
 
 def _write_scores(
-    path: Path, run: LoadedRun, samples: Samples, seed: int, at_once: int
+    path: Path, run: LoadedRun, samples: np.ndarray, seed: int, at_once: int
 ) -> None:
     """Write a line for each sample: its index and its log-likelihood in nats, and of a table with
     names its values. A sample so far away that numbers overflow has -inf."""

@@ -15,7 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from snfnp.data import Samples, load_dataset, load_whole
+import numpy as np
+
+from snfnp.data import load_dataset, load_whole
 from snfnp.data.table import is_table
 from snfnp.errors import UsageError, printable, suggestion, within_memory
 from snfnp.files import explained, write_atomically
@@ -127,7 +129,7 @@ def warnings_in_lines() -> Iterator[None]:
 
 def images_of(
     run: LoadedRun, args: argparse.Namespace, split: str
-) -> tuple[Samples, str]:
+) -> tuple[np.ndarray, str]:
     """A split of the data that a run was trained on, and its source. Other data are an error; a
     line says so instead if --data-dir or --data names them, or the run is pretrained."""
     folder = args.data_dir or run.config.data_dir
@@ -143,7 +145,7 @@ def images_of(
     return getattr(dataset, split), dataset.source
 
 
-def whole_data(run: LoadedRun, args: argparse.Namespace) -> Samples:
+def whole_data(run: LoadedRun, args: argparse.Namespace) -> np.ndarray:
     """Everything in the data that --data names, or the test split if they have one, for a run on
     samples of that shape. Raises UsageError for others."""
     samples = load_whole(

@@ -4,7 +4,6 @@ The user's own data are .npy and .npz files, tables (.csv, .tsv, .txt, also with
 images, and arrays. Nothing is ever unpickled.
 """
 
-import mmap
 import os
 import sys
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from snfnp.data.dataset import SPLITS, Dataset, require_dataset
 from snfnp.data.table import is_table, read_table
 from snfnp.errors import UsageError, printable, suggestion
 from snfnp.files import open_regular, readable
-from snfnp.images import Samples, fault, open_array, selected, with_channels
+from snfnp.images import fault, open_array, with_channels
 
 __all__ = [
     "DATA_SETS",
@@ -172,8 +171,8 @@ def own_data(
 
 
 def _held_out(
-    samples: Samples, fractions: dict[str, float], seed: int, source: str
-) -> dict[str, Samples]:
+    samples: np.ndarray, fractions: dict[str, float], seed: int, source: str
+) -> dict[str, np.ndarray]:
     """Samples in splits at random: fractions, and the rest for training."""
     total = len(samples)
     counts = [max(1, round(fraction * total)) for fraction in fractions.values()]
@@ -186,7 +185,7 @@ def _held_out(
     order = np.random.default_rng((seed, total, 1)).permutation(total)
     indices = np.split(order, np.cumsum(counts))
     return {
-        split: selected(samples, np.sort(part))
+        split: samples[np.sort(part)]
         for split, part in zip((*fractions, "train"), indices, strict=True)
     }
 
@@ -198,7 +197,7 @@ def _as_text(path: Any) -> Any:
 
 def load_whole(
     name: str, data_dir: str | os.PathLike[str] | None = None, **table: Any
-) -> Samples:
+) -> np.ndarray:
     """The test data of the data set of this name; or everything at a path, of named splits the test
     split. table: as for `load_dataset`."""
     if name in LOADERS:
@@ -210,7 +209,7 @@ def load_whole(
 
 def _chosen(
     source: Any, split: str, columns: Names, report: Report, table: dict[str, Any]
-) -> Samples:
+) -> np.ndarray:
     """A split of a source, or everything there; of a table, the columns with these names."""
     options = (
         table | {"columns": columns or table.get("columns")} if is_table(source) else {}
@@ -221,12 +220,12 @@ def _chosen(
 
 def _read(
     source: Any, report: Report, table: dict[str, Any]
-) -> tuple[dict[str, Samples], Names]:
+) -> tuple[dict[str, np.ndarray], Names]:
     """{split: array} at a path or of an array ("train" if there is only one), and the names of a
     table's columns. table: options of `read_table`."""
     if not isinstance(source, str):
         with readable("the array"):
-            array = _unmapped(np.asanyarray(source))
+            array = np.asanyarray(source)
         return {"train": _required(array, "the array")}, None
     path = Path(source)
     columns: Names = None
@@ -258,7 +257,7 @@ def _read(
     return required, columns
 
 
-def _archive(path: str) -> dict[str, Samples]:
+def _archive(path: str) -> dict[str, np.ndarray]:
     """The arrays of an .npz file, except labels. Names and sizes are checked before any is read."""
     with (
         open(open_regular(path, follow=True), "rb") as stream,
@@ -277,10 +276,8 @@ def _archive(path: str) -> dict[str, Samples]:
         size = sum(entry.file_size for entry in content.infolist())
         most = _memory()
         if size > most:
-            message = (
-                f"its arrays take {size:,} bytes, and this machine has {most:,} bytes"
-            )
-            raise ValueError(f"{message} of memory; a .npy file is read as needed")
+            message = f"its arrays take {size:,} bytes, and the memory has {most:,}"
+            raise ValueError(message)
         return {name if len(names) > 1 else "train": archive[name] for name in names}
 
 
@@ -289,22 +286,7 @@ def _memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _unmapped(array: np.ndarray) -> Samples:
-    """An array that is mapped from a .npy file, as one that is read from it (`snfnp.images`)."""
-    if (
-        isinstance(array, np.memmap)
-        and isinstance(array.base, mmap.mmap)
-        and array.mode == "r"
-    ):
-        file = str(array.filename)
-        with readable(file):
-            stored = open_array(file) if file.endswith(".npy") else array
-        if (stored.shape, stored.dtype) == (array.shape, array.dtype):
-            return stored
-    return array
-
-
-def _required(array: Samples, name: str) -> Samples:
+def _required(array: np.ndarray, name: str) -> np.ndarray:
     """Images (N, H, W, C) or rows of floats (N, D), of whole numbers too. Raises UsageError, in
     which the array has a name, for anything else."""
     array = with_channels(array)

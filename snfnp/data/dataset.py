@@ -1,4 +1,4 @@
-"""A data set in memory or in a file, in three splits, checked when it is made."""
+"""A data set in memory, in three splits, checked when it is made."""
 
 import hashlib
 from collections.abc import Iterable
@@ -8,9 +8,10 @@ from functools import cached_property
 import numpy as np
 
 from snfnp.errors import UsageError
-from snfnp.images import Samples, StoredArray, fault, is_rows, parts, with_channels
+from snfnp.images import fault, is_rows, with_channels
 
 SPLITS = ("train", "validation", "test")
+_AT_ONCE = 1 << 20  # numbers of which moments are taken together
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +35,9 @@ class Dataset:
     """
 
     name: str
-    train: Samples
-    validation: Samples
-    test: Samples
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
     source: str = "arrays in memory"
     is_sample: bool = False
     columns: tuple[str, ...] | None = None
@@ -52,10 +53,9 @@ class Dataset:
                 problem = f"shape {samples.shape} beside {self.train.shape} of train; make them one"
             if problem:
                 raise UsageError(f"the {split} {self.noun} of {self.name}: {problem}")
-            if not isinstance(samples, StoredArray):
-                samples = samples[:]  # a view: the caller's array stays writeable
-                samples.flags.writeable = False
-                object.__setattr__(self, split, samples)
+            samples = samples[:]  # a view: the caller's array stays writeable
+            samples.flags.writeable = False
+            object.__setattr__(self, split, samples)
         width = self.train.shape[1]
         if not self.of_images and len(self.labels) != width:
             names = f"`columns` has {len(self.labels)} names"
@@ -90,14 +90,13 @@ class Dataset:
         """The SHA-256 of a split's shape and samples, which are all read."""
         samples = getattr(self, split)
         digest = hashlib.sha256(repr(samples.shape).encode())
-        for _, part in parts(samples):
-            digest.update(np.ascontiguousarray(part).data)
+        digest.update(np.ascontiguousarray(samples).data)
         return digest.hexdigest()
 
 
 @np.errstate(all="ignore")
 def moments_of(
-    rows: Samples, name: str, labels: list[str]
+    rows: np.ndarray, name: str, labels: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each column of rows (N, D), both (D,) in float64.
 
@@ -108,7 +107,9 @@ def moments_of(
     constant = np.True_
     mean = np.zeros(rows.shape[1])
     squares = np.zeros(rows.shape[1])
-    for _, part in parts(rows):
+    at_once = max(1, _AT_ONCE // rows.shape[1])
+    for first in range(0, len(rows), at_once):
+        part = rows[first : first + at_once]
         constant = constant & (part == rows[:1]).all(axis=0)
         part = part.astype(np.float64)
         total = count + len(part)

@@ -18,7 +18,7 @@ import numpy as np
 from snfnp.data.dataset import SPLITS, Dataset
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.files import open_regular, readable, user_cache
-from snfnp.images import Samples, open_array, selected
+from snfnp.images import open_array
 
 SAMPLE = "sample shipped with the package"
 TRAIN = "train-images-idx3-ubyte.gz"
@@ -123,8 +123,7 @@ class Published:
 
     def _read(self, files: dict[str, Path], source: str) -> Dataset:
         images = self.read(self, files)
-        indices = np.split(np.arange(sum(self.counts)), np.cumsum(self.counts[:-1]))
-        splits = [selected(images, part) for part in indices]
+        splits = np.split(images, np.cumsum(self.counts[:-1]))
         return Dataset(self.name, *splits, source=source)
 
     def _read_from(self, option: str, root: Path) -> Dataset:
@@ -305,8 +304,8 @@ CIFAR = Published(
 ARRAY = "imagenet32.npy"
 
 
-def _imagenet(published: Published, files: dict[str, Path]) -> Samples:
-    """The images of ImageNet32, which are read as needed.
+def _imagenet(published: Published, files: dict[str, Path]) -> np.ndarray:
+    """The images of ImageNet32.
 
     The paper used the version of van den Oord et al. 2016. Likelihoods of another data set of the
     same name (Chrabaszcz et al. 2017, .npz files), downsampled differently, do not compare.

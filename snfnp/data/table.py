@@ -6,7 +6,6 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,7 @@ SUFFIXES = (".csv", ".tsv", ".txt")  # also with .gz
 _MISSING = "na n/a nan -nan null none ? - . <na> #na #n/a #div/0! #value! #ref! #name? #num! #null!"
 _INFINITE = "inf +inf -inf infinity +infinity -infinity"
 INCOMPLETE = frozenset(["", *_MISSING.split(), *_INFINITE.split()])
-_MARKS = {  # {a byte-order mark: its encoding}
-    b"\xff\xfe\0\0": "utf-32",
-    b"\0\0\xfe\xff": "utf-32",
-    b"\xff\xfe": "utf-16",
-    b"\xfe\xff": "utf-16",
-    b"+/v": "utf-7",
-}
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte-order marks
 _DELIMITERS = "\t;, "  # in the order in which they are tried
 _MOST = 1 << 30  # bytes of the text in a .gz file, which may be a bomb
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
@@ -38,7 +31,6 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _COMMA_NUMBER = re.compile(
     r"(?![+-]?\d{1,3}(\.\d{3})+$)[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?"
 )
-_ENCODED = re.compile(r"\+[A-Za-z0-9+/]{3,}-")  # in UTF-7
 # 1,5 where columns are separated by something else
 _COMMA = re.compile(r"[+-]?\d+,\d+")
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?|[+-]?\d{1,3}(\.\d{3})+(,\d+)?")
@@ -59,7 +51,7 @@ def read_table(
     """Read a table of numbers.
 
     Args:
-        path: the file: UTF-8, or another Unicode with a byte-order mark; columns separated by
+        path: the file: UTF-8, or UTF-16 with a byte-order mark; columns separated by
             commas, semicolons, tabs or spaces, or as a first line `sep=;` says; lines that begin
             with # before the table are left out. A name in .gz: compressed, at most 1 GiB of text.
         report: gets a line on what is left out, or looks like a mistake.
@@ -88,9 +80,6 @@ def read_table(
         message = f"the first row is taken for names of columns, {_listed(first)[:200]}"
         report(f"{file}: {message}: if it is none, give `header=False`")
     names = tuple(first) if header or guessed else None
-    for name in filter(_is_utf_7, names or ()):
-        report(f"{file}: the name {name!r} looks like UTF-7: save the file as UTF-8")
-        break
     labels = names or tuple(map(str, range(len(first))))
     if (twice := _twice(labels)) is not None:
         raise UsageError(f"{file}: several columns are called {twice!r}: rename them")
@@ -148,9 +137,7 @@ def _text(path: Path) -> str:
                 raise UsageError(f"{message}: decompress it")
         else:
             content = file.read()
-    encoding = next(
-        (name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8"
-    )
+    encoding = "utf-16" if content.startswith(_UTF_16) else "utf-8"
     try:
         return content.decode(encoding).lstrip("\ufeff")
     except UnicodeDecodeError as error:
@@ -272,15 +259,6 @@ def _has_decimal_commas(content: str, delimiter: str) -> bool:
     edge = rf'[{re.escape(delimiter)}\r\n"]'
     cell = r" {0,9}[+-]?\d+,(?!\d{3}(?!\d))\d+ {0,9}"
     return re.search(rf"(?:^|{edge}){cell}(?:$|{edge})", content) is not None
-
-
-def _is_utf_7(name: str) -> bool:
-    """True if a name has an encoded character, as +AOQ- for ä."""
-    with suppress(UnicodeError):
-        return (
-            bool(_ENCODED.search(name)) and not name.encode().decode("utf-7").isascii()
-        )
-    return False
 
 
 def _problem(column: str, cell: str) -> str:

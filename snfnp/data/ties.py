@@ -13,7 +13,6 @@ from collections.abc import Callable
 import numpy as np
 
 from snfnp.errors import UsageError
-from snfnp.images import StoredArray, parts
 
 TIES = ("dequantise", "keep", "raise")
 _LOOKED_AT = 10_000  # rows in which columns with ties are looked for
@@ -32,7 +31,7 @@ _OFF = 0.01
 
 def with_ties(
     moments: tuple[np.ndarray, np.ndarray],
-    rows: np.ndarray | StoredArray,
+    rows: np.ndarray,
     ties: str,
     labels: list[str],
     report: Callable[[str], None],
@@ -56,7 +55,7 @@ def with_ties(
 
 
 @np.errstate(all="ignore")
-def find_steps(rows: np.ndarray | StoredArray) -> np.ndarray:
+def find_steps(rows: np.ndarray) -> np.ndarray:
     """The step of each column with ties, 0 for others; a value on its lattice, and the numbers of
     steps from there to the least and to the greatest value: (4, D).
 
@@ -73,7 +72,7 @@ def find_steps(rows: np.ndarray | StoredArray) -> np.ndarray:
         alike = np.ptp(column) == 0  # it may be a spike of the whole column
         if not (alike or (step and (fills or _step(distinct[:, index])[0]))):
             continue
-        column = np.concatenate([part[:, index] for _, part in parts(rows)])
+        column = rows[:, index]
         step, origin, _ = _step(column)
         if step:
             ends = (np.array([column.min(), column.max()]) - origin) / step

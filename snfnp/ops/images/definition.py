@@ -15,7 +15,7 @@ DRAWS = 3  # numbers that each image takes: whether to flip it, and how far to s
 class ImageSource:
     """Images (M, H, W, C), uint8, in an order that changes with the epoch.
 
-    They may be larger than the host's memory (a memory-mapped file): only what is taken is read.
+    They may be a memory-mapped file, larger than the host's memory: only what is taken is read.
     """
 
     def __init__(self, device: Any, images: np.ndarray):
