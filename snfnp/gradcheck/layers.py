@@ -12,7 +12,6 @@ from snfnp.gradcheck.case import (
     Case,
     Report,
     as_matrix,
-    on_cpu_backends,
     require_values,
 )
 from snfnp.gradcheck.differences import GradientError, central_difference
@@ -82,7 +81,6 @@ def stop_gradient_objective(
     return scalar
 
 
-@on_cpu_backends
 def check_layer(
     layer: Layer,
     shape: Shape,

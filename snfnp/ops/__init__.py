@@ -143,11 +143,6 @@ def get_ops(
     return assemble(device, groups)
 
 
-def cpu_backends() -> list[Ops]:
-    """The operations of every backend of CPUs that is installed, the reference's first."""
-    return [get_ops("numpy"), *([get_ops("numba")] if find_spec("numba") else [])]
-
-
 __all__ = [
     "SINGLE_PROCESS",
     "BACKENDS",
@@ -157,7 +152,6 @@ __all__ = [
     "RandomKey",
     "Scalar",
     "Shape",
-    "cpu_backends",
     "get_ops",
     "shares",
 ]
