@@ -12,7 +12,6 @@ import io
 import json
 import math
 import os
-import re
 import secrets
 import socket
 import stat
@@ -35,7 +34,6 @@ _OTHER_WORDS = {  # for what NumPy says, which advises to unpickle
 }
 LONGEST = 1 << 30  # bytes: more than the metrics of any run
 ADVICE = "free some space or choose another folder (`out`)"
-_ABANDONED = 3600  # seconds without a write
 # the end of the name of a file that a crash may leave half written
 PARTIAL = ".partial"
 
@@ -139,8 +137,7 @@ def write_atomically(
     path: Path, content: bytes | bytearray, advice: str = ADVICE
 ) -> None:
     """Write a temporary file in the same folder, make it durable, and rename it. Its name is
-    unique; a crash may leave it behind, and the next write of that path after an hour removes it.
-    advice: where it cannot be written."""
+    unique; a crash may leave it behind. advice: where it cannot be written."""
     temporary = path.with_name(
         f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}"
     )
@@ -152,7 +149,6 @@ def write_atomically(
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            _remove_left_behind(path, temporary.stat().st_mtime - _ABANDONED)
             os.replace(temporary, path)
     except BaseException:
         remove(temporary)
@@ -163,18 +159,6 @@ def write_atomically(
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-def _remove_left_behind(path: Path, before: float) -> None:
-    """Remove temporary files of a path that were last written before this time."""
-    names = re.compile(
-        rf"{re.escape(path.name)}\.\d+-[0-9a-f]{{8}}{re.escape(PARTIAL)}"
-    )
-    # another process may remove it too, or the folder cannot be listed
-    with suppress(OSError):
-        for entry in os.scandir(path.parent):
-            if names.fullmatch(entry.name) and entry.stat().st_mtime < before:
-                os.remove(entry)
 
 
 def write_by(path: Path, write: Callable[[io.BytesIO], Any]) -> None:

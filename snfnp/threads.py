@@ -31,11 +31,10 @@ _unlimited: dict[str, tuple[Any, int]] = {}
 
 def at_fork(lock: Any) -> None:
     """Let no thread hold a lock when another one forks: the child would wait for it for ever."""
-    if hasattr(os, "register_at_fork"):  # Windows has no forks
-        release = lock.release
-        os.register_at_fork(
-            before=lock.acquire, after_in_parent=release, after_in_child=release
-        )
+    release = lock.release
+    os.register_at_fork(
+        before=lock.acquire, after_in_parent=release, after_in_child=release
+    )
 
 
 at_fork(_lock)

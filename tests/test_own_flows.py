@@ -420,7 +420,7 @@ def test_fit_takes_data_in_one_line_and_leaves_no_folder(
 def test_values_of_rows_are_looked_at_where_data_enter_and_not_in_steps(monkeypatch):
     """As often where an epoch has four times as many steps."""
     looks = []
-    around(monkeypatch, images, "_fault_of_rows", lambda *of: looks.append(of))
+    around(monkeypatch, images, "_fault_of_rows", lambda *given: looks.append(given))
     counts = []
     for batch_size in (40, 10):
         looks.clear()

@@ -10,13 +10,11 @@ import time
 import numpy as np
 import pytest
 from support import processes
-from support.messages import cases, one_line
+from support.messages import cases
 from support.runs import assert_same_run, state
 from support.trainers import OWN, SMALL_GLOW, small_dataset
 
 from snfnp.errors import UsageError
-from snfnp.ops import SINGLE_PROCESS
-from snfnp.processes import launching as starting
 from snfnp.training import session
 
 pytestmark = pytest.mark.slow
@@ -307,7 +305,6 @@ WRONG = cases("""
 --nonsense | unrecognized arguments: --nonsense
 --batch-size 1 | is not a multiple of 2 processes
 --batch-size 21 | is not a multiple of 2 processes
---processes 2 | and mpiexec has started 2 already: leave one
 --resume | is no run folder
 """)
 
@@ -345,84 +342,3 @@ def test_ranks_with_different_options_are_refused(tmp_path):
         "error: --seed is 1 for rank 0 and 2 for rank 1: give all processes the same\n"
     )
     assert (done.returncode, done.stderr) == (2, line)
-
-
-def test_far_too_many_ranks_end_before_mpi_and_one_of_them_says_why(tmp_path):
-    words = (sys.executable, "-c", COMMAND, *SMALL, "--out", str(tmp_path / "run"))
-    many = {"PMI_SIZE": "999999", "MPI_LOCALNRANKS": "999999"}
-    first, last = (ended(*words, PMI_RANK=rank, **many) for rank in ("0", "999998"))
-    assert (first.returncode, last.returncode) == (2, 2)
-    said = f"error: 999999 processes are far more than the {os.cpu_count()} cores of this machine"
-    assert first.stderr.startswith(said) and first.stderr.count("\n") == 1
-    assert not (first.stdout + last.stdout + last.stderr)
-    assert not (tmp_path / "run").exists()
-
-
-TOO_MANY = cases("""
---processes 999999 --batch-size 500 | `batch_size=500` is not a multiple of 999999 processes: gi
---processes 999999 --model conv | `batch_size=100` is not a multiple of 999999 processes: give
---processes 999999 --batch-size 999999 | 999999 processes are far more than the
---processes 3 --batch-size 500 | `batch_size=500` is not a multiple of 3 process
---processes 3 --resume | `batch_size=20` is not a multiple of 3 processes
---processes 0 | `processes` is 0: it must be at least 1
---processes 999999 --resume auto --seed 0 | `batch_size=20` is not a multiple of 999999 proc
-""")
-
-
-@pytest.mark.parametrize("line", TOO_MANY)
-def test_too_many_processes_are_refused_before_anything_starts(
-    line, snfnp_train, monkeypatch, copy
-):
-    for owner, name in ((starting.os, "execv"), (session, "load_dataset")):
-        monkeypatch.setattr(owner, name, lambda *_: pytest.fail("something starts"))
-    with one_line(UsageError, TOO_MANY[line]):
-        snfnp_train(f"{line} --out {copy}")
-
-
-@pytest.mark.mpi
-def test_processes_starts_mpiexec_with_the_same_command(tmp_path):
-    words = ["-c", COMMAND, *SMALL, "--out", str(tmp_path / "run"), "--epochs", "1"]
-    python = (sys.executable, "-W", "error::SyntaxWarning")
-    told = {"PIDS": str(tmp_path)}
-    done = ended(*python, *words, "--processes", "2", WARN="1", **told)
-    assert done.returncode == 0 and done.stdout.count("run folder") == 1, done.stderr
-    assert done.stderr == "only a sample\n"
-    assert [(tmp_path / rank).exists() for rank in "012"] == [True, True, False]
-
-
-@pytest.mark.parametrize("last", [["-x"], ["-x", "--", "-rows.csv"]])
-@pytest.mark.parametrize("word", [["--processes", "3"], ["--processes=3"]])
-def test_the_command_that_mpiexec_gets(monkeypatch, word, last):
-    started = []
-    words = ["-O", "train.py", "--lr", "1", *word]
-    monkeypatch.setattr(sys, "orig_argv", ["python", *words, *last])
-    monkeypatch.setattr(
-        starting.shutil, "which", lambda name, path=None: path and f"bin/{name}"
-    )
-    monkeypatch.setattr(starting.importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(starting.os, "execv", lambda *of: started.append(of))
-    starting.start(3, SINGLE_PROCESS)
-    command = [
-        "bin/mpiexec",
-        "-n",
-        "3",
-        sys.executable,
-        *words,
-        "-x",
-        "--processes=1",
-        *last[1:],
-    ]
-    assert started == [("bin/mpiexec", command)]
-
-
-@pytest.mark.parametrize("missing", ["mpiexec", "mpi4py"])
-def test_a_missing_mpi_is_one_line(monkeypatch, missing):
-    def result(name, path=None):
-        return None if name == missing else name
-
-    monkeypatch.setattr(starting.shutil, "which", result)
-    monkeypatch.setattr(starting.importlib.util, "find_spec", result)
-    with pytest.raises(
-        UsageError, match=rf"needs {missing}, .*: python -m pip install mpi4py"
-    ):
-        starting.start(2, SINGLE_PROCESS)

@@ -143,18 +143,6 @@ def test_two_writers_of_a_file_never_share_a_temporary_one(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_killed_write_left_is_removed_by_a_later_one(tmp_path):
-    path = tmp_path / "a.png"
-    now = os.path.getmtime(tmp_path)
-    ages = {"a.png.7-0123abcd.partial": 7200, "a.png.8-0123abcd.partial": 60}
-    ages |= {"b.png.7-0123abcd.partial": 7200, "a.png.old.partial": 7200}
-    for name, age in ages.items():
-        (tmp_path / name).touch()
-        os.utime(tmp_path / name, (now - age, now - age))
-    files.write_atomically(path, b"new")
-    assert {each.name for each in tmp_path.iterdir()} == {"a.png", *list(ages)[1:]}
-
-
 def test_a_folder_that_cannot_be_listed_is_written_to(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied")

@@ -246,9 +246,3 @@ def test_ctrl_c_is_left_as_it_was(before):
         assert signal.getsignal(signal.SIGINT) is before
     finally:
         signal.signal(signal.SIGINT, outer)
-
-
-def test_a_request_for_a_checkpoint_before_there_is_a_run_ends_no_command():
-    code = "import os, signal; from snfnp.cli import run_script; "
-    code += "run_script(lambda argv: os.kill(os.getpid(), signal.SIGUSR1))"
-    assert python(code).returncode == 0

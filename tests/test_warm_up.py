@@ -238,11 +238,8 @@ _TRAIN = ["train", "--model", "conv", "--out", "run"]
     [
         (["check"], signal.SIGINT),
         (_TRAIN, signal.SIGTERM),
-        pytest.param(
-            [*_TRAIN, "--processes", "2"], signal.SIGINT, marks=pytest.mark.mpi
-        ),
     ],
-    ids=["check", "train", "processes"],
+    ids=["check", "train"],
 )
 def test_a_signal_ends_a_compilation_at_once(tmp_path, words, number):
     environment = processes.environment(

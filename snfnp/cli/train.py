@@ -50,7 +50,6 @@ def main(argv: list[str], prog: str | None = None, **defaults: Any) -> None:
                     f"{path} and `data={options['data']}`: give one of them"
                 )
             options["data"] = path
-        processes = options.pop("processes", 1)
         cores = len(threads.cores())
         if options.get("threads", 1) > cores:
             message = (
@@ -76,17 +75,11 @@ def main(argv: list[str], prog: str | None = None, **defaults: Any) -> None:
             options["model"] = imported(options["model"])
         config = TrainConfig(**{**defaults, **options})
         if resume or rollback:
-            shared = world.on_rank_zero(lambda: RunFolder(options["out"]).config())
+            out = options.pop("out")
             # the same command never shortens a run
             if resume == AUTO and "epochs" in options:
-                options["epochs"] = max(options["epochs"], shared.epochs or 0)
-        else:
-            shared = config
-        # before any of them is started
-        shared.check_processes(max(processes, world.size))
-        launching.start(processes, world)
-        if resume or rollback:
-            out = options.pop("out")
+                trained = world.on_rank_zero(RunFolder(out).config)
+                options["epochs"] = max(options["epochs"], trained.epochs or 0)
             run = training.resumed(out, options, rollback, world=world)
         else:
             run = training.started(config, world=world)
@@ -144,9 +137,6 @@ def _parser(
                 _add_option(everyday, OPTIONS[name], default)
             else:
                 _add_option(group, OPTIONS[name], default, hidden=not everything)
-    about = "train in N processes, each with its share of every batch; on GPUs, one process per "
-    about += "GPU (runs this command by mpiexec; needs mpi4py)"
-    start.add_argument(launching.OPTION, type=int, metavar="N", help=about)
     about = "resume the run in --out from its last checkpoint (--epochs extends it); auto: start "
     about += "it if there is no checkpoint, so that the same command can be submitted repeatedly"
     start.add_argument("--resume", nargs="?", const=True, choices=(AUTO,), help=about)

@@ -29,13 +29,12 @@ class Communicator:
     Attributes:
         rank: this process's number, from 0.
         size: how many there are.
-        local_rank, local_size: the same among the processes of this machine.
+        local_rank: the same among the processes of this machine.
     """
 
     rank = 0
     size = 1
     local_rank = 0
-    local_size = 1
 
     def all_reduce(self, *arrays: Array) -> None:
         """Put the sum over all ranks in place of each array.

@@ -15,13 +15,13 @@ from snfnp.errors import BackendError
 from snfnp.ops import SINGLE_PROCESS, Array, Communicator, shares
 
 INSTALL = "python -m pip install mpi4py mpich"
-# (how many processes, this one's number, how many on this machine), as each launcher tells its
-# processes. Hydra (MPICH, Intel MPI) and Slurm's PMI-1 and PMI-2; Open MPI; Slurm's steps, which
-# have nothing to do with the size of the job around them.
+# (how many processes, this one's number), as each launcher tells its processes. Hydra (MPICH, Intel
+# MPI) and Slurm's PMI-1 and PMI-2; Open MPI; Slurm's steps, which have nothing to do with the size
+# of the job around them.
 _VARIABLES = (
-    ("PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS"),
-    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
-    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_NTASKS_PER_NODE"),
+    ("PMI_SIZE", "PMI_RANK"),
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
 )
 _EAGER = 5e-4  # seconds of a wait before it sleeps between polls: ranks are seldom further apart
 _POLL_INTERVAL = 2e-5  # seconds
@@ -42,7 +42,6 @@ class Mpi(Communicator):
         self.size = self._comm.size
         machine = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.local_rank = machine.rank
-        self.local_size = machine.size
         machine.Free()
 
     def all_reduce(self, *arrays: Array) -> None:
@@ -103,20 +102,18 @@ class Launch(NamedTuple):
     Attributes:
         size: how many processes were started.
         rank: this one's number.
-        here: how many on this machine, 0 if nothing tells.
         by: the environment variable that tells.
     """
 
     size: int
     rank: int
-    here: int
     by: str
 
 
 def launched() -> Launch | None:
     """The launch of this process by the environment, if it is one of several: without MPI."""
-    for size, *others in _VARIABLES:
-        launch = Launch(_number(size), *map(_number, others), by=size)
+    for size, rank in _VARIABLES:
+        launch = Launch(_number(size), _number(rank), size)
         if launch.size > 1:
             return launch
     return None

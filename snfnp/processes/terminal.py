@@ -20,28 +20,23 @@ SWALLOW_INTERRUPT = {"_frozen_importlib", "importlib", "numba", "llvmlite"}
 
 
 class Signals:
-    """The signals received so far, in the main thread. checkpoint: SIGUSR1 was received, which
-    batch systems can send before they end a job."""
+    """The signals received so far, in the main thread."""
 
     def __init__(self, rank: int = 0, size: int = 1):
         self._quiet = rank > 0  # only rank 0 announces the stop
         self._launcher = os.getppid() if size > 1 else None
-        self._stop_came = self.checkpoint = False
+        self._stop_came = False
 
     @property
     def stop(self) -> bool:
         """True after Ctrl-C or SIGTERM, or once the launcher that forwards them is gone."""
         return self._stop_came or self._launcher not in (None, os.getppid())
 
-    def ignore_sigusr1(self) -> AbstractContextManager[None]:
-        """A context in which SIGUSR1 asks for a checkpoint and does not end the process."""
-        return handled(self._checkpoint, "SIGUSR1")
-
     def defer_interrupts(self) -> AbstractContextManager[None]:
         """A context in which Ctrl-C and SIGTERM take effect after the step in progress, and a
         second Ctrl-C at once."""
         self._ctrl_c = signal.getsignal(signal.SIGINT)
-        return handled(self._stop, "SIGINT", "SIGTERM")
+        return handled(self._stop, signal.SIGINT, signal.SIGTERM)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._stop_came = True
@@ -50,19 +45,13 @@ class Signals:
             with suppress(OSError):  # stderr may be closed
                 print("\nstopping after this step …", file=sys.stderr)
 
-    def _checkpoint(self, number: int, frame: FrameType | None) -> None:
-        self.checkpoint = True
-
 
 @contextmanager
-def handled(handler: Callable | signal.Handlers, *names: str) -> Iterator[None]:
-    """A context with this handler of the named signals, those that the system has."""
+def handled(handler: Callable | signal.Handlers, *numbers: int) -> Iterator[None]:
+    """A context with this handler of signals."""
     # no other thread may set handlers
     main = threading.current_thread() is threading.main_thread()
-    numbers = [
-        getattr(signal, name) for name in names if main and hasattr(signal, name)
-    ]
-    before = {number: signal.signal(number, handler) for number in numbers}
+    before = {number: signal.signal(number, handler) for number in numbers if main}
     try:
         yield
     finally:
@@ -108,12 +97,11 @@ def run(work: Callable[[], None]) -> int:
     """Do a command's work, and return its exit status: 0; 2 after wrong usage and 1 after any other
     failure, with a line on stderr; 130 after Ctrl-C or SIGTERM and 141 after a closed pipe, without
     one. A mistake in the program is raised."""
-    names = ["SIGTERM"]
+    numbers = [signal.SIGTERM]
     # it is for `command &` in a shell
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        names.append("SIGINT")
-    # before training starts, SIGUSR1 has nothing to save
-    with handled(interrupt, *names), handled(lambda *_: None, "SIGUSR1"):
+        numbers.append(signal.SIGINT)
+    with handled(interrupt, *numbers):
         try:
             try:
                 work()

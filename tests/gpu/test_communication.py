@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 class OneOfTwo(Communicator):
     """Rank 0, whose partner has the same everything."""
 
-    size = local_size = 2
+    size = 2
 
     def gather(self, value):
         return [value, value]
@@ -149,7 +149,7 @@ def test_local_ranks_are_assigned_devices_round_robin(ops):
 
     class Third(Communicator):
         rank = local_rank = 2
-        size = local_size = 3
+        size = 3
 
     count = ops.xp.cuda.runtime.getDeviceCount()
     before = ops.xp.cuda.runtime.getDevice()
