@@ -228,7 +228,7 @@ class Likelihood:
         seed: int = 0,
         temperature: float = 1.0,
         exact: bool = False,
-        latents: tuple[Array | None, ...] | None = None,
+        latents: tuple[Array, ...] | None = None,
         at_once: int = _BATCH,
     ) -> np.ndarray:
         """Draw samples, from latents that `seed` determines.
@@ -238,8 +238,8 @@ class Likelihood:
             seed: of the latents.
             temperature: scales the standard deviation of the latents that are drawn.
             exact: use the exact inverses, not the learned ones.
-            latents: for each of `Flow.latent_shapes` an array (count, *shape), or None if it is to
-                be drawn; what is drawn does not depend on what is given.
+            latents: for each of `Flow.latent_shapes` an array (count, *shape); None: they are
+                drawn.
             at_once: samples that go through the flow together: it changes the memory only.
 
         Returns:
@@ -259,16 +259,16 @@ class Likelihood:
             raise UsageError(
                 f"temperature is {temperature}: it must be 0 or more, and finite"
             )
-        if latents is None:
-            latents = (None,) * len(self.flow.latent_shapes)
-        self._require_latents(latents, count)
+        if latents is not None:
+            self._require_latents(latents, count)
         samples = np.empty(0)
         for first in range(0, count, at_once):
             part = slice(first, min(first + at_once, count))
-            drawn = self._draw(
-                latents, part, RandomKey(seed, SAMPLE_LATENTS), temperature
-            )
-            x = self.flow.inverse(self.ops, self.params, drawn, exact=exact)
+            if latents is None:
+                part_of_each = self._draw(part, seed, temperature)
+            else:
+                part_of_each = tuple(self._in_precision(z[part]) for z in latents)
+            x = self.flow.inverse(self.ops, self.params, part_of_each, exact=exact)
             if not self.ops.channels.is_finite(x):
                 advice = "try" if exact else "try `exact=True`, or"
                 raise DivergedError(
@@ -284,42 +284,35 @@ class Likelihood:
         return samples
 
     def _require_latents(self, latents: Any, count: int) -> None:
-        """Raises UsageError unless there is an array (count, *shape) or None for each latent."""
+        """Raises UsageError unless there is an array (count, *shape) for each latent."""
         shapes = self.flow.latent_shapes
         is_sequence = isinstance(latents, (tuple, list))
         number = len(latents) if is_sequence else type(latents).__name__
         if number != len(shapes):
             raise UsageError(
                 f"found {number} as latents: give a tuple of {len(shapes)}, "
-                f"for {', '.join(shapes)}, or None for each to be drawn"
+                f"for {', '.join(shapes)}"
             )
         for latent, (name, shape) in zip(latents, shapes.items(), strict=True):
             actual = getattr(latent, "shape", None)
-            if latent is not None and actual != (count, *shape):
+            if actual != (count, *shape):
                 raise UsageError(
                     f"latent {name} has shape {actual}: give an array of shape {(count, *shape)}"
                 )
 
-    def _draw(
-        self,
-        latents: tuple[Array | None, ...],
-        part: slice,
-        key: RandomKey,
-        temperature: float,
-    ) -> tuple[Array, ...]:
-        """The latents of the samples `part`: drawn if None, otherwise slices of those given."""
-        size = part.stop - part.start
+    def _draw(self, part: slice, seed: int, temperature: float) -> tuple[Array, ...]:
+        """The latents of the samples `part`."""
         drawn = []
         for index, shape in enumerate(self.flow.latent_shapes.values()):
-            latent = latents[index]
-            if latent is None:
-                # each latent has random numbers of its own: its index takes the place of a step
-                latent_key = key._replace(step=index, first=part.start)
-                normal = self.ops.random.normal(latent_key, (size, *shape), self._dtype)
-                drawn.append(float(temperature) * normal)
-            else:
-                drawn.append(self._on_device(latent[part]).astype(self._dtype))
+            # each latent has random numbers of its own: its index takes the place of a step
+            key = RandomKey(seed, SAMPLE_LATENTS, index, part.start)
+            size = (part.stop - part.start, *shape)
+            normal = self.ops.random.normal(key, size, self._dtype)
+            drawn.append(float(temperature) * normal)
         return tuple(drawn)
+
+    def _in_precision(self, array: Array) -> Array:
+        return self._on_device(array).astype(self._dtype)
 
     @cached_property
     def _loss_of_digits(self) -> str:

@@ -225,13 +225,10 @@ sample rows --seed 1e23 | argument --seed: invalid int value: '1e23': see python
 sample rows --temperature inf | `temperature` is inf: it must be at least 0 and
 sample rows --temperature -1 | `temperature` is -1.0: it must be at least 0 and
 sample rows --count 0 | `count` is 0: it must be at least 1
-sample rows --columns 0 | `columns` is 0: it must be at least 1
-sample rows --columns 2 | `columns` is for pictures of images: leave it out
 sample no --out no/a.png | cannot write no/a.png (No such file or directory):
 sample no --out x.txt | `out` is x.txt: its name must end in one of .png, .pdf,
 sample no --out folder.png | `out` is folder.png, which is a folder: give the
 sample grey --count 100000000 | would be a picture of 69,999 x 49,999 pixels
-sample grey --count 20000 --columns 1 | 6 x 99,999 pixels: ask for fewer, for o
 compare empty | empty is no run folder (it has no config.json): check the path
 compare new | has no evaluation yet
 compare rows grey | grey was trained on other data than rows: their likelihoods
@@ -293,7 +290,7 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(
 
 def test_help_has_the_everyday_options_and_help_all_has_all(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    others = {"--help-all", "--processes", "--resume", "--rollback"}
+    others = {"--help-all", "--resume", "--rollback"}
     everyday = set(map(flag_of, train.EVERYDAY)) | others
     for word, expected in (
         ("--help", everyday),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 import re
 import shutil
 import signal
@@ -90,29 +89,6 @@ def saved_steps(monkeypatch):
 
     around(monkeypatch, checkpointer, "save_checkpoint", note)
     return steps
-
-
-def test_sigusr1_writes_a_checkpoint_and_training_goes_on(monkeypatch, saved_steps):
-    said = []
-    at_step(monkeypatch, 7, lambda trainer: os.kill(os.getpid(), signal.SIGUSR1))
-    run_training("run", report=said.append)
-    assert saved_steps == [0, 5, 8, 10, 15]
-    assert any("checkpoint at step 8" in line for line in said)
-
-
-def test_sigusr1_ends_no_run_that_is_not_taking_steps(monkeypatch):
-    sent = []
-    before = signal.signal(signal.SIGUSR1, lambda *_: pytest.fail("the run was ended"))
-
-    def send(*_):
-        sent.append(os.kill(os.getpid(), signal.SIGUSR1))
-
-    try:
-        around(monkeypatch, Trainer, "begin", send)
-        run_training("run", epochs=1)
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-    assert sent
 
 
 @pytest.mark.parametrize("every, steps", [*EVERY, ("0.000001m", list(range(16)))])

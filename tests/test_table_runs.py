@@ -100,7 +100,9 @@ def test_few_rows_are_evaluated_forty_times_and_overfitting_is_reported(shell, c
     nats = best["validation_nll_nats"]
     said = f"overfitting since epoch {best['epoch']} ({nats:.4f} → "
     assert said in capsys.readouterr().out and best["epoch"] < 190
-    assert TrainConfig().resolve(1000, (28, 28, 1)).eval_every == 1
+    for backend, every in (("numpy", 1), ("cupy", 2)):
+        config = TrainConfig(backend=backend, epochs=80)
+        assert config.resolve(1000, (28, 28, 1)).eval_every == every
 
 
 def test_figures_of_some_rows_are_of_rows_from_the_whole_file(monkeypatch, capsys):

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,21 +31,19 @@ from snfnp.cli import evaluate, shared
 from snfnp.data import Dataset
 from snfnp.errors import DivergedError, UsageError
 from snfnp.layers import Preprocess
-from snfnp.likelihood import EVALUATION_NOISE, Likelihood
+from snfnp.likelihood import EVALUATION_NOISE
 from snfnp.ops import get_ops
 from snfnp.ops.random import definition as philox
 from snfnp.step.batches import batch_of
 from snfnp.step.trainer import Trainer
 from snfnp.training import progress
 from snfnp.training.evaluation import Evaluator
-from snfnp.training.loop import train_session, within_patience
+from snfnp.training.loop import within_patience
 from snfnp.training.monitors import Monitors
 from snfnp.training.options import TrainConfig
-from snfnp.training.options.relations import RELATIONS, Relation
 from snfnp.training.progress import Progress, Record
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
-from snfnp.training.session import resumed
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -69,8 +66,7 @@ def test_patience_counts_the_evaluations_since_the_best(patience, last):
     for step in range(5, 20):
         progress = Progress(99, 1, step, best=best)
         assert within_patience(progress, 2, patience) == (step < last)
-        # how far apart they are is not known
-        assert within_patience(progress, None, patience)
+        # there is no best one yet
         assert within_patience(Progress(99, 1, step), 2, patience)
 
 
@@ -448,67 +444,3 @@ def test_nothing_is_saved_that_loading_refuses(monkeypatch):
     ):
         run_training("run")
     assert state("run").step == state("run", "best").step == 5
-
-
-@pytest.mark.parametrize("step", [2, 7, 12])
-def test_a_spacing_that_a_clock_chose_is_kept(monkeypatch, step):
-    """As on a GPU, whose default is none: a run that is stopped before or after its choice and goes
-    on with another clock, and one that is repeated by its config.json, are evaluated alike."""
-    now = itertools.count()
-    tick = 0.25
-    said = []
-
-    def clock():  # a step is between two readings
-        return tick * next(now)
-
-    own = SimpleNamespace(perf_counter=clock)
-    monkeypatch.setattr("snfnp.training.loop.time", own)
-    monkeypatch.setattr(Evaluator, "seconds", lambda *_: 0.1)
-    monkeypatch.setitem(RELATIONS, "eval_every", Relation())
-    how = {"eval_every": None, "epochs": 5}
-
-    def epochs_of(run):
-        return [line["epoch"] for line in run.read_metrics()]
-
-    run, _ = run_training("run", report=said.append, **how)
-    assert epochs_of(run) == [2, 4, 5]
-    line = "exact evaluations every 2 epochs, as an evaluation takes about 0.1 s, an epoch 1.5 s"
-    assert len([each for each in said if line in each]) == 1
-    kept = run.config().eval_every
-    assert kept == 2
-    assert load_run(run.path).checkpoint.record["config"]["eval_every"] == 2
-
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        at_step(patched, step, kill)
-        run_training("part", checkpoint_every="4", **how)
-    if step > 5:
-        tick = 10.0
-    with resumed("part", {}, dataset=small_dataset()) as session:
-        train_session(session, None)
-    assert epochs_of(session.folder) == [2, 4, 5]
-
-    tick = 10.0
-    again, _ = run_training("again", **how | {"eval_every": kept})
-    assert epochs_of(again) == [2, 4, 5]
-    slower, _ = run_training("slower", **how)
-    assert epochs_of(slower) == [1, 2, 3, 4, 5]
-    tick = 0.25
-    monkeypatch.setattr(Evaluator, "seconds", lambda *_: 0.5)
-    rare, _ = run_training("rare", **how)
-    assert epochs_of(rare) == [4, 5]
-
-
-def test_an_evaluation_is_timed(monkeypatch):
-    """Of as many images as are looked at, for all of them, and once what is the weights' alone: the
-    determinants and the monitors."""
-    trainer = make_trainer(OPS, "fc")
-    evaluator = Evaluator(trainer, SimpleNamespace(whole=None), trainer.config)
-    images = np.zeros((2500, 8, 8, 1), np.uint8)
-    seen = []
-    now = itertools.count(7)  # a clock starts anywhere
-    around(monkeypatch, Likelihood, "evaluate", lambda *of: seen.append(len(of[1])))
-    monkeypatch.setattr(
-        "snfnp.training.evaluation.time.perf_counter", lambda: float(next(now))
-    )
-    monkeypatch.setattr(Monitors, "figures", lambda *_: next(now))  # takes a second
-    assert evaluator.seconds(images) == 2.0 + 2.5 and seen == [1000]

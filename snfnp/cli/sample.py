@@ -7,7 +7,6 @@ import numpy as np
 from snfnp.cli.shared import (
     busy,
     check_file,
-    check_range,
     open_run,
     run_parser,
     warnings_in_lines,
@@ -39,18 +38,13 @@ def main(argv: list[str], prog: str | None = None) -> None:
         kind=float,
     )
     parser.number("--count", "number of samples", 64)
-    parser.number("--columns", "images per row (default: about square)")
     parser.seed("seed of the latents")
     args = parser.parse_args(argv)
-    in_rows = args.columns or plots.default_columns(args.count)
-    check_range("columns", in_rows, 1, args.count)
     if args.out:
         check_file(args.out, "out", (*plots.SUFFIXES, *_TABLES))
 
     run = open_run(args)
-    out = _destination(run, args.out, args.inverse, args.count, in_rows)
-    if args.columns and (len(run.image_shape) == 1 or out.suffix.lower() in _TABLES):
-        raise UsageError("`columns` is for pictures of images: leave it out")
+    out = _destination(run, args.out, args.inverse, args.count)
     with busy(run.ops, "count", args.count), warnings_in_lines():
         exact = args.inverse == "exact"
         samples = run.likelihood.sample(
@@ -64,15 +58,13 @@ def main(argv: list[str], prog: str | None = None) -> None:
     else:
         title = f"{run.config.data_name}, {run.config.model_name}"
         panel = f"{args.inverse} inverse, temperature {args.temperature:g}, seed {args.seed}"
-        plots.save_samples(out, {panel: samples}, title, in_rows)
+        plots.save_samples(out, {panel: samples}, title)
     print(printable(out))
 
 
-def _destination(
-    run: LoadedRun, out: Path | None, inverse: str, count: int, columns: int
-) -> Path:
-    """The file for `count` samples, which is checked: a picture, of images in columns, or of 2-D
-    data, or a table or an array."""
+def _destination(run: LoadedRun, out: Path | None, inverse: str, count: int) -> Path:
+    """The file for `count` samples, which is checked: a picture, of images or of 2-D data, or a
+    table or an array."""
     rows = len(run.image_shape) == 1
     arrays = _TABLES if rows else _TABLES[:1]
     pictures = plots.SUFFIXES if not rows or run.image_shape == (2,) else ()
@@ -81,12 +73,10 @@ def _destination(
     out = out or (shipped if run.is_pretrained else run.folder.path / name)
     check_file(out, "out", (*arrays, *pictures))
     if not rows and out.suffix.lower() != _TABLES[0]:
-        height, width = plots.grid_size(count, columns, run.image_shape)
+        height, width = plots.grid_size(count, run.image_shape)
         if max(height, width) > plots.LONGEST:
             message = (
                 f"{count} images would be a picture of {width:,} x {height:,} pixels"
             )
-            raise UsageError(
-                f"{message}: ask for fewer, for other `columns`, or for `out=PATH.npy`"
-            )
+            raise UsageError(f"{message}: ask for fewer, or for `out=PATH.npy`")
     return out

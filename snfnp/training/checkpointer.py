@@ -77,14 +77,6 @@ class Checkpointer:
             self.folder.write_config(description | identity)
         self.save(progress, self.folder.last)
 
-    def keep(self, name: str, value: Any) -> None:
-        """Record an option that the run chose by itself."""
-        self.config = replace(self.config, **{name: value})
-        if self.trainer.world.rank == 0:
-            _, record = self.folder.open(self.folder.path)
-            record["config"][name] = value
-            self.folder.write_config(record)
-
     def resume(
         self, progress: Progress, batches: Batches, rollback: bool, report: Report
     ) -> Progress:

@@ -1,7 +1,6 @@
 """Exact evaluations: of the validation data during a run, of the test data at its end."""
 
 import math
-import time
 from typing import Any
 
 from snfnp.data import Dataset
@@ -19,7 +18,6 @@ from snfnp.training.progress import Progress, Record, decimals
 EVALUATION_SEED = 0
 _BITS = "validation_bits_per_dimension"
 _MARGIN = 8.0  # bits per dimension, at least, above the worst of a run that learns
-_TIMED = 1000  # images, to find out how long an evaluation takes
 
 
 def _explosion_threshold(baseline: float) -> float:
@@ -126,20 +124,6 @@ class Evaluator:
             self._evaluate(likelihood, images, self._monitors.watch(len(images)))
             if trainer.ops.asynchronous and trainer.world.rank == 0:
                 self._monitors.figures(likelihood)
-
-    def seconds(self, images: Array) -> float:
-        """About what an evaluation takes, once everything is compiled: of some images with the
-        parameters as drawn."""
-        trainer = self._trainer
-        start = time.perf_counter()
-        likelihood = trainer.likelihood(trainer.initial_parameters())
-        if trainer.world.rank == 0:
-            self._monitors.figures(likelihood)
-        once = time.perf_counter() - start
-        few = evenly_spread(images, _TIMED)
-        start = time.perf_counter()
-        self._evaluate(likelihood, few, self._monitors.watch(len(few)))
-        return once + (time.perf_counter() - start) * len(images) / len(few)
 
     def describe(self, record: Record) -> str:
         """A record in a line of at most 100 columns; the best one has a star."""

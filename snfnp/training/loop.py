@@ -1,6 +1,5 @@
 """The loop of a run in a folder. A step: `trainer.py`."""
 
-import math
 import shlex
 import time
 from collections.abc import Iterable, Iterator
@@ -45,10 +44,7 @@ from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import describe_run
 
-_STOP, _CHECKPOINT, _SAVE, _SHOW = 1, 2, 4, 8  # bits: what ranks request after a step
-# On a GPU steps between evaluations take so many seconds, and so many times an evaluation.
-_BETWEEN = 2.0
-_EVALUATIONS = 10
+_STOP, _SAVE, _SHOW = 1, 2, 4  # bits: what ranks request after a step
 # times the best epoch, from which on a worse likelihood is reported
 _OVERFITTING = 1.25
 # what the lines of evaluations call an error
@@ -101,13 +97,11 @@ class RunLoop:
         epoch = self.batches.steps_per_epoch
         self.trainer = Trainer(ops, flow, config, epoch, report, world, optimiser)
         self.progress = Progress(config.epochs * epoch, epoch)
-        # Steps between evaluations; None until `_space` chooses them.
-        self.every = config.eval_every and config.eval_every * epoch
+        self.every = config.eval_every * epoch  # steps between evaluations
         self.evaluator = Evaluator(self.trainer, self.batches, config)
         self.checkpoints = Checkpointer(session.folder, self.trainer, config)
         self.latest: Record | None = None
         self._requests = 0
-        self._evaluation_seconds = 0.0
 
     def warm_up(self) -> None:
         """Compile the kernels and record the graph before timing starts, by one step and one
@@ -116,10 +110,6 @@ class RunLoop:
             with suppress(SnfnpError):  # training will raise it again
                 self.trainer.warm_up(self.batches, self.trainer.ops.device.prepare)
                 self.evaluator.warm_up(self.dataset.validation)
-                if self.every is None:
-                    self._evaluation_seconds = self.evaluator.seconds(
-                        self.dataset.validation
-                    )
 
     def run(self) -> None:
         """Train to the last step; if training ends early, report why."""
@@ -149,11 +139,8 @@ class RunLoop:
             progress.step = step
             ends = self.after_step() or ends
             epoch_ends = step % progress.steps_per_epoch == 0
-            if self.every is None and epoch_ends:
-                self._space()
-            due = step == progress.steps or ends and epoch_ends
-            due = due or self.every is not None and step % self.every == 0
-            if due:
+            due = step == progress.steps or step % self.every == 0
+            if due or ends and epoch_ends:
                 self.synchronise()
                 if self.evaluate() or ends:
                     return True
@@ -183,8 +170,8 @@ class RunLoop:
         """Combine the requests of all ranks, so that all act after the same step; later requests
         wait a step. True if a callback asks for the end."""
         self.line.bar.update(self.config.batch_size)
-        requests = _STOP * self.signals.stop | _CHECKPOINT * self.signals.checkpoint
-        requests |= _SAVE * self.checkpoints.due() | _SHOW * self.line.due()
+        requests = _STOP * self.signals.stop | _SAVE * self.checkpoints.due()
+        requests |= _SHOW * self.line.due()
         self._requests = self.trainer.world.any(requests)
         if not self._requests & _SHOW:
             return False
@@ -209,22 +196,6 @@ class RunLoop:
         for line in self.evaluator.warnings(figures):
             self.report(line)
         return self.tell(record)
-
-    def _space(self) -> None:
-        """Choose how many epochs apart evaluations are, from what the steps so far and an
-        evaluation took: on a GPU an evaluation may take longer than an epoch. The choice is kept in
-        config.json, so that the run evaluates at the same epochs when it is resumed or repeated."""
-        self.synchronise()
-        epoch = self.progress.steps_per_epoch
-        speed = self.progress.steps_per_second
-        evaluation = self._evaluation_seconds
-        epochs = math.ceil(max(_BETWEEN, _EVALUATIONS * evaluation) * speed / epoch)
-        epochs = self.trainer.world.broadcast(min(epochs, self.config.epochs))
-        self.every = epochs * epoch
-        self.checkpoints.keep("eval_every", epochs)
-        every = "after every epoch" if epochs == 1 else f"every {epochs} epochs"
-        took = f"an evaluation takes about {evaluation:.2g} s, an epoch {epoch / speed:.2g} s"
-        self.report(f"exact evaluations {every}, as {took} (`eval_every`)")
 
     def tell(self, record: Record | None) -> bool:
         """Give a record to the callbacks, on rank 0. True on all ranks if one returned True.
@@ -253,12 +224,8 @@ class RunLoop:
         """After a step and its evaluation, save what is due or asked for."""
         last = self.folder.last
         step = self.progress.step
-        if not evaluated and self._requests & (_SAVE | _CHECKPOINT | _STOP):
+        if not evaluated and self._requests & (_SAVE | _STOP):
             self.save(last)
-        if self._requests & _CHECKPOINT:
-            self.line.clear()
-            self.report(f"checkpoint at step {step}: {last}")
-            self.signals.checkpoint = False
         if self._requests & _STOP:
             out = shlex.quote(str(self.folder.path))
             advice = f"go on with `resume` `out={out}` (snfnp.resume)"
@@ -330,16 +297,14 @@ class RunLoop:
         return summary
 
 
-def within_patience(
-    progress: Progress, every: int | None, patience: int | None
-) -> bool:
+def within_patience(progress: Progress, every: int, patience: int | None) -> bool:
     """True if a better evaluation may still come: fewer than `patience` came since the best one.
 
     Args:
-        every: steps between evaluations; None: not known yet.
+        every: steps between evaluations.
         patience: None: there is no limit.
     """
-    if progress.best is None or every is None or patience is None:
+    if progress.best is None or patience is None:
         return True
     return progress.step // every - progress.best.step // every < patience
 
@@ -366,7 +331,6 @@ def train_session(
     if config.preset.has_recomputable_layers and not config.recompute:
         also += ", or `recompute`"
     with (
-        signals.ignore_sigusr1(),
         # divergence is detected at every step and reported once
         np.errstate(all="ignore"),
         robust_output(),

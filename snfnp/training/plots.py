@@ -187,19 +187,21 @@ def plain(name: str) -> str:
     return f" {shown}" if shown[0] == "_" else shown
 
 
-def default_columns(count: int) -> int:
+def _columns(count: int) -> int:
     """The images in a row with which a picture is about as wide as high."""
     return max(1, math.isqrt(count - 1) + 1)
 
 
-def grid_size(count: int, columns: int, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Height and width in pixels of `count` images (H, W, C) in rows, with a line between them."""
+def grid_size(count: int, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Height and width in pixels of the `image_grid` of `count` images (H, W, C)."""
+    columns = _columns(count)
     return -(-count // columns) * (shape[0] + 1) - 1, columns * (shape[1] + 1) - 1
 
 
-def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
+def image_grid(images: np.ndarray) -> np.ndarray:
     """Images (N, H, W, C) as one picture, row by row, with a line of white between them."""
     count, height, width, channels = images.shape
+    columns = _columns(count)
     rows = -(-count // columns)
     missing = rows * columns - count
     tiles = np.pad(images, ((0, missing), (0, 1), (0, 1), (0, 0)), constant_values=255)
@@ -207,21 +209,16 @@ def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
     return tiles.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
 
 
-def save_samples(
-    path: Path, panels: dict[str, np.ndarray], title: str, columns: int | None = None
-) -> None:
+def save_samples(path: Path, panels: dict[str, np.ndarray], title: str) -> None:
     """Panels {name: images (N, H, W, C)} side by side, each under its name (the paper's Fig. 2), or
-    {name: 2-D points (N, 2)}.
-
-    columns: images in a row (default: `default_columns`). No pixel of an image is lost: a figure
-    grows with its panels.
+    {name: 2-D points (N, 2)}. No pixel of an image is lost: a figure grows with its panels.
     """
     if next(iter(panels.values())).ndim == 2:
         save_points(path, panels, title)
         return
     grids = {}
     for name, images in panels.items():
-        grid = image_grid(images, columns or default_columns(len(images)))
+        grid = image_grid(images)
         # of images that are not RGB or RGBA, the first channel
         grids[name] = grid if grid.shape[-1] in (3, 4) else grid[..., 0]
     height = max(len(grid) for grid in grids.values())

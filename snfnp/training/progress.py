@@ -20,7 +20,7 @@ from snfnp.training.options import TrainConfig
 _SHOW_EVERY = 0.25  # seconds between updates of the figures
 _LINE_EVERY = 60.0  # the same where there is no bar: lines of a log file
 _REPORTED_FROM = 0.5  # seconds of compilation
-_COMPILING_EVERY = 15.0  # the same between lines of a log file
+_COMPILING_EVERY = 15.0  # the same between lines
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,10 @@ def progress_bar(disable: bool | None, **options: Any) -> tqdm:
 @contextmanager
 def compilations_shown(ops: Ops, report: Report = silent) -> Iterator[None]:
     """A context that reports the kernels that are compiled in it, if that takes more than half a
-    second: a line then and a line at the end. Between them a terminal has a line that is updated,
-    and a log file gets one every 15 seconds."""
+    second: a line then, one every 15 seconds, and one at the end."""
     kernels = 0
-    seconds = begun = reported_at = 0.0
-    line: tqdm | None = None
+    seconds = begun = 0.0
+    reported_at: float | None = None  # seconds at the last line
 
     def named() -> str:
         return "1 kernel" if kernels == 1 else f"{kernels} kernels"
@@ -126,24 +125,19 @@ def compilations_shown(ops: Ops, report: Report = silent) -> Iterator[None]:
         begun = time.perf_counter()
 
     def on_end(count: int) -> None:
-        nonlocal kernels, seconds, reported_at, line
+        nonlocal kernels, seconds, reported_at
         kernels += count
         seconds += time.perf_counter() - begun
-        if line is None and seconds > _REPORTED_FROM:
+        if reported_at is None and seconds > _REPORTED_FROM:
+            reported_at = 0.0
             report("compiling kernels (cached for later runs; safe to interrupt)")
-            hidden = report is silent or None  # None: if the output is not a terminal
-            line = progress_bar(bar_format="{desc}", disable=hidden, leave=False)
-        if line is not None:
-            progress = f"{named()}, {seconds:.0f} s"
-            line.set_description_str(progress)
-            if line.disable and seconds - reported_at > _COMPILING_EVERY:
-                reported_at = seconds
-                report(f"compiling: {progress} so far")
+        if reported_at is not None and seconds - reported_at > _COMPILING_EVERY:
+            reported_at = seconds
+            report(f"compiling: {named()}, {seconds:.0f} s so far")
 
     with ops.device.compilations(on_start, on_end):
         yield
-    if line is not None:
-        line.close()
+    if reported_at is not None:
         report(f"compiled {named()} in {seconds:.0f} s")
 
 

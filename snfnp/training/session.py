@@ -153,7 +153,7 @@ def train(
     Evaluates exactly on the validation data every `eval_every` epochs and after the last one, keeps
     the parameters of the best evaluation in `best.safetensors`, and at the end evaluates the test
     data with them. Ctrl-C or a termination signal writes `last.safetensors` and raises
-    KeyboardInterrupt; SIGUSR1 only writes it.
+    KeyboardInterrupt.
 
     Args:
         config: filled in and checked by `TrainConfig.resolve`, if it was not before.
@@ -248,8 +248,9 @@ def fit(
         out: the run's folder; None: a temporary one, which is removed once nothing refers to the
             returned run's `folder`; it is kept if training was interrupted or failed.
         report, callbacks, optimiser: as for `snfnp.train`.
-        options: those of `TrainConfig`. As in `train`, a flow of rows is evaluated some 40 times in
-            all, and one of images after every epoch, unless `eval_every` says otherwise.
+        options: those of `TrainConfig`. As in `train`, a flow of rows, and on a GPU also one of
+            images, is evaluated some 40 times in all, and else after every epoch, unless
+            `eval_every` says otherwise.
 
     Returns:
         The run at its best evaluation: `likelihood`, `flow`, `params`, `folder`.

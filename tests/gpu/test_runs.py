@@ -14,7 +14,6 @@ from snfnp.errors import DivergedError
 from snfnp.gradcheck import check_layer, check_map, check_rule
 from snfnp.maps import Dense
 from snfnp.training import progress
-from snfnp.training.progress import Progress
 from snfnp.training.runs.load import load_run
 
 pytestmark = pytest.mark.slow
@@ -28,24 +27,6 @@ def test_a_kill_in_mid_epoch_changes_no_number(ops, tmp_path, monkeypatch):
         run_training(tmp_path / "part", backend="cupy", checkpoint_every="2")
     part, _ = run_training(tmp_path / "part", resume=True, backend="cupy")
     assert_same_run(whole.path, part.path)
-
-
-def test_evaluations_are_some_seconds_apart_unless_told_otherwise(
-    ops, tmp_path, monkeypatch
-):
-    """On a GPU the steps of an epoch may take less than an evaluation."""
-    monkeypatch.setattr(Progress, "steps_per_second", 4.0)  # an epoch has 5 steps
-    # a busy machine's takes long
-    monkeypatch.setattr("snfnp.training.loop._EVALUATIONS", 0)
-    said: list[str] = []
-    how = {"backend": "cupy", "epochs": 5, "report": said.append}
-    run, _ = run_training(tmp_path / "run", eval_every=None, **how)
-    assert [line["epoch"] for line in run.read_metrics()] == [2, 4, 5]
-    assert [
-        line for line in said if line.startswith("exact evaluations every 2 epochs, as")
-    ]
-    run, _ = run_training(tmp_path / "each", eval_every=1, **how)
-    assert len(run.read_metrics()) == 5
 
 
 def test_a_run_of_the_device_is_rolled_back_on_another(ops, tmp_path):

@@ -18,6 +18,7 @@ from snfnp.errors import UsageError, suggestion
 from snfnp.flow import Flow
 from snfnp.layers.preprocess import Preprocess, preprocess_by_name
 from snfnp.models import Choices, Preset, make_rule
+from snfnp.ops import BACKENDS
 from snfnp.ops.step.definition import Controller
 from snfnp.rules import Rule
 from snfnp.training.options import groups
@@ -243,7 +244,9 @@ class TrainConfig(
         for name, value in pace.items():
             if getattr(self, name) is None:
                 config = replace(config, **{name: value})
-        if self.eval_every is None and len(shape) == 1:
+        # beside quick steps evaluations take long
+        is_quick = len(shape) == 1 or BACKENDS[config.backend] == "GPU"
+        if self.eval_every is None and is_quick:
             config = replace(config, eval_every=max(1, config.epochs // 40))
         if config.lr_schedule != "constant" and config.warmup_epochs >= config.epochs:
             message = f"`lr_schedule={config.lr_schedule}` begins after `warmup_epochs`"
@@ -354,7 +357,7 @@ class TrainConfig(
         """The configuration with a model that is given, if one is."""
         return self if model is None else replace(self, model=model)
 
-    def with_optimiser_of(self, saved: dict) -> TrainConfig:
+    def with_optimiser_of(self, saved: Any) -> TrainConfig:
         """The configuration with λ and the optimiser's options of a saved one."""
         then = TrainConfig.from_dict(saved)
         names = ["lam", *options_in(groups.OptimiserOptions)]
@@ -391,21 +394,6 @@ class TrainConfig(
         for unknown options or bad values."""
         if not isinstance(values, dict):
             raise UsageError("the configuration is no JSON object")
-        variational = values.get("objective") == "variational"
-        sigma = values.get("sigma") if variational else None  # `lam` says the same
-        former = {  # options that there were, and the value with which a run is still the same
-            "relative_bias": "plain",
-            "lambda_min": values.get("lam"),
-            "lambda_max": GREATEST_LAMBDA,
-            "sigma": sigma,
-            "tensorboard": values.get("tensorboard"),  # any: it changed no run
-        }
-        for name, value in former.items():
-            if values.get(name) not in (None, value):
-                raise UsageError(
-                    f"the configuration has `{name}`, which is no option any more"
-                )
-        values = {name: value for name, value in values.items() if name not in former}
         if unknown := sorted(set(values) - set(OPTIONS)):
             raise UsageError(
                 f"the configuration has unknown entries: {', '.join(unknown)}"

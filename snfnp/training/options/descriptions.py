@@ -19,7 +19,7 @@ import numpy as np
 
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
-from snfnp.layers import Layer, Split
+from snfnp.layers import Layer
 from snfnp.layers.preprocess import Preprocess, Scale, Standardise
 from snfnp.maps import Map
 from snfnp.rules import Rule
@@ -96,9 +96,9 @@ def build(text: str) -> Flow:
 
 
 def first_difference(then: dict, now: dict) -> str | None:
-    """The first difference between the description in a file, which may be of an earlier version,
-    and that of a flow, in words; None: they are the same."""
-    for path, old, new in _differences(_by_name(then), _by_name(now), "", {}):
+    """The first difference between the description in a file and that of a flow, in words; None:
+    they are the same."""
+    for path, old, new in _differences(_by_name(then), _by_name(now), ""):
         return f"{path} was {_shown(old)}, is {_shown(new)}"
     return None
 
@@ -127,85 +127,41 @@ def _as_tuple(value: Any) -> Any:
 
 def _by_name(flow: dict) -> dict:
     """A flow's description with `layers` as a dict by name, and `layer`, the list of the names in
-    order. Earlier versions wrote such a dict, but neither the order nor the flow's class."""
+    order."""
     layers: Any = flow.get("layers")
     # a forged file may have anything there
-    with suppress(TypeError, ValueError, AttributeError):
-        pairs = layers.items() if isinstance(layers, dict) else layers
-        layers = {
-            str(name): part
-            for pair in pairs
-            for name, part in _without_split_prior(*pair)
-        }
+    with suppress(TypeError, ValueError):
+        layers = {str(name): part for name, part in layers}
     order = list(layers) if isinstance(layers, dict) else None
-    return {"class": class_name(Flow), "layer": order, **flow, "layers": layers}
+    return {"layer": order, **flow, "layers": layers}
 
 
-def _without_split_prior(name: str, layer: dict) -> Iterator[tuple[str, dict]]:
-    """A layer by its name. Earlier versions described a coupling and the split after it as one
-    layer, "SplitPrior"."""
-    if str(layer.get("class")).endswith("SplitPrior"):
-        yield name, layer["coupling"]
-        yield name.replace("split", "latent"), {"class": class_name(Split)}
-    else:
-        yield name, layer
-
-
-def _differences(
-    then: Any, now: Any, path: str, modules: dict
-) -> Iterator[tuple[str, Any, Any]]:
-    """(path, then, now) of each difference. modules: {then: now} of a user's modules, which may
-    have been renamed; this package's may not."""
+def _differences(then: Any, now: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    """(path, then, now) of each difference."""
     if isinstance(then, dict) and isinstance(now, dict):
         for name in dict.fromkeys([*now, *then]):
             old = then[name] if name in then else _default(now, name)
             new = now.get(name, _ABSENT)
-            if (name, old, new) == ("bias", "plain", _ABSENT):
-                continue  # an earlier option of `Relative`: "plain" is what it does now
-            if name == "class" and _same_class(old, new, modules):
-                continue
-            yield from _differences(
-                old, new, f"{path}.{name}" if path else name, modules
-            )
+            if not (name == "class" and _is_renamed(old, new)):
+                yield from _differences(old, new, f"{path}.{name}" if path else name)
     elif isinstance(then, list) and isinstance(now, list):
         for index, (old, new) in enumerate(zip_longest(then, now, fillvalue=_ABSENT)):
-            yield from _differences(old, new, f"{path}[{index}]", modules)
-    elif (
-        isinstance(now, dict)
-        and now.keys() == {"class"}
-        and now["class"].endswith(f":{then}")
-    ):
-        pass  # earlier versions wrote only the class's name for an object without fields
-    elif then != now and not _are_close(then, now):
+            yield from _differences(old, new, f"{path}[{index}]")
+    elif then != now:
         yield path, then, now
 
 
-def _are_close(then: Any, now: Any) -> bool:
-    """Say whether two numbers differ by rounding only, as a recorded σ may differ from the σ that
-    is computed from the recorded λ."""
-    numbers = isinstance(then, float) and isinstance(now, float)
-    return numbers and math.isclose(then, now, rel_tol=1e-15)
-
-
-def _same_class(then: Any, now: Any, modules: dict) -> bool:
-    """Say whether two names are of one class; earlier versions wrote them without modules."""
-    old_module, _, old_name = str(then).rpartition(":")
-    new_module, _, new_name = str(now).rpartition(":")
-    if old_name != new_name:
-        return False
-    if not old_module or old_module == new_module:
-        return True
-    # a user's module may have been renamed; all of its classes then name the same new module
-    packages = old_module.partition(".")[0], new_module.partition(".")[0]
-    return (
-        "snfnp" not in packages
-        and modules.setdefault(old_module, new_module) == new_module
-    )
+def _is_renamed(then: Any, now: Any) -> bool:
+    """Say whether two names are of one class, whose module may have been renamed unless it is this
+    package's."""
+    before, _, old = str(then).partition(":")
+    after, _, new = str(now).partition(":")
+    packages = (before.partition(".")[0], after.partition(".")[0])
+    return old == new and "snfnp" not in packages
 
 
 def _default(part: dict, name: str) -> Any:
-    """The default of a field that a description lacks: this package added it later, or the version
-    that wrote it left defaults out."""
+    """The default of a field that a description lacks: this package added it later."""
     if _PACKAGE.fullmatch(str(part.get("class"))):
         for each in fields(_class_of(part["class"])):
             if each.name == name and each.default is not MISSING:

@@ -238,11 +238,8 @@ _RELATIONS = {
         (), lambda c: c.data == _AUGMENTED, f"on for {_AUGMENTED} only"
     ),
     "epochs": Relation(words=_EPOCHS),
-    # on a GPU None: `RunLoop` then finds it after the first epoch
     "eval_every": Relation(
-        (),
-        lambda c: None if _GPU.holds(c) else 1,
-        "1, on a GPU so that steps take ten times as long; for rows, about 40 evaluations in all",
+        (), lambda c: 1, "1; for rows, and on a GPU, about 40 evaluations in all"
     ),
     "threads": Relation((_CPU,), words="the cores it has"),
     "track_angle": Relation((LEARNS,)),

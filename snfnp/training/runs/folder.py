@@ -29,7 +29,7 @@ from snfnp.data.sets import SAMPLE
 from snfnp.errors import SnfnpError, UsageError, printable
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.user_models import title_of
-from snfnp.training.runs.checkpoint import is_evaluation, load_checkpoint
+from snfnp.training.runs.checkpoint import is_evaluation, record_of
 
 
 class RunFolder:
@@ -128,14 +128,14 @@ class RunFolder:
         raise self._damaged()
 
     def moments(self, record: dict[str, Any]) -> np.ndarray | None:
-        """The arguments of `Standardise` by a config.json, (2, D), or with ties (7, D), which are
-        (5, D) from older versions; None: it has images."""
+        """The arguments of `Standardise` by a config.json, (2, D), or (7, D) with ties; None: it
+        has images."""
         _, shape = self.data(record)
         if len(shape) == 3:
             return None
         with suppress(ValueError, TypeError, OverflowError):
             moments = np.array(record["data"].get("moments"), np.float64)
-            fits = moments.shape in ((2, *shape), (5, *shape), (7, *shape))
+            fits = moments.shape in ((2, *shape), (7, *shape))
             # rows are divided by the spreads
             if (
                 fits
@@ -214,11 +214,7 @@ class RunFolder:
         _, record = self.open(self.path)
         config = TrainConfig.from_dict(record["config"])
         if rollback and self.best.exists():
-            _, shape = self.data(record)
-            model = changes.get("model")
-            flow = config.with_model(model).build_flow(shape, self.moments(record))
-            best = load_checkpoint(self.best, flow.layout, record)
-            config = config.with_optimiser_of(best.record["config"])
+            config = config.with_optimiser_of(record_of(self.best).get("config"))
         return config.resumed(changes, self.path)
 
     def write_config(self, record: dict[str, Any]) -> None:

@@ -87,7 +87,7 @@ def check_same_flow(folder: RunFolder, record: dict[str, Any], flow: Flow) -> No
     """Raises UsageError if a flow is not the one that a config.json describes."""
     model: Any = record.get("model")
     described = model.get("flow") if isinstance(model, dict) else None
-    if not isinstance(described, dict):
+    if not (isinstance(described, dict) and "class" in described):
         raise UsageError(
             f"{folder.path} has no description of its flow, as those of earlier versions: "
             "train it again"
@@ -207,9 +207,7 @@ def load_run(
     return LoadedRun(folder, record, config, ops, flow, flow.layout, saved)
 
 
-def load_pretrained(
-    name: str, backend: str | None = None, ops: Ops | None = None
-) -> LoadedRun:
+def load_pretrained(name: str, backend: str | None = None) -> LoadedRun:
     """Open a run whose weights ship with the package.
 
         run = snfnp.load_pretrained("mnist-conv")    # the nine convolutions of Table 1
@@ -217,7 +215,7 @@ def load_pretrained(
 
     Args:
         name: "mnist-conv". `snfnp/pretrained/README.md` says how it was trained.
-        backend, ops: as for `load_run`.
+        backend: as for `load_run`.
 
     Returns:
         The run. Its weights are in single precision and computed with in double precision, as
@@ -230,4 +228,4 @@ def load_pretrained(
     if name not in names:
         message = f"there are no weights {name!r}{suggestion(name, names)}"
         raise UsageError(f"{message}: choose one of {', '.join(names)}")
-    return load_run(PRETRAINED / name, backend=backend, ops=ops)
+    return load_run(PRETRAINED / name, backend=backend)
