@@ -6,39 +6,22 @@ Derivation: derivations/05-self-normalizing.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from snfnp.ops import Array, Ops, RandomKey, Scalar
-
-
-class Slice(NamedTuple):
-    """Samples first … first + count − 1 of a batch of `total`: slice `index` of `parts`."""
-
-    first: int
-    count: int
-    total: int
-    index: int = 0
-    parts: int = 1
 
 
 @dataclass(frozen=True)
 class BackwardContext:
     """The step that a backward pass belongs to, as one layer sees it.
 
-    A batch may be cut into slices, whose gradients add up to the batch's. Terms that depend on no
-    sample (log-determinants, probes) are computed in one of them. Averages are over the slice: the
-    training step weighs them.
-
     Attributes:
         ops: the backend.
         dldj: (N,), ∂𝓛/∂ldj of each sample, 1/N in training.
-        log_det_weight: v = Σ ∂𝓛/∂ldj over the whole batch, a float64 scalar: the weight of a
-            log-determinant that is the same for every sample; 0 if another slice owns it.
+        log_det_weight: v = Σ ∂𝓛/∂ldj over the batch, a float64 scalar: the weight of a
+            log-determinant that is the same for every sample.
         error_factor: −2λ/N with the layer's λ, the factor of every gradient of its reconstruction
             error in Eq. 3: a number, or an array of shape () on the device.
         key: the key of the layer's random numbers in this step, which all samples share, or None.
-        part: the slice of the batch.
-        owns_shared_terms: whether this slice computes the terms that depend on no sample.
     """
 
     ops: Ops
@@ -46,18 +29,15 @@ class BackwardContext:
     log_det_weight: Scalar
     error_factor: Scalar
     key: RandomKey | None
-    part: Slice
-    owns_shared_terms: bool = True
 
     @classmethod
     def of(
         cls, ops: Ops, dldj: Array, lam: Scalar = 0.0, key: RandomKey | None = None
     ) -> BackwardContext:
-        """The context of a whole batch, outside of a training step; lam: λ of Eq. 3."""
-        count = len(dldj)
-        error_factor = lam * (-2 / max(count, 1))
+        """The context outside of a training step; lam: λ of Eq. 3."""
+        error_factor = lam * (-2 / max(len(dldj), 1))
         weight = dldj.sum(dtype="float64")
-        return cls(ops, dldj, weight, error_factor, key, Slice(0, count, count))
+        return cls(ops, dldj, weight, error_factor, key)
 
 
 @dataclass
@@ -69,7 +49,7 @@ class Measured:
             Eq. 3 without its λ).
         input: h, (N, ...).
         jacobian_error: ‖J_g J_f ν − ν‖² (Eq. 31), averaged over the probes; None if the rule does
-            not compute it in this slice.
+            not compute it.
     """
 
     error: Scalar

@@ -30,24 +30,20 @@ _STREAMS = 16
 
 
 def layer_key(key: RandomKey, index: int) -> RandomKey:
-    """The key of the random numbers of layer `index` of a flow, which all samples share, for any
-    `key.first`."""
-    return key._replace(stream=_FIRST_STREAM + _STREAMS * index, first=0)
+    """The key of the random numbers of layer `index` of a flow, which all samples share."""
+    return key._replace(stream=_FIRST_STREAM + _STREAMS * index)
 
 
 def context_at(
     ctx: BackwardContext, index: int, error_factor: Scalar
 ) -> BackwardContext:
     """A step as layer `index` of a flow sees it."""
-    owns = index % ctx.part.parts == ctx.part.index
     return BackwardContext(
         ctx.ops,
         ctx.dldj,
-        ctx.log_det_weight if owns else 0.0,
+        ctx.log_det_weight,
         error_factor,
         ctx.key and layer_key(ctx.key, index),
-        ctx.part,
-        owns,
     )
 
 
@@ -316,12 +312,9 @@ class Flow:
                 z = invert(ops, params[name], z, *latent)
         return z
 
-    def latent_gradients(
-        self, latents: tuple[Array, ...], samples: int | None = None
-    ) -> tuple[Array, ...]:
-        """δ of every latent: the gradient of its log-density averaged over N samples, −latent/N;
-        samples: N, for latents of a part of the batch."""
-        return tuple([latent * (-1 / (samples or len(latent))) for latent in latents])
+    def latent_gradients(self, latents: tuple[Array, ...]) -> tuple[Array, ...]:
+        """δ of every latent: the gradient of its log-density averaged over N samples, −latent/N."""
+        return tuple([latent * (-1 / len(latent)) for latent in latents])
 
     def backward(
         self,

@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike
 from snfnp.errors import DivergedError, UsageError, require_whole
 from snfnp.flow import Flow
 from snfnp.images import with_channels
-from snfnp.ops import SINGLE_PROCESS, Array, Communicator, Ops, RandomKey, shares
+from snfnp.ops import Array, Ops, RandomKey
 
 # The streams of the counter-based generator, one per purpose; `snfnp.flow` has those of layers.
 (
@@ -117,7 +117,6 @@ class Likelihood:
         seed: int = 0,
         at_once: int = _BATCH,
         watch: Callable[..., None] | None = None,
-        world: Communicator = SINGLE_PROCESS,
     ) -> Evaluation:
         """The mean log-likelihood of images or rows. O(N D²) beyond the determinants.
 
@@ -129,26 +128,17 @@ class Likelihood:
                 and changes no result.
             watch: watch(layer name, x, first) gets every input of every layer, and the index of
                 its first image among all.
-            world: the processes, which all call this, share the images and get one result. Each
-                shows its own images to its `watch`.
 
         Raises:
             UsageError: if the images or a number do not fit, before any image reaches a device.
         """
-        parts = self._parts(images, seed, at_once)
-        mine = shares(len(parts), world.size)[world.rank]
         totals: dict[str, float] = {}
-        for part in parts[mine.start : mine.stop]:
+        for part in self._parts(images, seed, at_once):
             watch_part = watch and partial(watch, first=part.first)
             for term, values in self._terms(*self._encode(part), watch_part).items():
                 total = float(values.sum(dtype=np.float64))
                 totals[term] = totals.get(term, 0.0) + total
-        by_rank = world.gather(totals)
-        terms = {term for sums in by_rank for term in sums}
-        means = {
-            term: sum(sums.get(term, 0.0) for sums in by_rank) / len(images)
-            for term in terms
-        }
+        means = {term: total / len(images) for term, total in totals.items()}
         return Evaluation(self._in_order(means), self.flow.dimension)
 
     def _parts(self, images: Array, seed: int, at_once: int) -> list[_Part]:

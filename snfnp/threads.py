@@ -107,11 +107,10 @@ def _limit(group: Path) -> float:
     return math.inf
 
 
-def share_cores(processes: int = 1) -> None:
-    """Give BLAS and Numba at most the threads of a process's share of the cores. A single process
-    keeps the numbers that the environment sets."""
-    if processes > 1 or not any(name in os.environ for name in _NUMBERS):
-        limit(max(1, int(min(len(cores()), quota())) // processes))
+def limit_to_cores() -> None:
+    """Give BLAS and Numba at most a thread for each core, unless the environment sets numbers."""
+    if not any(name in os.environ for name in _NUMBERS):
+        limit(max(1, int(min(len(cores()), quota()))))
 
 
 def limit(count: int) -> None:

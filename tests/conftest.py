@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from gpu import standin
-from support import nvrtc, processes
+from support import nvrtc
 from support.runs import (  # noqa: F401
     advance,
     copy,
@@ -55,7 +55,6 @@ NEEDS = {
     "hostcuda": missing_compiler,
     "device": lambda: standin.device().missing,
     "real_gpu": lambda: standin.device().missing_gpu,
-    "mpi": processes.missing,
     "docs": missing_docs,
 }
 

@@ -26,7 +26,6 @@ from snfnp.errors import DivergedError, SnfnpError, UsageError, flag_of, within_
 from snfnp.ops import DEFINITIONS, assemble
 from snfnp.ops.gpu import requirements
 from snfnp.ops.host import HostDevice
-from snfnp.processes.mpi import INSTALL
 from snfnp.training import loop, session
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.config import OPTIONS
@@ -49,8 +48,7 @@ def test_the_gpu_replays_a_graph_in_full_precision_unless_told_otherwise():
 
 @pytest.mark.parametrize("options, asked", [([], "False"), (["--tf32"], "True")])
 def test_tf32_reaches_the_device(monkeypatch, options, asked):
-    def gpu(tf32, world):
-        assert world is ops.SINGLE_PROCESS
+    def gpu(tf32):
         raise SnfnpError(str(tf32))
 
     monkeypatch.setitem(sys.modules, "snfnp.ops.gpu.device", SimpleNamespace(Gpu=gpu))
@@ -369,9 +367,6 @@ def test_messages_name_packages_and_pages_keep_the_checkout_editable():
     ]
     for path in (each for each in pages if each.suffix in (".md", ".txt")):
         assert not re.search(r'pip install "?\.', path.read_text("utf-8")), path
-    extras = SETTINGS["project"]["optional-dependencies"]
-    needed = [re.match(r"[\w-]+", requirement)[0] for requirement in extras["mpi"]]
-    assert f"python -m pip install {' '.join(needed)}" == INSTALL
 
 
 def test_the_names_of_the_package_are_those_of_its_stub():
@@ -394,10 +389,8 @@ def test_the_extras_are_the_wheels_that_the_advice_names():
     first, second = requirements._OLDEST_CUPY
     for major in requirements._DRIVERS:
         (cupy,) = extras[f"cuda{major}"]
-        (nccl,) = extras[f"nccl{major}"]
         assert cupy == f"cupy-cuda{major}x[ctk]>={first}.{second},<{first + 1}"
         assert f'install "{cupy}"' in requirements.install(major)
-        assert nccl.startswith(f"nvidia-nccl-cu{major}>=")
 
 
 CONSOLE = "import sys; sys.path.pop(0); from snfnp.cli import run_script; run_script()"
@@ -423,7 +416,7 @@ def test_a_command_finds_a_model_in_the_current_folder(way, tmp_path):
 
 
 OTHERS = """numpy scipy numba llvmlite tqdm safetensors threadpoolctl PIL matplotlib pooch cupy
-mpi4py sklearn joblib yaml cffi pandas polars torch IPython ipywidgets packaging colorama"""
+sklearn joblib yaml cffi pandas polars torch IPython ipywidgets packaging colorama"""
 NOTED = """
 import sys
 name, path = __name__, sys.path[:]

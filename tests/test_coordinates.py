@@ -155,7 +155,7 @@ def test_u_whitens_the_rows_of_a_batch():
     trainer = trainer_of("conv")
     images = images_of(trainer, 0)
     before = trainer.p.copy()
-    x, _ = trainer.encode(images, 0, trainer.slice_of(len(images))[0])
+    x, _ = trainer.encode(images, 0)
     padded = np.pad(x[..., 0], ((0, 0), (1, 1), (1, 1)))
     rows = np.lib.stride_tricks.sliding_window_view(
         padded, (3, 3), axis=(1, 2)

@@ -110,6 +110,26 @@ def test_at_once_does_not_change_the_noise(ops, images, at_once, monkeypatch):
         assert_allclose(parts[term], nats, rtol=1e-13)
 
 
+def test_a_watch_gets_every_input_of_every_layer_once(ops, images):
+    flow = small_flow()
+    _, flat = random_parameters(flow)
+    likelihood = Likelihood(ops, flow, flat)
+    watched = {name: [] for name, _ in flow.layers}
+    firsts = []
+
+    def watch(layer, x, first):
+        watched[layer].append(ops.to_host(x).copy())
+        firsts.append(first)
+
+    result = likelihood.evaluate(images, 3, at_once=2, watch=watch)
+    assert result == likelihood.evaluate(images, 3, at_once=2)
+    assert firsts == [first for first in (0, 2, 4) for _ in flow.layers]
+    x, _ = flow.encode(ops, ops.asarray(images), KEY, np.float64)
+    for name, layer in flow.layers:
+        assert_allclose(np.concatenate(watched[name]), ops.to_host(x), rtol=1e-12)
+        x = layer.forward(ops, likelihood.params[name], x)[0]
+
+
 def test_each_likelihood_term_is_that_of_its_step(ops, images):
     flow = small_flow()
     layout, flat = random_parameters(flow)

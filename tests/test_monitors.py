@@ -15,7 +15,6 @@ from support.runs import around
 from support.trainers import make_trainer, run_training, small_dataset
 
 from snfnp import diagnostics
-from snfnp.context import Slice
 from snfnp.diagnostics import _angle, gradient_angles
 from snfnp.errors import DivergedError, UsageError
 from snfnp.flow import Flow
@@ -369,10 +368,7 @@ def test_the_batches_are_those_of_the_next_steps():
     params = trainer.params
     trainer.step = 1
     found = inspection.figures(trainer.likelihood())["layers"]
-    whole = Slice(0, 6, 6)
-    x = np.concatenate(
-        [trainer.encode(batches[step], step, whole)[0] for step in (1, 2)]
-    )
+    x = np.concatenate([trainer.encode(batches[step], step)[0] for step in (1, 2)])
     for layer, own in gradient_angles(
         trainer.ops, trainer.flow, params, x, 1.0
     ).items():

@@ -10,7 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.messages import assert_one_line, one_line
-from support.runs import START, Killed, around, arrays, assert_same_run, kill, state
+from support.runs import (
+    START,
+    Killed,
+    around,
+    arrays,
+    assert_same_run,
+    forge,
+    kill,
+    state,
+)
 from support.trainers import at_step, run_training, small_config, spoil
 
 from snfnp.errors import CheckpointError, DivergedError, SnfnpError, in_flags
@@ -148,6 +157,16 @@ def test_a_resumed_run_may_change_how_it_is_trained(snfnp_train, tmp_path, capsy
     }
     assert (second["step"], second["changed"]) == (10, {"epochs": [2, 3]})
     assert [record["lam"] for record in loaded.folder.read_metrics()] == [1, 3, 3]
+
+
+def test_a_run_of_several_processes_goes_on_in_one():
+    """As older versions trained: their steps were the same, whatever the number of processes."""
+    whole, _ = run_training("whole")
+    part, _ = run_training("part", epochs=1)
+    _, record = part.open(part.path)
+    forge("part", record | {"processes": 4})
+    run_training("part", resume=True)
+    assert_same_run("whole", "part")
 
 
 def test_a_changed_option_applies_from_the_next_step(monkeypatch):

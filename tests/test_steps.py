@@ -26,7 +26,7 @@ from support.trainers import (
 )
 
 import snfnp
-from snfnp.context import BackwardContext, Slice
+from snfnp.context import BackwardContext
 from snfnp.errors import CheckpointError, UsageError
 from snfnp.likelihood import AUGMENTATION
 from snfnp.ops import RandomKey, get_ops
@@ -388,7 +388,7 @@ def test_a_step_sees_each_layers_constraint(ops, model, constraint):
     images = images_of(trainer, 0)
     params = trainer.layout.views(host(trainer, "p").copy())
     trainer.training_step(Repeated(images))
-    x, _ = trainer.encode(images, 0, Slice(0, BATCH, BATCH))
+    x, _ = trainer.encode(images, 0)
     expected = []
     for name, layer in trainer.flow.layers:
         z = layer.forward(ops, params[name], x)[0]
@@ -416,7 +416,7 @@ def test_a_step_uses_the_lambdas_that_the_step_before_left(ops):
         by_hand.p[...] = p
         params = by_hand.params
         flow = by_hand.flow
-        x, _ = trainer.encode(images_of(trainer, 2), 2, Slice(0, BATCH, BATCH))
+        x, _ = trainer.encode(images_of(trainer, 2), 2)
         latents, _, caches = flow.forward(ops, params, x)
         ctx = BackwardContext.of(ops, np.full(BATCH, 1 / BATCH))
         factors = {}

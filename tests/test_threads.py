@@ -4,19 +4,17 @@ import math
 import os
 import re
 import sys
-import threading
 from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from support.processes import python
-from support.ranks import on_ranks
 
 import snfnp
 from snfnp import threads
 from snfnp.data import own_data
-from snfnp.ops.host import ranks_on_shared_cores
+from snfnp.ops import get_ops
 
 pytestmark = pytest.mark.slow
 
@@ -96,52 +94,22 @@ def test_a_step_has_the_same_bits_on_any_number_of_threads():
     assert one == two
 
 
-_SHARED = """
-import numba
-import snfnp
-from snfnp import threads
-from snfnp.ops import get_ops
-from support.ranks import on_ranks
-
-threads.cores = lambda: frozenset(range(4))
-
-
-def counts(world):
-    get_ops("numba", world=world)
-    blas = [each["num_threads"] for each in threads.describe()["blas"]]
-    return numba.get_num_threads(), *blas
-
-
-get_ops("numba")  # threads that import the same modules at once may see half of them
-for ranks in (1, 2, 4):
-    for found in on_ranks(ranks, counts):
-        print(ranks, *found)
-"""
-
-
-def test_ranks_of_a_machine_share_its_cores():
-    names = {f"{name}_NUM_THREADS": "4" for name in ("OMP", "OPENBLAS", "NUMBA")}
-    lines = [
-        [*map(int, line.split())] for line in printed(_SHARED, **names).splitlines()
-    ]
-    assert [ranks for ranks, *_ in lines] == [1, 2, 2, 4, 4, 4, 4]
-    for ranks, numba, *blas in lines:  # OpenBLAS has no more than there are cores here
-        assert numba == 4 // ranks and blas and max(blas) <= numba
-
-
-def test_cores_that_a_launcher_gave_to_one_rank_are_not_shared(monkeypatch):
-    cores_of = {}
-
-    def count(world):
-        cores_of[threading.get_ident()] = frozenset(
-            [2 * world.rank, 2 * world.rank + 1]
-        )
-        return ranks_on_shared_cores(world)
-
-    monkeypatch.setattr(threads, "cores", lambda: cores_of[threading.get_ident()])
-    assert on_ranks(3, count) == [1, 1, 1]
-    monkeypatch.setattr(threads, "cores", lambda: frozenset([0, 1]))
-    assert on_ranks(3, ranks_on_shared_cores) == [3, 3, 3]
+def test_a_backend_takes_a_thread_for_each_core_unless_the_environment_has_a_number(
+    monkeypatch,
+):
+    """Of a container's quota whole cores count, and at least one."""
+    limits = []
+    monkeypatch.setattr(threads, "limit", limits.append)
+    monkeypatch.setattr(threads, "cores", lambda: frozenset(range(4)))
+    for name in threads._NUMBERS:
+        monkeypatch.delenv(name, raising=False)
+    for quota in (math.inf, 2.5, 0.5):
+        monkeypatch.setattr(threads, "quota", lambda quota=quota: quota)
+        get_ops("numpy")
+    assert limits == [4, 2, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    get_ops("numpy")
+    assert limits == [4, 2, 1]
 
 
 def test_what_is_said_of_blas_is_not_of_openmp(monkeypatch):

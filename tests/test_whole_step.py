@@ -242,7 +242,7 @@ def step(ops, choice):
         ops, dtype="float64", **({"lam": LAM} if learns else {}), **choice
     )
     pixels = images(trainer)
-    x, _ = trainer.encode(pixels, 0, trainer.slice_of(BATCH)[0])
+    x, _ = trainer.encode(pixels, 0)
     trainer.flow.init_from_data(ops, trainer.params, x)
     move(trainer)
     trainer.step = 2  # its noise is not that of step 0

@@ -1,18 +1,16 @@
-"""Training: on the plane, actnorm, a learned density, a bound, controllers, processes."""
+"""Training: on the plane, actnorm, a learned density, a bound, controllers."""
 
 import doctest
 import runpy
 from pathlib import Path
 
 import numpy as np
-from benchmarks.steps import operations
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, laid_out, plt
 from snfnp.layers import ActNorm
 from snfnp.ops import get_ops
 from snfnp.ops.step.definition import Controller, Row
-from snfnp.training.options import TrainConfig
 
 _PAGES = Path(__file__).parents[2] / "derivations"
 
@@ -130,27 +128,6 @@ def controllers():
     for axis in (plane, time):
         axis.grid()
     return laid_out(figure)
-
-
-def processes():
-    """Page 26's T(P): how the time of a step falls with the number of processes, and where it
-    stops."""
-    rate, bandwidth, latency = 1e13, 1e10, 5e-6  # of a GPU and its links, rounded
-    counts = np.unique(np.geomspace(1, 1024, 80).astype(int))
-    figure, axis = plt.subplots(figsize=(6.2, 3.4))
-    for model, color in (("fc", ORANGE), ("conv", GREEN), ("glow", BLUE)):
-        flow = TrainConfig(model=model).resolve(50_000).build_flow((28, 28, 1))
-        size = 4 * flow.layout.size
-        work = operations(flow, batch=100)
-        time = work / (counts * rate) + 2 * (counts - 1) / counts * size / bandwidth
-        time = time + 2 * (counts - 1) * latency
-        axis.loglog(counts, time * 1e3, color=color, label=model)
-        axis.loglog(
-            counts, work / rate / counts * 1e3, color=color, linestyle=":", linewidth=1
-        )
-        axis.plot(counts[time.argmin()], time.min() * 1e3, "o", color=color)
-    axis.set(xlabel="processes P", ylabel="ms", ylim=(1e-3, 200))
-    return laid_out(figure, axis)
 
 
 def _program():

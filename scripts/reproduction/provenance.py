@@ -55,7 +55,7 @@ def note(folder: Path) -> None:
 
 def of_run(folder: Path) -> dict:
     """The making of a run: commit and processor (several if it was resumed), platform, backend,
-    device, BLAS threads, processes, versions."""
+    device, BLAS threads, versions."""
     noted = _noted(folder)[1] or [_UNKNOWN]
     joined = {
         key: ", ".join(dict.fromkeys(entry[key] for entry in noted)) for key in _UNKNOWN
@@ -77,5 +77,4 @@ def _of(record: dict) -> dict:
     return {
         **{key: record[key] for key in ("platform", "backend", "device", "versions")},
         "threads": max(threads, default=None),
-        "processes": record.get("processes", 1),
     }

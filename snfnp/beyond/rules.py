@@ -68,7 +68,7 @@ class JacobianPenalty(SelfNormalizing):
         Without a key there are no probes: the gradient is the plain rule's.
         """
         dx, measured = super().backward(ctx, maps, p, cache, dz, grads)
-        if not ctx.owns_shared_terms or ctx.key is None:
+        if ctx.key is None:
             return dx, measured
         ops = ctx.ops
         f, g = maps
@@ -86,12 +86,10 @@ class JacobianPenalty(SelfNormalizing):
 
 
 class Drawn(NamedTuple):
-    """ν (P, ...), T(W) ν, and the index in the batch of the first sample, on which the samples'
-    shares depend."""
+    """ν (P, ...), and T(W) ν."""
 
     nu: Array
     moved: Array
-    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,6 @@ class Variational(Rule):
         z: Array,
         cache: dict,
         key: RandomKey,
-        first: int = 0,
     ) -> Array:
         """Add noise to a forward pass.
 
@@ -144,7 +141,6 @@ class Variational(Rule):
             z: f(x) (N, ...).
             cache: the layer's, with x; gets the noise as "noise".
             key: of the noise in this layer and step.
-            first: the index in the batch of x[0].
 
         Returns:
             z + σ T(W) ε = f(x + σε) (N, ...).
@@ -152,8 +148,8 @@ class Variational(Rule):
         x = cache["x"]
         nu = ops.random.normal(key, (self.vectors, *x.shape[1:]), x.dtype)
         moved = f.apply(ops, p["W"], nu)
-        cache["noise"] = Drawn(nu, moved, first)
-        shares = ops.constant(_shares(len(x), self.vectors, self.sigma, first), x.dtype)
+        cache["noise"] = Drawn(nu, moved)
+        shares = ops.constant(_shares(len(x), self.vectors, self.sigma), x.dtype)
         return z + ops.linalg.matmul(shares, moved.reshape(self.vectors, -1)).reshape(
             z.shape
         )
@@ -178,27 +174,23 @@ class Variational(Rule):
             return result
         ops = ctx.ops
         f, g = maps
-        nu, moved, first = cache["noise"]
-        shares = ops.constant(
-            _shares(len(dz), self.vectors, self.sigma, first).T, dz.dtype
-        )
+        nu, moved = cache["noise"]
+        shares = ops.constant(_shares(len(dz), self.vectors, self.sigma).T, dz.dtype)
         delta = ops.linalg.matmul(shares, dz.reshape(len(dz), -1)).reshape(moved.shape)
-        if ctx.owns_shared_terms:  # Sᵀ δ_z is of this slice's samples, E of none
-            r = p["R"]
-            weight = -1 / self.vectors
-            error = g.apply(ops, r, moved)
-            delta = ops.linalg.axpby(1.0, delta, weight, g.adjoint(ops, r, error))
-            g.weight_grad(ops, weight * error, moved, out=grads["R"], add=True)
+        r = p["R"]
+        weight = -1 / self.vectors
+        error = g.apply(ops, r, moved)
+        delta = ops.linalg.axpby(1.0, delta, weight, g.adjoint(ops, r, error))
+        g.weight_grad(ops, weight * error, moved, out=grads["R"], add=True)
         f.weight_grad(ops, delta, nu, out=grads["W"], add=True)
         return result
 
 
 @cached
-def _shares(samples: int, vectors: int, sigma: float, first: int) -> np.ndarray:
-    """σ (N, P): the noise of sample n = first, first + 1, … is Σ_j σ_nj ν_j. ±σ in one column of a
-    row, 0 elsewhere."""
-    n = np.arange(first, first + samples)
+def _shares(samples: int, vectors: int, sigma: float) -> np.ndarray:
+    """σ (N, P): the noise of sample n is Σ_j σ_nj ν_j. ±σ in one column of a row, 0 elsewhere."""
+    n = np.arange(samples)
     shares = np.zeros((samples, vectors))
-    shares[n - first, n // 2 % vectors] = sigma * (1 - 2 * (n % 2))
+    shares[n, n // 2 % vectors] = sigma * (1 - 2 * (n % 2))
     shares.flags.writeable = False
     return shares

@@ -18,23 +18,24 @@ class JacobianMean(TrainingState):
     """The average of Eq. 31 over steps, kept as a sum and a count."""
 
     key = "jacobian.sum_and_count"
-    terms = 1
 
     def __init__(self, ops: Ops):
         self.ops = ops
         self.values = ops.asarray(np.zeros(2))
 
-    def collect(self, measured: dict[str, Measured], share: float) -> None:
-        """Each layer is measured in only one slice."""
+    def update(
+        self,
+        figures: tuple,
+        measured: dict[str, Measured],
+        samples: int,
+        squares: Array,
+        failed: Array,
+    ) -> tuple:
         errors = [
             m.jacobian_error for m in measured.values() if m.jacobian_error is not None
         ]
-        self.sums[...] = self.ops.channels.total(errors) if errors else 0.0
-
-    def update(
-        self, figures: tuple, samples: int, squares: Array, failed: Array
-    ) -> tuple:
-        self.values[:1] += self.sums
+        if errors:
+            self.values[:1] += self.ops.channels.total(errors)
         self.values[1:] += 1
         return figures
 
@@ -46,11 +47,7 @@ class JacobianMean(TrainingState):
 
 @dataclass(frozen=True)
 class Noise:
-    """Noise of a training step in the outputs of layers with the variational rule.
-
-    Args:
-        key: of the step; its `first` is the index in the batch of the first sample.
-    """
+    """Noise of a training step, by its key, in the outputs of layers with the variational rule."""
 
     ops: Ops
     flow: Flow
@@ -64,4 +61,4 @@ class Noise:
             return z
         key = layer_key(self.key, index)
         p = self.params[name]
-        return layer.rule.perturb(self.ops, layer.map, p, z, cache, key, self.key.first)
+        return layer.rule.perturb(self.ops, layer.map, p, z, cache, key)

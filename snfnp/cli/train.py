@@ -9,7 +9,6 @@ from snfnp import threads
 from snfnp.cli.shared import VALUES, Parser, warnings_in_lines
 from snfnp.errors import UsageError, flag_of, in_flags, printable
 from snfnp.images import evenly_spread
-from snfnp.processes import launching
 from snfnp.training import session as training
 from snfnp.training.loop import train_session
 from snfnp.training.options import TrainConfig
@@ -41,65 +40,52 @@ _FEW = 200  # validation rows: pictures of a table with fewer show all of its ro
 
 def main(argv: list[str], prog: str | None = None, **defaults: Any) -> None:
     """Parse, train, draw. defaults: the options that a script sets otherwise."""
-    with launching.process_group() as world:
-        everything = _ALL in argv
-        options = vars(_parser(prog, defaults, everything).parse_args(argv))
-        if path := options.pop("path", None):
-            if "data" in options:
-                raise UsageError(
-                    f"{path} and `data={options['data']}`: give one of them"
-                )
-            options["data"] = path
-        cores = len(threads.cores())
-        if options.get("threads", 1) > cores:
-            message = (
-                f"`threads` is {options['threads']}, and there are {cores} cores here"
-            )
-            raise UsageError(f"{message}: choose {cores} or fewer")
-        world.require_same(options)
-        resume = options.pop("resume", None)
-        rollback = options.pop("rollback", False)
-        if resume == AUTO and rollback:
-            raise UsageError(
-                "`rollback` with `resume=auto` would go back each time: choose one"
-            )
-        if (resume or rollback) and "out" not in options:
-            raise UsageError(
-                "`resume` and `rollback` need `out`: name the run's folder"
-            )
-        if resume == AUTO and not world.on_rank_zero(
-            RunFolder(options["out"]).has_checkpoint
-        ):
-            resume = None
-        if "model" in options:
-            options["model"] = imported(options["model"])
-        config = TrainConfig(**{**defaults, **options})
-        if resume or rollback:
-            out = options.pop("out")
-            # the same command never shortens a run
-            if resume == AUTO and "epochs" in options:
-                trained = world.on_rank_zero(RunFolder(out).config)
-                options["epochs"] = max(options["epochs"], trained.epochs or 0)
-            run = training.resumed(out, options, rollback, world=world)
-        else:
-            run = training.started(config, world=world)
-        with run as session:
-            dataset: Any = session.dataset
-            animation: Any = None
-            if dataset.train.shape[1:] == (2,):
-                # Matplotlib takes a second to import
-                from snfnp.training.plots import Animation
+    everything = _ALL in argv
+    options = vars(_parser(prog, defaults, everything).parse_args(argv))
+    if path := options.pop("path", None):
+        if "data" in options:
+            raise UsageError(f"{path} and `data={options['data']}`: give one of them")
+        options["data"] = path
+    cores = len(threads.cores())
+    if options.get("threads", 1) > cores:
+        message = f"`threads` is {options['threads']}, and there are {cores} cores here"
+        raise UsageError(f"{message}: choose {cores} or fewer")
+    resume = options.pop("resume", None)
+    rollback = options.pop("rollback", False)
+    if resume == AUTO and rollback:
+        raise UsageError(
+            "`rollback` with `resume=auto` would go back each time: choose one"
+        )
+    if (resume or rollback) and "out" not in options:
+        raise UsageError("`resume` and `rollback` need `out`: name the run's folder")
+    if resume == AUTO and not RunFolder(options["out"]).has_checkpoint():
+        resume = None
+    if "model" in options:
+        options["model"] = imported(options["model"])
+    if resume or rollback:
+        # the same command never shortens a run
+        if resume == AUTO and "epochs" in options:
+            epochs = RunFolder(options["out"]).config().epochs
+            options["epochs"] = max(options["epochs"], epochs or 0)
+        run = training.resumed(options.pop("out"), options, rollback)
+    else:
+        run = training.started(TrainConfig(**{**defaults, **options}))
+    with run as session:
+        dataset: Any = session.dataset
+        animation: Any = None
+        if dataset.train.shape[1:] == (2,):
+            # Matplotlib takes a second to import
+            from snfnp.training.plots import Animation
 
-                points = dataset.validation
-                if len(points) < _FEW:
-                    splits = (dataset.train, points, dataset.test)
-                    points = np.concatenate([samples[:] for samples in splits])
-                animation = Animation(points)
-            train_session(session, _show, callbacks=(animation,) if animation else ())
-            if world.rank == 0:
-                # of an inverse
-                with compilations_shown(session.ops), warnings_in_lines():
-                    _draw(session, animation)
+            points = dataset.validation
+            if len(points) < _FEW:
+                splits = (dataset.train, points, dataset.test)
+                points = np.concatenate([samples[:] for samples in splits])
+            animation = Animation(points)
+        train_session(session, _show, callbacks=(animation,) if animation else ())
+        # of an inverse
+        with compilations_shown(session.ops), warnings_in_lines():
+            _draw(session, animation)
 
 
 def _show(line: str) -> None:

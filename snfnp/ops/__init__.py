@@ -19,11 +19,10 @@ from snfnp import threads
 from snfnp.errors import UsageError
 from snfnp.ops.activation.definition import Activation
 from snfnp.ops.channels.definition import Channels
-from snfnp.ops.communication import SINGLE_PROCESS, Communicator, shares
 from snfnp.ops.conv.definition import Conv
 from snfnp.ops.coupling.definition import Coupling
 from snfnp.ops.group import Array, Scalar, Shape
-from snfnp.ops.host import HostDevice, ranks_on_shared_cores
+from snfnp.ops.host import HostDevice
 from snfnp.ops.images.definition import Images
 from snfnp.ops.linalg.definition import LinearAlgebra
 from snfnp.ops.random.definition import Random, RandomKey
@@ -108,16 +107,12 @@ def assemble(device: Any, classes: dict[str, type]) -> Ops:
     return Ops(device=device, **groups)
 
 
-def get_ops(
-    backend: str = "numba", tf32: bool = False, world: Communicator = SINGLE_PROCESS
-) -> Ops:
+def get_ops(backend: str = "numba", tf32: bool = False) -> Ops:
     """The operations of a backend: "numba" (the default on a CPU), "numpy" or "cupy" (a GPU).
 
     Args:
         backend: its name.
         tf32: on a GPU, let tensor cores round the factors of single-precision products to 10 bits.
-        world: the processes of a run: on CPUs those of a machine share its cores, on GPUs each has
-            its own device.
 
     Raises:
         BackendError: in one line, with what is missing, if the backend cannot run.
@@ -136,22 +131,19 @@ def get_ops(
         from snfnp.ops.gpu.device import Gpu
 
         groups = overrides("gpu")
-        device = Gpu(tf32, world)
+        device = Gpu(tf32)
     else:
         raise UsageError(f"backend is {backend!r}: choose one of {', '.join(BACKENDS)}")
-    threads.share_cores(ranks_on_shared_cores(world))
+    threads.limit_to_cores()
     return assemble(device, groups)
 
 
 __all__ = [
-    "SINGLE_PROCESS",
     "BACKENDS",
     "Array",
-    "Communicator",
     "Ops",
     "RandomKey",
     "Scalar",
     "Shape",
     "get_ops",
-    "shares",
 ]

@@ -1,6 +1,5 @@
 """The CPU as a device."""
 
-import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -9,17 +8,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from snfnp import threads
-from snfnp.ops.communication import SINGLE_PROCESS, Communicator
 from snfnp.ops.group import Array, Scalar
-
-
-def ranks_on_shared_cores(world: Communicator) -> int:
-    """The number of ranks that share the cores of this process, itself included: all on a machine,
-    unless the launcher bound each to cores of its own."""
-    hostname = socket.gethostname()
-    cores = threads.cores()
-    every = world.gather((hostname, cores))
-    return sum(host == hostname and bool(theirs & cores) for host, theirs in every)
 
 
 class HostDevice:
@@ -70,29 +59,16 @@ class HostDevice:
         """The truth of a condition; None where reading it would make the host wait."""
         return bool(condition)
 
-    def communicator(self, world: Communicator) -> Communicator:
-        """An object whose `all_reduce` sums this device's arrays, made by all ranks together.
-
-        Raises UsageError if their backends differ, and BackendError if two have the same GPU or
-        cannot reach each other.
-        """
-        world.require_same({"backend": self.name})
-        return world
-
     def capture(
         self,
         function: Callable[[Any], None],
         report: Callable[[str], object] = print,
-        world: Communicator = SINGLE_PROCESS,
     ) -> Callable[[Any], None]:
         """`function(argument)`, which a device may record and replay in later calls.
 
         It must write its results into arrays that outlive it, and launch the same operations in
         every call with the same argument. If it cannot be recorded, `report` gets a line that says
         why.
-
-        Args:
-            world: the ranks whose sums the function takes; all of them record, or none.
         """
         return function
 

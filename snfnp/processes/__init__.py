@@ -1,1 +1,1 @@
-"""Processes of the operating system: their launch, their signals, their terminal."""
+"""Processes of the operating system: forks, signals, the terminal."""

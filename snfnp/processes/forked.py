@@ -1,4 +1,7 @@
-"""Values that a process of its own computes: a fork, which reads everything where it is."""
+"""Values that a process of its own computes: a fork, which reads everything where it is.
+
+See derivations/26-many-cores.md.
+"""
 
 from __future__ import annotations
 

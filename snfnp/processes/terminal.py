@@ -20,17 +20,10 @@ SWALLOW_INTERRUPT = {"_frozen_importlib", "importlib", "numba", "llvmlite"}
 
 
 class Signals:
-    """The signals received so far, in the main thread."""
+    """The signals received so far, in the main thread. stop: Ctrl-C or SIGTERM was received."""
 
-    def __init__(self, rank: int = 0, size: int = 1):
-        self._quiet = rank > 0  # only rank 0 announces the stop
-        self._launcher = os.getppid() if size > 1 else None
-        self._stop_came = False
-
-    @property
-    def stop(self) -> bool:
-        """True after Ctrl-C or SIGTERM, or once the launcher that forwards them is gone."""
-        return self._stop_came or self._launcher not in (None, os.getppid())
+    def __init__(self):
+        self.stop = False
 
     def defer_interrupts(self) -> AbstractContextManager[None]:
         """A context in which Ctrl-C and SIGTERM take effect after the step in progress, and a
@@ -39,11 +32,10 @@ class Signals:
         return handled(self._stop, signal.SIGINT, signal.SIGTERM)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        self._stop_came = True
+        self.stop = True
         signal.signal(signal.SIGINT, self._ctrl_c)
-        if not self._quiet:
-            with suppress(OSError):  # stderr may be closed
-                print("\nstopping after this step …", file=sys.stderr)
+        with suppress(OSError):  # stderr may be closed
+            print("\nstopping after this step …", file=sys.stderr)
 
 
 @contextmanager
@@ -110,18 +102,18 @@ def run(work: Callable[[], None]) -> int:
                     sys.stdout.flush()  # its errors are to be raised here, not at exit
             return 0
         except BaseException as error:
-            status = report_error(error)
+            status = _report_error(error)
             if status is None:
                 raise
             return status
 
 
-def report_error(error: BaseException, who: str = "") -> int | None:
-    """Report an exception on stderr, in a line that begins with `who`, and return the exit status;
-    None for a mistake in the program, or its intended end."""
+def _report_error(error: BaseException) -> int | None:
+    """Report an exception on stderr, in a line, and return the exit status; None for a mistake in
+    the program, or its intended end."""
     if isinstance(error, KeyboardInterrupt | BrokenPipeError):
         _abandon_output()
-        return exit_status(error)
+        return INTERRUPTED if isinstance(error, KeyboardInterrupt) else CLOSED_PIPE
     if isinstance(error, SnfnpError):
         line = in_flags(str(error))
     elif isinstance(error, MemoryError):
@@ -139,22 +131,9 @@ def report_error(error: BaseException, who: str = "") -> int | None:
     else:
         return None
     try:
-        print(f"error: {who}{line}", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
     except OSError:  # stderr is closed too: only the status is left
         _abandon_output()
-    return exit_status(error)
-
-
-def exit_status(error: BaseException) -> int:
-    """The exit status after an exception."""
-    if isinstance(error, SystemExit):
-        return (
-            error.code if isinstance(error.code, int) else int(error.code is not None)
-        )
-    if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED
-    if isinstance(error, BrokenPipeError):
-        return CLOSED_PIPE
     return error.exit_status if isinstance(error, SnfnpError) else 1
 
 

@@ -30,9 +30,6 @@ class Rule:
     ) -> Any:
         """Compute the gradients of W, R and b, of the objective that training ascends (Eq. 3).
 
-        Terms that depend on no sample, unless they are multiples of `ctx.log_det_weight`, belong to
-        the slice of the batch with `ctx.owns_shared_terms`.
-
         Args:
             ctx: the step; `ctx.log_det_weight` is the weight of log|det T(W)|, 1 in training.
             maps: (f, g), the maps of W and of R.

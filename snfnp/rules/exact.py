@@ -31,10 +31,9 @@ class Exact(Rule):
         f, _ = maps
         # Eq. 2 with the Jacobian T(W): δ_z xᵀ + W⁻ᵀ, the bracket of Eq. 8, for a dense map, and
         # summed over each weight's positions, Eq. 13, for a convolution.
-        if ctx.owns_shared_terms:
-            log_det_grad = f.log_det_grad(ops, w, x.shape[1:])
-            ops.linalg.scale_into(grads["W"], ctx.log_det_weight, log_det_grad, 1)
-        f.weight_grad(ops, dz, x, out=grads["W"], add=ctx.owns_shared_terms)
+        log_det_grad = f.log_det_grad(ops, w, x.shape[1:])
+        ops.linalg.scale_into(grads["W"], ctx.log_det_weight, log_det_grad, 1)
+        f.weight_grad(ops, dz, x, out=grads["W"], add=True)
         bias_gradient(ops, dz, grads)
         return f.adjoint(ops, w, dz)
 

@@ -124,17 +124,14 @@ def _sums(
     products = ops.xp.zeros(shapes["U"])
     for step in steps:
         images = batch_of(batches, step)
-        part, _ = trainer.slice_of(len(images))
-        key = RandomKey(trainer.config.seed, WHITENING_NOISE, step, part.first)
+        key = RandomKey(trainer.config.seed, WHITENING_NOISE, step)
         x, _ = flow.preprocessed(ops, images, key, dtype)
         for name, layer in flow.layers[:index]:
             x = layer.forward(ops, params[name], x)[0]
         x = x.astype(np.float64) - shift
-        count += part.total
+        count += len(images)
         total += x.sum(axis=0)
         ops.linalg.matmul_add(x.T, x, products)
-    if trainer.world.size > 1:
-        trainer.communicator.all_reduce(total, products)
     return count, total, products
 
 
@@ -165,7 +162,6 @@ class Whitening(TrainingState):
             for arrays, values in zip(current, changed, strict=True):
                 for key, value in values.items():
                     arrays[key][...] = value
-            trainer.share(trainer.p, trainer.m, trainer.v)
 
 
 def change_coordinates(
@@ -258,14 +254,13 @@ class Coordinates(TrainingState):
         """Estimate U from the images of the next step: one forward pass."""
         with threads.blas_limited(1):  # more threads slow such small matrices
             u = self._estimate(trainer, batch_of(batches, trainer.step))
-        u = trainer.world.broadcast(u)  # the same bits on all ranks
         self.values[...] = self._ops.asarray(_flat(u))
 
     def _estimate(self, trainer: Trainer, images: Array) -> list[np.ndarray]:
         """U of every kernel, on the host."""
         ops = self._ops
         moments = ops.xp.zeros_like(self.values)
-        x, _ = trainer.encode(images, trainer.step, trainer.slice_of(len(images))[0])
+        x, _ = trainer.encode(images, trainer.step)
         for name, layer in self._flow.layers:
             p = trainer.params[name]
             x, _, cache = layer.forward(ops, p, x)
@@ -275,8 +270,6 @@ class Coordinates(TrainingState):
                 # a sum, not a mean: U does not depend on the scale of M
                 product = ops.linalg.matmul(rows.T, rows)
                 moments[self._slices[name, kernel]] = product.reshape(-1)
-        if trainer.world.size > 1:
-            trainer.communicator.all_reduce(moments)
         parts = zip(self._sizes, self._slices.values(), strict=True)
         moments = ops.to_host(moments)
         return [whitening(moments[part].reshape(size, size)) for size, part in parts]

@@ -4,10 +4,7 @@ A step logs a surrogate: log p_Z(z) + the data-dependent log-determinants − λ
 reconstruction error, averaged over the batch, without any log|det W|, which self-normalizing
 training never computes. Only `snfnp.likelihood` computes a likelihood.
 
-A batch may be cut into slices, one for every process (rank), which share sums alone: of the
-gradient, and of a few figures.
-
-Derivation: derivations/05-self-normalizing.md, 13-actnorm-and-1x1.md and 26-many-cores.md.
+Derivation: derivations/05-self-normalizing.md and 13-actnorm-and-1x1.md.
 """
 
 import math
@@ -19,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from snfnp.context import BackwardContext, Slice
+from snfnp.context import BackwardContext
 from snfnp.errors import DivergedError
 from snfnp.flow import Flow
 from snfnp.likelihood import SMOOTHING, TRAINING_NOISE, Likelihood
-from snfnp.ops import SINGLE_PROCESS, Array, Communicator, Ops, RandomKey
+from snfnp.ops import Array, Ops, RandomKey
 from snfnp.ops.step.definition import StepLog
-from snfnp.step.batches import BatchSource, batch_of, cut
+from snfnp.step.batches import BatchSource, batch_of
 from snfnp.step.coordinates import statistics, white_states
 from snfnp.step.settings import Settings
 from snfnp.step.update import (
@@ -36,8 +33,6 @@ from snfnp.step.update import (
     multipliers_of,
 )
 
-# indices in `sums`; the states' terms come after
-_DENSITY, _RECONSTRUCTION, _FIGURES = (0, 1, 2)
 # steps of a renewal: activations change most at the start
 _EARLY, _EVERY = ((20, 100), 500)
 
@@ -71,7 +66,6 @@ class Trainer:
         config: a resolved `TrainConfig`, or another object with these settings.
         steps_per_epoch: for the learning rate's schedule.
         report: gets a line if the step cannot be recorded as a graph.
-        world: the ranks that train together, each with a trainer and a slice of every batch.
         optimiser: `Adam`, or one of your own (derivations/18-write-your-own-rule.md).
 
     The host does not wait for the device during a step, except for an exact gradient, which looks
@@ -85,16 +79,13 @@ class Trainer:
         config: Settings,
         steps_per_epoch: int,
         report: Callable[[str], object] = print,
-        world: Communicator = SINGLE_PROCESS,
         optimiser: Optimiser | None = None,
     ):
         self.ops = ops
         self.flow = flow
         self.config = config
-        self.world = world
         self.steps_per_epoch = steps_per_epoch
         self.step = 0
-        self.communicator = ops.device.communicator(world)
         self.layout = flow.layout
         self.p = self.initial_parameters()
         self._moved = self.p[: self.layout.fixed]
@@ -119,47 +110,27 @@ class Trainer:
             self.coordinates.ascend if self.coordinates else self.optimiser.update
         )
         self.state = {state.key: state.values for state in self.states if state.key}
-        self.sums = ops.xp.zeros(_FIGURES + sum(state.terms for state in self.states))
-        start = _FIGURES
-        for state in self.states:
-            state.sums = self.sums[start : start + state.terms]
-            start += state.terms
 
         self._noise: Any = None  # in a step's forward pass
         if config.objective == "variational":
             from snfnp.beyond.training import Noise
 
             self._noise = Noise
-        self._part: Slice | None = None
-        self._weights: Array = None
-        self.slice_of(config.batch_size // world.size)
         self._ascend: Callable[[BatchSource], None] = self._ascend_staged
         if config.graph:
-            self._ascend = ops.device.capture(self._ascend, report, world)
+            self._ascend = ops.device.capture(self._ascend, report)
 
     def initial_parameters(self) -> Array:
         """Parameters as the seed draws them, flat."""
         drawn = self.flow.init(self.config.seed)
         return self.ops.asarray(self.layout.pack(drawn, self.config.dtype))
 
-    def slice_of(self, samples: int) -> tuple[Slice, Array]:
-        """This rank's slice of a batch, with so many samples, and their weights 1/N (samples,),
-        which are allocated outside of a graph's memory."""
-        if self._part is None or self._part.count != samples:
-            self._part = cut(samples * self.world.size, self.world.size)[
-                self.world.rank
-            ]
-            self._weights = self.ops.xp.full(
-                samples, 1 / self._part.total, self.p.dtype
-            )
-        return self._part, self._weights
-
-    def encode(self, images: Array, step: Any, part: Slice) -> tuple[Array, Array]:
-        """x and its log-Jacobian from a slice of the images of a step, with that step's noise."""
-        key = RandomKey(self.config.seed, TRAINING_NOISE, step, part.first)
+    def encode(self, images: Array, step: Any) -> tuple[Array, Array]:
+        """x and its log-Jacobian from the images of a step, with that step's noise."""
+        key = RandomKey(self.config.seed, TRAINING_NOISE, step)
         x, log_jacobian = self.flow.preprocessed(self.ops, images, key, self.p.dtype)
         if self.config.noise:
-            key = RandomKey(self.config.seed, SMOOTHING, step, part.first)
+            key = RandomKey(self.config.seed, SMOOTHING, step)
             normal = self.ops.random.normal(key, x.shape, x.dtype)
             x = x + x.dtype.type(self.config.noise) * normal
         return x, log_jacobian
@@ -171,7 +142,7 @@ class Trainer:
         updated from then on. A host that knows skips the backward pass.
 
         Args:
-            images: this rank's device images (n, *shape), uint8, of a batch of N, or rows.
+            images: device images (N, *shape), uint8, or rows.
         """
         ops = self.ops
         flow = self.flow
@@ -179,15 +150,15 @@ class Trainer:
         scalars = self.scalars
         log = self.log.array
         failed = self.log.failed
-        part, weights = self.slice_of(len(images))
-        samples = part.total
-        share = part.count / part.total
+        samples = len(images)
+        # 1/N of each sample
+        weights = ops.constant(np.full(samples, 1 / samples), self.p.dtype)
 
         # Encode: dequantisation noise, scale and logit (A.3).
-        x, log_jacobian = self.encode(images, scalars.step, part)
+        x, log_jacobian = self.encode(images, scalars.step)
 
         # Forward: log p_Z(z) and the log-determinants that depend on x (Eq. 6), no log|det W|.
-        key = RandomKey(config.seed, 0, scalars.step, part.first)
+        key = RandomKey(config.seed, 0, scalars.step)
         noise = self._noise and self._noise(ops, flow, self.params, key)
         latents, ldj, caches = flow.forward(
             ops, self.params, x, config.recompute, noise
@@ -202,12 +173,12 @@ class Trainer:
             weight = self.p.dtype.type(1 / samples)
             volume = samples * np.float64(weight)
             factor = self.multipliers.error_factor(samples)
-            ctx = BackwardContext(ops, weights, volume, factor, key, part)
+            ctx = BackwardContext(ops, weights, volume, factor, key)
             _, measured = flow.backward(
                 ctx,
                 self.params,
                 caches,
-                flow.latent_gradients(latents, samples),
+                flow.latent_gradients(latents),
                 self.grads,
                 self.multipliers.error_factors(samples),
                 flow.first_trainable,
@@ -215,19 +186,6 @@ class Trainer:
         errors = [
             result.error for result in measured.values() if result.error is not None
         ]
-        for state in self.states:
-            state.collect(measured, share)
-
-        # All-reduce: gradients of slices add up, and so do figures.
-        if self.world.size > 1:
-            density = ops.channels.total(terms)
-            self.sums[_DENSITY] = density.sum(dtype=np.float64) / samples
-            self.sums[_RECONSTRUCTION] = (
-                ops.channels.total(errors) if errors else 0.0
-            ) * share
-            self.communicator.all_reduce(self.gradient, self.sums)
-            ops.step.log_density([self.sums[:_RECONSTRUCTION]], scalars.number, log)
-            errors = [self.sums[_RECONSTRUCTION, ...]]
 
         # Adam or another optimiser.
         squares = self._update(
@@ -243,7 +201,7 @@ class Trainer:
         # Training states: λ of the next step, the mean of Eq. 31.
         figures = errors, self.multipliers.initial
         for state in self.states:
-            figures = state.update(figures, samples, squares, failed)
+            figures = state.update(figures, measured, samples, squares, failed)
 
         # Log.
         errors, lam = figures
@@ -258,24 +216,14 @@ class Trainer:
         layer, from the first batch, or for a `Whiten` layer from the first epoch."""
         p = self.initial_parameters()
         params = self.layout.views(p)
-        images = batches.whole(0)
+        images = batch_of(batches, 0)
         # the only check: `Dataset` has seen all of them
         self.flow.require_images(images)
-        x, _ = self.encode(images, 0, Slice(0, len(images), len(images)))
+        x, _ = self.encode(images, 0)
         self.flow.init_from_data(
             self.ops, params, x, partial(statistics, self, params, batches)
         )
-        self.share(p)
         return p
-
-    def share(self, *buffers: Array) -> None:
-        """Broadcast rank 0's buffers: another machine may round an initialisation differently."""
-        if self.world.size == 1:
-            return
-        for buffer in buffers:
-            buffer[...] = self.ops.asarray(
-                self.world.broadcast(self.ops.to_host(buffer))
-            )
 
     def warm_up(
         self, batches: BatchSource, prepare: Callable[[Callable[[], None]], None]
@@ -298,7 +246,7 @@ class Trainer:
         raises DivergedError if anything is not finite (`check`).
 
         Args:
-            batches: `Batches` of a data set, or another source of this rank's samples.
+            batches: `Batches` of a data set, or another source of samples.
         """
         self.renew(batches)
         self._take(batches)
@@ -313,8 +261,7 @@ class Trainer:
                 state.renew(self, batches)
 
     def _take(self, batches: BatchSource) -> None:
-        first, count = batches.stage(self.step)
-        self.slice_of(count)  # its arrays are not to be a graph's
+        first = batches.stage(self.step)
         lr = learning_rate(self.config, self.step, self.steps_per_epoch)
         self.scalars.set(self.step, lr, first)
         self._ascend(batches)
@@ -327,7 +274,6 @@ class Trainer:
 
         A step fails if its mean log-density or its gradient's norm is not finite. If later steps
         were queued, it is repeated here, with the same parameters and noise, to find the layer.
-        All ranks call this after the same step.
         """
         reading = self.log.read()
         if not reading.failed:
@@ -341,10 +287,10 @@ class Trainer:
             what = f"the gradient of {parameter or 'all layers together'}"
         else:
             images = batch_of(batches, failed)
-            x, _ = self.encode(images, failed, self.slice_of(len(images))[0])
+            x, _ = self.encode(images, failed)
             layer = self.flow.first_nonfinite(self.ops, self.params, x)
-            # perhaps in another slice; if nowhere, squares of the latents overflow
-            what = next(filter(None, self.world.gather(layer)), "the base density")
+            # if all are finite, squares of the latents overflow
+            what = layer or "the base density"
         message = f"training diverged at step {failed + 1}: {what} is not finite"
         raise DivergedError(message, failed + 1)
 

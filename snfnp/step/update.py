@@ -111,27 +111,26 @@ class TrainingState:
     """State beside the parameters, updated in every step.
 
     key: its name in checkpoints, or None if there is no array; values: the array on the device, in
-    double precision; terms: how many numbers `collect` puts into `sums`, float64 (terms,), which
-    the trainer sets and the slices of a batch add up in each step.
+    double precision.
     """
 
     key: str | None = None
-    terms = 0
     values: Any = None
-    sums: Any = None
 
     def renew(self, trainer: Any, batches: BatchSource) -> None:
         """Re-estimate what depends on activations, before a step (see `Trainer.training_step`)."""
 
-    def collect(self, measured: dict[str, Measured], share: float) -> None:
-        """Put this slice's terms into `sums`. measured: {layer: `Measured`}, {} in a step that
-        failed; share: the slice's part of the batch, the weight of its averages."""
-
     def update(
-        self, figures: Figures, samples: int, squares: Array, failed: Array
+        self,
+        figures: Figures,
+        measured: dict[str, Measured],
+        samples: int,
+        squares: Array,
+        failed: Array,
     ) -> Figures:
-        """Update `values` after the parameters, from the `sums` of all slices; not if `failed` is
-        not 0 or Σ g² (`squares`) not finite. Returns the figures to log instead."""
+        """Update `values` after the parameters; not if `failed` is not 0 or Σ g² (`squares`) not
+        finite. measured: {layer: `Measured`}, {} in a step that failed. Returns the figures to log
+        instead."""
         return figures
 
     def figures(self) -> dict[str, float]:
@@ -174,7 +173,8 @@ class ControlledMultipliers(Multipliers):
         self.ops = ops
         self.controller = controller
         self.values = ops.asarray(controller.new_state(len(self.layers), lam))
-        self.terms = 2 * len(self.layers)  # of each layer E, and Σ ‖h‖² if it is needed
+        # of each layer E, and Σ ‖h‖² if it is needed
+        self._sums = ops.xp.zeros((len(self.layers), 2))
 
     @property
     def lam(self) -> dict[str, float]:
@@ -189,23 +189,21 @@ class ControlledMultipliers(Multipliers):
         # on the device
         return {layer: factors[k, ...] for k, layer in enumerate(self.layers)}
 
-    def collect(self, measured: dict[str, Measured], share: float) -> None:
-        if not measured:
-            return
-        sums = self.sums.reshape(-1, 2)
-        for k, layer in enumerate(self.layers):
-            error = measured[layer].error
-            sums[k, 0] = error if share == 1 else error * share
-            if self.controller.relative:
-                sums[k, 1] = self.ops.linalg.sum_squares(measured[layer].input)
-
     def update(
-        self, figures: Figures, samples: int, squares: Array, failed: Array
+        self,
+        figures: Figures,
+        measured: dict[str, Measured],
+        samples: int,
+        squares: Array,
+        failed: Array,
     ) -> Figures:
         """λ for the next step; returns Σ E of this one, and the error-weighted mean of its λ."""
-        sums = self.sums.reshape(-1, 2)
+        for k, layer in enumerate(self.layers if measured else ()):
+            self._sums[k, 0] = measured[layer].error
+            if self.controller.relative:
+                self._sums[k, 1] = self.ops.linalg.sum_squares(measured[layer].input)
         error, lam = self.ops.step.control(
-            sums, samples, self.controller, squares, failed, out=self.values
+            self._sums, samples, self.controller, squares, failed, out=self.values
         )
         return [error], lam
 

@@ -56,14 +56,13 @@ class Checkpointer:
             "run": self.identity,
         }
         checkpoint = Checkpoint.of(self.trainer, record)
-        if not checkpoint.is_finite():  # on all ranks alike
+        if not checkpoint.is_finite():
             what = "a parameter, a moment of Adam's or what layers keep is not finite"
             raise DivergedError(
                 f"training diverged by step {checkpoint.step}: {what}", checkpoint.step
             )
-        if self.trainer.world.rank == 0:
-            for path in paths:
-                save_checkpoint(path, checkpoint)
+        for path in paths:
+            save_checkpoint(path, checkpoint)
         self._saved = (checkpoint.step, time.monotonic())
 
     def start(
@@ -72,9 +71,8 @@ class Checkpointer:
         """Begin a new run, with a checkpoint of its start. description: see `describe_run`."""
         self.identity = uuid.uuid4().hex
         self.trainer.begin(batches)
-        if self.trainer.world.rank == 0:
-            identity = {"optimiser": self._optimiser, "run": self.identity}
-            self.folder.write_config(description | identity)
+        identity = {"optimiser": self._optimiser, "run": self.identity}
+        self.folder.write_config(description | identity)
         self.save(progress, self.folder.last)
 
     def resume(
@@ -90,7 +88,7 @@ class Checkpointer:
             The progress at the checkpoint.
         """
         trainer = self.trainer
-        record, saved = trainer.world.on_rank_zero(lambda: self._load(rollback))
+        record, saved = self._load(rollback)
         self.identity = record.get("run")
         if saved is None:
             trainer.begin(batches)
@@ -101,9 +99,7 @@ class Checkpointer:
             )
             seconds = saved.record["seconds"]
             progress = replace(progress, step=saved.step, seconds=seconds, best=best)
-        best = trainer.world.on_rank_zero(
-            lambda: self._update_folder(progress, rollback, record, report)
-        )
+        best = self._update_folder(progress, rollback, record, report)
         return replace(progress, best=best)
 
     def _load(self, rollback: bool) -> tuple[dict[str, Any], Checkpoint | None]:
@@ -174,12 +170,8 @@ class Checkpointer:
     ) -> list[str]:
         """Add what changes from this step on to config.json, and return it in words."""
         changed = self.config.changes_from(TrainConfig.from_dict(record["config"]))
-        before = record.get("processes", 1)
-        processes = self.trainer.world.size
-        if changed or rollback or before != processes:
-            more = {"processes": [before, processes]} if before != processes else {}
-            event = {"step": step, "rollback": rollback, "changed": changed | more}
-            record["processes"] = processes
+        if changed or rollback:
+            event = {"step": step, "rollback": rollback, "changed": changed}
             record["history"] = [*record.get("history", []), event]
             record["config"] |= {name: value for name, (_, value) in changed.items()}
             self.folder.write_config(record)

@@ -1,6 +1,7 @@
 """Exact evaluations: of the validation data during a run, of the test data at its end."""
 
 import math
+from functools import partial
 from typing import Any
 
 from snfnp.data import Dataset
@@ -8,7 +9,7 @@ from snfnp.errors import DivergedError
 from snfnp.images import evenly_spread
 from snfnp.likelihood import Evaluation, Likelihood
 from snfnp.ops import Array
-from snfnp.step.batches import Batches
+from snfnp.step.batches import Batches, batch_of
 from snfnp.step.trainer import Trainer
 from snfnp.training.monitors import Monitors
 from snfnp.training.options import TrainConfig
@@ -32,15 +33,14 @@ class Evaluator:
         self._trainer = trainer
         self._batches = batches
         self._config = config
-        self._monitors = Monitors(trainer, batches.whole, config.track_angle or 0)
+        images_of = partial(batch_of, batches)
+        self._monitors = Monitors(trainer, images_of, config.track_angle or 0)
         self.warnings = self._monitors.warnings
         self._of_images = trainer.flow.preprocess.of_images
 
     def validate(self, dataset: Dataset, progress: Progress) -> dict[str, Any]:
         """The figures of an epoch: the exact validation likelihood, and averages of its steps; of
         rows also the likelihood of as many training rows, since the two together show overfitting.
-
-        The ranks share the images; rank 0 alone looks at the layers' weights.
 
         Returns:
             A line of metrics.jsonl.
@@ -76,15 +76,12 @@ class Evaluator:
                 raise DivergedError(
                     f"the exact {figure} after epoch {progress.epoch} is not finite"
                 )
-        self._monitors.share(trainer.world)
-        if trainer.world.rank == 0:
-            figures |= self._monitors.figures(likelihood)
+        figures |= self._monitors.figures(likelihood)
         if not self._of_images:
             rows = evenly_spread(dataset.train, len(images))
             training = self._evaluate(likelihood, rows).nll
             if math.isfinite(training):
                 figures["training_nll_nats"] = training
-        figures = trainer.world.broadcast(figures)
         self._refuse_explosion(evaluation, progress, images)
         return figures
 
@@ -122,7 +119,7 @@ class Evaluator:
             images = images[: self._config.batch_size]
             likelihood = trainer.likelihood(trainer.initial_parameters())
             self._evaluate(likelihood, images, self._monitors.watch(len(images)))
-            if trainer.ops.asynchronous and trainer.world.rank == 0:
+            if trainer.ops.asynchronous:
                 self._monitors.figures(likelihood)
 
     def describe(self, record: Record) -> str:
@@ -154,6 +151,4 @@ class Evaluator:
         # Users low on memory make batches smaller: evaluation, in double precision but without
         # gradients, follows them.
         at_once = 10 * self._config.batch_size
-        return likelihood.evaluate(
-            images, EVALUATION_SEED, at_once, watch, self._trainer.world
-        )
+        return likelihood.evaluate(images, EVALUATION_SEED, at_once, watch)

@@ -21,7 +21,7 @@ from snfnp.errors import (
 )
 from snfnp.files import write_json
 from snfnp.flow import Flow
-from snfnp.ops import Communicator, Ops
+from snfnp.ops import Ops
 from snfnp.processes.terminal import Signals, robust_output
 from snfnp.step.batches import Batches
 from snfnp.step.trainer import Trainer, take_steps
@@ -44,7 +44,6 @@ from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import describe_run
 
-_STOP, _SAVE, _SHOW = 1, 2, 4  # bits: what ranks request after a step
 # times the best epoch, from which on a worse likelihood is reported
 _OVERFITTING = 1.25
 # what the lines of evaluations call an error
@@ -56,7 +55,7 @@ class Session:
     """A run that is ready to be trained, in a locked folder (`snfnp.training.session`).
 
     config: resolved; checkpoint: from which it is resumed, or None for a new run; notes: lines to
-    report; world: the ranks that train together.
+    report.
     """
 
     config: TrainConfig
@@ -66,11 +65,10 @@ class Session:
     folder: RunFolder
     checkpoint: Literal["last", "best"] | None
     notes: list[str]
-    world: Communicator
 
 
 class RunLoop:
-    """The loop of a run in a folder, on all ranks: steps, and evaluations between them.
+    """The loop of a run in a folder: steps, and evaluations between them.
 
     progress: how far the run is; report: gets every line.
     """
@@ -86,22 +84,20 @@ class RunLoop:
         config = session.config
         ops = session.ops
         flow = session.flow
-        world = session.world
         self.config = config
         self.dataset = session.dataset
         self.folder = session.folder
         self.signals = signals
         self.report = report
         self.callbacks = callbacks
-        self.batches = Batches(ops, session.dataset.train, config, flow.shape, world)
+        self.batches = Batches(ops, session.dataset.train, config, flow.shape)
         epoch = self.batches.steps_per_epoch
-        self.trainer = Trainer(ops, flow, config, epoch, report, world, optimiser)
+        self.trainer = Trainer(ops, flow, config, epoch, report, optimiser)
         self.progress = Progress(config.epochs * epoch, epoch)
         self.every = config.eval_every * epoch  # steps between evaluations
         self.evaluator = Evaluator(self.trainer, self.batches, config)
         self.checkpoints = Checkpointer(session.folder, self.trainer, config)
         self.latest: Record | None = None
-        self._requests = 0
 
     def warm_up(self) -> None:
         """Compile the kernels and record the graph before timing starts, by one step and one
@@ -167,13 +163,9 @@ class RunLoop:
         self.checkpoints.save(self.progress, *paths)
 
     def after_step(self) -> bool:
-        """Combine the requests of all ranks, so that all act after the same step; later requests
-        wait a step. True if a callback asks for the end."""
+        """Show the step's figures if it is time to. True if a callback asks for the end."""
         self.line.bar.update(self.config.batch_size)
-        requests = _STOP * self.signals.stop | _SAVE * self.checkpoints.due()
-        requests |= _SHOW * self.line.due()
-        self._requests = self.trainer.world.any(requests)
-        if not self._requests & _SHOW:
+        if not self.line.due():
             return False
         self.synchronise()
         return self.tell(self.line.show(self.progress))
@@ -188,8 +180,7 @@ class RunLoop:
         if progress.best is None or figures[nll] < progress.best.figures[nll]:
             record = replace(record, best=True)
             progress.best = record
-        if self.trainer.world.rank == 0:
-            self.folder.append_metrics(figures)
+        self.folder.append_metrics(figures)
         self.latest = record
         self.save(self.folder.last, *([self.folder.best] if record.best else []))
         self.report(self.evaluator.describe(record))
@@ -197,36 +188,34 @@ class RunLoop:
             self.report(line)
         return self.tell(record)
 
-    def tell(self, record: Record | None) -> bool:
-        """Give a record to the callbacks, on rank 0. True on all ranks if one returned True.
-        Exceptions propagate, after a checkpoint."""
+    def tell(self, record: Record) -> bool:
+        """Give a record to the callbacks. True if one returned True. Exceptions propagate, after a
+        checkpoint."""
         if not self.callbacks:
             return False
-        ends = False
-        if record and self.trainer.world.rank == 0:
-            # it costs determinants, which callbacks alone need
-            if record.nll is not None:
-                likelihood = self.trainer.likelihood()
-                record = replace(
-                    record, likelihood=likelihood, figures=dict(record.figures)
-                )
-            try:
-                results = [callback(record) for callback in self.callbacks]
-            except BaseException:
-                self.save(self.folder.last)
-                raise
-            ends = any(
-                isinstance(each, (bool, np.bool_)) and bool(each) for each in results
+        # it costs determinants, which callbacks alone need
+        if record.nll is not None:
+            likelihood = self.trainer.likelihood()
+            record = replace(
+                record, likelihood=likelihood, figures=dict(record.figures)
             )
-        return bool(self.trainer.world.any(ends))
+        try:
+            results = [callback(record) for callback in self.callbacks]
+        except BaseException:
+            self.save(self.folder.last)
+            raise
+        return any(
+            isinstance(each, (bool, np.bool_)) and bool(each) for each in results
+        )
 
     def save_requested(self, evaluated: bool) -> None:
         """After a step and its evaluation, save what is due or asked for."""
         last = self.folder.last
         step = self.progress.step
-        if not evaluated and self._requests & (_SAVE | _STOP):
+        stop = self.signals.stop  # once, since a signal may come at any time
+        if not evaluated and (stop or self.checkpoints.due()):
             self.save(last)
-        if self._requests & _STOP:
+        if stop:
             out = shlex.quote(str(self.folder.path))
             advice = f"go on with `resume` `out={out}` (snfnp.resume)"
             self.report(
@@ -249,12 +238,10 @@ class RunLoop:
 
     def summarise(self) -> dict[str, Any]:
         """The test likelihood at the best validation epoch, reported and in summary.json."""
-        trainer = self.trainer
         dataset = self.dataset
         seconds = self.progress.seconds
         best: Any = self.progress.best
-        p = trainer.world.on_rank_zero(lambda: self._load_best(best.step)).p
-        test = self.evaluator.test(p, dataset.test)
+        test = self.evaluator.test(self._load_best(best.step).p, dataset.test)
         summary = {
             "best_epoch": best.epoch,
             "validation_nll_nats": best.nll,
@@ -269,8 +256,7 @@ class RunLoop:
         summary["reconstruction"] = best.reconstruction
         summary["training_seconds"] = round(seconds, 1)
         summary["milliseconds_per_step"] = round(1e3 * seconds / self.progress.step, 2)
-        if trainer.world.rank == 0:
-            write_json(self.folder.summary_file, summary)
+        write_json(self.folder.summary_file, summary)
         self.report(
             f"best epoch {best.epoch}: exact validation NLL {best.nll:.{places}f} nats, "
             f"exact test NLL {test.nll:.{places}f} nats{bits}\n"
@@ -318,15 +304,14 @@ def train_session(
     """Train a run to its end; see `snfnp.train`."""
     config = session.config
     ops = session.ops
-    world = session.world
     callbacks = () if callbacks is None else callbacks
     if not (
         isinstance(callbacks, Iterable)
         and all(map(callable, callbacks := tuple(callbacks)))
     ):
         raise UsageError(f"callbacks is {callbacks!r}: give a list of functions")
-    signals = Signals(world.rank, world.size)
-    report = report if report and world.rank == 0 else silent
+    signals = Signals()
+    report = report or silent
     also = " in a new run" if session.checkpoint else ""
     if config.preset.has_recomputable_layers and not config.recompute:
         also += ", or `recompute`"
@@ -351,9 +336,7 @@ def train_session(
             loop.warm_up()
             if not session.checkpoint:
                 known = replace(config, threads=ops.device.threads)
-                description = describe_run(
-                    known, session.flow, session.dataset, ops, world.size
-                )
+                description = describe_run(known, session.flow, session.dataset, ops)
                 checkpoints.start(loop.progress, loop.batches, description)
         try:
             loop.run()
@@ -368,12 +351,10 @@ def _introduction(session: Session, trainer: Trainer) -> str:
     the lines of evaluations."""
     config = session.config
     dataset = session.dataset
-    ranks = session.world.size
     decay = "" if config.lr_schedule == "constant" else f", then {config.lr_schedule}"
     lines = [
         f"{config.model_name}: {trainer.layout.count:,} parameters in "
-        f"{len(trainer.flow.layers)} layers, {config.dtype}, {trainer.ops.name} backend"
-        f"{f', {ranks} processes' if ranks > 1 else ''}",
+        f"{len(trainer.flow.layers)} layers, {config.dtype}, {trainer.ops.name} backend",
         gradient_of(config, trainer.flow),
         f"{len(dataset.train):,} training {dataset.noun} from {dataset.source}",
         f"{config.epochs} epochs of {trainer.steps_per_epoch} steps, batch {config.batch_size}, "

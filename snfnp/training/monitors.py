@@ -16,7 +16,7 @@ from snfnp.errors import DivergedError
 from snfnp.flow import Params
 from snfnp.likelihood import TRAINING_NOISE, Likelihood
 from snfnp.maps import Conv2d, Map, contraction
-from snfnp.ops import Array, Communicator, Ops, RandomKey
+from snfnp.ops import Array, Ops, RandomKey
 from snfnp.rules import Rule
 from snfnp.step.trainer import Trainer
 
@@ -100,11 +100,6 @@ class SmallestSecondMoment:
         return self.ops.conv.patches(x, f.kernel) if isinstance(f, Conv2d) else x
 
 
-def _total(sums: tuple[tuple[Any, int], ...]) -> tuple[Any, int]:
-    products, counts = zip(*sums, strict=True)
-    return sum(products), sum(counts)
-
-
 def _spread(
     indices: np.ndarray, count: int, total: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -133,10 +128,10 @@ _CAUSES = (
 
 class Monitors:
     """The monitors of a run's linear layers that learn their inverse: `watch` before an evaluation,
-    `share` and `figures` after it.
+    `figures` after it.
 
     Args:
-        images_of: images_of(step): the batch of a step, of all ranks.
+        images_of: images_of(step): the batch of a step.
         track_angle: batches on which the angles of gradients are measured; 0: none are.
     """
 
@@ -167,14 +162,6 @@ class Monitors:
     def __call__(self, name: str, x: Array, first: int) -> None:
         if name in self._moments:
             self._moments[name].add(x, first)
-
-    def share(self, world: Communicator) -> None:
-        """Add the sums of all ranks, each of which has watched its images."""
-        if world.size == 1:
-            return
-        for moments in self._moments.values():
-            parts = zip(*world.gather(moments.sums), strict=True)
-            moments.sums = [_total(part) for part in parts]
 
     def figures(self, likelihood: Likelihood) -> dict[str, dict]:
         """The figures of every layer that learns its inverse, for a line of metrics.

@@ -1,6 +1,5 @@
 """The progress of a training, records for callbacks, compilations, and a progress bar."""
 
-import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -162,8 +161,8 @@ def gradient_of(config: TrainConfig, flow: Flow) -> str:
 
 
 class ProgressLine:
-    """A run's progress bar, in samples, with the last step's figures, on rank 0 alone. Where the
-    output is neither a terminal nor a notebook, `report` gets a line every minute instead."""
+    """A run's progress bar, in samples, with the last step's figures. Where the output is neither a
+    terminal nor a notebook, `report` gets a line every minute instead."""
 
     def __init__(self, trainer: Trainer, progress: Progress, report: Report):
         self._trainer = trainer
@@ -176,8 +175,7 @@ class ProgressLine:
             # None: no bar if the output is not a terminal
             disable=report is silent or None,
         )
-        # the time of the last figures; ∞ on other ranks than 0, which are never due
-        self._shown = math.inf if trainer.world.rank else time.perf_counter()
+        self._shown = time.perf_counter()  # the time of the last figures
 
     def due(self) -> bool:
         """True if it is time to show the figures of a step: that waits for the device."""
@@ -187,14 +185,11 @@ class ProgressLine:
     def clear(self) -> None:
         """Make room for another line."""
         self.bar.clear()
-        self._shown = max(self._shown, time.perf_counter())  # ∞ stays
+        self._shown = time.perf_counter()
 
-    def show(self, progress: Progress) -> Record | None:
-        """Show the figures of the last step and return them; None on other ranks than 0. The caller
-        has waited for the step."""
+    def show(self, progress: Progress) -> Record:
+        """Show the figures of the last step and return them. The caller has waited for the step."""
         trainer = self._trainer
-        if trainer.world.rank:
-            return None
         self._shown = time.perf_counter()
         metrics = trainer.metrics()
         lam = ""

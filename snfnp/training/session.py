@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -18,12 +16,11 @@ import numpy as np
 
 from snfnp.data import Dataset, load_dataset, own_data, require_dataset
 from snfnp.data.ties import with_ties
-from snfnp.errors import SnfnpError, UsageError
-from snfnp.ops import SINGLE_PROCESS, Communicator, Ops, get_ops
+from snfnp.errors import UsageError
+from snfnp.ops import Ops, get_ops
 from snfnp.step.update import Optimiser
 from snfnp.training.loop import Session, train_session
 from snfnp.training.options import TrainConfig
-from snfnp.training.options.user_models import text_of
 from snfnp.training.progress import Callbacks, Report
 from snfnp.training.runs.folder import RunFolder, default_folder
 from snfnp.training.runs.load import LoadedRun, check_same_flow, load_run
@@ -36,7 +33,6 @@ if TYPE_CHECKING:
 def started(
     config: TrainConfig,
     dataset: Dataset | None = None,
-    world: Communicator = SINGLE_PROCESS,
     ops: Ops | None = None,
 ) -> Iterator[Session]:
     """A new run, in a locked folder: `config.out`, or one named after its options.
@@ -44,39 +40,33 @@ def started(
     Args:
         config: filled in and checked by `TrainConfig.resolve`, if it was not before.
         dataset: the data; None: the configuration's are loaded.
-        world: the ranks that train together.
         ops: the backend; None: the configuration's.
     """
     config.check()
-    ops = ops or get_ops(config.backend, tf32=config.tf32, world=world)
+    ops = ops or get_ops(config.backend, tf32=config.tf32)
     if dataset is None:
         config = config.located()  # absolute paths, which hold in any folder
-        dataset = _load(config.data, config, world)
-    config = _resolved(config, dataset, world)
+        dataset = _load(config.data, config)
+    config = _resolved(config, dataset)
     notes: list[str] = []
     moments = dataset.moments
     if moments:  # of rows: their standardisation, with the steps of columns with ties
         moments = with_ties(
             moments, dataset.train, config.ties, dataset.labels, notes.append
         )
-    config = replace(config, out=world.broadcast(default_folder(config)))
+    config = replace(config, out=default_folder(config))
     folder = RunFolder(config.out)
     flow = config.build_flow(dataset.train.shape[1:], moments)
     # The notes say that columns with ties get noise: a flow with its own preprocessing need not.
     if not getattr(flow.preprocess, "step", ()):
         notes = []
-    with ExitStack() as held:
-
-        def claim() -> None:
-            folder.create(folder.path)
-            held.enter_context(folder.lock)
-            folder.check_unused()  # another program may have used it before the lock
-            folder.remove_partial()
-
-        # Everything that can fail comes before the folder is made.
-        world.on_rank_zero(claim)
+    # Everything that can fail comes before the folder is made.
+    folder.create(folder.path)
+    with folder.lock:
+        folder.check_unused()  # another program may have used it before the lock
+        folder.remove_partial()
         # None: no checkpoint to go on from
-        yield Session(config, dataset, ops, flow, folder, None, notes, world)
+        yield Session(config, dataset, ops, flow, folder, None, notes)
 
 
 @contextmanager
@@ -85,56 +75,39 @@ def resumed(
     changes: Mapping[str, Any],
     rollback: bool = False,
     dataset: Dataset | None = None,
-    world: Communicator = SINGLE_PROCESS,
 ) -> Iterator[Session]:
     """The run in a folder, ready to go on, as `resume` describes; the folder is locked.
 
     Args:
-        changes: options with new values; on ranks other than 0 the model alone counts, since code
-            is not sent between ranks.
+        changes: options with new values.
     """
     folder = RunFolder(path)
-    world.on_rank_zero(
-        lambda: folder.open(path)
-    )  # raises if it has no run, before the lock
-    with ExitStack() as held:
-
-        def reopen() -> tuple[TrainConfig, dict[str, Any]]:
-            held.enter_context(folder.lock)
-            folder.remove_partial()
-            config = folder.resumed_config({**changes, "out": path}, rollback)
-            # the model as text, since code is not sent between ranks; and the file config.json
-            return replace(config, model=text_of(config.model)), folder.open(path)[1]
-
-        config, record = world.on_rank_zero(reopen)
-        config = config.with_model(changes.get("model"))
+    folder.open(path)  # raises if it has no run, before the lock
+    with folder.lock:
+        folder.remove_partial()
+        config = folder.resumed_config({**changes, "out": path}, rollback)
+        _, record = folder.open(path)
         config.check()
-        ops = get_ops(config.backend, tf32=config.tf32, world=world)
+        ops = get_ops(config.backend, tf32=config.tf32)
         if dataset is None:
             config = config.located()
             recorded = folder.data_name(record, config.data_dir)
-            dataset = _load(
-                config.data if "data" in changes else recorded, config, world
-            )
-        config = _resolved(config, dataset, world)
-        world.on_rank_zero(lambda: folder.check_same_data(record, dataset))
+            dataset = _load(config.data if "data" in changes else recorded, config)
+        config = _resolved(config, dataset)
+        folder.check_same_data(record, dataset)
         flow = config.build_flow(dataset.train.shape[1:], folder.moments(record))
         check_same_flow(folder, record, flow)
         # The rounding of BLAS depends on the number of threads: the run keeps its own.
         if config.threads is None and ops.device.threads:
             config = replace(config, threads=record["config"].get("threads"))
         checkpoint = "best" if rollback else "last"
-        yield Session(config, dataset, ops, flow, folder, checkpoint, [], world)
+        yield Session(config, dataset, ops, flow, folder, checkpoint, [])
 
 
-def _resolved(
-    config: TrainConfig, dataset: Dataset, world: Communicator
-) -> TrainConfig:
-    """The configuration filled in for these data, and checked for `world`'s processes."""
+def _resolved(config: TrainConfig, dataset: Dataset) -> TrainConfig:
+    """The configuration filled in for these data."""
     require_dataset(dataset)
-    config = config.resolve(len(dataset.train), dataset.train.shape[1:])
-    config.check_processes(world.size)
-    return config
+    return config.resolve(len(dataset.train), dataset.train.shape[1:])
 
 
 def train(
@@ -143,7 +116,6 @@ def train(
     *,
     ops: Ops | None = None,
     report: Report | None = print,
-    world: Communicator = SINGLE_PROCESS,
     optimiser: Optimiser | None = None,
     flow: Any = None,
     callbacks: Callbacks = (),
@@ -159,7 +131,6 @@ def train(
         config: filled in and checked by `TrainConfig.resolve`, if it was not before.
         ops: the backend; None: the configuration's.
         report: gets every line; None: nothing is shown, not even a progress bar.
-        world: the ranks that train together, each of which calls this; rank 0 reports and writes.
         optimiser: one of your own in Adam's place (derivations/18-write-your-own-rule.md), which
             `resume` needs again.
         flow: a `Flow` or what builds one, as `TrainConfig(model=flow)`.
@@ -180,7 +151,7 @@ def train(
     require_dataset(dataset)
     if dataset.name != config.data_name:  # other data than the configuration names
         config = replace(config, data=dataset.name)
-    with started(config, dataset, world, ops) as session:
+    with started(config, dataset, ops) as session:
         return train_session(session, report, optimiser, callbacks)
 
 
@@ -286,18 +257,5 @@ def fit(
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _load(name: str, config: TrainConfig, world: Communicator) -> Dataset:
-    """The data; on each machine one process goes first and downloads them if need be."""
-    dataset = error = None
-    load = partial(load_dataset, name, config.data_dir, **config.splits_of(name))
-    # Notices other than errors are printed by rank 0 alone.
-    with redirect_stderr(io.StringIO()) if world.rank else nullcontext():
-        if world.local_rank == 0:
-            try:
-                dataset = load()
-            except SnfnpError as failure:
-                error = failure
-        # the first error of any process, if there is one, on all of them
-        for failed in filter(None, world.gather(error)):
-            raise failed
-        return dataset or load()
+def _load(name: str, config: TrainConfig) -> Dataset:
+    return load_dataset(name, config.data_dir, **config.splits_of(name))

@@ -17,7 +17,6 @@ from gpu.standin import run_alone
 from gpu.test_training import take_steps
 from snfnp.errors import BackendError
 from snfnp.ops import RandomKey, get_ops
-from snfnp.ops.communication import Communicator
 from snfnp.ops.gpu.cublas import Cublas
 
 pytestmark = pytest.mark.slow
@@ -51,47 +50,6 @@ def test_a_graph_runs_in_order_with_what_its_callers_start(ops):
         expected.append(2 * expected[-1] + 90_000 * min(number, 4))
     expected[4] = 0
     assert graph._recording.graph and ops.to_host(seen).tolist() == expected
-
-
-class Rank(Communicator):
-    """One of two; the other says what is given."""
-
-    size = 2
-
-    def __init__(self, theirs):
-        self.theirs = theirs
-        self.asked = []
-
-    def any(self, flags):
-        self.asked.append(flags)
-        return flags | self.theirs
-
-
-@pytest.mark.parametrize("theirs", [0, 1])
-@pytest.mark.parametrize("fails", [False, True])
-def test_all_ranks_record_or_none_does(ops, theirs, fails):
-    """Asked once, by whoever fails as by whoever does not; one that records alone would wait."""
-    said = []
-    rank = Rank(theirs)
-    total = ops.xp.zeros(())
-
-    def step(images):
-        if fails and ops.xp.cuda.get_current_stream().is_capturing():
-            raise RuntimeError("no such call in a recording")
-        total[...] += images.sum()
-
-    graph = ops.device.capture(step, said.append, rank)
-    images = ops.xp.ones(3)
-    for _ in range(5):
-        graph(images)
-    assert rank.asked == [fails] and float(total) == 15
-    assert bool(graph._recording.graph) == (not fails and not theirs)
-    why = (
-        "RuntimeError: no such call in a recording"
-        if fails
-        else "not by another process"
-    )
-    assert [why in line for line in said] == [True] * (fails or theirs)
 
 
 def test_another_batch_size_is_recorded_again(ops):

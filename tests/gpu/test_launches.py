@@ -53,7 +53,6 @@ def test_a_step_fills_a_large_gpu(ops, monkeypatch):
     trainer = make_trainer(ops, "conv", side=SIDE, batch_size=IMAGES, graph=False)
     images = ops.xp.zeros((IMAGES, SIDE, SIDE, 1), np.uint8)
     launched = []
-    trainer.slice_of(IMAGES)
     note = lambda self, name, dtype, blocks, **_: launched.append((name, blocks))  # noqa: E731
     monkeypatch.setattr(Launcher, "__call__", note)
     trainer.training_step(Repeated(images))

@@ -401,10 +401,10 @@ def test_a_run_is_the_same_run_on_another_backend(ops, tmp_path):
 
 def test_the_hosts_libraries_get_the_cores_of_the_process(monkeypatch, ops):
     """LAPACK's and BLAS's for what runs there: as on a CPU."""
-    shared = []
-    monkeypatch.setattr("snfnp.threads.share_cores", shared.append)
+    calls = []
+    monkeypatch.setattr("snfnp.threads.limit_to_cores", lambda: calls.append(1))
     get_ops("cupy")
-    assert shared == [1]
+    assert calls == [1]
 
 
 def test_a_full_device_is_reported_when_the_backend_is_made(ops):

@@ -4,10 +4,9 @@ import weakref
 
 import numpy as np
 
-from snfnp.context import Slice
 from snfnp.data import Dataset
 from snfnp.models import PRESETS, Preset, fully_connected
-from snfnp.ops import BACKENDS, SINGLE_PROCESS
+from snfnp.ops import BACKENDS
 from snfnp.step.trainer import Trainer
 from snfnp.training import session
 from snfnp.training.options import TrainConfig
@@ -47,12 +46,10 @@ class ReferenceAdam:
 
 
 class Given:
-    """Batches from a function of the step, each copied to one place for the step that takes it.
-    whole(step): those of all ranks, if they are others."""
+    """Batches from a function of the step, each copied to one place for the step that takes it."""
 
-    def __init__(self, images_of, whole=None):
+    def __init__(self, images_of):
         self._images_of = images_of
-        self.whole = whole or images_of
         self._staged = None
 
     def stage(self, step):
@@ -61,7 +58,7 @@ class Given:
             self._staged = images.copy()
         elif images is not self._staged:
             self._staged[...] = images
-        return 0, len(images)
+        return 0
 
     def take(self, step, first):
         return self._staged
@@ -75,7 +72,6 @@ def make_trainer(
     report=print,
     side=SIDE,
     flow=None,
-    world=SINGLE_PROCESS,
     epoch=100,
     **changes,
 ):
@@ -88,7 +84,7 @@ def make_trainer(
     )
     config = config.resolve(1000)
     flow = flow or config.build_flow((side, side, 1))
-    return Trainer(ops, flow, config, epoch, report, world)
+    return Trainer(ops, flow, config, epoch, report)
 
 
 def images_of(trainer, step, batch=BATCH):
@@ -130,16 +126,11 @@ def host(trainer, name):
     return trainer.ops.to_host(getattr(trainer, name))
 
 
-def gradient_of(trainer, images, part=None):
-    """The gradient of a step on these images, a slice `part` of a batch (None: all of it), with
-    all else as before."""
-    part = part or Slice(0, len(images), len(images))
+def gradient_of(trainer, images):
+    """The gradient of a step on these images, with all else as before."""
     arrays = (trainer.p, trainer.m, trainer.v, *trainer.state.values())
     kept = [array.copy() for array in arrays]
-    weights = trainer.ops.xp.full(part.count, 1 / part.total, trainer.p.dtype)
-    trainer.slice_of = lambda count: (part, weights)
     trainer.ascend(images)
-    del trainer.slice_of
     for array, before in zip(arrays, kept, strict=True):
         array[...] = before
     return trainer.gradient.copy()

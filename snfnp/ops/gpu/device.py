@@ -5,12 +5,10 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from snfnp.ops.communication import SINGLE_PROCESS, Communicator
 from snfnp.ops.gpu import source
 from snfnp.ops.gpu.cublas import Cublas
 from snfnp.ops.gpu.graph import CALLS_UNTIL_RECORDED, Graph
 from snfnp.ops.gpu.launch import Launcher
-from snfnp.ops.gpu.nccl import Nccl
 from snfnp.ops.gpu.requirements import describe, explain_out_of_memory, require_cupy
 
 _MOST_BLOCKS = 1024  # of a kernel over items; each of its threads then takes several
@@ -25,8 +23,8 @@ class Gpu:
     one may be such an array, so that no training step without an exact gradient makes the host
     wait. Raises BackendError with what is missing (CuPy, a driver, a device).
 
-    launch: see `Launcher`; counters: of reductions' `last_block`, 0 between launches; tf32 and
-    world: see `get_ops`.
+    launch: see `Launcher`; counters: of reductions' `last_block`, 0 between launches; tf32: see
+    `get_ops`.
     """
 
     name = "cupy"
@@ -34,8 +32,8 @@ class Gpu:
     compiles = True
     threads = None
 
-    def __init__(self, tf32=False, world: Communicator = SINGLE_PROCESS):
-        self.xp = require_cupy(world.local_rank if world.size > 1 else None)
+    def __init__(self, tf32=False):
+        self.xp = require_cupy()
         self.tf32 = tf32
         self.launch = Launcher(self.xp)
         self.cublas = Cublas(self.xp, tf32)
@@ -44,7 +42,7 @@ class Gpu:
         self._constants: dict = {}
 
     def __reduce__(self):
-        """A recipe for pickles: a device like this one, where they are opened, for one process."""
+        """A recipe for pickles: a device like this one, where they are opened."""
         return Gpu, (self.tf32,)
 
     def asarray(self, host, dtype=None):
@@ -71,14 +69,8 @@ class Gpu:
             work()
         self.synchronise()
 
-    def capture(
-        self, function, report=print, world: Communicator = SINGLE_PROCESS
-    ) -> Graph:
-        return Graph(self.xp, function, report, world)
-
-    def communicator(self, world: Communicator) -> Communicator | Nccl:
-        world.require_same({"backend": self.name})
-        return Nccl(self.xp, world) if world.size > 1 else world
+    def capture(self, function, report=print) -> Graph:
+        return Graph(self.xp, function, report)
 
     def synchronise(self) -> None:
         self.xp.cuda.runtime.deviceSynchronize()

@@ -10,7 +10,6 @@ import gc
 import weakref
 from contextlib import contextmanager, suppress
 
-from snfnp.ops.communication import SINGLE_PROCESS
 from snfnp.ops.gpu.launch import DeviceGuard
 
 _WARM_UP = 2  # calls before the capture: kernels are compiled and memory is allocated
@@ -22,15 +21,13 @@ class Graph:
 
     The function must put its results into arrays that outlive it, never let the host wait, and
     read from the device what changes between calls. Another argument is captured again. If the
-    capture fails on one rank of `world`, `report` gets one line that says why, and every
-    call of all of them is a plain one: else they would wait for each other's sums for ever.
+    capture fails, `report` gets one line that says why, and every call is a plain one.
     """
 
-    def __init__(self, cupy, function, report, world=SINGLE_PROCESS):
+    def __init__(self, cupy, function, report):
         self._cupy = cupy
         self._function = function
         self._report = report
-        self._world = world
         self._guard = DeviceGuard(cupy)
         self._recording = _Recording(cupy, self._guard.id)
         self._failed = False
@@ -84,8 +81,6 @@ class Graph:
             # When memory runs out, a pool returns its free blocks to CUDA and asks again. The
             # recording may have used some of these, and a replay would write to others' memory.
             error = "its pool ran out of memory and returned blocks"
-        if self._world.any(error is not None) and error is None:
-            error = "not by another process"
         recording.graph = None if error else graph
         return error
 

@@ -20,9 +20,9 @@ def install(major: int) -> str:
     )
 
 
-def require_cupy(turn: int | None = None):
-    """The `cupy` module, once it is certain that it can run a kernel. turn: make this device the
-    current one first, modulo their number. Raises BackendError: what failed, and what to do."""
+def require_cupy():
+    """The `cupy` module, once it is certain that it can run a kernel.
+    Raises BackendError: what failed, and what to do."""
     commands = [
         f"{install(cuda)} (driver {driver} or newer)"
         for cuda, driver in _DRIVERS.items()
@@ -38,9 +38,7 @@ def require_cupy(turn: int | None = None):
             raise RuntimeError("{}.{} is the oldest that can".format(*_OLDEST_CUPY))
         failed = f"{called} cannot find a GPU"
         remedy = "nvidia-smi -L lists those that the driver knows"
-        count = cupy.cuda.runtime.getDeviceCount()
-        if turn is not None:
-            cupy.cuda.Device(turn % count).use()
+        cupy.cuda.runtime.getDeviceCount()
         failed = f"{called} cannot load CUDA's libraries"
         remedy = f"{install(cuda_version(cupy))} brings them along"
         cupy.cuda.nvrtc.getVersion()

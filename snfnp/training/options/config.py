@@ -284,13 +284,6 @@ class TrainConfig(
         for conflict in conflicts(self):
             raise UsageError(conflict)
 
-    def check_processes(self, processes: int) -> None:
-        """Raises UsageError if so many processes cannot share a batch."""
-        batch = self.effective("batch_size")
-        if batch % processes:
-            message = f"`batch_size={batch}` is not a multiple of {processes} processes"
-            raise UsageError(f"{message}: give a multiple of {processes}")
-
     def _without_effect(self) -> Iterator[tuple[Option, Need]]:
         """The options that are set but have no effect, each with its first unmet need."""
         for name, option in OPTIONS.items():

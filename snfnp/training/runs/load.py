@@ -31,7 +31,7 @@ _PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "safetensors")
 
 
 def describe_run(
-    config: TrainConfig, flow: Flow, dataset: Dataset, ops: Ops, processes: int = 1
+    config: TrainConfig, flow: Flow, dataset: Dataset, ops: Ops
 ) -> dict[str, Any]:
     """The contents of config.json."""
     preprocess = flow.preprocess
@@ -55,7 +55,6 @@ def describe_run(
             "sha256": {split: dataset.fingerprint(split) for split in SPLITS},
         },
         "model": {"parameters": flow.layout.count, "flow": _described(flow)},
-        "processes": processes,
         **environment(ops),
     }
 
