@@ -188,7 +188,9 @@ class TrainConfig(
         """The configuration with defaults in place of None, except the epochs."""
         config = self
         for name in OPTIONS:
-            config = replace(config, **{name: config.effective(name)})
+            value = config.effective(name)
+            if value is not getattr(config, name):  # each copy checks all options
+                config = replace(config, **{name: value})
         return config
 
     def resolve(self, training_images: int, shape: tuple[int, ...] = ()) -> TrainConfig:
