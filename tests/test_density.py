@@ -12,6 +12,7 @@ from support.densities import (
     FAST,
     PAIR,
     RELU,
+    SPLINE,
     assert_same,
     fit,
     mixtures_of,
@@ -122,9 +123,9 @@ def test_a_fit_that_diverges_keeps_its_best_step(monkeypatch):
 
 def test_a_strict_numpy_changes_nothing(fitted, tmp_path):
     x = moons(60)
-    usual = fit(x, PAIR)
+    usual = fit(x, PAIR, **SPLINE)
     with np.errstate(all="call", call=pytest.fail):
-        strict = fit(x, PAIR)
+        strict = fit(x, PAIR, **SPLINE)
         for density in (strict, fitted):
             assert np.isneginf(density.score_samples([[1e308, -1e308]])).all()
             density.inverse_transform(density.transform(x))
@@ -298,7 +299,7 @@ def test_processes_give_the_bits_of_one(options, monkeypatch):
     """Flows and mixtures side by side in forks, against one after another; this process takes one
     step, which compiles the kernels."""
     x = moons(80)
-    options = FAST | {"members": 3, "epochs": 6, "noise": 0.1} | options
+    options = FAST | SPLINE | {"members": 3, "epochs": 6, "noise": 0.1} | options
     densities = []
     note = lambda trainer, _: steps.append(trainer.step)  # noqa: E731
     around(monkeypatch, Trainer, "training_step", note)

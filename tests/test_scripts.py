@@ -89,7 +89,8 @@ def outputs(environment, *commands, **how):
 def finished(environment, tmp_path_factory):
     """A finished run of two epochs, and what it printed."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    process = start(environment, "train_mnist.py", "--epochs", 2, "--out", folder)
+    options = ("--epochs", 2, "--batch-size", 500, "--out", folder)
+    process = start(environment, "train_mnist.py", *options)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0 and "Traceback" not in err, f"{out}\n{err}"
     return Path(re.search("run folder (.*)", out).group(1)), out, err
@@ -151,7 +152,8 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_resume(environment, tmp_path
     """On an output that cannot show λ, which must not stop it either."""
     folder = tmp_path / "run"
     plain = {**environment, "PYTHONIOENCODING": "ascii"}
-    process = start(plain, "train_mnist.py", "--epochs", 50, "--out", folder)
+    options = ("--epochs", 50, "--batch-size", 500, "--out", folder)
+    process = start(plain, "train_mnist.py", *options)
     deadline = time.monotonic() + 240
     metrics = folder / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text()):
