@@ -151,8 +151,6 @@ class Trainer:
         log = self.log.array
         failed = self.log.failed
         samples = len(images)
-        # 1/N of each sample
-        weights = ops.constant(np.full(samples, 1 / samples), self.p.dtype)
 
         # Encode: dequantisation noise, scale and logit (A.3).
         x, log_jacobian = self.encode(images, scalars.step)
@@ -171,6 +169,7 @@ class Trainer:
         measured = {}
         if not ops.known_on_host(failed):
             weight = self.p.dtype.type(1 / samples)
+            weights = ops.constant(np.full(samples, weight), weight.dtype)
             volume = samples * np.float64(weight)
             factor = self.multipliers.error_factor(samples)
             ctx = BackwardContext(ops, weights, volume, factor, key)
