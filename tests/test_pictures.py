@@ -141,25 +141,23 @@ def test_settings_of_the_users_own_change_no_picture_and_stay(tmp_path, monkeypa
         np.save("rows.npy", np.random.default_rng(0).normal(size=(60, 2)))
         with matplotlib.rc_context(more):
             before = dict(matplotlib.rcParams)
-            for words in (train, "sample run --out s.png", "compare run --plot c.png"):
+            for words in (train, "compare run --plot c.png"):
                 main(words.split())
             assert dict(matplotlib.rcParams) == before
-        names = ("run/training.gif", "run/samples.png", "s.png")  # c.png shows seconds
+        names = ("run/training.gif", "run/samples.png")  # c.png shows seconds
         drawn.append([Path(name).read_bytes() for name in names])
     assert drawn[0] == drawn[1] and not matplotlib.pyplot.get_fignums()
 
 
 def test_any_name_is_drawn_as_it_is_and_without_a_warning(tmp_path, recwarn):
-    points = np.random.default_rng(0).normal(size=(9, 2))
     plots.save_samples(tmp_path / "a.svg", dict.fromkeys(ODD_NAMES, images(4)), "")
-    plots.save_points(tmp_path / "b.svg", dict.fromkeys(ODD_NAMES, points), "")
     figures = {key: [1.0, 2.0] for key in curves.COMPARED}
     curves.save_comparison(
         tmp_path / "d.svg", dict.fromkeys(ODD_NAMES, figures), "nats"
     )
     for index, name in enumerate((ODD_NAMES[0], " ".join(ODD_NAMES))):
         save_curves(tmp_path / f"{index}.svg", [RECORD], name)
-    assert len(list(tmp_path.iterdir())) == 5 and not recwarn.list
+    assert len(list(tmp_path.iterdir())) == 4 and not recwarn.list
 
 
 def test_samples_stand_beside_test_images_under_the_rule_and_the_best_epoch(

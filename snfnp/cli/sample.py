@@ -9,7 +9,6 @@ from snfnp.cli.shared import (
     check_file,
     open_run,
     run_parser,
-    warnings_in_lines,
     write_csv,
 )
 from snfnp.errors import UsageError, printable
@@ -45,7 +44,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
     run = open_run(args)
     out = _destination(run, args.out, args.inverse, args.count)
-    with busy(run.ops, "count", args.count), warnings_in_lines():
+    with busy(run.ops, "count", args.count):
         exact = args.inverse == "exact"
         samples = run.likelihood.sample(
             args.count, args.seed, args.temperature, exact, at_once=_AT_ONCE
@@ -63,15 +62,13 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
 
 def _destination(run: LoadedRun, out: Path | None, inverse: str, count: int) -> Path:
-    """The file for `count` samples, which is checked: a picture, of images or of 2-D data, or a
-    table or an array."""
+    """The file for `count` samples, which is checked: an array, of images also a picture, of rows
+    also a table."""
     rows = len(run.image_shape) == 1
-    arrays = _TABLES if rows else _TABLES[:1]
-    pictures = plots.SUFFIXES if not rows or run.image_shape == (2,) else ()
     name = f"sample-{inverse}{_TABLES[0] if rows else '.png'}"
     shipped = Path(f"{run.folder.path.name}-{name}")  # in the current folder
     out = out or (shipped if run.is_pretrained else run.folder.path / name)
-    check_file(out, "out", (*arrays, *pictures))
+    check_file(out, "out", _TABLES if rows else (_TABLES[0], *plots.SUFFIXES))
     if not rows and out.suffix.lower() != _TABLES[0]:
         height, width = plots.grid_size(count, run.image_shape)
         if max(height, width) > plots.LONGEST:

@@ -210,12 +210,9 @@ def image_grid(images: np.ndarray) -> np.ndarray:
 
 
 def save_samples(path: Path, panels: dict[str, np.ndarray], title: str) -> None:
-    """Panels {name: images (N, H, W, C)} side by side, each under its name (the paper's Fig. 2), or
-    {name: 2-D points (N, 2)}. No pixel of an image is lost: a figure grows with its panels.
+    """Panels {name: images (N, H, W, C)} side by side, each under its name (the paper's Fig. 2). No
+    pixel of an image is lost: a figure grows with its panels.
     """
-    if next(iter(panels.values())).ndim == 2:
-        save_points(path, panels, title)
-        return
     grids = {}
     for name, images in panels.items():
         grid = image_grid(images)
@@ -233,15 +230,6 @@ def save_samples(path: Path, panels: dict[str, np.ndarray], title: str) -> None:
             axis.imshow(grid, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             axis.set_title(plain(name))
             axis.axis("off")
-
-
-def save_points(path: Path, panels: dict[str, np.ndarray], title: str) -> None:
-    """Panels {name: points (n, 2)} side by side."""
-    with picture(path, title, (4.8 * len(panels), 5.2)) as figure:
-        axes = figure.subplots(1, len(panels), squeeze=False)[0]
-        for axis, (name, points) in zip(axes, panels.items(), strict=True):
-            axis.plot(*points.T, marker=".", markersize=3, linewidth=0)
-            axis.set_title(plain(name))
 
 
 def save_view(
