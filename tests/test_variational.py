@@ -167,9 +167,7 @@ def test_evaluation_has_no_noise(ops):
 def test_every_step_has_noise_of_its_own(ops, monkeypatch):
     """The same inputs, seed and parameters at another step: another gradient."""
     encode = Trainer.encode  # the dequantisation noise stays that of step 0
-    monkeypatch.setattr(
-        Trainer, "encode", lambda self, x, _, part: encode(self, x, 0, part)
-    )
+    monkeypatch.setattr(Trainer, "encode", lambda self, x, _: encode(self, x, 0))
     trainer = noisy_trainer(ops, dtype="float64")
     images = pixels(6, 64)
     gradients = []
