@@ -209,7 +209,7 @@ def kernel_inputs(layer: Layer) -> dict[str, Callable[[dict], Array]]:
             )
         }
     if isinstance(layer, ConvExponential):
-        return {"W": lambda cache: cache["powers"][0]}
+        return {"W": lambda cache: cache["terms"][0]}
     return {}
 
 
