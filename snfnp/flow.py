@@ -16,7 +16,7 @@ from snfnp.errors import SnfnpError, UsageError
 from snfnp.images import fault
 from snfnp.layers import Layer, Linear, Preprocess, Whiten
 from snfnp.layers.chain import named, of_layer, require_chain, require_ends
-from snfnp.layers.preprocess import Scale, Standardise
+from snfnp.layers.preprocess import Standardise
 from snfnp.ops import Array, Ops, RandomKey, Scalar, Shape
 from snfnp.parameters import Layout
 
@@ -88,7 +88,7 @@ class Flow:
 
     shape: Shape
     layers: tuple[tuple[str, Layer], ...] = field(repr=False)
-    preprocess: Preprocess | Scale | Standardise = Preprocess()
+    preprocess: Preprocess | Standardise = Preprocess()
     image_shape: Shape | None = None
 
     def __post_init__(self) -> None:

@@ -242,11 +242,11 @@ train rows.npy --test moons | moons does not exist: check the path
 train rows.npy --test 0.995 | would be left to train on: give more, or smaller fractions
 train rows.npy --model conv | `model=conv` needs images, found rows of 3 number
 train rows.npy --augment | `augment` needs images, found rows of 3 numbers: lea
-train rows.npy --preprocess logit | is not for rows of numbers: choose standard
+train rows.npy --preprocess logit | is not for rows of numbers: leave it out
 train rows.npy --batch-size 500 | but there are only 160 training rows: choose
 train grey.npy --batch-size 101 | but there are only 48 training images: choose
 train grey.npy --ties keep | `ties` needs rows of numbers, found images: leave
-train grey.npy --preprocess none | `preprocess=none` is not for images: choose
+train grey.npy --preprocess none | `preprocess=none` is not for images: leave
 train grey.npy --test rows.npy | shape (200, 3) beside (54, 4, 6, 1) of train
 train grey.npy --model glow --levels 4 | a squeeze needs an even height and
 train grey.npy --lr-schedule cosine --epochs 3 --warmup-epochs 3 | (3), and `epochs` is 3

@@ -85,7 +85,7 @@ MISFITS = {
     "in_flow(RELU, shape=(3,), preprocess=Standardise((0.0,), (1.0,)))": "preprocess is for 1 "
     "columns, but shape is (3,): give it moments of each",
     "in_flow(RELU, preprocess=Preprocess)": "preprocess is the class Preprocess: give an instance "
-    "of Preprocess or Scale or Stand",
+    "of Preprocess or Standardise",
     # the chain
     "Flow((4,), {'a': RELU})": "layers is of type dict, or empty: give a tuple",
     "Flow((4,), zip('a', [RELU], strict=True))": "layers is of type zip, or empty",
@@ -206,7 +206,7 @@ MISFITS = {
     # of preprocessing
     "Preprocess(levels=2.5)": "levels of Preprocess is 2.5: give a wh",
     "Preprocess(levels=1)": "levels is 1: images have bytes, so 2 to 256",
-    "Scale(levels=257)": "levels is 257: images have bytes, so 2 to 256",
+    "Preprocess(levels=257)": "levels is 257: images have bytes, so 2 to 256",
     "Preprocess(alpha=0.0)": "must be in (0, 0.5)",
     "Preprocess(alpha=0.5)": "must be in (0, 0.5)",
     "Preprocess(alpha=-1e-6)": "must be in (0, 0.5)",

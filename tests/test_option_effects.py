@@ -75,7 +75,7 @@ CHANGES = {
     "header": (TABLE, True),
     "columns": (TABLE, "0,2"),
     "drop_incomplete": (TABLE | {"data": "gaps.csv", "drop_incomplete": True}, False),
-    "preprocess": ({}, "scale"),
+    "preprocess": (TABLE, "none"),
     "ties": (TABLE, "keep"),
     "noise": ({}, 0.1),
     "data_dir": ({}, "nowhere"),

@@ -9,7 +9,7 @@ from typing import Any
 from snfnp.errors import SnfnpError, UsageError, require_instance, require_sizes
 from snfnp.layers.base import Layer, Shape
 from snfnp.layers.linear import Linear
-from snfnp.layers.preprocess import Preprocess, Scale, Standardise
+from snfnp.layers.preprocess import Preprocess, Standardise
 
 # Names of terms of log p(x) and of the last latent, which no layer may have.
 _TERMS = ("preprocess", "dequantisation", "scale", "logit", "base density", "z")
@@ -66,7 +66,7 @@ def require_ends(shape: Shape, image_shape: Shape | None, preprocess: Any) -> No
                 f"image_shape {image_shape} has {size} values, but shape {shape} "
                 f"has {dimension}: give shapes of the same samples"
             )
-    require_instance(None, Preprocess, Scale, Standardise, preprocess=preprocess)
+    require_instance(None, Preprocess, Standardise, preprocess=preprocess)
     if isinstance(preprocess, Standardise):
         columns = {len(moments) for moments in preprocess.moments}
         if columns != {dimension}:

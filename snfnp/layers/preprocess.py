@@ -1,8 +1,8 @@
 """From data to a flow's input, and back. All of it counts in the likelihood of the data as given.
 
-Images: dequantise, scale, logit (Dinh et al. 2016; A.3), or without the logit. Rows of numbers:
-standardise, or nothing. On MNIST the log-Jacobians sum to about 272.7 nats (A.3), with α = 1e-6 as
-in the authors' code. Derivation: derivations/03-change-of-variables.md.
+Images: dequantise, scale, logit (Dinh et al. 2016; A.3). Rows of numbers: standardise, or nothing.
+On MNIST the log-Jacobians sum to about 272.7 nats (A.3), with α = 1e-6 as in the authors' code.
+Derivation: derivations/03-change-of-variables.md.
 """
 
 import math
@@ -15,30 +15,8 @@ from snfnp.errors import UsageError, require_real, require_whole
 from snfnp.ops import Array, Ops, RandomKey, Shape
 
 
-class _OfImages:
-    """Values in [0, levels) on the way in, uint8 on the way back."""
-
-    noun = "images"
-    of_images = True
-    levels: int
-
-    def __post_init__(self):
-        require_whole(self, 1, levels=self.levels)
-        if not 2 <= self.levels <= 256:
-            raise UsageError(f"levels is {self.levels}: images have bytes, so 2 to 256")
-
-    @property
-    def baseline_bits(self) -> float:
-        """Bits per dimension of uniform data."""
-        return math.log2(self.levels)
-
-    def _integers(self, ops: Ops, noisy: Array) -> Array:
-        """The floor, which removes the noise."""
-        return ops.xp.clip(ops.xp.floor(noisy), 0, self.levels - 1).astype(ops.xp.uint8)
-
-
 @dataclass(frozen=True)
-class Preprocess(_OfImages):
+class Preprocess:
     """v = (image + u)/levels, u ~ U[0, 1);  s = α + (1-2α) v;  x = logit(s). O(N D).
 
     Images (N, ...) hold values in [0, levels). The noise u is a function of `key`.
@@ -46,10 +24,19 @@ class Preprocess(_OfImages):
 
     alpha: float = 1e-6
     levels: int = 256
+    noun = "images"
+    of_images = True
 
     def __post_init__(self):
-        super().__post_init__()
+        require_whole(self, 1, levels=self.levels)
+        if not 2 <= self.levels <= 256:
+            raise UsageError(f"levels is {self.levels}: images have bytes, so 2 to 256")
         require_real(self, 0, 0.5, alpha=self.alpha)
+
+    @property
+    def baseline_bits(self) -> float:
+        """Bits per dimension of uniform data."""
+        return math.log2(self.levels)
 
     def forward(
         self, ops: Ops, images: Array, key: RandomKey, dtype: Any
@@ -62,36 +49,14 @@ class Preprocess(_OfImages):
         x = x.astype(ops.xp.float64)
         e = ops.xp.exp(-abs(x))
         s = ops.xp.where(x >= 0, 1, e) / (1 + e)
-        return self._integers(
-            ops, self.levels * (s - self.alpha) / (1 - 2 * self.alpha)
-        )
+        noisy = self.levels * (s - self.alpha) / (1 - 2 * self.alpha)
+        floor = ops.xp.clip(ops.xp.floor(noisy), 0, self.levels - 1)
+        return floor.astype(ops.xp.uint8)
 
     def terms(self, ldj: float, dimension: int) -> dict:
         """Each step's part of ldj, a mean over samples. Adding noise changes no volume."""
         scale = dimension * (math.log1p(-2 * self.alpha) - math.log(self.levels))
         return {"dequantisation": 0.0, "scale": scale, "logit": ldj - scale}
-
-
-@dataclass(frozen=True)
-class Scale(_OfImages):
-    """x = (image + u)/levels − 1/2, u ~ U[0, 1) from `key`, as in `Preprocess`. O(N D)."""
-
-    levels: int = 256
-
-    def forward(
-        self, ops: Ops, images: Array, key: RandomKey, dtype: Any
-    ) -> tuple[Array, Array]:
-        noisy = images + ops.random.uniform(key, images.shape, np.float64)
-        ldj = -math.prod(images.shape[1:]) * math.log(self.levels)
-        return (noisy / self.levels - 0.5).astype(dtype), ops.xp.full(
-            len(images), ldj, dtype
-        )
-
-    def inverse(self, ops: Ops, x: Array) -> Array:
-        return self._integers(ops, self.levels * (x.astype(ops.xp.float64) + 0.5))
-
-    def terms(self, ldj: float, dimension: int) -> dict:
-        return {"dequantisation": 0.0, "scale": ldj}
 
 
 @dataclass(frozen=True)
@@ -174,26 +139,22 @@ class Standardise:
         return [ops.constant(np.array(array)) for array in arrays]
 
 
-WAYS = ("logit", "scale", "standardise", "none")
+WAYS = ("logit", "standardise", "none")
 
 
 def preprocess_by_name(
     name: str | None, shape: Shape, moments: Any = None
-) -> Preprocess | Scale | Standardise:
+) -> Preprocess | Standardise:
     """The preprocessing of this name, or the default for data of this shape (None).
 
     moments: the fields of `Standardise` for the training rows.
     """
     of_images = len(shape) == 3
-    name = name or ("logit" if of_images else "standardise")
-    ways = WAYS[:2] if of_images else WAYS[2:]
-    if name not in ways:
+    if name is not None and (name == "logit") != of_images:
         data = "images" if of_images else "rows of numbers"
-        raise UsageError(
-            f"`preprocess={name}` is not for {data}: choose {' or '.join(ways)}"
-        )
+        raise UsageError(f"`preprocess={name}` is not for {data}: leave it out")
     if of_images:
-        return Preprocess() if name == "logit" else Scale()
+        return Preprocess()
     if name == "none":
         moments = (
             np.zeros(shape),

@@ -20,13 +20,13 @@ import numpy as np
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.layers import Layer
-from snfnp.layers.preprocess import Preprocess, Scale, Standardise
+from snfnp.layers.preprocess import Preprocess, Standardise
 from snfnp.maps import Map
 from snfnp.rules import Rule
 
 LISTED = 16  # numbers of a tuple that a run's description lists one by one
 _MOST_PARTS = 10_000  # so that a forged flow is refused at once; glow-3l-48k has 729
-_PARTS = (Flow, Layer, Map, Rule, Preprocess, Scale, Standardise)
+_PARTS = (Flow, Layer, Map, Rule, Preprocess, Standardise)
 _PACKAGE = re.compile(
     r"(snfnp\.(?:flow|layers|maps|rules|beyond)(?:\.[a-z]\w*)?):(\w+)"
 )

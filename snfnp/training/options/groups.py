@@ -299,8 +299,8 @@ class RunOptions:
     drop_incomplete: bool = option(False, "leave out rows of a table with gaps")
     preprocess: str | None = option(
         None,
-        "how data become the flow's inputs: images by dequantisation and a logit, or scaled "
-        "without a logit; rows of numbers standardised, or unchanged (none)",
+        "how data become the flow's inputs: images by dequantisation and a logit; rows of numbers "
+        "standardised, or unchanged (none)",
         choices=WAYS,
     )
     ties: str = option(
