@@ -27,25 +27,24 @@ def gradients(
     lams: Sequence[float | dict[str, float] | None] = (None,),
     key: RandomKey | None = None,
 ) -> list[Params]:
-    """The gradients of the mean over x, {layer: {parameter: gradient}}, for each of `lams`: one
-    forward pass at preprocessed inputs x (N, *shape), and a backward pass for each λ.
+    """The gradients of a flow's objective, averaged over x, with each of the weights `lams` of the
+    reconstruction error. Costs a forward pass, and a backward pass for each of `lams`.
 
     Args:
         ops: the backend.
         flow: the flow.
         params: its parameters.
         x: preprocessed inputs (N, *shape).
-        lams: numbers or {layer: number}; None: the gradients of the likelihood alone, without the
-            reconstruction error and Eq. 31.
+        lams: values of λ, each a number or {layer: number}; None: the gradients of the likelihood
+            alone, without the reconstruction error and Eq. 31.
         key: of the step's random numbers.
 
     Returns:
-        Gradients like the parameters for each of `lams`. Costs a forward pass, and a backward pass
-        each.
+        {layer: {parameter: gradient}} for each of `lams`.
     """
     latents, _, caches = flow.forward(ops, params, x)
-    weights = ops.xp.full(len(x), 1 / len(x), x.dtype)
-    ctx = BackwardContext.of(ops, weights, key=key or RandomKey(0, 0, 0))
+    dldj = ops.xp.full(len(x), 1 / len(x), x.dtype)
+    ctx = BackwardContext.of(ops, dldj, key=key or RandomKey(0, 0, 0))
     passes = []
     for lam in lams:
         grads = {
@@ -53,11 +52,12 @@ def gradients(
             for layer, named in params.items()
         }
         by_layer = lam if isinstance(lam, dict) else dict.fromkeys(params, lam or 0.0)
+        # −2λ/N of each layer, as in `BackwardContext.error_factor`
         factors = {layer: value * (-2 / len(x)) for layer, value in by_layer.items()}
-        # without a key, without Eq. 31
-        step = replace(ctx, key=None) if lam is None else ctx
+        # a layer without a key leaves out Eq. 31
+        lam_ctx = replace(ctx, key=None) if lam is None else ctx
         flow.backward(
-            step, params, caches, flow.latent_gradients(latents), grads, factors
+            lam_ctx, params, caches, flow.latent_gradients(latents), grads, factors
         )
         passes.append(grads)
     return passes
@@ -77,14 +77,16 @@ def gradient_angles(
     lam: float | dict[str, float],
     key: RandomKey | None = None,
 ) -> dict[str, dict[str, float]]:
-    """The gradients of every layer that learns its inverse, with the arguments of `gradients`, in
-    double precision. Costs exact gradients: O(D³) for a dense layer.
+    """The angles between the rule's gradients and exact ones, for every layer that learns its
+    inverse. Exact gradients cost O(D³) for a dense layer.
+
+    Args: those of `gradients`, in double precision.
 
     Returns:
         {layer: figures}. angle: degrees between the rule's and the exact gradient of the likelihood
-        with respect to W (Fig. 3). inverse_angle: the angle for R, whose likelihood is that of g⁻¹,
-        if the rule has such a gradient and R an exact one. likelihood, reconstruction: the norms of
-        the likelihood's part of the rule's gradient of W, and of the rest.
+        with respect to W (Fig. 3). inverse_angle: the same for R and the likelihood of g⁻¹; absent
+        if a rule does not ascend this likelihood, or a T(R) is singular. likelihood: the norm of
+        the likelihood's part of the rule's gradient of W; reconstruction: the norm of the rest.
 
     Raises:
         UsageError: if no layer learned an inverse.
@@ -99,16 +101,16 @@ def gradient_angles(
         name: replace(layer, rule=Exact(), inverse_map=None)
         for name, (layer, _) in learned.items()
     }
-    without, whole = gradients(ops, flow, params, x, (None, lam), key)
+    of_likelihood, whole = gradients(ops, flow, params, x, (None, lam), key)
     (reference,) = gradients(ops, with_layers(flow, exact), params, x)
     exact_of_r = _exact_of_r(ops, flow, params, x)
     figures = {}
     for name in learned:
-        w = ops.to_host(without[name]["W"])
+        w = ops.to_host(of_likelihood[name]["W"])
         reconstruction = ops.to_host(whole[name]["W"]) - w
         figures[name] = {"angle": _angle(w, ops.to_host(reference[name]["W"]))}
         if exact_of_r:
-            r = ops.to_host(without[name]["R"])
+            r = ops.to_host(of_likelihood[name]["R"])
             figures[name]["inverse_angle"] = _angle(
                 r, ops.to_host(exact_of_r[name]["R"])
             )
@@ -118,8 +120,9 @@ def gradient_angles(
 
 
 @dataclass(frozen=True)
-class _Generated(Layer):
-    """T(R)⁻¹ x + b: a layer of g⁻¹, whose likelihood is log p^g. Every pass costs a solve."""
+class _InverseOfG(Layer):
+    """z = T(R)⁻¹ x + b, the exact inverse of a layer of g. The likelihood of a flow of such layers
+    is log p^g. Every pass costs a solve."""
 
     map: Map
 
@@ -130,7 +133,8 @@ class _Generated(Layer):
         self, ops: Ops, p: dict[str, Array], x: Array
     ) -> tuple[Array, int, dict]:
         z0 = self.map.solve(ops, p["R"], x)
-        return z0 + p["b"] if "b" in p else z0, 0, {"z0": z0, "shape": x.shape[1:]}
+        z = z0 + p["b"] if "b" in p else z0
+        return z, 0, {"z0": z0, "shape": x.shape[1:]}
 
     def backward(
         self,
@@ -140,8 +144,8 @@ class _Generated(Layer):
         dz: Array,
         grads: dict[str, Array],
     ) -> Array:
-        """δ_x = T(R)⁻ᵀ δ, and G_R = −δ_x ⋆ z0 − ∂log|det T(R)|/∂R: with z0 = R⁻¹ x the bracket of
-        Eq. 9, −R⁻ᵀ δ xᵀ R⁻ᵀ − R⁻ᵀ, for a dense map."""
+        """δ_x = T(R)⁻ᵀ δ, and G_R = −δ_x ⋆ z0 − ∂log|det T(R)|/∂R. For a dense map, where
+        z0 = R⁻¹ x, this is the bracket of Eq. 9, −R⁻ᵀ δ xᵀ R⁻ᵀ − R⁻ᵀ. Nobody needs that of b."""
         ops = ctx.ops
         r = p["R"]
         dx = self.map.solve(ops, self.map.flip(r), dz)
@@ -161,7 +165,7 @@ def _exact_of_r(ops: Ops, flow: Flow, params: Params, x: Array) -> Params | None
     learned = [(name, layer) for name, (layer, _) in flow.learned_inverses().items()]
     if not all(has_inverse_likelihood(layer.rule) for _, layer in learned):
         return None
-    replaced = {name: _Generated(layer.maps[1]) for name, layer in learned}
+    replaced = {name: _InverseOfG(layer.maps[1]) for name, layer in learned}
     try:
         return gradients(ops, with_layers(flow, replaced), params, x)[0]
     except SingularMatrixError:

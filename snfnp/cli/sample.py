@@ -16,19 +16,18 @@ from snfnp.files import write_by
 from snfnp.training import plots
 from snfnp.training.runs.load import LoadedRun
 
-_TABLES = ".npy", ".csv"
+_ARRAY = ".npy"
+_TABLES = (_ARRAY, ".csv")
 _AT_ONCE = 256  # samples that go through the flow together
 
 
 def main(argv: list[str], prog: str | None = None) -> None:
     parser = run_parser(prog, __doc__, data=False)
-    out = "picture, or .npy; of rows also .csv (default: RUN/sample-<inverse>.png, of rows .npy)"
-    parser.add_argument("--out", type=Path, metavar="PATH", help=out)
-    through = (
-        "one pass through the learned inverses, or exact solves (default: learned)"
-    )
+    about = "picture, or .npy; of rows also .csv (default: RUN/sample-<inverse>.png, of rows .npy)"
+    parser.add_argument("--out", type=Path, metavar="PATH", help=about)
+    about = "one pass through the learned inverses, or exact solves (default: learned)"
     inverses = ("learned", "exact")
-    parser.add_argument("--inverse", choices=inverses, default="learned", help=through)
+    parser.add_argument("--inverse", choices=inverses, default="learned", help=about)
     parser.number(
         "--temperature",
         "temperature: standard deviation of the latents",
@@ -39,7 +38,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
     parser.number("--count", "number of samples", 64)
     parser.seed("seed of the latents")
     args = parser.parse_args(argv)
-    if args.out:
+    if args.out:  # before the run is read
         check_file(args.out, "out", (*plots.SUFFIXES, *_TABLES))
 
     run = open_run(args)
@@ -50,7 +49,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
             args.count, args.seed, args.temperature, exact, at_once=_AT_ONCE
         )
     suffix = out.suffix.lower()
-    if suffix == ".npy":
+    if suffix == _ARRAY:
         write_by(out, lambda file: np.save(file, samples))
     elif suffix == ".csv":
         write_csv(out, run.columns or (), samples.tolist())
@@ -62,14 +61,15 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
 
 def _destination(run: LoadedRun, out: Path | None, inverse: str, count: int) -> Path:
-    """The file for `count` samples, which is checked: an array, of images also a picture, of rows
-    also a table."""
-    rows = len(run.image_shape) == 1
-    name = f"sample-{inverse}{_TABLES[0] if rows else '.png'}"
-    shipped = Path(f"{run.folder.path.name}-{name}")  # in the current folder
-    out = out or (shipped if run.is_pretrained else run.folder.path / name)
-    check_file(out, "out", _TABLES if rows else (_TABLES[0], *plots.SUFFIXES))
-    if not rows and out.suffix.lower() != _TABLES[0]:
+    """The file for `count` samples: an array, or of images a picture, or of rows a table. Its
+    suffix and the size of a picture are checked."""
+    of_rows = len(run.image_shape) == 1
+    name = f"sample-{inverse}{_ARRAY if of_rows else '.png'}"
+    # A pretrained run's folder is the package's: its samples go into the current folder.
+    pretrained = Path(f"{run.folder.path.name}-{name}")
+    out = out or (pretrained if run.is_pretrained else run.folder.path / name)
+    check_file(out, "out", _TABLES if of_rows else (_ARRAY, *plots.SUFFIXES))
+    if not of_rows and out.suffix.lower() != _ARRAY:
         height, width = plots.grid_size(count, run.image_shape)
         if max(height, width) > plots.LONGEST:
             message = (

@@ -1,4 +1,4 @@
-"""Train a flow, or resume a run: options from the configuration, training, pictures."""
+"""The command that trains a flow or resumes a run: its options, training, and pictures."""
 
 import argparse
 from typing import Any
@@ -9,7 +9,6 @@ from snfnp import threads
 from snfnp.cli.shared import VALUES, Parser
 from snfnp.errors import UsageError, flag_of, in_flags, printable
 from snfnp.images import evenly_spread
-from snfnp.training import session as training
 from snfnp.training.loop import train_session
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.config import OPTIONS, help_of
@@ -18,6 +17,7 @@ from snfnp.training.options.user_models import imported
 from snfnp.training.progress import compilations_shown, gradient_of
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
+from snfnp.training.session import Session, resumed, started
 
 AUTO = "auto"  # a value of --resume
 # What --help lists; --help-all has all options.
@@ -31,15 +31,16 @@ EVERYDAY = (
     "data",
     "data_dir",
     "out",
+    "seed",
+    "backend",
 )
-EVERYDAY += ("seed", "backend")
 _ALL = "--help-all"
 _SAMPLES = 64  # images in samples.png, fewer if they are large
 _FEW = 200  # validation rows: pictures of a table with fewer show all of its rows
 
 
 def main(argv: list[str], prog: str | None = None, **defaults: Any) -> None:
-    """Parse, train, draw. defaults: the options that a script sets otherwise."""
+    """Parse, train, draw. defaults: a script's own defaults of options."""
     everything = _ALL in argv
     options = vars(_parser(prog, defaults, everything).parse_args(argv))
     if path := options.pop("path", None):
@@ -67,9 +68,9 @@ def main(argv: list[str], prog: str | None = None, **defaults: Any) -> None:
         if resume == AUTO and "epochs" in options:
             epochs = RunFolder(options["out"]).config().epochs
             options["epochs"] = max(options["epochs"], epochs or 0)
-        run = training.resumed(options.pop("out"), options, rollback)
+        run = resumed(options.pop("out"), options, rollback)
     else:
-        run = training.started(TrainConfig(**{**defaults, **options}))
+        run = started(TrainConfig(**{**defaults, **options}))
     with run as session:
         dataset: Any = session.dataset
         animation: Any = None
@@ -83,7 +84,7 @@ def main(argv: list[str], prog: str | None = None, **defaults: Any) -> None:
                 points = np.concatenate([samples[:] for samples in splits])
             animation = Animation(points)
         train_session(session, _show, callbacks=(animation,) if animation else ())
-        # of an inverse
+        # sampling compiles the kernels of inverses
         with compilations_shown(session.ops):
             _draw(session, animation)
 
@@ -99,8 +100,10 @@ def _parser(
     absent from the result; `defaults` of a script are shown by the help. everything: the help
     lists all options, not only the everyday ones."""
     about = "Train a self-normalizing flow (Keller et al. 2021) or a baseline. Writes a run folder "
-    about += "with the configuration, metrics, checkpoints, curves and samples. For a table it is "
-    about += "one flow; snfnp.FlowDensity averages five for each level of noise, and mixtures."
+    about += "with the configuration, metrics, checkpoints, curves and samples. A table gets one "
+    about += (
+        "flow; snfnp.FlowDensity averages five for each level of noise, and mixtures."
+    )
     parser = Parser(
         prog=prog,
         description=about,
@@ -113,6 +116,7 @@ def _parser(
     parser.add_argument(_ALL, action="help", help="explain all options, in groups")
     everyday = parser.add_argument_group("Everyday options")
     start = parser.add_argument_group("Start")
+    # A dataclass takes the fields of its last base first.
     for base in reversed(TrainConfig.__bases__):
         group = parser.add_argument_group(
             str(base.__doc__).partition("\n")[0].rstrip(".")
@@ -145,7 +149,7 @@ def _add_option(group: Any, option: Option, default: Any, hidden: bool = False) 
     group.add_argument(flag_of(option.name), dest=option.name, **settings)
 
 
-def _draw(session: training.Session, animation: Any) -> None:
+def _draw(session: Session, animation: Any) -> None:
     """Draw curves.png, samples.png at the best epoch, and of data with two columns training.gif."""
     from snfnp.training import curves, plots
 
@@ -155,12 +159,12 @@ def _draw(session: training.Session, animation: Any) -> None:
     run_name = f"{config.data_name}, {config.model_name}, {gradient}"
     records = folder.read_metrics()
     pictures = []
-    # none if the file was deleted; first, as sampling fails if the inverse does
-    if records:
+    # The curves come first, since sampling fails if an inverse does.
+    if records:  # none if the file was deleted
         curves.save_curves(folder.curves, records, run_name)
         pictures.append(folder.curves)
     run = load_run(folder.path, ops=session.ops, flow=config.model)
-    inverses = ["learned"] * run.flow.has_learned_inverse + ["exact"]
+    inverses = ["learned", "exact"] if run.flow.has_learned_inverse else ["exact"]
     steps = config.steps_per_epoch(len(session.dataset.train))
     title = f"{run_name}, epoch {run.checkpoint.step // steps} of {config.epochs}"
     if animation:
@@ -169,6 +173,7 @@ def _draw(session: training.Session, animation: Any) -> None:
         pictures.append(folder.samples)
     elif run.flow.preprocess.of_images:
         titles = {"learned": "learned inverse (one pass)", "exact": "exact inverse"}
+        # so many that a square picture of them has at most plots.LONGEST pixels a side
         count = min(_SAMPLES, max(1, plots.LONGEST // max(run.image_shape[:2])) ** 2)
         panels = {
             titles[name]: run.likelihood.sample(

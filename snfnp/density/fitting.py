@@ -36,15 +36,15 @@ from snfnp.processes import forked
 from snfnp.training.options import TrainConfig
 from snfnp.training.progress import compilations_shown, progress_bar, silent
 
-# candidates: rows up to which they are tried
+# standard deviations of noise in a flow's training rows, and up to how many rows each is tried
 _NOISE = {0.0: 2**63, 0.1: 1000, 0.2: 500}
 # On many rows the first training of a flow has about _FIRST steps, and the longest has _LONGEST, or
 # one step for _ROWS_PER_STEP rows if these are more.
 _FIRST = 2000
 _LONGEST = 4000
 _ROWS_PER_STEP = 32
-_JUDGED = 4000  # rows of a fold, at most: the others are trained on by all members
-# numbers in a batch for which a smooth leaky ReLU is fastest in plain NumPy
+_JUDGED = 4000  # groups of a fold, at most: all members are trained on the other groups
+# numbers in a batch up to which one thread is fastest, and plain NumPy for a smooth leaky ReLU
 _SMALL = 4096
 _STACK = 5  # frames from a warning to the caller of `FlowDensity.fit`
 
@@ -86,7 +86,8 @@ def fit_density(
     Args:
         options: parameters, as the estimator has them.
         table: rows (N, D), sorted.
-        groups: the group of each row, (N,): rows of a group are held out together.
+        groups: the number of each row's group, 0, 1, …, ascending, (N,): equal rows are a group,
+            and are held out together.
         labels: the columns in messages.
         rng: of the folds and of the seed of everything else.
 
@@ -95,13 +96,16 @@ def fit_density(
             can have.
     """
     preprocess = _preprocess(options, table, labels)
-    alone = table.shape[1] == 1 and options.ties == "keep"
-    if alone or preprocess.step and all(preprocess.step):  # rows are equal by chance
+    # Where all columns have ties, or the only one may have some, rows are equal by chance and not
+    # as copies of one row: each is a group.
+    kept_ties = table.shape[1] == 1 and options.ties == "keep"
+    if kept_ties or preprocess.step and all(preprocess.step):
         groups = np.arange(len(table))
     count = int(groups[-1]) + 1
     if count < 3:
         raise UsageError(f"X has {count} different rows: a density needs at least 3")
     seed = int(rng.integers(2**31))
+    # new numbers of the groups, in random order (the inverse of a permutation is one, too)
     groups = np.argsort(rng.permutation(count))[groups]
     order = np.argsort(groups, kind="stable")
     table = table[order]
@@ -114,14 +118,15 @@ def fit_density(
         longest = max(_LONGEST, len(table) // _ROWS_PER_STEP)
         config = replace(config, epochs=max(1, _FIRST // config.steps_per_epoch(rows)))
     flow = config.build_flow((columns,), preprocess.moments)
-    usual = [level for level, most in _NOISE.items() if len(table) <= most]
-    levels = usual if options.noise is None else [options.noise]
+    levels = [options.noise]
+    if options.noise is None:
+        levels = [level for level, most in _NOISE.items() if len(table) <= most]
     averaged = len(folds) > 1
     parallel = averaged and forked.is_useful()
-    single = parallel or _is_small(config, columns)
+    one_thread = parallel or _is_small(config, columns)
 
     def searched(deadline: float) -> Iterator[list[Candidate]]:
-        """The mixtures, if there are any: all at once, when they are asked for."""
+        """A generator of one value, the mixtures; of none if the options want no mixtures."""
         if averaged and options.mixtures:
             key = RandomKey(seed, 0, 0)
             z, ldj = preprocess.forward(get_ops("numpy"), table, key, np.float64)
@@ -129,7 +134,8 @@ def fit_density(
 
     with (
         _progress(options, config, parallel) as progress,
-        threads.limited(1 if single else None),  # more would wait for each other
+        # more threads than cores, or in small kernels, would wait for each other
+        threads.limited(1 if one_thread else None),
         progress.started(searched(progress.deadline)) as searches,
     ):
         flows = [
@@ -139,7 +145,7 @@ def fit_density(
             for level in levels
         ]
         progress.begin("mixtures")
-        with threads.limited(1):  # of small products
+        with threads.limited(1):  # the products of mixtures are small
             mixtures = next(searches, [])
             for mixture in mixtures:
                 progress.end(mixture)
@@ -156,24 +162,26 @@ def _preprocess(options: Options, table: np.ndarray, labels: list[str]) -> Stand
     """The standardisation of rows, with noise in columns with ties; warns of these, and of equal
     columns."""
     moments = moments_of(table, "X", labels)
-    first: dict[bytes, str] = {}
+    first_labels: dict[bytes, str] = {}
     for label, column in zip(labels, table.T, strict=True):
-        same = first.setdefault((column + 0.0).tobytes(), label)  # -0.0 as 0.0
-        if same != label:
-            message = f"{same} and {label} of X are equal"
+        values = (column + 0.0).tobytes()  # -0.0 as 0.0
+        first = first_labels.setdefault(values, label)
+        if first != label:
+            message = f"{first} and {label} of X are equal"
             advice = "leave one of them out, as no density is finite there"
             warnings.warn(f"{message}: {advice}", stacklevel=_STACK)
     lines: list[str] = []
     preprocess = Standardise(
         *map(tuple, with_ties(moments, table, options.ties, labels, lines.append))
     )
-    # a step without decimals may be another one in each fold of a search; no steps: no ties
+    # A search warns once, though its folds may have other steps: a step without decimals (`unit` is
+    # 0) counts as 0. Without ties `step` is empty.
     columns = zip(labels, preprocess.step, preprocess.unit, strict=False)
     ties = tuple((label, step * (unit > 0)) for label, step, unit in columns if step)
     if lines and ties not in _warned:
         _warned.add(ties)
         advice = "compare with other estimators by `dequantise(X)`"
-        message = f"{lines[0]}. Scores are of cells of `step_`: {advice}"
+        message = f"{lines[0]}. Scores are those of cells, `step_` wide: {advice}"
         warnings.warn(message, stacklevel=_STACK)
     return preprocess
 
@@ -216,6 +224,5 @@ def _progress(
     disable = None if verbose is None else not verbose
     limit = math.inf if options.time_limit is None else options.time_limit
     bar = progress_bar(total=0, unit="step", disable=disable, leave=False)
-    compilations = report if verbose is not None else silent
-    with bar, compilations_shown(get_ops(config.backend), compilations):
+    with bar, compilations_shown(get_ops(config.backend), report):
         yield Progress(bar, time.monotonic() + limit, parallel, report)

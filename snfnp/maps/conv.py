@@ -1,8 +1,8 @@
 """The convolution z = w ⋆ x as a linear map T(w) (paper, sections 4.2 and A.2).
 
-Kernels are stored (kH, kW, I, O), images channels-last (H, W, C): the paper's k[o, i, h, w] is
-w[h, w, i, o] here, and this is the only place where the two orders meet. Stride 1, odd kernels
-and "same" zero padding, so that T(w) is square for I = O.
+A kernel is stored (kH, kW, I, O), with I channels of the input and O of the output: w[h, w, i, o]
+is the paper's k[o, i, h, w]. Images are channels-last (H, W, C). The stride is 1, kernels are odd,
+and "same" zero padding makes T(w) square for I = O.
 Derivation: derivations/07-convolutions.md and 08-asymmetric-kernels.md.
 """
 
@@ -39,7 +39,9 @@ class Conv2d(Map):
     exact: str = "block"
 
     def __post_init__(self):
-        require_sizes(self, 2, 0, kernel=self.kernel)
+        require_sizes(
+            self, 2, 0, kernel=self.kernel
+        )  # 0 is refused below, as it is even
         require_whole(self, 1, channels=self.channels)
         if self.out_channels is not None:
             require_whole(self, 1, out_channels=self.out_channels)
@@ -84,7 +86,7 @@ class Conv2d(Map):
 
     @staticmethod
     def flip(w: Array) -> Array:
-        """Channels swapped, height and width mirrored (Eq. 26, which counts from 1): a view."""
+        """Channels swapped, height and width mirrored (Eq. 26 with indices from 1): a view."""
         return flip(w)
 
     def multiplicity(self, shape: Shape) -> np.ndarray:
@@ -93,46 +95,48 @@ class Conv2d(Map):
         return _multiplicity(self.kernel, shape[:2])
 
     def pad_or_crop(self, w: Array, xp: Any = np) -> Array:
-        """P of Eq. 30: a kernel zero-padded (the same map) or cropped about its centre."""
+        """P of Eq. 30: a kernel zero-padded about its centre, which leaves T(w) as it is, or
+        cropped about it."""
         if w.shape[:2] == tuple(self.kernel):
             return w
         fitted = xp.zeros((*self.kernel, *w.shape[2:]), w.dtype)
-        # of the taps' axes, the first two
+        # the height and the width that both kernels have
         common = [min(sizes) for sizes in zip(self.kernel, w.shape, strict=False)]
         _centre(fitted, common)[...] = _centre(w, common)
         return fitted
 
     def log_det(self, ops: Ops, w: Array, shape: Shape) -> float:
-        """log|det T(w)| for images (H, W, channels), of a 1×1 kernel H W log|det w|. Raises
+        """log|det T(w)| for images (H, W, channels); for a 1×1 kernel, H W log|det w|. Raises
         UsageError for a shape or a kernel in another order, as that of other libraries."""
-        self.output_shape(shape)  # raises if it is no shape of such images
+        self.output_shape(shape)  # raises for another shape
         if w.shape != self.weight_shape:
             expected = f"give it as (kH, kW, I, O), {self.weight_shape}"
             raise UsageError(f"the kernel has the shape {w.shape}: {expected}")
         if self.inverse_is_same_map:
             return shape[0] * shape[1] * ops.linalg.log_abs_det(w[0, 0])
-        return self._determinants.log_det(ops, w, shape)
+        return self._exact_module.log_det(ops, w, shape)
 
     def log_det_grad(self, ops: Ops, w: Array, shape: Shape) -> Array:
         """The second term of Eq. 13. For 1×1 kernels: H W w⁻ᵀ."""
         if self.inverse_is_same_map:
             return (shape[0] * shape[1] * ops.linalg.inverse(w[0, 0]).T)[None, None]
-        return self._determinants.log_det_grad(ops, w, shape)
+        return self._exact_module.log_det_grad(ops, w, shape)
 
     def solve(self, ops: Ops, w: Array, z: Array) -> Array:
         if self.inverse_is_same_map:
             return ops.linalg.solve(w[0, 0].T, z.reshape(-1, z.shape[-1])).reshape(
                 z.shape
             )
-        return self._determinants.solve(ops, w, z)
+        return self._exact_module.solve(ops, w, z)
 
     @property
-    def _determinants(self) -> ModuleType:
+    def _exact_module(self) -> ModuleType:
         """The module with log_det, log_det_grad and solve."""
         return block_tridiagonal if self.exact == "block" else explicit
 
     @property
     def inverse_is_same_map(self) -> bool:
+        """True for a 1×1 kernel: T(w)⁻¹ is then T of w⁻¹."""
         return self.kernel == (1, 1)
 
 
@@ -149,6 +153,6 @@ def _multiplicity(kernel: Shape, size: Shape) -> np.ndarray:
 
 
 def _centre(array: Array, size: list[int]) -> Array:
-    """A view of an array, the central h × w of its first two axes. size: (h, w); all are odd."""
+    """A view of an array, the central h × w of its first two axes. size: (h, w), odd like these."""
     top, left = ((n - m) // 2 for n, m in zip(array.shape, size, strict=False))
     return array[top : top + size[0], left : left + size[1]]

@@ -1,8 +1,8 @@
 """Matrix products through a cuBLAS handle of our own.
 
-CuPy's own products refuse to run while a stream is captured. A handle with a fixed workspace may
-run then, and it lets products add to their result. cuBLAS is column-major: a C-contiguous (M, N)
-array is a column-major N × M matrix, so C = A B is computed as Cᵀ = Bᵀ Aᵀ.
+CuPy's own products refuse to run while a CUDA graph is recorded. A handle with a fixed workspace
+may run then, and it lets products add to their result. cuBLAS is column-major: a C-contiguous
+(M, N) array is a column-major N × M matrix, so C = A B is computed as Cᵀ = Bᵀ Aᵀ.
 """
 
 import ctypes
@@ -16,18 +16,20 @@ from snfnp.ops.gpu.launch import DeviceGuard
 from snfnp.ops.gpu.requirements import cuda_version, first_line, install
 
 _WORKSPACE = 32 << 20  # bytes, what cuBLAS recommends for Hopper
+# values of cuBLAS's enumerations
 _PLAIN = 0
 _TRANSPOSED = 1
 _DEFAULT_MATH = 0
 _TF32_MATH = 3
 _NO_MEMORY = 3
 _OPERAND = (c_void_p, c_int)  # a pointer, and the leading dimension
+# the types of: the handle; two operations and three sizes; α; A; B; β; C
 _GEMM = (c_void_p, *[c_int] * 5, c_void_p, *_OPERAND, *_OPERAND, c_void_p, *_OPERAND)
 
 
 class Cublas:
-    """gemm(a, b, out, beta): out ← a b + beta out, on CuPy's current stream. Products on several
-    streams at the same time would share the workspace. tf32: see `get_ops`."""
+    """gemm(a, b, out, beta): out ← a b + beta out, on CuPy's current stream. Two products
+    must not run at the same time on two streams: they share the workspace. tf32: see `get_ops`."""
 
     def __init__(self, cupy, tf32: bool):
         self._cupy = cupy
@@ -37,8 +39,8 @@ class Cublas:
         self._library.cublasDgemm_v2.argtypes = _GEMM
         self._handle = c_void_p()
         _check(self._library.cublasCreate_v2(ctypes.byref(self._handle)))
-        # It waits for the device, so the workspace outlives all products. Not at the end of the
-        # process: CUDA may be gone by then.
+        # Destroying the handle waits for the device, so that the workspace outlives all products.
+        # At the end of the process it is not destroyed: CUDA may be gone by then.
         device = cupy.cuda.Device(self._guard.id)
         weakref.finalize(
             self, _destroy, device, self._library, self._handle
@@ -70,10 +72,11 @@ class Cublas:
             self._library.cublasSgemm_v2 if single else self._library.cublasDgemm_v2
         )
         real = ctypes.c_float if single else ctypes.c_double
-        of_b = (ctypes.byref(real(1.0)), b.data.ptr, b_lead)
-        of_out = (ctypes.byref(real(beta)), out.data.ptr, columns)
+        # outᵀ ← bᵀ aᵀ + beta outᵀ, in the order of _GEMM
         sizes = (b_operation, a_operation, columns, rows, inner)
-        _check(product(self._handle, *sizes, *of_b, a.data.ptr, a_lead, *of_out))
+        alpha_b = (ctypes.byref(real(1.0)), b.data.ptr, b_lead)
+        beta_out = (ctypes.byref(real(beta)), out.data.ptr, columns)
+        _check(product(self._handle, *sizes, *alpha_b, a.data.ptr, a_lead, *beta_out))
 
     def _column_major(self, matrix):
         """The matrix, copied if it is contiguous neither way; operation and leading dimension."""
@@ -95,7 +98,8 @@ class Cublas:
 
 def _check(status: int) -> None:
     if status == _NO_MEMORY:
-        raise RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")  # as CuPy's own handle does
+        # as CuPy's own handle does, and recognised as a lack of memory
+        raise RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")
     if status:
         raise SnfnpError(f"cuBLAS failed with status {status} (see cublasStatus_t)")
 
@@ -107,7 +111,7 @@ def _destroy(device, library, handle) -> None:
 
 def _load(cupy):
     """The cuBLAS library that CuPy itself has loaded, by CuPy's finder of NVIDIA's libraries."""
-    import cupy.cublas
+    import cupy.cublas  # loads CuPy's
 
     try:
         from cuda import pathfinder

@@ -6,15 +6,15 @@ kernels:
 * `template <typename T> __global__ void name(...)`, instantiated for float and double.
 * Integer parameters are `long long`, real ones `double`, whatever T is: offsets into large arrays
   do not overflow, and a launch cannot choose a wrong width.
-* Launches name the parameters (`launch.py`), and two kinds of names belong together. A number `a`
-  that may be known on the device alone is the pair `a_at, a`: a pointer, or null and a value.
-  An array `k` that need not be contiguous is followed by its strides `k_stride_0, k_stride_1, …`,
-  in elements, one for each axis.
-* All other arrays are C-contiguous and as the definitions describe them; every store is inside.
+* Launches name the parameters (`launch.py`). A number `a` that may be known on the device alone
+  has two parameters, `a_at, a`: a pointer, or null and a value. An array `k` that need not be
+  contiguous is followed by its strides `k_stride_0, k_stride_1, …`, one for each axis, in elements.
+* All other arrays are C-contiguous and as the definitions describe them. No kernel writes outside
+  of an array.
 * Launched with any number of blocks of a multiple of 32 threads, at most 256 (`THREADS`): kernels
   over items take grid-sized strides, kernels over rows take one block per row.
 * Sums are taken in an order that depends on shapes alone. (cuBLAS and CuPy's own reductions choose
-  theirs by the card: the same run gives the same bits on the same card, others on another.)
+  an order by the card: a run has the same bits again on the same card, but not on another one.)
 """
 
 import re
@@ -23,7 +23,8 @@ from importlib import resources
 from typing import NamedTuple
 
 TYPES = {"float32": "float", "float64": "double"}
-# What a kernel's pointers point to, by NumPy's names; T is the type it is instantiated for.
+# C types that a kernel's pointers point to, with NumPy's names of them; T is the type that the
+# kernel is instantiated for.
 _KINDS = {
     "T": "T",
     "double": "float64",
@@ -33,7 +34,7 @@ _KINDS = {
     "unsigned long long": "uint64",
 }
 POINTED = {
-    f"{of}{name}*": kind for of in ("", "const ") for name, kind in _KINDS.items()
+    f"{const}{name}*": kind for const in ("", "const ") for name, kind in _KINDS.items()
 }
 THREADS = 256
 OPTIONS = ("-std=c++17",)  # no fast-math: infinities and NaN must be seen
@@ -80,13 +81,14 @@ def kernels() -> dict[str, str]:
 
 def names(group: str) -> list[str]:
     """The names of a group's kernels."""
-    return [name for name, where in kernels().items() if where == group]
+    return [name for name, owner in kernels().items() if owner == group]
 
 
 @cache
 def parameters(kernel: str) -> tuple[Parameter, ...]:
     """The parameters of a kernel, in order. KeyError for a kernel that does not exist."""
-    declarations = dict(_KERNEL.findall(source(kernels()[kernel])))[kernel].split(",")
+    signatures = dict(_KERNEL.findall(source(kernels()[kernel])))
+    declarations = signatures[kernel].split(",")
     split = (text.replace("__restrict__", " ").split() for text in declarations)
     return tuple(Parameter(name, " ".join(kind)) for *kind, name in split)
 

@@ -18,17 +18,6 @@ class CpuLinearAlgebra(LinearAlgebra):
         _axpby(-(-out.size // _BLOCK), cast(a), source, cast(b), out.reshape(-1))
         return out
 
-    def axpby_pair(
-        self,
-        a: tuple[Scalar, ...],
-        x: tuple[Array, ...],
-        b: Scalar,
-        out: tuple[Array, ...],
-    ) -> tuple[Array, ...]:
-        for each_a, each_x, each_out in zip(a, x, out, strict=True):
-            self.axpby(each_a, each_x, b, each_out)
-        return out
-
     def scale_into(
         self, out: Array, scale: Scalar, a: Array, multiple: int | np.ndarray
     ) -> Array:

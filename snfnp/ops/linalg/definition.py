@@ -80,8 +80,7 @@ class LinearAlgebra(OperationGroup):
         """`axpby` of two numbers a, two arrays x and two arrays out, with one b: one launch on a
         GPU."""
         for each_a, each_x, each_out in zip(a, x, out, strict=True):
-            each_out *= b
-            each_out += each_a * each_x
+            self.axpby(each_a, each_x, b, each_out)
         return out
 
     def scale_into(

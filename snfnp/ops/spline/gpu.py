@@ -1,7 +1,8 @@
 """The rational-quadratic spline on the GPU: one launch for the knots, and one each way.
 
-A block of the forward pass takes a sample, for the sum of its ldj; one of the backward pass a few
-pixels and all samples, for the sums of the knots' gradients. See derivations/09-splines.md.
+A block of threads of the forward pass takes a sample, and sums its ldj. A block of the backward
+pass takes a few pixels of all samples, and sums the gradients of their knots. See
+derivations/09-splines.md.
 """
 
 import math
@@ -18,7 +19,7 @@ class GpuSpline(Spline):
         pixels = math.prod(shape)
         knots = self.device.empty((3, bins + 1, *shape), widths.dtype)
         factors = self.device.empty((3 * bins - 1, *shape), widths.dtype)
-        # small blocks: there are few pixels for all of a GPU
+        # 3 threads a pixel, in blocks of 32: large ones would be too few for all of a GPU
         self.device.launch(
             "spline_knots",
             widths.dtype,
@@ -41,31 +42,32 @@ class GpuSpline(Spline):
         y = self.device.empty(x.shape, x.dtype)
         ldj = self.device.empty(len(x), x.dtype)
         self.device.launch(
-            "spline", x.dtype, len(x), x=x, y=y, ldj=ldj, **_of_knots(knots)
+            "spline", x.dtype, len(x), x=x, y=y, ldj=ldj, **_described(knots)
         )
         return y, ldj
 
     def inverse(self, y, knots):
         x = self.device.empty(y.shape, y.dtype)
         self.device.launch(
-            "spline_inverse", y.dtype, len(y), y=y, x=x, **_of_knots(knots)
+            "spline_inverse", y.dtype, len(y), y=y, x=x, **_described(knots)
         )
         return x
 
     def backward(self, x, knots, factors, bound, eps, dy, dldj, out):
         bins = knots.shape[1] - 1
-        # whole warps of threads whose 3 (K-1) sums each find room: none beyond 43 bins
+        # Every thread has 3 (K-1) sums in a block's memory: for more than 43 bins not even a warp
+        # of 32 threads fits.
         room = source.constant("spline", "SPLINE_SUMS") // (3 * (bins - 1))
         threads = min(source.THREADS, room // 32 * 32)
         if not threads:
             return super().backward(x, knots, factors, bound, eps, dy, dldj, out)
         g_widths, g_heights, g_slopes = out
         dx = self.device.empty(x.shape, x.dtype)
-        of_knots = _of_knots(knots)
+        described = _described(knots)
         self.device.launch(
             "spline_backward",
             x.dtype,
-            -(-of_knots["pixels"] // source.constant("spline", "SPLINE_PIXELS")),
+            -(-described["pixels"] // source.constant("spline", "SPLINE_PIXELS")),
             threads=threads,
             x=x,
             factors=factors,
@@ -77,13 +79,13 @@ class GpuSpline(Spline):
             g_slopes=g_slopes,
             scale=2 * bound * (1 - eps * bins),
             samples=len(x),
-            **of_knots,
+            **described,
         )
         return dx
 
 
-def _of_knots(knots) -> dict:
-    """The knots (3, K+1, ...), P and K, by the names of parameters."""
+def _described(knots) -> dict:
+    """The arguments of kernels that describe knots (3, K+1, ...): these, P and K."""
     return {
         "knots": knots,
         "pixels": math.prod(knots.shape[2:]),

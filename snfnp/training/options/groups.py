@@ -19,9 +19,9 @@ from snfnp.models import PRESETS, Preset
 from snfnp.ops import BACKENDS
 from snfnp.step.update import SCHEDULES
 
-# The type of an option is that of its value once `TrainConfig.resolve` has filled it in, as it does
-# where the default is None. `T | None`: it may stay None. `T | Any`: other types become a T, as
-# text a path.
+# An option is annotated with the type of its value after `TrainConfig.resolve`, which fills in
+# options that are None. `T | None` may stay None. `T | Any` also takes values of other types, which
+# become a T, as text becomes a path.
 LARGEST = 1e300  # of a real number, so that what is computed from it stays finite
 # {kind: (the types of its values, words for them)}
 _KINDS: dict[type, tuple[Any, str]] = {
@@ -34,6 +34,7 @@ _KINDS: dict[type, tuple[Any, str]] = {
 
 # Limits of a value: a predicate, and words for it.
 Limits = tuple[Callable[[Any], object], str]
+_ANY: Limits = (lambda value: True, "")
 AT_LEAST_1: Limits = (lambda value: value >= 1, "at least 1")
 POSITIVE: Limits = (lambda value: value > 0, "positive")
 NOT_NEGATIVE: Limits = (lambda value: value >= 0, "0 or more")
@@ -52,8 +53,8 @@ _INTERVAL: Limits = (lambda value: interval(value), "steps, as 500, or minutes, 
 class Option:
     """A field of `TrainConfig`: a keyword, a flag of the command line, an entry of config.json.
 
-    kind: bool, int, float, str or Path; optional: None is allowed; must: the limits of its values;
-    changeable: a resumed run may have another value.
+    kind: bool, int, float, str or Path; optional: None is allowed, and is the default; must: the
+    limits of its values; changeable: a resumed run may have another value.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Option:
     optional: bool
     default: object
     help: str
-    must: Limits = (lambda value: True, "")
+    must: Limits = _ANY
     choices: tuple[str, ...] = ()
     changeable: bool = False
 
@@ -70,9 +71,9 @@ class Option:
         types, words = _KINDS[self.kind]
         if value is None:
             return None if self.optional else words
-        if not isinstance(value, types) or isinstance(value, bool) != (
-            self.kind is bool
-        ):
+        # a bool is an int to Python, but no number here
+        is_bool = isinstance(value, bool)
+        if not isinstance(value, types) or is_bool != (self.kind is bool):
             return words
         if self.choices and value not in self.choices:
             return f"one of {', '.join(self.choices)}"
@@ -82,7 +83,7 @@ class Option:
         return None if holds(value) else words
 
 
-def option(default: Any, help: str, must: Limits = Option.must, **about: Any) -> Any:
+def option(default: Any, help: str, must: Limits = _ANY, **about: Any) -> Any:
     """A dataclass field with what `Option` says beside its name and type."""
     return field(default=default, metadata={"help": help, "must": must, **about})
 
@@ -95,6 +96,7 @@ def options_in(config: type) -> dict[str, Option]:
     options = {}
     for entry in fields(config):
         kind: Any
+        # T, also of `T | None` and `T | Any`
         kind, *_ = get_args(entry.type) or (entry.type,)
         optional = entry.default is None
         options[entry.name] = Option(
@@ -104,7 +106,7 @@ def options_in(config: type) -> dict[str, Option]:
 
 
 def interval(text: str) -> tuple[float, float] | None:
-    """(steps, seconds) that "500" or "10m" stands for, one of them infinite; None: neither."""
+    """Steps and seconds: (500, ∞) for "500", (∞, 600) for "10m"; None for 0 or another text."""
     match = re.fullmatch(r"([0-9]{1,9})|([0-9]{1,9}(?:\.[0-9]{1,9})?)m", text)
     steps, minutes = (
         (float(part or math.inf) for part in match.groups()) if match else (0, 0)
@@ -119,6 +121,7 @@ def presets_with(has: Callable[[Preset], object]) -> str:
 
 
 def shown(value: Any) -> str:
+    """A setting in a help text: a number briefly, "none" for what is not set."""
     return f"{value:g}" if isinstance(value, int | float) else value or "none"
 
 
@@ -148,7 +151,8 @@ _HELD_OUT = (
 class ModelOptions:
     """The flow and its initial weights."""
 
-    model: str | Any = changeable(  # to another that builds the same flow
+    # changeable to another that builds the same flow
+    model: str | Any = changeable(
         None,
         f"{_MODELS}; or module:function, a function of yours that builds the flow",
         _GIVEN,
@@ -196,8 +200,8 @@ class GradientOptions:
     gradient: str = option(
         None,
         "the gradient of log|det W|: from the learned inverse (self-normalizing; Eqs. 10, 11, 15, "
-        "16), exact (Eq. 2; of convolutions by blocks or, exact-dense, through the whole matrix, "
-        f"the paper's baseline), or relative (Gresele et al. 2020; {_RELATIVE} only)",
+        "16), exact (Eq. 2; convolutions block by block), exact-dense (by the whole matrix, the "
+        f"paper's baseline), or relative (Gresele et al. 2020; {_RELATIVE} only)",
         choices=models.GRADIENTS,
     )
     objective: str = option(
@@ -207,7 +211,7 @@ class GradientOptions:
         choices=("mixture", "forward", "variational"),
     )
     noise_vectors: int | None = option(
-        None, "noise vectors per layer and step", AT_LEAST_1
+        None, "noise vectors of the variational bound per layer and step", AT_LEAST_1
     )
     recipe: str = option(
         "paper",
@@ -247,7 +251,9 @@ class MultiplierOptions:
         NOT_NEGATIVE,
     )
     lambda_rate: float = option(None, "η, how fast geco changes λ", POSITIVE)
-    lambda_smoothing: float = option(None, "α, the decay of geco's mean C", _SMOOTHING)
+    lambda_smoothing: float = option(
+        None, "α, the weight of geco's former mean error", _SMOOTHING
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,8 +269,8 @@ class OptimiserOptions:
     warmup_epochs: float = option(None, "epochs of a linear rise to `lr`", NOT_NEGATIVE)
     coordinates: str = option(
         None,
-        "precondition each layer's inputs to unit second moments (white: K-FAC's factor of the "
-        "inputs; dense layers get layers before them that whiten), or not (plain)",
+        "white: steps as if each layer's inputs had unit second moments (K-FAC's factor of the "
+        "inputs; a dense layer gets a layer before it that whitens); plain: without that",
         choices=("plain", "white"),
     )
     lr_schedule: str = changeable(
@@ -296,7 +302,7 @@ class RunOptions:
     columns: str | None = option(
         None, "columns of a table to use: names, or numbers from 0"
     )
-    drop_incomplete: bool = option(False, "leave out rows of a table with gaps")
+    drop_incomplete: bool = option(False, "leave out rows that have gaps, of a table")
     preprocess: str | None = option(
         None,
         "how data become the flow's inputs: images by dequantisation and a logit; rows of numbers "
