@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 from support.messages import assert_one_line, one_line
+from support.runs import config_json
 from support.trainers import at_step, make_trainer, run_training, spoil
 
 from snfnp.cli import compare
@@ -426,7 +427,7 @@ def test_a_damaged_line_of_metrics_is_named(copy, line):
 
 
 def test_shapes_are_checked_before_anything_is_allocated(copy):
-    record = json.loads((copy / "config.json").read_text())
+    record = config_json(copy)
     del record["sha256"]
     record["data"]["shape"] = [20_000, 20_000, 3]
     (copy / "config.json").write_text(json.dumps(record))

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from numpy.random import default_rng
+from support.arrays import normal
 from support.messages import cases, one_line
 from support.processes import program, python
 from support.runs import SHORT
@@ -408,7 +409,7 @@ def build(shape):
 @pytest.mark.parametrize("way", COMMAND)
 def test_a_command_finds_a_model_in_the_current_folder(way, tmp_path):
     (tmp_path / "my_flows.py").write_text(OWN_MODEL)
-    np.save(tmp_path / "rows.npy", default_rng(0).normal(size=(60, 3)))
+    np.save(tmp_path / "rows.npy", normal(60, 3))
     words = ["train", "rows.npy", *QUICK, "--out", "run", "--model", "my_flows:build"]
     done = program(*COMMAND[way], *words, cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert done.returncode == 0 and "my_flows:build: " in done.stdout, done.stderr
@@ -435,7 +436,7 @@ def test_a_command_in_a_strangers_folder_runs_none_of_its_files(way, tmp_path, u
     rows, run, here, ran = (
         tmp_path / name for name in ("rows.npy", "run", "here", "ran")
     )
-    np.save(rows, default_rng(0).normal(size=(60, 3)))
+    np.save(rows, normal(60, 3))
     here.mkdir()
     for name in {*sys.stdlib_module_names, *OTHERS.split()} - {"__main__"}:
         (here / f"{name}.py").write_text(NOTED.format(str(ran), str(here)))
@@ -460,7 +461,7 @@ def test_a_command_in_a_strangers_folder_runs_none_of_its_files(way, tmp_path, u
 
 
 def test_without_a_current_folder_a_command_says_what_it_needs(tmp_path, undrawn):
-    np.save(tmp_path / "rows.npy", default_rng(0).normal(size=(60, 3)))
+    np.save(tmp_path / "rows.npy", normal(60, 3))
     run = str(tmp_path / "run")
     train.main([str(tmp_path / "rows.npy"), *QUICK, "--out", run])
     code = "import os, sys; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone');"

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from support.arrays import pixels
 from support.processes import python
 from support.trainers import make_trainer
 
@@ -240,7 +241,7 @@ def test_a_fork_before_the_first_kernel_leaves_both_whole():
 
 def test_a_glow_trains_while_another_thread_scores(ops, alone):
     """With the same operations, to the bits of each alone."""
-    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1)).astype(np.uint8)
+    images = pixels(6, 8, 8, 1)
     batches = Repeated(images)
 
     def trained():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.random import default_rng
+from support.arrays import normal
 from support.messages import cases, one_line
 from support.trainers import (
     MODELS_AND_GRADIENTS,
@@ -20,7 +20,6 @@ from support.trainers import (
 
 import snfnp
 from snfnp.cli import train as command
-from snfnp.data import load_dataset
 from snfnp.errors import UsageError, flag_of, in_flags
 from snfnp.models import PRESETS
 from snfnp.training.options import OPTIONS, TrainConfig
@@ -240,21 +239,18 @@ def test_a_value_that_a_run_cannot_have_is_refused_before_its_first_step_and_in_
 
 
 def test_paths_are_taken_wherever_text_is(tmp_path):
-    rows = default_rng(0).normal(size=(60, 2))
+    rows = normal(60, 2)
     parts = {}
     for name in ("data", "validation", "test"):
         parts[name] = tmp_path / f"{name}.npy"
         np.save(parts[name], rows)
     texts = {name: str(path) for name, path in parts.items()}
     assert TrainConfig(**parts) == TrainConfig(**texts)
-    held_out = {name: parts[name] for name in ("validation", "test")}
-    assert load_dataset(parts["data"], **held_out).validation.shape == (60, 2)
-    how = {"epochs": 1, "backend": "numpy", "report": None}
-    run = snfnp.fit(rows, **held_out, out=tmp_path / "run", **how)
-    np.save(tmp_path / "moved.npy", rows)
-    how = {"validation": parts["validation"], "test": parts["test"], "report": None}
-    snfnp.resume(run.folder.path, data=tmp_path / "moved.npy", epochs=2, **how)
-    assert run.folder.config().data == str(tmp_path / "moved.npy")
+    path = parts.pop("data")
+    quick = {"epochs": 1, "backend": "numpy"}
+    run = snfnp.fit(rows, **parts, **quick, out=tmp_path / "run", report=None)
+    snfnp.resume(run.folder.path, data=path, epochs=2, **parts, report=None)
+    assert run.folder.config().data == texts["data"]
 
 
 def test_numbers_of_numpy_are_plain_ones():

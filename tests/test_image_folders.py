@@ -5,14 +5,15 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
-from support.data_files import picture, random_images
+from support.arrays import pixels
+from support.data_files import picture
 from support.messages import one_line
 
 import snfnp
 from snfnp.data import load_whole, own_data, pictures
 from snfnp.errors import UsageError
 
-GREY = random_images(60, 0, (4, 6))
+GREY = pixels(60, 4, 6)
 COLOUR = np.stack(GREY[:3], axis=-1)
 
 

@@ -13,6 +13,7 @@ from numpy.random import default_rng
 from numpy.testing import assert_allclose, assert_array_equal, assert_equal
 from PIL import Image
 from scipy.special import logit
+from support.arrays import pixels
 from support.messages import one_line
 from support.trainers import make_trainer, small_config, small_dataset
 
@@ -30,7 +31,7 @@ from snfnp.ops.random.definition import uniform
 from snfnp.step.batches import Repeated
 
 COUNT = 4
-IMAGES = default_rng(0).integers(0, 256, (COUNT, 8, 8, 1)).astype(np.uint8)
+IMAGES = pixels(COUNT, 8, 8, 1)
 RTOL = 1e-8
 PREPROCESSORS = [
     Preprocess(),
@@ -377,7 +378,7 @@ def test_rows_on_a_lattice_get_noise_of_a_step_and_come_back(ops):
     assert_allclose(plain.baseline_bits, np.log2([2.0, 4.0]).mean() + gaussian)
 
 
-def shifted(image: np.ndarray, down: int, right: int, flip: bool) -> np.ndarray:
+def shifted(image, down, right, flip):
     """The definition, on one image: pad by its border, cut, flip."""
     height, width, _ = image.shape
     padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
@@ -385,11 +386,11 @@ def shifted(image: np.ndarray, down: int, right: int, flip: bool) -> np.ndarray:
     return cut[:, ::-1] if flip else cut
 
 
-def test_augment() -> None:
+def test_augment():
     """Every result is one of the 18 possible ones, as the key's numbers say, each as often as it
     should be."""
     key = RandomKey(1, 2, 3)
-    images = default_rng(0).integers(0, 256, (900, 5, 6, 3), dtype=np.uint8)
+    images = pixels(900, 5, 6, 3)
     before = images.copy()
     result = augment(images, key)
     u = uniform(np, key, (900, 3))

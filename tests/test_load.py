@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from support.messages import one_line
 from support.reproduction import rows_of
+from support.runs import config_json
 from support.trainers import run_training, small_dataset
 
 import snfnp
@@ -57,7 +58,7 @@ def test_a_run_comes_back_in_one_line(monkeypatch, model):
     run = snfnp.load_run("run")
     assert run.config == dataclasses.replace(config, threads=run.config.threads)
     assert run.ops.name == "numpy" and run.image_shape == (8, 8, 1)
-    assert run.record == json.loads(Path("run/config.json").read_text())
+    assert run.record == config_json("run")
     saved = load_checkpoint(run.folder.best, run.layout)
     views = run.layout.views(saved.p)
     for entry in run.layout.entries:

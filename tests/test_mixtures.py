@@ -5,6 +5,7 @@ import pytest
 from numpy.random import default_rng
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import norm
+from support.arrays import normal
 from support.runs import around
 
 from snfnp.density import mixture, training
@@ -102,7 +103,7 @@ def test_the_prior_of_many_components_is_as_much_smaller(monkeypatch):
     """C K^(−2/D), and a millionth of its mean on the diagonal."""
     seen = []
     around(monkeypatch, Mixture, "_maximised", lambda *of: seen.append(of[1]))
-    rows = default_rng(0).normal(size=(200, 3)) * [1, 2, 3]
+    rows = normal(200, 3) * [1, 2, 3]
     Mixture.fit(rows, 8, "full", 0.3, 0)
     expected = np.cov(rows.T, bias=True) / 4
     expected += 1e-6 * np.trace(expected) / 3 * np.eye(3)
@@ -131,7 +132,7 @@ def test_samples_of_a_mixture_have_its_covariances():
 
 def test_many_rows_go_through_a_mixture_in_parts(monkeypatch):
     """A fit to a part of the rows comes first: the rest has the same rows twice, to 1e-9."""
-    rows = default_rng(0).normal(size=(300, 2))
+    rows = normal(300, 2)
     whole = Mixture.fit(rows, 3, "full", 0.3, 0)
     monkeypatch.setattr(mixture, "_NUMBERS", 64)
     parts = Mixture.fit(rows, 3, "full", 0.3, 0)
@@ -184,7 +185,7 @@ def test_mixtures_of_many_rows_take_more_components_while_they_are_better(monkey
 
 def test_components_are_as_many_as_rows_and_columns_allow():
     def most(rows, columns):
-        x = default_rng(0).normal(size=(rows, columns))
+        x = normal(rows, columns)
         names = [
             each.name
             for each in mixture_candidates(x, [np.arange(5)], 0, np.zeros(rows))

@@ -2,11 +2,10 @@
 
 import functools
 import itertools
-import json
 
 import numpy as np
 import pytest
-from numpy.random import default_rng
+from support.arrays import normal, pixels
 from support.messages import assert_one_line
 from support.runs import around
 from support.trainers import MODELS_AND_GRADIENTS, without_time
@@ -19,6 +18,7 @@ from snfnp.step.batches import Batches
 from snfnp.step.trainer import Trainer
 from snfnp.training.checkpointer import Checkpointer
 from snfnp.training.options import OPTIONS, TrainConfig
+from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 
 # ---------------------------------------------------------------- every option has an effect
@@ -31,86 +31,90 @@ EXEMPT = {
     "threads": "tests/test_threads.py has it",
 }
 EXEMPT |= dict.fromkeys(("graph", "tf32"), GPU_ONLY)
-START = {
-    "backend": "numpy",
-    "batch_size": 12,
-    "epochs": 2,
-    "warmup_epochs": 0,
-    "lr": 0.01,
-}
-GLOW = {"model": "glow", "depth": 1, "width": 4}
-CONTROLLED = {"lambda_control": "geco", "tolerance": 0.0}  # λ rises at once
-TABLE = {"data": "rows.csv", "model": "vector"}
-# {option: (what else the two runs have, its value in the second)}, beside the next of its choices.
-CHANGES = {
-    "model": ({}, "conv"),
-    "levels": (GLOW, 1),
-    "depth": (GLOW, 2),
-    "width": (GLOW, 8),
-    "kernel": (GLOW, 3),
-    "activation": ({"model": "vector"}, "smooth-leaky-relu"),
-    "bins": ({"model": "vector"}, 3),
-    "inverse_kernel": ({"model": "conv"}, 5),
-    "bias_init": ({}, "data"),
-    "gradient": ({}, "exact"),
-    "objective": ({}, "forward"),
-    "noise_vectors": ({"objective": "variational"}, 2),
-    "jvp_weight": ({}, 0.5),
-    "jvp_probes": ({"jvp_weight": 0.5}, 2),
-    "lam": ({}, 3.0),
-    "constraint": (CONTROLLED, "absolute"),
-    "tolerance": (CONTROLLED, 0.1),
-    "lambda_rate": (CONTROLLED, 0.5),
-    "lambda_smoothing": (CONTROLLED, 0.5),
-    "batch_size": ({}, 24),
-    "lr": ({}, 0.02),
-    "warmup_epochs": ({}, 1),
-    "coordinates": ({"model": "conv"}, "white"),
-    "lr_schedule": ({}, "cosine"),
-    "final_lr_fraction": ({"lr_schedule": "cosine"}, 0.5),
-    "clip_norm": ({}, 0.1),
-    "data": ({}, "others.npy"),
-    "validation": ({}, "0.3"),
-    "test": ({}, "0.3"),
-    "header": (TABLE, True),
-    "columns": (TABLE, "0,2"),
-    "drop_incomplete": (TABLE | {"data": "gaps.csv", "drop_incomplete": True}, False),
-    "preprocess": (TABLE, "none"),
-    "ties": (TABLE, "keep"),
-    "noise": ({}, 0.1),
-    "data_dir": ({}, "nowhere"),
-    "augment": ({}, True),
-    "seed": ({}, 1),
-    "epochs": ({}, 3),
-    "eval_every": ({}, 2),
-    "checkpoint_every": ({}, "1"),
-    "track_angle": ({}, 1),
-    "patience": ({"epochs": 4}, 1),
-    "backend": ({}, "cupy"),
-    "recompute": ({"model": "conv"}, True),
-}
+START = "--backend numpy --batch-size 12 --epochs 2 --warmup-epochs 0 --lr 0.01"
+GLOW = "--model glow --depth 1 --width 4"
+CONTROLLED = "--lambda-control geco --tolerance 0.0"  # λ rises at once
+TABLE = "--data rows.csv --model vector"
+# What the second of two runs has, and what both have.
+CHANGED = f"""
+--model conv
+--levels 1 | {GLOW}
+--depth 2 | {GLOW}
+--width 8 | {GLOW}
+--kernel 3 | {GLOW}
+--activation smooth-leaky-relu | --model vector
+--bins 3 | --model vector
+--inverse-kernel 5 | --model conv
+--bias-init data
+--gradient exact
+--objective forward
+--noise-vectors 2 | --objective variational
+--jvp-weight 0.5
+--jvp-probes 2 | --jvp-weight 0.5
+--lambda 3.0
+--constraint absolute | {CONTROLLED}
+--tolerance 0.1 | {CONTROLLED}
+--lambda-rate 0.5 | {CONTROLLED}
+--lambda-smoothing 0.5 | {CONTROLLED}
+--batch-size 24
+--lr 0.02
+--warmup-epochs 1
+--coordinates white | --model conv
+--lr-schedule cosine
+--final-lr-fraction 0.5 | --lr-schedule cosine
+--clip-norm 0.1
+--data others.npy
+--validation 0.3
+--test 0.3
+--header | {TABLE}
+--columns 0,2 | {TABLE}
+--no-drop-incomplete | --data gaps.csv --model vector --drop-incomplete
+--preprocess none | {TABLE}
+--ties keep | {TABLE}
+--noise 0.1
+--data-dir nowhere
+--augment | {GLOW}
+--seed 1
+--epochs 3
+--eval-every 2
+--checkpoint-every 1
+--track-angle 1
+--patience 1 | --epochs 4
+--backend cupy
+--recompute | {GLOW}
+"""
+
+
+def parsed(words):
+    """The options that are typed."""
+    return vars(command._parser(None, {}).parse_args(words.split()))
+
+
+CHANGES = {}
+for line in CHANGED.strip().splitlines():
+    changed, _, needed = line.partition(" | ")
+    CHANGES[next(iter(parsed(changed)))] = changed, needed
 
 
 def change(name):
+    """(what is typed to change an option, what it needs): the next of its choices if not above."""
+    option = OPTIONS[name]
     if name in CHANGES:
         return CHANGES[name]
-    option = OPTIONS[name]
     if option.kind is bool:
-        return {}, not option.default
-    return {}, option.choices[option.choices.index(option.default) - 1]
+        return flag_of(f"no_{name}" if option.default else name), ""
+    value = option.choices[option.choices.index(option.default) - 1]
+    return f"{flag_of(name)} {value}", ""
 
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
-    """A function (options) -> everything that a run with them leaves but their record, or the line
-    with which they are refused."""
+    """A function (what is typed) -> everything that a run leaves but its record, or the line with
+    which it is refused."""
     folder = tmp_path_factory.mktemp("effects")
-    rng = default_rng(0)
-    for name in ("images", "others"):
-        np.save(
-            folder / f"{name}.npy", rng.integers(0, 256, (60, 8, 8, 1)).astype(np.uint8)
-        )
-    table = rng.normal(size=(60, 3)).round(3)
+    for seed, name in enumerate(("images", "others")):
+        np.save(folder / f"{name}.npy", pixels(60, 8, 8, 1, seed=seed))
+    table = normal(60, 3).round(3)
     table[:, 2] = table[:, 2].round(1)
     table = table.astype(str)
     for name, cell in (("rows", table[9, 1]), ("gaps", "")):
@@ -120,25 +124,15 @@ def result(tmp_path_factory):
     numbers = itertools.count()
 
     @functools.cache
-    def run(options):
-        argv = []
+    def run(words):
         out = folder / f"run-{next(numbers)}"
-        for name, value in options:
-            if isinstance(value, bool):
-                argv.append(flag_of(name if value else f"no_{name}"))
-            else:
-                argv += [flag_of(name), str(value)]
         saves.clear()
         try:
-            command.main([*argv, "--out", str(out)])
+            command.main(f"{START} --data images.npy {words} --out {out}".split())
         except SnfnpError as error:
             assert_one_line(error)
             return str(error)
-        lines = [
-            json.loads(line)
-            for line in (out / "metrics.jsonl").read_text().splitlines()
-        ]
-        metrics = without_time(lines)
+        metrics = without_time(RunFolder(out).read_metrics())
         files = sorted(path.name for path in out.iterdir())
         parameters = load_run(out, "last").checkpoint.p.tobytes()
         return str((metrics, files)), parameters, tuple(saves)
@@ -151,20 +145,16 @@ def result(tmp_path_factory):
         yield run
 
 
-def given(**options):
-    return tuple((START | {"data": "images.npy"} | options).items())
-
-
 def test_a_run_with_the_same_options_is_the_same(result):
     """Otherwise the tests below could not tell an option's effect from chance."""
-    assert result.__wrapped__(given()) == result(given())
+    assert result.__wrapped__("") == result("")
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name not in EXEMPT])
 def test_every_option_changes_a_run(name, result):
-    more, value = change(name)
-    one = result(given(**more))
-    other = result(given(**more | {name: value}))
+    changed, needed = change(name)
+    one = result(needed)
+    other = result(f"{needed} {changed}")
     assert one != other and not (isinstance(one, str) and isinstance(other, str))
 
 
@@ -187,13 +177,8 @@ def after_four_steps(options):
     options are refused."""
     options = dict(options)
     ops = get_ops("numpy")
-    rng = default_rng(0)
     rows = options["model"] == "vector"
-    data = (
-        rng.normal(size=(24, 3))
-        if rows
-        else rng.integers(0, 256, (24, *TINY), np.uint8)
-    )
+    data = normal(24, 3) if rows else pixels(24, *TINY)
     try:
         config = TrainConfig(**options).resolve(len(data), data.shape[1:])
         moments = (data.mean(axis=0), data.std(axis=0)) if rows else None
@@ -212,12 +197,14 @@ def after_four_steps(options):
 @pytest.mark.slow  # 13 s of a processor
 @pytest.mark.parametrize("model, gradient", MODELS_AND_GRADIENTS)
 def test_an_option_changes_the_steps_of_a_model_or_is_refused(model, gradient):
-    usual = START | {name: SIZES[name] for name in SIZES if name in PRESETS[model].size}
+    usual = parsed(START) | {
+        name: SIZES[name] for name in SIZES if name in PRESETS[model].size
+    }
     usual |= {"model": model, "gradient": gradient}
     for name in OF_STEPS:
-        needed, changed = change(name)
-        needed = {key: given for key, given in needed.items() if key not in usual}
-        for value in {changed, *OPTIONS[name].choices}:
+        changed, needed = map(parsed, change(name))
+        needed = {key: value for key, value in needed.items() if key not in usual}
+        for value in {changed[name], *OPTIONS[name].choices}:
             for more in ({}, needed) if needed else ({},):
                 one = usual | more
                 other = one | {name: value}

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from support.arrays import pixels
 from support.data_files import picture, put
 from support.messages import one_line
 from support.runs import SHORT
@@ -24,8 +25,8 @@ from snfnp.training.runs.folder import RunFolder
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.normal((5.0, -3e4), (0.1, 4e3), (200, 2))
-GREY = RNG.integers(0, 256, (60, 4, 6)).astype(np.uint8)
-COLOUR = RNG.integers(0, 256, (60, 4, 6, 3)).astype(np.uint8)
+GREY = pixels(60, 4, 6)
+COLOUR = pixels(60, 4, 6, 3)
 KEY = RandomKey(0, 1)
 
 

@@ -9,9 +9,10 @@ import matplotlib.pyplot
 import numpy as np
 import pytest
 from PIL import Image
+from support.arrays import normal, pixels
 from support.messages import one_line
 from support.processes import files_limited
-from support.runs import around
+from support.runs import around, config_json
 
 from snfnp.cli import main, sample, train
 from snfnp.errors import SnfnpError
@@ -45,11 +46,6 @@ RECORD = {
 }
 
 
-def images(count, side=SIDE):
-    shape = (count, side, side, 1)
-    return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
-
-
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
@@ -70,7 +66,7 @@ def test_a_full_disk_leaves_the_old_picture(tmp_path):
     out = tmp_path / "a.png"
     out.write_bytes(b"the old one")
     for draw in (
-        lambda: plots.save_samples(out, {"a": images(9)}, ""),
+        lambda: plots.save_samples(out, {"a": pixels(9, 5, 5, 1)}, ""),
         lambda: save_curves(out, [RECORD], ""),
     ):
         message = f"cannot write {out} (File too large)"
@@ -121,12 +117,12 @@ def test_the_default_picture_is_about_square_and_shows_every_pixel(tmp_path):
         height, width = plots.grid_size(count, (28, 28, 1))
         assert height <= width <= height + 29 and (count != 64 or width == 8 * 29 - 1)
     out = tmp_path / "some.png"
-    plots.save_samples(out, {"a": images(700, 28)}, "title")
+    plots.save_samples(out, {"a": pixels(700, 28, 28, 1)}, "title")
     with Image.open(out) as picture:
-        pixels = np.asarray(picture.convert("L")).astype(int)
-    assert (pixels[-20:] < 255).any()  # no margin below
+        shown = np.asarray(picture.convert("L")).astype(int)
+    assert (shown[-20:] < 255).any()  # no margin below
     # noise has an edge between nearly any two pixels: there are as many as the grid has
-    row = pixels[:, pixels.shape[1] // 2]
+    row = shown[:, shown.shape[1] // 2]
     assert (np.diff(row) != 0).sum() > 0.95 * 27 * 28
 
 
@@ -138,7 +134,7 @@ def test_settings_of_the_users_own_change_no_picture_and_stay(tmp_path, monkeypa
     for name, more in (("usual", {}), ("others", settings)):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
-        np.save("rows.npy", np.random.default_rng(0).normal(size=(60, 2)))
+        np.save("rows.npy", normal(60, 2))
         with matplotlib.rc_context(more):
             before = dict(matplotlib.rcParams)
             for words in (train, "compare run --plot c.png"):
@@ -150,7 +146,8 @@ def test_settings_of_the_users_own_change_no_picture_and_stay(tmp_path, monkeypa
 
 
 def test_any_name_is_drawn_as_it_is_and_without_a_warning(tmp_path, recwarn):
-    plots.save_samples(tmp_path / "a.svg", dict.fromkeys(ODD_NAMES, images(4)), "")
+    shown = dict.fromkeys(ODD_NAMES, pixels(4, 5, 5, 1))
+    plots.save_samples(tmp_path / "a.svg", shown, "")
     figures = {key: [1.0, 2.0] for key in curves.COMPARED}
     curves.save_comparison(
         tmp_path / "d.svg", dict.fromkeys(ODD_NAMES, figures), "nats"
@@ -165,14 +162,13 @@ def test_samples_stand_beside_test_images_under_the_rule_and_the_best_epoch(
 ):
     drawn = []
     monkeypatch.setattr(plots, "save_samples", lambda *given: drawn.append(given))
-    np.save(tmp_path / "a.npy", images(40, 8))
+    np.save(tmp_path / "a.npy", pixels(40, 8, 8, 1))
     out = tmp_path / "run"
     options = f"--backend numpy --epochs 2 --batch-size 8 --out {out}".split()
     train.main([str(tmp_path / "a.npy"), *options])
     (_, panels, title) = drawn[0]
     assert [*panels] == ["learned inverse (one pass)", "exact inverse", "test images"]
-    record = json.loads((out / "config.json").read_text())
-    assert len(panels["test images"]) == record["data"]["images"][2] == 4
+    assert len(panels["test images"]) == config_json(out)["data"]["images"][2] == 4
     best = json.loads((out / "summary.json").read_text())["best_epoch"]
     rule = "self-normalizing gradient (mixture, λ = 1)"
     assert title == f"Samples, the same latents: a, fc, {rule}, epoch {best} of 2"

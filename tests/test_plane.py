@@ -199,24 +199,6 @@ def test_the_example_of_the_readme_has_the_likelihood_of_the_true_density():
     assert f"of the true density: {found:.2f}" in text
 
 
-def test_samples_of_both_inverses_are_visible(run, tmp_path, drawn):
-    """Those of the learned one as circles, in which those of the exact one may lie."""
-    data = snfnp.load_dataset("moons").test
-    for inverses in (["learned", "exact"], ["exact"]):
-        view = View.of(run.likelihood, data, inverses)
-        plots.save_view(tmp_path / "a.png", view, "title")
-    marks = {
-        each.get_label(): each
-        for figure in drawn[:1]
-        for each in figure.axes[1].collections
-    }
-    assert len(marks["learned inverse"].get_facecolor()) == 0  # hollow
-    assert marks["learned inverse"].get_sizes() > marks["exact inverse"].get_sizes()
-    assert len(drawn[1].axes[1].collections[1].get_facecolor()) == 1
-    (scale,) = drawn[0].axes[0].child_axes  # of the density
-    assert scale.get_xlim()[0] == 0 < scale.get_xlim()[1] <= view.density.max()
-
-
 def test_a_small_table_is_drawn_with_all_of_its_rows(tmp_path, monkeypatch):
     """Of its validation rows alone there would be six points."""
     views = []
@@ -230,7 +212,7 @@ def test_a_small_table_is_drawn_with_all_of_its_rows(tmp_path, monkeypatch):
     assert {*map(tuple, views[0].data)} == {*map(tuple, rows)}
 
 
-def record(epoch: int, likelihood=None) -> Record:
+def record(epoch, likelihood=None):
     return Record(epoch, 300, epoch, 1.0, 0.0, 0.0, 0.0, nll=0.0, likelihood=likelihood)
 
 

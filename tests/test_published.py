@@ -12,6 +12,7 @@ import pooch
 import pytest
 from numpy.testing import assert_array_equal
 from support import data_files
+from support.arrays import pixels
 from support.data_files import (
     FILES,
     FULL_MNIST,
@@ -160,7 +161,7 @@ def test_files_are_downloaded_once(name, cache, small, make_mirror, monkeypatch,
     assert capfd.readouterr() == ("", "")
 
 
-def faults(name: str) -> dict[str, dict[str, bytes]]:
+def faults(name):
     """Files at a mirror that are not the published ones."""
     file, content = next(iter(FILES[name].items()))
     return {
@@ -449,7 +450,7 @@ def test_the_documented_command_makes_the_file(tmp_path, small, monkeypatch):
     (command,) = re.findall(r'^    python -c "(.*?)"$', text, flags=re.M | re.S)
     assert "0.015611" in command and round(0.015611 * 1_281_149) == PUBLISHED[1]
     for split, count in (("train", 23), ("test", 7)):
-        images = map(data_files.image_bytes, data_files.colour_images(count, 5))
+        images = map(data_files.image_bytes, pixels(count, 32, 32, 3, seed=5))
         named = {f"{place}.png": content for place, content in enumerate(images)}
         put(tmp_path / "unpacked" / split, named)
     code = "\n".join(line.removeprefix("    ") for line in command.splitlines())

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 from pages import DERIVATIONS, ROOT
 from PIL import Image
+from support.arrays import normal
 from support.processes import python
+from support.runs import config_json
 
 from snfnp.cli import COMMANDS, train
 from snfnp.errors import UsageError
@@ -116,9 +118,8 @@ def test_the_run_folder_is_complete(finished):
     assert sorted(file.name for file in folder.iterdir()) == files.split()
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["best_epoch"] == 2 and summary["test_nll_nats"] > 0
-    record = json.loads((folder / "config.json").read_text())
-    assert record["data"]["is_sample"] is True
-    assert record["data"]["images"] == [5000, 1000, 1000]
+    data = config_json(folder)["data"]
+    assert data["is_sample"] and data["images"] == [5000, 1000, 1000]
     for picture in ("samples.png", "curves.png"):
         with Image.open(folder / picture) as image:
             assert image.format == "PNG" and image.width > 400 and image.height > 300
@@ -181,7 +182,7 @@ benchmark.py nonsense | no benchmark of numba is called nonsense
 def test_bad_input_is_one_line_and_a_status(environment, finished, tmp_path):
     names = ("missing", "broken", "exact", "rows.npy")
     paths = {name: tmp_path / name for name in names} | {"run": finished[0]}
-    np.save(paths["rows.npy"], np.random.default_rng(0).normal(size=(60, 3)))
+    np.save(paths["rows.npy"], normal(60, 3))
     few_steps = "--epochs 1 --batch-size 20 --gradient exact --backend numpy --out"
     train.main([*map(str, (paths["rows.npy"], *few_steps.split(), paths["exact"]))])
     paths["broken"].mkdir()
@@ -196,22 +197,6 @@ def test_bad_input_is_one_line_and_a_status(environment, finished, tmp_path):
         assert message in line, f"{words}: {err}"
         # training may say first which images it has
         assert len(err.splitlines()) <= 2, err
-
-
-def test_a_small_glow_trains_on_own_colour_images(environment, tmp_path):
-    folder = tmp_path / "run"
-    data = tmp_path / "colours.npy"
-    np.save(data, np.random.default_rng(0).integers(0, 256, (300, 32, 32, 3), np.uint8))
-    size = ("--depth", 1, "--width", 8, "--epochs", 1, "--augment", "--recompute")
-    own = ("--backend", "numpy", "--out", folder)  # which has no kernels to compile
-    train = ("train_cifar10.py", "--data", data, *size, *own)
-    out, terms = outputs(environment, train, ("snfnp", "evaluate", folder))
-    assert "glow 3L-1K width 8" in out
-    assert "latent1 base density" in terms and "latent2 base density" in terms
-    record = json.loads((folder / "config.json").read_text())
-    assert (
-        record["data"]["shape"] == [32, 32, 3] and record["config"]["augment"] is True
-    )
 
 
 SCRIPTS = sorted(
@@ -246,7 +231,7 @@ TRAINING = sorted(
 IMAGES = {"mnist": 50_000, "cifar-10": 40_000, "imagenet32": 1_261_149}
 
 
-def configuration(command: str, monkeypatch) -> TrainConfig:
+def configuration(command, monkeypatch):
     """What a training script makes of its options, filled in and checked."""
     script, *argv = shlex.split(command)
     made = []

@@ -11,6 +11,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from support.arrays import pixels
 from support.data_files import image_bytes, picture
 from support.messages import one_line
 
@@ -21,7 +22,7 @@ from snfnp.errors import UsageError
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.normal((5.0, -3e4), (0.1, 4e3), (200, 2))
-GREY = RNG.integers(0, 256, (60, 4, 6)).astype(np.uint8)
+GREY = pixels(60, 4, 6)
 COLOUR = np.stack(GREY[:3], axis=-1)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.random import default_rng
 from numpy.testing import assert_array_equal
+from support.arrays import normal
 from support.messages import one_line
 from support.runs import SHORT
 
@@ -65,7 +66,7 @@ def test_names_go_from_the_file_to_the_run_its_samples_and_scores(shell, capsys)
 
 
 def test_a_score_that_is_no_number_is_the_lowest_there_is(shell, monkeypatch):
-    write("t.csv", default_rng(0).normal(size=(60, 2)), "a,b")
+    write("t.csv", normal(60, 2), "a,b")
     shell(f"train t.csv {SHORT} --out run")
 
     def overflowing(likelihood, data, *options):
@@ -79,7 +80,7 @@ def test_a_score_that_is_no_number_is_the_lowest_there_is(shell, monkeypatch):
 
 @pytest.mark.parametrize("suffix", [".tsv", ".txt", ".csv.gz"])
 def test_a_table_of_any_suffix_is_read_by_every_command_as_by_its_run(suffix, shell):
-    rows = default_rng(0).normal(size=(100, 3)).astype(str)
+    rows = normal(100, 3).astype(str)
     rows[7, 1] = "#N/A"
     text = "\n".join(map("\t".join, rows)).encode()
     path = Path(f"t{suffix}")
@@ -91,7 +92,7 @@ def test_a_table_of_any_suffix_is_read_by_every_command_as_by_its_run(suffix, sh
 
 
 def test_few_rows_are_evaluated_forty_times_and_overfitting_is_reported(shell, capsys):
-    write("few.csv", default_rng(0).normal(size=(60, 3)), "")
+    write("few.csv", normal(60, 3), "")
     shell("train few.csv --backend numpy --depth 2 --epochs 240 --out run")
     records = RunFolder("run").read_metrics()
     first, *_, last = (record["training_nll_nats"] for record in records)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.arrays import normal
 from support.messages import cases
 from support.processes import program, python
 from support.runs import SHORT
@@ -117,7 +118,7 @@ def test_without_its_streams_a_run_is_whole_and_an_error_has_its_status(
 ):
     code = f"import os, sys; [os.close(each) for each in {closed}];"
     code += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(60, 3)))
+    np.save(tmp_path / "rows.npy", normal(60, 3))
     options = f"rows.npy {SHORT} --depth 1 --epochs 1 --out run"
     words = ["-c", TWICE, "train", *options.split()]
     done = python(code, *words, cwd=tmp_path, PYTHONPATH=str(ROOT))

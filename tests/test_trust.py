@@ -13,8 +13,11 @@ from functools import partial
 import numpy as np
 import pytest
 from numpy.random import default_rng
+from support import trainers
+from support.arrays import pixels
 from support.messages import one_line
-from support.runs import estimator_checkpoint, forge
+from support.runs import config_json, estimator_checkpoint, forge, write_module
+from support.trainers import DATA, ROWS
 
 import snfnp
 from snfnp.cli import angle, compare, evaluate, sample, train
@@ -24,15 +27,7 @@ from snfnp.training.runs.folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("here")
 
-ROWS = default_rng(0).normal((5.0, -30.0), (1.0, 4.0), (140, 2))
-DATA = snfnp.Dataset("mine", ROWS[40:], ROWS[:20], ROWS[20:40])
-QUICK = {
-    "backend": "numpy",
-    "batch_size": 20,
-    "epochs": 2,
-    "warmup_epochs": 1,
-    "report": None,
-}
+QUICK = trainers.QUICK | {"epochs": 2, "report": None}
 STRANGE = """
 from pathlib import Path
 import snfnp
@@ -55,13 +50,7 @@ def build(shape):
 @pytest.fixture
 def strange(tmp_path, monkeypatch):
     """A module that can be imported, is not, and leaves a file once it runs."""
-    (tmp_path / "code").mkdir()
-    (tmp_path / "code" / "strange.py").write_text(STRANGE, encoding="utf-8")
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.syspath_prepend(tmp_path / "code")
-    monkeypatch.setitem(sys.modules, "strange", None)
-    del sys.modules["strange"]
-    importlib.invalidate_caches()
+    write_module(tmp_path, "strange", STRANGE, monkeypatch)
     return tmp_path / "code" / "it-ran"
 
 
@@ -244,7 +233,7 @@ LARGE = {
 def test_a_forged_config_of_any_size_is_one_line_in_seconds(case, run):
     """What is quadratic in the number of layers would take ten times as long."""
     change, said = LARGE[case]
-    record = json.loads((run / "config.json").read_text())
+    record = config_json(run)
     change(record)
     forge(run, record)
     start = time.process_time()
@@ -334,7 +323,7 @@ def test_code_that_changed_is_noticed_when_its_run_is_opened(
         refused(difference)
     monkeypatch.setattr(module, "build", lambda shape: whole)
     assert fitted("again", module.build).flow.layers[1][1].alpha == 0.5
-    record = json.loads((path / "config.json").read_text())
+    record = config_json(path)
     for earlier in ({}, {"flow": {"shape": [2], "layers": {}}}):
         forge(path, record={**record, "model": earlier})
         said = "has no description of its flow"
@@ -344,7 +333,7 @@ def test_code_that_changed_is_noticed_when_its_run_is_opened(
 
 def test_a_default_of_this_package_that_changed_is_noticed(run):
     """A field that the description lacks was added since: its default is what was trained."""
-    record = json.loads((run / "config.json").read_text())
+    record = config_json(run)
     first = record["model"]["flow"]["layers"][0][1]
     assert first["class"] == "snfnp.layers.linear:Linear"
     first["gain"] = 0.02  # as if this had been the default
@@ -370,7 +359,7 @@ def test_a_default_of_this_package_that_changed_is_noticed(run):
 def test_a_record_speaks_of_rows_and_has_each_thing_once(
     run,
 ):
-    record = json.loads((run / "config.json").read_text())
+    record = config_json(run)
     config = record["config"]
     data = record["data"]
     assert "rows" in data
@@ -413,8 +402,8 @@ def runs(tmp_path_factory):
     }
     small = {"model": "vector", "depth": 1, "activation": "smooth-leaky-relu"}
     snfnp.fit(DATA, out=root / "rows", **small, **how)
-    pixels = default_rng(1).integers(0, 256, (140, 4, 4)).astype(np.uint8)
-    images = snfnp.Dataset("mine", pixels[40:], pixels[:20], pixels[20:40])
+    grey = pixels(140, 4, 4, seed=1)
+    images = snfnp.Dataset("mine", grey[40:], grey[:20], grey[20:40])
     controlled = {"lambda_control": "geco", "patience": 2}
     snfnp.fit(images, out=root / "images", model="fc", **controlled, **how)
     return {root / "rows": DATA, root / "images": images}
@@ -475,7 +464,7 @@ def test_a_forged_config_opens_and_goes_on_or_is_one_line(seed, runs, tmp_path):
     opened = 0
     for path, data in runs.items():
         run = shutil.copytree(path, tmp_path / path.name)
-        record = json.loads((run / "config.json").read_text())
+        record = config_json(run)
         for index in range(60):
             other, said = forged(record, rng)
             forge(run, other)
@@ -523,7 +512,7 @@ def test_records_and_names_of_files_are_shown_and_not_sent_to_a_terminal(
 ):
     path = next(iter(runs))
     name = "a\x1b[31m\nb"
-    record = json.loads((path / "config.json").read_text())
+    record = config_json(path)
     record["data"]["source"] = record["config"]["data"] = "x\x1b]0;title\x07\n"
     run = shutil.copytree(path, tmp_path / name)
     forge(run, record)

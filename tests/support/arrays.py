@@ -9,6 +9,11 @@ def pixels(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
 
 
+def normal(*shape, seed=0):
+    """Numbers with a standard normal distribution."""
+    return np.random.default_rng(seed).normal(size=shape)
+
+
 def assert_near(found, expected, atol, message="") -> None:
     """Arrays differ by at most atol, and are NaN or infinite in the same places."""
     assert_allclose(found, expected, rtol=0, atol=atol, err_msg=message)

@@ -16,16 +16,17 @@ import pytest
 from PIL import Image
 
 import snfnp.data
-from snfnp.data import Dataset, sets
+from snfnp.data import sets
 from snfnp.errors import SnfnpError
 from snfnp.files import user_cache
+from support.arrays import pixels
 from support.messages import one_line
 
 TRAIN_GZ = "train-images-idx3-ubyte.gz"
 TEST_GZ = "t10k-images-idx3-ubyte.gz"
 
 
-def idx_bytes(array: np.ndarray) -> bytes:
+def idx_bytes(array):
     """An IDX file's bytes, built here and not by the code under test."""
     return (
         struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
@@ -33,23 +34,13 @@ def idx_bytes(array: np.ndarray) -> bytes:
     )
 
 
-def random_images(
-    count: int, seed: int, size: tuple[int, ...] = (28, 28)
-) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, *size), dtype=np.uint8)
-
-
-def colour_images(count: int, seed: int) -> np.ndarray:
-    return random_images(count, seed, size=(32, 32, 3))
-
-
-def picture(path: Path, array: np.ndarray, **options) -> None:
+def picture(path, array, **options):
     """An image file in a folder, which is made; options: of `Image.save`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).save(path, **options)
 
 
-def tar_bytes(members: dict[str, bytes]) -> bytes:
+def tar_bytes(members):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         for name, content in members.items():
@@ -62,7 +53,7 @@ def tar_bytes(members: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def put(folder: Path, members: dict[str, bytes]) -> Path:
+def put(folder, members):
     for name, content in members.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
@@ -71,15 +62,15 @@ def put(folder: Path, members: dict[str, bytes]) -> Path:
 
 # Small data sets: MNIST and Fashion-MNIST of 5 + 2 and 3 images, CIFAR-10 in batches of 4,
 # ImageNet32 of 18 + 5 and 7.
-TRAIN = random_images(7, seed=1)
-TEST = random_images(3, seed=2)
-FASHION = {TRAIN_GZ: random_images(7, seed=3), TEST_GZ: random_images(3, seed=4)}
+TRAIN = pixels(7, 28, 28, seed=1)
+TEST = pixels(3, 28, 28, seed=2)
+FASHION = {TRAIN_GZ: pixels(7, 28, 28, seed=3), TEST_GZ: pixels(3, 28, 28, seed=4)}
 # five training batches, the test batch
-CIFAR = [colour_images(4, seed) for seed in range(6)]
-IMAGENET = colour_images(30, seed=10)
+CIFAR = [pixels(4, 32, 32, 3, seed=seed) for seed in range(6)]
+IMAGENET = pixels(30, 32, 32, 3, seed=10)
 
 
-def records(images: np.ndarray) -> bytes:
+def records(images):
     """A batch of CIFAR-10: a label, and the red, the green and the blue plane of each image."""
     planes = np.stack(
         [images[..., channel].reshape(len(images), -1) for channel in range(3)], 1
@@ -88,7 +79,7 @@ def records(images: np.ndarray) -> bytes:
     return np.hstack([labels, planes.reshape(len(images), -1)]).tobytes()
 
 
-def image_bytes(image: np.ndarray, form: str = "PNG") -> bytes:
+def image_bytes(image, form="PNG"):
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, form)
     return buffer.getvalue()
@@ -122,7 +113,7 @@ SPLITS = {
 }
 
 
-def assert_is(name: str, dataset: Dataset) -> None:
+def assert_is(name, dataset):
     """The small data set of that name, read-only."""
     assert dataset.name == name and not dataset.is_sample
     for split, images in zip(
@@ -135,18 +126,14 @@ def assert_is(name: str, dataset: Dataset) -> None:
         )
 
 
-def refused(
-    name: str, folder: Path | None, *parts: object, kind: type = SnfnpError
-) -> str:
+def refused(name, folder, *parts, kind=SnfnpError):
     """The error, one line with those parts, of a data set that cannot be loaded."""
     with one_line(kind, *parts) as caught:
         snfnp.data.load_dataset(name, folder, report=lambda line: None)
     return str(caught.value)
 
 
-def use_small_sets(
-    monkeypatch: pytest.MonkeyPatch, mirrors: dict[str, tuple[str, ...]]
-) -> None:
+def use_small_sets(monkeypatch, mirrors):
     """Replace the published data sets by the small ones, to be had at these addresses."""
     for published in (sets.MNIST, sets.FASHION_MNIST, sets.CIFAR, sets.IMAGENET32):
         name = published.name
@@ -166,14 +153,14 @@ def use_small_sets(
 class Mirror:
     """An HTTP server on this machine; `files` maps names to bytes, `requests` logs what came."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.files: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.cut_short = False
         mirror = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
+            def do_GET(self):
                 name = self.path.rsplit("/", 1)[-1]
                 mirror.requests.append(name)
                 body = mirror.files.get(name)
@@ -185,7 +172,7 @@ class Mirror:
                 self.end_headers()
                 self.wfile.write(body[: len(body) // 2] if mirror.cut_short else body)
 
-            def log_message(self, format: str, *args: object) -> None:
+            def log_message(self, format, *args):
                 """Keep the test's standard error clean."""
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -193,13 +180,13 @@ class Mirror:
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
         self.thread.start()
 
-    def close(self) -> None:
+    def close(self):
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
 
 
-def find_full_mnist() -> Path | None:
+def find_full_mnist():
     """A folder with both MNIST image files, or None; nothing is downloaded.
 
     Looked at, in order: SNFNP_DATA_DIR (its subfolder "mnist" first), the user's cache, and

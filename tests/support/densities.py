@@ -1,11 +1,9 @@
 """Tables of rows, and quick fits of `FlowDensity`, for its tests."""
 
 import numpy as np
-import pytest
 
 import snfnp
 from snfnp.density import fitting
-from snfnp.density.training import Candidate
 from support.runs import around
 
 # on NumPy, without kernels to compile
@@ -15,7 +13,7 @@ PAIR = FAST | {"members": 2}
 SPLINE = {"activation": "spline", "layers": 2}
 
 
-def moons(rows: int = 600, seed: int = 0) -> np.ndarray:
+def moons(rows=600, seed=0):
     """Two half circles, in other units in each column."""
     rng = np.random.default_rng(seed)
     angle = np.pi * rng.random(rows)
@@ -25,25 +23,25 @@ def moons(rows: int = 600, seed: int = 0) -> np.ndarray:
     return np.stack([30 * x, 5 + y], axis=1) + rng.normal(size=(rows, 2)) * [3.0, 0.1]
 
 
-def fit(rows, options=FAST, **changes) -> snfnp.FlowDensity:
+def fit(rows, options=FAST, **changes):
     """A density of rows; changes: of the options."""
     return snfnp.FlowDensity(**options | changes).fit(rows)
 
 
-def assert_same(density, other, rows) -> None:
+def assert_same(density, other, rows):
     """Two densities have the same scores, bit for bit."""
     np.testing.assert_array_equal(
         density.score_samples(rows), other.score_samples(rows)
     )
 
 
-def mixtures_of(density) -> list[Candidate]:
+def mixtures_of(density):
     """The mixtures that an average has kept."""
     candidates = [candidate for candidate, _ in density._fit.kept]
     return [each for each in candidates if each.name.startswith("mixture")]
 
 
-def noted_folds(monkeypatch: pytest.MonkeyPatch) -> list:
+def noted_folds(monkeypatch):
     """A list that every candidate of flows adds its rows, folds and configuration to."""
     noted = []
 
@@ -54,7 +52,7 @@ def noted_folds(monkeypatch: pytest.MonkeyPatch) -> list:
     return noted
 
 
-def rows_in_fold_and_rest(table: np.ndarray, fold: np.ndarray) -> int:
+def rows_in_fold_and_rest(table, fold):
     """The number of different rows of a fold that are also outside it."""
     inside = {tuple(row) for row in table[fold]}
     outside = {tuple(row) for row in np.delete(table, fold, axis=0)}
@@ -64,9 +62,9 @@ def rows_in_fold_and_rest(table: np.ndarray, fold: np.ndarray) -> int:
 class Frame:
     """What a DataFrame is to an estimator: an array, and names of its columns."""
 
-    def __init__(self, values, columns: list):
+    def __init__(self, values, columns):
         self.values = values
         self.columns = columns
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    def __array__(self, dtype=None, copy=None):
         return np.asarray(self.values, dtype)

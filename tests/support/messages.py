@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import pytest
 
 
-def assert_one_line(error: BaseException, *parts: object) -> None:
+def assert_one_line(error, *parts):
     message = str(error)
     assert "\n" not in message
     for part in parts:
@@ -13,7 +13,7 @@ def assert_one_line(error: BaseException, *parts: object) -> None:
 
 
 @contextmanager
-def one_line(kind: type[BaseException], *parts: object, match: str | None = None):
+def one_line(kind, *parts, match=None):
     """The block raises an error of that kind, whose message is one line with these parts.
 
     Gives what `pytest.raises` gives.
@@ -23,11 +23,11 @@ def one_line(kind: type[BaseException], *parts: object, match: str | None = None
     assert_one_line(caught.value, *parts)
 
 
-def no_announcement(line: str) -> None:
+def no_announcement(line):
     pytest.fail(f"announced: {line}")
 
 
-def cases(text: str) -> dict[str, str]:
+def cases(text):
     """{what is typed: what is said of it}, of lines that have both, and a bar in between."""
     pairs = (line.split(" | ") for line in text.strip().splitlines())
     return {typed: said.strip() for typed, said in pairs}

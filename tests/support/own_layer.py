@@ -12,7 +12,7 @@ RULES = "18-write-your-own-rule.md"
 
 
 @cache
-def own(name: str, page: str = LAYERS):
+def own(name, page=LAYERS):
     """A class that a page defines."""
     text = (DERIVATIONS / page).read_text(encoding="utf-8")
     sources = [each.source for each in doctest.DocTestParser().get_examples(text)]

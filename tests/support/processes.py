@@ -10,9 +10,7 @@ from subprocess import PIPE
 _ROOT = Path(__file__).resolve().parents[2]
 
 
-def program(
-    *words, cwd=None, timeout=300, stdout=PIPE, stderr=PIPE, **changes
-) -> subprocess.CompletedProcess:
+def program(*words, cwd=None, timeout=300, stdout=PIPE, stderr=PIPE, **changes):
     """Python with these words; changes: of the environment, in which a variable that is "" is left
     out."""
     variables = {name: value for name, value in (os.environ | changes).items() if value}
@@ -21,7 +19,7 @@ def program(
     return subprocess.run(command, stdout=stdout, stderr=stderr, **how)
 
 
-def python(code, *arguments, **how) -> subprocess.CompletedProcess:
+def python(code, *arguments, **how):
     """Run a script; how: as `program` has it."""
     return program("-c", code, *arguments, **how)
 
@@ -39,7 +37,7 @@ def files_limited(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def environment(**changes) -> dict:
+def environment(**changes):
     """This one, with one thread to a process, and the package and the tests to be found."""
     paths = [str(_ROOT), str(_ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     one = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "NUMBA")}

@@ -1,9 +1,12 @@
 """Runs that tests stop, kill and compare."""
 
+import importlib
 import json
 import shlex
 import shutil
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,11 +34,27 @@ def copy(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "copy")
 
 
+def config_json(path):
+    """What a run's config.json holds."""
+    return json.loads((Path(path) / "config.json").read_text())
+
+
+def write_module(folder, name, text, monkeypatch):
+    """Write a module of one's own, which can be imported and is not."""
+    (folder / "code").mkdir()
+    (folder / "code" / f"{name}.py").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(folder / "code")
+    monkeypatch.setitem(sys.modules, name, None)  # what a test leaves is taken back
+    del sys.modules[name]
+    importlib.invalidate_caches()
+
+
 def forge(path, record=None, **options):
     """Write a config.json with a right checksum: this record, or the run's with other options."""
     folder = RunFolder(path)
     if record is None:
-        record = json.loads(folder.config_file.read_text())
+        record = config_json(path)
         record["config"] |= options
     folder.write_config(record)
 

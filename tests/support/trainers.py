@@ -138,6 +138,11 @@ def gradient_of(trainer, images):
 
 # ---------------------------------------------------------------- small runs: 5 steps per epoch
 
+ROWS = np.random.default_rng(0).normal((5.0, -30.0), (1.0, 4.0), (140, 2))
+DATA = Dataset("mine", ROWS[40:], ROWS[:20], ROWS[20:40])
+QUICK = {"backend": "numpy", "batch_size": 20, "warmup_epochs": 1, "lr": 1e-3}
+QUICK |= {"epochs": 3}
+
 EPOCHS = 3
 IMAGES = 100
 
