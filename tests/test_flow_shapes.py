@@ -40,6 +40,15 @@ class Half(Layer):
 
 
 @dataclass(frozen=True)
+class Pixels(Layer):
+    """A layer of images alone, which does not look at its input's shape."""
+
+    def parameter_shapes(self, shape):
+        height, width, channels = shape
+        return {"w": (channels,)}
+
+
+@dataclass(frozen=True)
 class Declared(Layer):
     """A layer with these declarations."""
 
@@ -127,10 +136,14 @@ MISFITS = {
     # layers of one's own
     "in_flow(RELU, Half(), shape=(4,))": "layer b: it makes 2 values, latents included, of 4: let "
     "it keep their number, or it is",
+    "in_flow(Pixels(), shape=(4,))": "layer a: its shapes for samples of (4,) fail (ValueError: "
+    "not enough values to unpack … give it samples that it takes, or mend it",
     "in_flow(Declared(output=4), shape=(4,))": "layer a: output_shape of Declared is 4: give a "
     "tuple of whole numbers of at least 1",
     "in_flow(Declared(output=(2,), latent=()), shape=(4,))": "layer a: it makes 3 values, latents "
     "included, of 4",
+    "in_flow(Declared(parameter=2), shape=(4,))": "layer a: its shapes for samples of (4,) fail "
+    "(TypeError: 'int' object is not iterable)",
     "in_flow(Declared(parameter=(2, -1)), shape=(4,))": "layer a: shape of w of Declared is "
     "(2, -1): give a tuple of whole numbers of at least 0",
     # settings of maps

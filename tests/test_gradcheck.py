@@ -17,6 +17,8 @@ from snfnp.gradcheck import (
     check_layer,
 )
 from snfnp.layers import Layer, Split
+from snfnp.maps import Dense
+from snfnp.ops import cpu_backends, get_ops
 
 D = 4
 NUMBERS = r"{}, direction \d: analytic -?[\d.e+-]+, numeric -?[\d.e+-]+, relative error .* > 1e-08"
@@ -148,6 +150,36 @@ def test_a_correct_layer_passes():
 def test_a_wrong_layer_fails(position, line, message):
     with pytest.raises(GradientError, match=message):
         check_layer(SinhLayer(position, line), (D,))
+
+
+@dataclass(frozen=True)
+class Shifted(Layer):
+    """z = x + b, by an operation that is given a row for rows; wrong: a backend that gets 2 z."""
+
+    wrong: str = ""
+
+    def parameter_shapes(self, shape):
+        return {"b": shape}
+
+    def forward(self, ops, p, x):
+        z = ops.linalg.axpby(1.0, p["b"], 1.0, x.copy())
+        return z * (1 + (ops.name == self.wrong)), 0, {}
+
+    def inverse(self, ops, p, z):
+        return z - p["b"]
+
+    def backward(self, ctx, p, cache, dz, grads):
+        ctx.ops.channels.sum(dz, out=grads["b"])
+        return dz
+
+
+def test_layers_are_checked_on_every_backend_of_the_cpu(alone):
+    assert [ops.name for ops in cpu_backends()] == ["numpy", "numba"]
+    check_layer(Shifted(), (D,))
+    check_layer(Shifted("numba"), (D,), ops=get_ops("numpy"))
+    where = "on the backend numba, and not on numpy: 4 of 4 checks failed"
+    with pytest.raises(GradientError, match=where):
+        check_layer(Shifted("numba"), (D,))
 
 
 def failures(position, line):
@@ -307,6 +339,21 @@ class WithoutInverse(Layer):
         return dz
 
 
+class OtherSignature(WithoutInverse):
+    def inverse(self, z):
+        return z
+
+
+class OtherMap(Dense):
+    def solve(self, w, z):
+        return z
+
+
+class WithoutAdd(Dense):
+    def weight_grad(self, ops, delta, x, out):
+        return out
+
+
 RNG = default_rng(0)
 X = default_rng(0).standard_normal((3, 4))
 NAMES = {}
@@ -321,6 +368,8 @@ MISUSES = {
     "check_layer(SinhLayer(), D)": "shape is 4: give one sample's, as ",
     "check_layer(WithoutInverse(), (D,))": "WithoutInverse has no inverse: write it, as snfnp's "
     "Layer describes",
+    "check_layer(OtherSignature(), (D,))": "OtherSignature.inverse takes (z): let it take (ops, p, "
+    "z, *latent)",
     "check_layer(Returns('forward', 'None'), (D,))": "forward must return z, ldj, cache, and",
     "check_layer(Returns('forward', '(1, 2)'), (D,))": "and returns 2 of them",
     "check_layer(Returns('backward', 'None'), (D,))": "backward must return δ_x, and returns",
@@ -330,6 +379,9 @@ MISUSES = {
     "check_rule('exact', Dense(D), (D,))": "exact is no rule: give an instance of a",
     "check_rule(Exact(), Exact(), (D,))": "Exact() is no map: give an instan",
     "check_map(Linear(Dense(D)), (D,))": "is no map: give an instance of a snfnp Map",
+    "check_map(OtherMap(D), (D,))": "OtherMap.solve takes (w, z): let it take (ops, w, z)",
+    "check_map(WithoutAdd(D), (D,))": "WithoutAdd.weight_grad takes (ops, delta, x, out): let it "
+    "take (ops, delta, x, out, add=F",
     "check_map(Conv2d(3, 2), (3, 3, 2))": "kernel",
     "check_gradient(np.sinh, X, np.cosh(X), rng=RNG)": "f returned an array of shape (3, 4): let "
     "it return a number, as the sum",

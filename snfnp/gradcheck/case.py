@@ -5,7 +5,8 @@ Derivation: derivations/07-convolutions.md.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -18,10 +19,11 @@ from snfnp.gradcheck.differences import GradientError, relative
 from snfnp.gradcheck.members import require
 from snfnp.layers import Layer, Whiten
 from snfnp.maps import Map
-from snfnp.ops import Array, Ops, RandomKey, Shape, get_ops
+from snfnp.ops import Array, Ops, RandomKey, Shape, cpu_backends, get_ops
 from snfnp.parameters import order_of
 
 Arrays = dict[str, np.ndarray]
+_P = ParamSpec("_P")
 KEY = RandomKey(0, 0)  # of the random numbers in the checks' backward passes
 
 
@@ -39,6 +41,33 @@ class Report:
         )
 
 
+def on_cpu_backends(check: Callable[_P, Report]) -> Callable[_P, Report]:
+    """`check` on every backend of CPUs, or on `ops` alone if that is given. The report has the
+    largest of each error, and the smallest of each control."""
+
+    @wraps(check)
+    def check_all(*arguments: _P.args, **settings: _P.kwargs) -> Report:
+        run: Any = check  # called with other `ops`, which its type cannot express
+        if settings.get("ops"):
+            return run(*arguments, **settings)
+        reference, *others = cpu_backends()
+        report = run(*arguments, **settings | {"ops": reference})
+        for ops in others:
+            try:
+                other = run(*arguments, **settings | {"ops": ops})
+            except GradientError as error:
+                raise GradientError(
+                    f"on the backend {ops.name}, and not on {reference.name}: {error}"
+                ) from None
+            for name, error in other.errors.items():
+                report.errors[name] = max(error, report.errors[name])
+            for name, control in other.controls.items():
+                report.controls[name] = min(control, report.controls[name])
+        return report
+
+    return check_all
+
+
 class Case:
     """A layer at random points x and parameters, in double precision on the host, with random
     covectors: `c`, one for each output (z, and the latent if one splits off), and `a`, for ldj.
@@ -47,7 +76,8 @@ class Case:
 
     Args:
         layer, shape: those of `check_layer`.
-        ops: the backend; default: NumPy.
+        ops: the backend; default: NumPy. (`check_layer`, `check_map` and `check_rule` then check on
+            every backend of CPUs.)
         batch: the number of samples.
         seed: of the random numbers.
         dtype: of the gradients; differences are always in double precision.

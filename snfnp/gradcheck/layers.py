@@ -12,6 +12,7 @@ from snfnp.gradcheck.case import (
     Case,
     Report,
     as_matrix,
+    on_cpu_backends,
     require_values,
 )
 from snfnp.gradcheck.differences import GradientError, central_difference
@@ -81,6 +82,7 @@ def stop_gradient_objective(
     return scalar
 
 
+@on_cpu_backends
 def check_layer(
     layer: Layer,
     shape: Shape,

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from snfnp.gradcheck.case import Arrays, Case, Report, as_matrix
+from snfnp.gradcheck.case import Arrays, Case, Report, as_matrix, on_cpu_backends
 from snfnp.gradcheck.members import require
 from snfnp.layers import Linear
 from snfnp.maps import Map
@@ -14,6 +14,7 @@ from snfnp.ops.group import flat
 from snfnp.rules import Exact, Relative, Rule, SelfNormalizing
 
 
+@on_cpu_backends
 def check_map(linear_map: Map, shape: Shape, **settings: Any) -> Report:
     """Check every member of a map at a random weight, in O(D³).
 
@@ -98,6 +99,7 @@ def check_map(linear_map: Map, shape: Shape, **settings: Any) -> Report:
     return case.report
 
 
+@on_cpu_backends
 def check_rule(rule: Rule, linear_map: Map, shape: Shape, **settings: Any) -> Report:
     """Check a rule where it must agree with the likelihood, differentiated numerically, in O(D³).
 

@@ -83,12 +83,20 @@ def _output_shape(layer: Any, shape: Shape) -> Shape:
         raise UsageError(
             "it learns an inverse: make it a snfnp.layers.Linear with a rule"
         )
-    outputs: dict[str, Any] = {"output_shape": layer.output_shape(shape)}
-    latent = layer.latent_shape(shape)
-    parameters = layer.parameter_shapes(shape).items()
-    sizes: dict[str, Any] = {
-        f"shape of {name}": tuple(size) for name, size in parameters
-    }
+    try:
+        outputs: dict[str, Any] = {"output_shape": layer.output_shape(shape)}
+        latent = layer.latent_shape(shape)
+        parameters = layer.parameter_shapes(shape).items()
+        sizes: dict[str, Any] = {
+            f"shape of {name}": tuple(size) for name, size in parameters
+        }
+    except SnfnpError:
+        raise
+    except Exception as error:  # of a layer of one's own
+        raise UsageError(
+            f"its shapes for samples of {shape} fail ({type(error).__name__}: {error}): "
+            "give it samples that it takes, or mend it"
+        ) from error
     if latent is not None:
         outputs["latent_shape"] = latent
     require_sizes(layer, **outputs)

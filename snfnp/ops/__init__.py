@@ -138,6 +138,11 @@ def get_ops(backend: str = "numba", tf32: bool = False) -> Ops:
     return assemble(device, groups)
 
 
+def cpu_backends() -> list[Ops]:
+    """The operations of every backend of CPUs that is installed, the reference's first."""
+    return [get_ops("numpy"), *([get_ops("numba")] if find_spec("numba") else [])]
+
+
 __all__ = [
     "BACKENDS",
     "Array",
@@ -145,5 +150,6 @@ __all__ = [
     "RandomKey",
     "Scalar",
     "Shape",
+    "cpu_backends",
     "get_ops",
 ]
