@@ -362,6 +362,16 @@ def test_the_method_runs_without_what_makes_it_fast_and_without_what_uses_it(tmp
             shutil.rmtree(package / room, ignore_errors=True)
 
 
+@pytest.mark.parametrize("option", ["--jvp-weight 0.2", "--objective variational"])
+def test_options_of_beyond_are_refused_in_a_line_without_it(option, tmp_path):
+    code = "import sys; sys.modules['snfnp.beyond'] = None; from snfnp import cli; cli.run_script()"
+    options = f"--data mnist-sample --backend numpy {option} --out".split()
+    done = python(code, "train", *options, tmp_path / "run")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: snfnp.beyond.") and "is not installed" in line
+
+
 def problems(text: str) -> list[str]:
     """The openings that are refused, of the docstrings of a module, its classes and functions."""
     nodes = (node for node in ast.walk(ast.parse(text)) if isinstance(node, DOCUMENTED))

@@ -60,7 +60,15 @@ def test_images_beside_splits_are_an_error(name, tmp_path):
         snfnp.load_dataset(str(tmp_path))
 
 
-def test_a_folder_without_training_images_is_not_walked(tmp_path, monkeypatch):
+def test_a_folder_without_images_is_not_walked_to_its_end(tmp_path, monkeypatch):
+    """A stranger's run may name any folder as its data."""
+    monkeypatch.setattr(pictures, "_MOST_OTHERS", 20)
+    for number in range(30):
+        (tmp_path / f"{number:02}" / "below").mkdir(parents=True)
+    with one_line(
+        UsageError, tmp_path, "has no images (.png, .jpg, .jpeg) among its first 30 ent"
+    ):
+        own_data(str(tmp_path))
     (tmp_path / "dev").mkdir()
     monkeypatch.setattr(os, "walk", lambda folder: pytest.fail("it was walked"))
     with one_line(UsageError, f"{tmp_path} has no folder train beside dev: add one"):

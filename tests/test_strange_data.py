@@ -124,6 +124,7 @@ MORE = "(more bytes follow than its header describes)"
 NO_ROWS = "has no rows of numbers: check the file"
 NO_TEXT = "it is not UTF-8 text: save it as UTF-8"
 NO_IMAGE = "it is not a PNG or JPEG image"
+TWICE = [("train.npy", CONTENT), ("train.npy", CONTENT), ("test.npy", CONTENT)]
 MANY = [(f"{index}.npy", header((9,))) for index in range(999)]
 FILES = {
     "nan.npy": (with_value(np.nan), "nan in row 7, column 1 (from 0); leave such rows"),
@@ -166,6 +167,10 @@ FILES = {
     "other names.npz": (
         written(np.savez, train=ROWS, b=ROWS),
         "has the arrays train, b:",
+    ),
+    "twice.npz": (
+        archive(*TWICE),
+        "has several arrays of one name: name each split once",
     ),
     "no array in.npz": (archive(("train.npy", b"hello")), "train"),
     "encrypted.npz": (encrypted(), READ),

@@ -268,6 +268,10 @@ def _archive(path: str) -> dict[str, np.ndarray]:
             message = f"{path} has the arrays {', '.join(names)[:80] or 'none'}"
             advice = "name them train, validation and test, or give a single one"
             raise UsageError(f"{message}: {advice}")
+        if len(set(names)) < len(names):
+            raise UsageError(
+                f"{path} has several arrays of one name: name each split once"
+            )
         content: Any = archive.zip
         size = sum(entry.file_size for entry in content.infolist())
         most = _memory()

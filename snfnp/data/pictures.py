@@ -20,6 +20,7 @@ _NAMES = {
     "test": ("test", "testing"),
 }
 _SPLITS = {name: split for split, names in _NAMES.items() for name in names}
+_MOST_OTHERS = 200_000  # before the first image: a stranger's run may name a whole disk as its data
 
 
 def read_folder(folder: Path, report: Callable[[str], None]) -> dict[str, np.ndarray]:
@@ -58,15 +59,23 @@ def read_folder(folder: Path, report: Callable[[str], None]) -> dict[str, np.nda
 
 def _files(folder: Path, report: Callable[[str], None]) -> Iterator[Path]:
     """The images in a folder and below it, on the same disk, in the order of their names."""
+    entries = 0
+    images = 0
     left_out = False
     others: Counter[str] = Counter()
     for parent, folders, names in os.walk(folder):
+        entries += len(names) + len(folders)
+        if not images and entries > _MOST_OTHERS:
+            message = f"{folder} has no images ({', '.join(SUFFIXES)})"
+            advice = "give a folder of images"
+            raise UsageError(f"{message} among its first {entries:,} entries: {advice}")
         walked = [name for name in folders if _is_walked(parent, name)]
         left_out |= len(walked) < len(folders)
         folders[:] = sorted(walked)
         for name in sorted(name for name in names if name[0] != "."):
             suffix = Path(name).suffix.lower()
             if suffix in SUFFIXES:
+                images += 1
                 yield Path(parent, name)
             else:
                 others[suffix or "without a suffix"] += 1

@@ -119,6 +119,10 @@ def _report_error(error: BaseException) -> int | None:
     elif isinstance(error, MemoryError):
         reason = str(error).rstrip(".") or "nothing more is known"
         line = f"out of memory ({reason}): ask for less at once, or see which other program has it"
+    elif isinstance(error, ModuleNotFoundError) and f"{error.name}.".startswith(
+        "snfnp.beyond."
+    ):
+        line = f"{error.name} is not installed: install all of snfnp, or leave the option out"
     elif isinstance(error, OSError) and _output_fails():
         _abandon_output()
         line = f"the output cannot be written ({error.strerror}): send it elsewhere"

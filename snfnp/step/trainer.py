@@ -182,7 +182,9 @@ class Trainer:
                 self.multipliers.error_factors(samples),
                 flow.first_trainable,
             )
-        errors = [result.error for result in measured.values()]
+        errors = [
+            result.error for result in measured.values() if result.error is not None
+        ]
 
         # Adam or another optimiser.
         squares = self._update(
