@@ -17,8 +17,13 @@ GREY = pixels(60, 4, 6)
 COLOUR = np.stack(GREY[:3], axis=-1)
 
 
-def test_a_folder_of_other_disks_is_refused(tmp_path, monkeypatch):
-    (tmp_path / "disk").mkdir()
+def test_a_folder_without_end_and_of_other_disks_is_refused(tmp_path, monkeypatch):
+    for index in range(9):
+        (tmp_path / f"{index}").mkdir()
+    monkeypatch.setattr(pictures, "_MOST", 8)
+    with one_line(UsageError, tmp_path, "more than 8 entries: give a folder of images"):
+        snfnp.load_dataset(str(tmp_path))
+    monkeypatch.setattr(pictures, "_MOST", 9)
     monkeypatch.setattr(os.path, "ismount", lambda path: True)
     with one_line(UsageError, tmp_path, "has no images"):
         snfnp.load_dataset(str(tmp_path))
@@ -94,11 +99,20 @@ def other_formats(folder):
         picture(folder / name, GREY[0], format="PPM")
 
 
+def frames(folder):
+    first, *others = [Image.fromarray(image) for image in GREY[:3]]
+    first.save(folder / "0.png", save_all=True, append_images=others)
+
+
 FOLDERS = "hidden folders, links to folders, and folders on other disks are left out"
 KINDS = "2 .webp, 1 without a suffix, 1 .bmp, 1 .gif, 1 .ppm, 1 .tiff"
 LEFT_OUT = {
     FOLDERS: hidden,
     f"other files are left out ({KINDS})": other_formats,
+    "of animations the first frame is taken (1)": frames,
+    "CMYK images become RGB without their colour profiles (1)": lambda folder: (
+        Image.fromarray(COLOUR).convert("CMYK").save(folder / "8.jpg")
+    ),
 }
 
 
@@ -109,7 +123,7 @@ def test_what_is_left_out_of_a_folder_is_one_line(line, tmp_path):
     LEFT_OUT[line](tmp_path)
     lines = []
     images = pictures.read_folder(tmp_path, lines.append)["train"]
-    assert lines == [f"{tmp_path}: {line}"] and len(images) == 9
+    assert lines == [f"{tmp_path}: {line}"] and len(images) == 9 + ("CMYK" in line)
     np.testing.assert_array_equal(images[1, ..., 0], GREY[1])
 
 

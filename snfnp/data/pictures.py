@@ -20,6 +20,7 @@ _NAMES = {
     "test": ("test", "testing"),
 }
 _SPLITS = {name: split for split, names in _NAMES.items() for name in names}
+_MOST = 10_000_000  # entries of a folder, which may be endless
 _MOST_OTHERS = 200_000  # before the first image: a stranger's run may name a whole disk as its data
 
 
@@ -42,7 +43,7 @@ def read_folder(folder: Path, report: Callable[[str], None]) -> dict[str, np.nda
         )
     files = list(_files(folder, report))
     if not splits:
-        return {"train": _read(folder, files)}
+        return {"train": _read(folder, files, report)}
     files_of: dict[str, list[Path]] = {name: [] for name in splits}
     for file in files:
         name = file.relative_to(folder).parts[0]
@@ -53,7 +54,8 @@ def read_folder(folder: Path, report: Callable[[str], None]) -> dict[str, np.nda
             raise UsageError(f"{message}: move them into one of these, or out of it")
         files_of[name].append(file)
     return {
-        split: _read(folder / name, files_of[name]) for name, split in splits.items()
+        split: _read(folder / name, files_of[name], report)
+        for name, split in splits.items()
     }
 
 
@@ -65,6 +67,10 @@ def _files(folder: Path, report: Callable[[str], None]) -> Iterator[Path]:
     others: Counter[str] = Counter()
     for parent, folders, names in os.walk(folder):
         entries += len(names) + len(folders)
+        if entries > _MOST:
+            raise UsageError(
+                f"{folder} has more than {_MOST:,} entries: give a folder of images"
+            )
         if not images and entries > _MOST_OTHERS:
             message = f"{folder} has no images ({', '.join(SUFFIXES)})"
             advice = "give a folder of images"
@@ -94,7 +100,7 @@ def _is_walked(parent: str, name: str) -> bool:
     return not (name.startswith(".") or os.path.islink(path) or os.path.ismount(path))
 
 
-def _read(folder: Path, files: list[Path]) -> np.ndarray:
+def _read(folder: Path, files: list[Path], report: Callable[[str], None]) -> np.ndarray:
     """Images (N, H, W, C) of one size: grey if all are, else with three channels, without
     transparency, and turned as their EXIF data say."""
     if not files:
@@ -103,9 +109,13 @@ def _read(folder: Path, files: list[Path]) -> np.ndarray:
         )
     images = np.empty(0, np.uint8)
     grey = True
+    animated = 0
+    printed = 0
     for index, file in enumerate(files):
         with readable(file), _opened(file) as image:
             grey &= image.mode in ("1", "L", "LA")
+            animated += image.format == "PNG" and getattr(image, "is_animated", False)
+            printed += image.mode == "CMYK"
             pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
         if index == 0:
             images = np.empty((len(files), *pixels.shape), np.uint8)
@@ -113,6 +123,12 @@ def _read(folder: Path, files: list[Path]) -> np.ndarray:
             message = f"{file} is {_size(pixels)}, and {files[0]} {_size(images[0])}"
             raise UsageError(f"{message}: bring the images to one size")
         images[index] = pixels
+    if animated:
+        report(f"{folder}: of animations the first frame is taken ({animated})")
+    if printed:
+        report(
+            f"{folder}: CMYK images become RGB without their colour profiles ({printed})"
+        )
     return images[..., :1].copy() if grey else images
 
 
