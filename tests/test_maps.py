@@ -7,6 +7,7 @@ map's own code.
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,7 +26,10 @@ from snfnp.errors import SingularMatrixError, UsageError
 from snfnp.flow import Flow
 from snfnp.gradcheck import as_matrix, check_map
 from snfnp.layers import Linear
+from snfnp.layers.preprocess import Standardise
+from snfnp.likelihood import Likelihood
 from snfnp.maps import Conv2d, Dense
+from snfnp.maps.condition import condition
 from snfnp.rules import Exact
 
 BATCH = 4
@@ -205,6 +209,17 @@ def test_an_ill_conditioned_matrix_is_not(ops, size):
         assert np.isfinite(gradient).all() and np.isfinite(samples).all()
 
 
+@each_size
+def test_the_condition_is_estimated(ops, size):
+    """From 8 fixed directions: within a factor of 4 for these."""
+    for smallest in (1.0, 1e-3, 1e-12):
+        for w in matrices(size, smallest):
+            exact = linalg.norm(w) * linalg.norm(1 / linalg.svd(w)[1])
+            found = condition(ops, Dense(size), w, (size,))
+            assert exact / 4 < found < 4 * exact
+    assert condition(ops, Dense(2), np.zeros((2, 2)), (2,)) == math.inf
+
+
 ORDERS = {
     "channels first": ((3, 3, 4, 4), (4, 6, 6), "of 4 channels cannot take (4, 6, 6)"),
     "a kernel of PyTorch": (
@@ -220,6 +235,36 @@ def test_the_orders_of_other_libraries_are_one_line(ops, kernel, shape, message)
     w = default_rng(0).normal(size=kernel)
     with one_line(UsageError, message):
         Conv2d((3, 3), 4).log_det(ops, w, shape)
+
+
+def test_the_condition_of_a_convolution_is_estimated(point, ops):
+    exact = linalg.norm(point.t) * linalg.norm(linalg.inv(point.t))
+    assert exact / 4 < condition(ops, point.f, point.w, point.shape) < 4 * exact
+
+
+@pytest.mark.parametrize(
+    "smallest, dtype, said",
+    [(1e-10, "float64", False), (1e-14, "float64", True), (1e-5, "float32", True)],
+)
+def test_exact_samples_of_few_digits_say_so(ops, smallest, dtype, said):
+    w = next(matrices(6, smallest))
+    flow = Flow(
+        (6,),
+        (("ill", Linear(Dense(6), Exact(), bias=False)),),
+        preprocess=Standardise(*UNIT),
+    )
+    likelihood = Likelihood(
+        ops, flow, flow.layout.pack({"ill": {"W": w}}, np.float64), dtype
+    )
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        likelihood.sample(3, exact=True)
+    lines = [str(each.message) for each in found]
+    assert len(lines) == said
+    assert all(each.filename == __file__ for each in found)
+    if said:
+        head = "exact samples have fewer than three digits, as the condition number of layer ill is"
+        assert lines[0].startswith(head)
 
 
 @pytest.mark.filterwarnings(

@@ -15,6 +15,7 @@ import snfnp
 from snfnp.cli import evaluate, train
 from snfnp.data import toy as densities
 from snfnp.errors import UsageError
+from snfnp.likelihood import Likelihood
 from snfnp.step.trainer import Trainer
 from snfnp.training import plots
 from snfnp.training.plots import Animation, View
@@ -265,3 +266,13 @@ def test_scores_are_the_log_likelihood_of_each_sample(run, folder, shell, capsys
     shell(f"evaluate {folder} --scores own.csv --batch-size 70")
     own = np.genfromtxt("own.csv", delimiter=",", names=True)["nats"]
     np.testing.assert_allclose(own, run.likelihood.log_prob(data), rtol=1e-12)
+
+
+def test_a_warning_of_exact_samples_is_one_line(folder, shell, monkeypatch, capsys):
+    monkeypatch.setattr(Likelihood, "_loss_of_digits", "exact samples have few digits")
+    for inverse, said in (
+        ("exact", "exact samples have few digits\n"),
+        ("learned", ""),
+    ):
+        shell(f"sample {folder} --out s.npy --inverse {inverse}")
+        assert capsys.readouterr().err == said

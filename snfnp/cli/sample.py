@@ -9,6 +9,7 @@ from snfnp.cli.shared import (
     check_file,
     open_run,
     run_parser,
+    warnings_in_lines,
     write_csv,
 )
 from snfnp.errors import UsageError, printable
@@ -43,7 +44,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
     run = open_run(args)
     out = _destination(run, args.out, args.inverse, args.count)
-    with busy(run.ops, "count", args.count):
+    with busy(run.ops, "count", args.count), warnings_in_lines():
         exact = args.inverse == "exact"
         samples = run.likelihood.sample(
             args.count, args.seed, args.temperature, exact, at_once=_AT_ONCE

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -18,7 +19,7 @@ import numpy as np
 
 from snfnp.data import load_dataset, load_whole
 from snfnp.data.table import is_table
-from snfnp.errors import UsageError, suggestion, within_memory
+from snfnp.errors import UsageError, printable, suggestion, within_memory
 from snfnp.files import explained, write_atomically
 from snfnp.images import fault
 from snfnp.ops import BACKENDS, Ops
@@ -114,6 +115,16 @@ def busy(ops: Ops, parameter: str, count: int) -> Iterator[None]:
     report = partial(print, file=sys.stderr)
     with within_memory(ops, parameter, count), compilations_shown(ops, report):
         yield
+
+
+@contextmanager
+def warnings_in_lines() -> Iterator[None]:
+    """Print each warning once, in a line, at the end."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for line in dict.fromkeys(printable(warning.message) for warning in caught):
+        print(line, file=sys.stderr)
 
 
 def images_of(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from snfnp import threads
-from snfnp.cli.shared import VALUES, Parser
+from snfnp.cli.shared import VALUES, Parser, warnings_in_lines
 from snfnp.errors import UsageError, flag_of, in_flags, printable
 from snfnp.images import evenly_spread
 from snfnp.training.loop import train_session
@@ -85,7 +85,7 @@ def main(argv: list[str], prog: str | None = None, **defaults: Any) -> None:
             animation = Animation(points)
         train_session(session, _show, callbacks=(animation,) if animation else ())
         # sampling compiles the kernels of inverses
-        with compilations_shown(session.ops):
+        with compilations_shown(session.ops), warnings_in_lines():
             _draw(session, animation)
 
 
