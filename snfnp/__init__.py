@@ -28,7 +28,7 @@ if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)] in ("snfnp", "-msnfn
     try:  # contextlib would be another import
         if sys.path[0] == os.getcwd() and not sys.flags.safe_path:
             del sys.path[0]
-    except FileNotFoundError:  # without a current folder there is none on the path
+    except FileNotFoundError:  # the current folder is gone, and so is no danger
         pass
 
 import re

@@ -27,7 +27,8 @@ from snfnp.errors import SnfnpError, UsageError
 
 _LONGEST_REASON = 120  # characters of what a library says
 _NO_NUMBERS = "it is no array of numbers, and Python objects are never loaded"
-_OTHER_WORDS = {  # for what NumPy says, which advises to unpickle
+# {part of a message of NumPy's: words in place of it}, since NumPy advises to unpickle
+_OTHER_WORDS = {
     "Header info length": "its header is too long for an array of numbers",
     "pickle": _NO_NUMBERS,
     "Python objects": _NO_NUMBERS,
@@ -86,7 +87,7 @@ def private_folder(name: str) -> Path | None:
     try:
         root = Path(tempfile.gettempdir(), f"snfnp-{user}")
         root.mkdir(mode=0o700, exist_ok=True)
-        status = root.lstat()  # of a link itself, which is open to others
+        status = root.lstat()  # if it is a link, this is the link's: open to others
         if status.st_uid != user or status.st_mode & 0o077:
             return None
         (root / name).mkdir(exist_ok=True)

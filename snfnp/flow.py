@@ -359,7 +359,7 @@ class Flow:
                 )
             except SnfnpError as error:
                 raise of_layer(name, error) from error
-            if isinstance(result, tuple):  # of a layer that learns its inverse
+            if isinstance(result, tuple):  # the layer learns its inverse
                 delta, measured[name] = result
             else:
                 delta = result

@@ -71,7 +71,7 @@ class Layout:
         whose parameters no gradient moves."""
         entries = []
         start = 0
-        end = 0  # of the parameters that gradients move
+        end = 0  # where the parameters end that gradients move
         for layer in sorted(shapes, key=lambda layer: layer in fixed):
             for name, shape in shapes[layer].items():
                 entries.append(Entry(layer, name, tuple(shape), start))

@@ -207,8 +207,8 @@ def describe() -> dict:
             for k in ("internal_api", "version", "architecture", "num_threads")
         }
         for pool in threadpoolctl.threadpool_info()
-        if pool["user_api"]
-        == "blas"  # not Numba's OpenMP, which appears with its first kernel
+        # not Numba's OpenMP, which appears with its first kernel
+        if pool["user_api"] == "blas"
     ]
     described = {
         "blas": pools,

@@ -62,7 +62,7 @@ def open_runs(paths: list[Path]) -> list[ComparedRun]:
     """The runs in these folders. Raises UsageError if one is no run or has no evaluation yet, or if
     they are not of the same data."""
     runs = []
-    kinds = []  # of data: their likelihoods cannot be compared unless all are the same
+    kinds = []  # the data of each run: likelihoods of the same data alone can be compared
     for path in paths:
         folder, record = RunFolder.open(path)
         metrics = folder.read_metrics()

@@ -44,7 +44,7 @@ LOADERS: dict[str, Callable[..., Dataset]] = {
     **{name: partial(toy.load, name) for name in toy.DENSITIES},
 }
 DATA_SETS = tuple(LOADERS)
-HELD_OUT = "0.1"  # of one's own data, for validation and again for the test
+HELD_OUT = "0.1"  # the share of a user's data for validation, and as much for the test
 
 
 def print_to_stderr(line: str) -> None:

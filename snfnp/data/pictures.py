@@ -149,10 +149,11 @@ def _opened(file: Path) -> Iterator[Image.Image]:
         stream.seek(0)
         try:
             image = Image.open(stream, formats=["PNG", "JPEG"])
-        except UnidentifiedImageError:  # it names the stream
+        except UnidentifiedImageError:  # whose message names no file
             raise ValueError("it is not a PNG or JPEG image") from None
         with image:
-            depth = header[24] if image.format == "PNG" else 8  # in IHDR
+            # a PNG has its bits per sample in byte 24
+            depth = header[24] if image.format == "PNG" else 8
             if image.mode[0] in "IF" or depth > 8:
                 raise ValueError("its pixels have more than 8 bits")
             yield image

@@ -192,9 +192,10 @@ def _split(
             return delimiter, first, second
     first, second = tried[","]
     decimal = ",".join(second)
-    if len(first) == 1 and _COMMA.fullmatch(decimal):  # of one column
+    # one column of numbers with decimal commas
+    if len(first) == 1 and _COMMA.fullmatch(decimal):
         return ";", first, [decimal]
-    tried.pop(" ", None)  # of a name
+    tried.pop(" ", None)  # a space is part of a name here
     delimiter = next(iter(tried))
     first, second = tried[delimiter]
     return delimiter, first, second

@@ -110,7 +110,8 @@ def fit_density(
     order = np.argsort(groups, kind="stable")
     table = table[order]
     folds = _folds(options, groups[order])
-    rows = len(table) - max(len(fold) for fold in folds)  # that a flow is trained on
+    # the number of rows that a flow is trained on
+    rows = len(table) - max(len(fold) for fold in folds)
     columns = table.shape[1]
     config = _config(options, rows, columns, seed)
     longest = 0

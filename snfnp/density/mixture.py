@@ -21,9 +21,11 @@ _MANY = 1000
 # at most _ON_ALL iterations.
 _FIRST = 20_000
 _ON_ALL = 12
-_NUMBERS = 2**18  # in an array of components by rows at a time
-_ROUNDING = 16 * np.finfo(float).eps  # of a covariance, in units of its second moments
-_TINY = 1e-300  # instead of no rows
+# numbers in an array at a time, about: rows times a row's responsibilities and features
+_NUMBERS = 2**18
+# the rounding error of a covariance, in units of its second moments
+_ROUNDING = 16 * np.finfo(float).eps
+_TINY = 1e-300  # in place of a count of 0, which is divided by
 
 
 @dataclass(frozen=True)

@@ -146,11 +146,11 @@ def drawn(
         raise ValueError(
             "sample_weight is zero for every row: give at least one row some"
         )
-    shift = rng.random()  # whatever kind the weights are
+    shift = rng.random()  # drawn for whole weights, too: later draws are the same
     order = np.lexsort(rows.T)
     counts = weights[order]
     if counts.sum() > _COUNTS or (counts != np.rint(counts)).any():
-        weights = counts / counts.max()  # whose sum is finite
+        weights = counts / counts.max()  # so that their sum is finite
         ends = np.cumsum(weights) / weights.sum() * count
         counts = np.diff(np.floor(ends + shift), prepend=0.0)
     table = rows[np.repeat(order, counts.astype(np.int64))]

@@ -114,7 +114,8 @@ def check_gradient(
         )
     typical = np.linalg.norm(gradient) / np.sqrt(gradient.size)
     worst = 0.0
-    controls = {1.01: 0.0, 0: 0.0}  # by what the gradient is multiplied by
+    # {factor: the worst error of the gradient times this factor}, which must not pass
+    controls = {1.01: 0.0, 0: 0.0}
     for index in range(directions):
         u = rng.standard_normal(x.shape)
         u /= np.linalg.norm(u)

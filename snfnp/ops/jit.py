@@ -144,10 +144,10 @@ def parallel(kernel: Callable) -> Callable[..., None]:
         exec(compile(source, inspect.getfile(kernel), "exec"), scope)
         return compiled(scope[name], no_cfunc_wrapper=True, parallel=over == "prange")
 
-    # of different names, by which the kernels on disk are found
+    # Numba finds a kernel on disk by its name: the two have different ones.
     shared = loop(kernel.__name__, "prange")
     alone = loop(f"{kernel.__name__}_alone", "range")
-    index = None  # of the first array
+    index = None  # the position of the first array among the arguments
 
     def run(tasks: int, *arguments: Any) -> None:
         nonlocal index

@@ -111,7 +111,7 @@ class Trainer:
         )
         self.state = {state.key: state.values for state in self.states if state.key}
 
-        self._noise: Any = None  # in a step's forward pass
+        self._noise: Any = None  # what adds noise in a step's forward pass
         if config.objective == "variational":
             from snfnp.beyond.training import Noise
 
@@ -278,7 +278,7 @@ class Trainer:
         if not reading.failed:
             return
         failed = reading.failed - 1
-        if math.isfinite(reading.density):  # then it is the gradient's failure
+        if math.isfinite(reading.density):  # so it was the gradient that failed
             if self.step != failed + 1:  # later steps have overwritten the gradient
                 self.scalars.set(failed, 0.0)
                 self.ascend(batch_of(batches, failed))

@@ -39,7 +39,8 @@ ROWS: tuple[tuple[str, str, dict[str, Any]], ...] = (
         {},
     ),
 )
-_DASHED = {"validation_nll_nats": "training_nll_nats"}  # in the same row
+# {figure: another one, drawn dashed in its row}
+_DASHED = {"validation_nll_nats": "training_nll_nats"}
 # 0 in records of runs that learn none
 _OF_INVERSES = ("reconstruction", "lam", "constraint")
 _DECADE = 10  # between the ends of a logarithmic axis, which else has hardly a label

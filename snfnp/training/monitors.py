@@ -20,7 +20,7 @@ from snfnp.ops import Array, Ops, RandomKey
 from snfnp.rules import Rule
 from snfnp.step.trainer import Trainer
 
-THRESHOLD = 1 / 8  # of λσ²_min, above which the update is stable near its optimum
+THRESHOLD = 1 / 8  # for λσ²_min above this the update is stable near its optimum
 _ENOUGH = 5  # rows per unknown
 _FEWEST = 200  # images: pixels of one image are correlated
 _DIRECTIONS = 8
@@ -182,7 +182,8 @@ class Monitors:
             return {}
         ops = self._ops
         lam = self._trainer.multipliers.lam
-        params = {  # in double precision, as the inputs
+        # the inputs are in double precision
+        params = {
             name: {
                 key: value.astype(np.float64, copy=False) for key, value in p.items()
             }

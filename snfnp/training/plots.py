@@ -108,8 +108,8 @@ def _extent(data: np.ndarray) -> tuple[float, float, float, float]:
     """Left, right, bottom and top of a picture of points (n, 2)."""
     low, high = np.quantile(data, (0.01, 0.99), axis=0)
     half = 0.65 * (high - low)
-    half[half == 0] = half.max() or 1.0  # of a single point, or points on a line
-    if half.max() < 4 * half.min():  # in comparable units: shapes stay as they are
+    half[half == 0] = half.max() or 1.0  # where there is one point, or a line of points
+    if half.max() < 4 * half.min():  # the units are comparable: shapes stay as they are
         half[:] = half.max()
     left, bottom = (low + high) / 2 - half
     right, top = (low + high) / 2 + half

@@ -38,7 +38,8 @@ class Gpu:
         self.launch = Launcher(self.xp)
         self.cublas = Cublas(self.xp, tf32)
         self.counters = self.xp.zeros(_COUNTERS, np.uint32)
-        self.xp.cuda.get_current_stream().synchronize()  # it is 0, whatever stream uses it first
+        # The counters are then 0, whatever stream uses them first.
+        self.xp.cuda.get_current_stream().synchronize()
         self._constants: dict = {}
 
     def __reduce__(self):

@@ -74,7 +74,7 @@ class TrainConfig(
             value = getattr(self, name)
             if name == "model" and is_code(value):
                 continue
-            if isinstance(value, np.generic):  # of a sweep over an array
+            if isinstance(value, np.generic):  # an element of an array of values to try
                 value = value.item()
             if isinstance(value, os.PathLike) and option.kind is str:
                 value = os.fspath(value)

@@ -87,7 +87,7 @@ def build(text: str) -> Flow:
         return flow
     except UsageError:
         raise
-    except Exception as error:  # of the JSON, or of a class that is given other fields
+    except Exception as error:  # the text is no JSON, or a class has other fields
         problem = (
             f"the flow cannot be built ({type(error).__name__}: {str(error)[:80]})"
         )

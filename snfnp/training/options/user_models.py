@@ -101,7 +101,7 @@ def imported(model: Any) -> Any:
         thing: Any = import_module(match[1])
         for name in match[2].split("."):
             thing = getattr(thing, name)
-    except (Exception, SystemExit) as error:  # as a program does that is imported
+    except (Exception, SystemExit) as error:  # a module may be a program, which exits
         why = f"{type(error).__name__}: {str(error)[:80]}"
         problem = f"`model` needs {model}, which cannot be imported ({why})"
         raise UsageError(f"{problem}: fix it, or set PYTHONPATH") from error
