@@ -289,14 +289,6 @@ def test_error_and_its_adjoint_are_the_matrix_and_its_transpose():
             assert_near(found, flat @ matrix.T, 1e-13)
 
 
-def test_rho_is_the_spectral_norm():
-    for f, g, w, r, shape in convolutions(default_rng(1), 0.2):
-        exact = linalg.norm(written_out(f, g, w, r, shape), 2)
-        found = contraction.rho(OPS, f, g, w, r, shape)
-        assert 0.99 * exact < found <= (1 + 1e-12) * exact
-        assert contraction.rho(OPS, f, g, w, r, shape) == found
-
-
 @pytest.mark.parametrize("rho", [1e-9, 0.5, 1.0, 3.0])
 def test_rho_of_a_large_matrix_is_from_below_and_close(rho):
     """Also where the largest gains lie close to each other: here 200 on a line."""

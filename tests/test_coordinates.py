@@ -345,24 +345,6 @@ def test_a_layer_behind_one_that_starts_from_data_gets_its_statistics_after_it()
     assert_white(trainer, 1, trainer.steps_per_epoch)
 
 
-def test_whitening_does_not_change_the_likelihood():
-    """The layer's matrix is W U, its bias b + W b_U."""
-    trainer = take_steps(make_trainer(OPS, **WHITE), range(3))
-    plain = make_trainer(OPS, **WHITE | {"coordinates": "plain"})
-    # numbers that are not learned do not count
-    assert plain.layout.count == trainer.layout.count
-    plain.p[...] = trainer.p[: plain.layout.size]
-    for k in "12":
-        white = trainer.params["whiten" + k]
-        dense = plain.params["dense" + k]
-        dense["b"] += dense["W"] @ white["b"]
-        dense["W"][...] = dense["W"] @ white["U"]
-    found, expected = (
-        each.likelihood().log_prob(images_of(trainer, 9)) for each in (trainer, plain)
-    )
-    assert_allclose(found, expected, rtol=1e-11)
-
-
 def test_steps_change_no_whitening_and_take_no_gradient_below_it(monkeypatch):
     trainer = take_steps(make_trainer(OPS, **WHITE), [0])
     before = trainer.p.copy()

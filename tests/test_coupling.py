@@ -11,7 +11,6 @@ from support.arrays import assert_near, pixels
 from support.explicit import convolve
 from support.gradients import (
     layer_backward,
-    mean_log_density,
     moved,
     peak,
     random_parameters,
@@ -166,38 +165,30 @@ def test_latents_that_do_not_fit_are_refused(ops):
 
 
 def test_likelihood_terms_keep_densities_and_volumes_apart(ops, images):
+    """A term for the density of each latent, each step of the preprocessing and each layer."""
     flow = glow()
     layout, flat = random_parameters(flow)
     params = layout.views(flat)
     likelihood = Likelihood(ops, flow, flat)
     evaluation = likelihood.evaluate(images, seed=11)
-    terms = evaluation.terms
-    rows = ("latent1 base density", "latent2 base density", "base density")
-    before = ["dequantisation", "scale", "logit"]
-    assert list(terms) == [
-        *rows[2:],
-        *rows[:2],
-        *before,
-        *(name for name, _ in flow.layers),
-    ]
     key = RandomKey(11, EVALUATION_NOISE, 0)
-    x, _ = flow.encode(ops, images, key, np.float64)
-    latents, _, _ = flow.forward(ops, params, x)
-    for row, latent in zip(rows, latents, strict=True):
-        expected = norm.logpdf(latent).sum(axis=(1, 2, 3)).mean()
-        assert_allclose(terms[row], expected, rtol=1e-12)
-    for name, layer in flow.layers:
-        x, ldj, _ = layer.forward(ops, params[name], x)
-        if name.startswith("split"):
-            assert_near(terms[name], ldj.mean(), 1e-12)
-            assert abs(ldj.mean()) > 1e-3
-        elif name in flow.latent_shapes:
-            assert terms[name] == ldj == 0
-    log_prob = likelihood.log_prob(images, seed=11)
-    assert_allclose(evaluation.nll, -log_prob.mean(), rtol=1e-13)
     x, volume = flow.encode(ops, images, key, np.float64)
-    whole = mean_log_density(ops, flow, params, x) + volume.mean()
-    assert_allclose(evaluation.nll, -whole, rtol=1e-12)
+    latents, _, _ = flow.forward(ops, params, x)
+    first, second, last = (norm.logpdf(z).sum(axis=(1, 2, 3)).mean() for z in latents)
+    expected = {"base density": last, "latent1 base density": first}
+    scale = 64 * np.log(0.9 / 256)
+    expected |= {"latent2 base density": second, "dequantisation": 0, "scale": scale}
+    expected["logit"] = volume.mean() - scale
+    for name, layer, shape in flow.with_shapes():
+        x, ldj, _ = layer.forward(ops, params[name], x)
+        log_det = layer.log_det(ops, params[name], shape) or 0.0
+        expected[name] = np.mean(ldj) + log_det
+    assert list(evaluation.terms) == list(expected)
+    assert evaluation.terms == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    assert evaluation.dimension == 64
+    total = sum(expected.values())
+    assert_allclose(evaluation.nll, -total, rtol=1e-12)
+    assert_allclose(likelihood.log_prob(images, seed=11).mean(), total, rtol=1e-12)
 
 
 def test_samples_from_an_images_latents_are_the_image(ops, images):

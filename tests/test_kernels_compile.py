@@ -12,7 +12,6 @@ import pytest
 from support import nvrtc
 
 from snfnp.ops.gpu import source
-from snfnp.ops.gpu.device import _MOST_BLOCKS
 
 pytestmark = pytest.mark.slow
 
@@ -62,18 +61,6 @@ def test_kernels_compile_and_do_not_spill(group, arch):
     usage = compiled(source.source(group), names, arch, dtypes)
     assert len(usage) == len(dtypes) * len(names)
     assert complaints(usage, arch) == []
-
-
-@pytest.mark.nvrtc
-def test_the_dense_scaling_takes_few_instructions_an_element():
-    """Of 784² elements, in the launch that they get; a quotient of 64 bits alone takes 40."""
-    once, each = nvrtc.ptx_instructions(
-        source.source("linalg"), "scaled<float>", "compute_90", source.OPTIONS
-    )
-    assert each >= 4  # a load, a product, a store and a branch
-    items = 784**2
-    threads = min(-(-(784**2) // source.THREADS), _MOST_BLOCKS) * source.THREADS
-    assert each + once * threads / items <= 20
 
 
 def test_the_compilers_options_are_cupys():

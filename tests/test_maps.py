@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from numpy import linalg
 from numpy.random import default_rng
-from numpy.testing import assert_array_equal
 from support.arrays import assert_near
 from support.explicit import convolution_matrix
 from support.messages import one_line
@@ -24,7 +23,7 @@ import snfnp.maps
 from snfnp.diagnostics import gradients
 from snfnp.errors import SingularMatrixError, UsageError
 from snfnp.flow import Flow
-from snfnp.gradcheck import as_matrix, check_map
+from snfnp.gradcheck import as_matrix
 from snfnp.layers import Linear
 from snfnp.layers.preprocess import Standardise
 from snfnp.likelihood import Likelihood
@@ -113,31 +112,10 @@ def close(found, expected):
     assert_near(found, expected, atol)
 
 
-def test_the_identity_is_one_and_a_weight_of_its_own_size_fits(point):
-    identity = point.f.identity()
-    assert point.f.weight_shape == identity.shape
-    assert_array_equal(point.explicit(identity, point.shape), np.eye(len(point.t)))
-    assert_array_equal(point.f.pad_or_crop(point.w), point.w)
-
-
 def test_apply_is_the_explicit_matrix(point, ops):
     close(as_matrix(point.f, ops, point.w, point.shape), point.t)
     rows = point.x.reshape(BATCH, -1)
     close(point.f.apply(ops, point.w, point.x).reshape(BATCH, -1), rows @ point.t.T)
-
-
-def test_every_other_member_is_what_apply_makes_it(point, ops):
-    check_map(point.f, point.shape, ops=ops)
-
-
-def test_weight_grad_writes_into_a_view_of_the_flat_buffer(point, ops):
-    flat = np.full(point.w.size + 32, 7.0)
-    view = flat[16:-16].reshape(point.w.shape)
-    point.f.weight_grad(ops, point.delta, point.x, out=view)
-    alone = np.empty_like(point.w)
-    point.f.weight_grad(ops, point.delta, point.x, out=alone)
-    close(view, alone)
-    assert_array_equal(np.delete(flat, np.s_[16:-16]), 7.0)
 
 
 def test_a_solution_is_contiguous(point, ops):

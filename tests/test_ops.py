@@ -144,20 +144,30 @@ def test_an_override_without_a_case_would_be_found(groups, monkeypatch):
     assert "linalg.log_abs_det" in calls.overridden(groups) - set(OVERRIDES)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", calls.FLOATS)
-@pytest.mark.parametrize("name", OVERRIDES)
-def test_override_matches_its_definition(name, dtype):
-    for size in calls.SIZES:
+def assert_as_defined(name, dtype, sizes):
+    for size in sizes:
         calls.assert_as_defined(NUMBA, name, OVERRIDES[name](calls.Draw(dtype, size)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_override_matches_its_definition(name):
+    """In the precision of training, also by parallel loops."""
+    assert_as_defined(name, np.float32, calls.SIZES)
+
+
+@pytest.mark.slow
+@each_kernel
+def test_override_in_double_precision_matches_its_definition(name, alone):
+    """Where bounds are tightest."""
+    assert_as_defined(name, np.float64, calls.SIZES)
 
 
 @each_kernel
 def test_a_kernel_without_its_parallel_loop_matches_its_definition(name, alone):
-    """In the quick tier: each kernel once, in the precision in which bounds are tightest. The
-    convolutions of these sizes take planes, patches and tiles."""
-    for size in [(5, 37), (300, 3), (96, 8)]:
-        calls.assert_as_defined(NUMBA, name, OVERRIDES[name](calls.Draw(float, size)))
+    """In the quick tier: each kernel once. The convolutions of these sizes take planes, patches and
+    tiles."""
+    assert_as_defined(name, np.float64, [(5, 37), (300, 3), (96, 8)])
 
 
 @pytest.mark.slow
@@ -230,18 +240,6 @@ def test_matmul_add_leaves_the_rest_of_the_flat_buffer_alone(ops):
     assert_array_equal(np.delete(flat, np.s_[16:-16]), 7.0)
 
 
-@pytest.mark.parametrize(
-    "multiple", [1, 3, np.arange(1.0, 7.0)[:, None]], ids=["1", "3", "array"]
-)
-@pytest.mark.parametrize("transposed", [False, True])
-def test_scale_into_is_the_product(ops, multiple, transposed):
-    a = default_rng(0).standard_normal((6, 6))
-    a = a.T if transposed else a
-    out = np.full((6, 6), np.nan)
-    assert ops.linalg.scale_into(out, 0.5, a, multiple) is out
-    assert_allclose(out, 0.5 * a * multiple, rtol=1e-15)
-
-
 @pytest.mark.parametrize("size", [7, 150])  # LAPACK is called in two ways
 def test_linear_algebra(ops, size):
     rng = default_rng(0)
@@ -265,13 +263,6 @@ def test_a_sum_of_squares_is_in_double_precision_over_many_blocks(ops):
     x = default_rng(0).standard_normal((3, 7, 4001)).astype(np.float32)
     wide = math.fsum((x.astype(np.float64) ** 2).ravel())
     assert ops.linalg.sum_squares(x) == pytest.approx(wide, rel=1e-6)
-
-
-def test_a_residual_is_a_difference_and_its_mean_square(ops):
-    out = np.array([[1.0, 2.0], [3.0, 4.0]])
-    x = np.array([[1.0, 0.0], [0.0, 4.0]])
-    assert float(ops.linalg.residual(out, x)) == (4.0 + 9.0) / 2
-    assert_array_equal(out, [[0.0, 2.0], [3.0, 0.0]])
 
 
 def test_a_singular_matrix_is_an_error(ops):

@@ -15,7 +15,7 @@ from support.trainers import gradient_of, make_trainer, small_config
 from test_rules import RTOL, check_flow, log_normal, two_layers
 
 from snfnp.beyond import rules as module
-from snfnp.beyond.rules import Drawn, JacobianPenalty, Variational
+from snfnp.beyond.rules import JacobianPenalty, Variational
 from snfnp.beyond.training import Noise
 from snfnp.context import BackwardContext
 from snfnp.diagnostics import gradient_angles
@@ -40,46 +40,6 @@ noisy_trainer = partial(make_trainer, **VARIATIONAL)
 @pytest.fixture
 def rng():
     return default_rng(0)
-
-
-class EveryDirection(Variational):
-    """P = D vectors ν = √D e_i: of second moments they have the mean that Gaussian ones have, and
-    with both signs of every one so do the samples' gradients, which are quadratic in ε."""
-
-    def perturb(self, ops, *, f, p, z, cache, key):
-        nu = np.sqrt(D) * np.eye(D)
-        n = np.arange(len(z))
-        signs = self.sigma * (-1.0) ** n
-        cache["noise"] = Drawn(nu, nu @ p["W"].T)
-        return z + signs[:, None] * cache["noise"].moved[n // 2 % D]
-
-
-def expected_gradients(ops, p, x):
-    """The gradients for the rows x and a Gaussian base density, averaged over all noise."""
-    layer = Linear(Dense(D), EveryDirection(SIGMA, D))
-    every = np.repeat(x, 2 * D, axis=0)  # each row with every vector and either sign
-    z, _, cache = layer.forward(ops, p, every)
-    z = layer.rule.perturb(ops, f=layer.map, p=p, z=z, cache=cache, key=KEY)
-    dx, grads, _ = layer_backward(ops, layer, p, cache, -z / len(z), lam=layer.rule.lam)
-    return grads
-
-
-def test_a_linear_map_has_lambda_and_one_more_term(ops, rng):
-    """The forward objective at λ = 1/(2σ²), the term −½‖RW‖²_F of the decoder, and −½σ²‖W‖²_F,
-    which is what noise does to the base density: E log N(z + σWε) = log N(z) − ½σ²‖W‖²_F."""
-    x, w, r = rng.standard_normal((5, D)), *rng.standard_normal((2, D, D))
-    p = {"W": w, "R": r, "b": x[0]}
-    result = expected_gradients(ops, p, x)
-    forward = Linear(Dense(D), SelfNormalizing("forward"))
-    z, _, cache = forward.forward(ops, p, x)
-    _, expected, _ = layer_backward(
-        ops, forward, p, cache, -z / len(z), lam=1 / (2 * SIGMA**2)
-    )
-    expected["W"] -= r.T @ r @ w + SIGMA**2 * w
-    expected["R"] -= r @ w @ w.T
-    for name, gradient in expected.items():
-        scale = np.abs(gradient).max()
-        assert_near(result[name], gradient, 1e-13 * scale)
 
 
 def test_noise_does_not_widen_single_precision(ops):

@@ -53,6 +53,8 @@ def standin():
 
 
 @pytest.fixture(autouse=True)
-def few_images(monkeypatch):
-    """Renewals of white coordinates from 60 images: 2000 take the stand-in longer than all else."""
+def small(monkeypatch):
+    """Renewals of white coordinates from 60 images, and a backend's first kernel on one byte: more
+    takes the stand-in longer than all else."""
     monkeypatch.setattr("snfnp.step.coordinates._IMAGES", 60)
+    monkeypatch.setattr("snfnp.ops.gpu.requirements._ROOM", 1)

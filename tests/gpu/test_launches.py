@@ -33,20 +33,6 @@ LEAST = {
 FEW = {"set_scalars", "log_density", "log_step", "conv_weight_grad_sum"}
 
 
-@pytest.fixture
-def started(monkeypatch):
-    """The launches so far: [(kernel, blocks, threads), …]."""
-    found = []
-    start = Launcher._start
-
-    def noted(self, kernel, dtype, blocks, threads, values):
-        found.append((kernel, blocks, threads))
-        start(self, kernel, dtype, blocks, threads, values)
-
-    monkeypatch.setattr(Launcher, "_start", noted)
-    return found
-
-
 def test_a_step_fills_a_large_gpu(ops, monkeypatch):
     """With fewer blocks, one of these kernels would leave it idle, at every image size. Nothing is
     computed: launches are noted."""
@@ -59,12 +45,3 @@ def test_a_step_fills_a_large_gpu(ops, monkeypatch):
     assert {name for name, _ in launched} == LEAST.keys() | FEW
     for name, blocks in launched:
         assert name in FEW or blocks >= LEAST[name], (name, blocks)
-
-
-def test_a_sum_over_all_pixels_of_one_channel_has_many_blocks(ops, started):
-    array = ops.xp.ones((IMAGES, SIDE, SIDE, 1), np.float32)
-    out = ops.xp.empty(1, np.float32)
-    ops.channels.sum(array, out=out)
-    ((name, blocks, _),) = started
-    assert float(out[0]) == array.size
-    assert name == "channel_sum" and blocks >= MULTIPROCESSORS // 2

@@ -21,11 +21,12 @@ pytestmark = pytest.mark.slow
 
 def test_a_kill_in_mid_epoch_changes_no_number(ops, tmp_path, monkeypatch):
     """Checkpoints between evaluations, the averages since the last one, the step as a graph."""
-    whole, _ = run_training(tmp_path / "whole", backend="cupy")
+    how = {"backend": "cupy", "epochs": 2}
+    whole, _ = run_training(tmp_path / "whole", **how)
     with monkeypatch.context() as patched, pytest.raises(Killed):
         at_step(patched, 8, kill)
-        run_training(tmp_path / "part", backend="cupy", checkpoint_every="2")
-    part, _ = run_training(tmp_path / "part", resume=True, backend="cupy")
+        run_training(tmp_path / "part", checkpoint_every="2", **how)
+    part, _ = run_training(tmp_path / "part", resume=True, **how)
     assert_same_run(whole.path, part.path)
 
 
@@ -64,10 +65,9 @@ def test_a_run_of_the_device_can_be_pickled(ops, tmp_path):
     assert found.ops.name == "cupy" and found.ops.device is not loaded.ops.device
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_the_pages_layer_passes_its_check(ops, dtype):
-    check_layer(own("Planar")(), shape=(4,), ops=ops, dtype=dtype)
-    check_map(own("Diagonal")(4), shape=(4,), ops=ops, dtype=dtype)
+def test_the_pages_layer_passes_its_check(ops):
+    check_layer(own("Planar")(), shape=(4,), ops=ops)
+    check_map(own("Diagonal")(4), shape=(4,), ops=ops)
 
 
 def test_the_pages_optimiser_and_rule_do_the_same_in_a_recorded_step(ops, tmp_path):
@@ -75,7 +75,7 @@ def test_the_pages_optimiser_and_rule_do_the_same_in_a_recorded_step(ops, tmp_pa
     said = []
     for graph in (True, False):
         settings = {"optimiser": own("Momentum", RULES)(), "lr": 1e-5, "graph": graph}
-        settings["report"] = said.append
+        settings |= {"report": said.append, "epochs": 1}
         runs.append(
             run_training(tmp_path / str(graph), backend="cupy", **settings)[0].path
         )
@@ -84,9 +84,9 @@ def test_the_pages_optimiser_and_rule_do_the_same_in_a_recorded_step(ops, tmp_pa
     check_rule(own("Newton", RULES)(), Dense(4), (4,), ops=ops)
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize(
     "check", ALL_CHECKS, ids=lambda check: f"{check.kind} {check.name}"
 )
-def test_every_layer_rule_and_map_passes_its_check(ops, check, dtype):
-    check.run(ops=ops, dtype=dtype)
+def test_every_layer_rule_and_map_passes_its_check(ops, check):
+    """In single precision, test_ops.py has the operations, and test_methods.py what widens it."""
+    check.run(ops=ops)

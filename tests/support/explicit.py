@@ -33,10 +33,3 @@ def convolution_matrix(w, shape):
         right = np.eye(width, k=v - columns // 2)
         t = t + np.kron(np.kron(down, right), w[h, v].T)
     return t
-
-
-def units(shape, image):
-    """T(e_i) of every element i of a kernel of this shape: (*shape, D, D) (Eq. 23)."""
-    flat = np.eye(np.prod(shape)).reshape(-1, *shape)
-    matrices = np.array([convolution_matrix(e, image) for e in flat])
-    return matrices.reshape(*shape, *matrices.shape[1:])
