@@ -39,9 +39,8 @@ class Conv2d(Map):
     exact: str = "block"
 
     def __post_init__(self):
-        require_sizes(
-            self, 2, 0, kernel=self.kernel
-        )  # 0 is refused below, as it is even
+        # a size of 0 is refused below, as it is even
+        require_sizes(self, 2, 0, kernel=self.kernel)
         require_whole(self, 1, channels=self.channels)
         if self.out_channels is not None:
             require_whole(self, 1, out_channels=self.out_channels)
