@@ -1,11 +1,8 @@
 """Measure the speed of training steps: medians, minima, floors, and ratios within one run."""
 
-import platform
 from functools import partial
 from pathlib import Path
 
-import snfnp
-from snfnp import threads
 from snfnp.cli import run_script
 from snfnp.errors import UsageError
 
@@ -22,10 +19,12 @@ product of a step alone, with its blocks and bytes"""
 def main(argv):
     # Slow imports, here because `run_script` already watches for Ctrl-C.
     from benchmarks import device, launches, models
+    from benchmarks.timing import table
 
     from snfnp.cli.shared import Parser, check_file
     from snfnp.files import write_json
     from snfnp.ops import BACKENDS, get_ops
+    from snfnp.training.runs.load import environment
 
     parser = Parser(description=__doc__)
     add = parser.add_argument
@@ -36,7 +35,7 @@ def main(argv):
         default="numba",
         help="the backend (default: numba)",
     )
-    add("--quick", action="store_true", help="fewer repeats and sizes")
+    add("--quick", action="store_true", help="fewer repeats")
     add("--json", type=Path, metavar="PATH", help="write every figure to this file")
     args = parser.parse_args(argv)
     known = GPU_PARTS if args.backend == "cupy" else CPU_PARTS
@@ -47,22 +46,9 @@ def main(argv):
         )
     if args.json:
         check_file(args.json, "json")
-    cores = len(threads.cores())
-    quick = args.quick
-    ops = get_ops(args.backend)
-    counts = sorted({1, min(2, cores)})
-    machine = {
-        "snfnp": snfnp.__version__,
-        "platform": platform.platform(),
-        "cores": cores,
-        "backend": ops.name,
-        "device": ops.device.describe(),
-        **threads.describe(),
-    }
-    print(
-        f"{machine['platform']}, {cores} cores, {ops.name} backend, {_where(machine)}\n"
-    )
-    results = {"machine": machine}
+    ops_of = partial(get_ops, args.backend)
+    results = {"machine": environment(ops_of())}
+    print(*(f"{name}: {value}" for name, value in results["machine"].items()), sep="\n")
     show = partial(print, flush=True)
 
     def save(part: str, figures) -> None:
@@ -72,29 +58,17 @@ def main(argv):
             write_json(args.json, results)
 
     for part in args.parts or known:
+        show()
         if part == "device":  # shown, and written, model by model
-            plan = device.QUICK if quick else device.Plan()
-            device.report(partial(get_ops, "cupy"), plan, show, partial(save, part))
+            plan = device.QUICK if args.quick else device.Plan()
+            device.report(ops_of, plan, show, partial(save, part))
         elif part == "launches":
-            repeats = 20 if quick else 100
-            launches.report(
-                partial(get_ops, "cupy"), show, partial(save, part), repeats=repeats
-            )
+            repeats = 20 if args.quick else 100
+            launches.report(ops_of, show, partial(save, part), repeats=repeats)
         else:
-            figures, text = models.PARTS[part](ops, counts, quick)
-            show(text + "\n")
-            save(part, figures)
-
-
-def _where(machine: dict) -> str:
-    """The hardware in words: the GPU and its libraries, or the CPU's BLAS."""
-    if gpu := machine["device"]:
-        text = "{name}, driver for CUDA {cuda_driver}, CUDA {cuda_runtime}, CuPy {cupy}"
-        return text.format(**gpu)
-    keys = ("internal_api", "version", "architecture")
-    return ", ".join(
-        " ".join(str(blas[key]) for key in keys) for blas in machine["blas"]
-    )
+            rows = models.steps(models.PARTS[part], ops_of(), args.quick)
+            show(table(rows))
+            save(part, rows)
 
 
 if __name__ == "__main__":

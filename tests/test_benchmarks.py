@@ -19,8 +19,7 @@ import compare_checkouts
 import numpy as np
 import pytest
 import reproduce
-from benchmarks import device, models, timing
-from benchmarks.device import SINGLE
+from benchmarks import models, timing
 from benchmarks.steps import make_trainer, operations
 from compare_checkouts import COLUMNS, CONFIGURATIONS, compare_runs
 from gpu.standin import run_alone
@@ -32,7 +31,6 @@ from support.arrays import pixels
 from support.operation_cases import OVERRIDES
 
 import snfnp.cli.train
-from snfnp.errors import UsageError
 from snfnp.ops import get_ops
 
 pytestmark = pytest.mark.slow
@@ -82,40 +80,15 @@ def test_a_table_shows_three_digits_or_all_before_the_point():
     assert timing.table(rows) == "a         ms  n\nx      0.123  7\nlong  12,346  -"
 
 
-def test_steps_stand_beside_their_floors():
-    """From minima: the products' rate when alone, and a copy's rate for Adam's bytes."""
-    times = {"fc": 3.0, "thin": 1.5, "both": 2.5, "copy": 0.5}
-    rows = [
-        {"step": name, "threads": count, "min ms": ms / count, "median ms": 9.0}
-        for count in (1, 2)
-        for name, ms in times.items()
-    ]
-    work = {"fc": 12 * 2 * 100.0 * 20 * 30, "thin": 6 * 2 * 100.0 * 20 * 30}
-    one, thin, two, _ = models.with_floors(rows, (100, 20, 30), work)
-    assert (one["products ms"], one["Adam ms"], one["min / floor"]) == (2.0, 0.5, 1.2)
-    assert (thin["products ms"], thin["min / floor"]) == (1.0, 1.0)
-    assert (two["products ms"], two["min / floor"]) == (1.0, 1.2)
-
-
-def test_a_backend_without_a_device_is_refused():
-    with pytest.raises(UsageError, match="no device"):
-        device.report(lambda tf32: get_ops("numpy"), device.QUICK, print, print)
-
-
-@pytest.mark.parametrize("graph, verdict", [(0.201, "MISSED"), (0.2, "reached")])
-def test_a_verdict_for_every_bar_by_the_recorded_step(graph, verdict):
-    times = {"eager": 0.1, "graph": graph}
-    rows = [
-        {"precision": SINGLE, "how": how, "median ms": ms} for how, ms in times.items()
-    ]
-    rows = [row | {"bar ms": 0.2 if row["how"] == "graph" else None} for row in rows]
-    rows += [
-        row | {"precision": device.TF32, "median ms": 0.05, "bar ms": None}
-        for row in rows
-    ]
-    assert device._verdict(rows) == [
-        f"{SINGLE}: {graph:.3f} ms, bar 0.20 ms: {verdict}"
-    ]
+def test_a_floor_is_products_at_their_rate_alone_and_adams_bytes_at_that_of_a_copy():
+    times = {"both": 2.5, "copy": 0.5, "step": 3.0}
+    timings = {name: timing.Timing(ms, 9.0) for name, ms in times.items()}
+    whole, half = (
+        models.floor(timings, (100, 20, 30), products * 2 * 100.0 * 20 * 30)
+        for products in (12, 6)
+    )
+    assert whole == {"products ms": 2.0, "Adam ms": 0.5}
+    assert half == {"products ms": 1.0, "Adam ms": 0.5}
 
 
 def test_the_benchmark_prints_and_writes_its_figures(tmp_path, monkeypatch, capsys):
@@ -136,13 +109,12 @@ def test_the_benchmark_prints_and_writes_its_figures(tmp_path, monkeypatch, caps
         "variational",
         "self-normalizing, white",
     }
-    assert {row["step"] for row in results["fc"]["steps"]} == names
-    times = (*results["fc"]["steps"], *results["fc"]["renewals"])
-    assert all(0 < row["min ms"] <= row["median ms"] for row in times)
-    assert (
-        all(row["min / floor"] > 0 for row in results["fc"]["steps"])
-        and "Adam ms" in out
-    )
+    assert {row["step"] for row in results["fc"]} == names
+    for row in results["fc"]:
+        floors = row["products ms"] + row["Adam ms"]
+        assert 0 < row["min ms"] <= row["median ms"] and floors > 0
+        assert row["min / floor"] == pytest.approx(row["min ms"] / floors)
+    assert "Adam ms" in out and f"backend: {results['machine']['backend']}" in out
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Training steps on a GPU, beside what its hardware allows, the bars, and the paper's times.
+"""Training steps on a GPU, beside what its hardware allows, and the bars.
 
 A step is measured as training runs it: images on the device, the gathering of its batch included,
 the host not waiting for the device between steps. So a burst of steps is timed as a whole (see
@@ -13,31 +13,35 @@ import numpy as np
 
 from benchmarks.steps import ADAM_BYTES, BATCH, IMAGE, make_trainer, operations
 from benchmarks.timing import Timing, measure_asynchronous, table
-from snfnp.errors import UsageError
 from snfnp.step.batches import Batches
 
 SINGLE = "float32"
 TF32 = "TF32"
-WAYS = {"eager": {"graph": False}, "graph": {}}  # to run our step
 
 
 class Case(NamedTuple):
-    """A model's self-normalizing step. bars: {precision: milliseconds} that it must reach on an
-    H100 SXM, recorded (one for PCIe has three quarters of its rate); settings: its own."""
+    """A model's self-normalizing step, by products of this precision.
+
+    bar: milliseconds that it must reach as a graph on an H100 SXM (one for PCIe has three quarters
+    of its rate); settings: other fields of its configuration.
+    """
 
     title: str
     model: str
-    bars: dict[str, float]
-    precisions: tuple[str, ...]
+    bar: float | None = None
+    precision: str = SINGLE
     settings: dict = {}
 
 
+_WHITE = {"coordinates": "white"}
 CASES = (
-    Case("FC 2 × 784", "fc", {SINGLE: 0.20}, (SINGLE, TF32)),
-    Case("FC 2 × 784, white", "fc", {}, (SINGLE,), {"coordinates": "white"}),
-    Case("conv, 9 layers", "conv", {SINGLE: 0.45}, (SINGLE,)),
-    Case("conv, 9 layers, white", "conv", {}, (SINGLE,), {"coordinates": "white"}),
-    Case("Glow 2L-16K", "glow", {SINGLE: 22.0, TF32: 12.0}, (SINGLE, TF32)),
+    Case("FC 2 × 784", "fc", 0.20),
+    Case("FC 2 × 784", "fc", None, TF32),
+    Case("FC 2 × 784, white", "fc", settings=_WHITE),
+    Case("conv, 9 layers", "conv", 0.45),
+    Case("conv, 9 layers, white", "conv", settings=_WHITE),
+    Case("Glow 2L-16K", "glow", 22.0),
+    Case("Glow 2L-16K", "glow", 12.0, TF32),
 )
 
 
@@ -71,120 +75,98 @@ QUICK = Plan(bursts=3, seconds=0.05)
 
 
 def report(ops_of: Callable, plan: Plan, show: Callable, save: Callable) -> None:
-    """Every figure of this module, model by model: as text to `show`, and all so far to `save`.
+    """Every figure of this module, case by case: as text to `show`, and all so far to `save`.
     ops_of(tf32) -> ops."""
-    first = ops_of(tf32=False)
-    if not first.asynchronous:
-        raise UsageError(f"the {first.name} backend has no device to measure")
-    precisions = [
-        p for p in (SINGLE, TF32) if any(p in case.precisions for case in plan.cases)
-    ]
-    limits = _limits({each: ops_of(tf32=each == TF32) for each in precisions}, plan)
-    results = {"device": first.device.describe()["name"], "limits": limits, "steps": []}
+    limits = _limits(ops_of, plan)
+    device = ops_of().device.describe()["name"]
+    results = {"device": device, "limits": limits, "steps": []}
     show(
-        f"limits of {results['device']}\n{table(limits['products'])}\n"
+        f"products on {device}, in TFLOP/s\n{table(limits['products'])}\n"
         f"memory: a large copy reads and writes {limits['memory'] / 1e9:.1f} GB/s\n"
         "floors: Adam's bytes at the memory's rate (what fits in the card's cache may beat it), "
         "operations of\nall products at the rate of the fastest product above\n"
     )
     for case in plan.cases:
-        rows = []
-        notes = []
-        for precision in case.precisions:
-            timed, warnings = _measure(ops_of, case, precision, plan, limits)
-            rows += timed
-            notes += [f"{precision}, {warning}" for warning in warnings]
+        rows = _measure(ops_of, case, plan, limits, show)
         results["steps"] += rows
         save(results)
-        title = f"{case.title} on {results['device']}, self-normalizing step, batch {plan.batch}"
-        show("\n".join([title, table(rows), *notes, *_verdict(rows)]) + "\n")
+        title = f"{case.title} on {device}, self-normalizing step, batch {plan.batch}"
+        show(f"{title}\n{table(rows)}\n")
 
 
-def _limits(backends: dict, plan: Plan) -> dict:
+def _limits(ops_of: Callable, plan: Plan) -> dict:
     """Bytes per second of the device's memory, by a large copy; TFLOP/s of (M, K) × (K, N)
     products by precision, and the fastest of them."""
-    ops = next(iter(backends.values()))
+    ops = ops_of()
     source = ops.xp.zeros(plan.copied, np.uint8)
     target = ops.xp.empty_like(source)
     copies = plan.time(ops, {"copy": lambda: target.__setitem__(..., source)})
     products = []
     rng = np.random.default_rng(0)
     for rows, inner, columns in plan.products:
-        products.append({"product": f"({rows}, {inner}) × ({inner}, {columns})"})
-        for precision, ops in backends.items():
-            a = ops.asarray(rng.standard_normal((rows, inner), np.float32))
-            b = ops.asarray(rng.standard_normal((inner, columns), np.float32))
-            call = partial(
-                ops.linalg.matmul, a, b, out=ops.xp.empty((rows, columns), np.float32)
-            )
+        a = ops.asarray(rng.standard_normal((rows, inner), np.float32))
+        b = ops.asarray(rng.standard_normal((inner, columns), np.float32))
+        out = ops.xp.empty((rows, columns), np.float32)
+        row = {"product": f"({rows}, {inner}) × ({inner}, {columns})"}
+        for precision in (SINGLE, TF32):
+            linalg = ops_of(tf32=precision == TF32).linalg
+            call = partial(linalg.matmul, a, b, out=out)
             fastest = plan.time(ops, {"product": call})["product"].minimum
-            products[-1][f"{precision} TFLOP/s"] = (
-                2e-9 * rows * inner * columns / fastest
-            )
-    rates = {p: max(row[f"{p} TFLOP/s"] for row in products) for p in backends}
+            row[precision] = 2e-9 * rows * inner * columns / fastest
+        products.append(row)
     return {
         "memory": 2e3 * plan.copied / copies["copy"].minimum,
-        "products": products,
-        **rates,
+        "products": products,  # in TFLOP/s
+        SINGLE: max(row[SINGLE] for row in products),
+        TF32: max(row[TF32] for row in products),
     }
 
 
-def _measure(ops_of, case: Case, precision: str, plan: Plan, limits):
-    """The rows of a model in one precision, and what its trainers report."""
+def _measure(
+    ops_of, case: Case, plan: Plan, limits: dict, show: Callable
+) -> list[dict]:
+    """The rows of a case; its trainers report to `show`."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (plan.images, *plan.shape)).astype(np.uint8)
+    tf32 = case.precision == TF32
+    ops = ops_of(tf32=tf32)
     calls = {}
     runs = []
-    notes = []
-    for how, way in WAYS.items():
-        tf32 = precision == TF32
-        ops = ops_of(tf32=tf32)
+    for mode in ("eager", "graph"):
         trainer = make_trainer(
             ops,
             case.model,
             "self-normalizing",
             plan.shape,
             plan.images,
-            partial(lambda how, text: notes.append(f"{how}: {text}"), how),
+            show,
             batch_size=plan.batch,
             tf32=tf32,
-            **way,
+            graph=mode == "graph",
             **case.settings,
         )
         batches = Batches(ops, images, trainer.config, trainer.flow.shape)
         trainer.begin(batches)
         runs.append((trainer, batches))
-        calls[how] = partial(trainer.training_step, batches)
-    timings = plan.time(trainer.ops, calls)
+        calls[mode] = partial(trainer.training_step, batches)
+    timings = plan.time(ops, calls)
     for trainer, batches in runs:  # after a failure steps do less than they should
         trainer.check(batches)
-    adam = 1e3 * ADAM_BYTES * trainer.p.size / limits["memory"]
-    products = 1e-9 * operations(trainer.flow, plan.batch) / limits[precision]
+    products = 1e-9 * operations(trainer.flow, plan.batch) / limits[case.precision]
     rows = []
-    for how, timing in timings.items():
+    for mode, timing in timings.items():
+        bar = case.bar if mode == "graph" else None
         row = {
             "step": case.title,
-            "precision": precision,
-            "how": how,
+            "precision": case.precision,
+            "how": mode,
             "min ms": timing.minimum,
             "median ms": timing.median,
             "host ms": timing.host,
-            "floor: Adam ms": adam,
+            "floor: Adam ms": 1e3 * ADAM_BYTES * trainer.p.size / limits["memory"],
             "floor: operations ms": products,
-            "bar ms": case.bars.get(precision) if how == "graph" else None,
+            "bar ms": bar,
+            "verdict": bar and ("reached" if timing.median <= bar else "MISSED"),
         }
         rows.append(row)
-    return rows, notes
-
-
-def _verdict(rows: list[dict]) -> list[str]:
-    """A line for every bar: the step reaches it or not."""
-    lines = []
-    for row in rows:
-        median = row["median ms"]
-        bar = row["bar ms"]
-        if bar:
-            verdict = "reached" if median <= bar else "MISSED"
-            times = f"{row['precision']}: {median:.3f} ms, bar {bar:.2f} ms"
-            lines.append(f"{times}: {verdict}")
-    return lines
+    return rows

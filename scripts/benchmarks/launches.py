@@ -5,15 +5,14 @@ launches of kernels that CuPy makes are counted and not timed: their time is wha
 step's.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
-
-import numpy as np
 
 from benchmarks.steps import BATCH, IMAGE, make_trainer, random_images
 from benchmarks.timing import table
-from snfnp.errors import UsageError
 from snfnp.step.batches import Repeated
 
 CASES = {
@@ -26,14 +25,16 @@ CASES = {
 
 
 class Launch(NamedTuple):
-    """One launch: the kernel's name, how to repeat it, its blocks (None: cuBLAS chooses), the bytes
-    of its arrays and the operations of a product."""
+    """A kernel, or a product, on arrays of one size: its blocks (None: cuBLAS chooses), the bytes
+    of its arrays, and the operations of a product."""
 
     name: str
-    repeat: Callable[[], object]
     blocks: int | None
     bytes: int
     operations: int = 0
+
+
+Launches = dict[Launch, list[Callable]]  # and how to repeat each
 
 
 def report(
@@ -49,25 +50,19 @@ def report(
     results = {}
     for title, (model, settings) in cases.items():
         ops = ops_of(tf32=settings.get("tf32", False))
-        if not ops.asynchronous:
-            raise UsageError(
-                f"the {ops.name} backend has no launches: give --backend cupy"
-            )
         launches = launches_of_a_step(ops, model, shape, batch, settings)
-        rows = summary(
-            launches, [microseconds(ops.xp, each.repeat, repeats) for each in launches]
-        )
-        results[title] = rows
-        total = sum(row["all µs"] for row in rows)
-        count = f"{len(launches)} launches of our own kernels and of products"
+        results[title] = summary(ops.xp, launches, repeats)
+        total = sum(row["all µs"] for row in results[title])
+        count = sum(map(len, launches.values()))
         show(
-            f"{title}, batch {batch}: {count}, {total:.0f} µs one by one\n{table(rows)}\n"
+            f"{title}, batch {batch}: {count} launches of our own kernels and of products, "
+            f"{total:.0f} µs one by one\n{table(results[title])}\n"
         )
         save(results)
 
 
-def launches_of_a_step(ops, model, shape, batch, settings) -> list[Launch]:
-    """The launches of a step after its warm-up, with their arguments."""
+def launches_of_a_step(ops, model, shape, batch, settings) -> Launches:
+    """The launches of a step after its warm-up."""
     settings = {"graph": False, "batch_size": batch} | settings
     trainer = make_trainer(ops, model, "self-normalizing", shape, **settings)
     batches = Repeated(random_images(ops, trainer))
@@ -82,25 +77,26 @@ def launches_of_a_step(ops, model, shape, batch, settings) -> list[Launch]:
 
 @contextmanager
 def noted(ops):
-    """The list of launches in this context, in their order."""
-    launches: list[Launch] = []
+    """The launches in this context."""
+    launches: Launches = defaultdict(list)
     launcher = ops.device.launch
     cublas = ops.device.cublas
     start = launcher._start
     gemm = cublas.gemm
 
     def note_kernel(kernel, dtype, blocks, threads, values):
-        arrays = [value.nbytes for value in values if isinstance(value, ops.xp.ndarray)]
-        repeat = lambda: start(kernel, dtype, blocks, threads, values)  # noqa: E731
-        launches.append(Launch(kernel, repeat, blocks, sum(arrays)))
+        size = sum(
+            value.nbytes for value in values if isinstance(value, ops.xp.ndarray)
+        )
+        repeat = partial(start, kernel, dtype, blocks, threads, values)
+        launches[Launch(kernel, blocks, size)].append(repeat)
         repeat()
 
     def note_product(a, b, out, beta=0.0):
-        repeat = lambda: gemm(a, b, out, beta)  # noqa: E731
-        size = f"({len(a)}, {a.shape[1]}) × ({a.shape[1]}, {b.shape[1]})"
-        operations = 2 * a.size * b.shape[1]
-        moved = a.nbytes + b.nbytes + out.nbytes
-        launches.append(Launch(f"product {size}", repeat, None, moved, operations))
+        name = f"product ({len(a)}, {a.shape[1]}) × ({a.shape[1]}, {b.shape[1]})"
+        size = a.nbytes + b.nbytes + out.nbytes
+        repeat = partial(gemm, a, b, out, beta)
+        launches[Launch(name, None, size, 2 * a.size * b.shape[1])].append(repeat)
         repeat()
 
     launcher._start = note_kernel
@@ -124,24 +120,21 @@ def microseconds(xp, call: Callable, repeats: int) -> float:
     return 1e3 * xp.cuda.get_elapsed_time(begin, end) / repeats
 
 
-def summary(launches: list[Launch], times: list[float]) -> list[dict]:
+def summary(xp, launches: Launches, repeats: int) -> list[dict]:
     """A row for every kernel and size, those first that take longest in all."""
-    groups: dict = {}
-    for launch, time in zip(launches, times, strict=True):
-        key = launch.name, launch.blocks, launch.bytes, launch.operations
-        groups.setdefault(key, []).append(time)
     rows = []
-    for (name, blocks, size, operations), each in groups.items():
-        mean = float(np.mean(each))
+    for launch, calls in launches.items():
+        total = sum(microseconds(xp, call, repeats) for call in calls)
+        mean = total / len(calls)
         row = {
-            "launch": name,
-            "of them": len(each),
-            "blocks": blocks,
-            "kB": size / 1e3,
+            "launch": launch.name,
+            "of them": len(calls),
+            "blocks": launch.blocks,
+            "kB": launch.bytes / 1e3,
             "µs": mean,
-            "all µs": float(np.sum(each)),
-            "GB/s": 1e-3 * size / max(mean, 1e-9),
-            "TFLOP/s": 1e-6 * operations / max(mean, 1e-9) if operations else None,
+            "all µs": total,
+            "GB/s": 1e-3 * launch.bytes / max(mean, 1e-9),
+            "TFLOP/s": 1e-6 * launch.operations / max(mean, 1e-9) or None,
         }
         rows.append(row)
     return sorted(rows, key=lambda row: -row["all µs"])
