@@ -1,11 +1,11 @@
 """Reproduce the paper's tables and figures: train missing runs, print ours beside the paper's.
 
     python scripts/reproduce.py                       # a list of what there is
-    python scripts/reproduce.py table1                # a table, its runs, and a picture
+    python scripts/reproduce.py table1                # a table, and its runs
     python scripts/reproduce.py page                  # publish --runs on the derivations' page
     python scripts/reproduce.py commands              # how the rows of that page are trained
 
-It can be stopped and started again at any time. It prints tables, and writes pictures and
+It can be stopped and started again at any time. It prints tables, and writes figures and
 results.json (the content of the tables, and how it was made) to the folder --runs.
 
     python scripts/reproduce.py table1 --rows conv-snf --epochs 1000   # one row, trained longer

@@ -1,8 +1,7 @@
 """The hours that rows take, from the milliseconds of Table 3: training steps alone, of one seed."""
 
-import textwrap
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from reproduction.rows import Row
 from reproduction.target import grid
@@ -10,7 +9,6 @@ from reproduction.times import FAMILIES
 from snfnp.training.options import TrainConfig
 
 _IMAGES = {"mnist": 50_000}  # training images of the data whose steps were timed
-_HANGING: Any = {"subsequent_indent": " " * 8, "break_on_hyphens": False}
 # options that change the time of no training step
 _WITHOUT = {"model", "gradient", "data", "lam", "track_angle"}
 
@@ -60,27 +58,12 @@ def _step(row: Row, timed: dict[str, dict]) -> tuple[float | None, int]:
     return None, steps
 
 
-def lines(rows: tuple[Row, ...], records: dict[str, dict]) -> Iterator[str]:
-    """The hours of the rows of a target, in lines of text."""
-    for cost in costs(rows, records):
-        if cost.ours:
-            words = f"{cost.time(cost.ours)} ({cost.ours} epochs)"
-        else:
-            words = "only if named by --rows"
-        if cost.paper and cost.milliseconds:
-            words += f"; {cost.time(cost.paper)} (the paper's {cost.paper:,})"
-        text = f"{', '.join(cost.names)}: {words}"
-        yield textwrap.fill(text, 98, initial_indent=" " * 4, **_HANGING)
-
-
-def table(targets: Iterable[tuple[Row, ...]], records: dict[str, dict]) -> str:
-    """The hours of the rows of all targets, in Markdown, for steps that were timed."""
+def table(costs: Iterable[Cost]) -> str:
+    """The hours of rows, in Markdown."""
     cells = [("rows", "epochs by default", "time", "the paper's epochs", "time")]
-    rows = {row.name: row for target in targets for row in target}
-    for cost in costs(rows.values(), records):
-        if cost.milliseconds:
-            paper = f"{cost.paper:,}" if cost.paper else "–"
-            ours = (str(cost.ours or "–"), cost.time(cost.ours))
-            named = ", ".join(f"`{name}`" for name in cost.names)
-            cells.append((named, *ours, paper, cost.time(cost.paper)))
+    for cost in costs:
+        names = ", ".join(f"`{name}`" for name in cost.names)
+        ours = (str(cost.ours or "–"), cost.time(cost.ours))
+        paper = f"{cost.paper:,}" if cost.paper else "–"
+        cells.append((names, *ours, paper, cost.time(cost.paper)))
     return grid(cells)

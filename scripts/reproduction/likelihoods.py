@@ -1,14 +1,8 @@
-"""Tables of likelihoods, in Markdown and as a picture; the parts of `--recipe white` in all
-combinations."""
+"""Tables of likelihoods in Markdown; the parts of `--recipe white` in all combinations."""
 
 import statistics
 from itertools import product
-from math import nan
-from pathlib import Path
 
-from drawings.style import BLUE, GREEN, laid_out, plt, save
-
-from reproduction import pictures
 from reproduction.results import finished
 from reproduction.rows import DIVERGED, NOT_GIVEN, Row, Table
 from reproduction.runs import Run, lost
@@ -60,30 +54,6 @@ class LikelihoodTable(Trained):
         title = f"Exact validation NLL in {rows[0]['unit']} while training (mean over the seeds):"
         return f"\n\n{title}\n\n{grid(table)}"
 
-    def draw(self, record: dict, path: Path) -> None:
-        lines = map(self._in_picture, record["rows"])
-        labels, ours, papers = map(list, zip(*lines, strict=True))
-        unit = record["rows"][0]["unit"]
-        figures = {"ours": ours, "the paper's": papers}
-        pictures.save_beside(path, labels, figures, f"test NLL ({unit})")
-
-    def _in_picture(self, row: dict) -> tuple:
-        """(label, ours, the paper's) of a row in a picture. The label says how long both were
-        trained, and whether ours was lost later."""
-        named = zip(self.heads, row["cells"], strict=True)
-        label = ", ".join(
-            f"λ = {cell}" if head == "λ" else cell for head, cell in named
-        )
-        label += f"\n{_epochs(row)}"
-        paper_epochs = _paper_epochs(row)
-        if paper_epochs:
-            label += f" of {paper_epochs:,} epochs"
-        else:
-            label += " epochs, the paper's not given"
-        if any(run.get("lost") for run in row["runs"]):
-            label += ", then lost"
-        return label, _mean(nlls(row)), (_paper(row), row["paper_spread"])
-
 
 def learning(row: dict) -> dict[int, float]:
     """{epoch: validation NLL}, the mean over the seeds, at the epochs that all of them have."""
@@ -92,11 +62,6 @@ def learning(row: dict) -> dict[int, float]:
     return {
         epoch: statistics.fmean(curve[epoch] for curve in curves) for epoch in epochs
     }
-
-
-def nlls(row: dict) -> list[float]:
-    """The test NLLs of the runs that did not diverge."""
-    return [run["value"] for run in finished(row)]
 
 
 def _epochs(row: dict) -> str:
@@ -115,20 +80,17 @@ def _paper_epochs(row: dict) -> int | None:
     return row["paper_epochs"] if row.get("paper_epochs_given", True) else None
 
 
-def _mean(values: list[float]) -> tuple[float | None, float | None]:
-    """Mean and standard deviation, or None for too few values."""
-    mean = statistics.fmean(values) if values else None
-    return mean, statistics.stdev(values) if values[1:] else None
-
-
 def compared(row: dict) -> tuple[str, ...]:
     """The cells of a row beside its labels: ours, seeds, epochs, the paper's, difference."""
     paper = row["paper"]
     if _paper(row) is not None:
         paper = _number(row, paper, row["paper_spread"])
-    values = nlls(row)
+    values = [run["value"] for run in finished(row)]
     runs = row["runs"]
-    ours = [_number(row, *_mean(values))] if values else []
+    ours = []
+    if values:
+        spread = statistics.stdev(values) if values[1:] else None
+        ours.append(_number(row, statistics.fmean(values), spread))
     lost_runs = []
     for run in runs:
         seed = f"seed {run['seed']}"
@@ -224,29 +186,3 @@ class Ablation(LikelihoodTable):
             nats = [compared(row)[0] if row else "not run" for row in cells]
             table.append((*values, *nats))
         return grid(table)
-
-    def draw(self, record: dict, path: Path) -> None:
-        figure, axes = plt.subplots(1, len(_MODELS), figsize=(9.5, 3.6), squeeze=False)
-        looks = {
-            ("plain", "mixture"): (BLUE, "o", "--"),
-            ("plain", "forward"): (BLUE, "s", "-"),
-            ("white", "mixture"): (GREEN, "o", "--"),
-            ("white", "forward"): (GREEN, "s", "-"),
-        }
-        schedules = _PARTS["lr_schedule"]
-        values = {tuple(row["cells"]): nlls(row) for row in record["rows"]}
-        for axis, model in zip(axes[0], _MODELS.values(), strict=True):
-            for parts, (color, marker, line) in looks.items():
-                cells = [(model, *parts, schedule) for schedule in schedules]
-                axis.plot(
-                    schedules,
-                    [next(iter(values.get(each, ())), nan) for each in cells],
-                    label=", ".join(parts),
-                    color=color,
-                    marker=marker,
-                    linestyle=line,
-                )
-            axis.set(title=model, xlabel="learning rate")
-            axis.margins(x=0.2)
-        axes[0, 0].set_ylabel("test NLL (nats)")
-        save(laid_out(figure, *axes[0]), path)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from reproduction import hours, results
-from reproduction.facts import by_seed, facts, paired
+from reproduction.facts import by_seed, facts
 from reproduction.figures import Figure2, Figure3, Figure5
 from reproduction.likelihoods import Ablation, LikelihoodTable, compared
 from reproduction.results import finished
@@ -50,33 +50,29 @@ def committed() -> dict[str, dict]:
     return results.read(FOLDER / results.NAME)
 
 
-def gaps(records: dict[str, dict]) -> list[tuple[str, float, str, str]]:
-    """(model, ours, of what, the paper's) of Table 1: NLL of SNF minus that of the exact gradient,
-    over the seeds of both: of the test images if both were trained as long, else of the validation
-    images at the last epoch that both have."""
+def gaps(records: dict[str, dict]) -> dict[str, str]:
+    """{model: NLL of SNF minus that of the exact gradient, on the test images, over the seeds of
+    both; and the paper's}, of Table 1's pairs that were trained as long."""
     rows = {row["name"]: row for row in records.get("table1", {}).get("rows", [])}
-    differences = []
+    differences = {}
     for model, *names in _PAIRS:
         if not rows.keys() >= set(names):
             continue
         snf, exact = (rows[name] for name in names)
-        seeds = {run["seed"] for run in snf["runs"]}
-        seeds &= {run["seed"] for run in exact["runs"]}
-        runs = [run for row in (snf, exact) for run in finished(row)]
-        epochs = {run["epochs"] for run in runs if run["seed"] in seeds}
-        tests = by_seed(snf, exact)
-        curve = paired(snf, exact)
-        if tests and len(epochs) == 1:
-            nats = statistics.fmean(tests)
-            of = f"test, {epochs.pop():,} epochs"
-        elif curve:
-            nats = curve[max(curve)]
-            of = f"validation, epoch {max(curve):,}"
-        else:
-            continue
-        of += f", seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}"
-        paper = f"{snf['paper'] - exact['paper']:+.1f} ({snf['paper_epochs']:,} epochs)"
-        differences.append((model, nats, of, paper))
+        nats = by_seed(snf, exact)
+        epochs = {
+            run["epochs"]
+            for row in (snf, exact)
+            for run in finished(row)
+            if run["seed"] in nats
+        }
+        if len(epochs) == 1:
+            seeds = ", ".join(map(str, nats))
+            differences[model] = (
+                f"{statistics.fmean(nats.values()):+.1f} nats (test, {epochs.pop():,} epochs, "
+                f"seed{'s' * bool(nats.keys() - {min(nats)})} {seeds}); in the paper "
+                f"{snf['paper'] - exact['paper']:+.1f} ({snf['paper_epochs']:,} epochs)"
+            )
     return differences
 
 
@@ -98,7 +94,9 @@ def page(records: dict[str, dict]) -> str:
                 f"python scripts/reproduce.py {name}{' --rows …' * bool(is_named)}"
             )
             parts.append(f"Not run here: `{command}` does it.\n\n")
-    table = hours.table((target.rows for target in TARGETS.values()), records)
+    rows = {row.name: row for target in TARGETS.values() for row in target.rows}
+    costs = hours.costs(rows.values(), records)
+    table = hours.table(cost for cost in costs if cost.milliseconds)
     measured = measured_on(records.get("table3"))
     parts.append(_filled(texts["end"], {"hours": table, "measured": measured}))
     return "".join(parts)
@@ -121,9 +119,12 @@ def listing() -> str:
     for name, target in TARGETS.items():
         seeds = getattr(target, "seeds", 1)
         times = f" ({seeds} seeds of each row)" if seeds > 1 else ""
-        parts += [f"{name}: {target.title}{times}", *hours.lines(target.rows, records)]
+        parts.append(f"{name}: {target.title}{times}")
+        if target.rows:
+            parts.append(f"\n{hours.table(hours.costs(target.rows, records))}\n")
     where = measured_on(records.get("table3"))
-    parts += [f"Times are of one seed, training steps alone: {where} (Table 3)."]
+    parts.append(f"Times are of one seed, training steps alone: {where} (Table 3).")
+    parts.append("Rows without epochs of ours are trained only if --rows names them.")
     return "\n".join(parts)
 
 
@@ -158,29 +159,23 @@ def _filled(text: str, facts: dict[str, str]) -> str:
 def _head(records: dict[str, dict]) -> dict[str, str]:
     """The figures in the head of the page."""
     rows = records.get("table1", {}).get("rows", [])
-    facts = {"gaps": ""}
     as_long = []
     for row in rows:
         nats, *_, paper, difference = compared(row)
         if re.fullmatch(r"[+-][\d.]+", difference):  # without a remark
             as_long.append(f"{row['cells'][0]} {nats} nats, the paper's {paper}")
     seeds = sorted({len(row["runs"]) for row in rows}) or [0]
-    facts["long"] = "; ".join(as_long) or "none"
-    facts["count"] = f"{len(as_long)} of {len(rows)}"
-    facts["seeds"] = f"{seeds[0]} to {seeds[-1]}"
-    for model, nats, of, paper in gaps(records):
-        facts[model[:2].lower()] = f"{nats:+.1f} nats ({of}), in the paper {paper}"
-        facts["gaps"] += (
-            f"\n{model}: SNF minus exact {nats:+.1f} nats ({of}); in the paper {paper}"
-        )
-    for row in records.get("table3", {}).get("rows", []):
-        if row["label"] == "Self Normalizing FC 2-Layer":
-            ours = row["batch"]["of_exact"]
-            paper = row["batch"]["paper_of_exact"]
-            facts["share"] = (
-                f"{ours:.2f} of the exact gradient's time, in the paper {paper:.2f}"
-            )
-    return facts
+    differences = gaps(records)
+    return {
+        "long": "; ".join(as_long) or "none",
+        "count": f"{len(as_long)} of {len(rows)}",
+        "seeds": f"{seeds[0]} to {seeds[-1]}",
+        "gaps": "".join(
+            f"\n{model}: SNF minus exact {gap}" for model, gap in differences.items()
+        ),
+        "fc_gap": differences.get("FC 2-layer", "not run"),
+        "conv_gap": differences.get("Conv. 9-layer", "not run"),
+    }
 
 
 def _shown(name: str, record: dict) -> dict[str, str]:
@@ -239,15 +234,15 @@ def publish(folder: Path) -> list[Path]:
             target.draw(new[name], path)
         else:
             shutil.copyfile(folder / f"{name}{target.suffix}", path)
-        written.append(path)
+        if path.exists():
+            written.append(path)
     results.write(FOLDER / results.NAME, new, TARGETS)
     files.write_atomically(FOLDER / NAME, page(committed()).encode())
     return written
 
 
 def _commands(name: str, record: dict) -> list[str]:
-    """The commands that make a record's runs, one for all rows of the same length and seeds: each a
-    block of code, on several lines if it is long."""
+    """The commands that make a record's runs, one for all rows of the same length and seeds."""
     alike = defaultdict(list)
     for row in record["rows"] if TARGETS[name].rows else ():
         seeds_of = defaultdict(list)
@@ -266,11 +261,7 @@ def _commands(name: str, record: dict) -> list[str]:
         if len(rows) < len(TARGETS[name].rows):
             options += f" --rows {' '.join(rows)}"
         commands.append(command + options)
-    wrapped = [
-        textwrap.wrap(each, 98, subsequent_indent=" " * 8, break_on_hyphens=False)
-        for each in commands or [command]
-    ]
-    return list(map(" \\\n".join, wrapped))
+    return commands or [command]
 
 
 def picture_of(name: str) -> str:

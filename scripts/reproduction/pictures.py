@@ -2,43 +2,7 @@
 
 from pathlib import Path
 
-from drawings.style import BLUE, GREEN, INK, ORANGE, laid_out, plt, save
-
-
-def save_beside(
-    path: Path, labels: list[str], series: dict[str, list[tuple]], axis_label: str
-) -> None:
-    """A row for each label, with a point and its deviation (or None) of each series."""
-    figure, axis = plt.subplots(figsize=(6.5, 1.2 + 0.45 * len(labels)))
-    rows = range(len(labels))
-    looks = ((BLUE, "o", -0.12), (ORANGE, "s", 0.12))
-    for (name, figures), (color, marker, offset) in zip(
-        series.items(), looks, strict=True
-    ):
-        known = [
-            (row + offset, mean, deviation)
-            for row, (mean, deviation) in zip(rows, figures, strict=True)
-            if mean
-        ]
-        y, means, deviations = zip(*known, strict=True) if known else ((), (), ())
-        axis.errorbar(
-            means,
-            y,
-            xerr=[each or 0.0 for each in deviations],
-            fmt=marker,
-            color=color,
-            markersize=5,
-            linewidth=1.3,
-            label=name,
-        )
-    axis.set_yticks(rows, labels)
-    axis.set_ylim(len(labels) - 0.5, -0.5)  # the first row above
-    axis.set_xlabel(axis_label)
-    axis.grid(axis="x")
-    axis.legend(
-        loc="lower right", bbox_to_anchor=(1, 1), ncols=len(series), labelcolor=INK
-    )
-    save(figure, path)
+from drawings.style import BLUE, GREEN, ORANGE, laid_out, plt, save
 
 
 def save_angles(

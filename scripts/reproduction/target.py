@@ -32,7 +32,8 @@ class Target:
 
         collect(command, runs, outcomes)    its record, {"rows": [...], ...}
         show(record)                        its table in Markdown
-        draw(record, path)                  its picture in the derivations' style, if it has one
+
+    A figure also defines `draw`.
     """
 
     title: str
@@ -43,6 +44,9 @@ class Target:
     def plan(self, command: Command) -> list[Run]:
         """The runs that it needs and whose images are there."""
         return []
+
+    def draw(self, record: dict, path: Path) -> None:
+        """Write its picture, in the derivations' style, if there is anything to draw."""
 
 
 class Trained(Target):

@@ -117,17 +117,6 @@ class Table3(Target):
             )
         return grid(table)
 
-    def draw(self, record: dict, path: Path) -> None:
-        keys = {"ours": "of_exact", "the paper's": "paper_of_exact"}
-        rows = record["rows"]
-        labels = [f"{row['label']}, {row['data']}" for row in rows]
-        series = {
-            name: [(row["batch"].get(own), None) for row in rows]
-            for name, own in keys.items()
-        }
-        what = "time of a training step / that with the exact gradient"
-        pictures.save_beside(path, labels, series, what)
-
 
 def _cells(times: dict) -> list[str]:
     ours = share = paper = paper_share = "–"
