@@ -27,14 +27,9 @@ from snfnp.ops import DEFINITIONS
 from snfnp.rules import Rule, SelfNormalizing
 
 ROOT = Path(__file__).parents[1]
-# From the top down. A module imports what stands on lower floors, or belongs to itself. Of `beyond`
-# each file has a floor, as they are imported on demand.
-FLOORS = """scripts __main__ / cli density / training / step / beyond.training
-/ step.update / step.batches / step.settings
-/ likelihood diagnostics gradcheck models data / flow / layers beyond.rules
-/ rules beyond / maps context parameters processes / ops __init__ / images / files
-/ errors threads"""
-FLOORS = tuple(set(floor.split()) for floor in FLOORS.split("/"))
+# From the top down. A module imports what stands on lower floors, or belongs to itself.
+FLOORS = (ROOT / "snfnp/architecture.md").read_text("utf-8").split("```")[1]
+FLOORS = tuple(set(floor.split()) for floor in FLOORS.splitlines()[1:])
 # Outside ops, what may know of a backend's libraries, and why.
 KNOW_NUMBA = {
     "snfnp/threads.py": "makes the idle threads of Numba's pool sleep",

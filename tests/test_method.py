@@ -10,7 +10,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from drawings import FIGURES, diagrams, training
+from drawings import FIGURES, training
 from drawings.style import save
 from method import MEASURED, NOTEBOOKS, PAGE, files, kept, notebook
 from numpy.testing import assert_allclose
@@ -322,11 +322,3 @@ def test_what_moves_does_so_with_the_same_strokes_and_ends_as_what_stands_still(
             and at == sorted(set(at))
         )
         assert about.get("repeatCount").isdigit(), "it has to come to rest"
-
-
-def test_the_picture_of_the_floors_is_up_to_date():
-    """With what `FLOORS` of tests/test_architecture.py says now."""
-    svg = (FOLDER / "floors.svg").read_text("utf-8")
-    names = [name for floor in diagrams._floor_names() for name in floor]
-    assert re.findall("<!-- (.*?) -->", svg) == [*names, "imports"]
-    assert {"training", "rules", "ops"} <= set(names)

@@ -1,7 +1,4 @@
-"""Diagrams: the self-normalizing layer (Fig. 1 of the paper), Glow, the floors of the package."""
-
-import re
-from pathlib import Path
+"""Diagrams: the self-normalizing layer (Fig. 1 of the paper), and Glow."""
 
 from drawings.style import (
     BLUE,
@@ -15,13 +12,6 @@ from drawings.style import (
     canvas,
     write,
 )
-
-_TEST = Path(__file__).parents[2] / "tests" / "test_architecture.py"
-# Inches.
-_HEIGHT = 0.42
-_GAP = 0.16
-_SIDE = 0.5
-_LETTER = 0.088
 
 
 def framework():
@@ -147,43 +137,4 @@ def multi_scale():
         r"$\log p(x) = \sum_l \log N(z_l; 0, I) + $ the log-determinants on the way"
     )
     write(axis, 3.8, 0.14, density)
-    return figure
-
-
-def _floor_names() -> list[list[str]]:
-    """The names on each floor, from the roof down."""
-    (floors,) = re.findall(
-        'FLOORS = """(.*?)"""', _TEST.read_text(encoding="utf-8"), re.DOTALL
-    )
-    return [sorted(re.findall(r"\b[a-z][\w.]*", names)) for names in floors.split("/")]
-
-
-def floors():
-    """A row of boxes for each floor; what is in one imports from the rows below it."""
-    drawn = _floor_names()
-    widths = [[_LETTER * len(name) + 0.3 for name in names] for names in drawn]
-    lines = [sum(row) + _GAP * (len(row) - 1) for row in widths]
-    width = max(lines) + 2 * _SIDE
-    height = len(drawn) * (_HEIGHT + _GAP) + _GAP
-    figure, axis = canvas(width, height)
-    colors = (INK, ORANGE, PURPLE, BLUE, GREEN)
-    for floor, (names, row, line) in enumerate(zip(drawn, widths, lines, strict=True)):
-        x = (width - line) / 2
-        y = height - _GAP - floor * (_HEIGHT + _GAP) - _HEIGHT / 2
-        for name, size in zip(names, row, strict=True):
-            box(
-                axis,
-                x + size / 2,
-                y,
-                size,
-                _HEIGHT,
-                name,
-                colors[floor % len(colors)],
-                9,
-            )
-            x += size + _GAP
-    arrow(axis, (0.2, height - _GAP), (0.2, _GAP), color=INK)
-    axis.text(
-        0.08, height / 2, "imports", rotation=90, ha="center", va="center", fontsize=8
-    )
     return figure
