@@ -1,21 +1,17 @@
 """Train a few steps in two checkouts with the same seed and compare every number they write.
 
 Every preset, gradient rule and option that enters the arithmetic runs in this checkout and in
-another one, by their own command lines only, on some images of the sample of MNIST that ships, and
-these are compared:
+another one, by their own command lines only, on some images of the sample of MNIST that ships.
+Compared are the arrays of the best and the last checkpoint (Adam's moments contain the gradients),
+the checkpoints' step, λ and seed, metrics.jsonl and summary.json, the numbers that `snfnp evaluate`
+and `snfnp angle` print, and the picture of samples through the learned and the exact inverses.
 
-parameters, Adam m, Adam v   of the best and the last checkpoint; the moments contain the gradients
-metrics                      metrics.jsonl, summary.json and the checkpoints' step, λ and seed
-reports                      the numbers that `snfnp evaluate` and `snfnp angle` print
-samples                      the picture of samples through the learned and the exact inverses
-
-"=" is bit-equal. Otherwise a cell holds the largest difference, relative to the largest entry of
-the array (of the number, in metrics and reports); "inf" is a shape or a name that differs; the exit
-status is 1.
+A row has the largest difference, "=" if all is bit-equal: relative to the largest entry of an array
+(of a number), and "inf" for a shape or a name that differs. The arrays that differ most follow;
+the exit status is then 1.
 """
 
 import argparse
-import gzip
 import json
 import math
 import os
@@ -32,15 +28,9 @@ import numpy as np
 from PIL import Image
 from safetensors import safe_open
 
+from snfnp.data import load_dataset
+
 ROOT = Path(__file__).resolve().parents[1]
-COLUMNS = ("parameters", "Adam m", "Adam v", "metrics", "reports", "samples")
-# "state": what controllers and running sums keep from step to step.
-_ROLES = {
-    "parameter": "parameters",
-    "state": "parameters",
-    "adam_m": "Adam m",
-    "adam_v": "Adam v",
-}
 # Figures that depend on the clock.
 _TIMED = {"seconds", "samples_per_second", "training_seconds", "milliseconds_per_step"}
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
@@ -152,7 +142,6 @@ def main(argv: list[str]) -> int:
             parser.error(f"in {checkout} the package comes from {package}")
 
     print(f"this checkout {ROOT}\nother checkout {checkouts[1]}\n")
-    print(f"{_row('', '', COLUMNS)}  seconds")
     cases = [(name, backend) for name in chosen for backend in args.backend.split(",")]
     same = {case: _compare(*case, checkouts) for case in cases}
     different = [
@@ -177,6 +166,7 @@ def choose(only: str) -> list[str]:
 def _compare(name: str, backend: str, checkouts) -> bool:
     """Run one configuration in both checkouts, and print its row; True if nothing differs."""
     start = time.perf_counter()
+    row = f"{name:<26}{backend:<6}"
     with tempfile.TemporaryDirectory() as temporary:
         this = Path(temporary, "this")
         other = Path(temporary, "other")
@@ -185,25 +175,16 @@ def _compare(name: str, backend: str, checkouts) -> bool:
             _train(checkouts[1], name, backend, other)
             _train(checkouts[0], name, backend, this, other / "begun")
         except FailedError as error:
-            print(f"{_row(name, backend, ())} failed: {error}", flush=True)
+            print(f"{row} failed: {error}", flush=True)
             return False
         differences = compare_runs(this, other)
-    worst = {
-        column: max(each.values(), default=0.0) for column, each in differences.items()
-    }
-    cells = ["=" if value == 0 else f"{value:.1e}" for value in worst.values()]
-    print(
-        f"{_row(name, backend, cells)}  {time.perf_counter() - start:7.1f}", flush=True
-    )
-    for column, value in worst.items():
-        if value:
-            name = max(differences[column], key=differences[column].get)
-            print(f"    {column}: {value:.1e} in {name}", flush=True)
-    return not any(worst.values())
-
-
-def _row(name: str, backend: str, cells) -> str:
-    return f"{name:<26}{backend:<6}" + "".join(cell.rjust(12) for cell in cells)
+    differing = {name: each for name, each in differences.items() if each}
+    worst = max(differing.values(), default=0.0)
+    seconds = f"{time.perf_counter() - start:.1f} s"
+    print(f"{row} {f'{worst:.1e}' if worst else '=':>8} {seconds:>8}", flush=True)
+    for array in sorted(differing, key=differing.get, reverse=True)[:5]:
+        print(f"    {differing[array]:.1e} in {array}", flush=True)
+    return not differing
 
 
 def _train(
@@ -257,26 +238,19 @@ def _python(checkout: Path, code: str, *arguments: str) -> str:
 
 def _write_images(path: Path) -> None:
     """A file of some images of the sample, in its splits."""
-    splits = {}
-    for split, every in _EVERY.items():
-        with gzip.open(
-            ROOT / f"snfnp/data/sample/{split}-images.idx3-ubyte.gz"
-        ) as file:
-            images = np.frombuffer(file.read(), np.uint8, offset=16)
-        splits[split] = images.reshape(-1, 28, 28)[::every]
-    np.savez(path, **splits)
+    sample = load_dataset("mnist-sample")
+    every = {
+        split: getattr(sample, split)[::step, ..., 0] for split, step in _EVERY.items()
+    }
+    np.savez(path, **every)
 
 
-def compare_runs(this: Path, other: Path) -> dict[str, dict[str, float]]:
-    """{column: {array, metric or report: its difference, 0.0 only if every bit is the same}}."""
+def compare_runs(this: Path, other: Path) -> dict[str, float]:
+    """{array, metric or report: its difference, 0.0 only if every bit is the same}."""
     ours = _read(this)
     theirs = _read(other)
     return {
-        column: {
-            name: difference(ours[column].get(name), theirs[column].get(name))
-            for name in ours[column] | theirs[column]
-        }
-        for column in COLUMNS
+        name: difference(ours.get(name), theirs.get(name)) for name in ours | theirs
     }
 
 
@@ -303,34 +277,29 @@ def difference(ours: np.ndarray | None, theirs: np.ndarray | None) -> float:
     return max(largest, math.ulp(0.0)) if math.isfinite(largest) else math.inf
 
 
-def _read(folder: Path) -> dict[str, dict[str, np.ndarray]]:
-    """{column: {name: array}} of a finished run "run" and the reports on it, *.txt."""
-    arrays: dict[str, dict[str, np.ndarray]] = {column: {} for column in COLUMNS}
+def _read(folder: Path) -> dict[str, np.ndarray]:
+    """{name: array} of a finished run "run" and the reports on it, *.txt."""
+    run = folder / "run"
+    arrays = {}
     for checkpoint in ("best.safetensors", "last.safetensors"):
-        with safe_open(folder / "run" / checkpoint, framework="numpy") as file:
+        with safe_open(run / checkpoint, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118
-                column = _ROLES[name.partition(".")[0]]
-                arrays[column][f"{checkpoint} {name}"] = file.get_tensor(name)
+                arrays[f"{checkpoint} {name}"] = file.get_tensor(name)
             header = file.metadata()
         config = json.loads(header["record"])["config"]
-        numbers = {"step": header["step"], "lam": config["lam"], "seed": config["seed"]}
-        for name, value in numbers.items():
-            arrays["metrics"][f"{checkpoint} {name}"] = np.array(float(value))
-    metrics, summary = (
-        (folder / "run" / name).read_text(encoding="utf-8")
-        for name in ("metrics.jsonl", "summary.json")
-    )
-    for index, text in enumerate([*metrics.splitlines(), summary]):
+        numbers = [header["step"], config["lam"], config["seed"]]
+        arrays[f"{checkpoint} step, λ, seed"] = np.array(numbers, float)
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines.append((run / "summary.json").read_text(encoding="utf-8"))
+    for index, text in enumerate(lines, start=1):
         for name, value in flat(json.loads(text)):
             if name.rpartition(" ")[2] not in _TIMED:
-                arrays["metrics"][f"{index} {name}"] = np.array(value)
+                arrays[f"record {index} {name}"] = np.array(value)
     for path in folder.glob("*.txt"):
         numbers = _NUMBER.findall(path.read_text(encoding="utf-8"))
-        arrays["reports"][path.name] = np.array(
-            [float(text.replace(",", "")) for text in numbers]
-        )
-    with Image.open(folder / "run" / "samples.png") as image:
-        arrays["samples"]["samples.png"] = np.asarray(image)
+        arrays[path.name] = np.array([float(text.replace(",", "")) for text in numbers])
+    with Image.open(run / "samples.png") as image:
+        arrays["samples.png"] = np.asarray(image)
     return arrays
 
 
