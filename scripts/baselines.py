@@ -18,7 +18,6 @@ import argparse
 import itertools
 import json
 import os
-import time
 import warnings
 from collections import defaultdict
 from pathlib import Path
@@ -106,28 +105,22 @@ def truth(name: str, x: np.ndarray) -> np.ndarray:
 def pinwheel(z: np.ndarray) -> np.ndarray:
     """The log-density of a pinwheel at 2z, (N,).
 
-    a (before the bend) solves Re(z e^{-i angle(a)}) = a; it is bisected between points of a grid.
+    a (before the bend) solves Re(z e^{-i angle(a)}) = a, linearly between points of a grid.
     """
     grid = np.linspace(-1, 3.5, 3001)
     total = np.full(len(z), -np.inf)
     for arm in range(5):
-
-        def back(a: np.ndarray, z: np.ndarray, arm: int = arm) -> np.ndarray:
-            return z * np.exp(-1j * (2 * np.pi / 5 * arm + 0.25 * np.exp(a)))
-
-        excess = back(grid, z[:, np.newaxis]).real - grid
+        turn = np.exp(-1j * (2 * np.pi / 5 * arm + 0.25 * np.exp(grid)))
+        back = z[:, np.newaxis] * turn
+        excess = back.real - grid
         row, index = np.nonzero(np.diff(np.sign(excess), axis=1))
-        low = grid[index]
-        high = grid[index + 1]
-        sign = np.sign(excess[row, index])
-        for _ in range(45):
-            middle = (low + high) / 2
-            same = np.sign(back(middle, z[row]).real - middle) == sign
-            low = np.where(same, middle, low)
-            high = np.where(same, high, middle)
-        b = back(low, z[row]).imag
-        log_p = -((low - 1) ** 2) / 0.18 - 50 * b**2 - np.log(2 * np.pi * 0.03 * 20)
-        np.logaddexp.at(total, row, log_p - np.log(abs(1 - 0.25 * np.exp(low) * b)))
+        before = excess[row, index]
+        share = before / (before - excess[row, index + 1])
+        a = grid[index] + share * (grid[1] - grid[0])
+        b = back.imag[row, index]
+        b = b + share * (back.imag[row, index + 1] - b)
+        log_p = -((a - 1) ** 2) / 0.18 - 50 * b**2 - np.log(2 * np.pi * 0.03 * 20)
+        np.logaddexp.at(total, row, log_p - np.log(abs(1 - 0.25 * np.exp(a) * b)))
     return total
 
 
@@ -274,15 +267,6 @@ METHODS = {"flow": flow, "ours, mixtures": mixtures_alone, "mixture": gaussian_m
 METHODS |= {"kernels": kernel_density, "NSF": spline_flow}
 
 
-def search_seconds(processes: int) -> float:
-    """The wall-clock time of a grid search with so many processes, kernels ready."""
-    density = snfnp.FlowDensity(random_state=0)
-    search = GridSearchCV(density, {"noise": [0.0, 0.1]}, cv=2, n_jobs=processes)
-    start = time.perf_counter()
-    search.fit(toy.draw("moons", 400, 1))
-    return time.perf_counter() - start
-
-
 def results(file: Path) -> dict:
     """{case: {method: {split: record}}} of a file of results."""
     records = defaultdict(lambda: defaultdict(dict))
@@ -361,12 +345,7 @@ def main() -> None:
     parser.add_argument(
         "--summary", action="store_true", help="only print the means of a file"
     )
-    parser.add_argument("--search", action="store_true", help="only time grid searches")
     args = parser.parse_args()
-    if args.search:
-        return print(
-            *(f"{n}: {search_seconds(n):.1f} s" for n in (1, 2, 1, 2)), sep=", "
-        )
     if args.summary:
         return print(*map(json.dumps, summary(args.results)), sep=",\n")
     cases = LARGE if args.large else args.cases
