@@ -11,6 +11,7 @@ from drawings.style import (
     ORANGE,
     PURPLE,
     RED,
+    THIN,
     arrow,
     box,
     canvas,
@@ -69,21 +70,21 @@ def stretching():
     axis.plot(
         x, 1.4 * np.exp(-0.5 * z**2 + log_slope) / math.sqrt(2 * math.pi), color=BLUE
     )
-    axis.text(-4.4, 0.65, "$p(x) = p_Z(f(x)) \\cdot f'(x)$", color=BLUE, fontsize=10)
+    axis.text(-4.4, 0.65, "$p(x) = p_Z(f(x)) \\cdot f'(x)$", color=BLUE)
     noise = np.linspace(-3, 3, 300)
     top = 3.4
     axis.plot(
         noise, top + 2.2 * np.exp(-0.5 * noise**2) / math.sqrt(2 * math.pi), color=GREEN
     )
-    axis.text(-4.4, top + 0.35, "$p_Z(z)$", color=GREEN, fontsize=10)
+    axis.text(-4.4, top + 0.35, "$p_Z(z)$", color=GREEN)
     for level in (0, top):
-        axis.plot([-4.5, 3], [level, level], color=INK, linewidth=1)
+        axis.plot([-4.5, 3], [level, level], **THIN)
     quantiles = np.array([0.126, 0.385, 0.674, 1.036, 1.645])
     quantiles = np.concatenate([-quantiles[::-1], quantiles])
     at = np.interp(quantiles, z, x)
     for low, high in zip(at, quantiles, strict=True):
-        axis.plot([low, high], [0.02, top], color=INK, linewidth=0.8, alpha=0.8)
-    axis.text(2.3, 1.7, "$z = f(x)$", fontsize=10)
+        axis.plot([low, high], [0.02, top], **THIN)
+    axis.text(2.3, 1.7, "$z = f(x)$")
     axis.text(3.05, top, "$z$", va="center")
     axis.text(3.05, 0, "$x$", va="center")
     axis.axis("off")
@@ -93,33 +94,30 @@ def stretching():
 def six_products():
     """The products of a training step of a dense layer, in their order (page 04)."""
     figure, axis = canvas(4.6, 4.0)
-    top = 3.3
-    middle = 2.0
-    low = 0.7
     for x, y, label, color in (
-        (0.45, top, "$x$", INK),
-        (2.05, top, "$z$", INK),
-        (3.65, top, "$e$", RED),
-        (3.65, middle, r"$\Delta_W$", BLUE),
-        (2.05, low, r"$\delta_z$", GREEN),
-        (0.45, low, r"$\delta_x$", GREEN),
-        (0.45, middle, r"$\Delta_R$", ORANGE),
+        (0.45, 3.3, "$x$", INK),
+        (2.05, 3.3, "$z$", INK),
+        (3.65, 3.3, "$e$", RED),
+        (3.65, 2.0, r"$\Delta_W$", BLUE),
+        (2.05, 0.7, r"$\delta_z$", GREEN),
+        (0.45, 0.7, r"$\delta_x$", GREEN),
+        (0.45, 2.0, r"$\Delta_R$", ORANGE),
     ):
         box(axis, x, y, 0.8, 0.55, label, color, 13)
-    arrow(axis, (0.85, top), (1.65, top), "1: $W x$", BLUE)
-    arrow(axis, (2.45, top), (3.25, top), "2: $R z - x$", RED)
+    arrow(axis, (0.85, 3.3), (1.65, 3.3), "1: $W x$", BLUE)
+    arrow(axis, (2.45, 3.3), (3.25, 3.3), "2: $R z - x$", RED)
     arrow(
         axis,
-        (3.65, top - 0.28),
-        (3.65, middle + 0.28),
+        (3.65, 3.02),
+        (3.65, 2.28),
         r"3: $R^\top e$",
         BLUE,
         offset=(0.5, 0),
     )
-    arrow(axis, (1.65, low), (0.85, low), r"4: $W^\top \delta_z$", GREEN)
-    arrow(axis, (0.45, low + 0.28), (0.45, middle - 0.28), "", ORANGE)
-    arrow(axis, (3.25, top - 0.2), (0.85, middle + 0.12), "", RED)
-    arrow(axis, (2.45, low), (3.55, middle - 0.28), "", BLUE, curve=0.2)
+    arrow(axis, (1.65, 0.7), (0.85, 0.7), r"4: $W^\top \delta_z$", GREEN)
+    arrow(axis, (0.45, 0.98), (0.45, 1.72), "", ORANGE)
+    arrow(axis, (3.25, 3.1), (0.85, 2.12), "", RED)
+    arrow(axis, (2.45, 0.7), (3.55, 1.72), "", BLUE, curve=0.2)
     of_w = r"5: $G_W = \Delta_W x^\top + \frac{1}{2} R^\top$"
     of_r = r"6: $G_R = \Delta_R z^\top - \frac{1}{2} W^\top$"
     axis.text(4.55, 0.05, of_w, ha="right", color=BLUE)
@@ -154,18 +152,18 @@ def newton():
     left.axvspan(
         low, high, color=ORANGE, alpha=0.15, label="the bracket of $f^{-1}(y)$"
     )
-    left.axhline(y, color=INK, linewidth=0.8)
+    left.axhline(y, **THIN)
     root = float(layer.inverse(ops, {}, np.array([y]))[0])
     at = high
     errors = []
     for _ in range(5):
         value, slope = (float(v[0]) for v in f(at))
         after = at - (value - y) / slope
-        left.plot([at, after], [value, y], "o-", color=RED, markersize=3, linewidth=1)
+        left.plot([at, after], [value, y], "o-", color=RED)
         errors.append(abs(at - root))
         at = after
     left.set(xlabel="$x$", ylim=(-1.1, 2.6))
-    left.legend(fontsize=8, loc="upper left")
+    left.legend(loc="upper left")
     right.semilogy(range(len(errors)), np.maximum(errors, 1e-17), "o-", color=RED)
     right.set(xlabel="Newton steps", title="distance from the root", xticks=range(5))
     right.grid()
@@ -211,19 +209,17 @@ def spline():
     figure, (above, below) = plt.subplots(
         2, 1, figsize=(4.7, 5.4), sharex=True, height_ratios=[3, 2]
     )
-    above.plot(x, x, color=INK, linewidth=1, linestyle=":", label="the identity")
+    above.plot(x, x, linestyle=":", label="the identity", **THIN)
     above.plot(x, y[:, 0], color=BLUE, label="$y(x)$")
     above.plot(at, heights, "o", color=ORANGE, label="knots $(x_k, y_k)$")
     above.set_ylabel("$y$")
     below.plot(x, np.exp(ldj), color=BLUE, label="$dy/dx$")
     below.plot(at, slopes, "o", color=ORANGE, label="$d_k$; 1 at both ends")
-    below.axhline(1, color=INK, linewidth=1, linestyle=":")
+    below.axhline(1, linestyle=":", **THIN)
     below.set(xlabel="$x$", ylabel="slope", ylim=(0, None))
     for axis in (above, below):
-        for k, knot in enumerate(at):
-            axis.axvline(knot, color=INK, linewidth=0.7, alpha=0.6)
-            if k % 2 == 0 and k + 1 < len(at):
-                axis.axvspan(knot, at[k + 1], color=INK, alpha=0.08, linewidth=0)
+        for knot in at:
+            axis.axvline(knot, **THIN)
         axis.legend(loc="upper left")
     for k in range(layer.bins):
         middle = (at[k] + at[k + 1]) / 2

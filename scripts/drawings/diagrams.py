@@ -17,56 +17,49 @@ from drawings.style import (
 def framework():
     """A layer and its learned inverse: what goes forward, what comes back, who learns from it."""
     figure, axis = canvas(4.6, 3.7)
-    left = 0.8
-    right = 4.1
-    top = 2.75
-    low = 1.35
-    box(axis, left, top, 0.9, 0.6, "$x$", INK, 14)
-    box(axis, right, top, 0.9, 0.6, "$z$", INK, 14)
-    box(axis, left, low, 0.9, 0.6, r"$g(z)$", INK, 12)
-    box(axis, 2.45, top, 0.9, 0.7, "$W$", BLUE, 15)
-    box(axis, 2.45, low, 0.9, 0.7, "$R$", ORANGE, 15)
+    box(axis, 0.8, 2.75, 0.9, 0.6, "$x$", INK, 14)
+    box(axis, 4.1, 2.75, 0.9, 0.6, "$z$", INK, 14)
+    box(axis, 0.8, 1.35, 0.9, 0.6, r"$g(z)$", INK, 12)
+    box(axis, 2.45, 2.75, 0.9, 0.7, "$W$", BLUE, 15)
+    box(axis, 2.45, 1.35, 0.9, 0.7, "$R$", ORANGE, 15)
     # forward, and the reconstruction
-    arrow(axis, (left + 0.45, top + 0.1), (2.0, top + 0.1), "$x$", BLUE)
-    arrow(axis, (2.9, top + 0.1), (right - 0.45, top + 0.1), "$z = Wx$", BLUE)
+    arrow(axis, (1.25, 2.85), (2.0, 2.85), "$x$", BLUE)
+    arrow(axis, (2.9, 2.85), (3.65, 2.85), "$z = Wx$", BLUE)
     arrow(
         axis,
-        (right, top - 0.3),
-        (2.9, low),
+        (4.1, 2.45),
+        (2.9, 1.35),
         "$z$",
         ORANGE,
         curve=-0.28,
         offset=(0.35, -0.42),
     )
-    arrow(axis, (2.0, low), (left + 0.45, low), "$Rz$", ORANGE)
+    arrow(axis, (2.0, 1.35), (1.25, 1.35), "$Rz$", ORANGE)
     # backward
-    back = top - 0.14
     arrow(
         axis,
-        (right - 0.45, back),
-        (2.9, back),
+        (3.65, 2.61),
+        (2.9, 2.61),
         r"$\delta_z$",
         GREEN,
         offset=(0, -0.17),
     )
     to_x = r"$\delta_x = W^T\delta_z$"
-    arrow(axis, (2.0, back), (left + 0.45, back), to_x, GREEN, offset=(0, -0.19))
-    ends = ((left, top - 0.3), (left, low + 0.3))
+    arrow(axis, (2.0, 2.61), (1.25, 2.61), to_x, GREEN, offset=(0, -0.19))
+    ends = ((0.8, 2.45), (0.8, 1.65))
     error = "$e = Rz - x$"
     arrow(axis, *ends, error, RED, offset=(-0.47, 0), style="<|-|>")
     # the exchange that gives the method its name
     arrow(
         axis,
-        (2.25, low + 0.35),
-        (2.25, top - 0.35),
+        (2.25, 1.7),
+        (2.25, 2.4),
         r"$R^T$",
         ORANGE,
         offset=(-0.22, 0.0),
     )
-    arrow(
-        axis, (2.65, top - 0.35), (2.65, low + 0.35), r"$W^T$", BLUE, offset=(0.26, 0.0)
-    )
-    axis.text(right, top + 0.5, r"$\log p_Z(z)$", ha="center", color=GREEN)
+    arrow(axis, (2.65, 2.4), (2.65, 1.7), r"$W^T$", BLUE, offset=(0.26, 0.0))
+    axis.text(4.1, 3.25, r"$\log p_Z(z)$", ha="center", color=GREEN)
     of_w = r"$W$ learns from $\frac{1}{2}(\delta_z x^T + R^T) - 2\lambda R^T e\, x^T$"
     of_r = r"$R$ learns from $\frac{1}{2}(-\delta_x z^T - W^T) - 2\lambda\, e\, z^T$"
     exchange = r"$R^T$ stands where $W^{-T}$ stood, and $W^T$ where $R^{-T}$ stood"
@@ -79,38 +72,34 @@ def framework():
 def glow_step():
     """One step of flow: actnorm, mixing convolution, affine coupling."""
     figure, axis = canvas(7.6, 3.0)
-    y = 2.1
-    write(axis, 0.2, y, "$x$", size=13)
-    arrow(axis, (0.35, y), (0.75, y))
-    box(axis, 1.35, y, 1.2, 0.7, "actnorm\n$(x - t)\\,e^{-s}$", INK, 9)
-    arrow(axis, (1.95, y), (2.3, y))
-    box(axis, 2.9, y, 1.2, 0.7, "1×1 conv.\n$W$, learned $R$", BLUE, 9)
-    arrow(axis, (3.5, y), (3.95, y))
+    write(axis, 0.2, 2.1, "$x$", size=13)
+    arrow(axis, (0.35, 2.1), (0.75, 2.1))
+    box(axis, 1.35, 2.1, 1.2, 0.7, "actnorm\n$(x - t)\\,e^{-s}$", INK, 9)
+    arrow(axis, (1.95, 2.1), (2.3, 2.1))
+    box(axis, 2.9, 2.1, 1.2, 0.7, "1×1 conv.\n$W$, learned $R$", BLUE, 9)
+    arrow(axis, (3.5, 2.1), (3.95, 2.1))
     # the coupling
     box(axis, 5.55, 1.52, 3.2, 2.5, "", ORANGE, alpha=0.06)
     axis.text(5.55, 2.92, "affine coupling", ha="center", color=ORANGE, fontsize=9)
-    top = 2.4
-    low = 0.75
-    arrow(axis, (3.95, y), (4.2, top), "", style="-")
-    arrow(axis, (3.95, y), (4.2, low), "", style="-")
-    arrow(axis, (4.2, top), (7.1, top), "$x_1$", offset=(-1.05, 0.15))
-    arrow(axis, (4.2, low), (5.9, low), "$x_2$", offset=(-0.55, 0.15))
+    arrow(axis, (3.95, 2.1), (4.2, 2.4), "", style="-")
+    arrow(axis, (3.95, 2.1), (4.2, 0.75), "", style="-")
+    arrow(axis, (4.2, 2.4), (7.1, 2.4), "$x_1$", offset=(-1.05, 0.15))
+    arrow(axis, (4.2, 0.75), (5.9, 0.75), "$x_2$", offset=(-0.55, 0.15))
     box(axis, 4.95, 1.6, 1.1, 0.62, "network\n$h(x_1)$", ORANGE, 9)
-    arrow(axis, (4.95, top), (4.95, 1.91))
-    box(axis, 6.35, low, 0.9, 0.45, r"$x_2\,e^s + h_1$", ORANGE, 9)
+    arrow(axis, (4.95, 2.4), (4.95, 1.91))
+    box(axis, 6.35, 0.75, 0.9, 0.45, r"$x_2\,e^s + h_1$", ORANGE, 9)
     arrow(axis, (5.5, 1.6), (6.35, 0.98), "$s, h_1$", curve=-0.3, offset=(0.42, 0.28))
-    arrow(axis, (6.8, low), (7.1, low))
-    write(axis, 7.35, top, "$z_1$", size=12)
-    write(axis, 7.35, low, "$z_2$", size=12)
+    arrow(axis, (6.8, 0.75), (7.1, 0.75))
+    write(axis, 7.35, 2.4, "$z_1$", size=12)
+    write(axis, 7.35, 0.75, "$z_2$", size=12)
     return figure
 
 
 def multi_scale():
     """Levels of squeeze, K steps, split: what becomes of (H, W, C)."""
     figure, axis = canvas(7.6, 2.7)
-    y = 1.9
     colors = (BLUE, PURPLE, GREEN)
-    write(axis, 0.35, y, "$x$\nH × W\n× C", size=9)
+    write(axis, 0.35, 1.9, "$x$\nH × W\n× C", size=9)
     x = 0.75
     shapes = (
         ("H/2 × W/2\n× 4C", "H/2 × W/2\n× 2C"),
@@ -118,21 +107,21 @@ def multi_scale():
     )
     for level, (squeezed, kept) in enumerate(shapes):
         color = colors[level]
-        arrow(axis, (x, y), (x + 0.25, y))
-        box(axis, x + 0.6, y, 0.7, 0.6, "squeeze", color, 8)
-        arrow(axis, (x + 0.95, y), (x + 1.2, y))
-        box(axis, x + 1.6, y, 0.8, 0.6, "K steps", color, 9)
-        write(axis, x + 1.1, y + 0.58, squeezed, color, 7.5)
-        arrow(axis, (x + 2.0, y), (x + 2.2, y))
-        box(axis, x + 2.5, y, 0.6, 0.6, "split", color, 8)
-        write(axis, x + 2.95, y + 0.58, kept, size=7.5)
-        arrow(axis, (x + 2.5, y - 0.3), (x + 2.5, 0.75))
+        arrow(axis, (x, 1.9), (x + 0.25, 1.9))
+        box(axis, x + 0.6, 1.9, 0.7, 0.6, "squeeze", color, 8)
+        arrow(axis, (x + 0.95, 1.9), (x + 1.2, 1.9))
+        box(axis, x + 1.6, 1.9, 0.8, 0.6, "K steps", color, 9)
+        write(axis, x + 1.1, 2.48, squeezed, color, 7.5)
+        arrow(axis, (x + 2.0, 1.9), (x + 2.2, 1.9))
+        box(axis, x + 2.5, 1.9, 0.6, 0.6, "split", color, 8)
+        write(axis, x + 2.95, 2.48, kept, size=7.5)
+        arrow(axis, (x + 2.5, 1.6), (x + 2.5, 0.75))
         axis.text(
             x + 2.5, 0.5, f"$z_{level + 1}$", ha="center", fontsize=12, color=color
         )
         x += 2.8
-    arrow(axis, (x, y), (x + 0.25, y))
-    write(axis, x + 0.6, y, "…  $z_L$", size=12)
+    arrow(axis, (x, 1.9), (x + 0.25, 1.9))
+    write(axis, x + 0.6, 1.9, "…  $z_L$", size=12)
     density = (
         r"$\log p(x) = \sum_l \log N(z_l; 0, I) + $ the log-determinants on the way"
     )

@@ -5,8 +5,8 @@ import numpy as np
 from drawings.style import (
     BLUE,
     GREEN,
-    INK,
     ORANGE,
+    THIN,
     bare,
     laid_out,
     plt,
@@ -25,7 +25,7 @@ def dequantisation():
     figure, (above, below) = plt.subplots(2, 1, figsize=(4.2, 4.4))
     above.bar(np.arange(8) + 0.5, weights, width=1.0, color=BLUE, alpha=0.35)
     above.vlines(np.arange(8), 0, weights, color=ORANGE)
-    above.plot(np.arange(8), weights, "o", color=ORANGE, markersize=4)
+    above.plot(np.arange(8), weights, "o", color=ORANGE)
     above.set(
         xlabel="grey level $y$ (orange), $y + u$ (blue)", ylabel="probability, density"
     )
@@ -43,7 +43,7 @@ def operations():
     ratio = np.geomspace(0.3, 30, 200)
     figure, axis = plt.subplots(figsize=(4.2, 3.0))
     axis.loglog(ratio, 0.5 + ratio / 6, color=BLUE)
-    axis.axhline(1, color=INK, linewidth=1)
+    axis.axhline(1, **THIN)
     for x, label, corner in (
         (3, "$N = D/3$", (3.6, 0.78)),
         (7.84, "D = 784, N = 100", (0.75, 2.4)),
@@ -80,5 +80,5 @@ def flip():
             label = f"$w_{value:.0f}$"
             write(axes[0, column], tap, row, label, "white")
         axes[1, column].set(xlabel="pixel in", ylabel="pixel out")
-        axes[1, column].plot([-0.5, 11.5], [-0.5, 11.5], color=INK, linewidth=0.8)
+        axes[1, column].plot([-0.5, 11.5], [-0.5, 11.5], **THIN)
     return laid_out(figure)

@@ -65,7 +65,6 @@ def stability():
                     marker,
                     color=color,
                     label=label,
-                    markersize=5,
                 )
         if objective == "mixture":
             axis.plot(
@@ -119,7 +118,7 @@ def natural_coordinates():
         axis.contour(
             side, side, height, np.geomspace(0.02, 8, 9), colors=INK, linewidths=0.7
         )
-        axis.plot(*np.array(path).T, color=color, linewidth=1.3)
+        axis.plot(*np.array(path).T, color=color)
         axis.plot(*path[0], "o", color=color)
         axis.plot(0, 0, "*", color=RED, markersize=11)
         axis.set(title=title, xticks=[], yticks=[], aspect="equal")
@@ -129,14 +128,14 @@ def natural_coordinates():
         for each in np.geomspace(0.05, 20, 9):
             stable = _returns([1 - c, 1 + c], each, SelfNormalizing())
             look = {"marker": "o"} if stable else {"marker": "x"}
-            axes[2].plot(each, c, color=GREEN if stable else RED, markersize=4, **look)
+            axes[2].plot(each, c, color=GREEN if stable else RED, **look)
     axes[2].plot(lam, 1 - 1 / (8 * lam), color=ORANGE, label="the pixels")
     axes[2].axvline(1 / 8, color=BLUE, label="white")
     axes[2].set(
         xscale="log", xlabel=r"$\lambda$", ylabel="correlation", ylim=(-0.05, 1)
     )
     axes[2].set_title("stable to the right of the line")
-    axes[2].legend(fontsize=8, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    axes[2].legend(ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     return laid_out(figure)
 
 
@@ -152,7 +151,7 @@ def probes():
         (axes[0], "uniform on [0, 1]", uniform, second),
         (axes[1], "signs", np.vstack([signs, -signs]), np.eye(2)),
     ):
-        axis.plot(*drawn.T, ".", color=INK, markersize=4)
+        axis.plot(*drawn.T, ".", color=INK)
         axis.plot(*(circle * np.einsum("ia,ij,ja->a", circle, q, circle)), color=BLUE)
         axis.set(title=title, aspect="equal", xlim=(-1.2, 1.2), ylim=(-1.2, 1.2))
     return laid_out(figure)

@@ -1,6 +1,7 @@
 """Convolutions and their inverses: as matrices, by blocks, by distance, by walks, as series."""
 
 import numpy as np
+from matplotlib.colors import ListedColormap
 from scipy.linalg import expm
 
 from drawings.style import (
@@ -10,6 +11,7 @@ from drawings.style import (
     ORANGE,
     PURPLE,
     RED,
+    THIN,
     arrow,
     bare,
     box,
@@ -44,7 +46,7 @@ def inverse_entries():
     axis.semilogy(reach, typical, "o-", color=GREEN, label="the median")
     for size, color in ((3, ORANGE), (5, RED), (7, PURPLE)):
         at = (size - 1) / 2 + 0.5
-        axis.axvline(at, color=color, linestyle="--", linewidth=1.2)
+        axis.axvline(at, color=color, linestyle="--")
         axis.text(at + 0.05, 1.1, f"{size}×{size}", color=color, fontsize=9)
     axis.set(xlabel="distance of the two pixels", ylabel="|entry of the inverse|")
     return laid_out(figure, axis)
@@ -63,19 +65,14 @@ def masks():
     turned = first[::-1, ::-1]
     centre = side * side // 2
     figure, axes = plt.subplots(1, 3, figsize=(7.0, 2.6))
+    colors = ListedColormap(["none", (BLUE, 0.45)])
     titles = ("one: above and left", "its mirror image", "one after the other")
     for axis, matrix, title in zip(
         axes, (first, turned, turned @ first), titles, strict=True
     ):
         seen = (np.abs(matrix[centre]) > 1e-12).reshape(side, side)
-        for row, column in np.argwhere(seen):
-            axis.fill([column, column + 1, column + 1, column], [row, row, row + 1, row + 1],
-                      color=BLUE, alpha=0.45, linewidth=0)  # fmt: skip
-        middle = side // 2
-        axis.plot(middle + 0.5, middle + 0.5, "o", color=ORANGE, markersize=5)
-        for line in range(side + 1):
-            axis.plot([0, side], [line, line], color=INK, linewidth=0.5)
-            axis.plot([line, line], [0, side], color=INK, linewidth=0.5)
+        axis.pcolormesh(seen, cmap=colors, edgecolors=INK)
+        axis.plot(side / 2, side / 2, "o", color=ORANGE)
         axis.set(title=title, aspect="equal", ylim=(side, 0))
         axis.axis("off")
     return laid_out(figure)
@@ -106,9 +103,10 @@ def exponential_terms():
             )
             total = total + power
             errors.append(np.linalg.norm(total - exact) / np.linalg.norm(exact))
-        axis.semilogy(terms, np.maximum(errors, 1e-17), "o-", color=color, markersize=3,
-                      label=f"‖T‖ = {norm}")  # fmt: skip
-    axis.axhline(2**-24, color=INK, linestyle=":", linewidth=1)
+        axis.semilogy(
+            terms, np.maximum(errors, 1e-17), "o-", color=color, label=f"‖T‖ = {norm}"
+        )
+    axis.axhline(2**-24, linestyle=":", **THIN)
     axis.text(1, 2**-24 * 1.6, "single precision", fontsize=8)
     axis.set(xlabel="terms", ylabel="relative error")
     return laid_out(figure, axis)
@@ -148,8 +146,8 @@ def convolution_matrix():
         show_taps(axis, matrix)
         bare(axis, title=title)
         for edge in range(0, height * width + 1, width):  # between blocks
-            axis.axhline(edge - 0.5, color=INK, linewidth=0.5, alpha=0.6)
-            axis.axvline(edge - 0.5, color=INK, linewidth=0.5, alpha=0.6)
+            axis.axhline(edge - 0.5, **THIN)
+            axis.axvline(edge - 0.5, **THIN)
     return laid_out(figure)
 
 

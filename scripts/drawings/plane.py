@@ -7,7 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from drawings.style import BLUE, GREEN, INK, ORANGE, bare, laid_out, move, plt
+from drawings.style import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    THIN,
+    arrow,
+    bare,
+    laid_out,
+    move,
+    plt,
+)
 
 _PROGRAM = Path(__file__).parents[2] / "derivations" / "00-the-method.py"
 
@@ -54,7 +65,7 @@ def plane_training():
     _, data, seen = _trained()
     to_noise, samples, bent = map(np.array, zip(*seen, strict=True))
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2))
-    left.plot(*data.T, ".", color=INK, markersize=3, alpha=0.6)
+    left.plot(*data.T, ".", color=INK)
     angle = np.linspace(0, 2 * np.pi, 80)
     for radius in (1, 2):
         right.plot(
@@ -87,17 +98,10 @@ def plane_matrices():
         matrices = (layer.W, layer.R, layer.R @ layer.W)
         for name, matrix, axis in zip("WRE", matrices, column, strict=True):
             for line in grid @ matrix.T:
-                axis.plot(*line.T, color=INK, linewidth=0.6, alpha=0.6)
-            axis.plot(*(matrix @ circle), color=GREEN, linewidth=1.4)
+                axis.plot(*line.T, **THIN)
+            axis.plot(*(matrix @ circle), color=GREEN)
             for end, color in zip(matrix.T, (BLUE, ORANGE), strict=True):
-                look = {
-                    "arrowstyle": "->",
-                    "color": color,
-                    "linewidth": 1.2,
-                    "shrinkA": 0,
-                    "shrinkB": 0,
-                }
-                axis.annotate("", end, (0, 0), arrowprops=look)
+                arrow(axis, (0, 0), end, color=color, style="->")
             title = f"$R_{number} W_{number}$" if name == "E" else f"${name}_{number}$"
             area = abs(np.linalg.det(matrix))
             bare(axis, title=f"{title}: × {area:.2f}", aspect="equal")
@@ -119,7 +123,7 @@ def plane_layers():
     for axis, (name, lines, dots) in zip(axes.flat, stages, strict=True):
         for line in lines:
             axis.plot(*line.T, color=ORANGE, linewidth=0.5)
-        axis.plot(*dots.T, ".", color=BLUE, markersize=3)
+        axis.plot(*dots.T, ".", color=BLUE)
         middle = dots.mean(axis=0)
         half = 1.25 * np.abs(dots - middle).max()
         left, bottom = middle - half

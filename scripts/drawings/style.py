@@ -17,6 +17,7 @@ ORANGE = "#d0722a"
 GREEN = "#2b9a66"
 RED = "#d6455d"
 PURPLE = "#8f6bd1"
+THIN = {"color": INK, "linewidth": 0.8, "alpha": 0.8}  # of lines that guide the eye
 
 _GREY = (
     "text.color",
@@ -30,7 +31,8 @@ _FACES = ("axes.facecolor", "figure.facecolor", "savefig.facecolor")
 plt.rcParams.update(dict.fromkeys(_FACES, "none"))
 _OFF = ("axes.spines.top", "axes.spines.right", "legend.frameon")
 plt.rcParams.update(dict.fromkeys(_OFF, False))
-plt.rcParams.update({"font.size": 10, "axes.titlesize": 10, "lines.linewidth": 1.8})
+plt.rcParams.update({"font.size": 10, "axes.titlesize": 10, "legend.fontsize": 8})
+plt.rcParams.update({"lines.linewidth": 1.4, "lines.markersize": 4})
 plt.rcParams.update({"mathtext.fontset": "dejavusans", "grid.alpha": 0.25})
 plt.rcParams["svg.hashsalt"] = "snfnp"  # the same names in every file
 
@@ -48,7 +50,7 @@ def laid_out(figure, *axes, **legend):
     """The figure with no more margins than it needs, and a grid and a legend on these axes."""
     for axis in axes:
         axis.grid()
-        axis.legend(**{"fontsize": 8, **legend})
+        axis.legend(**legend)
     figure.tight_layout()
     return figure
 
@@ -77,18 +79,16 @@ def box(axis, x, y, width, height, label, color=INK, size=10, alpha=0.14):
     """A rounded box around (x, y) with a label."""
     corner = (x - width / 2, y - height / 2)
     shape = "round,pad=0,rounding_size=0.08"
-    for face, edge in (((color, alpha), "none"), ("none", color)):
-        axis.add_patch(
-            FancyBboxPatch(
-                corner,
-                width,
-                height,
-                facecolor=face,
-                edgecolor=edge,
-                linewidth=1.3,
-                boxstyle=shape,
-            )
+    axis.add_patch(
+        FancyBboxPatch(
+            corner,
+            width,
+            height,
+            facecolor=(color, alpha),
+            edgecolor=color,
+            boxstyle=shape,
         )
+    )
     write(axis, x, y, label, size=size)
 
 
@@ -111,7 +111,6 @@ def arrow(
             arrowstyle=style,
             mutation_scale=12,
             color=color,
-            linewidth=1.5,
             shrinkA=0,
             shrinkB=0,
             connectionstyle=f"arc3,rad={curve}",

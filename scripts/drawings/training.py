@@ -5,7 +5,6 @@ import runpy
 from pathlib import Path
 
 import numpy as np
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, laid_out, plt
 from snfnp.layers import ActNorm
@@ -30,23 +29,18 @@ def actnorm():
             axis.hist(values[..., channel].ravel(), bins=np.linspace(-12, 16, 113), density=True,
                       histtype="step", color=color, label=f"channel {channel}")  # fmt: skip
         axis.set(title=title, xlim=(-7, 15), yticks=[])
-    axes[1].legend(fontsize=8)
+    axes[1].legend()
     return laid_out(figure)
 
 
 def planar_density():
     """The density that page 17's flow learns, by the page's own code."""
-    names: dict = {}
     text = (_PAGES / "17-write-your-own-layer.md").read_text(encoding="utf-8")
-    for example in doctest.DocTestParser().get_examples(
-        text.partition("## Write your own map")[0]
-    ):
-        if example.exc_msg is None and "check_layer" not in example.source:
-            if example.source.startswith(("before", "print")):
-                continue
-            exec(compile(example.source, "page 17", "exec"), names)
+    before = text.partition("![Points")[0]
+    page = doctest.DocTestParser().get_doctest(before, {}, "page 17", None, 0)
+    doctest.DocTestRunner().run(page, clear_globs=False)
     flow, ops, params, points = (
-        names[name] for name in ("flow", "ops", "params", "points")
+        page.globs[name] for name in ("flow", "ops", "params", "points")
     )
     side = 120
     first, second = np.meshgrid(
@@ -63,9 +57,8 @@ def planar_density():
         density.reshape(side, side),
         levels=8,
         colors=[BLUE],
-        linewidths=1.1,
     )
-    axis.plot(*points[::2].T, ".", color=INK, markersize=2.5, alpha=0.8)
+    axis.plot(*points[::2].T, ".", color=INK)
     axis.set(xlabel="first coordinate", ylabel="second coordinate")
     return laid_out(figure)
 
@@ -113,18 +106,17 @@ def controllers():
             ops.step.control(error, 1, controller, squares=1.0, failed=0.0, out=state)
             theta -= dt * (a * (theta - b) + float(state[Row.LAM, 0]) * 2 * theta)
         path = np.array(path)
-        plane.plot(*path.T, color=color, linewidth=1.3, label=f"η = {rate}")
+        plane.plot(*path.T, color=color, label=f"η = {rate}")
         time.plot(
             np.arange(len(path)) * dt,
             path[:, 0] ** 2 - kappa,
             color=color,
-            linewidth=1.3,
         )
     plane.plot(theta_star, lam_star, "*", color=RED, markersize=11)
     plane.set(xlabel="θ", ylabel="λ", ylim=(-0.5, 3.2))
     time.axhline(0, color=PURPLE, linewidth=0.8, linestyle=":")
     time.set(xlabel="time", title="θ² − κ, the constraint")
-    plane.legend(fontsize=8)
+    plane.legend()
     for axis in (plane, time):
         axis.grid()
     return laid_out(figure)
@@ -156,15 +148,10 @@ def _trained(
         for layer, (color, label) in enumerate(
             ((BLUE, "first layer"), (ORANGE, "second layer"))
         ):
-            axis.semilogy(
-                at, seen[:, layer, column], color=color, label=label, linewidth=1.4
-            )
+            axis.semilogy(at, seen[:, layer, column], color=color, label=label)
         axis.set(title=title, xlabel="step")
         axis.grid()
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter(NullFormatter())
-    axes["b"].legend(fontsize=8)
+    axes["b"].legend()
     return z, figure, axes["a"]
 
 
@@ -173,10 +160,10 @@ def method_plane():
     program = _program()
     z, figure, top = _trained(program, program["cloud"], 2, 2000, 0.02, 0.4, 250)
     points = program["cloud"](np.random.default_rng(1), 250)
-    top.plot(*points.T, ".", color=INK, markersize=3, alpha=0.6, label="data")
-    top.plot(*z.T, ".", color=BLUE, markersize=3, label="samples")
+    top.plot(*points.T, ".", color=INK, label="data")
+    top.plot(*z.T, ".", color=BLUE, label="samples")
     top.set(title="data, and samples through $R$", xticks=[], yticks=[])
-    top.legend(fontsize=8)
+    top.legend()
     return laid_out(figure)
 
 

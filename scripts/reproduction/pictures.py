@@ -24,9 +24,7 @@ def save_angles(
         few = len(epochs) < 50
         axis.plot(epochs, mean, color=BLUE, marker="." if few else None, label="ours")
         axis.fill_between(epochs, low, high, color=BLUE, alpha=0.2, linewidth=0)
-        axis.axhline(
-            level, label=f"paper: {words}°", color=ORANGE, linestyle="--", linewidth=1.3
-        )
+        axis.axhline(level, label=f"paper: {words}°", color=ORANGE, linestyle="--")
         axis.set(title=label, xlabel="epoch", ylim=(0, None))
         axis.grid()
         axis.legend()
