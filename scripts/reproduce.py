@@ -43,21 +43,41 @@ def main(argv):
     )
     add = parser.add_argument
     add("target", nargs="?", metavar="TARGET", help=", ".join((*TARGETS, *words)))
-    kept = "the folder of the runs (default: %(default)s). Finished runs are not trained again, "
-    kept += "stopped ones are resumed"
-    add("--runs", type=Path, default=Path("runs") / "reproduction", help=kept)
-    seeds = "seeds of every row (default: 0, or 0 to 2 by table)"
-    add("--seeds", type=int, nargs="+", help=seeds)
-    length = "epochs of every row (default: by row, as listed below with their times; in the paper "
-    length += "6000 for FC, 1000 for Conv. and 250 for Glow)"
-    add("--epochs", type=int, help=length)
-    every = "to save time, evaluate after every N-th epoch and the last one: only these can be the "
-    every += "best epoch, or points of a curve (default: 1)"
-    add("--eval-every", type=int, default=1, metavar="N", help=every)
-    rows = "only these rows of the target, by the names of their folders (conv-snf), trained in "
-    rows += "this order, and shown with those in results.json. The paper's large Glows are trained "
-    rows += "only if they are named"
-    add("--rows", nargs="+", metavar="NAME", help=rows)
+    add(
+        "--runs",
+        type=Path,
+        default=Path("runs") / "reproduction",
+        help="the folder of the runs (default: %(default)s). Finished runs are not trained again, "
+        "stopped ones are resumed",
+    )
+    add(
+        "--seeds",
+        type=int,
+        nargs="+",
+        help="seeds of every row (default: 0, or 0 to 2 by table)",
+    )
+    add(
+        "--epochs",
+        type=int,
+        help="epochs of every row (default: by row, as listed below with their times; in the paper "
+        "6000 for FC, 1000 for Conv. and 250 for Glow)",
+    )
+    add(
+        "--eval-every",
+        type=int,
+        default=1,
+        metavar="N",
+        help="to save time, evaluate after every N-th epoch and the last one: only these can be "
+        "the best epoch, or points of a curve (default: 1)",
+    )
+    add(
+        "--rows",
+        nargs="+",
+        metavar="NAME",
+        help="only these rows of the target, by the names of their folders (conv-snf), trained in "
+        "this order, and shown with those in results.json. The paper's large Glows are trained "
+        "only if they are named",
+    )
     add(
         "--backend",
         choices=BACKENDS,

@@ -82,7 +82,7 @@ def test_a_table_shows_three_digits_or_all_before_the_point():
 
 def test_a_floor_is_products_at_their_rate_alone_and_adams_bytes_at_that_of_a_copy():
     times = {"both": 2.5, "copy": 0.5, "step": 3.0}
-    timings = {name: timing.Timing(ms, 9.0) for name, ms in times.items()}
+    timings = {name: timing.Timing(ms, 9.0, 9.0) for name, ms in times.items()}
     whole, half = (
         models.floor(timings, (100, 20, 30), products * 2 * 100.0 * 20 * 30)
         for products in (12, 6)
@@ -95,7 +95,7 @@ def test_the_benchmark_prints_and_writes_its_figures(tmp_path, monkeypatch, caps
     """Each call of a few is timed: once is enough, for small images."""
     file = tmp_path / "figures.json"
     monkeypatch.setattr(
-        models, "measure", lambda calls, repeats: timing.measure(calls, 1, 0)
+        models, "measure", lambda calls, repeats: timing.measure(calls, 1, warmup=0)
     )
     monkeypatch.setattr(models, "make_trainer", partial(make_trainer, shape=SHAPE))
     monkeypatch.setattr(models, "_D", math.prod(SHAPE))

@@ -2,7 +2,7 @@
 
 A step is measured as training runs it: images on the device, the gathering of its batch included,
 the host not waiting for the device between steps. So a burst of steps is timed as a whole (see
-`measure_asynchronous`).
+`measure`).
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.steps import ADAM_BYTES, BATCH, IMAGE, make_trainer, operations
-from benchmarks.timing import Timing, measure_asynchronous, table
+from benchmarks.timing import Timing, measure, table
 from snfnp.step.batches import Batches
 
 SINGLE = "float32"
@@ -66,9 +66,7 @@ class Plan(NamedTuple):
     seconds: float = 0.2
 
     def time(self, ops, calls: dict[str, Callable]) -> dict[str, Timing]:
-        return measure_asynchronous(
-            calls, ops.device.synchronise, self.bursts, self.seconds
-        )
+        return measure(calls, self.bursts, self.seconds, ops.device.synchronise)
 
 
 QUICK = Plan(bursts=3, seconds=0.05)

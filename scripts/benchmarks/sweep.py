@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from benchmarks.timing import measure, measure_asynchronous
+from benchmarks.timing import measure
 from snfnp.context import BackwardContext
 from snfnp.flow import Flow
 from snfnp.layers import Linear
@@ -32,18 +32,7 @@ def sweep(ops, shapes, batch: int = 128, budget: float = 2.0) -> list[dict]:
             gradient: _layer_step(ops, gradient, x)
             for gradient in _GRADIENTS[len(shape)]
         }
-        if ops.asynchronous:
-            timings = measure_asynchronous(
-                calls, ops.device.synchronise, 5, seconds=budget / 10
-            )
-        else:
-            once = (
-                sum(t.minimum for t in measure(calls, repeats=1, warmup=1).values())
-                / 1e3
-            )
-            timings = measure(
-                calls, repeats=max(3, min(50, int(budget / once))), warmup=0
-            )
+        timings = measure(calls, 5, budget / 10, ops.device.synchronise)
         medians = {f"{gradient} ms": timings[gradient].median for gradient in calls}
         rows.append({"D": math.prod(shape)} | medians)
     return rows

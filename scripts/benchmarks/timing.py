@@ -6,9 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 Call = Callable[[], object]
-# Calls in a burst.
-_SHORTEST = 5
-_LONGEST = 200
+_LONGEST = 200  # calls in a burst
 
 
 class Timing(NamedTuple):
@@ -16,43 +14,21 @@ class Timing(NamedTuple):
 
     minimum: float
     median: float
-    host: float | None = None
+    host: float
 
 
-def measure(calls: dict[str, Call], repeats: int, warmup: int = 3) -> dict[str, Timing]:
-    """Time every call `repeats` times, in short alternating bursts, after a warm-up.
-
-    A burst keeps each call's own caches warm; alternating lets a slow spell of the machine hit
-    all calls alike.
-    """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    burst = max(1, min(10, repeats // 5))
-    for call in calls.values():
-        for _ in range(warmup):
-            call()
-    while min(map(len, times.values())) < repeats:
-        for name, call in calls.items():
-            call()  # the first after another call finds foreign caches
-            for _ in range(burst):
-                start = time.perf_counter()
-                call()
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return {
-        name: Timing(min(each), statistics.median(each)) for name, each in times.items()
-    }
-
-
-def measure_asynchronous(
+def measure(
     calls: dict[str, Call],
-    synchronise: Call,
     bursts: int,
-    seconds: float,
-    warmup: int = 5,
+    seconds: float = 0.0,
+    synchronise: Call = lambda: None,
+    warmup: int = 3,
 ) -> dict[str, Timing]:
-    """Time calls that return before the device is done, in `bursts` alternating bursts each.
+    """Time every call in `bursts` bursts of about so many seconds, of one call at the least.
 
-    A burst of about so many seconds is timed as a whole, from an idle device to an idle device, so
-    that the host queues calls as it does in training.
+    A burst is timed as a whole, from an idle device to an idle one, so that the host queues calls
+    as it does in training. Bursts alternate, so that a slow spell of the machine hits all calls
+    alike. synchronise: waits for the device, if calls return before it is done.
     """
 
     def burst(call: Call, length: int) -> tuple[float, float]:
@@ -69,11 +45,11 @@ def measure_asynchronous(
     for name, call in calls.items():
         for _ in range(warmup):
             call()
-        once, _ = burst(call, _SHORTEST)
-        lengths[name] = max(_SHORTEST, min(_LONGEST, round(1e3 * seconds / once)))
+        once, _ = burst(call, 1)
+        lengths[name] = max(1, min(_LONGEST, round(1e3 * seconds / once)))
     for _ in range(bursts):
         for name, call in calls.items():
-            call()  # as in `measure`
+            call()  # the first after another call finds foreign caches
             times[name].append(burst(call, lengths[name]))
     timings = {}
     for name, bursts_of_call in times.items():

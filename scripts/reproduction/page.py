@@ -78,28 +78,16 @@ def gaps(records: dict[str, dict]) -> dict[str, str]:
 
 def page(records: dict[str, dict]) -> str:
     """The text of the page: page.md, with facts of the records at its @names@."""
-    head, *others = re.split(
-        r"^%% ([\w-]+)\n", _TEXT.read_text(encoding="utf-8"), flags=re.M
-    )
-    texts = dict(zip(others[::2], others[1::2], strict=True))
-    figures = facts(records)
-    parts = [_filled(head, figures | _head(records))]
-    for name, target in TARGETS.items():
-        parts.append(f"## {target.title}\n\n")
-        if name in records:
-            parts.append(_filled(texts[name], figures | _shown(name, records[name])))
-        else:
-            is_named = target.rows and not any(row.ours for row in target.rows)
-            command = (
-                f"python scripts/reproduce.py {name}{' --rows …' * bool(is_named)}"
-            )
-            parts.append(f"Not run here: `{command}` does it.\n\n")
     rows = {row.name: row for target in TARGETS.values() for row in target.rows}
     costs = hours.costs(rows.values(), records)
-    table = hours.table(cost for cost in costs if cost.milliseconds)
-    measured = measured_on(records.get("table3"))
-    parts.append(_filled(texts["end"], {"hours": table, "measured": measured}))
-    return "".join(parts)
+    figures = facts(records) | _head(records)
+    figures["hours"] = hours.table(cost for cost in costs if cost.milliseconds)
+    for name in ("table3", "figure4"):
+        figures[f"measured_{name}"] = measured_on(records.get(name))
+    for name, target in TARGETS.items():
+        figures[f"title_{name}"] = target.title
+        figures[name] = _shown(name, records.get(name))
+    return _filled(_TEXT.read_text(encoding="utf-8"), figures)
 
 
 def measured_on(record: dict | None) -> str:
@@ -142,7 +130,7 @@ def _filled(text: str, facts: dict[str, str]) -> str:
     paragraphs = []
     for paragraph in re.split(r"(\n{2,}|\n(?=\* ))", text):
         filled = re.sub(
-            r"@(\w+)@", lambda match: facts.get(match[1], "not run"), paragraph
+            r"@([\w-]+)@", lambda match: facts.get(match[1], "not run"), paragraph
         )
         changed = (
             filled != paragraph or max(map(len, filled.splitlines()), default=0) > 100
@@ -178,16 +166,17 @@ def _head(records: dict[str, dict]) -> dict[str, str]:
     }
 
 
-def _shown(name: str, record: dict) -> dict[str, str]:
-    """The facts of a target's section: its table, its picture, and how they were made."""
-    shown = TARGETS[name].show(record)
+def _shown(name: str, record: dict | None) -> str:
+    """A target's table, and notes on its rows."""
+    target = TARGETS[name]
+    if record is None:
+        is_named = target.rows and not any(row.ours for row in target.rows)
+        options = " --rows …" if is_named else ""
+        return f"Not run here: `python scripts/reproduce.py {name}{options}` does it."
+    shown = target.show(record)
     if name != "table1":  # whose curves stand for those of all
         shown = shown.partition("\n\nExact validation NLL")[0]
-    table = "\n\n".join([shown, *_otherwise(TARGETS[name], record)])
-    facts = {"table": table, "picture": picture_of(name)}
-    if "made_with" in record:
-        facts["measured"] = measured_on(record)
-    return facts
+    return "\n\n".join([shown, *_otherwise(target, record)])
 
 
 def _otherwise(target: Target, record: dict) -> Iterator[str]:
