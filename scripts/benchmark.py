@@ -57,14 +57,14 @@ def main(argv):
         if args.json:
             write_json(args.json, results)
 
+    plan = device.QUICK if args.quick else device.Plan()
     for part in args.parts or known:
         show()
         if part == "device":  # shown, and written, model by model
-            plan = device.QUICK if args.quick else device.Plan()
             device.report(ops_of, plan, show, partial(save, part))
         elif part == "launches":
             repeats = 20 if args.quick else 100
-            launches.report(ops_of, show, partial(save, part), repeats=repeats)
+            launches.report(ops_of, plan, show, partial(save, part), repeats)
         else:
             rows = models.steps(models.PARTS[part], ops_of(), args.quick)
             show(table(rows))

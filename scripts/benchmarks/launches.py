@@ -11,17 +11,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
-from benchmarks.steps import BATCH, IMAGE, make_trainer, random_images
+from benchmarks.device import TF32, Case, Plan
+from benchmarks.steps import make_trainer, random_images
 from benchmarks.timing import table
 from snfnp.step.batches import Repeated
-
-CASES = {
-    "fc": ("fc", {}),
-    "fc, white": ("fc", {"coordinates": "white"}),
-    "conv": ("conv", {}),
-    "glow": ("glow", {}),
-    "glow, TF32": ("glow", {"tf32": True}),
-}
 
 
 class Launch(NamedTuple):
@@ -38,33 +31,36 @@ Launches = dict[Launch, list[Callable]]  # and how to repeat each
 
 
 def report(
-    ops_of: Callable,
-    show: Callable,
-    save: Callable,
-    cases: dict = CASES,
-    shape: tuple[int, int, int] = IMAGE,
-    batch: int = BATCH,
-    repeats: int = 100,
+    ops_of: Callable, plan: Plan, show: Callable, save: Callable, repeats: int
 ) -> None:
     """Tables of all cases: as text to `show`, and all so far to `save`. ops_of(tf32) -> ops."""
     results = {}
-    for title, (model, settings) in cases.items():
-        ops = ops_of(tf32=settings.get("tf32", False))
-        launches = launches_of_a_step(ops, model, shape, batch, settings)
+    for case in plan.cases:
+        ops = ops_of(tf32=case.precision == TF32)
+        launches = launches_of_a_step(ops, case, plan)
+        title = f"{case.title}, {case.precision}"
         results[title] = summary(ops.xp, launches, repeats)
         total = sum(row["all µs"] for row in results[title])
         count = sum(map(len, launches.values()))
         show(
-            f"{title}, batch {batch}: {count} launches of our own kernels and of products, "
+            f"{title}, batch {plan.batch}: {count} launches of our own kernels and of products, "
             f"{total:.0f} µs one by one\n{table(results[title])}\n"
         )
         save(results)
 
 
-def launches_of_a_step(ops, model, shape, batch, settings) -> Launches:
+def launches_of_a_step(ops, case: Case, plan: Plan) -> Launches:
     """The launches of a step after its warm-up."""
-    settings = {"graph": False, "batch_size": batch} | settings
-    trainer = make_trainer(ops, model, "self-normalizing", shape, **settings)
+    trainer = make_trainer(
+        ops,
+        case.model,
+        "self-normalizing",
+        plan.shape,
+        graph=False,
+        batch_size=plan.batch,
+        tf32=case.precision == TF32,
+        **case.settings,
+    )
     batches = Repeated(random_images(ops, trainer))
     trainer.begin(batches)
     for _ in range(3):

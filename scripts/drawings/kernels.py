@@ -71,7 +71,7 @@ def masks():
         axes, (first, turned, turned @ first), titles, strict=True
     ):
         seen = (np.abs(matrix[centre]) > 1e-12).reshape(side, side)
-        axis.pcolormesh(seen, cmap=colors, edgecolors=INK)
+        axis.pcolormesh(seen, cmap=colors, edgecolors=INK, linewidth=0.5)
         axis.plot(side / 2, side / 2, "o", color=ORANGE)
         axis.set(title=title, aspect="equal", ylim=(side, 0))
         axis.axis("off")

@@ -19,22 +19,22 @@ RED = "#d6455d"
 PURPLE = "#8f6bd1"
 THIN = {"color": INK, "linewidth": 0.8, "alpha": 0.8}  # of lines that guide the eye
 
-_GREY = (
-    "text.color",
-    "axes.edgecolor",
-    "axes.labelcolor",
-    "xtick.color",
-    "ytick.color",
+_GREY = "text.color axes.edgecolor axes.labelcolor xtick.color ytick.color grid.color"
+plt.rcParams.update(dict.fromkeys(_GREY.split(), INK))
+_FACES = "axes.facecolor figure.facecolor savefig.facecolor"
+plt.rcParams.update(dict.fromkeys(_FACES.split(), "none"))
+_OFF = "axes.spines.top axes.spines.right legend.frameon"
+plt.rcParams.update(dict.fromkeys(_OFF.split(), False))
+plt.rcParams.update(
+    {
+        "axes.titlesize": 10,
+        "legend.fontsize": 8,
+        "lines.linewidth": 1.4,
+        "lines.markersize": 4,
+        "grid.alpha": 0.25,
+        "svg.hashsalt": "snfnp",  # the same names in every file
+    }
 )
-plt.rcParams.update(dict.fromkeys((*_GREY, "grid.color"), INK))
-_FACES = ("axes.facecolor", "figure.facecolor", "savefig.facecolor")
-plt.rcParams.update(dict.fromkeys(_FACES, "none"))
-_OFF = ("axes.spines.top", "axes.spines.right", "legend.frameon")
-plt.rcParams.update(dict.fromkeys(_OFF, False))
-plt.rcParams.update({"font.size": 10, "axes.titlesize": 10, "legend.fontsize": 8})
-plt.rcParams.update({"lines.linewidth": 1.4, "lines.markersize": 4})
-plt.rcParams.update({"mathtext.fontset": "dejavusans", "grid.alpha": 0.25})
-plt.rcParams["svg.hashsalt"] = "snfnp"  # the same names in every file
 
 
 def canvas(width: float, height: float):

@@ -41,10 +41,8 @@ def _curves(record: dict) -> dict[str, tuple[dict, list[tuple]]]:
 
 def thinned(points: list, most: int) -> list:
     """At most `most` of the points, evenly spread, with the first and the last."""
-    most = min(most, len(points))
-    return [
-        points[round(i * (len(points) - 1) / max(most - 1, 1))] for i in range(most)
-    ]
+    indices = np.linspace(0, len(points) - 1, min(most, len(points)))
+    return [points[round(index)] for index in indices]
 
 
 _IMAGES = 64

@@ -96,20 +96,18 @@ def test_a_run_that_diverges_is_not_reported(tiny):
         device.report(cupy_ops, tiny._replace(cases=(case,)), *[lambda what: None] * 2)
 
 
-def test_every_launch_of_a_step_is_timed_alone():
+def test_every_launch_of_a_step_is_timed_alone(tiny):
     """Our own kernels and the products; afterwards launches are what they were."""
     said = []
     saved = []
     ops = cupy_ops(False)
     start = ops.device.launch._start
     gemm = ops.device.cublas.gemm
-    cases = {"tiny FC": ("fc", {}), "tiny Glow": ("glow", SMALL_GLOW)}
-    launches.report(
-        lambda tf32: ops, said.append, saved.append, cases, SHAPE, BATCH, repeats=2
-    )
+    plan = tiny._replace(cases=(tiny.cases[0], tiny.cases[2]))
+    launches.report(lambda tf32: ops, plan, said.append, saved.append, repeats=2)
     assert (ops.device.launch._start, ops.device.cublas.gemm) == (start, gemm)
-    rows = saved[-1]["tiny FC"]
-    assert len(said) == 2 and "tiny FC, batch 6: 31 launches" in said[0]
+    rows = saved[-1]["tiny FC, float32"]
+    assert len(said) == 2 and "tiny FC, float32, batch 6: 31 launches" in said[0]
     assert sum(row["of them"] for row in rows) == 31
     products = [row for row in rows if row["launch"].startswith("product")]
     assert sum(row["of them"] for row in products) == 12
