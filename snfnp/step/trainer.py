@@ -182,9 +182,7 @@ class Trainer:
                 self.multipliers.error_factors(samples),
                 flow.first_trainable,
             )
-        errors = [
-            result.error for result in measured.values() if result.error is not None
-        ]
+        errors = [result.error for result in measured.values()]
 
         # Adam or another optimiser.
         squares = self._update(
