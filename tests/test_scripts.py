@@ -135,8 +135,8 @@ def test_commands_look_at_a_finished_run(environment, finished, tmp_path):
     pictures = [tmp_path / f"{number}.png" for number in range(3)]
     ways = (("learned", 1.0), ("exact", 1.0), ("learned", 0.5))
     for picture, (inverse, temperature) in zip(pictures, ways, strict=True):
-        options = ("--inverse", inverse, "--temperature", temperature, "--out", picture)
-        commands.append(("snfnp", "sample", folder, *options))
+        options = f"--inverse {inverse} --temperature {temperature} --count 4 --out"
+        commands.append(("snfnp", "sample", folder, *options.split(), picture))
     terms, angles, *_ = outputs(environment, *commands, cwd=tmp_path)
     total = float(re.search(r"^log p\(x\) +(-[\d.]+) ", terms, re.M)[1])
     test_nll = re.search(r"exact test NLL ([\d.]+) nats", trained)[1]

@@ -5,6 +5,7 @@ import pytest
 from numpy.random import default_rng
 from numpy.testing import assert_allclose, assert_array_equal
 from support.arrays import normal
+from support.densities import FAST, PAIR
 from support.messages import one_line
 from support.runs import SHORT
 
@@ -102,7 +103,7 @@ def test_columns_with_steps_are_dequantised_and_samples_lie_on_them():
     """Each cell's probability is its frequency, and those of all cells sum to 1."""
     rng = default_rng(0)
     x = rng.choice([4.9, 5.0, 5.1, 5.2], (600, 1), p=[0.1, 0.4, 0.3, 0.2])
-    density = snfnp.FlowDensity(random_state=0, members=2, noise=0.0, epochs=20)
+    density = snfnp.FlowDensity(**PAIR | {"noise": 0.0, "epochs": 20})
     message = r"ties in column 0 \(from 0\) \(step 0.1\): noise of one"
     with pytest.warns(UserWarning, match=message) as caught:
         density.fit(x)
@@ -122,7 +123,7 @@ def test_columns_with_steps_are_dequantised_and_samples_lie_on_them():
         ValueError, "ties in column 0 (from 0) (step 0.1): choose `ties=dequantise`"
     ):
         snfnp.FlowDensity(ties="raise").fit(x)
-    kept = snfnp.FlowDensity(2, members=1, epochs=2, ties="keep", random_state=0).fit(x)
+    kept = snfnp.FlowDensity(**FAST, ties="keep").fit(x)
     assert not kept.step_.any()
     assert "dequantisation" not in kept.likelihood_.evaluate(x).terms
 
