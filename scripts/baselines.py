@@ -36,16 +36,26 @@ from snfnp.density.training import mixture_candidates
 TOYS = ("moons", "rings", "pinwheel", "checkerboard", "spirals")
 ROWS = 4000  # of a toy
 # tables that played no part in the design of the estimator
-SMALL = ("dslabs/olive", "ISLR/Auto", "MASS/fgl", "DAAG/leafshape", "heplots/Diabetes")
-SMALL += ("texmex/summer", "texmex/liver", "MASS/gilgais", "MASS/Pima.tr", "carData/UN")
-SMALL += ("Stat2Data/MetabolicRate", "wooldridge/vote1", "palmerpenguins/penguins")
-SMALL += (
+SMALL = [
+    "dslabs/olive",
+    "ISLR/Auto",
+    "MASS/fgl",
+    "DAAG/leafshape",
+    "heplots/Diabetes",
+    "texmex/summer",
+    "texmex/liver",
+    "MASS/gilgais",
+    "MASS/Pima.tr",
+    "carData/UN",
+    "Stat2Data/MetabolicRate",
+    "wooldridge/vote1",
+    "palmerpenguins/penguins",
     "Ecdat/Irates",
     "datasets/attenu",
     "geepack/dietox",
     "AER/CASchools",
     "openintro/hsb2",
-)
+]
 LARGE = {  # columns, where not all of them are taken
     "robustbase/NOxEmissions": "LNOx LNOxEm sqrtWS",
     "fpp2/elecdemand": "Demand Temperature",
@@ -263,8 +273,13 @@ def spline_flow(x: np.ndarray, fresh: np.ndarray, seconds: float) -> Scores:
     return log_p, str(chosen)
 
 
-METHODS = {"flow": flow, "ours, mixtures": mixtures_alone, "mixture": gaussian_mixture}
-METHODS |= {"kernels": kernel_density, "NSF": spline_flow}
+METHODS = {
+    "flow": flow,
+    "ours, mixtures": mixtures_alone,
+    "mixture": gaussian_mixture,
+    "kernels": kernel_density,
+    "NSF": spline_flow,
+}
 
 
 def results(file: Path) -> dict:

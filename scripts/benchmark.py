@@ -60,11 +60,9 @@ def main(argv):
     plan = device.QUICK if args.quick else device.Plan()
     for part in args.parts or known:
         show()
-        if part == "device":  # shown, and written, model by model
-            device.report(ops_of, plan, show, partial(save, part))
-        elif part == "launches":
-            repeats = 20 if args.quick else 100
-            launches.report(ops_of, plan, show, partial(save, part), repeats)
+        if part in GPU_PARTS:  # shown, and written, case by case
+            module = {"device": device, "launches": launches}[part]
+            module.report(ops_of, plan, show, partial(save, part))
         else:
             rows = models.steps(models.PARTS[part], ops_of(), args.quick)
             show(table(rows))

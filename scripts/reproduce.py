@@ -31,7 +31,7 @@ def main(argv):
     from reproduction.page import TARGETS, commands, committed, listing, publish
     from reproduction.runs import Command
 
-    from snfnp.cli.shared import Parser, check_range
+    from snfnp.cli.shared import Parser
     from snfnp.files import explained
     from snfnp.ops import BACKENDS, get_ops
 
@@ -56,19 +56,16 @@ def main(argv):
         nargs="+",
         help="seeds of every row (default: 0, or 0 to 2 by table)",
     )
-    add(
+    parser.number(
         "--epochs",
-        type=int,
-        help="epochs of every row (default: by row, as listed below with their times; in the paper "
+        "epochs of every row (default: by row, as listed below with their times; in the paper "
         "6000 for FC, 1000 for Conv. and 250 for Glow)",
     )
-    add(
+    parser.number(
         "--eval-every",
-        type=int,
+        "to save time, evaluate after every N-th epoch and the last one: only these can be "
+        "the best epoch, or points of a curve",
         default=1,
-        metavar="N",
-        help="to save time, evaluate after every N-th epoch and the last one: only these can be "
-        "the best epoch, or points of a curve (default: 1)",
     )
     add(
         "--rows",
@@ -114,8 +111,6 @@ def main(argv):
         wanted = {
             name: own for name, own in wanted.items() if set(args.rows) & rows[name]
         }
-    for name in ["eval_every"] + ["epochs"] * (args.epochs is not None):
-        check_range(name, vars(args)[name], 1)
     seeds = args.seeds or [0]
     if min(seeds) < 0 or max(seeds) >= 2**63 or len(set(seeds)) < len(seeds):
         raise UsageError("--seeds must be different whole numbers from 0 to 2**63 - 1")

@@ -7,13 +7,13 @@ step's.
 
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
+from unittest.mock import patch
 
 from benchmarks.device import TF32, Case, Plan
 from benchmarks.steps import make_trainer, random_images
-from benchmarks.timing import table
+from benchmarks.timing import measure, table
 from snfnp.step.batches import Repeated
 
 
@@ -30,16 +30,14 @@ class Launch(NamedTuple):
 Launches = dict[Launch, list[Callable]]  # and how to repeat each
 
 
-def report(
-    ops_of: Callable, plan: Plan, show: Callable, save: Callable, repeats: int
-) -> None:
+def report(ops_of: Callable, plan: Plan, show: Callable, save: Callable) -> None:
     """Tables of all cases: as text to `show`, and all so far to `save`. ops_of(tf32) -> ops."""
     results = {}
     for case in plan.cases:
         ops = ops_of(tf32=case.precision == TF32)
         launches = launches_of_a_step(ops, case, plan)
         title = f"{case.title}, {case.precision}"
-        results[title] = summary(ops.xp, launches, repeats)
+        results[title] = summary(ops, launches)
         total = sum(row["all µs"] for row in results[title])
         count = sum(map(len, launches.values()))
         show(
@@ -65,15 +63,6 @@ def launches_of_a_step(ops, case: Case, plan: Plan) -> Launches:
     trainer.begin(batches)
     for _ in range(3):
         trainer.training_step(batches)
-    with noted(ops) as launches:
-        trainer.training_step(batches)
-    trainer.check(batches)
-    return launches
-
-
-@contextmanager
-def noted(ops):
-    """The launches in this context."""
     launches: Launches = defaultdict(list)
     launcher = ops.device.launch
     cublas = ops.device.cublas
@@ -95,32 +84,23 @@ def noted(ops):
         launches[Launch(name, None, size, 2 * a.size * b.shape[1])].append(repeat)
         repeat()
 
-    launcher._start = note_kernel
-    cublas.gemm = note_product
-    try:
-        yield launches
-    finally:
-        del launcher._start, cublas.gemm
+    with (
+        patch.object(launcher, "_start", note_kernel),
+        patch.object(cublas, "gemm", note_product),
+    ):
+        trainer.training_step(batches)
+    trainer.check(batches)
+    return launches
 
 
-def microseconds(xp, call: Callable, repeats: int) -> float:
-    """The time of a call on the device, by events around `repeats` of them."""
-    begin = xp.cuda.Event()
-    end = xp.cuda.Event()
-    call()
-    begin.record()
-    for _ in range(repeats):
-        call()
-    end.record()
-    end.synchronize()
-    return 1e3 * xp.cuda.get_elapsed_time(begin, end) / repeats
-
-
-def summary(xp, launches: Launches, repeats: int) -> list[dict]:
+def summary(ops, launches: Launches) -> list[dict]:
     """A row for every kernel and size, those first that take longest in all."""
     rows = []
     for launch, calls in launches.items():
-        total = sum(microseconds(xp, call, repeats) for call in calls)
+        timings = measure(
+            dict(enumerate(calls)), 1, 0.005, ops.device.synchronise, warmup=1
+        )
+        total = sum(1e3 * timing.minimum for timing in timings.values())
         mean = total / len(calls)
         row = {
             "launch": launch.name,

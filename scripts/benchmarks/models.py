@@ -49,14 +49,11 @@ PARTS = {
         repeats=100,
         product=(BATCH, 784, 784),
     ),
-    # Table 1's convolutions, and a larger learned inverse beside the paper's of 3×3 (A.4)
+    # a larger learned inverse beside the paper's of 3×3 (A.4); Table 3 times other convolutions
     "conv": Part(
         {
             "self-normalizing": ("conv", _SNF, {}),
             "self-normalizing, white": ("conv", _SNF, _WHITE),
-            "exact": ("conv", "exact", {}),
-            "emerging, exact": ("emerging", "exact", {}),
-            "conv-exponential, exact": ("conv-exponential", "exact", {}),
             "self-normalizing, inverse 5x5": ("conv", _SNF, {"inverse_kernel": 5}),
         },
         repeats=60,

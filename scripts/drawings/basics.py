@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from scipy.stats import norm
 
 from drawings.style import (
     BLUE,
@@ -67,20 +68,15 @@ def stretching():
     x = np.linspace(-4.5, 2.2, 1200)
     z, log_slope = f(x)
     figure, axis = plt.subplots(figsize=(4.7, 3.6))
-    axis.plot(
-        x, 1.4 * np.exp(-0.5 * z**2 + log_slope) / math.sqrt(2 * math.pi), color=BLUE
-    )
+    axis.plot(x, 1.4 * norm.pdf(z) * np.exp(log_slope), color=BLUE)
     axis.text(-4.4, 0.65, "$p(x) = p_Z(f(x)) \\cdot f'(x)$", color=BLUE)
     noise = np.linspace(-3, 3, 300)
     top = 3.4
-    axis.plot(
-        noise, top + 2.2 * np.exp(-0.5 * noise**2) / math.sqrt(2 * math.pi), color=GREEN
-    )
+    axis.plot(noise, top + 2.2 * norm.pdf(noise), color=GREEN)
     axis.text(-4.4, top + 0.35, "$p_Z(z)$", color=GREEN)
     for level in (0, top):
         axis.plot([-4.5, 3], [level, level], **THIN)
-    quantiles = np.array([0.126, 0.385, 0.674, 1.036, 1.645])
-    quantiles = np.concatenate([-quantiles[::-1], quantiles])
+    quantiles = norm.ppf(np.linspace(0.05, 0.95, 10))
     at = np.interp(quantiles, z, x)
     for low, high in zip(at, quantiles, strict=True):
         axis.plot([low, high], [0.02, top], **THIN)

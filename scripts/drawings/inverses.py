@@ -48,24 +48,12 @@ def stability():
     line = np.logspace(-1.7, 1.7, 50)
     for axis, objective in zip(axes, ("mixture", "forward"), strict=True):
         rule = SelfNormalizing(objective)
-        points = [(lam, variance) for lam in lams for variance in variances]
-        verdicts = [
-            _returns([variance, 1.0, 2.0], lam, rule) for lam, variance in points
-        ]
-        looks = ((True, GREEN, "o", "returns"), (False, RED, "x", "is driven away"))
-        for good, color, marker, label in looks:
-            at = [
-                point
-                for point, returns in zip(points, verdicts, strict=True)
-                if returns is good
-            ]
-            if at:
-                axis.plot(
-                    *zip(*at, strict=True),
-                    marker,
-                    color=color,
-                    label=label,
-                )
+        points = np.array([(lam, variance) for lam in lams for variance in variances])
+        stable = np.array(
+            [_returns([variance, 1.0, 2.0], lam, rule) for lam, variance in points]
+        )
+        axis.plot(*points[stable].T, "o", color=GREEN, label="returns")
+        axis.plot(*points[~stable].T, "x", color=RED, label="is driven away")
         if objective == "mixture":
             axis.plot(
                 line,

@@ -13,7 +13,6 @@ from drawings.style import (
     RED,
     THIN,
     arrow,
-    bare,
     box,
     canvas,
     laid_out,
@@ -129,10 +128,7 @@ def convolution_matrix():
         "$m$: how often each\nelement is used": [f"{m:.0f}" for m in multiplicity.flat],
     }
     for axis, (title, texts) in zip(axes[0], labels.items(), strict=True):
-        show_taps(axis, kernel[:, :, 0, 0])
-        bare(axis, title=title)
-        for index, text in enumerate(texts):
-            write(axis, index % 3, index // 3, text, "white", 12)
+        show_taps(axis, kernel[:, :, 0, 0], title, texts)
     indicator = as_matrix(f, ops, chosen, shape)
     count = int(indicator.sum())
     title = f"$U_2$: 1 where $w_2$ stands,\n{count} places, so $m_2 = {count}$"
@@ -143,8 +139,7 @@ def convolution_matrix():
         title: 2 * indicator,
     }
     for axis, (title, matrix) in zip(axes[1], matrices.items(), strict=True):
-        show_taps(axis, matrix)
-        bare(axis, title=title)
+        show_taps(axis, matrix, title)
         for edge in range(0, height * width + 1, width):  # between blocks
             axis.axhline(edge - 0.5, **THIN)
             axis.axvline(edge - 0.5, **THIN)

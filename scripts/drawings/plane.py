@@ -29,8 +29,9 @@ def _trained(steps=2000):
     20 steps of training, evenly by their logarithm."""
     program = runpy.run_path(str(_PROGRAM))
     rng = np.random.default_rng(0)
-    kinds = [lambda: program["Dense"](2, rng, 0.1), program["Bend"]]
-    flow = [kinds[k % 2]() for k in range(7)]
+    flow = [program["Dense"](2, rng, 0.1)]
+    for _ in range(3):
+        flow += [program["Bend"](), program["Dense"](2, rng, 0.1)]
     data = program["cloud"](rng, 150)
     noise = rng.standard_normal((120, 2))
     grid = _grid(np.linspace(-2.2, 2.2, 9), 17)
@@ -66,11 +67,8 @@ def plane_training():
     to_noise, samples, bent = map(np.array, zip(*seen, strict=True))
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2))
     left.plot(*data.T, ".", color=INK)
-    angle = np.linspace(0, 2 * np.pi, 80)
     for radius in (1, 2):
-        right.plot(
-            radius * np.cos(angle), radius * np.sin(angle), color=GREEN, linewidth=0.8
-        )
+        right.add_patch(plt.Circle((0, 0), radius, fill=False, color=GREEN))
     left.set(
         title="noise becomes data, through $R$", xlim=(-4.1, 4.1), ylim=(-3.8, 2.4)
     )

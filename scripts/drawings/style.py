@@ -66,13 +66,17 @@ def bare(axis, **settings):
     axis.spines[:].set_visible(False)
 
 
-def show_taps(axis, values):
-    """An image of values: k > 0 in the k-th of ten colours, and 0 without any."""
+def show_taps(axis, values, title: str, texts=()):
+    """An image of values: k > 0 in the k-th of ten colours, and 0 without any. texts: in its
+    pixels, row by row."""
     image = np.zeros((*values.shape, 4))
     colors = plt.get_cmap("tab10", 10)
     image[values > 0] = colors((values[values > 0] - 1).astype(int))
     image[..., 3] *= 0.8
     axis.imshow(image)
+    bare(axis, title=title)
+    for (row, column), text in zip(np.ndindex(values.shape), texts, strict=False):
+        write(axis, column, row, text, "white")
 
 
 def box(axis, x, y, width, height, label, color=INK, size=10, alpha=0.14):
@@ -117,8 +121,7 @@ def arrow(
         )
     )
     middle = [(a + b) / 2 + d for a, b, d in zip(start, end, offset, strict=True)]
-    if label:
-        write(axis, *middle, label, color, size)
+    write(axis, *middle, label, color, size)
 
 
 def move(axis, frames, color: str, width: float, seconds: float = 10) -> None:

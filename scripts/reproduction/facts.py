@@ -135,12 +135,10 @@ def _parts(rows: dict) -> dict:
         ("fc", "conv"), np.reshape(tests, (2, 2, 2, 2)), strict=True
     ):
         plain, white = of_model[..., 1]  # by objective, with a rate that falls
-        without_coordinates = plain - white
-        without_schedule = of_model[1, :, 0] - white
-        figures[f"{model}_white_least"] = (min(without_coordinates), ".0f")
-        figures[f"{model}_white_most"] = (max(without_coordinates), ".0f")
-        figures[f"{model}_falling_least"] = (min(without_schedule), ".0f")
-        figures[f"{model}_falling_most"] = (max(without_schedule), ".0f")
+        worth = {"white": plain - white, "falling": of_model[1, :, 0] - white}
+        for part, nats in worth.items():
+            figures[f"{model}_{part}_least"] = (min(nats), ".0f")
+            figures[f"{model}_{part}_most"] = (max(nats), ".0f")
         figures[f"{model}_forward"] = (white[0] - white[1], ".0f")
     return figures
 

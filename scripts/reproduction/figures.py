@@ -96,9 +96,16 @@ class Figure2(_OneSeed):
         }
 
     def show(self, record: dict) -> str:
-        heads = ("data", "model", "epochs: ours / paper")
-        heads += ("pixels within 1 level of 256", "of those not black in both")
-        table = [(*heads, "mean difference in levels", "paper")]
+        heads = (
+            "data",
+            "model",
+            "epochs: ours / paper",
+            "pixels within 1 level of 256",
+            "of those not black in both",
+            "mean difference in levels",
+            "paper",
+        )
+        table = [heads]
         for row in record["rows"]:
             run = row["runs"][0]
             ours = ("no finite samples", "–", "–")
@@ -145,8 +152,16 @@ class Figure3(_OneSeed):
         return {"points": thinned(points, 1000), "largest": largest, "below": below}
 
     def show(self, record: dict) -> str:
-        heads = ["model", "epochs: ours / paper", "largest", "below 1°", "at the end"]
-        table = [[*heads, "paper, throughout", "difference"]]
+        heads = (
+            "model",
+            "epochs: ours / paper",
+            "largest",
+            "below 1°",
+            "at the end",
+            "paper, throughout",
+            "difference",
+        )
+        table = [heads]
         for row in record["rows"]:
             *ours, difference = ("diverged", "–", "–", "")
             words, degrees = _CAPTION[row["name"]]
@@ -203,9 +218,15 @@ class Figure5(_OneSeed):
         rows = record["rows"]
         known = [[point[0] for point in _points(row)] for row in rows if _points(row)]
         epochs = common_epochs(known or [[]], _SHOWN)
-        heads = ["model", "epochs: ours / paper"]
-        heads += [f"NLL at {epoch}" for epoch in epochs]
-        heads += ["s / epoch", "time / exact's: ours", "paper", "difference in time"]
+        heads = (
+            "model",
+            "epochs: ours / paper",
+            *(f"NLL at {epoch}" for epoch in epochs),
+            "s / epoch",
+            "time / exact's: ours",
+            "paper",
+            "difference in time",
+        )
         table = [heads]
         # times of different machines do not compare
         machines = {each["processor"] for row in rows for each in row["made_with"]}

@@ -5,7 +5,6 @@ import shutil
 import statistics
 import textwrap
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 
 from reproduction import hours, results
@@ -18,7 +17,6 @@ from reproduction.target import Target
 from reproduction.times import Figure4, Table3
 from snfnp import files
 from snfnp.errors import UsageError
-from snfnp.training.options import TrainConfig
 
 TARGETS: dict[str, Target] = {
     **{name: LikelihoodTable(table) for name, table in TABLES.items()},
@@ -87,7 +85,7 @@ def page(records: dict[str, dict]) -> str:
     for name, target in TARGETS.items():
         figures[f"title_{name}"] = target.title
         figures[name] = _shown(name, records.get(name))
-    return _filled(_TEXT.read_text(encoding="utf-8"), figures)
+    return _filled(_TEXT.read_text(encoding="utf-8"), figures) + "\n"
 
 
 def measured_on(record: dict | None) -> str:
@@ -132,10 +130,7 @@ def _filled(text: str, facts: dict[str, str]) -> str:
         filled = re.sub(
             r"@([\w-]+)@", lambda match: facts.get(match[1], "not run"), paragraph
         )
-        changed = (
-            filled != paragraph or max(map(len, filled.splitlines()), default=0) > 100
-        )
-        if changed and re.match(r"\w|`[^`]|\* |\*\w", paragraph):
+        if re.match(r"\w|`[^`]|\* |\*\w", paragraph):
             indent = "  " if filled.startswith("* ") else ""
             filled = textwrap.fill(
                 " ".join(filled.split()), 100, subsequent_indent=indent, **_WRAP
@@ -167,7 +162,7 @@ def _head(records: dict[str, dict]) -> dict[str, str]:
 
 
 def _shown(name: str, record: dict | None) -> str:
-    """A target's table, and notes on its rows."""
+    """A target's table."""
     target = TARGETS[name]
     if record is None:
         is_named = target.rows and not any(row.ours for row in target.rows)
@@ -176,22 +171,7 @@ def _shown(name: str, record: dict | None) -> str:
     shown = target.show(record)
     if name != "table1":  # whose curves stand for those of all
         shown = shown.partition("\n\nExact validation NLL")[0]
-    return "\n\n".join([shown, *_otherwise(target, record)])
-
-
-def _otherwise(target: Target, record: dict) -> Iterator[str]:
-    """A note on every row whose options have changed: its command makes another run."""
-    options = {row.name: row.settings for row in target.rows}
-    for row in record["rows"] if options else ():
-        now = TrainConfig(**options[row["name"]]).resolve(50_000).as_dict()
-        changes = [
-            f"`{name}` {value} (now {now[name]})"
-            for name, value in row["config"].items()
-            if now.get(name, value) != value
-        ]
-        if changes:
-            cells = ", ".join(row["cells"])
-            yield f"* {cells}: trained with {' and '.join(changes)}."
+    return shown
 
 
 def publish(folder: Path) -> list[Path]:

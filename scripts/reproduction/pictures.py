@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 from drawings.style import BLUE, GREEN, ORANGE, laid_out, plt, save
 
 
@@ -10,26 +11,19 @@ def save_angles(
 ) -> None:
     """A panel for each model: ((the paper's level in words, in degrees), (epochs, mean angles,
     deviations))."""
-    figure, axes = plt.subplots(
-        1, max(1, len(panels)), figsize=(9.5, 3.4), squeeze=False
-    )
+    figure, axes = plt.subplots(1, len(panels), figsize=(9.5, 3.4), squeeze=False)
     for axis, (label, ((words, level), columns)) in zip(
-        axes[0], panels.items(), strict=False
+        axes[0], panels.items(), strict=True
     ):
         epochs, mean, spread = columns
-        low, high = (
-            [m + sign * s for m, s in zip(mean, spread, strict=True)]
-            for sign in (-1, 1)
-        )
-        few = len(epochs) < 50
-        axis.plot(epochs, mean, color=BLUE, marker="." if few else None, label="ours")
+        low = np.subtract(mean, spread)
+        high = np.add(mean, spread)
+        axis.plot(epochs, mean, color=BLUE, label="ours")
         axis.fill_between(epochs, low, high, color=BLUE, alpha=0.2, linewidth=0)
         axis.axhline(level, label=f"paper: {words}°", color=ORANGE, linestyle="--")
         axis.set(title=label, xlabel="epoch", ylim=(0, None))
-        axis.grid()
-        axis.legend()
     axes[0, 0].set_ylabel("angle to the exact gradient (°)")
-    save(laid_out(figure), path)
+    save(laid_out(figure, *axes[0]), path)
 
 
 def save_sweeps(path: Path, layers: dict[str, list[dict]]) -> None:
@@ -44,7 +38,5 @@ def save_sweeps(path: Path, layers: dict[str, list[dict]]) -> None:
                 [row["D"] for row in rows], values, marker=".", color=color, label=name
             )
         axis.set(title=label, xlabel="dimension D")
-        axis.grid(which="both")
-        axis.legend()
     axes[0, 0].set_ylabel("time per batch of 128 (ms)")
-    save(laid_out(figure), path)
+    save(laid_out(figure, *axes[0]), path)

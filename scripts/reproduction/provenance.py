@@ -15,9 +15,17 @@ _UNKNOWN = {"commit": "not known", "processor": "not known"}
 
 def commit() -> str:
     """The checkout's commit, marked if tracked files differ from it."""
-    command = ["git", "-C", str(_ROOT), f"--git-dir={_ROOT}/.git"]  # none around it
-    command += ["describe", "--always", "--abbrev=12", "--exclude=*"]
-    command += ["--dirty= with changes"]
+    command = [
+        "git",
+        "-C",
+        str(_ROOT),
+        f"--git-dir={_ROOT}/.git",  # none around it
+        "describe",
+        "--always",
+        "--abbrev=12",
+        "--exclude=*",
+        "--dirty= with changes",
+    ]
     try:
         return subprocess.check_output(
             command, stderr=subprocess.DEVNULL, text=True

@@ -104,7 +104,7 @@ def test_every_launch_of_a_step_is_timed_alone(tiny):
     start = ops.device.launch._start
     gemm = ops.device.cublas.gemm
     plan = tiny._replace(cases=(tiny.cases[0], tiny.cases[2]))
-    launches.report(lambda tf32: ops, plan, said.append, saved.append, repeats=2)
+    launches.report(lambda tf32: ops, plan, said.append, saved.append)
     assert (ops.device.launch._start, ops.device.cublas.gemm) == (start, gemm)
     rows = saved[-1]["tiny FC, float32"]
     assert len(said) == 2 and "tiny FC, float32, batch 6: 31 launches" in said[0]
