@@ -98,7 +98,8 @@ def test_the_benchmark_prints_and_writes_its_figures(tmp_path, monkeypatch, caps
         models, "measure", lambda calls, repeats: timing.measure(calls, 1, warmup=0)
     )
     monkeypatch.setattr(models, "make_trainer", partial(make_trainer, shape=SHAPE))
-    monkeypatch.setattr(models, "_D", math.prod(SHAPE))
+    part = models.PARTS["fc"]._replace(product=(BATCH, 64, 64))
+    monkeypatch.setitem(models.PARTS, "fc", part)
     benchmark.main(["fc", "--quick", "--backend", "numpy", "--json", str(file)])
     out = capsys.readouterr().out
     results = json.loads(file.read_text())
