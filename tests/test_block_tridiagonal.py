@@ -59,8 +59,7 @@ def in_blocks(ops, w, shape):
     return by_blocks.BlockLU.of(ops, w, shape) is not None
 
 
-@pytest.mark.parametrize("gain", [PAPER, LARGER])
-@pytest.mark.parametrize("size", [(3, 3), (5, 5), (3, 5)])
+@pytest.mark.parametrize("size, gain", [((3, 3), PAPER), ((5, 5), LARGER)])
 @pytest.mark.parametrize("shape", PAPER_SHAPES, ids=str)
 def test_equals_dense_on_the_papers_shapes(ops, shape, size, gain):
     w = kernel(size, shape[2], gain)

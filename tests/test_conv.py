@@ -29,7 +29,7 @@ from snfnp.rules import SelfNormalizing
 pytestmark = pytest.mark.usefixtures("alone")
 SEEDS = st.integers(0, 2**32 - 1)
 ODD = st.sampled_from([1, 3, 5, 7])
-SHAPES = [(1, 1, 2), (4, 5, 1), (5, 4, 2), (1, 6, 3), (2, 2, 7)]
+SHAPES = [(4, 5, 1), (1, 6, 3), (2, 2, 7)]
 EPS = np.finfo(np.float64).eps
 
 

@@ -31,15 +31,7 @@ from snfnp.training.options import TrainConfig
 EPS = np.finfo(np.float64).eps
 SHAPES = [(2, 3, 2), (4, 3, 4), (1, 2, 6)]
 N = 3
-CAUSAL_SHAPES = [
-    (1, 1, 3),
-    (4, 5, 1),
-    (5, 4, 2),
-    (1, 6, 4),
-    (6, 1, 2),
-    (3, 3, 7),
-    (2, 2, 16),
-]
+CAUSAL_SHAPES = [(4, 5, 1), (1, 6, 4), (6, 1, 2), (3, 3, 7)]
 
 
 def case(shape, width=8, samples=5, dtype=np.float64, noise=0.3):

@@ -102,6 +102,7 @@ def test_nan_reaches_every_result_of_its_sample_and_of_no_other(of, ops, dtype):
     for array in (point.x, *point.deltas):
         array[1] = np.nan
     found = point.results(ops, dtype)
+    assert {value.dtype for value in found.values()} == {np.dtype(dtype)}
     for name in found.keys() & {"z", "latent", "dx", "inverse", "exact inverse"}:
         spoilt = np.isnan(found[name]).reshape(len(samples), -1)
         assert_array_equal(spoilt.all(axis=1), samples, name)

@@ -45,7 +45,7 @@ WAYS = {
     "relative": ({"model": "fc", "gradient": "relative"}, 25),
 }
 each_way = pytest.mark.parametrize("way", WAYS)
-SMALL = 4  # pixels a side, where it is not the numbers of a step that matter
+SMALL = 4  # pixels a side; test_ops.py has operations of many shapes
 
 
 ALL = {way: changes for way, (changes, _) in WAYS.items()}
@@ -56,7 +56,9 @@ ALL |= {", ".join(each.values()): each for each in OTHERS if each not in ALL.val
 @pytest.mark.parametrize("way", ALL)
 def test_steps_match_numpy(ops, way):
     found, expected = (
-        take_steps(make_trainer(each, **ALL[way], dtype="float64"), range(2))
+        take_steps(
+            make_trainer(each, side=SMALL, **ALL[way], dtype="float64"), range(2)
+        )
         for each in (ops, get_ops("numpy"))
     )
     assert_matches_numpy(found, expected, 1e-9)

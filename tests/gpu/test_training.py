@@ -137,7 +137,7 @@ def test_exact_gradients_of_few_channels_are_recorded(ops, standin, model):
         make_trainer(ops, model, "exact", side=4, graph=flag) for flag in (False, True)
     )
     for trainer in (eager, graph):
-        take_steps(trainer, range(4))
+        take_steps(trainer, range(3))
     spent = spent_by_a_step(eager, standin)
     assert (spent["syncs"], spent["h2d"], spent["d2h"]) == (0, 0, 0)
     batches_of(graph)._images_of = lambda step: images_of(graph, 2)
@@ -148,7 +148,7 @@ def test_exact_gradients_of_few_channels_are_recorded(ops, standin, model):
         ...
     ] = 0
     with pytest.raises(
-        DivergedError, match=r"step 6: the gradient of \S+\.W is not finite"
+        DivergedError, match=r"step 5: the gradient of \S+\.W is not finite"
     ):
         take_steps(graph, [5])
 
@@ -284,20 +284,6 @@ print("raised")
 
 def test_a_matrix_that_is_not_finite_raises_as_on_the_cpu():
     assert run_alone(_NAN_PIVOTS) == "raised\n"
-
-
-@pytest.mark.parametrize("change", [False, True])
-def test_batches_match_the_hosts(ops, change):
-    images = pixels(23, 4, 6, 3)
-    config = TrainConfig(model="glow", batch_size=5, augment=change, seed=3, epochs=1)
-    config = config.resolve(len(images))
-    batches, expected = (
-        Batches(each, images, config, (4, 6, 3)) for each in (ops, get_ops("numpy"))
-    )
-    for step in (0, 1, 2, 3, 4, 9, 2):
-        assert_array_equal(
-            ops.to_host(batch_of(batches, step)), batch_of(expected, step)
-        )
 
 
 def test_images_may_take_half_of_the_free_memory(ops, monkeypatch):
