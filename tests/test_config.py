@@ -295,14 +295,14 @@ def test_a_configuration_is_a_flat_dataclass():
         TrainConfig(colour=3)
 
 
-SYNONYMS = {
-    "learning_rate": "lr",
-    "num_epochs": "epochs",
-    "batch": "batch_size",
-    "device": "backend",
-    "output": "out",
-    "epocs": "epochs",
-}
+SYNONYMS = cases("""
+learning_rate | lr
+num_epochs | epochs
+batch | batch_size
+device | backend
+output | out
+epocs | epochs
+""")
 
 
 @pytest.mark.parametrize("word, meant", SYNONYMS.items())

@@ -23,8 +23,8 @@ from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense, contraction
 from snfnp.models import PRESETS, Choices
 from snfnp.ops import get_ops
-from snfnp.rules import Exact, Relative, SelfNormalizing
-from snfnp.training.monitors import Monitors, SmallestSecondMoment, stable_above
+from snfnp.rules import Exact, SelfNormalizing
+from snfnp.training.monitors import Monitors, SmallestSecondMoment
 from snfnp.training.runs.load import load_run
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -126,13 +126,6 @@ def test_what_a_rule_does_not_have_is_left_out(changes, names):
     layers = run.read_metrics()[0].get("layers", {})
     assert layers.keys() == ({"dense1", "dense2"} if names else set())
     assert all(list(own) == names for own in layers.values())
-
-
-def test_where_rules_are_stable():
-    # derivations/04: λσ² > 1/8
-    assert stable_above(SelfNormalizing("mixture")) == 0.125
-    for rule in (SelfNormalizing("forward"), Exact(), Relative()):
-        assert stable_above(rule) is None
 
 
 def inspected(trainer):

@@ -23,14 +23,10 @@ from snfnp.training.runs.load import load_run
 
 # ---------------------------------------------------------------- every option has an effect
 
-GPU_ONLY = (
-    "needs a GPU: its effect is seen in tests/gpu, its way there in tests/test_cli.py"
-)
-EXEMPT = {
-    "out": "every run here has another",
-    "threads": "tests/test_threads.py has it",
-}
-EXEMPT |= dict.fromkeys(("graph", "tf32"), GPU_ONLY)
+# every run here has another `out`; tests/test_threads.py has threads; the effects of the others are
+# seen in tests/gpu, their way there in tests/test_cli.py
+EXEMPT = ("out", "threads", "graph", "tf32")
+
 START = "--backend numpy --batch-size 12 --epochs 2 --warmup-epochs 0 --lr 0.01"
 GLOW = "--model glow --depth 1 --width 4"
 CONTROLLED = "--lambda-control geco --tolerance 0.0"  # λ rises at once

@@ -328,17 +328,6 @@ def test_all_four_spellings_of_file_names_are_found(tmp_path, end):
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("name", NAMES)
-def test_files_may_be_links(name, tmp_path):
-    files = put(tmp_path / "files", FILES[name])
-    given = tmp_path / "given"
-    given.mkdir()
-    for file in FILES[name]:
-        (given / file).symlink_to(files / file)
-    data_files.assert_is(name, load(name, given))
-
-
-@pytest.mark.usefixtures("small")
 def test_the_published_file_name_is_preferred(tmp_path):
     put(
         tmp_path,
