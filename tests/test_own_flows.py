@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import importlib
+import math
 import tempfile
 from pathlib import Path
 
@@ -13,13 +14,12 @@ from support.messages import one_line
 from support.own_layer import RULES, own
 from support.runs import around, assert_same_run, state, write_module
 from support.trainers import DATA, QUICK, ROWS, at_step, spoil, without_time
-from test_likelihood import Stretch
 
 import snfnp
 from snfnp import images
 from snfnp.cli import angle, evaluate, sample
 from snfnp.errors import UsageError
-from snfnp.gradcheck import check_map
+from snfnp.gradcheck import check_layer, check_map
 from snfnp.layers import Linear, SmoothLeakyReLU
 from snfnp.layers.preprocess import Standardise
 from snfnp.maps import Dense
@@ -94,10 +94,34 @@ class WholeImage(Dense):
         return super().solve(ops, w, z.reshape(len(z), -1)).reshape(z.shape)
 
 
+class Stretch(SmoothLeakyReLU):
+    """A layer with a parameter of no axis: z = e^s (smooth leaky ReLU of x)."""
+
+    def parameter_shapes(self, shape):
+        return {"s": ()}
+
+    def forward(self, ops, p, x):
+        z, ldj, cache = super().forward(ops, p, x)
+        return np.exp(p["s"]) * z, ldj, {**cache, "x": x}
+
+    def inverse(self, ops, p, z):
+        return super().inverse(ops, p, np.exp(-p["s"]) * z)
+
+    def log_det(self, ops, p, shape):
+        return float(p["s"]) * math.prod(shape)
+
+    def backward(self, ctx, p, cache, dz, grads):
+        dz = dz * np.exp(p["s"])
+        y = ctx.ops.activation.smooth_leaky_relu(cache["x"], self.alpha)[0]
+        grads["s"][...] = (dz * y).sum() + ctx.log_det_weight * dz[0].size
+        return super().backward(ctx, p, cache, dz, grads)
+
+
 def test_an_own_map_of_images_and_a_parameter_of_no_axis_train():
     """With the paper's rule, whose margin is that of rows and kernels only."""
     own = Linear(WholeImage(4)), Stretch(0.3)
     check_map(own[0].map, (2, 2, 1))
+    check_layer(own[1], (2, 2, 1))
     images = pixels(60, 2, 2, 1)
     run = snfnp.fit(images, flow=flow(*own, shape=(2, 2, 1)), out="run", **QUICK)
     assert run.params["b"]["s"].shape == () and run.params["b"]["s"] != 0
