@@ -55,6 +55,44 @@ def compile_kernels(
         nvrtc.destroyProgram(program)
 
 
+def ptx_instructions(
+    text: str, expression: str, arch: str, options=()
+) -> tuple[int, int]:
+    """The instructions of one kernel in PTX: those that a thread executes once, and those of its
+    only loop, whose label is the last target of a branch back."""
+    from cupy_backends.cuda.libs import nvrtc
+
+    program = nvrtc.createProgram(text, "kernels.cu", (), ())
+    try:
+        nvrtc.addNameExpression(program, expression)
+        nvrtc.compileProgram(program, (f"-arch={arch}", *CUPY_OPTIONS, *options))
+        name = nvrtc.getLoweredName(program, expression)
+        ptx = nvrtc.getPTX(program)
+    finally:
+        nvrtc.destroyProgram(program)
+    ptx = ptx if isinstance(ptx, str) else ptx.decode()
+    body = ptx[ptx.index(f".entry {name}") :]
+    lines = [
+        line.strip() for line in body[body.index("{") : body.index("\n}")].splitlines()
+    ]
+    lines = [
+        line for line in lines if line.endswith((";", ":")) and not line.startswith(".")
+    ]
+    labels = {
+        line[:-1]: place for place, line in enumerate(lines) if line.endswith(":")
+    }
+    back = [
+        (labels[target], place)
+        for place, line in enumerate(lines)
+        for target in labels
+        if f"bra \t{target};" in line.replace("bra ", "bra \t").replace("\t\t", "\t")
+        and labels[target] < place
+    ]
+    ((first, last),) = back
+    loop = last - first
+    return len(lines) - len(labels) - loop, loop
+
+
 def missing() -> str | None:
     """The reason why this module cannot be used, or None."""
     if find_spec("cupy") is None:
