@@ -140,7 +140,12 @@ def test_many_rows_go_through_a_mixture_in_parts(monkeypatch):
     assert_allclose(parts.log_prob(rows), whole.log_prob(rows), atol=1e-9)
     monkeypatch.setattr(mixture, "_FIRST", 150)
     seen = []
-    around(monkeypatch, Mixture, "_expected", lambda _, some: seen.append(len(some)))
+    around(
+        monkeypatch,
+        Mixture,
+        "_expected",
+        lambda _, some, features: seen.append(len(some)),
+    )
     Mixture.fit(rows, 3, "full", 0.3, 0)
     assert set(seen) == {150, 300} and 0 < seen.count(300) <= mixture._ON_ALL
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.random import Generator
@@ -75,10 +76,11 @@ class Mixture:
             sums: np.ndarray, some: np.ndarray, iterations: int
         ) -> tuple[Mixture, np.ndarray]:
             mean = -math.inf
+            features = _features(some) if len(some) * width <= _NUMBERS else None
             while True:
                 mixture = cls._maximised(sums, usual, kind, prior)
                 before = mean
-                mean, sums = mixture._expected(some)
+                mean, sums = mixture._expected(some, features)
                 iterations -= 1
                 if mean - before < gain or not iterations:
                     return mixture, sums
@@ -95,7 +97,7 @@ class Mixture:
         """The M-step: π, μ and Σ from the sums of `_features` over rows, weighted by the
         responsibilities, (K, F). usual: C K^(−2/D), the mean of the prior, (D, D)."""
         columns = len(usual)
-        upper, lower = np.triu_indices(columns)
+        upper, lower = _pairs(columns)
         counts = sums[:, 0]
         some = np.maximum(counts, _TINY)[:, np.newaxis]
         means = sums[:, 1 : 1 + columns] / some
@@ -122,9 +124,11 @@ class Mixture:
             (counts + 1) / (counts + 1).sum(), means, np.linalg.cholesky(covariances)
         )
 
-    def _expected(self, rows: np.ndarray) -> tuple[float, np.ndarray]:
+    def _expected(
+        self, rows: np.ndarray, features: np.ndarray | None = None
+    ) -> tuple[float, np.ndarray]:
         """The E-step: the mean of log p(x) over rows (N, D), and the sums of `_features` for the
-        M-step.
+        M-step. features: those of all rows, if they are few.
 
         log π N(x; μ, Σ) is linear in the features of x, so that both are one product each.
         Rounding is Σ⁻¹ times that of x², some 1e-16: enough for responsibilities, not for
@@ -134,7 +138,7 @@ class Mixture:
         precision = inverse.transpose(0, 2, 1) @ inverse
         linear = np.einsum("kij,kj->ki", precision, self.means)
         constant = self._constants() - (linear * self.means).sum(axis=1) / 2
-        upper, lower = np.triu_indices(self.means.shape[1])
+        upper, lower = _pairs(self.means.shape[1])
         quadratic = precision[:, upper, lower] * np.where(upper == lower, -0.5, -1.0)
         coefficients = np.concatenate(
             [constant[:, np.newaxis], linear, quadratic], axis=1
@@ -142,15 +146,15 @@ class Mixture:
         total = 0.0
         sums = np.zeros_like(coefficients)
         for part in _parts(rows, _width(*self.means.shape)):
-            features = _features(part)
-            shares = coefficients @ features.T
+            known = _features(part) if features is None else features
+            shares = coefficients @ known.T
             highest = shares.max(axis=0)
             shares -= highest
             np.exp(shares, out=shares)
             scale = shares.sum(axis=0)
             shares /= scale
             total += float((highest + np.log(scale)).sum())
-            sums += shares @ features
+            sums += shares @ known
         return total / len(rows), sums
 
     def _constants(self) -> np.ndarray:
@@ -199,10 +203,16 @@ def _parts(rows: np.ndarray, width: int) -> Iterator[np.ndarray]:
 
 def _features(rows: np.ndarray) -> np.ndarray:
     """1, x_i and x_i x_j (i ≤ j) of rows (N, D): (N, F)."""
-    upper, lower = np.triu_indices(rows.shape[1])
+    upper, lower = _pairs(rows.shape[1])
     return np.concatenate(
         [np.ones((len(rows), 1)), rows, rows[:, upper] * rows[:, lower]], axis=1
     )
+
+
+@cache
+def _pairs(columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """All i and all j of the pairs with i ≤ j."""
+    return np.triu_indices(columns)
 
 
 def _start(rows: np.ndarray, components: int, rng: Generator) -> np.ndarray:
