@@ -22,16 +22,37 @@ from numba import extending, types
 
 from snfnp.ops.group import Array, Shape, flat
 from snfnp.ops.jit import alike, compiled, inlined, parallel
-from snfnp.ops.spline.definition import Spline
+from snfnp.ops.spline.definition import Spline, slope_shift
 
 intrinsic: Any = extending.intrinsic  # whose types count the typing context
 _LANES = 32  # pixels per task: two or more vector registers, and small enough to share evenly
 _SAMPLES = 50  # per task
+_FEW = (
+    256  # pixels; the knots of more are computed faster by NumPy's vectorised functions
+)
 _FACTORS = 16  # slopes multiplied in double precision before one logarithm is taken
 _CHAINS = _LANES // _FACTORS
 
 
 class CpuSpline(Spline):
+    def knots(
+        self, widths: Array, heights: Array, slopes: Array, bound: float, eps: float
+    ) -> tuple[Array, Array]:
+        *shape, bins = widths.shape
+        pixels = math.prod(shape)
+        agree = heights.shape == widths.shape and slopes.shape == (*shape, bins - 1)
+        if not (agree and alike(widths, heights, slopes) and pixels <= _FEW):
+            return super().knots(widths, heights, slopes, bound, eps)
+        knots = np.empty((3, bins + 1, pixels), widths.dtype)
+        factors = np.empty((3 * bins - 1, pixels), widths.dtype)
+        raw = [
+            np.ascontiguousarray(array).reshape(pixels, array.shape[-1])
+            for array in (widths, heights, slopes)
+        ]
+        numbers = (bound, eps, 1 - eps * bins, slope_shift(eps))
+        _knots(*raw, *map(widths.dtype.type, numbers), knots, factors)
+        return knots.reshape(3, bins + 1, *shape), factors.reshape(-1, *shape)
+
     def evaluate(self, x: Array, knots: Array) -> tuple[Array, Array]:
         if not _agree(x, knots):
             return super().evaluate(x, knots)
@@ -109,6 +130,50 @@ def _table(knots: Array) -> Array:
 def _bins(knots: Array) -> tuple[int, ...]:
     """K as a tuple, see above."""
     return (1,) * (knots.shape[1] - 1)
+
+
+# ------------------------------------- from raw parameters to knots, a pixel at a time
+
+
+@compiled
+def _knots(widths, heights, slopes, bound, eps, rest, shift, knots, factors):
+    """widths, heights (P, K), slopes (P, K-1), rest = 1 - εK, shift = c₀ -> knots (3, K+1, P) and
+    factors (3K-1, P)."""
+    pixels, bins = widths.shape
+    one = widths.dtype.type(1)
+    zero = one - one
+    for pixel in range(pixels):
+        poison = zero  # or NaN
+        for raw in (widths[pixel], heights[pixel], slopes[pixel]):
+            for value in raw:
+                poison += zero * value
+        for axis, raw in enumerate((widths[pixel], heights[pixel])):
+            shares = factors[axis * bins : (axis + 1) * bins, pixel]
+            _edges(raw, poison, bound, eps, rest, knots[axis, :, pixel], shares)
+        knots[2, 0, pixel] = one
+        knots[2, bins, pixel] = one
+        for k in range(bins - 1):
+            raw_slope = slopes[pixel, k] + poison + shift
+            e = math.exp(-abs(raw_slope))
+            knots[2, k + 1, pixel] = eps + max(raw_slope, zero) + math.log1p(e)
+            factors[2 * bins + k, pixel] = (one if raw_slope >= zero else e) / (one + e)
+
+
+@inlined
+def _edges(raw, poison, bound, eps, rest, edges, shares):
+    """Raw sizes (K,) -> the edges of bins (K+1,), and the softmax (K,)."""
+    highest = raw.max()
+    total = poison
+    for k in range(len(raw)):
+        shares[k] = math.exp(raw[k] - highest)
+        total += shares[k]
+    edges[0] = poison - bound
+    position = poison
+    for k in range(len(raw)):
+        shares[k] /= total
+        position += (bound + bound) * (eps + rest * shares[k])
+        edges[k + 1] = position - bound
+    edges[len(raw)] = poison + bound
 
 
 # ------------------------------------- one sample's row of a block of neighbouring pixels
