@@ -31,7 +31,7 @@ _STREAMS = 16
 
 def layer_key(key: RandomKey, index: int) -> RandomKey:
     """The key of the random numbers of layer `index` of a flow, which all samples share."""
-    return key._replace(stream=_FIRST_STREAM + _STREAMS * index)
+    return RandomKey(key.seed, _FIRST_STREAM + _STREAMS * index, key.step)
 
 
 def context_at(

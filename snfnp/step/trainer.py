@@ -272,9 +272,9 @@ class Trainer:
         A step fails if its mean log-density or its gradient's norm is not finite. If later steps
         were queued, it is repeated here, with the same parameters and noise, to find the layer.
         """
-        reading = self.log.read()
-        if not reading.failed:
+        if not self.ops.to_host(self.log.failed):
             return
+        reading = self.log.read()
         failed = reading.failed - 1
         if math.isfinite(reading.density):  # so it was the gradient that failed
             if self.step != failed + 1:  # later steps have overwritten the gradient

@@ -1,9 +1,10 @@
 """The rational-quadratic spline on the CPU: one fused pass each way, vectorised over pixels.
 
-A task takes LANES neighbouring pixels and loops over some of the samples; its knots (or, backwards,
-its sums) stay in the first-level cache and belong to it alone. Tasks of the same samples follow
-each other: a core then finds in its cache what it computed in the layer before. No branch finds the
-bin: an inner knot that a value has passed selects the next one. See derivations/09-splines.md.
+A task takes LANES neighbouring pixels, or all pixels of several samples if they are few, and loops
+over some of the samples; its knots (or, backwards, its sums) stay in the first-level cache and
+belong to it alone. Tasks of the same samples follow each other: a core then finds in its cache what
+it computed in the layer before. No branch finds the bin: an inner knot that a value has passed
+selects the next one. See derivations/09-splines.md.
 
 What makes the compiler use vector registers:
 
@@ -59,14 +60,19 @@ class CpuSpline(Spline):
         parts, blocks = _tasks(x)
         y = np.empty(x.shape, x.dtype)
         ldj = np.empty((blocks, len(x)))
-        _forward(parts * blocks, _rows(x), _table(knots), _bins(knots), flat(y), ldj)
-        return y, ldj.sum(axis=0).astype(x.dtype, copy=False)
+        _forward(
+            parts * blocks, _values(x), _table(knots), _bins(knots), y.ravel(), ldj
+        )
+        total = ldj[0] if blocks == 1 else ldj.sum(axis=0)
+        return y, total.astype(x.dtype, copy=False)
 
     def inverse(self, y: Array, knots: Array) -> Array:
         if not _agree(y, knots):
             return super().inverse(y, knots)
         x = np.empty(y.shape, y.dtype)
-        _inverse(math.prod(_tasks(y)), _rows(y), _table(knots), _bins(knots), flat(x))
+        _inverse(
+            math.prod(_tasks(y)), _values(y), _table(knots), _bins(knots), x.ravel()
+        )
         return x
 
     def backward(
@@ -85,17 +91,24 @@ class CpuSpline(Spline):
         if not (_agree(x, knots) and alike(x, *arrays) and shapes == _shapes(x, knots)):
             return super().backward(x, knots, factors, bound, eps, dy, dldj, out)
         bins = _bins(knots)
-        rows = _rows(x)
-        dx = np.empty_like(rows)
+        table = _table(knots)
+        dx = np.empty(x.shape, x.dtype)
         sums = np.zeros((*_tasks(x), 3 * (len(bins) - 1) * _LANES), x.dtype)
         task_sums = sums.reshape(-1, sums.shape[2])
         _backward(
-            len(task_sums), rows, _table(knots), bins, _rows(dy), dldj, dx, task_sums
+            len(task_sums),
+            _values(x),
+            table,
+            bins,
+            _values(dy),
+            dldj,
+            dx.ravel(),
+            task_sums,
         )
         scale = x.dtype.type(2 * bound * (1 - eps * len(bins)))
-        grads = [g.reshape(rows.shape[1], -1) for g in out]
+        grads = [g.reshape(table.shape[1], g.shape[-1]) for g in out]
         _raw_gradients(sums, bins, flat(factors), scale, *grads)
-        return dx.reshape(x.shape)
+        return dx
 
 
 def _agree(x: Array, knots: Array) -> bool:
@@ -117,9 +130,9 @@ def _tasks(x: Array) -> tuple[int, int]:
     return -(-len(x) // _SAMPLES), -(-math.prod(x.shape[1:]) // _LANES)
 
 
-def _rows(x: Array) -> Array:
-    """Samples (N, *shape) as C-contiguous rows (N, P)."""
-    return flat(np.ascontiguousarray(x))
+def _values(x: Array) -> Array:
+    """Samples (N, *shape) as a contiguous array (N P,)."""
+    return np.ascontiguousarray(x).ravel()
 
 
 def _table(knots: Array) -> Array:
@@ -176,7 +189,7 @@ def _edges(raw, poison, bound, eps, rest, edges, shares):
     edges[len(raw)] = poison + bound
 
 
-# ------------------------------------- one sample's row of a block of neighbouring pixels
+# ------------------------------------- a row of lanes: a sample's pixels, or those of several
 
 
 @intrinsic
@@ -225,7 +238,7 @@ def _find(value, table, bins, axis, lane):
 
 @compiled
 def _forward_row(x_n, table, bins, y_n, slopes):
-    """One sample's pixels of a block: y and dy/dx."""
+    """A row: y and dy/dx."""
     one = x_n.dtype.type(1)
     zero = one - one
     two = one + one
@@ -248,7 +261,7 @@ def _forward_row(x_n, table, bins, y_n, slopes):
 
 @compiled
 def _inverse_row(y_n, table, bins, x_n):
-    """One sample's pixels of a block: see the definition for the stable root."""
+    """A row: see the definition for the stable root."""
     one = y_n.dtype.type(1)
     zero = one - one
     two = one + one
@@ -277,18 +290,19 @@ def _add(sums, row, lane, here, left, last, right, zero):
 
 
 @compiled
-def _backward_row(x_n, table, bins, dy_n, dldj_n, dx_n, sums):
-    """One sample's pixels of a block: dx, and the inner knots' gradients added to sums."""
+def _backward_row(x_n, table, bins, dy_n, dx_n, sums):
+    """A row: dx, and the inner knots' gradients added to sums. dldj is the table's last row."""
     one = x_n.dtype.type(1)
     zero = one - one
     two = one + one
     inner = len(bins) - 1
+    last_row = 3 * (len(bins) + 1)
     for i in range(len(x_n)):
         value = x_n[i]
         gy_n = dy_n[i]
         outside, x0, x1, y0, y1, d0, d1 = _find(value, table, bins, 0, i)
         gy = _select(outside, zero, gy_n)
-        gl = _select(outside, zero, dldj_n)
+        gl = _select(outside, zero, _at(table, last_row, i))
         w = x1 - x0
         h = y1 - y0
         inverse_w = one / w
@@ -334,30 +348,51 @@ def _backward_row(x_n, table, bins, dy_n, dldj_n, dx_n, sums):
 
 @inlined
 def _begin(task, knots, samples):
-    """The samples (from, to) and the pixels (from, to) of a task, and a table of its knots."""
+    """The samples (from, to) and the pixels (from, to) of a task, how many samples share a row of
+    lanes, and a table of the knots of each lane, with a row for dldj."""
     pixels = knots.shape[1]
     blocks = (pixels + _LANES - 1) // _LANES
     part = task // blocks
     block = task % blocks
     first = block * _LANES
     last = min((block + 1) * _LANES, pixels)
-    table = np.empty(len(knots) * _LANES, knots.dtype)
+    together = max(1, _LANES // pixels)
+    table = np.empty((len(knots) + 1) * _LANES, knots.dtype)
     for row in range(len(knots)):
         values = knots[row, first:last]
-        for lane in range(len(values)):
-            table[np.uintp(row * _LANES + lane)] = values[lane]
-    return part * _SAMPLES, min(samples, (part + 1) * _SAMPLES), first, last, table
+        for sample in range(together):
+            for lane in range(len(values)):
+                index = row * _LANES + sample * len(values) + lane
+                table[np.uintp(index)] = values[lane]
+    end = min(samples, (part + 1) * _SAMPLES)
+    return part * _SAMPLES, end, first, last, together, table
+
+
+@inlined
+def _row(n, end, together, pixels, first, last):
+    """The values of the samples from n on that share a row, and the sample after them."""
+    after = min(n + together, end)
+    return slice(n * pixels + first, (after - 1) * pixels + last), after
 
 
 @parallel
 def _forward(task, x, knots, bins, y, ldj):
-    """x, y (N, P), ldj (blocks, N). With ε = 1e-3 and d the larger of 1000 and a pixel's slopes,
+    """x, y (N P,), ldj (blocks, N). With ε = 1e-3 and d the larger of 1000 and a pixel's slopes,
     dy/dx is between 1e-9/d² and 4d, so a product of _FACTORS stays in the range of double precision
     up to d = 1e4; beyond, a product may underflow or overflow, and ldj is then infinite."""
-    start, end, first, last, table = _begin(task, knots, len(x))
+    pixels = knots.shape[1]
+    start, end, first, last, together, table = _begin(task, knots, ldj.shape[1])
     slopes = np.ones(_LANES, x.dtype)
-    for n in range(start, end):
-        _forward_row(x[n, first:last], table, bins, y[n, first:last], slopes)
+    for n in range(start, end, together):
+        row, after = _row(n, end, together, pixels, first, last)
+        _forward_row(x[row], table, bins, y[row], slopes)
+        if together > 1:  # samples, of at most _FACTORS pixels each
+            for sample in range(n, after):
+                product = 1.0
+                for slope in slopes[(sample - n) * pixels :][:pixels]:
+                    product *= np.float64(slope)
+                ldj[0, sample] = math.log(product)
+            continue
         logarithm = 0.0
         for chain in range(_CHAINS):
             product = 1.0
@@ -369,23 +404,33 @@ def _forward(task, x, knots, bins, y, ldj):
 
 @parallel
 def _inverse(task, y, knots, bins, x):
-    """y, x (N, P)."""
-    start, end, first, last, table = _begin(task, knots, len(y))
-    for n in range(start, end):
-        _inverse_row(y[n, first:last], table, bins, x[n, first:last])
+    """y, x (N P,)."""
+    pixels = knots.shape[1]
+    start, end, first, last, together, table = _begin(task, knots, len(y) // pixels)
+    for n in range(start, end, together):
+        row, _ = _row(n, end, together, pixels, first, last)
+        _inverse_row(y[row], table, bins, x[row])
 
 
 @parallel
 def _backward(task, x, knots, bins, dy, dldj, dx, sums):
-    """x, dy, dx (N, P), dldj (N,); sums (tasks, 3(K-1) _LANES), zeros: the inner knots' gradients,
+    """x, dy, dx (N P,), dldj (N,); sums (tasks, 3(K-1) _LANES), zeros: the inner knots' gradients,
     summed over a task's samples."""
-    start, end, first, last, table = _begin(task, knots, len(x))
-    for n in range(start, end):
-        deltas = dy[n, first:last]
-        target = dx[n, first:last]
-        _backward_row(
-            x[n, first:last], table, bins, deltas, dldj[n], target, sums[task]
-        )
+    pixels = knots.shape[1]
+    start, end, first, last, together, table = _begin(task, knots, len(dldj))
+    width = last - first
+    weights = table[len(knots) * _LANES :]
+    for n in range(start, end, together):
+        row, after = _row(n, end, together, pixels, first, last)
+        for sample in range(n, after):
+            lanes = weights[(sample - n) * width :][:width]
+            weight = dldj[sample]
+            for lane in range(lanes.size):
+                lanes[lane] = weight
+        _backward_row(x[row], table, bins, dy[row], dx[row], sums[task])
+    for lane in range(width, together * width):
+        for knot in range(0, sums.shape[1], _LANES):
+            sums[task, knot + lane % width] += sums[task, knot + lane]
 
 
 # ------------------------------------- raw parameters: the batch's size does not matter
