@@ -243,6 +243,14 @@ def test_an_impossible_record_is_refused(copy, change):
         load_run(copy, "last")
 
 
+def test_a_rollback_names_the_file_whose_record_is_impossible(copy):
+    saved = load_run(copy).checkpoint
+    saved.record["config"]["lr"] = "fast"
+    save_checkpoint(copy / "best.safetensors", saved)
+    with one_line(CheckpointError, copy / "best.safetensors", "is damaged (`lr` is "):
+        run_training(copy, resume="best")
+
+
 def in_its_place(make):
     def change(path):
         path.unlink()

@@ -26,7 +26,7 @@ import numpy as np
 from snfnp import files
 from snfnp.data import PUBLISHED, SPLITS, Dataset
 from snfnp.data.sets import SAMPLE
-from snfnp.errors import SnfnpError, UsageError, printable
+from snfnp.errors import CheckpointError, SnfnpError, UsageError, printable
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.user_models import title_of
 from snfnp.training.runs.checkpoint import is_evaluation, record_of
@@ -214,7 +214,12 @@ class RunFolder:
         _, record = self.open(self.path)
         config = TrainConfig.from_dict(record["config"])
         if rollback and self.best.exists():
-            config = config.with_optimiser_of(record_of(self.best).get("config"))
+            saved = record_of(self.best).get("config")
+            # before its checksum is looked at
+            with files.readable(
+                self.best, "use another file", CheckpointError, "is damaged"
+            ):
+                config = config.with_optimiser_of(saved)
         return config.resumed(changes, self.path)
 
     def write_config(self, record: dict[str, Any]) -> None:
