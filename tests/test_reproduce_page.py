@@ -106,7 +106,9 @@ def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
         for name, record in committed().items():
             picture = FOLDER / "figures" / module.picture_of(name)
             again = tmp_path / f"{name}.svg"
-            TARGETS[name].draw(record, again)
+            # others are of what a test measured before, in this process
+            if TARGETS[name].made_of_record:
+                TARGETS[name].draw(record, again)
             assert picture.exists() == (again.exists() or name == "figure2")
             if again.exists():
                 assert same_picture(picture, again), f"{picture} is of other results"
