@@ -34,19 +34,6 @@ def layer_key(key: RandomKey, index: int) -> RandomKey:
     return RandomKey(key.seed, _FIRST_STREAM + _STREAMS * index, key.step)
 
 
-def context_at(
-    ctx: BackwardContext, index: int, error_factor: Scalar
-) -> BackwardContext:
-    """A step as layer `index` of a flow sees it."""
-    return BackwardContext(
-        ctx.ops,
-        ctx.dldj,
-        ctx.log_det_weight,
-        error_factor,
-        ctx.key and layer_key(ctx.key, index),
-    )
-
-
 def _require_shape(array: Array, shape: Shape) -> None:
     """Raises UsageError for another shape: kernels trust theirs, so arrays are checked on entry."""
     if array.shape[1:] != shape:
@@ -347,7 +334,13 @@ class Flow:
         for index in reversed(range(first, len(self.layers))):
             name, layer = self.layers[index]
             cache = caches[index]
-            context = context_at(ctx, index, factors.get(name, ctx.error_factor))
+            context = BackwardContext(
+                ctx.ops,
+                ctx.dldj,
+                ctx.log_det_weight,
+                factors.get(name, ctx.error_factor),
+                ctx.key and layer_key(ctx.key, index),
+            )
             dlatent = (split_off.pop(),) if name in self.latent_shapes else ()
             try:  # no context manager: a step calls few functions
                 if isinstance(cache, _Recomputed):
