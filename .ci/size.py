@@ -13,8 +13,8 @@ import tokenize
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-# Not to grow: to fall to 115,000, 34,500 and 185,000 as the text is rewritten.
-BUDGET = {"snfnp": 133_200, "scripts": 40_500, "tests": 204_900}
+# Not to grow: to fall to 115,000 and 34,500 as the text is rewritten.
+BUDGET = {"snfnp": 125_700, "scripts": 34_800, "tests": 181_600}
 COUNTED = (tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING)
 
 

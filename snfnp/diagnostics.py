@@ -80,7 +80,12 @@ def gradient_angles(
     """The angles between the rule's gradients and exact ones, for every layer that learns its
     inverse. Exact gradients cost O(D³) for a dense layer.
 
-    Args: those of `gradients`, in double precision.
+    Args:
+        ops, flow: the backend and the flow.
+        params: the flow's, in double precision.
+        x: inputs of the flow (N, *shape), in double precision.
+        lam: λ, or {layer: λ}.
+        key: of the step's random numbers.
 
     Returns:
         {layer: figures}. angle: degrees between the rule's and the exact gradient of the likelihood
