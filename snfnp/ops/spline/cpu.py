@@ -28,9 +28,8 @@ from snfnp.ops.spline.definition import Spline, slope_shift
 intrinsic: Any = extending.intrinsic  # whose types count the typing context
 _LANES = 32  # pixels per task: two or more vector registers, and small enough to share evenly
 _SAMPLES = 50  # per task
-_FEW = (
-    256  # pixels; the knots of more are computed faster by NumPy's vectorised functions
-)
+# pixels whose knots are computed one by one; NumPy's vectorised functions are faster for more
+_FEW = 256
 _FACTORS = 16  # slopes multiplied in double precision before one logarithm is taken
 _CHAINS = _LANES // _FACTORS
 
