@@ -1,6 +1,6 @@
 """Fixtures that several test files share, and what tests need.
 
-Slow tests, which the quick tier leaves out (`-m "not slow"`), train in processes of their own, go
+Slow tests, which the quick tier leaves out (`-m "not slow"`), train for a second or more, go
 through many states of a file, measure memory, compile kernels, or need a device; they are marked
 where they stand.
 """

@@ -343,6 +343,7 @@ for model, preset in PRESETS.items():
 """
 
 
+@pytest.mark.slow
 def test_the_method_runs_without_what_makes_it_fast_and_without_what_uses_it(tmp_path):
     """Every preset is trained on NumPy; and then built, checked, trained for a step and
     evaluated."""
@@ -357,6 +358,7 @@ def test_the_method_runs_without_what_makes_it_fast_and_without_what_uses_it(tmp
             shutil.rmtree(package / room, ignore_errors=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--jvp-weight 0.2", "--objective variational"])
 def test_options_of_beyond_are_refused_in_a_line_without_it(option, tmp_path):
     code = "import sys; sys.modules['snfnp.beyond'] = None; from snfnp import cli; cli.run_script()"
@@ -421,6 +423,7 @@ def f():
 '''
 
 
+@pytest.mark.slow
 def test_the_size_budget_counts_tokens_by_room_and_refuses_one_too_many():
     size = of_ci("size")
     own = size.size(SOURCE)

@@ -98,6 +98,7 @@ def test_on_little_data_nothing_explodes():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns, rows", [(1, 50), (3, 4), (60, 30)])
 @pytest.mark.parametrize("activation", ["spline", "smooth-leaky-relu"])
 def test_any_number_of_columns_and_rows(columns, rows, activation):
@@ -107,6 +108,7 @@ def test_any_number_of_columns_and_rows(columns, rows, activation):
     assert_allclose(density.inverse_transform(density.transform(x)), x, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_fit_that_diverges_keeps_its_best_step(monkeypatch):
     def diverges(trainer, images, step=Trainer.training_step):
         if trainer.step == 20:
@@ -295,6 +297,7 @@ def test_training_goes_on_as_long_as_it_is_worth_it(monkeypatch):
     assert begun == [(5, [], 0), (10, [1], 100), (20, [2], 200)] and best.mean == -1.995
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"patience": 2}, {"mixtures": False}])
 def test_processes_give_the_bits_of_one(options, monkeypatch):
     """Flows and mixtures side by side in forks, against one after another; this process takes one
@@ -314,6 +317,7 @@ def test_processes_give_the_bits_of_one(options, monkeypatch):
     assert densities[0].n_iter_ == densities[1].n_iter_
 
 
+@pytest.mark.slow
 def test_many_rows_are_trained_on_for_longer(monkeypatch):
     """Up to a step for 32 rows, as long as each doubling is worth it."""
     noted = []
@@ -336,6 +340,7 @@ def test_a_limit_of_time_stops_what_is_tried(monkeypatch):
     assert sum(line.startswith("mixture") for line in lines) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [60, 200])
 def test_rows_of_many_judge_in_part(rows, monkeypatch):
     """Beyond a number of rows, most are trained on by all members; mixtures have other sizes."""
@@ -399,6 +404,7 @@ def test_rows_are_drawn_as_often_as_their_weights_say():
     assert_array_equal(groups, np.arange(40))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("members", [1, 3])
 def test_copies_that_weights_draw_are_no_ties_and_share_a_fold(members, monkeypatch):
     """Else what is held out would be trained on, and the choice of a candidate would overfit."""

@@ -62,6 +62,7 @@ with warnings.catch_warnings(action="ignore"):  # it does not inherit from BaseE
     )
 
 
+@pytest.mark.slow
 @with_checks
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_check_of_scikit_learn_passes(estimator, check):
@@ -121,6 +122,7 @@ def test_scikit_learn_is_optional():
     assert caught.type is ValueError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [(Candidate, "refitted"), (ensemble, "Likelihood")])
 def test_an_interrupted_fit_keeps_the_former_one(target, monkeypatch):
     x = Frame(moons(60), ["a", "b"])

@@ -87,6 +87,7 @@ def program(page):
     return code
 
 
+@pytest.mark.slow
 def test_weights_that_ship_have_the_likelihood_of_their_page(
     monkeypatch, tmp_path, capsys
 ):

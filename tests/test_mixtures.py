@@ -223,6 +223,7 @@ def test_small_weights_of_an_average_are_left_out():
         assert_allclose(stacked_weights(scores), [1 - expected, expected], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_mixtures_close_in_on_values_that_many_rows_share():
     rng = default_rng(0)
     width = 1e-3

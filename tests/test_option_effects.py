@@ -146,6 +146,7 @@ def test_a_run_with_the_same_options_is_the_same(result):
     assert result.__wrapped__("") == result("")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name not in EXEMPT])
 def test_every_option_changes_a_run(name, result):
     changed, needed = change(name)

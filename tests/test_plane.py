@@ -142,6 +142,7 @@ def run(folder):
     return snfnp.load_run(folder)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_plane_leaves_a_picture_and_an_animation(folder, capsys):
     with Image.open(folder / "training.gif") as animation:
         assert animation.n_frames == 3 and animation.info["loop"] == 0

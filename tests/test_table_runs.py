@@ -91,6 +91,7 @@ def test_a_table_of_any_suffix_is_read_by_every_command_as_by_its_run(suffix, sh
     assert len(Path("scores.csv").read_text().splitlines()) == 1 + 99
 
 
+@pytest.mark.slow
 def test_few_rows_are_evaluated_forty_times_and_overfitting_is_reported(shell, capsys):
     write("few.csv", normal(60, 3), "")
     shell("train few.csv --backend numpy --depth 2 --epochs 240 --out run")

@@ -99,6 +99,7 @@ def test_steps_may_be_small_and_spikes_rare_among_the_rows_looked_at():
     assert find_steps(large)[0] == 0.125
 
 
+@pytest.mark.slow
 def test_columns_with_steps_are_dequantised_and_samples_lie_on_them():
     """Each cell's probability is its frequency, and those of all cells sum to 1."""
     rng = default_rng(0)

@@ -229,6 +229,7 @@ LARGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", LARGE)
 def test_a_forged_config_of_any_size_is_one_line_in_seconds(case, run):
     """What is quadratic in the number of layers would take ten times as long."""
