@@ -22,6 +22,7 @@ from support.trainers import DATA, ROWS
 import snfnp
 from snfnp.cli import angle, compare, evaluate, sample, train
 from snfnp.errors import SnfnpError, UsageError
+from snfnp.training.options.descriptions import first_difference
 from snfnp.training.runs.checkpoint import load_checkpoint, save_checkpoint
 from snfnp.training.runs.folder import RunFolder
 
@@ -161,6 +162,14 @@ def test_a_module_that_was_renamed_is_given_anew(own, strange, monkeypatch):
     changed = "(layers.a.class was strange:Own, is snfnp.layers.linear:Linear)"
     with one_line(UsageError, changed):
         COMMANDS["evaluate"](str(own), *given)
+
+
+def test_a_module_is_renamed_for_all_of_its_classes():
+    both = (
+        json.loads(f'{{"f": {{"class": "{m[0]}:A"}}, "g": {{"class": "{m[1]}:B"}}}}')
+        for m in ("mm", "no")
+    )
+    assert first_difference(*both) == "g.class was m:B, is o:B"
 
 
 HARMFUL = [
@@ -357,9 +366,7 @@ def test_a_default_of_this_package_that_changed_is_noticed(run):
         snfnp.load_run(run)
 
 
-def test_a_record_speaks_of_rows_and_has_each_thing_once(
-    run,
-):
+def test_a_record_speaks_of_rows_and_has_each_thing_once(run):
     record = config_json(run)
     config = record["config"]
     data = record["data"]

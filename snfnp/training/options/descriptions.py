@@ -98,7 +98,7 @@ def build(text: str) -> Flow:
 def first_difference(then: dict, now: dict) -> str | None:
     """The first difference between the description in a file and that of a flow, in words; None:
     they are the same."""
-    for path, old, new in _differences(_by_name(then), _by_name(now), ""):
+    for path, old, new in _differences(_by_name(then), _by_name(now), "", {}):
         return f"{path} was {_shown(old)}, is {_shown(new)}"
     return None
 
@@ -136,28 +136,34 @@ def _by_name(flow: dict) -> dict:
     return {"layer": order, **flow, "layers": layers}
 
 
-def _differences(then: Any, now: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
-    """(path, then, now) of each difference."""
+def _differences(
+    then: Any, now: Any, path: str, modules: dict
+) -> Iterator[tuple[str, Any, Any]]:
+    """(path, then, now) of each difference. modules: {then: now} of a user's modules so far."""
     if isinstance(then, dict) and isinstance(now, dict):
         for name in dict.fromkeys([*now, *then]):
             old = then[name] if name in then else _default(now, name)
             new = now.get(name, _ABSENT)
-            if not (name == "class" and _is_renamed(old, new)):
-                yield from _differences(old, new, f"{path}.{name}" if path else name)
+            if name == "class" and _is_renamed(old, new, modules):
+                continue
+            below = f"{path}.{name}" if path else name
+            yield from _differences(old, new, below, modules)
     elif isinstance(then, list) and isinstance(now, list):
         for index, (old, new) in enumerate(zip_longest(then, now, fillvalue=_ABSENT)):
-            yield from _differences(old, new, f"{path}[{index}]")
+            yield from _differences(old, new, f"{path}[{index}]", modules)
     elif then != now:
         yield path, then, now
 
 
-def _is_renamed(then: Any, now: Any) -> bool:
-    """Say whether two names are of one class, whose module may have been renamed unless it is this
-    package's."""
+def _is_renamed(then: Any, now: Any, modules: dict) -> bool:
+    """Say whether two names are of one class, whose module may have been renamed: not this
+    package's, and for all of its classes alike."""
     before, _, old = str(then).partition(":")
     after, _, new = str(now).partition(":")
     packages = (before.partition(".")[0], after.partition(".")[0])
-    return old == new and "snfnp" not in packages
+    if old != new or "snfnp" in packages:
+        return False
+    return modules.setdefault(before, after) == after
 
 
 def _default(part: dict, name: str) -> Any:
