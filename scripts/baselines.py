@@ -8,10 +8,10 @@ as their step, for every method.
 
 Every method chooses by held-out rows of five folds (one of 10 % from 5,000 rows on): mixtures of
 scikit-learn their components, type of covariance and `reg_covar`, kernel densities their bandwidth,
-the spline coupling flow one of three sizes and when to stop. From 5,000 rows on, the mixtures and
-the spline flow have as much processor time as this package's estimator took. Results are kept in a
-file, and a case that it has is not fitted again: one call may fit this package's estimators, and
-another, in an environment with torch, the spline flow.
+the spline flow one of three sizes and when to stop. From 5,000 rows on, the mixtures and the spline
+flow have as much processor time as this package's estimator took. Results are kept in a file, and a
+case that it has is not fitted again: one call may fit this package's estimators, and another, in an
+environment with torch, the spline flow.
 """
 
 import argparse

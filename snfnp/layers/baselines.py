@@ -295,7 +295,7 @@ class ConvExponential(Layer):
             g_k += self.map.weight_grad(ops, delta, terms[i - 1], out=term_grad) / i
             delta = ops.linalg.axpby(1.0, dz, 1.0, self.map.adjoint(ops, k / i, delta))
         pixels = math.prod(dz.shape[1:3])
-        # ∂ log_det/∂K, of which every slice of a batch adds its samples' share
+        # plus ∂ log_det/∂K, weighted by Σ ∂𝓛/∂ldj
         self._centre(g_k)[...] += (
             ctx.dldj.sum() * pixels * ops.xp.eye(self.channels, dtype=w.dtype)
         )

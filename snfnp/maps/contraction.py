@@ -11,7 +11,7 @@ import numpy as np
 from snfnp.maps.base import Map, Shape
 from snfnp.ops import Array, Ops
 
-UNIT = 2.0**-53  # the largest relative error of one rounding
+_UNIT = 2.0**-53  # the largest relative error of one rounding
 _BLOCK = 8
 _STEPS = 10  # vectors that E is applied to at once, and how often EᵀE is
 # of EᵀE's part outside of the space so far: rounding leaves some 1e-15
@@ -35,7 +35,7 @@ def rounding(ops: Ops, f: Map, g: Map, w: Array, r: Array, x: Array) -> float:
     terms = 2 + sum(math.prod(weight.shape[:-1]) for weight in (w, r))
     x = abs(x)
     absolute = g.apply(ops, abs(r), f.apply(ops, abs(w), x))
-    return 1.01 * terms * UNIT * ops.linalg.norms(x + absolute)[0]
+    return 1.01 * terms * _UNIT * ops.linalg.norms(x + absolute)[0]
 
 
 def rho(ops: Ops, f: Map, g: Map, w: Array, r: Array, shape: Shape) -> float:
