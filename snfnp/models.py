@@ -46,7 +46,7 @@ class Choices:
     exact: str = "block"
     init: str = "paper"  # one of INITS
     bias_init: str = "zero"  # one of BIAS_INITS
-    coordinates: str = "plain"  # "white": Whiten layers before dense layers
+    coordinates: str = "plain"  # otherwise Whiten layers stand before dense layers
     # of the learned inverse; None: the forward kernel's size
     inverse_kernel: int | None = None
     levels: int = 2  # L of Glow: blocks, each after a squeeze
@@ -118,8 +118,10 @@ def fully_connected(choices: Choices, shape: tuple[int, ...]) -> Flow:
     )
     layers = []
     for index in (1, 2):
-        if choices.coordinates == "white":
-            layers.append((f"whiten{index}", Whiten(dimension, renewed=index == 2)))
+        if choices.coordinates != "plain":
+            diagonal = choices.coordinates == "scaled"
+            whiten = Whiten(dimension, diagonal=diagonal, renewed=index == 2)
+            layers.append((f"whiten{index}", whiten))
         layers += [
             (f"dense{index}", dense),
             (f"activation{index}", SmoothLeakyReLU(0.3)),

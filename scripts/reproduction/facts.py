@@ -5,9 +5,6 @@ import statistics
 from collections import defaultdict
 from math import nan
 
-import numpy as np
-
-from reproduction.likelihoods import Ablation
 from reproduction.results import finished
 
 
@@ -18,7 +15,7 @@ def facts(records: dict[str, dict]) -> dict[str, str]:
         for row in record["rows"]:
             rows[target, row.get("name", row.get("label"))] = row
     figures: dict[str, tuple[float, str]] = {}
-    for part in (_epochs, _times, _angles, _tests, _parts, _over_time):
+    for part in (_epochs, _times, _angles, _tests, _over_time):
         figures |= part(rows)
     return {
         name: "–" if math.isnan(value) else f"{value:{form}}"
@@ -54,10 +51,6 @@ def by_seed(row: dict, other: dict) -> dict[int, float]:
 
 def _mean(values: list[float]) -> float:
     return statistics.fmean(values) if values else nan
-
-
-def _test(row: dict) -> float:
-    return _mean([run["value"] for run in finished(row)])
 
 
 def _epochs(rows: dict) -> dict:
@@ -124,22 +117,6 @@ def _tests(rows: dict) -> dict:
         error = statistics.stdev(values) / len(values) ** 0.5 if values[1:] else nan
         figures[name] = (_mean(values), "+.1f")
         figures[f"{name}_error"] = (error, ".1f")
-    return figures
-
-
-def _parts(rows: dict) -> dict:
-    """The worth of each part of the recipe, the others being there."""
-    tests = [_test(rows["white-parts", row.name]) for row in Ablation().rows]
-    figures = {}
-    for model, of_model in zip(
-        ("fc", "conv"), np.reshape(tests, (2, 2, 2, 2)), strict=True
-    ):
-        plain, white = of_model[..., 1]  # by objective, with a rate that falls
-        worth = {"white": plain - white, "falling": of_model[1, :, 0] - white}
-        for part, nats in worth.items():
-            figures[f"{model}_{part}_least"] = (min(nats), ".0f")
-            figures[f"{model}_{part}_most"] = (max(nats), ".0f")
-        figures[f"{model}_forward"] = (white[0] - white[1], ".0f")
     return figures
 
 

@@ -1,6 +1,8 @@
 """Tables of likelihoods in Markdown; the parts of `--recipe white` in all combinations."""
 
 import statistics
+from collections import defaultdict
+from collections.abc import Iterator
 from itertools import product
 
 from reproduction.results import finished
@@ -143,46 +145,48 @@ def _number(row: dict, mean: float, spread: float | None = None, sign: str = "")
     return f"{mean:{sign}{form}}" + ("" if spread is None else f" ± {spread:{form}}")
 
 
-_PARTS = {
-    "coordinates": ("plain", "white"),
-    "objective": ("mixture", "forward"),
-    "lr_schedule": ("constant", "cosine"),
+# What the gradient of log|det J| comes from, as options.
+_LEARNERS = {
+    "forward": {"objective": "forward"},
+    "mixture": {"objective": "mixture"},
+    "exact": {"gradient": "exact"},
 }
-_MODELS = {"fc": "FC 2-Layer", "conv": "Conv. 9-Layer"}
-_PART_EPOCHS = 10
+_RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
+_LENGTHS = {"fc": (20, 60, 120), "conv": (10, 150)}
 
 
-def _part_rows():
-    for model, values in product(_MODELS, product(*_PARTS.values())):
-        # the recipe, with some of its parts as they are without it
-        options = {"model": model, "recipe": "white"} | dict(
-            zip(_PARTS, values, strict=True)
-        )
-        name = "-".join(("ablation", model, *values))
-        cells = (_MODELS[model], *values)
-        yield Row(
-            name,
-            cells,
-            options,
-            NOT_GIVEN,
-            _PART_EPOCHS,
-            ours=_PART_EPOCHS,
-            epochs_given=False,
-        )
+def _parts() -> Iterator[Row]:
+    """The recipe, with some of its parts as they are without it."""
+    for model, lengths in _LENGTHS.items():
+        for coordinates, learner, schedule, lr, epochs in product(
+            ("plain", "scaled", "white"),
+            _LEARNERS,
+            ("constant", "cosine"),
+            _RATES,
+            lengths,
+        ):
+            options = {"model": model, "recipe": "white", "coordinates": coordinates}
+            options |= {"lr_schedule": schedule, "lr": lr} | _LEARNERS[learner]
+            labels = (model, coordinates, learner, schedule, f"{lr:g}", str(epochs))
+            name = "-".join(labels)
+            yield Row(name, labels, options, NOT_GIVEN, epochs, ours=0)
 
 
 class Ablation(LikelihoodTable):
-    """Test likelihoods after ten epochs for every combination of the recipe's parts."""
+    """The parts of the recipe, each combination at several learning rates."""
 
     def __init__(self):
-        title = f"Parts of --recipe white: test NLL in nats on MNIST after {_PART_EPOCHS} epochs"
-        super().__init__(Table(title, ("model", *_PARTS), tuple(_part_rows())))
+        title = "Parts of --recipe white: test NLL in nats on MNIST"
+        heads = ("model", "coordinates", "log|det J|", "schedule", "rate", "epochs")
+        super().__init__(Table(title, heads, tuple(_parts())))
 
     def show(self, record: dict) -> str:
-        rows = {tuple(row["cells"]): row for row in record["rows"]}
-        table = [(*_PARTS, *_MODELS.values())]
-        for values in product(*_PARTS.values()):
-            cells = [rows.get((model, *values)) for model in _MODELS.values()]
-            nats = [compared(row)[0] if row else "not run" for row in cells]
-            table.append((*values, *nats))
+        lengths = sorted({int(row["cells"][-1]) for row in record["rows"]})
+        arms = defaultdict(lambda: {length: [] for length in lengths})
+        for row in record["rows"]:
+            *arm, rate, epochs = row["cells"]
+            arms[*arm][int(epochs)].append(f"{rate}: {compared(row)[0]}")
+        table = [(*self.heads[:-2], *(f"{length} epochs" for length in lengths))]
+        for arm, nats in arms.items():
+            table.append((*arm, *map("<br>".join, nats.values())))
         return grid(table)

@@ -25,12 +25,14 @@ class Whiten(Layer):
     Args:
         features: D.
         shrink: OAS shrinkage of C towards a multiple of I (`_shrunk`): C may be singular.
+        diagonal: take the variances of C alone: z has unit variances, and stays correlated.
         renewed: re-estimated during training, for inputs that training changes; otherwise
             once, before the first step.
     """
 
     features: int
     shrink: bool = False
+    diagonal: bool = False
     renewed: bool = False
 
     def __post_init__(self):
@@ -99,6 +101,8 @@ class Whiten(Layer):
             raise DivergedError("the inputs of a whitening layer are not finite")
         if self.shrink:
             covariance = _shrunk(covariance, count)
+        if self.diagonal:
+            covariance = covariance * np.identity(features, like=covariance)
         variance = np.diag(covariance).mean()
         if variance <= features**2 * np.finfo(float).eps * np.abs(second).max():
             raise UsageError("all samples are alike: there is nothing to whiten")

@@ -41,8 +41,8 @@ def white_states(
     """The states that a flow needs for `coordinates`; None: it has no layers for that state.
 
     Raises:
-        UsageError: white coordinates are asked for, and the flow has no layer for them, or a
-            `Whiten` layer cannot be renewed.
+        UsageError: coordinates other than plain ones are asked for, and the flow has no layer for
+            them, or a `Whiten` layer cannot be renewed.
     """
     layers = [layer for _, layer in flow.layers]
     whitens = False
@@ -56,10 +56,12 @@ def white_states(
             raise UsageError(f"the Whiten layer {name} {needs}")
     has_kernels = any(kernel_inputs(layer) for layer in layers)
     coordinates = None
-    if config.coordinates == "white":
+    if config.coordinates != "plain":
         if not (whitens or has_kernels):
             message = "this flow has neither convolutions nor Whiten layers"
-            raise UsageError(f"`coordinates` is white, but {message}: leave it out")
+            raise UsageError(
+                f"`coordinates` is {config.coordinates}, but {message}: leave it out"
+            )
         if has_kernels:
             coordinates = Coordinates(ops, flow, config, optimiser)
     return Whitening() if whitens else None, coordinates
@@ -213,10 +215,12 @@ def kernel_inputs(layer: Layer) -> dict[str, Callable[[dict], Array]]:
     return {}
 
 
-def whitening(moments: np.ndarray) -> np.ndarray:
+def whitening(moments: np.ndarray, diagonal: bool = False) -> np.ndarray:
     """U = (M/m)^{-1/2}, symmetric, of second moments M (K, K), where m is the mean of M's
-    eigenvalues, and those below m/100 are raised to it. If M is 0 or not finite, the identity.
-    O(K³)."""
+    eigenvalues, and those below m/100 are raised to it. diagonal: of M's diagonal alone. If M is 0
+    or not finite, the identity. O(K³)."""
+    if diagonal:
+        moments = np.diag(np.diag(moments))
     mean = np.trace(moments) / len(moments)
     if not (np.isfinite(moments).all() and mean > 0):
         return np.eye(len(moments))
@@ -232,6 +236,7 @@ class Coordinates(TrainingState):
         self._ops = ops
         self._flow = flow
         self._optimiser = optimiser
+        self._diagonal = config.coordinates == "scaled"
         self._inputs = {name: kernel_inputs(layer) for name, layer in flow.layers}
         # (layer, kernel): the part of `values` that is its U
         self._slices: dict[tuple[str, str], slice] = {}
@@ -272,7 +277,10 @@ class Coordinates(TrainingState):
                 moments[self._slices[name, kernel]] = product.reshape(-1)
         parts = zip(self._sizes, self._slices.values(), strict=True)
         moments = ops.to_host(moments)
-        return [whitening(moments[part].reshape(size, size)) for size, part in parts]
+        return [
+            whitening(moments[part].reshape(size, size), self._diagonal)
+            for size, part in parts
+        ]
 
     def ascend(
         self,

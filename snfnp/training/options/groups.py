@@ -270,8 +270,9 @@ class OptimiserOptions:
     coordinates: str = option(
         None,
         "white: steps as if each layer's inputs had unit second moments (K-FAC's factor of the "
-        "inputs; a dense layer gets a layer before it that whitens); plain: without that",
-        choices=("plain", "white"),
+        "inputs; a dense layer gets a layer before it that whitens); scaled: unit variances alone; "
+        "plain: neither",
+        choices=("plain", "scaled", "white"),
     )
     lr_schedule: str = changeable(
         None,
