@@ -21,7 +21,8 @@ class BackwardContext:
             log-determinant that is the same for every sample.
         error_factor: −2λ/N with the layer's λ, the factor of every gradient of its reconstruction
             error in Eq. 3: a number, or an array of shape () on the device.
-        key: the key of the layer's random numbers in this step, which all samples share, or None.
+        key: the key of the layer's random numbers in this step, one for all samples; without a key
+            (None) no rule draws any.
     """
 
     ops: Ops
@@ -45,8 +46,8 @@ class Measured:
     """Measurements of a backward pass on a layer that learns its inverse.
 
     Attributes:
-        error: E = ‖g(f(h)) − h‖², averaged over the batch, in double precision (the bracket of
-            Eq. 3 without its λ).
+        error: E = ‖g(f(h)) − h‖², the layer's summand in Eq. 3 without λ: averaged over the batch,
+            in double precision.
         input: h, (N, ...).
         jacobian_error: ‖J_g J_f ν − ν‖² (Eq. 31), averaged over the probes; None if the rule does
             not compute it.

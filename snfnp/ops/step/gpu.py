@@ -6,7 +6,7 @@ from snfnp.ops.channels.definition import Channels
 from snfnp.ops.gpu import source
 from snfnp.ops.step.definition import Step, StepScalars
 
-_MOST_BLOCKS = 512  # of a pass over a flat buffer, all at work at once on a large GPU
+_MOST_BLOCKS = 512  # for a pass over flat buffers: a large GPU runs this many at once
 
 
 class GpuStepScalars(StepScalars):
@@ -20,7 +20,8 @@ class GpuStepScalars(StepScalars):
         self.lr = device.xp.zeros((), np.float64)
 
     def set(self, step: int, lr: float, first: int = 0) -> None:
-        # The kernel writes the values, named with an underscore, into the arrays.
+        # The kernel writes step_, lr_ and first_ into the arrays step, lr and first, and
+        # step_ + 1 into number.
         self._launch(
             "set_scalars",
             np.float64,
@@ -97,7 +98,7 @@ class GpuStep(Step):
     def apply_block_matrices(self, values, matrices, blocks, out, add=False):
         table = self.device.constant(np.array(blocks, np.int64), np.int64)
         self.device.each(
-            "turn",  # each block M into U M
+            "apply_block_matrices",
             values.dtype,
             values.size,
             values=values,

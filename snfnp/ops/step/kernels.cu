@@ -110,9 +110,10 @@ __global__ void adam(T* __restrict__ p, const T* __restrict__ g, T* __restrict__
 // Blocks (size, outputs) of flat values, multiplied by matrices (size, size) each; the rest as it is.
 // blocks (count, 4): start in values, size, outputs, start in matrices.
 template <typename T>
-__global__ void turn(const T* __restrict__ values, const double* __restrict__ matrices,
-                     const long long* __restrict__ blocks, T* __restrict__ out, long long count,
-                     long long add, long long n) {
+__global__ void apply_block_matrices(const T* __restrict__ values,
+                                     const double* __restrict__ matrices,
+                                     const long long* __restrict__ blocks, T* __restrict__ out,
+                                     long long count, long long add, long long n) {
   for (long long i = first_item(); i < n; i += item_stride()) {
     T turned = values[i];
     for (const long long* block = blocks; block < blocks + 4 * count; block += 4) {
