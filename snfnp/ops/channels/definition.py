@@ -35,8 +35,8 @@ class Channels(OperationGroup):
         return x
 
     def shift(self, x: Array, b: Array) -> Array:
-        """x + b with one b for every value of a sample, or for every channel: x (N, ..., C), b
-        (..., C) or (C,). O(N D)."""
+        """x + b: x (N, ..., C); b (..., C), which is added to each sample, or (C,), to each pixel.
+        O(N D)."""
         return x + b
 
     def shift_scale(
@@ -51,14 +51,14 @@ class Channels(OperationGroup):
         """y = (x + sign · b) exp(factor · s): x (N, ..., C), b and s (C,) -> y, and
         ldj (N,) = factor · H W Σ s. O(N D)."""
         xp = self.xp
-        y = xp.add(x, self._per_value(sign * b, x), out=out)
-        y *= self._per_value(xp.exp(factor * s), x)
+        y = xp.add(x, self._broadcast(sign * b, x), out=out)
+        y *= self._broadcast(xp.exp(factor * s), x)
         return y, xp.zeros(len(x), x.dtype) + factor * pixels(x) * s.sum()
 
     def scale_shift(self, z: Array, s: Array, t: Array) -> Array:
-        """x = z eˢ + t, exact. O(N D)."""
-        x = z * self._per_value(self.xp.exp(s), z)
-        x += self._per_value(t, z)
+        """x = z eˢ + t: z (N, ..., C), s and t (C,). O(N D)."""
+        x = z * self._broadcast(self.xp.exp(s), z)
+        x += self._broadcast(t, z)
         return x
 
     def shift_scale_backward(
@@ -76,7 +76,7 @@ class Channels(OperationGroup):
         dy, y (N, ..., C), s (C,), dldj (N,) or None, out = (G_b, G_s), both (C,) -> dx. O(N D).
         """
         g_b, g_s = out
-        dx = dy * self._per_value(self.xp.exp(factor * s), dy)
+        dx = dy * self._broadcast(self.xp.exp(factor * s), dy)
         g_b[...] = sign * self.sum(dx)
         of_ldj = 0 if dldj is None else pixels(dy) * dldj.sum()
         g_s[...] = factor * (self.sum(dy * y) + of_ldj)
@@ -96,9 +96,10 @@ class Channels(OperationGroup):
         """The sum of one or more arrays (N,), in their order: the log-densities of a chain."""
         return sum(terms[1:], start=terms[0])
 
-    def _per_value(self, values: Array, x: Array) -> Array:
-        """Values (C,) for all values (..., C) of a sample of x (N, ..., C): with rows as long as
-        x's NumPy computes several times as fast as with those of a few channels."""
+    def _broadcast(self, values: Array, x: Array) -> Array:
+        """`values` (C,) or (..., C), broadcast to a whole sample (..., C) of x and contiguous.
+
+        NumPy's inner loop then takes all of a sample, not a few channels: several times as fast."""
         if values.shape == x.shape[1:]:
             return self.xp.ascontiguousarray(values)
         return self.xp.ascontiguousarray(self.xp.broadcast_to(values, x.shape[1:]))
