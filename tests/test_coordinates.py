@@ -272,6 +272,29 @@ def test_the_root_its_inverse_and_its_determinant_have_their_closed_forms():
     assert_allclose(np.cov(z.T, bias=True), np.eye(D), atol=1e-10)
 
 
+def test_scaled_coordinates_take_the_variances_alone():
+    """The covariance of scaled rows is their correlation; of a kernel's rows, U⁻² is the second
+    moments' diagonal, which white coordinates have with the rest."""
+    x = correlated()
+    layer = Whiten(D, diagonal=True)
+    z = layer.forward(OPS, layer.from_sums(len(x), x.sum(axis=0), x.T @ x), x)[0]
+    assert_allclose(np.cov(z.T, bias=True), np.corrcoef(x.T), atol=1e-10)
+    u = {}
+    for chosen in ("scaled", "white"):
+        trainer = trainer_of("conv", chosen)
+        trainer.renew(Given(partial(images_of, trainer)))
+        u[chosen] = matrices(trainer)
+    for key, scaled in u["scaled"].items():
+        moments = linalg.matrix_power(u["white"][key], -2)
+        # but for eigenvalues that the floor, 0.01, raises
+        assert_allclose(np.diag(scaled) ** -2.0, np.diag(moments), rtol=0, atol=0.01)
+        assert np.count_nonzero(scaled) == len(scaled)
+    flow = TrainConfig(model="fc", coordinates="scaled").filled().build_flow((4, 4, 1))
+    assert {
+        layer.diagonal for _, layer in flow.layers if isinstance(layer, Whiten)
+    } == {True}
+
+
 @pytest.mark.parametrize("mean", [1e6, 1e8])
 def test_a_large_mean_hides_no_covariance(mean):
     """The rounding of the rows remains: 1e-8 of their spread. (All are outside of the splines.)"""
