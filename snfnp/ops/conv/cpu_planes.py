@@ -1,8 +1,9 @@
 """Direct convolutions on the CPU for few channels, whose patches would cost more than the products.
 
-One padded image at a time lies by channels in the first-level cache. There a tap is an offset, and
-a loop takes the whole image, in vector registers: the last kW − 1 values of each of its rows are
-dropped. See derivations/07-convolutions.md.
+Each image is copied to padded planes (C, H', W'), one for each channel, which stay in the
+first-level cache. A tap is an offset in a flattened plane: one loop, in vector registers, takes it
+for all pixels of the image. The loop also computes values for the kW − 1 columns of padding, which
+are dropped. See derivations/07-convolutions.md.
 """
 
 import numpy as np
@@ -21,8 +22,9 @@ def correlate(x: np.ndarray, k: np.ndarray, z: np.ndarray) -> None:
 def weight_grad(delta: np.ndarray, x: np.ndarray, add: bool, out: np.ndarray) -> None:
     """See `cpu_tiles.weight_grad`."""
     tasks = -(-len(x) // _IMAGES)
-    part = -(-x.shape[1] * (x.shape[2] + out.shape[1] - 1) // 4)
-    sums = np.zeros((tasks, *out.shape, part), x.dtype)
+    row = x.shape[2] + out.shape[1] - 1  # of a padded plane
+    quarter = -(-x.shape[1] * row // 4)
+    sums = np.zeros((tasks, *out.shape, quarter), x.dtype)
     _weight_grad(tasks, np.ascontiguousarray(delta), np.ascontiguousarray(x), sums)
     gradient = sums.sum(axis=(0, -1), dtype=np.float64)
     out[...] = gradient + out if add else gradient
@@ -46,7 +48,7 @@ def _correlate_images(task, x, k, z):
     samples, height, width, inputs = x.shape
     kh, kw, _, outputs = k.shape
     row = width + kw - 1
-    # one row more: the last taps of outputs that are dropped
+    # one row more: taps of dropped values in the last row reach into it
     planes = np.zeros((inputs, height + kh, row), x.dtype)
     sums = np.empty(height * row, x.dtype)
     for n in range(task * _IMAGES, min(samples, (task + 1) * _IMAGES)):
@@ -56,12 +58,13 @@ def _correlate_images(task, x, k, z):
             for i in range(inputs):
                 plane = planes[i].reshape(-1)
                 for h in range(kh):
-                    for w in range(0, kw, 2):  # two taps, or one and nothing
-                        last = min(w + 1, kw - 1)
+                    for w in range(0, kw, 2):  # two taps at once
+                        second = min(w + 1, kw - 1)
                         x0 = plane[h * row + w :]
-                        x1 = plane[h * row + last :]
+                        x1 = plane[h * row + second :]
                         k0 = k[h, w, i, o]
-                        k1 = k[h, last, i, o] * x.dtype.type(last - w)
+                        # times 0 if there is no second tap: w is the last of an odd kW
+                        k1 = k[h, second, i, o] * x.dtype.type(second - w)
                         for j in range(sums.size):
                             sums[j] += k0 * x0[j] + k1 * x1[j]
             for y in range(height):
@@ -73,13 +76,16 @@ def _correlate_images(task, x, k, z):
 
 @parallel
 def _weight_grad(task, delta, x, sums):
-    """delta (N, H, W, O), x (N, H, W, I) -> sums (tasks, kH, kW, I, O, part), zeros: the sums over
-    the values j, j + part, j + 2 part and j + 3 part of a task's images."""
+    """delta (N, H, W, O), x (N, H, W, I) -> sums (tasks, kH, kW, I, O, quarter), zeros before.
+
+    The last axis is a position j in a quarter of a flattened plane. Each sum is over the products
+    at j in the four quarters, of all images of a task."""
     samples, height, width, inputs = x.shape
-    _, kh, kw, _, outputs, part = sums.shape
+    _, kh, kw, _, outputs, quarter = sums.shape
     row = width + kw - 1
+    # rows of zeros at the end: the quarters end up to 3 values behind an image
     planes = np.zeros((inputs, height + kh + 4, row), x.dtype)
-    # 0 in the values that are dropped
+    # 0 in the columns that are dropped
     deltas = np.zeros((outputs, height + 4, row), x.dtype)
     flat = planes.reshape(inputs, -1)
     flat_deltas = deltas.reshape(outputs, -1)
@@ -88,21 +94,19 @@ def _weight_grad(task, delta, x, sums):
         _spread(delta[n], deltas, 0, 0)
         for o in range(outputs):
             d = flat_deltas[o]
-            d0 = d[:part]
-            d1 = d[part:]
-            d2 = d[2 * part :]
-            d3 = d[3 * part :]
+            d0 = d[:quarter]
+            d1 = d[quarter:]
+            d2 = d[2 * quarter :]
+            d3 = d[3 * quarter :]
             for h in range(kh):
                 for w in range(kw):
                     for i in range(inputs):
                         target = sums[task, h, w, i, o]
                         x0 = flat[i, h * row + w :]
-                        x1 = x0[part:]
-                        x2 = x0[2 * part :]
-                        x3 = x0[3 * part :]
-                        for j in range(part):
-                            first = d0[j] * x0[j]
-                            second = d2[j] * x2[j]
-                            target[j] += (first + d1[j] * x1[j]) + (
-                                second + d3[j] * x3[j]
-                            )
+                        x1 = x0[quarter:]
+                        x2 = x0[2 * quarter :]
+                        x3 = x0[3 * quarter :]
+                        for j in range(quarter):
+                            first_half = d0[j] * x0[j] + d1[j] * x1[j]
+                            second_half = d2[j] * x2[j] + d3[j] * x3[j]
+                            target[j] += first_half + second_half
