@@ -7,9 +7,11 @@ from snfnp.ops.conv.definition import Conv
 from snfnp.ops.gpu import source
 from snfnp.ops.group import Array
 
-_CONV_ITEMS = 64  # per block: 100 images of 14 × 14 pixels make 300 blocks, more than there are SMs
-_LONG = 32  # from this kH kW I on, several threads share the rows of the kernel
-_MOST_BLOCKS = 4096  # if more are needed, each thread takes several pixels instead
+# Items of `correlate` in a block. An item is a pixel with four of its outputs: 100 images of 14 × 14
+# pixels make 300 blocks, more than there are SMs.
+_CONV_ITEMS = 64
+_LONG = 32  # if kH kW I is at least this, several threads share an item: each has some kernel rows
+_MOST_BLOCKS = 4096  # if more are needed, each thread takes several items instead
 _CHUNKS = 288  # parts of a batch whose weight gradients are summed separately, at most
 
 
@@ -89,7 +91,9 @@ class GpuConv(Conv):
         rows = x.shape[0] * x.shape[1]
         chunk = max(1, -(-rows // _CHUNKS))
         chunks = max(1, -(-rows // chunk))
-        # for one thread each, of a slice of the rows
+        # Here an item is four neighbouring taps of a kernel row, for one input and one output. A
+        # block takes `items_each` of them for one chunk. `slices` threads share an item: each takes
+        # every slices-th row of the chunk.
         items = kh * -(-kw // 4) * inputs * outputs
         item_blocks = -(-items // source.THREADS)
         items_each = -(-items // item_blocks)
@@ -139,6 +143,7 @@ def _sizes(images: Array, kernel: tuple[int, int]) -> dict[str, int]:
 
 
 def _few(kernel: tuple[int, int, int, int]) -> bool:
-    """True for direct kernels: all weights fit in 9 kB of shared memory, 18 in double precision."""
+    """True if all weights of a direct kernel fit in a block's shared memory, in groups of four
+    outputs: 9 kB, 18 in double precision."""
     kh, kw, inputs, outputs = kernel
     return kh * kw * inputs * -(-outputs // 4) <= source.constant("conv", "MOST_TAPS")
