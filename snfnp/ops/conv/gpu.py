@@ -7,8 +7,8 @@ from snfnp.ops.conv.definition import Conv
 from snfnp.ops.gpu import source
 from snfnp.ops.group import Array
 
-# Items of `correlate` in a block. An item is a pixel with four of its outputs: 100 images of 14 × 14
-# pixels make 300 blocks, more than there are SMs.
+# Items of `correlate` in a block. An item is a pixel with four of its outputs: 100 images of
+# 14 × 14 pixels make 300 blocks, more than there are SMs.
 _CONV_ITEMS = 64
 _LONG = 32  # if kH kW I is at least this, several threads share an item: each has some kernel rows
 _MOST_BLOCKS = 4096  # if more are needed, each thread takes several items instead
