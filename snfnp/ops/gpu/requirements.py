@@ -5,9 +5,10 @@ from importlib import metadata
 
 from snfnp.errors import BackendError
 
-# The oldest driver for each version of CUDA with an extra (NVIDIA, "CUDA Compatibility", table 1).
+# For each version of CUDA that an extra of the package installs, its oldest driver (NVIDIA, "CUDA
+# Compatibility", table 1).
 _DRIVERS = {13: 580, 12: 525}
-_OLDEST_CUPY = (14, 1)  # the first that keeps compiled modules of templates on disk
+_OLDEST_CUPY = (14, 1)  # the first that caches compiled templates on disk
 _ROOM = 64 << 20  # bytes: for a handle of cuBLAS and its workspace, which come next
 _OUT_OF_MEMORY = re.compile("MemoryAllocation|OUT_OF_MEMORY|ALLOC_FAILED")
 
@@ -27,24 +28,25 @@ def require_cupy():
         f"{install(cuda)} (driver {driver} or newer)"
         for cuda, driver in _DRIVERS.items()
     ]
-    remedy = f"{' or '.join(commands)}, one of them alone"
+    # `failed` and `remedy` are for the error, if the statements that follow them raise one
+    remedy = f"{' or '.join(commands)}, not both"
     failed = "CuPy cannot be imported"
     try:
         import cupy
 
-        called = f"CuPy {cupy.__version__}"
-        failed = f"{called} cannot be used"
+        library = f"CuPy {cupy.__version__}"
+        failed = f"{library} cannot be used"
         if tuple(map(int, cupy.__version__.split(".")[:2])) < _OLDEST_CUPY:
             raise RuntimeError("{}.{} is the oldest that can".format(*_OLDEST_CUPY))
-        failed = f"{called} cannot find a GPU"
+        failed = f"{library} cannot find a GPU"
         remedy = "nvidia-smi -L lists those that the driver knows"
         cupy.cuda.runtime.getDeviceCount()
-        failed = f"{called} cannot load CUDA's libraries"
+        failed = f"{library} cannot load CUDA's libraries"
         remedy = f"{install(cuda_version(cupy))} brings them along"
         cupy.cuda.nvrtc.getVersion()
         # as attributes: CuPy then also looks where pip puts the libraries
         _ = cupy.cuda.cublas, cupy.cuda.cusolver
-        failed = f"{called} cannot run a first kernel"
+        failed = f"{library} cannot run a first kernel"
         remedy = "nvidia-smi shows whether the GPU is free"
         int((cupy.zeros(_ROOM, "uint8") + 1)[0])
         cupy.get_default_memory_pool().free_all_blocks()
@@ -83,7 +85,7 @@ def describe(cupy) -> dict:
 
 
 def explain_out_of_memory(error: Exception, cupy) -> str | None:
-    """The words for what did not fit on the device or the host; None for any other error."""
+    """The message for what did not fit on the device or the host; None for any other error."""
     of_a_library = isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))
     if of_a_library or isinstance(error, cupy.cuda.memory.OutOfMemoryError):
         free, total = (

@@ -11,8 +11,8 @@ kernels:
   contiguous is followed by its strides `k_stride_0, k_stride_1, …`, one for each axis, in elements.
 * All other arrays are C-contiguous and as the definitions describe them. No kernel writes outside
   of an array.
-* Launched with any number of blocks of a multiple of 32 threads, at most 256 (`THREADS`): kernels
-  over items take grid-sized strides, kernels over rows take one block per row.
+* A launch has any number of blocks. A block has 32 threads or a multiple, at most 256 (`THREADS`).
+  Kernels over items take grid-sized strides, kernels over rows take one block per row.
 * Sums are taken in an order that depends on shapes alone. (cuBLAS and CuPy's own reductions choose
   an order by the card: a run has the same bits again on the same card, but not on another one.)
 """
@@ -25,7 +25,7 @@ from typing import NamedTuple
 TYPES = {"float32": "float", "float64": "double"}
 # C types that a kernel's pointers point to, with NumPy's names of them; T is the type that the
 # kernel is instantiated for.
-_KINDS = {
+_DTYPES = {
     "T": "T",
     "double": "float64",
     "unsigned char": "uint8",
@@ -34,7 +34,9 @@ _KINDS = {
     "unsigned long long": "uint64",
 }
 POINTED = {
-    f"{const}{name}*": kind for const in ("", "const ") for name, kind in _KINDS.items()
+    f"{const}{c_type}*": dtype
+    for const in ("", "const ")
+    for c_type, dtype in _DTYPES.items()
 }
 THREADS = 256
 OPTIONS = ("-std=c++17",)  # no fast-math: infinities and NaN must be seen
