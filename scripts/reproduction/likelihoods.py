@@ -177,7 +177,7 @@ class Ablation(LikelihoodTable):
 
     def __init__(self):
         title = "Parts of --recipe white: test NLL in nats on MNIST"
-        heads = ("model", "coordinates", "log|det J|", "schedule", "rate", "epochs")
+        heads = ("model", "coordinates", "gradient", "schedule", "rate", "epochs")
         super().__init__(Table(title, heads, tuple(_parts())))
 
     def show(self, record: dict) -> str:
