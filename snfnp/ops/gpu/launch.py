@@ -123,18 +123,18 @@ def _converter(kernel: str, parameter: source.Parameter, names: set[str]):
         of_kind = operator.methodcaller("astype", source.POINTED[kind], copy=False)
         return (
             number,
-            lambda n, dtype: _NULL if is_known(n) else pointer(of_kind(n), dtype),
+            lambda n, dtype: _NULL if host_knows(n) else pointer(of_kind(n), dtype),
         )
     if kind not in ("double", "long long"):
         return name, pointer
     # operator.index refuses a real number, which int64 would truncate
     convert = np.float64 if kind == "double" else lambda n: np.int64(operator.index(n))
     if f"{name}_at" in names:
-        return name, lambda n, dtype: convert(n if is_known(n) else 0)
+        return name, lambda n, dtype: convert(n if host_knows(n) else 0)
     return name, lambda n, dtype: convert(n)
 
 
-def is_known(number) -> bool:
+def host_knows(number) -> bool:
     """True if the host knows a number: else it is an array of shape () on the device."""
     return isinstance(number, (int, float, np.generic))
 

@@ -13,11 +13,12 @@ import numpy as np
 
 from snfnp.errors import SingularMatrixError
 from snfnp.ops.gpu import source
-from snfnp.ops.gpu.launch import is_known
+from snfnp.ops.gpu.launch import host_knows
 from snfnp.ops.linalg.definition import LinearAlgebra
 
-_MOST_BLOCKS = 512  # of a sum over a flat array, all at work at once on a large GPU
-# A step multiplies a small eigenvalue by 9/4: enough steps for a condition number of 1e12.
+_MOST_BLOCKS = 512  # for a sum over a flat array: a large GPU runs this many at once
+# Of `inverse_root`'s iteration. A step multiplies a small eigenvalue of Z Y by 9/4, so that these
+# are enough for a condition number of 1e12.
 _MOST_STEPS = 40
 _CLOSE = 1e-8  # an error whose square is below the rounding of doubles
 
@@ -53,7 +54,7 @@ class GpuLinearAlgebra(LinearAlgebra):
             b=b,
             out=out,
             n=out.size,
-            second_a=0.0,
+            second_a=0.0,  # for the second of `axpby_pair`, of which there is none
             second_x=None,
             second_out=None,
             m=0,
@@ -78,10 +79,10 @@ class GpuLinearAlgebra(LinearAlgebra):
         return out
 
     def scale_into(self, out, scale, a, multiple):
-        # the gradient of R from Wᵀ: both are column-major, their transposes row-major
+        # R's gradient is column-major, and so is a = Wᵀ. Their transposes are row-major.
         if out.ndim == 2 and out.flags.fnc:
             return self.scale_into(out.T, scale, a.T, multiple).T
-        if not (is_known(scale) and out.flags.c_contiguous and a.dtype == out.dtype):
+        if not (host_knows(scale) and out.flags.c_contiguous and a.dtype == out.dtype):
             return super().scale_into(out, scale, a, multiple)
         if not isinstance(multiple, int):  # a host array
             return self.xp.multiply(
@@ -152,7 +153,8 @@ class GpuLinearAlgebra(LinearAlgebra):
             half = identity + error / 2
             y = self.matmul(y, half)
             z = self.matmul(half, z)
-            if error_norm <= _CLOSE:  # with the new y and z, at most its square
+            # The error of the new y and z is at most the square of this one.
+            if error_norm <= _CLOSE:
                 break
         # ‖Z‖² = Σ 1/λ is at least the largest 1/λ, so that every eigenvalue scale · λ of M is at
         # least `floor`
@@ -168,12 +170,12 @@ class GpuLinearAlgebra(LinearAlgebra):
     def chain_of_products(self, size):
         return nullcontext()  # no threads of a BLAS to limit: the GPU multiplies
 
-    def _solve(self, a, rows):
+    def _solve(self, a, z):
         """The rows x with a x = z for the rows z (N, n), and the pivots (n,) of an LU of a."""
         from cupyx import lapack  # importing this module needs no CuPy
 
         lu = self.xp.array(a, order="F")
-        x = self.xp.array(rows, order="C")
+        x = self.xp.array(z, order="C")
         lapack.gesv(lu, x.T)  # overwrites both
         return x, lu.diagonal()
 
