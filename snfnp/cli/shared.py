@@ -32,7 +32,7 @@ VALUES = {int: "N", float: "NUMBER", Path: "PATH"}
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are `UsageError`, and whose help fails if it cannot be written."""
+    """A parser whose errors are `UsageError`; if its help cannot be written, that is an error."""
 
     def number(
         self,
@@ -60,10 +60,11 @@ class Parser(argparse.ArgumentParser):
 
     def seed(self, help: str) -> None:
         """Add --seed, a key of random numbers."""
-        self.number("--seed", help, 0, 0, 2**63 - 1)
+        self.number("--seed", help, default=0, least=0, most=2**63 - 1)
 
     def print_help(self, file: Any = None) -> None:
-        print(self.format_help(), end="", file=file)  # argparse ignores errors here
+        # argparse's own method ignores errors of writing
+        print(self.format_help(), end="", file=file)
 
     def error(self, message: str) -> NoReturn:
         hint = ""
@@ -79,8 +80,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_parser(prog: str | None, description: str | None, data: bool = True) -> Parser:
-    """A parser for commands that read a finished run, with the options of `open_run`, and those of
-    `images_of` if they need its data."""
+    """A parser for commands that read a finished run: it has the options of `open_run`, and with
+    `data` those of `images_of`."""
     parser = Parser(prog=prog, description=description)
     about = "run folder, or mnist-conv: weights that ship with the package"
     parser.add_argument("run", type=Path, help=about)
@@ -96,7 +97,7 @@ def run_parser(prog: str | None, description: str | None, data: bool = True) -> 
         parser.add_argument("--data", metavar="DATA", help=about)
         about = "folder with the files of a published data set"
         parser.add_argument("--data-dir", type=Path, metavar="PATH", help=about)
-        about = "leave out rows of a table without all numbers (default: as the run)"
+        about = "leave out rows that have gaps, of a table (default: as the run)"
         parser.add_argument("--drop-incomplete", action="store_true", help=about)
     return parser
 
@@ -130,14 +131,17 @@ def warnings_in_lines() -> Iterator[None]:
 def images_of(
     run: LoadedRun, args: argparse.Namespace, split: str
 ) -> tuple[np.ndarray, str]:
-    """A split of the data that a run was trained on, and its source. Other data are an error; a
-    line says so instead if --data-dir or --data names them, or the run is pretrained."""
+    """A split of the data that a run was trained on, and its source.
+
+    Raises UsageError for other data. Those of the same shape are allowed if --data-dir or --data
+    names them, or if the run is pretrained: a line on standard output says that they are others."""
     folder = args.data_dir or run.config.data_dir
     name = args.data or run.folder.data_name(run.record, folder)
-    table = _table_options(run, args, name)
+    table_options = _table_options(run, args, name)
     options = run.config.splits_of(name)
     if options and (args.data or args.drop_incomplete):
-        options |= table if is_table(name) else dict.fromkeys(table)
+        # The run's options for its table are for another table, and for no other data.
+        options |= table_options if is_table(name) else dict.fromkeys(table_options)
     dataset = load_dataset(name, folder, **options)
     chosen = args.data_dir is not None or args.data is not None or run.is_pretrained
     if line := run.folder.check_same_data(run.record, dataset, (split,), chosen):
@@ -146,8 +150,8 @@ def images_of(
 
 
 def whole_data(run: LoadedRun, args: argparse.Namespace) -> np.ndarray:
-    """Everything in the data that --data names, or the test split if they have one, for a run on
-    samples of that shape. Raises UsageError for others."""
+    """All of the data that --data names, or their test split if they have one. Raises UsageError if
+    they are not samples such as the run was trained on."""
     samples = load_whole(
         args.data, args.data_dir, **_table_options(run, args, args.data)
     )
@@ -159,8 +163,8 @@ def whole_data(run: LoadedRun, args: argparse.Namespace) -> np.ndarray:
 def _table_options(
     run: LoadedRun, args: argparse.Namespace, name: str
 ) -> dict[str, Any]:
-    """The options for another table of this name: the columns that the run was trained on, by name
-    if they have names."""
+    """Options to read the table `name` as the run's table: the columns that the run was trained on,
+    by name if they have names. Raises UsageError if --drop-incomplete is given for other data."""
     if args.drop_incomplete and not is_table(name):
         raise UsageError(
             f"`drop_incomplete` is for tables, and {name} is none: leave it out"
