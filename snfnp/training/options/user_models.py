@@ -24,6 +24,7 @@ from snfnp.training.options.descriptions import build as build_described
 from snfnp.training.options.descriptions import class_name, describe
 
 _OURS = tuple(PRESETS)
+# "module:name" or "module:name.attribute"; no name begins with two underscores
 _REFERENCE = re.compile(r"(\w[\w.]*):((?!__)\w+(?:\.(?!__)\w+)*)")
 _MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -47,15 +48,13 @@ def register(name: str, build: Callable[..., Flow], **settings: Any) -> None:
         raise UsageError(
             f"{message}: choose another, of letters, digits, hyphens and dots"
         )
-    if unknown := sorted(
-        settings.keys() - {field.name for field in fields(Preset)[1:]}
-    ):
+    if unknown := sorted(settings.keys() - {field.name for field in fields(Preset)}):
         raise UsageError(f"a preset has no {unknown[0]}: see snfnp.models.Preset")
     PRESETS[name] = _preset(name, build, **settings)
 
 
 def is_code(model: Any) -> bool:
-    """Say whether a model is a flow or what builds one, and no text."""
+    """True if a model is code, a flow or what builds one: False for its text."""
     return isinstance(model, (Flow, Preset)) or callable(model)
 
 
@@ -88,16 +87,18 @@ def title_of(model: Any) -> str:
 
 
 def imported(model: Any) -> Any:
-    """The function, preset or flow that "module:name" on the command line stands for, which is
-    imported, last of all from the current folder; any other model stays as it is. Raises UsageError
-    if it cannot be imported."""
+    """The function, preset or flow that "module:name" on the command line stands for; any other
+    model stays as it is.
+
+    It is imported, from the current folder if the package is nowhere else. Raises UsageError if it
+    cannot be imported."""
     match = _REFERENCE.fullmatch(model) if isinstance(model, str) else None
     if model in PRESETS or not match:
         return model
     package = match[1].partition(".")[0]
     try:
         if package not in sys.modules and util.find_spec(package) is None:
-            sys.path.append("")  # the current folder, which may be gone
+            sys.path.append("")  # the current folder, also if it was deleted
         thing: Any = import_module(match[1])
         for name in match[2].split("."):
             thing = getattr(thing, name)
@@ -150,30 +151,33 @@ def _preset(name: str, build: Any, **settings: Any) -> Preset:
     if isinstance(build, Preset):
         return build
     message = f"{name} is of type {type(build).__name__}"
-    takes = []
+    arguments = []
     needed = set()
     with suppress(TypeError, ValueError):  # not a function, or one without a signature
         parameters = inspect.signature(build).parameters
-        takes = list(parameters)
+        arguments = list(parameters)
         needed = {key for key, each in parameters.items() if each.default is each.empty}
         needed -= {key for key, each in parameters.items() if each.kind in _MANY}
-        message = f"{name} takes {', '.join(takes) or 'nothing'}"
-    if takes[:1] != ["shape"] or not needed <= {"shape", "choices"}:
+        message = f"{name} takes {', '.join(arguments) or 'nothing'}"
+    if arguments[:1] != ["shape"] or not needed <= {"shape", "choices"}:
         raise UsageError(
             f"{message}: let it be build(shape) or build(shape, choices) -> Flow"
         )
-    takes = "choices" in takes
+    takes_choices = "choices" in arguments
 
     def built(choices: Choices, shape: tuple[int, ...]) -> Flow:
-        flow: Any = build(shape, choices=choices) if takes else build(shape)
+        flow: Any = build(shape, choices=choices) if takes_choices else build(shape)
         return check_flow(flow, shape, name)
 
     usual = {
         "gradients": ("self-normalizing", "exact"),
         "takes_rows": True,
-        "takes_choices": takes,
-    }
-    usual["white"] = {
-        name: value for name, value in WHITE.items() if takes or name != "objective"
+        "takes_choices": takes_choices,
+        # The objective changes the rule, and only choices tell a function its rule.
+        "white": {
+            option: value
+            for option, value in WHITE.items()
+            if takes_choices or option != "objective"
+        },
     }
     return Preset(built, **{"summary": "one's own", **usual, **settings})
