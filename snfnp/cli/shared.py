@@ -139,12 +139,13 @@ def images_of(
     name = args.data or run.folder.data_name(run.record, folder)
     table_options = _table_options(run, args, name)
     options = run.config.splits_of(name)
+    # A data set has no options. Another table is read as the run's was, and data that are no table
+    # without its options.
     if options and (args.data or args.drop_incomplete):
-        # The run's options for its table are for another table, and for no other data.
         options |= table_options if is_table(name) else dict.fromkeys(table_options)
     dataset = load_dataset(name, folder, **options)
-    chosen = args.data_dir is not None or args.data is not None or run.is_pretrained
-    if line := run.folder.check_same_data(run.record, dataset, (split,), chosen):
+    allowed = args.data_dir is not None or args.data is not None or run.is_pretrained
+    if line := run.folder.check_same_data(run.record, dataset, (split,), allowed):
         print(line)
     return getattr(dataset, split), dataset.source
 
@@ -199,7 +200,7 @@ def check_file(path: Path, name: str, suffixes: tuple[str, ...] = ()) -> None:
         )
     with explained(f"write {path}", f"choose another `{name}`", UsageError):
         with suppress(FileNotFoundError):
-            path.lstat()  # a name may be too long
+            path.lstat()  # fails if the name is too long
         tempfile.TemporaryFile(dir=path.parent).close()
 
 

@@ -83,7 +83,7 @@ def _weight_grad(task, delta, x, sums):
     samples, height, width, inputs = x.shape
     _, kh, kw, _, outputs, quarter = sums.shape
     row = width + kw - 1
-    # rows of zeros at the end: the quarters end up to 3 values behind an image
+    # four rows more, of zeros: the last quarter may go up to 3 values beyond the image
     planes = np.zeros((inputs, height + kh + 4, row), x.dtype)
     # 0 in the columns that are dropped
     deltas = np.zeros((outputs, height + 4, row), x.dtype)

@@ -44,7 +44,7 @@ def require_cupy():
         failed = f"{library} cannot load CUDA's libraries"
         remedy = f"{install(cuda_version(cupy))} brings them along"
         cupy.cuda.nvrtc.getVersion()
-        # as attributes: CuPy then also looks where pip puts the libraries
+        # attributes, no imports: CuPy then also looks where pip puts the libraries
         _ = cupy.cuda.cublas, cupy.cuda.cusolver
         failed = f"{library} cannot run a first kernel"
         remedy = "nvidia-smi shows whether the GPU is free"

@@ -54,7 +54,7 @@ class GpuLinearAlgebra(LinearAlgebra):
             b=b,
             out=out,
             n=out.size,
-            second_a=0.0,  # for the second of `axpby_pair`, of which there is none
+            second_a=0.0,  # no second array: see `axpby_pair`
             second_x=None,
             second_out=None,
             m=0,

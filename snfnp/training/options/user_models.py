@@ -54,7 +54,7 @@ def register(name: str, build: Callable[..., Flow], **settings: Any) -> None:
 
 
 def is_code(model: Any) -> bool:
-    """True if a model is code, a flow or what builds one: False for its text."""
+    """True if a model is a flow or builds one, False if it is text."""
     return isinstance(model, (Flow, Preset)) or callable(model)
 
 
