@@ -34,9 +34,9 @@ from snfnp.ops.gpu import source
 from snfnp.ops.images.definition import augment
 from snfnp.ops.step.definition import (
     Controller,
-    Entry,
+    ControllerRow,
+    LogEntry,
     Reading,
-    Row,
     StepLog,
     clip_scale,
 )
@@ -46,7 +46,7 @@ from snfnp.training.options import TrainConfig
 from snfnp.training.runs.checkpoint import Checkpoint
 from snfnp.training.runs.load import load_run
 
-BEFORE_DENSITY = slice(0, Entry.DENSITY)
+BEFORE_DENSITY = slice(0, LogEntry.DENSITY)
 PACKAGE = str(Path(snfnp.__file__).parent)
 # calls, and files of the functions that are called
 BUDGET = {"fc": (115, 16), "conv": (650, 18)}
@@ -65,7 +65,7 @@ def test_scalars_say_what_they_were_set_to(ops):
 
 def test_the_log_keeps_the_last_step_and_averages_all(ops):
     log = StepLog(ops.device)
-    assert log.array.size == len(Entry) and not log.failed
+    assert log.array.size == len(LogEntry) and not log.failed
     assert log.read().failed == 0 and np.isnan(log.read().averages).all()
     steps = [(np.array([-1.0, -3.0]), 0.5, 9.0), (np.array([-5.0, -5.0]), 0.25, 16.0)]
     for number, (densities, reconstruction, squares) in enumerate(steps, start=1):
@@ -73,7 +73,7 @@ def test_the_log_keeps_the_last_step_and_averages_all(ops):
         ops.step.log_step([reconstruction], squares, 2.0, number, log.array)
     last = (-5.0 - 2.0 * 0.25, 0.25, 4.0)
     assert log.read() == Reading(last, ((-3.0 - 5.5) / 2, 0.75 / 2, 7.0 / 2), 0, -5.0)
-    assert log.array[Entry.COUNT] == 2.0 and log.array[Entry.DENSITY] == -5.0
+    assert log.array[LogEntry.COUNT] == 2.0 and log.array[LogEntry.DENSITY] == -5.0
     log.clear_averages()
     assert log.read().last == last and np.isnan(log.read().averages).all()
     ops.step.log_step([1.0], 4.0, 2.0, 3, log.array)
@@ -108,9 +108,9 @@ def test_the_first_failure_stays_in_the_log(ops, where, value):
 def test_kernels_have_the_entries_of_the_log():
     text = source.source("step")
     found = re.findall(r"^  ([A-Z_]+) = (\d+)", text, re.MULTILINE)
-    expected = [(entry.name, entry.value) for entry in Entry]
+    expected = [(entry.name, entry.value) for entry in LogEntry]
     assert [(name, int(value)) for name, value in found] == expected
-    assert sorted(Entry) == list(range(len(Entry)))
+    assert sorted(LogEntry) == list(range(len(LogEntry)))
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
@@ -313,7 +313,7 @@ def run_control(ops, own, found, lam=0.9):
         each = ops.asarray(each)
         results = ops.step.control(each, SAMPLES, own, 1.0, 0.0, out=state)
         totals.append([float(ops.to_host(result)) for result in results])
-        lams.append(ops.to_host(state)[Row.LAM].copy())
+        lams.append(ops.to_host(state)[ControllerRow.LAM].copy())
     return np.array(lams), np.array(totals), ops.to_host(state)
 
 
@@ -335,8 +335,10 @@ def test_controllers_follow_their_formulas_over_many_steps(ops, relative):
     assert_allclose(totals[:, 0], errors.sum(axis=1), rtol=1e-12)
     weighted = (used * errors).sum(axis=1)
     assert_allclose(totals[:, 1] * totals[:, 0], weighted, rtol=1e-12)
-    assert_allclose(state[Row.CONSTRAINT_SUM], constraints.sum(axis=0), rtol=1e-12)
-    assert (state[Row.COUNTED] == STEPS).all()
+    assert_allclose(
+        state[ControllerRow.CONSTRAINT_SUM], constraints.sum(axis=0), rtol=1e-12
+    )
+    assert (state[ControllerRow.COUNTED] == STEPS).all()
 
 
 def test_lambda_stays_within_its_bounds(ops):
@@ -363,7 +365,9 @@ def test_what_is_not_finite_moves_nothing(ops, what):
     after = ops.to_host(state)
     assert_array_equal(after[:, 0], before[:, 0])
     moved = what in ("error", "inputs")
-    assert (after[Row.COUNTED, 1] == before[Row.COUNTED, 1] + 1) == moved
+    assert (
+        after[ControllerRow.COUNTED, 1] == before[ControllerRow.COUNTED, 1] + 1
+    ) == moved
 
 
 def test_a_lambda_that_cannot_fall_is_a_fixed_one(ops):
@@ -397,7 +401,7 @@ def test_a_step_sees_each_layers_constraint(ops, model, constraint):
             size = np.sum(x**2) / BATCH if constraint == "relative" else 1.0
             expected.append(error / size)
         x = z
-    found = ops.to_host(trainer.multipliers.values)[Row.CONSTRAINT]
+    found = ops.to_host(trainer.multipliers.values)[ControllerRow.CONSTRAINT]
     assert_allclose(found, expected, rtol=1e-8, atol=1e-25)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, laid_out, plt
 from snfnp.layers import ActNorm
 from snfnp.ops import get_ops
-from snfnp.ops.step.definition import Controller, Row
+from snfnp.ops.step.definition import Controller, ControllerRow
 
 _PAGES = Path(__file__).parents[2] / "derivations"
 
@@ -100,11 +100,13 @@ def controllers():
         theta = 1.4
         path = []
         for _ in range(1500):
-            lam = float(state[Row.LAM, 0])
+            lam = float(state[ControllerRow.LAM, 0])
             error = np.array([[theta * theta, 1.0]])
             path.append((theta, lam))
             ops.step.control(error, 1, controller, squares=1.0, failed=0.0, out=state)
-            theta -= dt * (a * (theta - b) + float(state[Row.LAM, 0]) * 2 * theta)
+            theta -= dt * (
+                a * (theta - b) + float(state[ControllerRow.LAM, 0]) * 2 * theta
+            )
         path = np.array(path)
         plane.plot(*path.T, color=color, label=f"η = {rate}")
         time.plot(

@@ -149,8 +149,8 @@ class Variational(Rule):
         nu = ops.random.normal(key, (self.vectors, *x.shape[1:]), x.dtype)
         moved = f.apply(ops, p["W"], nu)
         cache["noise"] = Drawn(nu, moved)
-        shares = ops.constant(_shares(len(x), self.vectors, self.sigma), x.dtype)
-        return z + ops.linalg.matmul(shares, moved.reshape(self.vectors, -1)).reshape(
+        factors = ops.constant(_factors(len(x), self.vectors, self.sigma), x.dtype)
+        return z + ops.linalg.matmul(factors, moved.reshape(self.vectors, -1)).reshape(
             z.shape
         )
 
@@ -167,7 +167,7 @@ class Variational(Rule):
 
             G_W += (Sᵀ δ_z − T(R)ᵀ E / P) ⋆ ν        G_R += −E / P ⋆ T(W) ν
 
-        S are the shares: Sᵀ δ_z ⋆ ν = Σ_n δ_z,n ⋆ σε_n, what the noise in x adds to δ_z ⋆ x.
+        S are the factors: Sᵀ δ_z ⋆ ν = Σ_n δ_z,n ⋆ σε_n, what the noise in x adds to δ_z ⋆ x.
         """
         result = _FORWARD.backward(ctx, maps, p, cache, dz, grads)
         if "noise" not in cache:
@@ -175,8 +175,8 @@ class Variational(Rule):
         ops = ctx.ops
         f, g = maps
         nu, moved = cache["noise"]
-        shares = ops.constant(_shares(len(dz), self.vectors, self.sigma).T, dz.dtype)
-        delta = ops.linalg.matmul(shares, dz.reshape(len(dz), -1)).reshape(moved.shape)
+        factors = ops.constant(_factors(len(dz), self.vectors, self.sigma).T, dz.dtype)
+        delta = ops.linalg.matmul(factors, dz.reshape(len(dz), -1)).reshape(moved.shape)
         r = p["R"]
         weight = -1 / self.vectors
         error = g.apply(ops, r, moved)
@@ -187,10 +187,10 @@ class Variational(Rule):
 
 
 @cached
-def _shares(samples: int, vectors: int, sigma: float) -> np.ndarray:
+def _factors(samples: int, vectors: int, sigma: float) -> np.ndarray:
     """σ (N, P): the noise of sample n is Σ_j σ_nj ν_j. ±σ in one column of a row, 0 elsewhere."""
     n = np.arange(samples)
-    shares = np.zeros((samples, vectors))
-    shares[n, n // 2 % vectors] = sigma * (1 - 2 * (n % 2))
-    shares.flags.writeable = False
-    return shares
+    factors = np.zeros((samples, vectors))
+    factors[n, n // 2 % vectors] = sigma * (1 - 2 * (n % 2))
+    factors.flags.writeable = False
+    return factors

@@ -147,14 +147,14 @@ class Mixture:
         sums = np.zeros_like(coefficients)
         for part in _parts(rows, _width(*self.means.shape)):
             known = _features(part) if features is None else features
-            shares = coefficients @ known.T
-            highest = shares.max(axis=0)
-            shares -= highest
-            np.exp(shares, out=shares)
-            scale = shares.sum(axis=0)
-            shares /= scale
+            responsibilities = coefficients @ known.T
+            highest = responsibilities.max(axis=0)
+            responsibilities -= highest
+            np.exp(responsibilities, out=responsibilities)
+            scale = responsibilities.sum(axis=0)
+            responsibilities /= scale
             total += float((highest + np.log(scale)).sum())
-            sums += shares @ known
+            sums += responsibilities @ known
         return total / len(rows), sums
 
     def _constants(self) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from snfnp.context import Measured
 from snfnp.flow import Flow
 from snfnp.ops import Array, Ops
-from snfnp.ops.step.definition import Controller, Row
+from snfnp.ops.step.definition import Controller, ControllerRow
 from snfnp.step.batches import BatchSource
 from snfnp.step.settings import Settings
 
@@ -179,11 +179,11 @@ class ControlledMultipliers(Multipliers):
     @property
     def lam(self) -> dict[str, float]:
         rows = self.ops.to_host(self.values)
-        return dict(zip(self.layers, rows[Row.LAM].tolist(), strict=True))
+        return dict(zip(self.layers, rows[ControllerRow.LAM].tolist(), strict=True))
 
     def error_factors(self, samples: int) -> dict[str, Any]:
         """With the λ that the step before left."""
-        factors = self.values[Row.LAM] * (-2 / samples)
+        factors = self.values[ControllerRow.LAM] * (-2 / samples)
         if not self.ops.asynchronous:
             return dict(zip(self.layers, factors.tolist(), strict=True))
         # on the device
@@ -210,10 +210,12 @@ class ControlledMultipliers(Multipliers):
     def figures(self) -> dict[str, float]:
         """λ over the layers as it is now, and C averaged over the steps."""
         rows = self.ops.to_host(self.values).copy()
-        self.values[Row.CONSTRAINT_SUM : Row.COUNTED + 1] = 0
-        means = rows[Row.CONSTRAINT_SUM] / np.maximum(rows[Row.COUNTED], 1)
+        self.values[ControllerRow.CONSTRAINT_SUM : ControllerRow.COUNTED + 1] = 0
+        means = rows[ControllerRow.CONSTRAINT_SUM] / np.maximum(
+            rows[ControllerRow.COUNTED], 1
+        )
         figures = {}
-        for name, values in (("lam", rows[Row.LAM]), ("constraint", means)):
+        for name, values in (("lam", rows[ControllerRow.LAM]), ("constraint", means)):
             figures[name] = float(values.mean())
             figures[f"{name}_min"] = float(values.min())
             figures[f"{name}_max"] = float(values.max())
@@ -223,7 +225,9 @@ class ControlledMultipliers(Multipliers):
 def saved_lambda(state: dict[str, np.ndarray], flow: Flow) -> dict[str, float]:
     """{layer: λ} of the saved states of a training whose λ is controlled."""
     rows = state["control.rows"]
-    return dict(zip(flow.learned_inverses(), rows[Row.LAM].tolist(), strict=True))
+    return dict(
+        zip(flow.learned_inverses(), rows[ControllerRow.LAM].tolist(), strict=True)
+    )
 
 
 def multipliers_of(ops: Ops, flow: Flow, config: Settings) -> Multipliers:

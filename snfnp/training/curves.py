@@ -10,7 +10,7 @@ from snfnp.training.plots import picture, plain
 
 
 @dataclass(frozen=True)
-class Row:
+class CurveRow:
     """A row of curves.
 
     lines: (3, records), per record a value and the ends of a band around it, NaN for a record
@@ -63,7 +63,7 @@ def _point(record: dict[str, Any], figure: str) -> tuple[float, float, float] | 
     return (max(values), min(values), max(values)) if values else None
 
 
-def rows(records: list[dict[str, Any]]) -> list[Row]:
+def rows(records: list[dict[str, Any]]) -> list[CurveRow]:
     """The rows that some record has a figure for; λ if it moves."""
     drawn = []
     for figure, label, style in ROWS:
@@ -79,7 +79,7 @@ def rows(records: list[dict[str, Any]]) -> list[Row]:
             [record.get(_DASHED.get(figure, ""), np.nan) for record in records]
         )
         training = None if np.isnan(dashed).all() else dashed
-        drawn.append(Row(label, lines, training, **style))
+        drawn.append(CurveRow(label, lines, training, **style))
     return drawn
 
 
@@ -96,7 +96,7 @@ def save_curves(path: Path, records: list[dict[str, Any]], title: str) -> None:
         _label(axes[-1], "epoch", f" ({seconds})")
 
 
-def _draw_row(axis: Any, x: list[float], row: Row, color: str) -> None:
+def _draw_row(axis: Any, x: list[float], row: CurveRow, color: str) -> None:
     value, low, high = row.lines
     axis.plot(x, value, marker=_marker(x), color=color)
     axis.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from snfnp.ops import RandomKey
-from snfnp.ops.step.definition import Controller, Entry, Row
+from snfnp.ops.step.definition import Controller, ControllerRow, LogEntry
 from support import operation_cases_layers
 from support.operation_calls import (
     DEFINITION,
@@ -175,22 +175,22 @@ def call_linalg_norms(draw):
 def call_step_log_density(draw):
     size = draw.size
     terms = tuple(draw.normal(size[0]) for _ in range(size[-1] % 12 + 1))
-    log = draw.rng.standard_normal(len(Entry))
-    log[Entry.FAILED] = size[0] == 17  # then nothing is to change
-    bound = np.zeros(len(Entry))
+    log = draw.rng.standard_normal(len(LogEntry))
+    log[LogEntry.FAILED] = size[0] == 17  # then nothing is to change
+    bound = np.zeros(len(LogEntry))
     roundings = size[0] + len(terms) + 2
-    bound[Entry.DENSITY] = roundings * draw.eps * np.abs(terms).sum(axis=0).mean()
+    bound[LogEntry.DENSITY] = roundings * draw.eps * np.abs(terms).sum(axis=0).mean()
     args = (terms, number(9.0, size), log)
     return Call(args, bounds=bound, mutated=2, strided=0)
 
 
 def call_step_log_step(draw):
     size = draw.size
-    log = draw.rng.standard_normal(len(Entry))
-    log[Entry.FAILED] = size[0] == 17
+    log = draw.rng.standard_normal(len(LogEntry))
+    log[LogEntry.FAILED] = size[0] == 17
     squares = math.inf if size[0] == 5 else 7.0  # then the step is to be noted
-    bound = np.zeros(len(Entry))
-    bound[: Entry.COUNT] = 12 * eps_of(np.float64) * (np.abs(log).sum() + 10)
+    bound = np.zeros(len(LogEntry))
+    bound[: LogEntry.COUNT] = 12 * eps_of(np.float64) * (np.abs(log).sum() + 10)
     error, *others = (number(value, size) for value in (0.25, squares, 0.5, 9.0))
     errors = (error,) * (size[-1] % 12 + 1 if isinstance(error, np.ndarray) else 1)
     args = (errors, *others, log)
@@ -270,8 +270,8 @@ def call_step_control(draw):
     found = draw.rng.uniform(0.1, 3.0, (layers, 2))
     if layers > 2:
         found[0, 1] = 0
-    state = draw.rng.uniform(0.3, 1.3, (len(Row), layers))
-    state[Row.STARTED] = draw.rng.integers(0, 2, layers)
+    state = draw.rng.uniform(0.3, 1.3, (len(ControllerRow), layers))
+    state[ControllerRow.STARTED] = draw.rng.integers(0, 2, layers)
     failed = float(size[0] == 17)  # then nothing is to change
     # at most a dozen roundings and a sum over the layers, of numbers below 100 for each
     bound = (12 + layers) * eps_of(np.float64) * 100 * layers

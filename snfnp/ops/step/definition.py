@@ -19,7 +19,7 @@ from snfnp.ops.linalg.definition import LinearAlgebra
 LARGEST_EXPONENT = 700.0  # e to the 709 is the largest that double precision holds
 
 
-class Entry(IntEnum):
+class LogEntry(IntEnum):
     """The log's entries, float64; `kernels.cu` has the same numbers.
 
     SURROGATE is Eq. 3 without the terms log|W_k|: DENSITY − λ RECONSTRUCTION. RECONSTRUCTION is
@@ -40,12 +40,12 @@ class Entry(IntEnum):
     FAILED = 8
 
 
-LAST = slice(Entry.SURROGATE, Entry.SURROGATE_SUM)
-SUMS = slice(Entry.SURROGATE_SUM, Entry.COUNT)
-SUMS_AND_COUNT = slice(Entry.SURROGATE_SUM, Entry.COUNT + 1)
+LAST = slice(LogEntry.SURROGATE, LogEntry.SURROGATE_SUM)
+SUMS = slice(LogEntry.SURROGATE_SUM, LogEntry.COUNT)
+SUMS_AND_COUNT = slice(LogEntry.SURROGATE_SUM, LogEntry.COUNT + 1)
 
 
-class Row(IntEnum):
+class ControllerRow(IntEnum):
     """The rows of a controller's state (rows, L), float64, a column for each of L layers.
 
     `Step.control` defines the symbols. LAM: the λ that the next step uses; AVERAGE: ξ, the moving
@@ -79,8 +79,8 @@ class Controller:
 
     def new_state(self, layers: int, lam: float) -> np.ndarray:
         """The state (rows, L) before the first step, on the host."""
-        state = np.zeros((len(Row), layers))
-        state[Row.LAM] = lam
+        state = np.zeros((len(ControllerRow), layers))
+        state[ControllerRow.LAM] = lam
         return state
 
 
@@ -124,11 +124,11 @@ class Step(OperationGroup):
     def log_density(self, terms: Sequence[Array], number: Scalar, out: Array) -> None:
         """Write the mean log-density of step `number` (1, 2, …) into out, a log's array. The
         log-densities (N,) are the sum of the arrays `terms`."""
-        if not out[Entry.FAILED]:
+        if not out[LogEntry.FAILED]:
             density: Array = sum(terms[1:], start=terms[0])
-            out[Entry.DENSITY] = density.mean()
-            if not math.isfinite(out[Entry.DENSITY]):
-                out[Entry.FAILED] = number
+            out[LogEntry.DENSITY] = density.mean()
+            if not math.isfinite(out[LogEntry.DENSITY]):
+                out[LogEntry.FAILED] = number
 
     def log_step(
         self,
@@ -144,13 +144,17 @@ class Step(OperationGroup):
         """
         norm = math.sqrt(squares)
         reconstruction = sum(errors)
-        if not out[Entry.FAILED] and not math.isfinite(norm):
-            out[Entry.FAILED] = number
-        if not out[Entry.FAILED]:
-            figures = (out[Entry.DENSITY] - lam * reconstruction, reconstruction, norm)
+        if not out[LogEntry.FAILED] and not math.isfinite(norm):
+            out[LogEntry.FAILED] = number
+        if not out[LogEntry.FAILED]:
+            figures = (
+                out[LogEntry.DENSITY] - lam * reconstruction,
+                reconstruction,
+                norm,
+            )
             out[LAST] = figures
             out[SUMS] += figures
-            out[Entry.COUNT] += 1
+            out[LogEntry.COUNT] += 1
 
     def adam(
         self,
@@ -223,7 +227,7 @@ class Step(OperationGroup):
         failed: Scalar,
         out: Array,
     ) -> tuple[Scalar, Scalar]:
-        """λ for the next step, from what this one measured: out (rows, L), see `Row`.
+        """λ for the next step, from what this one measured: out (rows, L), see `ControllerRow`.
 
         measured (L, 2): of each layer its reconstruction error E, averaged over the N = `samples`
         of the batch, and Σ ‖h‖² over them. As in GECO (Rezende & Viola 2018), with C = E, or
@@ -239,7 +243,7 @@ class Step(OperationGroup):
         xp = self.xp
         errors = measured[:, 0]
         input_squares = measured[:, 1]
-        used = out[Row.LAM]
+        used = out[ControllerRow.LAM]
         total = errors.sum()
         weighted = (used * errors).sum()
         constraint = errors
@@ -248,9 +252,11 @@ class Step(OperationGroup):
             constraint = errors * samples / total_squares
         valid = xp.isfinite(constraint) & xp.isfinite(squares) & (failed == 0)
         # Columns that stay as they are compute with their last C, so that ∞ causes no warning.
-        constraint = xp.where(valid, constraint, out[Row.CONSTRAINT])
+        constraint = xp.where(valid, constraint, out[ControllerRow.CONSTRAINT])
         error = constraint - controller.tolerance
-        previous = xp.where(out[Row.STARTED] > 0, out[Row.AVERAGE], error)
+        previous = xp.where(
+            out[ControllerRow.STARTED] > 0, out[ControllerRow.AVERAGE], error
+        )
         average = controller.smoothing * previous + (1 - controller.smoothing) * error
         exponent = controller.rate * average
         exponent = xp.maximum(-LARGEST_EXPONENT, xp.minimum(exponent, LARGEST_EXPONENT))
@@ -259,12 +265,13 @@ class Step(OperationGroup):
         positive = total > 0
         mean = xp.where(positive, weighted / xp.where(positive, total, 1), 0)
         rows = {
-            Row.LAM: lam,
-            Row.AVERAGE: average,
-            Row.CONSTRAINT: constraint,
-            Row.CONSTRAINT_SUM: out[Row.CONSTRAINT_SUM] + constraint,
-            Row.COUNTED: out[Row.COUNTED] + 1,
-            Row.STARTED: xp.ones_like(lam),
+            ControllerRow.LAM: lam,
+            ControllerRow.AVERAGE: average,
+            ControllerRow.CONSTRAINT: constraint,
+            ControllerRow.CONSTRAINT_SUM: out[ControllerRow.CONSTRAINT_SUM]
+            + constraint,
+            ControllerRow.COUNTED: out[ControllerRow.COUNTED] + 1,
+            ControllerRow.STARTED: xp.ones_like(lam),
         }
         for row, value in rows.items():
             out[row] = xp.where(valid, value, out[row])
@@ -286,24 +293,26 @@ class StepLog:
 
     def __init__(self, device: Any):
         self._device = device
-        self.array: Array = device.asarray(np.zeros(len(Entry)))
+        self.array: Array = device.asarray(np.zeros(len(LogEntry)))
 
     @property
     def failed(self) -> Scalar:
         """A number of shape () on the device: not 0 once a step has failed."""
-        return self.array[Entry.FAILED, ...]
+        return self.array[LogEntry.FAILED, ...]
 
     def read(self) -> Reading:
         """The log after all steps so far. Waits for the device."""
         log = self._device.to_host(self.array)
         averages = (
-            log[SUMS] / log[Entry.COUNT] if log[Entry.COUNT] else np.full(3, math.nan)
+            log[SUMS] / log[LogEntry.COUNT]
+            if log[LogEntry.COUNT]
+            else np.full(3, math.nan)
         )
         return Reading(
             last=tuple(log[LAST].tolist()),
             averages=tuple(averages.tolist()),
-            failed=int(log[Entry.FAILED]),
-            density=float(log[Entry.DENSITY]),
+            failed=int(log[LogEntry.FAILED]),
+            density=float(log[LogEntry.DENSITY]),
         )
 
     @property

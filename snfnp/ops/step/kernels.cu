@@ -2,7 +2,7 @@
 
 #include "../gpu/common.cuh"
 
-// The entries of the log: see `Entry`.
+// The entries of the log: see `LogEntry`.
 enum {
   SURROGATE = 0,
   RECONSTRUCTION = 1,

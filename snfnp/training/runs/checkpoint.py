@@ -99,7 +99,7 @@ class Checkpoint:
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, advice: str = ADVICE) -> None:
     """Write a checkpoint's file atomically; advice: where it cannot be written."""
-    places = _places(checkpoint.layout, checkpoint.has_moments)
+    places = _locations(checkpoint.layout, checkpoint.has_moments)
     tensors = {
         key: np.asarray(entry.view(getattr(checkpoint, name)), order="C")
         for key, (name, entry) in places.items()
@@ -130,7 +130,7 @@ def load_checkpoint(
     names = [key for key in tensors if key.startswith(_STATE)]
     states = {key.removeprefix(_STATE): tensors.pop(key) for key in names}
     has_moments = any(key.startswith("adam_") for key in tensors)
-    places = _places(layout, has_moments)
+    places = _locations(layout, has_moments)
     expected = {key: entry.shape for key, (_, entry) in places.items()}
     shapes = {key: tensor.shape for key, tensor in tensors.items()}
     if shapes != expected:  # before anything is allocated
@@ -162,7 +162,7 @@ def load_checkpoint(
     return checkpoint
 
 
-def _places(layout: Layout, has_moments: bool) -> dict[str, tuple[str, Entry]]:
+def _locations(layout: Layout, has_moments: bool) -> dict[str, tuple[str, Entry]]:
     """{name in the file: (array of the checkpoint, place in it)}."""
     parts = [("parameter", "p", layout)]
     if has_moments:  # the optimiser has them of what it moves alone
