@@ -99,10 +99,10 @@ class Checkpoint:
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, advice: str = ADVICE) -> None:
     """Write a checkpoint's file atomically; advice: where it cannot be written."""
-    places = _locations(checkpoint.layout, checkpoint.has_moments)
+    locations = _locations(checkpoint.layout, checkpoint.has_moments)
     tensors = {
         key: np.asarray(entry.view(getattr(checkpoint, name)), order="C")
-        for key, (name, entry) in places.items()
+        for key, (name, entry) in locations.items()
     }
     tensors |= {_STATE + name: array for name, array in checkpoint.state.items()}
     header = {
@@ -130,8 +130,8 @@ def load_checkpoint(
     names = [key for key in tensors if key.startswith(_STATE)]
     states = {key.removeprefix(_STATE): tensors.pop(key) for key in names}
     has_moments = any(key.startswith("adam_") for key in tensors)
-    places = _locations(layout, has_moments)
-    expected = {key: entry.shape for key, (_, entry) in places.items()}
+    locations = _locations(layout, has_moments)
+    expected = {key: entry.shape for key, (_, entry) in locations.items()}
     shapes = {key: tensor.shape for key, tensor in tensors.items()}
     if shapes != expected:  # before anything is allocated
         name, shape = min(set(shapes.items()) ^ set(expected.items()))
@@ -151,7 +151,7 @@ def load_checkpoint(
     m = np.zeros(moved, dtype)
     v = np.zeros(moved, dtype)
     checkpoint = Checkpoint(layout, p, m, v, **header, state=states)
-    for key, (name, entry) in places.items():
+    for key, (name, entry) in locations.items():
         entry.view(getattr(checkpoint, name))[...] = tensors[key]
     if not checkpoint.is_finite():
         raise _damaged(
