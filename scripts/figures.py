@@ -7,12 +7,9 @@ the paper's figures are scripts/reproduce.py's.
 """
 
 import argparse
-from pathlib import Path
 
 from drawings import FIGURES
-from drawings.style import save
-
-FOLDER = Path(__file__).parents[1] / "derivations" / "figures"
+from drawings.style import PAGES, save
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
             f"no figure {', '.join(unknown)}: choose from {', '.join(FIGURES)}"
         )
     for name in args.names or FIGURES:
-        print(save(FIGURES[name](), FOLDER / f"{name}.svg"))
+        print(save(FIGURES[name](), PAGES / "figures" / f"{name}.svg"))
 
 
 if __name__ == "__main__":

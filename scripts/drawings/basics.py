@@ -24,6 +24,8 @@ from snfnp.layers import RationalQuadraticSpline, SmoothLeakyReLU
 from snfnp.ops import get_ops
 from snfnp.step.update import Adam
 
+OPS = get_ops("numpy")
+
 
 def rows():
     """A batch as the rows of a matrix, and where the one 1/N comes in (page 02)."""
@@ -31,14 +33,10 @@ def rows():
 
     def matrix(x, y, width, height, label, color, lines=0):
         box(axis, x, y, width, height, "", color)
-        for k in range(1, lines):
-            at = y - height / 2 + k * height / lines
-            axis.plot(
-                [x - width / 2, x + width / 2], [at, at], color=color, linewidth=0.6
-            )
-        axis.text(
-            x, y + height / 2 + 0.14, label, ha="center", color=color, fontsize=11
-        )
+        top = y + height / 2
+        edges = np.linspace(top, y - height / 2, lines + 1)[1:-1]
+        axis.hlines(edges, x - width / 2, x + width / 2, colors=color, linewidths=0.6)
+        write(axis, x, top + 0.2, label, color, 11)
 
     matrix(0.7, 2.8, 0.9, 1.4, "$X$: (N, D)", BLUE, 5)
     write(axis, 1.4, 2.8, "·", size=16)
@@ -46,9 +44,9 @@ def rows():
     write(axis, 2.8, 2.8, "=", size=13)
     matrix(3.5, 2.8, 0.9, 1.4, "$Z$: (N, D)", BLUE, 5)
     write(axis, 0.7, 1.9, "a row is a sample")
-    arrow(axis, (3.5, 2.05), (3.5, 1.5), "")
+    arrow(axis, (3.5, 2.05), (3.5, 1.5))
     box(axis, 3.5, 1.15, 1.6, 0.65, r"$\frac{1}{N}\sum_n \log p_Z(z_n)$", GREEN, 11)
-    arrow(axis, (2.65, 1.15), (2.1, 1.15), "", GREEN)
+    arrow(axis, (2.65, 1.15), (2.1, 1.15), color=GREEN)
     write(axis, 1.4, 1.15, "first delta:\n$-\\frac{1}{N} z_n$", GREEN, 11)
     undivided = "from here on nothing is divided:\nweight gradients are sums over rows"
     write(axis, 2.25, 0.25, undivided)
@@ -58,28 +56,20 @@ def rows():
 def stretching():
     """A function of one number: equal shares of the noise, and the density that they give to x
     (page 03)."""
-    ops = get_ops("numpy")
-    layer = SmoothLeakyReLU(0.3)
-
-    def f(x):
-        y, ldj, _ = layer.forward(ops, {}, 2.5 * x[:, None])
-        return y[:, 0] - 0.6, ldj + math.log(2.5)
-
     x = np.linspace(-4.5, 2.2, 1200)
-    z, log_slope = f(x)
+    y, ldj, _ = SmoothLeakyReLU(0.3).forward(OPS, {}, 2.5 * x[:, None])
+    z = y[:, 0] - 0.6
     figure, axis = plt.subplots(figsize=(4.7, 3.6))
-    axis.plot(x, 1.4 * norm.pdf(z) * np.exp(log_slope), color=BLUE)
+    axis.plot(x, 1.4 * norm.pdf(z) * 2.5 * np.exp(ldj))
     axis.text(-4.4, 0.65, "$p(x) = p_Z(f(x)) \\cdot f'(x)$", color=BLUE)
     noise = np.linspace(-3, 3, 300)
     top = 3.4
     axis.plot(noise, top + 2.2 * norm.pdf(noise), color=GREEN)
     axis.text(-4.4, top + 0.35, "$p_Z(z)$", color=GREEN)
-    for level in (0, top):
-        axis.plot([-4.5, 3], [level, level], **THIN)
+    axis.hlines([0, top], -4.5, 3, **THIN)
     quantiles = norm.ppf(np.linspace(0.05, 0.95, 10))
     at = np.interp(quantiles, z, x)
-    for low, high in zip(at, quantiles, strict=True):
-        axis.plot([low, high], [0.02, top], **THIN)
+    axis.plot([at, quantiles], [0.02, top], **THIN)
     axis.text(2.3, 1.7, "$z = f(x)$")
     axis.text(3.05, top, "$z$", va="center")
     axis.text(3.05, 0, "$x$", va="center")
@@ -102,18 +92,11 @@ def six_products():
         box(axis, x, y, 0.8, 0.55, label, color, 13)
     arrow(axis, (0.85, 3.3), (1.65, 3.3), "1: $W x$", BLUE)
     arrow(axis, (2.45, 3.3), (3.25, 3.3), "2: $R z - x$", RED)
-    arrow(
-        axis,
-        (3.65, 3.02),
-        (3.65, 2.28),
-        r"3: $R^\top e$",
-        BLUE,
-        offset=(0.5, 0),
-    )
+    arrow(axis, (3.65, 3.02), (3.65, 2.28), r"3: $R^\top e$", BLUE, offset=(0.5, 0))
     arrow(axis, (1.65, 0.7), (0.85, 0.7), r"4: $W^\top \delta_z$", GREEN)
-    arrow(axis, (0.45, 0.98), (0.45, 1.72), "", ORANGE)
-    arrow(axis, (3.25, 3.1), (0.85, 2.12), "", RED)
-    arrow(axis, (2.45, 0.7), (3.55, 1.72), "", BLUE, curve=0.2)
+    arrow(axis, (0.45, 0.98), (0.45, 1.72), color=ORANGE)
+    arrow(axis, (3.25, 3.1), (0.85, 2.12), color=RED)
+    arrow(axis, (2.45, 0.7), (3.55, 1.72), color=BLUE, curve=0.2)
     of_w = r"5: $G_W = \Delta_W x^\top + \frac{1}{2} R^\top$"
     of_r = r"6: $G_R = \Delta_R z^\top - \frac{1}{2} W^\top$"
     axis.text(4.55, 0.05, of_w, ha="right", color=BLUE)
@@ -125,42 +108,36 @@ def six_products():
 
 def newton():
     """Smooth leaky ReLU, the bracket of its inverse, and Newton's iterates within it (page 06)."""
-    ops = get_ops("numpy")
     alpha = 0.3
     layer = SmoothLeakyReLU(alpha)
 
     def f(x):
-        y, ldj, _ = layer.forward(ops, {}, np.atleast_1d(x)[:, None])
-        return y[:, 0], np.exp(ldj)
-
-    def leaky_inverse(v):
-        return min(v, v / alpha)
+        y, ldj, _ = layer.forward(OPS, {}, np.reshape(x, (-1, 1)))
+        return np.squeeze([y[:, 0], np.exp(ldj)])
 
     figure, (left, right) = plt.subplots(2, 1, figsize=(4.6, 5.6), height_ratios=[3, 2])
     x = np.linspace(-3.2, 2.6, 300)
-    left.plot(x, f(x)[0], color=BLUE, label="$f(x)$")
-    left.plot(
-        x, np.where(x > 0, x, alpha * x), color=INK, linestyle=":", label="leaky ReLU"
-    )
+    left.plot(x, f(x)[0], label="$f(x)$")
+    left.plot(x, np.maximum(x, alpha * x), color=INK, linestyle=":", label="leaky ReLU")
     y = 0.1
-    low = leaky_inverse(y - (1 - alpha) * math.log(2))
-    high = leaky_inverse(y)
+    values = np.array([y - (1 - alpha) * math.log(2), y])
+    low, high = np.minimum(values, values / alpha)
     left.axvspan(
         low, high, color=ORANGE, alpha=0.15, label="the bracket of $f^{-1}(y)$"
     )
     left.axhline(y, **THIN)
-    root = float(layer.inverse(ops, {}, np.array([y]))[0])
+    root = layer.inverse(OPS, {}, np.array([y]))[0]
     at = high
     errors = []
     for _ in range(5):
-        value, slope = (float(v[0]) for v in f(at))
+        value, slope = f(at)
         after = at - (value - y) / slope
         left.plot([at, after], [value, y], "o-", color=RED)
         errors.append(abs(at - root))
         at = after
     left.set(xlabel="$x$", ylim=(-1.1, 2.6))
     left.legend(loc="upper left")
-    right.semilogy(range(len(errors)), np.maximum(errors, 1e-17), "o-", color=RED)
+    right.semilogy(np.maximum(errors, 1e-17), "o-", color=RED)
     right.set(xlabel="Newton steps", title="distance from the root", xticks=range(5))
     right.grid()
     return laid_out(figure)
@@ -168,21 +145,17 @@ def newton():
 
 def adam_steps():
     """Adam's first steps with its corrections and without them, for a steady gradient (page 16)."""
-    ops = get_ops("numpy")
-    steps = 300
     theta, m, v = np.zeros((3, 1))
+    at = np.arange(1, 301)
     with_corrections = []
-    for step in range(1, steps + 1):
-        before = theta[0]
-        Adam().update(ops, np.ones(1), 1.0, step, out=(theta, m, v))
-        with_corrections.append(theta[0] - before)
-    at = np.arange(1, steps + 1)
+    for step in at:
+        theta[0] = 0
+        Adam().update(OPS, np.ones(1), 1.0, step, out=(theta, m, v))
+        with_corrections.append(theta[0])
     without = (1 - 0.9**at) / np.sqrt(1 - 0.999**at)
     figure, axis = plt.subplots(figsize=(6.2, 3.0))
-    axis.semilogx(
-        at, with_corrections, color=BLUE, label="with both corrections: always 1"
-    )
-    axis.semilogx(at, without, color=ORANGE, label="without: $m/\\sqrt{v}$")
+    axis.semilogx(at, with_corrections, label="with both corrections: always 1")
+    axis.semilogx(at, without, label="without: $m/\\sqrt{v}$")
     axis.semilogx(
         at, 1 - 0.9**at, color=PURPLE, linestyle="--", label="$v$ corrected, $m$ not"
     )
@@ -192,7 +165,6 @@ def adam_steps():
 
 def spline():
     """A rational-quadratic spline: its bins, its slope, and the tails outside of them (page 09)."""
-    ops = get_ops("numpy")
     layer = RationalQuadraticSpline()
     params = {
         "widths": np.array([[0.3, 0.9, -0.4, 0.5, 0.2]]),
@@ -200,28 +172,25 @@ def spline():
         "slopes": np.array([[-1.2, 1.6, 1.0, -1.0]]),
     }
     x = np.linspace(-13, 13, 1301)
-    y, ldj, cache = layer.forward(ops, params, x[:, None])
+    y, ldj, cache = layer.forward(OPS, params, x[:, None])
     at, heights, slopes = cache["knots"][..., 0]
     figure, (above, below) = plt.subplots(
         2, 1, figsize=(4.7, 5.4), sharex=True, height_ratios=[3, 2]
     )
     above.plot(x, x, linestyle=":", label="the identity", **THIN)
-    above.plot(x, y[:, 0], color=BLUE, label="$y(x)$")
-    above.plot(at, heights, "o", color=ORANGE, label="knots $(x_k, y_k)$")
+    above.plot(x, y, label="$y(x)$")
+    above.plot(at, heights, "o", label="knots $(x_k, y_k)$")
     above.set_ylabel("$y$")
-    below.plot(x, np.exp(ldj), color=BLUE, label="$dy/dx$")
-    below.plot(at, slopes, "o", color=ORANGE, label="$d_k$; 1 at both ends")
+    below.plot(x, np.exp(ldj), label="$dy/dx$")
+    below.plot(at, slopes, "o", label="$d_k$; 1 at both ends")
     below.axhline(1, linestyle=":", **THIN)
     below.set(xlabel="$x$", ylabel="slope", ylim=(0, None))
     for axis in (above, below):
         for knot in at:
             axis.axvline(knot, **THIN)
         axis.legend(loc="upper left")
-    for k in range(layer.bins):
-        middle = (at[k] + at[k + 1]) / 2
-        above.text(middle, -12.6, f"bin {k}", ha="center", fontsize=8)
-    for end in (-1, 1):
-        above.text(
-            end * 11.6, -8 if end > 0 else 4, "tail:\n$y = x$", ha="center", fontsize=8
-        )
+    for k, middle in enumerate((at[:-1] + at[1:]) / 2):
+        write(above, middle, -12.1, f"bin {k}", size=8)
+    for x, y in ((-11.6, 5.4), (11.6, -6.6)):
+        write(above, x, y, "tail:\n$y = x$", size=8)
     return laid_out(figure)

@@ -26,46 +26,38 @@ def framework():
     arrow(axis, (1.25, 2.85), (2.0, 2.85), "$x$", BLUE)
     arrow(axis, (2.9, 2.85), (3.65, 2.85), "$z = Wx$", BLUE)
     arrow(
-        axis,
-        (4.1, 2.45),
-        (2.9, 1.35),
-        "$z$",
-        ORANGE,
-        curve=-0.28,
-        offset=(0.35, -0.42),
+        axis, (4.1, 2.45), (2.9, 1.35), "$z$", ORANGE, curve=-0.28, offset=(0.35, -0.42)
     )
     arrow(axis, (2.0, 1.35), (1.25, 1.35), "$Rz$", ORANGE)
     # backward
+    arrow(axis, (3.65, 2.61), (2.9, 2.61), r"$\delta_z$", GREEN, offset=(0, -0.17))
     arrow(
         axis,
-        (3.65, 2.61),
-        (2.9, 2.61),
-        r"$\delta_z$",
+        (2.0, 2.61),
+        (1.25, 2.61),
+        r"$\delta_x = W^T\delta_z$",
         GREEN,
-        offset=(0, -0.17),
+        offset=(0, -0.19),
     )
-    to_x = r"$\delta_x = W^T\delta_z$"
-    arrow(axis, (2.0, 2.61), (1.25, 2.61), to_x, GREEN, offset=(0, -0.19))
-    ends = ((0.8, 2.45), (0.8, 1.65))
-    error = "$e = Rz - x$"
-    arrow(axis, *ends, error, RED, offset=(-0.47, 0), style="<|-|>")
-    # the exchange that gives the method its name
     arrow(
         axis,
-        (2.25, 1.7),
-        (2.25, 2.4),
-        r"$R^T$",
-        ORANGE,
-        offset=(-0.22, 0.0),
+        (0.8, 2.45),
+        (0.8, 1.65),
+        "$e = Rz - x$",
+        RED,
+        offset=(-0.47, 0),
+        style="<|-|>",
     )
-    arrow(axis, (2.65, 2.4), (2.65, 1.7), r"$W^T$", BLUE, offset=(0.26, 0.0))
-    axis.text(4.1, 3.25, r"$\log p_Z(z)$", ha="center", color=GREEN)
+    # the exchange that gives the method its name
+    arrow(axis, (2.25, 1.7), (2.25, 2.4), "$R^T$", ORANGE, offset=(-0.22, 0))
+    arrow(axis, (2.65, 2.4), (2.65, 1.7), "$W^T$", BLUE, offset=(0.26, 0))
+    write(axis, 4.1, 3.29, r"$\log p_Z(z)$", GREEN)
     of_w = r"$W$ learns from $\frac{1}{2}(\delta_z x^T + R^T) - 2\lambda R^T e\, x^T$"
     of_r = r"$R$ learns from $\frac{1}{2}(-\delta_x z^T - W^T) - 2\lambda\, e\, z^T$"
     exchange = r"$R^T$ stands where $W^{-T}$ stood, and $W^T$ where $R^{-T}$ stood"
-    lines = ((3.42, BLUE, of_w, 11), (0.55, ORANGE, of_r, 11), (0.15, INK, exchange, 9))
-    for y, color, text, size in lines:
-        write(axis, 2.3, y, text, color, size)
+    write(axis, 2.3, 3.42, of_w, BLUE, 11)
+    write(axis, 2.3, 0.55, of_r, ORANGE, 11)
+    write(axis, 2.3, 0.15, exchange, size=9)
     return figure
 
 
@@ -80,9 +72,9 @@ def glow_step():
     arrow(axis, (3.5, 2.1), (3.95, 2.1))
     # the coupling
     box(axis, 5.55, 1.52, 3.2, 2.5, "", ORANGE, alpha=0.06)
-    axis.text(5.55, 2.92, "affine coupling", ha="center", color=ORANGE, fontsize=9)
-    arrow(axis, (3.95, 2.1), (4.2, 2.4), "", style="-")
-    arrow(axis, (3.95, 2.1), (4.2, 0.75), "", style="-")
+    write(axis, 5.55, 2.95, "affine coupling", ORANGE, 9)
+    arrow(axis, (3.95, 2.1), (4.2, 2.4), style="-")
+    arrow(axis, (3.95, 2.1), (4.2, 0.75), style="-")
     arrow(axis, (4.2, 2.4), (7.1, 2.4), "$x_1$", offset=(-1.05, 0.15))
     arrow(axis, (4.2, 0.75), (5.9, 0.75), "$x_2$", offset=(-0.55, 0.15))
     box(axis, 4.95, 1.6, 1.1, 0.62, "network\n$h(x_1)$", ORANGE, 9)
@@ -98,32 +90,27 @@ def glow_step():
 def multi_scale():
     """Levels of squeeze, K steps, split: what becomes of (H, W, C)."""
     figure, axis = canvas(7.6, 2.7)
-    colors = (BLUE, PURPLE, GREEN)
     write(axis, 0.35, 1.9, "$x$\nH × W\n× C", size=9)
     x = 0.75
     shapes = (
-        ("H/2 × W/2\n× 4C", "H/2 × W/2\n× 2C"),
-        ("H/4 × W/4\n× 8C", "H/4 × W/4\n× 4C"),
+        (BLUE, "H/2 × W/2\n× 4C", "H/2 × W/2\n× 2C"),
+        (PURPLE, "H/4 × W/4\n× 8C", "H/4 × W/4\n× 4C"),
     )
-    for level, (squeezed, kept) in enumerate(shapes):
-        color = colors[level]
-        arrow(axis, (x, 1.9), (x + 0.25, 1.9))
-        box(axis, x + 0.6, 1.9, 0.7, 0.6, "squeeze", color, 8)
-        arrow(axis, (x + 0.95, 1.9), (x + 1.2, 1.9))
-        box(axis, x + 1.6, 1.9, 0.8, 0.6, "K steps", color, 9)
+    for level, (color, squeezed, kept) in enumerate(shapes, start=1):
         write(axis, x + 1.1, 2.48, squeezed, color, 7.5)
-        arrow(axis, (x + 2.0, 1.9), (x + 2.2, 1.9))
-        box(axis, x + 2.5, 1.9, 0.6, 0.6, "split", color, 8)
-        write(axis, x + 2.95, 2.48, kept, size=7.5)
-        arrow(axis, (x + 2.5, 1.6), (x + 2.5, 0.75))
-        axis.text(
-            x + 2.5, 0.5, f"$z_{level + 1}$", ha="center", fontsize=12, color=color
-        )
-        x += 2.8
+        for width, label in ((0.7, "squeeze"), (0.8, "K steps"), (0.6, "split")):
+            arrow(axis, (x, 1.9), (x + 0.25, 1.9))
+            x += 0.25 + width
+            box(axis, x - width / 2, 1.9, width, 0.6, label, color, 8)
+        write(axis, x + 0.15, 2.48, kept, size=7.5)
+        arrow(axis, (x - 0.3, 1.6), (x - 0.3, 0.75))
+        write(axis, x - 0.3, 0.55, f"$z_{level}$", color, 12)
     arrow(axis, (x, 1.9), (x + 0.25, 1.9))
     write(axis, x + 0.6, 1.9, "…  $z_L$", size=12)
-    density = (
-        r"$\log p(x) = \sum_l \log N(z_l; 0, I) + $ the log-determinants on the way"
+    write(
+        axis,
+        3.8,
+        0.14,
+        r"$\log p(x) = \sum_l \log N(z_l; 0, I) + $ the log-determinants on the way",
     )
-    write(axis, 3.8, 0.14, density)
     return figure

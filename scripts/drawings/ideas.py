@@ -2,15 +2,7 @@
 
 import numpy as np
 
-from drawings.style import (
-    BLUE,
-    GREEN,
-    ORANGE,
-    THIN,
-    laid_out,
-    plt,
-    show_taps,
-)
+from drawings.style import BLUE, GREEN, ORANGE, THIN, laid_out, plt, show_taps
 from snfnp.gradcheck import as_matrix
 from snfnp.maps import Conv2d
 from snfnp.ops import get_ops
@@ -21,17 +13,18 @@ def dequantisation():
     slope multiplies it (page 03)."""
     weights = np.array([0.42, 0.07, 0.05, 0.05, 0.06, 0.08, 0.12, 0.15])
     figure, (above, below) = plt.subplots(2, 1, figsize=(4.2, 4.4))
-    above.bar(np.arange(8) + 0.5, weights, width=1.0, color=BLUE, alpha=0.35)
-    above.vlines(np.arange(8), 0, weights, color=ORANGE)
-    above.plot(np.arange(8), weights, "o", color=ORANGE)
+    above.bar(range(8), weights, width=1, align="edge", color=BLUE, alpha=0.35)
+    above.vlines(range(8), 0, weights, color=ORANGE)
+    above.plot(weights, "o", color=ORANGE)
     above.set(
         xlabel="grey level $y$ (orange), $y + u$ (blue)", ylabel="probability, density"
     )
     x = np.linspace(-6, 6, 2000)
     s = 1 / (1 + np.exp(-x))
-    density = weights[(8 * s).astype(int)] * 8 * s * (1 - s)
+    slope = s * (1 - s)
+    density = weights[(8 * s).astype(int)] * 8 * slope
     below.fill_between(x, density, color=BLUE, alpha=0.35)
-    below.plot(x, 8 * s * (1 - s) / 8, color=GREEN, label="all levels alike")
+    below.plot(x, slope, color=GREEN, label="all levels alike")
     below.set(xlabel="$x = \\log s - \\log(1 - s)$", ylabel="density of $x$")
     return laid_out(figure, below)
 
@@ -40,7 +33,7 @@ def operations():
     """The operations of an exact step in those of a self-normalizing one, by D/N (page 04)."""
     ratio = np.geomspace(0.3, 30, 200)
     figure, axis = plt.subplots(figsize=(4.2, 3.0))
-    axis.semilogx(ratio, 0.5 + ratio / 6, color=BLUE)
+    axis.semilogx(ratio, 0.5 + ratio / 6)
     axis.axhline(1, **THIN)
     for x, label, corner in (
         (3, "$N = D/3$", (3.6, 0.6)),

@@ -4,6 +4,7 @@ import numpy as np
 
 from drawings.style import BLUE, GREEN, INK, ORANGE, RED, laid_out, plt
 from snfnp.context import BackwardContext
+from snfnp.gradcheck import central_difference
 from snfnp.layers import Linear
 from snfnp.layers.whiten import inverse_root
 from snfnp.maps import Dense
@@ -20,22 +21,19 @@ def _returns(variances, lam: float, rule: SelfNormalizing) -> bool:
     size = len(variances)
     x = np.vstack([np.diag(s), -np.diag(s)]) * np.sqrt(size)
     layer = Linear(Dense(size), rule, bias=False)
-    shape = (2, size, size)
-    grads = dict(zip("WR", np.empty(shape), strict=True))
 
     def update(point):
-        p = dict(zip("WR", point.reshape(shape), strict=True))
+        W, R = point.reshape(2, size, size)
+        p = {"W": W, "R": R}
+        grads = {"W": np.empty_like(W), "R": np.empty_like(R)}
         z, _, cache = layer.forward(ops, p, x)
         ctx = BackwardContext.of(ops, np.full(len(x), 1 / len(x)), lam)
         layer.backward(ctx, p, cache, -z / len(x), grads)
-        return np.concatenate([grads["W"].ravel(), grads["R"].ravel()])
+        return np.ravel([grads["W"], grads["R"]])
 
-    at = np.concatenate([np.diag(1 / s).ravel(), np.diag(s).ravel()])
-    step = 1e-5
-    columns = [
-        (update(at + e) - update(at - e)) / (2 * step) for e in step * np.eye(len(at))
-    ]
-    eigenvalues = np.linalg.eigvals(np.stack(columns, axis=1))
+    at = np.ravel([np.diag(1 / s), np.diag(s)])
+    columns = [central_difference(update, at, e, 1e-4) for e in np.eye(len(at))]
+    eigenvalues = np.linalg.eigvals(np.transpose(columns))
     rotations = np.argsort(np.abs(eigenvalues))[: size * (size - 1) // 2]
     return bool(np.delete(eigenvalues, rotations).real.max() < 0)
 
@@ -46,35 +44,24 @@ def stability():
     lams = np.logspace(-1.5, 1.5, 9)
     variances = np.logspace(-2, 0, 7)
     line = np.logspace(-1.7, 1.7, 50)
-    for axis, objective in zip(axes, ("mixture", "forward"), strict=True):
+    points = np.array([(lam, variance) for lam in lams for variance in variances])
+    for axis, objective, least in (
+        (axes[0], "mixture", 1 / (8 * line)),
+        (axes[1], "forward", 5e-3),
+    ):
         rule = SelfNormalizing(objective)
-        points = np.array([(lam, variance) for lam in lams for variance in variances])
         stable = np.array(
             [_returns([variance, 1.0, 2.0], lam, rule) for lam, variance in points]
         )
-        axis.plot(*points[stable].T, "o", color=GREEN, label="returns")
-        axis.plot(*points[~stable].T, "x", color=RED, label="is driven away")
-        if objective == "mixture":
-            axis.plot(
-                line,
-                1 / (8 * line),
-                color=BLUE,
-                label=r"$\lambda\,\sigma^2_{\min} = 1/8$",
-            )
-            axis.fill_between(
-                line, 1 / (8 * line), 2, color=GREEN, alpha=0.1, linewidth=0
-            )
-        else:
-            axis.axhspan(5e-3, 2, color=GREEN, alpha=0.1, linewidth=0)
-        axis.set(
-            xscale="log", yscale="log", xlim=(0.02, 50), ylim=(5e-3, 2), title=objective
-        )
-        axis.set_xlabel(r"$\lambda$")
+        axis.loglog(*points[stable].T, "o", color=GREEN, label="returns")
+        axis.loglog(*points[~stable].T, "x", color=RED, label="is driven away")
+        axis.fill_between(line, least, 2, color=GREEN, alpha=0.1, linewidth=0)
+        axis.set(xlim=(0.02, 50), ylim=(5e-3, 2), title=objective, xlabel=r"$\lambda$")
+    axes[0].plot(line, 1 / (8 * line), label=r"$\lambda\,\sigma^2_{\min} = 1/8$")
     axes[0].set_ylabel(r"$\sigma^2_{\min}$ of the layer's input")
-    figure.tight_layout()
     named = axes[0].get_legend_handles_labels()
     figure.legend(*named, loc="upper center", ncol=3, bbox_to_anchor=(0.5, 0))
-    return figure
+    return laid_out(figure)
 
 
 def natural_coordinates():
@@ -93,15 +80,13 @@ def natural_coordinates():
         rng = np.random.default_rng(29)
         at = np.linalg.solve(u, start)
         second = u @ moments @ u
-        path = [at]
+        path = [at.copy()]
         state = np.zeros((2, 2))
         root = np.linalg.cholesky(second)
         for t in range(1, 301):
             gradient = -second @ at + 6 * root @ rng.standard_normal(2)
-            step = np.zeros(2)
-            Adam().update(get_ops("numpy"), gradient, 0.04, t, out=(step, *state))
-            at = at + step
-            path.append(at)
+            Adam().update(get_ops("numpy"), gradient, 0.04, t, out=(at, *state))
+            path.append(at.copy())
         height = np.einsum("...i,ij,...j", grid, second, grid)
         axis.contour(
             side, side, height, np.geomspace(0.02, 8, 9), colors=INK, linewidths=0.7
@@ -137,14 +122,12 @@ def newton_inverse():
     noise = np.random.default_rng(28).standard_normal((4, 4))
     sizes = np.geomspace(0.03, 5, 40)
     axis.loglog(sizes, sizes, color=ORANGE, label="$R$")
-    for label, e, line in (
-        ("symmetric", noise + noise.T, "-"),
-        ("random", noise, "--"),
+    for e, line, label in (
+        (noise + noise.T, "-", "$R'$, symmetric $E$"),
+        (noise, "--", "$R'$, random $E$"),
     ):
         unit = e / np.linalg.norm(e, 2)
         squared = sizes**2 * np.linalg.norm(unit @ unit, 2)
-        axis.loglog(
-            sizes, squared, color=BLUE, linestyle=line, label=f"$R'$, {label} $E$"
-        )
+        axis.loglog(sizes, squared, line, color=BLUE, label=label)
     axis.set(xlabel=r"$\Vert E\Vert$", ylabel="relative error")
     return laid_out(figure, axis)

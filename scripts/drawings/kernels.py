@@ -25,24 +25,26 @@ from snfnp.layers.baselines import CausalConv2d, ConvExponential
 from snfnp.maps import Conv2d
 from snfnp.ops import get_ops
 
+OPS = get_ops("numpy")
+
 
 def inverse_entries():
     """Size of the entries of a convolution's inverse, by the distance of the two pixels, and
     how far learned kernels reach (page 08)."""
-    ops = get_ops("numpy")
     shape = (12, 12, 1)
     f = Conv2d((3, 3), 1)
     rng = np.random.default_rng(8)
     w = f.identity() + 0.1 * rng.standard_normal(f.weight_shape)
-    inverse = np.abs(np.linalg.inv(as_matrix(f, ops, w, shape))).reshape(12, 12, 12, 12)
+    inverse = np.abs(np.linalg.inv(as_matrix(f, OPS, w, shape))).reshape(12, 12, 12, 12)
     u, v, a, b = np.indices(inverse.shape)
     distance = np.maximum(np.abs(u - a), np.abs(v - b))
     figure, axis = plt.subplots(figsize=(4.7, 3.2))
-    reach = np.arange(9)
-    largest = [inverse[distance == d].max() for d in reach]
-    typical = [np.median(inverse[distance == d]) for d in reach]
-    axis.semilogy(reach, largest, "o-", color=BLUE, label="the largest")
-    axis.semilogy(reach, typical, "o-", color=GREEN, label="the median")
+    for statistic, color, label in (
+        (np.max, BLUE, "the largest"),
+        (np.median, GREEN, "the median"),
+    ):
+        sizes = [statistic(inverse[distance == d]) for d in range(9)]
+        axis.semilogy(sizes, "o-", color=color, label=label)
     for size, color in ((3, ORANGE), (5, RED), (7, PURPLE)):
         at = (size - 1) / 2 + 0.5
         axis.axvline(at, color=color, linestyle="--")
@@ -54,13 +56,12 @@ def inverse_entries():
 def masks():
     """Pixels that an output of an emerging convolution sees: each of its two masked ones, and both
     (page 11)."""
-    ops = get_ops("numpy")
     side = 7
     layer = CausalConv2d(1, bias=False)
     rng = np.random.default_rng(11)
     weight = {"W": 0.3 + rng.random((2, 2, 1, 1))}
     basis = np.eye(side * side).reshape(-1, side, side, 1)
-    first = layer.forward(ops, weight, basis)[0].reshape(side * side, -1).T
+    first = layer.forward(OPS, weight, basis)[0].reshape(side * side, -1).T
     turned = first[::-1, ::-1]
     centre = side * side // 2
     figure, axes = plt.subplots(1, 3, figsize=(7.0, 2.6))
@@ -80,7 +81,6 @@ def masks():
 def exponential_terms():
     """Remainder of the series of the convolution exponential, by the number of terms (page
     12)."""
-    ops = get_ops("numpy")
     shape = (6, 6, 2)
     rng = np.random.default_rng(12)
     x = rng.standard_normal((5, *shape))
@@ -89,17 +89,16 @@ def exponential_terms():
     for norm, color in ((0.3, GREEN), (0.9, BLUE), (2.0, ORANGE)):
         layer = ConvExponential(2)
         kernel = rng.standard_normal((3, 3, 2, 2))
-        matrix = as_matrix(layer.map, ops, kernel, shape)
-        kernel = kernel * norm / np.linalg.norm(matrix, 2)
-        matrix = matrix * norm / np.linalg.norm(matrix, 2)
-        power = x.reshape(5, -1)
-        total = x.reshape(5, -1)
+        matrix = as_matrix(layer.map, OPS, kernel, shape)
+        factor = norm / np.linalg.norm(matrix, 2)
+        kernel = factor * kernel
+        matrix = factor * matrix
+        exact = (x.reshape(5, -1) @ expm(matrix).T).reshape(x.shape)
+        power = x
+        total = x
         errors = []
-        exact = power @ expm(matrix).T
         for k in terms:
-            power = (
-                layer.map.apply(ops, kernel, power.reshape(x.shape)).reshape(5, -1) / k
-            )
+            power = layer.map.apply(OPS, kernel, power) / k
             total = total + power
             errors.append(np.linalg.norm(total - exact) / np.linalg.norm(exact))
         axis.semilogy(
@@ -113,7 +112,6 @@ def exponential_terms():
 
 def convolution_matrix():
     """T(w) of a 3×3 kernel on an image of 5×4 pixels, one U_i, and m."""
-    ops = get_ops("numpy")
     f = Conv2d((3, 3), 1)
     height = 5
     width = 4
@@ -122,24 +120,19 @@ def convolution_matrix():
     chosen = np.zeros_like(kernel)
     chosen[0, 1] = 1.0  # the tap above the centre
     figure, axes = plt.subplots(2, 2, figsize=(4.8, 5.4), height_ratios=[0.6, 1])
-    multiplicity = f.multiplicity(shape)[:, :, 0, 0]
     labels = {
         "the kernel $w$": [f"$w_{k}$" for k in range(1, 10)],
-        "$m$: how often each\nelement is used": [f"{m:.0f}" for m in multiplicity.flat],
+        "$m$: how often each\nelement is used": f.multiplicity(shape).astype(int).flat,
     }
     for axis, (title, texts) in zip(axes[0], labels.items(), strict=True):
         show_taps(axis, kernel[:, :, 0, 0], title, texts)
-    indicator = as_matrix(f, ops, chosen, shape)
+    indicator = as_matrix(f, OPS, chosen, shape)
     count = int(indicator.sum())
     title = f"$U_2$: 1 where $w_2$ stands,\n{count} places, so $m_2 = {count}$"
-    matrices = {
-        "$T(w)$, 20 × 20: a block for\neach pair of rows": as_matrix(
-            f, ops, kernel, shape
-        ),
-        title: 2 * indicator,
-    }
-    for axis, (title, matrix) in zip(axes[1], matrices.items(), strict=True):
-        show_taps(axis, matrix, title)
+    show_taps(axes[1, 1], 2 * indicator, title)
+    title = "$T(w)$, 20 × 20: a block for\neach pair of rows"
+    show_taps(axes[1, 0], as_matrix(f, OPS, kernel, shape), title)
+    for axis in axes[1]:
         for edge in range(0, height * width + 1, width):  # between blocks
             axis.axhline(edge - 0.5, **THIN)
             axis.axvline(edge - 0.5, **THIN)
@@ -150,22 +143,19 @@ def block_elimination():
     """The rows of an image as blocks of T, and what elimination leaves on the diagonal."""
     figure, axis = canvas(4.6, 6.4)
     size = 0.52
-    n = 5
-    for top, done in ((6.3, False), (2.7, True)):
-        for i in range(n):
-            for j in range(n):
+    before = {
+        -1: ("$L$", PURPLE, 11),
+        0: ("$B$", BLUE, 11, 0.25),
+        1: ("$U$", ORANGE, 11),
+    }
+    after = before | {-1: ("$0$", INK, 11, 0), 0: ("$D_{}$", GREEN, 11, 0.25)}
+    for top, blocks in ((6.3, before), (2.7, after)):
+        for i, j in np.ndindex(5, 5):
+            if j - i in blocks:
                 x = 0.2 + (j + 0.5) * size
                 y = top - (i + 0.5) * size
-                if i == j:
-                    label = f"$D_{i + 1}$" if done else "$B$"
-                    box(
-                        axis, x, y, 0.47, 0.47, label, GREEN if done else BLUE, 11, 0.25
-                    )
-                elif j == i + 1:
-                    box(axis, x, y, 0.47, 0.47, "$U$", ORANGE, 11)
-                elif j == i - 1:
-                    label, color = ("$0$", INK) if done else ("$L$", PURPLE)
-                    box(axis, x, y, 0.47, 0.47, label, color, 11, 0.0 if done else 0.14)
+                label, *style = blocks[j - i]
+                box(axis, x, y, 0.47, 0.47, label.format(i + 1), *style)
     arrow(axis, (0.6, 3.6), (0.6, 2.8))
     for x, y, text, color in (
         (3.2, 5.9, "$T$: blocks of\n$n$ rows and columns", INK),

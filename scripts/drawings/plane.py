@@ -3,7 +3,6 @@
 import runpy
 from functools import cache
 from itertools import count
-from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from drawings.style import (
     GREEN,
     INK,
     ORANGE,
+    PAGES,
     THIN,
     arrow,
     bare,
@@ -20,14 +20,12 @@ from drawings.style import (
     plt,
 )
 
-_PROGRAM = Path(__file__).parents[2] / "derivations" / "00-the-method.py"
-
 
 @cache
 def _trained(steps=2000):
     """The program's flow with four layers, its data, and (data, noise, grid) after f, g and g at
     20 steps of training, evenly by their logarithm."""
-    program = runpy.run_path(str(_PROGRAM))
+    program = runpy.run_path(str(PAGES / "00-the-method.py"))
     rng = np.random.default_rng(0)
     flow = [program["Dense"](2, rng, 0.1)]
     for _ in range(3):
@@ -36,19 +34,19 @@ def _trained(steps=2000):
     noise = rng.standard_normal((120, 2))
     grid = _grid(np.linspace(-2.2, 2.2, 9), 17)
     step = count(1)
-    shown = {*np.geomspace(1, steps, 20).astype(int)}
+    shown = np.geomspace(1, steps, 20).astype(int)
     seen = []
 
     def draw(rng):
         if next(step) in shown:
-            z = data
-            points = np.concatenate([noise, grid.reshape(-1, 2)])
+            z = data[:, None]
+            samples = noise[:, None]
+            lines = grid
             for layer, back in zip(flow, reversed(flow), strict=True):
                 z = layer.forward(z)
-                points = back.inverse(points)
-            seen.append(
-                (z[:, None], points[:120, None], points[120:].reshape(grid.shape))
-            )
+                samples = back.inverse(samples)
+                lines = back.inverse(lines)
+            seen.append((z, samples, lines))
         return program["cloud"](rng)
 
     program["train"](flow, draw, steps, 0.02, rng)
@@ -57,8 +55,9 @@ def _trained(steps=2000):
 
 def _grid(lines, points):
     """Lines across and along a square, (lines, points, 2)."""
-    first, second = np.meshgrid(np.linspace(lines[0], lines[-1], points), lines)
-    return np.concatenate([np.stack([first, second], 2), np.stack([second, first], 2)])
+    across = np.linspace(lines[0], lines[-1], points)
+    grid = np.stack(np.meshgrid(across, lines), axis=2)
+    return np.concatenate([grid, grid[..., ::-1]])
 
 
 def plane_training():
@@ -69,15 +68,12 @@ def plane_training():
     left.plot(*data.T, ".", color=INK)
     for radius in (1, 2):
         right.add_patch(plt.Circle((0, 0), radius, fill=False, color=GREEN))
-    left.set(
-        title="noise becomes data, through $R$", xlim=(-4.1, 4.1), ylim=(-3.8, 2.4)
-    )
-    right.set(
-        title="data become noise, through $W$", xlim=(-4.1, 4.1), ylim=(-3.1, 3.1)
-    )
-    for axis in (left, right):
-        bare(axis)
-        axis.title.set_fontsize(13)  # to be read on a phone, too
+    for axis, title, bottom, top in (
+        (left, "noise becomes data, through $R$", -3.8, 2.4),
+        (right, "data become noise, through $W$", -3.1, 3.1),
+    ):
+        bare(axis, xlim=(-4.1, 4.1), ylim=(bottom, top))
+        axis.set_title(title, fontsize=13)  # to be read on a phone, too
     figure.subplots_adjust(0.01, 0.01, 0.99, 0.9, 0.04)
     move(left, bent, ORANGE, 0.7)
     move(left, samples, BLUE, 2.6)
@@ -95,9 +91,8 @@ def plane_matrices():
     for number, (layer, column) in enumerate(zip(layers[::2], axes.T, strict=True), 1):
         matrices = (layer.W, layer.R, layer.R @ layer.W)
         for name, matrix, axis in zip("WRE", matrices, column, strict=True):
-            for line in grid @ matrix.T:
-                axis.plot(*line.T, **THIN)
-            axis.plot(*(matrix @ circle), color=GREEN)
+            axis.plot(*(grid @ matrix.T).T, **THIN)
+            axis.plot(*matrix @ circle, color=GREEN)
             for end, color in zip(matrix.T, (BLUE, ORANGE), strict=True):
                 arrow(axis, (0, 0), end, color=color, style="->")
             title = f"$R_{number} W_{number}$" if name == "E" else f"${name}_{number}$"
@@ -119,14 +114,10 @@ def plane_layers():
         stages.append((name, grid, points))
     figure, axes = plt.subplots(4, 2, figsize=(4.6, 8.4))
     for axis, (name, lines, dots) in zip(axes.flat, stages, strict=True):
-        for line in lines:
-            axis.plot(*line.T, color=ORANGE, linewidth=0.5)
+        axis.plot(*lines.T, color=ORANGE, linewidth=0.5)
         axis.plot(*dots.T, ".", color=BLUE)
         middle = dots.mean(axis=0)
         half = 1.25 * np.abs(dots - middle).max()
-        left, bottom = middle - half
-        right, top = middle + half
-        axis.set(
-            title=name, xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[]
-        )
+        x, y = np.stack([middle - half, middle + half], axis=1)
+        axis.set(title=name, xlim=x, ylim=y, xticks=[], yticks=[])
     return laid_out(figure)

@@ -3,9 +3,6 @@ arrows, and lines that move."""
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
@@ -18,6 +15,7 @@ GREEN = "#2b9a66"
 RED = "#d6455d"
 PURPLE = "#8f6bd1"
 THIN = {"color": INK, "linewidth": 0.8, "alpha": 0.8}  # of lines that guide the eye
+PAGES = Path(__file__).parents[2] / "derivations"
 
 _GREY = "text.color axes.edgecolor axes.labelcolor xtick.color ytick.color grid.color"
 plt.rcParams.update(dict.fromkeys(_GREY.split(), INK))
@@ -27,6 +25,8 @@ _OFF = "axes.spines.top axes.spines.right legend.frameon"
 plt.rcParams.update(dict.fromkeys(_OFF.split(), False))
 plt.rcParams.update(
     {
+        "backend": "Agg",
+        "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN]),
         "axes.titlesize": 10,
         "legend.fontsize": 8,
         "lines.linewidth": 1.4,
@@ -39,10 +39,9 @@ plt.rcParams.update(
 
 def canvas(width: float, height: float):
     """A figure without axes, whose coordinates are inches."""
-    figure, axis = plt.subplots(figsize=(width, height))
-    axis.set(xlim=(0, width), ylim=(0, height), aspect="equal")
+    figure = plt.figure(figsize=(width, height))
+    axis = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
     axis.axis("off")
-    figure.subplots_adjust(0, 0, 1, 1)
     return figure, axis
 
 
@@ -69,11 +68,7 @@ def bare(axis, **settings):
 def show_taps(axis, values, title: str, texts=()):
     """An image of values: k > 0 in the k-th of ten colours, and 0 without any. texts: in its
     pixels, row by row."""
-    image = np.zeros((*values.shape, 4))
-    colors = plt.get_cmap("tab10", 10)
-    image[values > 0] = colors((values[values > 0] - 1).astype(int))
-    image[..., 3] *= 0.8
-    axis.imshow(image)
+    axis.imshow(np.ma.masked_equal(values, 0), cmap="tab10", vmin=1, vmax=10, alpha=0.8)
     bare(axis, title=title)
     for (row, column), text in zip(np.ndindex(values.shape), texts, strict=False):
         write(axis, column, row, text, "white")
@@ -131,18 +126,15 @@ def move(axis, frames, color: str, width: float, seconds: float = 10) -> None:
     its last frame, plays five times, and rests on that frame, which is what other viewers show.
     """
     figure = axis.figure
-    position = axis.get_position()
-    across, up = figure.get_size_inches() * 72
-    x = position.x0 * across
-    y = (1 - position.y1) * up
-    w = position.width * across
-    h = position.height * up
-    low, high = np.transpose([axis.get_xlim(), axis.get_ylim()])
+    figure.dpi = 72  # the unit of an SVG
+    x, bottom, w, h = axis.bbox.bounds
+    y = figure.bbox.height - bottom - h
+    points = axis.transLimits.transform(frames.reshape(-1, 2)).reshape(frames.shape)
     drawn = [
         "".join(
             "M" + " ".join(f"{v:.1f}" for v in line.ravel()) + "h0" for line in frame
         )
-        for frame in (frames - low) / (high - low) * [w, -h] + [0, h]
+        for frame in points * [w, -h] + [0, h]
     ]
     values = ";".join([drawn[-1], *drawn, drawn[-1]])
     times = ";".join(f"{t:.3f}" for t in (0, *np.linspace(0.08, 0.8, len(drawn)), 1))

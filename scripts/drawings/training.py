@@ -2,32 +2,46 @@
 
 import doctest
 import runpy
-from pathlib import Path
 
 import numpy as np
 
-from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, laid_out, plt
+from drawings.style import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    PAGES,
+    PURPLE,
+    RED,
+    laid_out,
+    plt,
+)
 from snfnp.layers import ActNorm
 from snfnp.ops import get_ops
 from snfnp.ops.step.definition import Controller, ControllerRow
 
-_PAGES = Path(__file__).parents[2] / "derivations"
+OPS = get_ops("numpy")
 
 
 def actnorm():
     """The values of three channels before and after actnorm has seen its first batch (page 13)."""
-    ops = get_ops("numpy")
     rng = np.random.default_rng(13)
     shape = (8, 8, 3)
     x = rng.standard_normal((50, *shape)) * [0.4, 1.5, 3.0] + [-4.0, 1.0, 6.0]
     layer = ActNorm()
-    p = layer.init_from_data(ops, layer.init(rng, shape), x)
-    z, _, _ = layer.forward(ops, p, x)
+    p = layer.init_from_data(OPS, layer.init(rng, shape), x)
+    z, _, _ = layer.forward(OPS, p, x)
     figure, axes = plt.subplots(1, 2, figsize=(7.0, 2.8), sharey=True)
+    bins = np.linspace(-12, 16, 113)
     for axis, values, title in zip(axes, (x, z), ("before", "after"), strict=True):
-        for channel, color in enumerate((BLUE, ORANGE, GREEN)):
-            axis.hist(values[..., channel].ravel(), bins=np.linspace(-12, 16, 113), density=True,
-                      histtype="step", color=color, label=f"channel {channel}")  # fmt: skip
+        for channel in range(3):
+            axis.hist(
+                values[..., channel].ravel(),
+                bins,
+                density=True,
+                histtype="step",
+                label=f"channel {channel}",
+            )
         axis.set(title=title, xlim=(-7, 15), yticks=[])
     axes[1].legend()
     return laid_out(figure)
@@ -35,30 +49,21 @@ def actnorm():
 
 def planar_density():
     """The density that page 17's flow learns, by the page's own code."""
-    text = (_PAGES / "17-write-your-own-layer.md").read_text(encoding="utf-8")
+    text = (PAGES / "17-write-your-own-layer.md").read_text(encoding="utf-8")
     before = text.partition("![Points")[0]
     page = doctest.DocTestParser().get_doctest(before, {}, "page 17", None, 0)
     doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(page, clear_globs=False)
-    flow, ops, params, points = (
-        page.globs[name] for name in ("flow", "ops", "params", "points")
-    )
-    side = 120
-    first, second = np.meshgrid(
-        np.linspace(-3.2, 3.2, side), np.linspace(-2.4, 2.4, side)
-    )
-    at = np.stack([first.ravel(), second.ravel()], axis=1)
-    latents, ldj, _ = flow.forward(ops, params, at)
-    log_dets = sum(flow.log_dets(ops, params).values())
-    density = np.exp(flow.log_density(ops, latents) + ldj + log_dets)
+    first = np.linspace(-3.2, 3.2, 120)
+    second = np.linspace(-2.4, 2.4, 120)
+    grid = np.stack(np.meshgrid(first, second), axis=2)
+    flow = page.globs["flow"]
+    params = page.globs["params"]
+    latents, ldj, _ = flow.forward(OPS, params, grid.reshape(-1, 2))
+    log_dets = sum(flow.log_dets(OPS, params).values())
+    density = np.exp(flow.log_density(OPS, latents) + ldj + log_dets)
     figure, axis = plt.subplots(figsize=(5.6, 3.8))
-    axis.contour(
-        first,
-        second,
-        density.reshape(side, side),
-        levels=8,
-        colors=[BLUE],
-    )
-    axis.plot(*points[::2].T, ".", color=INK)
+    axis.contour(first, second, density.reshape(120, 120), levels=8, colors=[BLUE])
+    axis.plot(*page.globs["points"][::2].T, ".", color=INK)
     axis.set(xlabel="first coordinate", ylabel="second coordinate")
     return laid_out(figure)
 
@@ -85,35 +90,30 @@ def noise_bound():
 
 def controllers():
     """Paths of (θ, λ) on page 21's problem, by GECO at three rates."""
-    ops = get_ops("numpy")
     a = 0.1
     b = 2.0
     kappa = 0.25
     theta_star = np.sqrt(kappa)
     lam_star = a * (b - theta_star) / (2 * theta_star)
     dt = 0.02
-    bounds = {"lowest": 1e-3, "highest": 9.0}
     figure, (plane, time) = plt.subplots(1, 2, figsize=(7.4, 3.2))
     for rate, color in ((0.3, BLUE), (2, GREEN), (8, INK)):
-        controller = Controller(False, kappa, rate * dt, smoothing=0.9, **bounds)
-        state = controller.new_state(1, 0.3)
+        controller = Controller(
+            False, kappa, rate * dt, smoothing=0.9, lowest=1e-3, highest=9.0
+        )
+        lam = 0.3
+        state = controller.new_state(1, lam)
         theta = 1.4
         path = []
         for _ in range(1500):
-            lam = float(state[ControllerRow.LAM, 0])
             error = np.array([[theta * theta, 1.0]])
             path.append((theta, lam))
-            ops.step.control(error, 1, controller, squares=1.0, failed=0.0, out=state)
-            theta -= dt * (
-                a * (theta - b) + float(state[ControllerRow.LAM, 0]) * 2 * theta
-            )
+            OPS.step.control(error, 1, controller, squares=1.0, failed=0.0, out=state)
+            lam = float(state[ControllerRow.LAM, 0])
+            theta -= dt * (a * (theta - b) + lam * 2 * theta)
         path = np.array(path)
         plane.plot(*path.T, color=color, label=f"η = {rate}")
-        time.plot(
-            np.arange(len(path)) * dt,
-            path[:, 0] ** 2 - kappa,
-            color=color,
-        )
+        time.plot(dt * np.arange(len(path)), path[:, 0] ** 2 - kappa, color=color)
     plane.plot(theta_star, lam_star, "*", color=RED, markersize=11)
     plane.set(xlabel="θ", ylabel="λ", ylim=(-0.5, 3.2))
     time.axhline(0, color=PURPLE, linewidth=0.8, linestyle=":")
@@ -125,7 +125,7 @@ def controllers():
 
 
 def _program():
-    return runpy.run_path(str(_PAGES / "00-the-method.py"))
+    return runpy.run_path(str(PAGES / "00-the-method.py"))
 
 
 def _trained(
@@ -133,8 +133,11 @@ def _trained(
 ):
     """Page 00's flow after its training: samples, and a picture whose top panel is still empty."""
     rng = np.random.default_rng(0)
-    flow = [program["Dense"](size, rng, noise), program["Bend"]()]
-    flow.append(program["Dense"](size, rng, noise))
+    flow = [
+        program["Dense"](size, rng, noise),
+        program["Bend"](),
+        program["Dense"](size, rng, noise),
+    ]
     seen = program["train"](flow, draw, steps, rate, rng)
     z = rng.standard_normal((samples, size))
     for layer in reversed(flow):
@@ -147,10 +150,7 @@ def _trained(
         (axes["b"], 0, r"$\Vert R W - I\Vert$"),
         (axes["c"], 1, "degrees from the\nexact gradient"),
     ):
-        for layer, (color, label) in enumerate(
-            ((BLUE, "first layer"), (ORANGE, "second layer"))
-        ):
-            axis.semilogy(at, seen[:, layer, column], color=color, label=label)
+        axis.semilogy(at, seen[..., column], label=["first layer", "second layer"])
         axis.set(title=title, xlabel="step")
         axis.grid()
     axes["b"].legend()
