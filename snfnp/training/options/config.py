@@ -146,13 +146,12 @@ class TrainConfig(
         """The configuration with absolute paths of the user's data, valid in any folder."""
         if self.data in DATA_SETS:
             return self
-        paths = {name: getattr(self, name) for name in ("data", "validation", "test")}
-        existing = {
-            name: path for name, path in paths.items() if path and os.path.exists(path)
+        paths = {
+            name: os.path.abspath(path)
+            for name in ("data", "validation", "test")
+            if (path := getattr(self, name)) and os.path.exists(path)
         }
-        return replace(
-            self, **{name: os.path.abspath(path) for name, path in existing.items()}
-        )
+        return replace(self, **paths)
 
     def build_flow(self, image_shape: tuple[int, ...], moments: Any = None) -> Flow:
         """The flow that this configuration describes.
@@ -165,8 +164,9 @@ class TrainConfig(
             option = "`augment`" if self.augment else f"`model={self.model_name}`"
             fits = groups.presets_with(lambda preset: preset.takes_rows)
             advice = "leave it out" if self.augment else f"choose {fits}"
-            message = f"found rows of {image_shape[0]} numbers"
-            raise UsageError(f"{option} needs images, {message}: {advice}")
+            raise UsageError(
+                f"{option} needs images, found rows of {image_shape[0]} numbers: {advice}"
+            )
         exact = "dense" if self.gradient == "exact-dense" else "block"
         names = {each.name for each in fields(Choices)} - {"rule", "exact"}
         choices = Choices(
@@ -210,30 +210,24 @@ class TrainConfig(
         config = self.filled()
         if self.levels is None and config.levels and len(shape) == 3:
             side = math.gcd(*shape[:2])
-            halves = 1
-            while halves < config.levels and side % 2 ** (halves + 1) == 0:
-                halves += 1
-            config = replace(config, levels=halves)
+            halvings = (side & -side).bit_length() - 1  # the largest n with 2ⁿ | side
+            config = replace(config, levels=max(1, min(config.levels, halvings)))
         if len(shape) == 3 and self.ties != OPTIONS["ties"].default:
             raise UsageError("`ties` needs rows of numbers, found images: leave it out")
         fitting = config.preset.fits(shape, training_images) if shape else {}
         steps = fitting.pop("steps", config.preset.steps)
         for name, value in fitting.items():
-            has_effect = all(need.holds(config) for need in RELATIONS[name].needs)
-            if (
-                getattr(self, name) is None
-                and config.effective(name) is not None
-                and has_effect
-            ):
+            is_open = getattr(self, name) is None and config.effective(name) is not None
+            if is_open and config._unmet(name) is None:
                 config = replace(config, **{name: value})
         config._require_effects()
         if self.batch_size is None:
             config = replace(config, batch_size=min(config.batch_size, training_images))
         if config.batch_size > training_images:
             noun = "rows" if len(shape) == 1 else "images"
-            message = f"but there are only {training_images} training {noun}"
             raise UsageError(
-                f"`batch_size` is {config.batch_size}, {message}: choose a smaller one"
+                f"`batch_size` is {config.batch_size}, but there are only {training_images} "
+                f"training {noun}: choose a smaller one"
             )
         if config.epochs is None:
             epochs = math.ceil(steps / config.steps_per_epoch(training_images))
@@ -251,9 +245,11 @@ class TrainConfig(
         if self.eval_every is None and is_quick:
             config = replace(config, eval_every=max(1, config.epochs // 40))
         if config.lr_schedule != "constant" and config.warmup_epochs >= config.epochs:
-            message = f"`lr_schedule={config.lr_schedule}` begins after `warmup_epochs`"
-            message += f" ({config.warmup_epochs:g}), and `epochs` is {config.epochs}"
-            raise UsageError(f"{message}: give more epochs, or fewer of warm-up")
+            raise UsageError(
+                f"`lr_schedule={config.lr_schedule}` begins after `warmup_epochs` "
+                f"({config.warmup_epochs:g}), and `epochs` is {config.epochs}: give more epochs, "
+                "or fewer of warm-up"
+            )
         return config
 
     def check(self) -> None:
@@ -266,22 +262,18 @@ class TrainConfig(
         for model in models:
             try:
                 replace(self, model=model).filled()._require_effects()
+                return
             except UsageError as error:
                 problems.append(error)
-        if len(problems) == len(models):
-            raise problems[0]
+        raise problems[0]
 
     def _require_effects(self) -> None:
         """Raises UsageError if an option of a configuration that is filled in has no effect, or
         contradicts another."""
         for option, need in self._without_effect():
-            flag = (
-                f"`{option.name}=False`"
-                if option.default is True
-                else f"`{option.name}`"
-            )
+            value = "=False" if option.default is True else ""
             raise UsageError(
-                f"{flag} only has an effect with {need.words}: leave it out"
+                f"`{option.name}{value}` only has an effect with {need.words}: leave it out"
             )
         for conflict in conflicts(self):
             raise UsageError(conflict)
@@ -299,36 +291,34 @@ class TrainConfig(
     def resumed(self, changes: dict[str, Any], run: Path) -> TrainConfig:
         """This configuration, that of `run`, with changes. Raises UsageError if that would not be
         the same run."""
-        for name, option in OPTIONS.items():
+        config = replace(self, **changes)
+        for name in changes:
             before = getattr(self, name)
-            value = changes.get(name, before)
+            value = getattr(config, name)
+            if value == before:
+                continue
             # the user's data may be
             moved = name != "data" or not {before, value} & set(DATA_SETS)
             # its flow is compared later
             moved = is_code(value) if name == "model" else moved
-            if value != before and not (option.changeable and moved):
-                message = (
-                    f"{run} was started with {name} = {before}: it cannot be resumed"
-                )
+            if not (OPTIONS[name].changeable and moved):
                 raise UsageError(
-                    f"{message} with {value}; leave it out, or start a new run"
+                    f"{run} was started with {name} = {before}: it cannot be resumed with "
+                    f"{value}; leave it out, or start a new run"
                 )
-            if value != before and name == "lam" and self.controller:
-                message = (
-                    f"{run} was started with `lambda_control={self.lambda_control}`"
+            if name == "lam" and self.controller:
+                raise UsageError(
+                    f"{run} was started with `lambda_control={self.lambda_control}`: its λ is in "
+                    "the checkpoint; leave `lam` out, or start a new run"
                 )
-                advice = "leave `lam` out, or start a new run"
-                raise UsageError(f"{message}: its λ is in the checkpoint; {advice}")
-        config = replace(self, **changes)
         for option, _ in config._without_effect():
             if option.name in changes:
                 continue  # refused by `resolve`
             if not option.changeable:
-                missing = (
-                    f"`{option.name}`, which `backend={config.backend}` does not have"
+                raise UsageError(
+                    f"{run} was started with `{option.name}`, which `backend={config.backend}` "
+                    "does not have: leave `backend` out, or start a new run"
                 )
-                advice = "leave `backend` out, or start a new run"
-                raise UsageError(f"{run} was started with {missing}: {advice}")
             config = replace(config, **{option.name: option.default})
         return config
 
@@ -369,13 +359,7 @@ class TrainConfig(
 
     def _texts(self) -> dict[str, Any]:
         """{option: value} of all options, ready for JSON."""
-        values = {name: getattr(self, name) for name in OPTIONS} | {
-            "model": text_of(self.model)
-        }
-        return {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in values.items()
-        }
+        return {name: text_of(getattr(self, name)) for name in OPTIONS}
 
     def _unmet(self, name: str) -> Need | None:
         """The first need of an option that does not hold."""
@@ -389,10 +373,6 @@ class TrainConfig(
         for unknown options or bad values."""
         if not isinstance(values, dict):
             raise UsageError("the configuration is no JSON object")
-        if unknown := sorted(set(values) - set(OPTIONS)):
-            raise UsageError(
-                f"the configuration has unknown entries: {', '.join(unknown)}"
-            )
         return cls(**values)
 
 
@@ -405,8 +385,9 @@ def _naming_unknown_options(init: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(init)
     def checked(self, **options: Any) -> None:
         for name in options.keys() - OPTIONS.keys():
-            message = f"there is no option {name}{suggestion(name, OPTIONS)}"
-            raise UsageError(f"{message}: see snfnp.TrainConfig")
+            raise UsageError(
+                f"there is no option {name}{suggestion(name, OPTIONS)}: see snfnp.TrainConfig"
+            )
         init(self, **options)
 
     return checked

@@ -88,11 +88,10 @@ def build(text: str) -> Flow:
     except UsageError:
         raise
     except Exception as error:  # the text is no JSON, or a class has other fields
-        problem = (
-            f"the flow cannot be built ({type(error).__name__}: {str(error)[:80]})"
-        )
-        advice = "let its layers fit together, or restore config.json"
-        raise UsageError(f"{problem}: {advice}") from error
+        raise UsageError(
+            f"the flow cannot be built ({type(error).__name__}: {str(error)[:80]}): let its layers "
+            "fit together, or restore config.json"
+        ) from error
 
 
 def first_difference(then: dict, now: dict) -> str | None:
@@ -111,9 +110,9 @@ def _class_of(name: Any) -> Any:
     """This package's class of that name. Raises UsageError for a class of another package."""
     match = _PACKAGE.fullmatch(str(name))
     if not match:
-        problem = f"the flow has {str(name)[:80]}, which is no class of this package"
         raise UsageError(
-            f"{problem}: give the code that builds it with `model` (flow= in Python)"
+            f"the flow has {str(name)[:80]}, which is no class of this package: give the code that "
+            "builds it with `model` (flow= in Python)"
         )
     kind: Any = getattr(import_module(match[1]), match[2], None)
     if not (isinstance(kind, type) and issubclass(kind, _PARTS) and is_dataclass(kind)):

@@ -139,15 +139,12 @@ def paced(c: Any, steps_per_epoch: int, colours: bool) -> dict[str, Any]:
     share = min(1, math.sqrt(steps / whole))
     if colours:
         share = min(share, max((whole / steps) ** (1 / 3), 1 / math.sqrt(3)))
-    options = {"warmup_epochs": _rounded(warmup), "lr": _rounded(share * c.lr)}
+    options = {"warmup_epochs": warmup, "lr": share * c.lr}
+    # three digits, as in the lines and files that show them
+    options = {name: float(f"{value:.3g}") for name, value in options.items()}
     if colours or steps < c.preset.steps:
         options["clip_norm"] = c.clip_norm or _CLIP_OF_SHORT
     return options
-
-
-def _rounded(value: float) -> float:
-    """A number with three digits, as in the lines and files that show it."""
-    return float(f"{value:.3g}")
 
 
 _LR = _preset("lr")
@@ -171,21 +168,9 @@ def _lam(c: Any) -> float:
 _PAPER = [
     f"{n}: {p.paper_epochs}" for n, p in PRESETS.items() if p.paper_epochs is not None
 ]
-_EPOCHS = f"enough for this many steps: {by_preset(lambda preset: preset.steps)}; "
-_EPOCHS += f"in the paper {', '.join(_PAPER)}"
-_LAM = f"{by_preset(lambda preset: preset.lam)}; with `objective=forward` "
-_LAM += by_preset(lambda preset: preset.lam_forward or preset.lam)
 _EXACT = presets_with(lambda preset: preset.gradients[0] == "exact").replace(
     " or ", " and "
 )
-_WHOLE = by_preset(lambda preset: preset.whole_rate)
-_LESS = f"its own times √(steps / N) below N = {_WHOLE} steps, and on colours "
-_LESS += "down to 1/√3 above them"
-_RISES = (
-    f"{_WARMUP.words}, and {_RISE} steps at least; at most a quarter of the run, half "
-)
-_RISES += "of it where the rate falls after it"
-_DATA = "$SNFNP_DATA_DIR, else the user's cache, else a download, else a small sample"
 
 _RELATIONS = {
     **{name: _size(name) for name in ("levels", "depth", "width", "kernel")},
@@ -208,7 +193,12 @@ _RELATIONS = {
     "jvp_probes": Relation(
         (Need(lambda c: c.jvp_weight > 0, "a positive `jvp_weight`"),)
     ),
-    "lam": Relation((LEARNS,), _lam, _LAM),
+    "lam": Relation(
+        (LEARNS,),
+        _lam,
+        f"{by_preset(lambda preset: preset.lam)}; with `objective=forward` "
+        f"{by_preset(lambda preset: preset.lam_forward or preset.lam)}",
+    ),
     "lambda_control": Relation(FREE_LAMBDA),
     "constraint": Relation((_GECO,)),
     "tolerance": _constraint(1e-3, None),
@@ -216,8 +206,16 @@ _RELATIONS = {
     "lambda_rate": _constraint(1.0, 1e-4),
     "lambda_smoothing": _only(_GECO, 0.99),
     **{name: _preset(name) for name in ("lr_schedule", "batch_size")},
-    "lr": _LR._replace(words=f"{_LR.words}; {_LESS}"),
-    "warmup_epochs": _WARMUP._replace(fill=_warmup, words=_RISES),
+    "lr": _LR._replace(
+        words=f"{_LR.words}; its own times √(steps / N) below N = "
+        f"{by_preset(lambda preset: preset.whole_rate)} steps, and on colours down to 1/√3 above "
+        "them"
+    ),
+    "warmup_epochs": _WARMUP._replace(
+        fill=_warmup,
+        words=f"{_WARMUP.words}, and {_RISE} steps at least; at most a quarter of the run, half of "
+        "it where the rate falls after it",
+    ),
     "coordinates": _preset("coordinates", "plain", (_NOT_RELATIVE, _COORDINATES)),
     "final_lr_fraction": _only(_is("lr_schedule", *SCHEDULES[1:]), 0.0),
     "clip_norm": _CLIP._replace(
@@ -233,11 +231,16 @@ _RELATIONS = {
     "columns": Relation((_TABLE,), words="all"),
     "drop_incomplete": Relation((_TABLE,)),
     "preprocess": Relation(words="logit for images, standardise for rows"),
-    "data_dir": Relation(words=_DATA),
+    "data_dir": Relation(
+        words="$SNFNP_DATA_DIR, else the user's cache, else a download, else a small sample"
+    ),
     "augment": Relation(
         (), lambda c: c.data == _AUGMENTED, f"on for {_AUGMENTED} only"
     ),
-    "epochs": Relation(words=_EPOCHS),
+    "epochs": Relation(
+        words=f"enough for this many steps: {by_preset(lambda preset: preset.steps)}; in the paper "
+        f"{', '.join(_PAPER)}"
+    ),
     "eval_every": Relation(
         (), lambda c: 1, "1; for rows, and on a GPU, about 40 evaluations in all"
     ),
@@ -257,20 +260,25 @@ RELATIONS: dict[str, Relation] = defaultdict(Relation, _RELATIONS)
 def conflicts(c: Any) -> Iterator[str]:
     """One line for each contradiction between options of a whole configuration."""
     if c.gradient not in c.preset.gradients:
-        choices = ", ".join(c.preset.gradients)
-        gradient = f"`gradient={c.gradient}`"
-        yield f"`model={c.model_name}` cannot be trained with {gradient}: choose {choices}"
+        yield (
+            f"`model={c.model_name}` cannot be trained with `gradient={c.gradient}`: choose "
+            f"{', '.join(c.preset.gradients)}"
+        )
     for name, default in (
         ("objective", "mixture"),
         ("jvp_weight", 0.0),
         ("init", "paper"),
     ):
         if not c.preset.takes_choices and getattr(c, name) != default:
-            flag = f"`{name}={getattr(c, name)}`"
-            yield f"{flag} has no effect on {c.model_name}, which takes no choices: leave it out"
+            yield (
+                f"`{name}={getattr(c, name)}` has no effect on {c.model_name}, which takes no "
+                "choices: leave it out"
+            )
     if c.init == "authors" and c.model != "fc" and c.kernel in (None, 1):
-        needs = "`model=fc` or a `kernel` above 1 (elsewhere it is the same as paper)"
-        yield f"`init=authors` only has an effect with {needs}: leave it out"
+        yield (
+            "`init=authors` only has an effect with `model=fc` or a `kernel` above 1 (elsewhere it "
+            "is the same as paper): leave it out"
+        )
     if c.tf32 and c.eval_dtype == "float32":
         yield "`tf32` would round the products of `eval_dtype=float32`: leave one of them out"
     if c.objective == "variational" and c.lam == 0:
@@ -280,5 +288,7 @@ def conflicts(c: Any) -> Iterator[str]:
     if c.tolerance is None:
         yield "`constraint=absolute` needs `tolerance`: give the error per sample that is allowed"
     if not 0 < c.lam <= GREATEST_LAMBDA:
-        limits = f"it must be positive, and {GREATEST_LAMBDA:g} at most"
-        yield f"`lam` is {c.lam:g}, where geco starts: {limits}"
+        yield (
+            f"`lam` is {c.lam:g}, where geco starts: it must be positive, and "
+            f"{GREATEST_LAMBDA:g} at most"
+        )

@@ -12,9 +12,9 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import fields
 from importlib import import_module, util
+from pathlib import Path
 from typing import Any
 
 from snfnp.errors import UsageError, suggestion
@@ -26,7 +26,7 @@ from snfnp.training.options.descriptions import class_name, describe
 _OURS = tuple(PRESETS)
 # "module:name" or "module:name.attribute"; no name begins with two underscores
 _REFERENCE = re.compile(r"(\w[\w.]*):((?!__)\w+(?:\.(?!__)\w+)*)")
-_MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_BUILDERS = "let it be build(shape) or build(shape, choices) -> Flow"
 
 
 def register(name: str, build: Callable[..., Flow], **settings: Any) -> None:
@@ -44,9 +44,9 @@ def register(name: str, build: Callable[..., Flow], **settings: Any) -> None:
         UsageError: the name cannot be taken, `build` has other arguments, or a field is unknown.
     """
     if not re.fullmatch(r"[\w.-]+", str(name)) or name in _OURS:
-        message = f"{name!r} cannot be the name of a preset of your own"
         raise UsageError(
-            f"{message}: choose another, of letters, digits, hyphens and dots"
+            f"{name!r} cannot be the name of a preset of your own: choose another, of letters, "
+            "digits, hyphens and dots"
         )
     if unknown := sorted(settings.keys() - {field.name for field in fields(Preset)}):
         raise UsageError(f"a preset has no {unknown[0]}: see snfnp.models.Preset")
@@ -71,13 +71,16 @@ def preset_of(model: Any) -> Preset:
     return _preset("the flow", lambda shape: build(model))
 
 
-def text_of(model: Any) -> Any:
-    """The text that a configuration keeps of a flow or a builder; a name stays as it is."""
-    if isinstance(model, Flow):
-        return json.dumps(describe(model))
-    if isinstance(model, Preset):
-        return class_name(model.build)
-    return class_name(model) if is_code(model) else model
+def text_of(value: Any) -> Any:
+    """The text that a configuration keeps of a flow, a builder or a path; other values stay as they
+    are."""
+    if isinstance(value, Flow):
+        return json.dumps(describe(value))
+    if isinstance(value, Preset):
+        return class_name(value.build)
+    if isinstance(value, Path):
+        return str(value)
+    return class_name(value) if is_code(value) else value
 
 
 def title_of(model: Any) -> str:
@@ -103,14 +106,12 @@ def imported(model: Any) -> Any:
         for name in match[2].split("."):
             thing = getattr(thing, name)
     except (Exception, SystemExit) as error:  # a module may be a program, which exits
-        why = f"{type(error).__name__}: {str(error)[:80]}"
-        problem = f"`model` needs {model}, which cannot be imported ({why})"
-        raise UsageError(f"{problem}: fix it, or set PYTHONPATH") from error
-    if not is_code(thing):
-        problem = f"{model} is of type {type(thing).__name__}"
         raise UsageError(
-            f"{problem}: let it be build(shape) or build(shape, choices) -> Flow"
-        )
+            f"`model` needs {model}, which cannot be imported ({type(error).__name__}: "
+            f"{str(error)[:80]}): fix it, or set PYTHONPATH"
+        ) from error
+    if not is_code(thing):
+        raise UsageError(f"{model} is of type {type(thing).__name__}: {_BUILDERS}")
     return thing
 
 
@@ -137,38 +138,36 @@ def check_flow(flow: Any, shape: tuple[int, ...], name: str) -> Flow:
 
 def _missing(model: str) -> Any:
     if ":" in model:
-        problem = f"the model {model[:80]} is code of your own, which is not imported by its name"
         raise UsageError(
-            f"{problem}: give it with `model` (in Python the function, with flow=)"
+            f"the model {model[:80]} is code of your own, which is not imported by its name: give "
+            "it with `model` (in Python the function, with flow=)"
         )
-    problem = f"`model={model[:40]}` is unknown{suggestion(model, PRESETS)}"
-    advice = f"choose one of {', '.join(PRESETS)}, or first import what registers it"
-    advice += " (snfnp.register), or give module:function (in Python the function, with flow=)"
-    raise UsageError(f"{problem}: {advice}")
+    raise UsageError(
+        f"`model={model[:40]}` is unknown{suggestion(model, PRESETS)}: choose one of "
+        f"{', '.join(PRESETS)}, or first import what registers it (snfnp.register), or give "
+        "module:function (in Python the function, with flow=)"
+    )
 
 
 def _preset(name: str, build: Any, **settings: Any) -> Preset:
     if isinstance(build, Preset):
         return build
     message = f"{name} is of type {type(build).__name__}"
-    arguments = []
-    needed = set()
-    with suppress(TypeError, ValueError):  # not a function, or one without a signature
-        parameters = inspect.signature(build).parameters
-        arguments = list(parameters)
-        needed = {key for key, each in parameters.items() if each.default is each.empty}
-        needed -= {key for key, each in parameters.items() if each.kind in _MANY}
-        message = f"{name} takes {', '.join(arguments) or 'nothing'}"
-    if arguments[:1] != ["shape"] or not needed <= {"shape", "choices"}:
-        raise UsageError(
-            f"{message}: let it be build(shape) or build(shape, choices) -> Flow"
-        )
-    takes_choices = "choices" in arguments
+    try:
+        signature = inspect.signature(build)
+        names = signature.parameters.keys()
+        message = f"{name} takes {', '.join(names) or 'nothing'}"
+        taken = {"shape"} | (names & {"choices"})
+        signature.bind(**dict.fromkeys(taken))
+    except (TypeError, ValueError):  # also without a signature
+        raise UsageError(f"{message}: {_BUILDERS}") from None
 
     def built(choices: Choices, shape: tuple[int, ...]) -> Flow:
-        flow: Any = build(shape, choices=choices) if takes_choices else build(shape)
+        arguments = {"shape": shape, "choices": choices}
+        flow: Any = build(**{key: arguments[key] for key in taken})
         return check_flow(flow, shape, name)
 
+    takes_choices = "choices" in taken
     usual = {
         "gradients": ("self-normalizing", "exact"),
         "takes_rows": True,
