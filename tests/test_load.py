@@ -275,7 +275,8 @@ def test_a_run_of_the_sample_finds_it_again(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", ["mnist", "mnist-sample"])
 def test_a_folder_that_is_given_has_files_of_mnist_and_no_sample(name, tmp_path):
-    record = {"config": {"data": name}, "data": {"source": SAMPLE}}
+    data = {"source": SAMPLE, "images": [1, 1, 1], "shape": [2, 2, 1], "sha256": {}}
+    record = {"config": {"data": name}, "data": data}
     assert RunFolder(tmp_path).data_name(record, None) == "mnist-sample"
     assert RunFolder(tmp_path).data_name(record, tmp_path) == "mnist"
 

@@ -35,8 +35,12 @@ class ComparedRun(NamedTuple):
 def main(argv: list[str], prog: str | None = None) -> None:
     parser = Parser(prog=prog, description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders")
-    about = "draw NLL against epochs and seconds here"
-    parser.add_argument("--plot", type=Path, metavar="PATH", help=about)
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="PATH",
+        help="draw NLL against epochs and seconds here",
+    )
     args = parser.parse_args(argv)
     if args.plot:
         from snfnp.training import curves, plots  # Matplotlib takes a second to import
@@ -69,7 +73,7 @@ def open_runs(paths: list[Path]) -> list[ComparedRun]:
         if not metrics:
             raise UsageError(f"{path} has no evaluation yet: let it train for an epoch")
         config = TrainConfig.from_dict(record["config"]).filled()
-        kinds.append((folder.data(record), record["data"].get("sha256")))
+        kinds.append(folder.data(record)["sha256"])
         nll = {line["epoch"]: line["validation_nll_nats"] for line in metrics}
         test = read_json(
             folder.summary_file,
@@ -78,8 +82,10 @@ def open_runs(paths: list[Path]) -> list[ComparedRun]:
         )
         runs.append(ComparedRun(path, config, metrics, nll, test))
         if kinds[-1] != kinds[0]:
-            message = f"{path} was trained on other data than {runs[0].path}"
-            raise UsageError(f"{message}: their likelihoods cannot be compared")
+            raise UsageError(
+                f"{path} was trained on other data than {runs[0].path}: their likelihoods cannot "
+                "be compared"
+            )
     return runs
 
 

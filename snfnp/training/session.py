@@ -44,10 +44,7 @@ def started(
     """
     config.check()
     ops = ops or get_ops(config.backend, tf32=config.tf32)
-    if dataset is None:
-        config = config.located()  # absolute paths, which hold in any folder
-        dataset = _load(config.data, config)
-    config = _resolved(config, dataset)
+    config, dataset = _prepared(config, dataset)
     notes: list[str] = []
     moments = dataset.moments
     if moments:  # of rows: their standardisation, with the steps of columns with ties
@@ -89,13 +86,12 @@ def resumed(
         _, record = folder.open(path)
         config.check()
         ops = get_ops(config.backend, tf32=config.tf32)
-        if dataset is None:
-            config = config.located()
-            recorded = folder.data_name(record, config.data_dir)
-            dataset = _load(config.data if "data" in changes else recorded, config)
-        config = _resolved(config, dataset)
+        recorded = folder.data_name(record, config.data_dir)
+        name = None if "data" in changes else recorded
+        config, dataset = _prepared(config, dataset, name)
         folder.check_same_data(record, dataset)
-        flow = config.build_flow(dataset.train.shape[1:], folder.moments(record))
+        data = folder.data(record)
+        flow = config.build_flow(data["shape"], data["moments"])
         check_same_flow(folder, record, flow)
         # The rounding of BLAS depends on the number of threads: the run keeps its own.
         if config.threads is None and ops.device.threads:
@@ -104,10 +100,17 @@ def resumed(
         yield Session(config, dataset, ops, flow, folder, checkpoint, [])
 
 
-def _resolved(config: TrainConfig, dataset: Dataset) -> TrainConfig:
-    """The configuration filled in for these data."""
+def _prepared(
+    config: TrainConfig, dataset: Dataset | None, name: str | None = None
+) -> tuple[TrainConfig, Dataset]:
+    """The configuration filled in for the data, and these: without a `dataset` those of a name, by
+    default the configuration's."""
+    if dataset is None:
+        config = config.located()  # absolute paths, which hold in any folder
+        name = name or config.data
+        dataset = load_dataset(name, config.data_dir, **config.splits_of(name))
     require_dataset(dataset)
-    return config.resolve(len(dataset.train), dataset.train.shape[1:])
+    return config.resolve(len(dataset.train), dataset.train.shape[1:]), dataset
 
 
 def train(
@@ -255,7 +258,3 @@ def fit(
     finally:  # a run that was interrupted or failed can be resumed in its folder
         if not (out or run or RunFolder(path).has_checkpoint()):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _load(name: str, config: TrainConfig) -> Dataset:
-    return load_dataset(name, config.data_dir, **config.splits_of(name))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load, save
 
-from snfnp.errors import CheckpointError, UsageError
+from snfnp.errors import CheckpointError
 from snfnp.files import ADVICE, parse_json, read_bytes, readable, write_atomically
 from snfnp.parameters import Entry, Layout
 from snfnp.step.trainer import Trainer
@@ -126,7 +126,34 @@ def load_checkpoint(
     Raises:
         CheckpointError: the file is missing, damaged, or of another model or run.
     """
-    header, tensors = _read(path, _LONGEST_HEADER + _LARGEST_NUMBER * layout.size)
+    advice = "train first (without `resume`)"
+    if path.stem == "best":
+        advice = "train until an evaluation succeeds"
+    missing = f"there is no checkpoint {path}: restore it, or {advice}"
+    limit = _LONGEST_HEADER + _LARGEST_NUMBER * layout.size
+    content = read_bytes(path, CheckpointError, missing, limit)
+    with readable(path, _ADVICE, CheckpointError, "is damaged"):
+        header = _header(path, content)
+        tensors = load(content)
+        if header.get("sha256") != _digest(content):
+            raise ValueError("its checksum differs")
+        checkpoint = _restored(path, layout, tensors)
+        checkpoint.step = int(header["step"])
+        checkpoint.record = parse_json(header["record"].encode())
+        checkpoint.sums = tuple(map(float, json.loads(header["sums"])))
+        if not 0 <= checkpoint.step < 2**63 or len(checkpoint.sums) != len(_NO_SUMS):
+            raise ValueError("step or sums in its header")
+        if not checkpoint.is_finite():
+            raise ValueError(
+                "it holds what no training leaves: NaN, infinity, or a negative v"
+            )
+    if run is not None:
+        _compare(path, checkpoint, run)
+    return checkpoint
+
+
+def _restored(path: Path, layout: Layout, tensors: dict[str, np.ndarray]) -> Checkpoint:
+    """The arrays of a file, before the first step and without a record."""
     names = [key for key in tensors if key.startswith(_STATE)]
     states = {key.removeprefix(_STATE): tensors.pop(key) for key in names}
     has_moments = any(key.startswith("adam_") for key in tensors)
@@ -142,23 +169,17 @@ def load_checkpoint(
     dtypes = {str(tensor.dtype) for tensor in tensors.values()}
     state_dtypes = {str(values.dtype) for values in states.values()}
     if dtypes not in ({"float32"}, {"float64"}) or not state_dtypes <= {"float64"}:
-        raise _damaged(
-            path, f"its arrays are of {' and '.join(sorted(dtypes | state_dtypes))}"
+        raise ValueError(
+            f"its arrays are of {' and '.join(sorted(dtypes | state_dtypes))}"
         )
     (dtype,) = dtypes
     moved = layout.optimised.size if has_moments else 0
     p = np.zeros(layout.size, dtype)
     m = np.zeros(moved, dtype)
     v = np.zeros(moved, dtype)
-    checkpoint = Checkpoint(layout, p, m, v, **header, state=states)
+    checkpoint = Checkpoint(layout, p, m, v, 0, state=states)
     for key, (name, entry) in locations.items():
         entry.view(getattr(checkpoint, name))[...] = tensors[key]
-    if not checkpoint.is_finite():
-        raise _damaged(
-            path, "it holds what no training leaves: NaN, infinity, or a negative v"
-        )
-    if run is not None:
-        _compare(path, checkpoint, run)
     return checkpoint
 
 
@@ -178,15 +199,14 @@ def _compare(path: Path, checkpoint: Checkpoint, run: dict[str, Any]) -> None:
     """Raises CheckpointError unless this is a checkpoint of the run that a config.json is of."""
     record = checkpoint.record
     config = TrainConfig.from_dict(run["config"])
-    try:
+    problem = "is damaged in the run's record in its header"
+    with readable(path, _ADVICE, CheckpointError, problem):
         saved = TrainConfig.from_dict(record["config"])
         is_sound = saved.lam is not None and 0 <= record["seconds"] < LARGEST
         if record["best"] is not None:
             is_sound = is_sound and _is_best(record["best"], checkpoint.step)
-    except (KeyError, TypeError, ValueError, UsageError):
-        is_sound = False
-    if not is_sound:
-        raise _damaged(path, "the run's record in its header")
+        if not is_sound:
+            raise ValueError("its λ, its seconds or its best evaluation")
     differing = saved.incompatible_options(config)
     if record.get("run") != run.get("run"):
         differing.append("run")
@@ -237,32 +257,6 @@ def _header(path: Path, content: bytes) -> dict[str, str]:
             f"{path} is no {FORMAT}: it was not written by this version"
         )
     return header
-
-
-def _read(path: Path, limit: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The values of a file's header, and its arrays by name. limit: bytes that it may have."""
-    advice = "train first (without `resume`)"
-    if path.stem == "best":
-        advice = "train until an evaluation succeeds"
-    missing = f"there is no checkpoint {path}: restore it, or {advice}"
-    content = read_bytes(path, CheckpointError, missing, limit)
-    with readable(path, _ADVICE, CheckpointError, "is damaged"):
-        header = _header(path, content)
-        tensors = load(content)
-        if header.get("sha256") != _digest(content):
-            raise ValueError("its checksum differs")
-        values = {
-            "step": int(header["step"]),
-            "record": parse_json(header["record"].encode()),
-            "sums": tuple(map(float, json.loads(header["sums"]))),
-        }
-        if not 0 <= values["step"] < 2**63 or len(values["sums"]) != len(_NO_SUMS):
-            raise ValueError("step or sums in its header")
-    return values, tensors
-
-
-def _damaged(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"{path} is damaged ({why}): {_ADVICE}")
 
 
 def _place_of_checksum(content: bytes | bytearray) -> tuple[int, int]:

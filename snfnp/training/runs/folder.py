@@ -17,7 +17,7 @@ import json
 import os
 import re
 import time
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +68,10 @@ class RunFolder:
         failed = {"config.json", "run.lock"}
         for name in {file.name for file in self.path.iterdir()} - failed:
             if not name.endswith(files.PARTIAL):
-                advice = (
-                    "choose another folder (`out`), or go on with that run (`resume`)"
+                raise UsageError(
+                    f"{self.path} exists and holds {name}: choose another folder (`out`), or go on "
+                    "with that run (`resume`)"
                 )
-                raise UsageError(f"{self.path} exists and holds {name}: {advice}")
 
     def has_checkpoint(self) -> bool:
         """Say whether there is one to go on from."""
@@ -79,15 +79,8 @@ class RunFolder:
 
     def remove_partial(self) -> None:
         """Remove what killed runs left half written; only with the lock."""
-        for path in (
-            self.config_file,
-            self.metrics_file,
-            self.last,
-            self.best,
-            self.summary_file,
-        ):
-            for partial in self.path.glob(f"{path.name}.*{files.PARTIAL}"):
-                files.remove(partial)
+        for partial in self.path.glob(f"*.[0-9]*-*{files.PARTIAL}"):
+            files.remove(partial)
 
     @classmethod
     def open(cls, path: Path) -> tuple[RunFolder, dict[str, Any]]:
@@ -117,36 +110,25 @@ class RunFolder:
         """The options that a config.json records."""
         return TrainConfig.from_dict(self.open(self.path)[1]["config"])
 
-    def data(self, record: dict[str, Any]) -> tuple[list[int], tuple[int, ...]]:
-        """The data by a config.json: samples per split, and their shape, (H, W, C) or (D,)."""
-        data: Any = record.get("data")
-        if isinstance(data, dict):
-            counts: Any = data.get("rows", data.get("images"))
-            shape: Any = data.get("shape")
-            if _are_counts(counts, 3) and _are_counts(shape, 1, 3):
-                return counts, tuple(shape)
-        raise self._damaged()
-
-    def moments(self, record: dict[str, Any]) -> np.ndarray | None:
-        """The arguments of `Standardise` by a config.json, (2, D), or (7, D) with ties; None: it
-        has images."""
-        _, shape = self.data(record)
-        if len(shape) == 3:
-            return None
-        with suppress(ValueError, TypeError, OverflowError):
-            moments = np.array(record["data"].get("moments"), np.float64)
-            fits = moments.shape in ((2, *shape), (7, *shape))
-            # rows are divided by the spreads
-            if (
-                fits
-                and np.isfinite(moments).all()
-                and (moments[1] > np.finfo(float).tiny).all()
-            ):
-                return moments
-        raise self._damaged()
-
-    def _damaged(self) -> SnfnpError:
-        return SnfnpError(f"{self.config_file} is damaged (its data): restore it")
+    def data(self, record: dict[str, Any]) -> dict[str, Any]:
+        """The data by a config.json, with three entries more: counts, the samples per split; shape,
+        (H, W, C) or (D,); moments, the arguments of `Standardise`, (2, D), or (7, D) with ties, or
+        None for images. Raises SnfnpError if it is damaged."""
+        with files.readable(self.config_file, "restore it", SnfnpError, "is damaged"):
+            data = record["data"]
+            counts = data.get("rows", data.get("images"))
+            shape = data["shape"]
+            moments = None
+            sound: Any = _are_counts(counts, 3) and _are_counts(shape, 1, 3)
+            if sound and len(shape) == 1:
+                moments = np.array(data["moments"], np.float64)
+                sound = moments.shape in ((2, *shape), (7, *shape))
+                sound = sound and np.isfinite(moments).all()
+                # rows are divided by the spreads
+                sound = sound and (moments[1] > np.finfo(float).tiny).all()
+            if not (sound and isinstance(data["sha256"], dict)):
+                raise ValueError("its data")
+        return {**data, "counts": counts, "shape": tuple(shape), "moments": moments}
 
     def data_name(self, record: dict[str, Any], data_dir: Path | None) -> str:
         """The name by which `load_dataset` finds the images of a config.json again: the sample of
@@ -155,9 +137,7 @@ class RunFolder:
         name = record["config"]["data"]
         if data_dir is not None:
             return "mnist" if name == "mnist-sample" else name
-        data = record.get("data")
-        is_sample = isinstance(data, dict) and data.get("source") == SAMPLE
-        return "mnist-sample" if is_sample else name
+        return "mnist-sample" if self.data(record).get("source") == SAMPLE else name
 
     def check_same_data(
         self,
@@ -177,24 +157,20 @@ class RunFolder:
         Raises:
             UsageError: they are others, and not allowed.
         """
-        counts, shape = self.data(record)
-        data = record["data"]
-        digests = data.get("sha256")
+        data = self.data(record)
+        shape = data["shape"]
         other_shape = dataset.train.shape[1:]
-        if not isinstance(digests, dict):
-            digests = {}
-        if shape == other_shape and all(
-            digests.get(split) == dataset.fingerprint(split) for split in splits
-        ):
+        digests = {split: dataset.fingerprint(split) for split in splits}
+        if shape == other_shape and digests.items() <= data["sha256"].items():
             return None
-        name = record["config"].get("data")
+        name = record["config"]["data"]
         option = "`data_dir`" if name in PUBLISHED else "`data`"
         noun = "images" if len(shape) == 3 else "rows"
         sizes = [len(getattr(dataset, split)) for split in SPLITS]
         line = (
-            f"{self.path} was trained on {counts} {noun} (train, validation, test) of shape "
-            f"{shape}, {data.get('name', name)} from {data.get('source')}, but these are {sizes} "
-            f"of shape {other_shape}, {dataset.name} from {dataset.source}"
+            f"{self.path} was trained on {data['counts']} {noun} (train, validation, test) of "
+            f"shape {shape}, {data.get('name', name)} from {data.get('source')}, but these are "
+            f"{sizes} of shape {other_shape}, {dataset.name} from {dataset.source}"
         )
         if allowed and other_shape == shape:
             return printable(line)

@@ -91,7 +91,7 @@ def check_same_flow(folder: RunFolder, record: dict[str, Any], flow: Flow) -> No
             f"{folder.path} has no description of its flow, as those of earlier versions: "
             "train it again"
         )
-    moments = folder.moments(record)
+    moments = folder.data(record)["moments"]
     if "preprocess" not in described and moments is not None:
         preprocess = Standardise(*map(tuple, moments.tolist()))
         described = {"preprocess": describe(preprocess, LISTED), **described}
@@ -152,7 +152,7 @@ class LoadedRun:
     @property
     def image_shape(self) -> Shape:
         """(H, W, C) of its images, or (D,) of its rows."""
-        return self.folder.data(self.record)[1]
+        return self.folder.data(self.record)["shape"]
 
     @property
     def columns(self) -> tuple[str, ...] | None:
@@ -199,7 +199,8 @@ def load_run(
         )
     config = TrainConfig.from_dict(record["config"]).with_model(flow)
     ops = ops or get_ops(backend or config.backend)
-    flow = config.build_flow(folder.data(record)[1], folder.moments(record))
+    data = folder.data(record)
+    flow = config.build_flow(data["shape"], data["moments"])
     check_same_flow(folder, record, flow)
     saved = load_checkpoint(files[checkpoint], flow.layout, record)
     config = config.with_optimiser_of(saved.record["config"])
@@ -225,6 +226,8 @@ def load_pretrained(name: str, backend: str | None = None) -> LoadedRun:
     """
     names = sorted(path.parent.name for path in PRETRAINED.glob("*/config.json"))
     if name not in names:
-        message = f"there are no weights {name!r}{suggestion(name, names)}"
-        raise UsageError(f"{message}: choose one of {', '.join(names)}")
+        raise UsageError(
+            f"there are no weights {name!r}{suggestion(name, names)}: choose one of "
+            f"{', '.join(names)}"
+        )
     return load_run(PRETRAINED / name, backend=backend)
