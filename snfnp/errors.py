@@ -69,8 +69,9 @@ def within_memory(
         shortfall = ops.device.shortfall(error)
         if shortfall is None:
             raise
-        advice = f"choose a smaller `{parameter}` than {count}"
-        raise SnfnpError(f"out of memory: {shortfall}: {advice}{also}") from None
+        raise SnfnpError(
+            f"out of memory: {shortfall}: choose a smaller `{parameter}` than {count}{also}"
+        ) from None
 
 
 def require_whole(owner: object, least: int, **values: Any) -> None:

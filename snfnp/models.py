@@ -31,8 +31,12 @@ INITS = ("paper", "authors", "identity")
 BIAS_INITS = ("zero", "data")
 ACTIVATIONS = ("spline", "smooth-leaky-relu")
 # of recipe="white", for every preset
-WHITE = {"coordinates": "white", "objective": "forward"}
-WHITE |= {"lr_schedule": "cosine", "warmup_epochs": 1}
+WHITE = {
+    "coordinates": "white",
+    "objective": "forward",
+    "lr_schedule": "cosine",
+    "warmup_epochs": 1,
+}
 # for 5×5 kernels: derivations/16-adam.md
 _CLIPPED = WHITE | {"lr": 2e-2, "clip_norm": 1000}
 

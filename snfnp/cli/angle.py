@@ -30,10 +30,13 @@ def main(argv: list[str], prog: str | None = None) -> None:
         if isinstance(lam, dict)
         else []
     )
-    what = f"{len(images):,} training {run.flow.preprocess.noun} from {source}"
-    print(f"{what}, λ = {', '.join(of) or f'{lam:g}'}")
-    norms = f"{'|likelihood|':>16}{'|reconstruction|':>18}"
-    print(f"{'layer':<12}{'angle of W':>12}{'of R':>10}{norms}")
+    print(
+        f"{len(images):,} training {run.flow.preprocess.noun} from {source}, λ = "
+        f"{', '.join(of) or f'{lam:g}'}"
+    )
+    print(
+        f"{'layer':<12}{'angle of W':>12}{'of R':>10}{'|likelihood|':>16}{'|reconstruction|':>18}"
+    )
     for layer, gradient in layers.items():
         of_r = (
             f"{gradient['inverse_angle']:.3f}°" if "inverse_angle" in gradient else "-"

@@ -18,29 +18,31 @@ def main(argv: list[str], prog: str | None = None) -> None:
     parser.add_argument(
         "--backend", choices=BACKENDS, default="numba", help="default: numba"
     )
-    only = "only layers, rules and maps whose names contain NAME (default: all)"
-    parser.add_argument("--layer", metavar="NAME", help=only)
-    precision = (
-        "precision of the gradients; differences are in float64 (default: float64)"
+    parser.add_argument(
+        "--layer",
+        metavar="NAME",
+        help="only layers, rules and maps whose names contain NAME (default: all)",
     )
-    dtypes = ("float64", "float32")
-    parser.add_argument("--dtype", choices=dtypes, default="float64", help=precision)
+    parser.add_argument(
+        "--dtype",
+        choices=("float64", "float32"),
+        default="float64",
+        help="precision of the gradients; differences are in float64 (default: float64)",
+    )
     args = parser.parse_args(argv)
-    checks = [
-        check for check in catalogue() if not args.layer or args.layer in check.name
-    ]
+    names = [check.name for check in catalogue()]
+    checks = [check for check in catalogue() if (args.layer or "") in check.name]
     if not checks:
-        names = [check.name for check in catalogue()]
         words = sorted({name.partition(",")[0] for name in names})
-        message = f"no layer, rule or map has {args.layer!r} in its name"
         raise UsageError(
-            f"{message}{suggestion(args.layer, names)}: choose a part of one of these: "
-            f"{'; '.join(words)}"
+            f"no layer, rule or map has {args.layer!r} in its name{suggestion(args.layer, names)}: "
+            f"choose a part of one of these: {'; '.join(words)}"
         )
     ops = get_ops(args.backend)
     dtype = np.dtype(args.dtype).type
-    allowed = f"a relative error of {tolerance(dtype):.0e} is allowed"
-    print(f"{ops.name} backend, {args.dtype}: {allowed}")
+    print(
+        f"{ops.name} backend, {args.dtype}: a relative error of {tolerance(dtype):.0e} is allowed"
+    )
     width = max(len(check.name) for check in checks)
     print(f"{'':<7}{'':<{width}}{'worst error':>13}{'control':>10}{'seconds':>9}")
     failed = []
@@ -57,11 +59,15 @@ def main(argv: list[str], prog: str | None = None) -> None:
         control = min(
             value for value in report.controls.values() if not math.isnan(value)
         )
-        row = f"{check.kind:<7}{check.name:<{width}}{worst:>13.1e}{control:>10.1e}{seconds:>9.2f}"
-        print(row, flush=True)
+        print(
+            f"{check.kind:<7}{check.name:<{width}}{worst:>13.1e}{control:>10.1e}{seconds:>9.2f}",
+            flush=True,
+        )
     if failed:
         raise SnfnpError(
             f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}"
         )
-    control = "the smallest error of a gradient that is wrong by 1%, which each check must catch"
-    print(f"{len(checks)} checks passed; control: {control}")
+    print(
+        f"{len(checks)} checks passed; control: the smallest error of a gradient that is wrong by "
+        "1%, which each check must catch"
+    )

@@ -29,11 +29,18 @@ _WHOLE = "all"  # a value of --split
 
 def main(argv: list[str], prog: str | None = None) -> None:
     parser = run_parser(prog, __doc__)
-    splits = ("train", "validation", "test", _WHOLE)
-    which = "which data; all: everything in other data (default: test)"
-    parser.add_argument("--split", choices=splits, default="test", help=which)
-    scores = "write the log-likelihood of each sample to this new .csv file"
-    parser.add_argument("--scores", type=Path, metavar="PATH", help=scores)
+    parser.add_argument(
+        "--split",
+        choices=("train", "validation", "test", _WHOLE),
+        default="test",
+        help="which data; all: everything in other data (default: test)",
+    )
+    parser.add_argument(
+        "--scores",
+        type=Path,
+        metavar="PATH",
+        help="write the log-likelihood of each sample to this new .csv file",
+    )
     parser.seed("seed of the dequantisation noise")
     parser.number("--batch-size", "samples evaluated at once", 1000)
     args = parser.parse_args(argv)
@@ -76,10 +83,7 @@ def _write_scores(
     nats = run.likelihood.log_prob(samples, seed, at_once)
     nats = np.where(np.isnan(nats), -np.inf, nats).tolist()
     rows = samples[:].tolist() if run.columns else [()] * len(nats)
-    lines = (
-        (index, score, *row)
-        for index, (score, row) in enumerate(zip(nats, rows, strict=True))
-    )
+    lines = ((index, nats[index], *row) for index, row in enumerate(rows))
     write_csv(path, ["index", "nats", *(run.columns or ())], lines)
 
 

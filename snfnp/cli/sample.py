@@ -24,11 +24,19 @@ _AT_ONCE = 256  # samples that go through the flow together
 
 def main(argv: list[str], prog: str | None = None) -> None:
     parser = run_parser(prog, __doc__, data=False)
-    about = "picture, or .npy; of rows also .csv (default: RUN/sample-<inverse>.png, of rows .npy)"
-    parser.add_argument("--out", type=Path, metavar="PATH", help=about)
-    about = "one pass through the learned inverses, or exact solves (default: learned)"
-    inverses = ("learned", "exact")
-    parser.add_argument("--inverse", choices=inverses, default="learned", help=about)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help="picture, or .npy; of rows also .csv (default: RUN/sample-<inverse>.png, of rows "
+        ".npy)",
+    )
+    parser.add_argument(
+        "--inverse",
+        choices=("learned", "exact"),
+        default="learned",
+        help="one pass through the learned inverses, or exact solves (default: learned)",
+    )
     parser.number(
         "--temperature",
         "temperature: standard deviation of the latents",
@@ -73,8 +81,8 @@ def _destination(run: LoadedRun, out: Path | None, inverse: str, count: int) -> 
     if not of_rows and out.suffix.lower() != _ARRAY:
         height, width = plots.grid_size(count, run.image_shape)
         if max(height, width) > plots.LONGEST:
-            message = (
-                f"{count} images would be a picture of {width:,} x {height:,} pixels"
+            raise UsageError(
+                f"{count} images would be a picture of {width:,} x {height:,} pixels: ask for "
+                "fewer, or for `out=PATH.npy`"
             )
-            raise UsageError(f"{message}: ask for fewer, or for `out=PATH.npy`")
     return out

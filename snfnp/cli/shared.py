@@ -83,22 +83,40 @@ def run_parser(prog: str | None, description: str | None, data: bool = True) -> 
     """A parser for commands that read a finished run: it has the options of `open_run`, and with
     `data` those of `images_of`."""
     parser = Parser(prog=prog, description=description)
-    about = "run folder, or mnist-conv: weights that ship with the package"
-    parser.add_argument("run", type=Path, help=about)
-    which = "the best validation epoch, or the last step (default: best)"
     parser.add_argument(
-        "--checkpoint", choices=("best", "last"), default="best", help=which
+        "run",
+        type=Path,
+        help="run folder, or mnist-conv: weights that ship with the package",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        choices=("best", "last"),
+        default="best",
+        help="the best validation epoch, or the last step (default: best)",
     )
     parser.add_argument("--backend", choices=BACKENDS, help="default: the run's")
-    about = "module:function that builds the run's model, if it is code of your own"
-    parser.add_argument("--model", metavar="VALUE", help=about)
+    parser.add_argument(
+        "--model",
+        metavar="VALUE",
+        help="module:function that builds the run's model, if it is code of your own",
+    )
     if data:
-        about = "name or path of the data (default: the run's)"
-        parser.add_argument("--data", metavar="DATA", help=about)
-        about = "folder with the files of a published data set"
-        parser.add_argument("--data-dir", type=Path, metavar="PATH", help=about)
-        about = "leave out rows that have gaps, of a table (default: as the run)"
-        parser.add_argument("--drop-incomplete", action="store_true", help=about)
+        parser.add_argument(
+            "--data",
+            metavar="DATA",
+            help="name or path of the data (default: the run's)",
+        )
+        parser.add_argument(
+            "--data-dir",
+            type=Path,
+            metavar="PATH",
+            help="folder with the files of a published data set",
+        )
+        parser.add_argument(
+            "--drop-incomplete",
+            action="store_true",
+            help="leave out rows that have gaps, of a table (default: as the run)",
+        )
     return parser
 
 

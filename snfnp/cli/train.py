@@ -49,8 +49,10 @@ def main(argv: list[str], prog: str | None = None, **defaults: Any) -> None:
         options["data"] = path
     cores = len(threads.cores())
     if options.get("threads", 1) > cores:
-        message = f"`threads` is {options['threads']}, and there are {cores} cores here"
-        raise UsageError(f"{message}: choose {cores} or fewer")
+        raise UsageError(
+            f"`threads` is {options['threads']}, and there are {cores} cores here: choose {cores} "
+            "or fewer"
+        )
     resume = options.pop("resume", None)
     rollback = options.pop("rollback", False)
     if resume == AUTO and rollback:
@@ -99,20 +101,18 @@ def _parser(
     """A parser with every option of TrainConfig, and --resume. Options that are not given are
     absent from the result; `defaults` of a script are shown by the help. everything: the help
     lists all options, not only the everyday ones."""
-    about = "Train a self-normalizing flow (Keller et al. 2021) or a baseline. Writes a run folder "
-    about += "with the configuration, metrics, checkpoints, curves and samples. A table gets one "
-    about += (
-        "flow; snfnp.FlowDensity averages five for each level of noise, and mixtures."
-    )
     parser = Parser(
         prog=prog,
-        description=about,
+        description="Train a self-normalizing flow (Keller et al. 2021) or a baseline. Writes a "
+        "run folder with the configuration, metrics, checkpoints, curves and samples. A table gets "
+        "one flow; snfnp.FlowDensity averages five for each level of noise, and mixtures.",
         argument_default=argparse.SUPPRESS,
         usage="%(prog)s [-h] [OPTION …] [PATH]",
         allow_abbrev=False,
     )
-    about = "your data, as --data PATH"
-    parser.add_argument("path", metavar="PATH", nargs="?", help=about)
+    parser.add_argument(
+        "path", metavar="PATH", nargs="?", help="your data, as --data PATH"
+    )
     parser.add_argument(_ALL, action="help", help="explain all options, in groups")
     everyday = parser.add_argument_group("Everyday options")
     start = parser.add_argument_group("Start")
@@ -123,20 +123,27 @@ def _parser(
         )
         for name in base.__annotations__:
             default = defaults.get(name, OPTIONS[name].default)
-            if name in EVERYDAY:
-                _add_option(everyday, OPTIONS[name], default)
-            else:
-                _add_option(group, OPTIONS[name], default, hidden=not everything)
-    about = "resume the run in --out from its last checkpoint (--epochs extends it); auto: start "
-    about += "it if there is no checkpoint, so that the same command can be submitted repeatedly"
-    start.add_argument("--resume", nargs="?", const=True, choices=(AUTO,), help=about)
-    about = "resume the run in --out from its best checkpoint, with the settings recorded there or "
-    about += "others given now, such as a smaller --lr"
-    start.add_argument("--rollback", action="store_true", help=about)
+            shown = everyday if name in EVERYDAY else group
+            is_hidden = shown is group and not everything
+            _add_option(shown, OPTIONS[name], default, is_hidden)
+    start.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        choices=(AUTO,),
+        help="resume the run in --out from its last checkpoint (--epochs extends it); auto: start "
+        "it if there is no checkpoint, so that the same command can be submitted repeatedly",
+    )
+    start.add_argument(
+        "--rollback",
+        action="store_true",
+        help="resume the run in --out from its best checkpoint, with the settings recorded there "
+        "or others given now, such as a smaller --lr",
+    )
     return parser
 
 
-def _add_option(group: Any, option: Option, default: Any, hidden: bool = False) -> None:
+def _add_option(group: Any, option: Option, default: Any, hidden: bool) -> None:
     """Add the flag of an option to a group of a parser; hidden: without help."""
     text = in_flags(help_of(option, default)).replace("%", "%%")
     settings: dict[str, Any] = {"help": argparse.SUPPRESS if hidden else text}

@@ -88,20 +88,19 @@ def load_dataset(
     """
     path = _as_text(name)
     if not isinstance(path, str):
-        message = (
-            f"load_dataset takes a name or a path, and got a {type(path).__name__}"
+        raise UsageError(
+            f"load_dataset takes a name or a path, and got a {type(path).__name__}: give arrays to "
+            "snfnp.fit or snfnp.Dataset"
         )
-        raise UsageError(f"{message}: give arrays to snfnp.fit or snfnp.Dataset")
     known = path in LOADERS
     if (
         data_dir is not None
         and path not in PUBLISHED
         and (known or os.path.lexists(path))
     ):
-        message = (
-            f"`data_dir={data_dir}` is for published data sets, and {path} is none"
+        raise UsageError(
+            f"`data_dir={data_dir}` is for published data sets, and {path} is none: leave it out"
         )
-        raise UsageError(f"{message}: leave it out")
     if known:
         return LOADERS[path](data_dir, report)
     if os.path.lexists(path):
@@ -178,10 +177,10 @@ def _held_out(
     counts = [max(1, round(fraction * total)) for fraction in fractions.values()]
     left = max(total - sum(counts), 0)
     if left < 2:
-        message = (
-            f"of the samples of {source} ({total}), {left} would be left to train on"
+        raise UsageError(
+            f"of the samples of {source} ({total}), {left} would be left to train on: give more, "
+            "or smaller fractions"
         )
-        raise UsageError(f"{message}: give more, or smaller fractions")
     order = np.random.default_rng((seed, total, 1)).permutation(total)
     indices = np.split(order, np.cumsum(counts))
     return {
@@ -243,8 +242,9 @@ def _read(
             rows, columns = read_table(path, report, **table)
             splits = {"train": rows}
         else:
-            known = "a .npy, .npz, .csv, .tsv or .txt file"
-            raise UsageError(f"{source}: give {known}, or a folder of images")
+            raise UsageError(
+                f"{source}: give a .npy, .npz, .csv, .tsv or .txt file, or a folder of images"
+            )
     for option, value in table.items():
         if value and not is_table(path):
             raise UsageError(
@@ -265,9 +265,10 @@ def _archive(path: str) -> dict[str, np.ndarray]:
     ):
         names = [name for name in archive.files if not name.endswith("labels")]
         if len(names) != 1 and ("train" not in names or not set(names) <= set(SPLITS)):
-            message = f"{path} has the arrays {', '.join(names)[:80] or 'none'}"
-            advice = "name them train, validation and test, or give a single one"
-            raise UsageError(f"{message}: {advice}")
+            raise UsageError(
+                f"{path} has the arrays {', '.join(names)[:80] or 'none'}: name them train, "
+                "validation and test, or give a single one"
+            )
         if len(set(names)) < len(names):
             raise UsageError(
                 f"{path} has several arrays of one name: name each split once"

@@ -58,9 +58,9 @@ class Dataset:
             object.__setattr__(self, split, samples)
         width = self.train.shape[1]
         if not self.of_images and len(self.labels) != width:
-            names = f"`columns` has {len(self.labels)} names"
             raise UsageError(
-                f"{self.name} has {width} columns, and {names}: give each column a name"
+                f"{self.name} has {width} columns, and `columns` has {len(self.labels)} names: "
+                "give each column a name"
             )
         _ = self.moments  # raises for constant columns
 
@@ -141,7 +141,7 @@ def labels_of(names: Iterable[str] | None, width: int) -> list[str]:
 def require_dataset(dataset: object) -> None:
     """Raises UsageError for anything but a `Dataset`."""
     if not isinstance(dataset, Dataset):
-        message = f"the data is of type {type(dataset).__name__}"
         raise UsageError(
-            f"{message}: make a snfnp.Dataset(name, train, validation, test, …) of it"
+            f"the data is of type {type(dataset).__name__}: make a snfnp.Dataset(name, train, "
+            "validation, test, …) of it"
         )

@@ -34,8 +34,9 @@ def read_folder(folder: Path, report: Callable[[str], None]) -> dict[str, np.nda
     ):
         if split := _SPLITS.get(name.lower()):
             if split in splits.values():
-                message = f"{folder} has two folders of {split} images"
-                raise UsageError(f"{message}: leave one of them out")
+                raise UsageError(
+                    f"{folder} has two folders of {split} images: leave one of them out"
+                )
             splits[name] = split
     if splits and "train" not in splits.values():
         raise UsageError(
@@ -48,10 +49,10 @@ def read_folder(folder: Path, report: Callable[[str], None]) -> dict[str, np.nda
     for file in files:
         name = file.relative_to(folder).parts[0]
         if name not in splits:
-            message = (
-                f"{folder} has images beside its {', '.join(splits)}, such as {file}"
+            raise UsageError(
+                f"{folder} has images beside its {', '.join(splits)}, such as {file}: move them "
+                "into one of these, or out of it"
             )
-            raise UsageError(f"{message}: move them into one of these, or out of it")
         files_of[name].append(file)
     return {
         split: _read(folder / name, files_of[name], report)
@@ -72,9 +73,10 @@ def _files(folder: Path, report: Callable[[str], None]) -> Iterator[Path]:
                 f"{folder} has more than {_MOST:,} entries: give a folder of images"
             )
         if not images and entries > _MOST_OTHERS:
-            message = f"{folder} has no images ({', '.join(SUFFIXES)})"
-            advice = "give a folder of images"
-            raise UsageError(f"{message} among its first {entries:,} entries: {advice}")
+            raise UsageError(
+                f"{folder} has no images ({', '.join(SUFFIXES)}) among its first {entries:,} "
+                "entries: give a folder of images"
+            )
         walked = [name for name in folders if _is_walked(parent, name)]
         left_out |= len(walked) < len(folders)
         folders[:] = sorted(walked)
@@ -86,8 +88,9 @@ def _files(folder: Path, report: Callable[[str], None]) -> Iterator[Path]:
             else:
                 others[suffix or "without a suffix"] += 1
     if left_out:
-        message = "hidden folders, links to folders, and folders on other disks"
-        report(f"{folder}: {message} are left out")
+        report(
+            f"{folder}: hidden folders, links to folders, and folders on other disks are left out"
+        )
     if others:
         counts = ", ".join(
             f"{count} {suffix}" for suffix, count in others.most_common(6)
@@ -120,8 +123,10 @@ def _read(folder: Path, files: list[Path], report: Callable[[str], None]) -> np.
         if index == 0:
             images = np.empty((len(files), *pixels.shape), np.uint8)
         if pixels.shape != images.shape[1:]:
-            message = f"{file} is {_size(pixels)}, and {files[0]} {_size(images[0])}"
-            raise UsageError(f"{message}: bring the images to one size")
+            raise UsageError(
+                f"{file} is {_size(pixels)}, and {files[0]} {_size(images[0])}: bring the images "
+                "to one size"
+            )
         images[index] = pixels
     if animated:
         report(f"{folder}: of animations the first frame is taken ({animated})")

@@ -102,16 +102,19 @@ class Published:
             self._fill(folder)
         except SnfnpError as error:
             if self.substitute is None:
-                lacks = f"no {self.title} images in {folder} and no download ({error})"
-                advice = f"{self._to_get()} and give their folder with `data_dir`"
-                raise SnfnpError(f"{lacks}: {advice}") from None
+                raise SnfnpError(
+                    f"no {self.title} images in {folder} and no download ({error}): "
+                    f"{self._to_get()} and give their folder with `data_dir`"
+                ) from None
             dataset = self.substitute()
             counts = ", ".join(
                 f"{len(getattr(dataset, split))} {split}" for split in SPLITS
             )
-            message = f"using the {dataset.source} ({counts} images), because {error}"
-            advice = "--data-dir or SNFNP_DATA_DIR may name a folder with the full data's files"
-            report(f"WARNING: NOT THE FULL {self.title}: {message}; {advice}")
+            report(
+                f"WARNING: NOT THE FULL {self.title}: using the {dataset.source} ({counts} "
+                f"images), because {error}; --data-dir or SNFNP_DATA_DIR may name a folder with "
+                "the full data's files"
+            )
             return dataset
         try:
             return self._read(self.find(folder), f"cache folder {folder}")
@@ -133,12 +136,15 @@ class Published:
         files = self.find(folder)
         missing = [name for name in self.files if name not in files]
         if missing and not os.path.isdir(root):
-            advice = f"{self._to_get()} and give the folder that holds the files"
-            raise UsageError(f"{option} is {folder}, which is not a folder: {advice}")
+            raise UsageError(
+                f"{option} is {folder}, which is not a folder: {self._to_get()} and give the "
+                "folder that holds the files"
+            )
         if missing:
-            advice = f"{self._to_get()} and put the files there"
-            message = f"lacks {' and '.join(missing)} of {self.title}"
-            raise UsageError(f"{option} is {folder}, which {message}: {advice}")
+            raise UsageError(
+                f"{option} is {folder}, which lacks {' and '.join(missing)} of {self.title}: "
+                f"{self._to_get()} and put the files there"
+            )
         return self._read(files, f"folder {folder}")
 
     def _fill(self, folder: Path) -> None:

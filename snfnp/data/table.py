@@ -77,8 +77,10 @@ def read_table(
     number = (_COMMA_NUMBER if commas else _NUMBER).fullmatch
     guessed = header is None and _has_names(first, second, number)
     if guessed and any(map(number, first)):
-        message = f"the first row is taken for names of columns, {_listed(first)[:200]}"
-        report(f"{file}: {message}: if it is none, give `header=False`")
+        report(
+            f"{file}: the first row is taken for names of columns, {_listed(first)[:200]}: if it "
+            "is none, give `header=False`"
+        )
     names = tuple(first) if header or guessed else None
     labels = names or tuple(map(str, range(len(first))))
     if (twice := _twice(labels)) is not None:
@@ -94,9 +96,9 @@ def read_table(
     for cells in islice(filter(None, reader), int(bool(names)), None):
         line = f"{file}, line {before + reader.line_num}"
         if len(cells) < len(first) or any(map(str.strip, cells[len(first) :])):
-            message = f"{line}: the number of cells is {len(cells)}, in line 1 it is {len(first)}"
             raise UsageError(
-                f"{message}: give all rows the same; decimals need a point"
+                f"{line}: the number of cells is {len(cells)}, in line 1 it is {len(first)}: give "
+                "all rows the same; decimals need a point"
             )
         row = [cells[index].strip() for index in taken]
         wrong = [index for index, cell in enumerate(row) if not number(cell)]
@@ -121,8 +123,10 @@ def read_table(
         delimiter == "," and not names and _COMMA.fullmatch(",".join(second or first))
     )
     if pairs and (rows == np.rint(rows)).all() and (rows[:, -1] >= 0).all():
-        message = "pairs of whole numbers are read as two columns"
-        report(f"{file}: {message}: if they are decimals, write these with a point")
+        report(
+            f"{file}: pairs of whole numbers are read as two columns: if they are decimals, write "
+            "these with a point"
+        )
     return rows, chosen if names else None
 
 
@@ -131,10 +135,9 @@ def _text(path: Path) -> str:
         if path.suffix.lower() == ".gz":
             content = gzip.GzipFile(fileobj=file).read(_MOST + 1)
             if len(content) > _MOST:
-                message = (
-                    f"{printable(str(path))} has more than {_MOST:,} bytes of text"
+                raise UsageError(
+                    f"{printable(str(path))} has more than {_MOST:,} bytes of text: decompress it"
                 )
-                raise UsageError(f"{message}: decompress it")
         else:
             content = file.read()
     encoding = "utf-16" if content.startswith(_UTF_16) else "utf-8"
@@ -142,8 +145,9 @@ def _text(path: Path) -> str:
         return content.decode(encoding).lstrip("\ufeff")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        message = f"{printable(str(path))}, line {line}: it is not UTF-8 text"
-        raise UsageError(f"{message}: save it as UTF-8") from None
+        raise UsageError(
+            f"{printable(str(path))}, line {line}: it is not UTF-8 text: save it as UTF-8"
+        ) from None
 
 
 def _reader(content: str, delimiter: str, start: int) -> Any:
@@ -217,8 +221,9 @@ def _chosen(
     names = [str(name).strip() for name in columns or labels]
     for name in names:
         if name not in indices:
-            message = f"{file} has no column {name!r}: its columns are"
-            raise UsageError(f"{message} {_listed(labels)[:200]}")
+            raise UsageError(
+                f"{file} has no column {name!r}: its columns are {_listed(labels)[:200]}"
+            )
     taken = [indices[name] for name in names]
     # the density of equal columns is infinite
     twice = _twice(labels[index] for index in taken)

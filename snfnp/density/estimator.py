@@ -99,8 +99,10 @@ class FlowDensity(Options):
         valid = list(self.get_params())
         for name, value in params.items():
             if name not in valid:
-                message = f"Invalid parameter {name!r} for estimator {self}"
-                raise ValueError(f"{message}. Valid parameters are: {valid!r}.")
+                raise ValueError(
+                    f"Invalid parameter {name!r} for estimator {self}. Valid parameters are: "
+                    f"{valid!r}."
+                )
             setattr(self, name, value)
         return self
 
@@ -319,8 +321,10 @@ class FlowDensity(Options):
             rows.check_names(X, getattr(self, "feature_names_in_", None))
         table = rows.checked(X)
         if table.shape[1] != self.n_features_in_:
-            message = f"X has {table.shape[1]} features, but FlowDensity is expecting"
-            raise ValueError(f"{message} {self.n_features_in_} features as input")
+            raise ValueError(
+                f"X has {table.shape[1]} features, but FlowDensity is expecting "
+                f"{self.n_features_in_} features as input"
+            )
         return table
 
 

@@ -43,23 +43,28 @@ def checked(X: Any) -> np.ndarray:
     try:
         rows = np.ascontiguousarray(array, np.float64)
     except ValueError as error:
-        for label, column in zip(
-            labels_of(names_of(X), array.shape[1]), array.T, strict=True
-        ):
-            if _is_text(column):
-                advice = "leave it out, or give a column of 0 and 1 for each category"
-                raise ValueError(f"{error}: {label} has text: {advice}") from None
+        labels = labels_of(names_of(X), array.shape[1])
+        for label, column in zip(labels, array.T, strict=True):
+            try:
+                column.astype(np.float64)
+            except ValueError:
+                raise ValueError(
+                    f"{error}: {label} has text: leave it out, or give a column of 0 and 1 for "
+                    "each category"
+                ) from None
         raise
     for axis, noun in enumerate(("sample", "feature")):
         if rows.shape[axis] == 0:
-            message = f"Found array with 0 {noun}(s) (shape={rows.shape})"
-            raise ValueError(f"{message} while a minimum of 1 is required.")
+            raise ValueError(
+                f"Found array with 0 {noun}(s) (shape={rows.shape}) while a minimum of 1 is "
+                "required."
+            )
     if not np.isfinite(rows).all():
         row, column = np.argwhere(~np.isfinite(rows))[0]
-        message = (
-            f"X contains NaN or infinity, first in row {row}, column {column} (from 0)"
+        raise ValueError(
+            f"X contains NaN or infinity, first in row {row}, column {column} (from 0): leave such "
+            "rows out, or fill them in"
         )
-        raise ValueError(f"{message}: leave such rows out, or fill them in")
     return rows
 
 
@@ -71,21 +76,15 @@ def _has_dates(array: np.ndarray) -> bool:
     )
 
 
-def _is_text(column: np.ndarray) -> bool:
-    try:
-        column.astype(np.float64)
-    except ValueError:
-        return True
-    return False
-
-
 def names_of(X: Any) -> np.ndarray | None:
     """The names of a DataFrame's columns, if all are text, as scikit-learn has it; else None."""
     names = list(getattr(X, "columns", ()))
     texts = sum(isinstance(name, str) for name in names)
     if 0 < texts < len(names):
-        message = "the names of X's columns are text and other things"
-        raise TypeError(f"{message}: make them text, X.columns = X.columns.astype(str)")
+        raise TypeError(
+            "the names of X's columns are text and other things: make them text, X.columns = "
+            "X.columns.astype(str)"
+        )
     return np.array(names, object) if texts else None
 
 
@@ -136,8 +135,10 @@ def drawn(
     if weights.ndim == 0:
         weights = np.full(count, float(weights))
     if weights.shape != (count,):
-        message = f"sample_weight.shape == {weights.shape}, expected {(count,)}"
-        raise ValueError(f"{message}: give one weight for each row")
+        raise ValueError(
+            f"sample_weight.shape == {weights.shape}, expected {(count,)}: give one weight for "
+            "each row"
+        )
     if not (np.isfinite(weights).all() and (weights >= 0).all()):
         raise ValueError(
             "sample_weight has negative or infinite numbers, or NaN: give others"
@@ -165,8 +166,10 @@ def generator(random_state: Any) -> Generator:
     try:
         return np.random.default_rng(random_state)
     except (TypeError, ValueError):
-        advice = "give None, a whole number from 0 on, or a generator of NumPy's"
-        raise ValueError(f"random_state is {random_state!r}: {advice}") from None
+        raise ValueError(
+            f"random_state is {random_state!r}: give None, a whole number from 0 on, or a "
+            "generator of NumPy's"
+        ) from None
 
 
 def in_container(

@@ -70,11 +70,10 @@ def _received(receiver: Connection) -> Iterator[Any]:
         try:
             value = receiver.recv()
         except EOFError:
-            message = "a process of this one was ended, perhaps for want of memory"
-            advice = (
-                "set NUMBA_NUM_THREADS=1 and OPENBLAS_NUM_THREADS=1 for a single one"
-            )
-            raise SnfnpError(f"{message}: {advice}") from None
+            raise SnfnpError(
+                "a process of this one was ended, perhaps for want of memory: set "
+                "NUMBA_NUM_THREADS=1 and OPENBLAS_NUM_THREADS=1 for a single one"
+            ) from None
         if value is None:
             return
         if isinstance(value, Exception):

@@ -55,13 +55,11 @@ def handled(handler: Callable | signal.Handlers, *numbers: int) -> Iterator[None
 def robust_output() -> Iterator[None]:
     """Escape characters that an output's encoding lacks, and write every line at once: a log file
     is read during a run, and after one that was killed."""
-    usual = [
-        each for each in (sys.stdout, sys.stderr) if isinstance(each, io.TextIOWrapper)
-    ]
-    streams = [stream for stream in usual if not stream.closed]
-    before = [(stream, stream.errors, stream.line_buffering) for stream in streams]
-    for stream in streams:
-        stream.reconfigure(errors="backslashreplace", line_buffering=True)
+    before = []
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not stream.closed:
+            before.append((stream, stream.errors, stream.line_buffering))
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         yield
     finally:

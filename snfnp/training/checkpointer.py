@@ -131,9 +131,9 @@ class Checkpointer:
         steps = progress.steps
         best_step = progress.best.step if progress.best else 0
         if step > steps:
-            past = f"past `epochs={self.config.epochs}` ({steps} steps)"
             raise UsageError(
-                f"{folder.path} is at step {step}, {past}: give more epochs"
+                f"{folder.path} is at step {step}, past `epochs={self.config.epochs}` ({steps} "
+                "steps): give more epochs"
             )
         best_saved = None
         with suppress(SnfnpError):  # it may be damaged, or another run's

@@ -116,10 +116,10 @@ class RunLoop:
         if ended:
             self.report(f"a callback ended training after epoch {epoch}")
         elif self.progress.step < self.progress.steps:
-            waited = (
-                f"no improvement in {self.config.patience} evaluations (`patience`)"
+            self.report(
+                f"stopped after epoch {epoch}: no improvement in {self.config.patience} "
+                "evaluations (`patience`)"
             )
-            self.report(f"stopped after epoch {epoch}: {waited}")
 
     def _train(self) -> bool:
         """Take the remaining steps. True if a callback ended them."""
@@ -217,9 +217,9 @@ class RunLoop:
             self.save(last)
         if stop:
             out = shlex.quote(str(self.folder.path))
-            advice = f"go on with `resume` `out={out}` (snfnp.resume)"
             self.report(
-                f"interrupted at step {step}: everything is in {last}; {advice}"
+                f"interrupted at step {step}: everything is in {last}; go on with `resume` "
+                f"`out={out}` (snfnp.resume)"
             )
             raise KeyboardInterrupt
 
@@ -228,11 +228,9 @@ class RunLoop:
         run = self.folder
         saved = load_checkpoint(run.best, self.trainer.layout, run.open(run.path)[1])
         if saved.step != step:
-            differs = (
-                f"of step {saved.step}, but the best evaluation was at step {step}"
-            )
             raise CheckpointError(
-                f"{run.best} is {differs}: restore it, or start a new run"
+                f"{run.best} is of step {saved.step}, but the best evaluation was at step {step}: "
+                "restore it, or start a new run"
             )
         return saved
 
@@ -276,9 +274,9 @@ class RunLoop:
             and latest.nll > best.nll
         )
         if is_past and not dataset.of_images:
-            worse = f"{best.nll:.{places}f} → {latest.nll:.{places}f} nats"
             self.report(
-                f"overfitting since epoch {best.epoch} ({worse}): the best checkpoint is kept"
+                f"overfitting since epoch {best.epoch} ({best.nll:.{places}f} → "
+                f"{latest.nll:.{places}f} nats): the best checkpoint is kept"
             )
         return summary
 
@@ -363,8 +361,10 @@ def _introduction(session: Session, trainer: Trainer) -> str:
     ]
     if config.warmup_epochs >= config.epochs:
         rate = config.lr * config.epochs / config.warmup_epochs
-        rising = f"it ends within its warm-up, at a rate of {rate:g}: "
-        lines.append(f"{rising}give more `epochs`, or fewer `warmup_epochs`")
+        lines.append(
+            f"it ends within its warm-up, at a rate of {rate:g}: give more `epochs`, or fewer "
+            "`warmup_epochs`"
+        )
     error = _ERROR if trainer.flow.learned_inverses() else ""
     lines.append(f"run folder {session.folder.path}")
     lines.append(f"in the lines below: * the best so far{error}")

@@ -203,9 +203,10 @@ class ProgressLine:
         if self.bar.disable:
             speed = progress.steps_per_second
             minutes = (progress.steps - progress.step) / speed / 60
-            at = f"step {progress.step} of {progress.steps}"
-            left = f"{minutes:.1f} minutes left at {speed:.3g} steps/s"
-            self._report(f"{at}, {left}: {figures}")
+            self._report(
+                f"step {progress.step} of {progress.steps}, {minutes:.1f} minutes left at "
+                f"{speed:.3g} steps/s: {figures}"
+            )
         return Record(
             progress.step,
             progress.steps,
