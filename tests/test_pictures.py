@@ -175,7 +175,7 @@ def test_samples_stand_beside_test_images_under_the_rule_and_the_best_epoch(
 
 
 def labels(*records):
-    return [row.label for row in rows(list(records))]
+    return [curves.LABELS[figure] for figure in rows(list(records))]
 
 
 def test_rows_are_drawn_where_there_is_something_to_draw():
@@ -193,7 +193,7 @@ def test_rows_are_drawn_where_there_is_something_to_draw():
 def test_a_row_has_a_gap_where_a_record_lacks_it_and_a_band_where_one_has_one():
     without = {name: value for name, value in RECORD.items() if name != "lam"}
     banded = {**RECORD, "lam": 2.0, "lam_min": 1.5, "lam_max": 3.0}
-    line, low, high = rows([RECORD, without, banded])[2].lines
+    line, low, high = rows([RECORD, without, banded])["lam"]
     for drawn, ends in ((line, (1, 2)), (low, (1, 1.5)), (high, (1, 3))):
         assert (drawn[0], drawn[2]) == ends and math.isnan(drawn[1])
 

@@ -1,6 +1,6 @@
 """Curves of a run's metrics, and of several runs in one picture."""
 
-from dataclasses import dataclass
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,50 +8,30 @@ import numpy as np
 
 from snfnp.training.plots import picture, plain
 
-
-@dataclass(frozen=True)
-class CurveRow:
-    """A row of curves.
-
-    lines: (3, records), per record a value and the ends of a band around it, NaN for a record
-    without; training: the same figure of training data (records,), dashed; log: a logarithmic axis,
-    if all is positive; limit: a level that is marked."""
-
-    label: str
-    lines: np.ndarray
-    training: np.ndarray | None
-    log: bool = True
-    limit: float | None = None
-
-
-# (figure of a record or of its layers, label of its row, how it is drawn)
-ROWS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("validation_nll_nats", "exact validation NLL (nats)", {"log": False}),
-    ("reconstruction", "reconstruction error\nΣ ‖g(f(h)) − h‖² per sample", {}),
-    ("jacobian_error", "Jacobian error (Eq. 31)\nΣ ‖J_g J_f ν − ν‖² per probe", {}),
-    ("lam", "λ: mean and range\nover the layers", {}),
-    ("constraint", "constraint C: mean and\nrange over the layers", {}),
-    ("rho", "ρ = ‖I − RW‖₂, from below:\nlargest and range", {"limit": 1.0}),
-    ("angle", "angle of W's gradient to the\nexact one (°): largest and range", {}),
-    (
-        "inverse_angle",
-        "angle of R's gradient to the\nexact one (°): largest and range",
-        {},
-    ),
-)
-# {figure: another one, drawn dashed in its row}
-_DASHED = {"validation_nll_nats": "training_nll_nats"}
+_NLL = "validation_nll_nats"
+# {figure of a record or of its layers: label of its row}
+LABELS = {
+    _NLL: "exact validation NLL (nats)",
+    "reconstruction": "reconstruction error\nΣ ‖g(f(h)) − h‖² per sample",
+    "jacobian_error": "Jacobian error (Eq. 31)\nΣ ‖J_g J_f ν − ν‖² per probe",
+    "lam": "λ: mean and range\nover the layers",
+    "constraint": "constraint C: mean and\nrange over the layers",
+    "rho": "ρ = ‖I − RW‖₂, from below:\nlargest and range",
+    "angle": "angle of W's gradient to the\nexact one (°): largest and range",
+    "inverse_angle": "angle of R's gradient to the\nexact one (°): largest and range",
+}
 # 0 in records of runs that learn none
 _OF_INVERSES = ("reconstruction", "lam", "constraint")
+_NONE = (math.nan, math.nan, math.nan)
 _DECADE = 10  # between the ends of a logarithmic axis, which else has hardly a label
 
 
-def _point(record: dict[str, Any], figure: str) -> tuple[float, float, float] | None:
+def _point(record: dict[str, Any], figure: str) -> tuple[float, float, float]:
     """A figure and the ends of its band: as recorded, or of the layers' figures the largest, and a
-    band over all; None if there is none."""
+    band over all; NaN if there is none."""
     if figure in record:
         if figure in _OF_INVERSES and not record["reconstruction"] > 0:
-            return None
+            return _NONE
         value = record[figure]
         return (
             value,
@@ -60,26 +40,18 @@ def _point(record: dict[str, Any], figure: str) -> tuple[float, float, float] | 
         )
     layers = record.get("layers", {}).values()
     values = [figures[figure] for figures in layers if figure in figures]
-    return (max(values), min(values), max(values)) if values else None
+    return (max(values), min(values), max(values)) if values else _NONE
 
 
-def rows(records: list[dict[str, Any]]) -> list[CurveRow]:
-    """The rows that some record has a figure for; λ if it moves."""
-    drawn = []
-    for figure, label, style in ROWS:
-        points = [_point(record, figure) for record in records]
-        is_fixed = (
-            figure == "lam"
-            and len({value for point in points for value in point or ()}) == 1
-        )
-        if is_fixed or not any(points):
-            continue
-        lines = np.array([point or [np.nan] * 3 for point in points]).T
-        dashed = np.array(
-            [record.get(_DASHED.get(figure, ""), np.nan) for record in records]
-        )
-        training = None if np.isnan(dashed).all() else dashed
-        drawn.append(CurveRow(label, lines, training, **style))
+def rows(records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """The figures that some record has, and λ if it moves: per record the value and the ends of a
+    band around it, (3, records), NaN for a record without."""
+    drawn = {}
+    for figure in LABELS:
+        lines = np.array([_point(record, figure) for record in records]).T
+        distinct = len(np.unique(lines[np.isfinite(lines)]))
+        if distinct > 1 or distinct and figure != "lam":
+            drawn[figure] = lines
     return drawn
 
 
@@ -89,32 +61,37 @@ def save_curves(path: Path, records: list[dict[str, Any]], title: str) -> None:
     epochs = [record["epoch"] for record in records]
     with picture(path, title, (7.5, 2.7 * len(drawn) + 0.4)) as figure:
         axes = figure.subplots(len(drawn), sharex=True, squeeze=False)[:, 0]
-        for index, (axis, row) in enumerate(zip(axes, drawn, strict=True)):
-            _draw_row(axis, epochs, row, f"C{index}")
-            axis.set_ylabel(row.label)
-        seconds = f"{records[-1]['seconds']:,.1f} training seconds in all"
-        _label(axes[-1], "epoch", f" ({seconds})")
+        for index, (axis, name) in enumerate(zip(axes, drawn, strict=True)):
+            lines = drawn[name]
+            color = f"C{index}"
+            axis.plot(epochs, lines[0], marker=_marker(epochs), color=color)
+            axis.fill_between(
+                epochs, lines[1], lines[2], color=color, alpha=0.2, linewidth=0
+            )
+            axis.set_ylabel(LABELS[name])
+            axis.grid(alpha=0.3, which="both")
+            if name == "rho":
+                axis.axhline(1.0, color="gray", linestyle="--", linewidth=1)
+            if name == _NLL:
+                _draw_training(axis, epochs, records, color)
+            elif np.nanmax(lines) > _DECADE * np.nanmin(lines) > 0:
+                axis.set_yscale("log")
+        seconds = records[-1]["seconds"]
+        _label(axes[-1], "epoch", f" ({seconds:,.1f} training seconds in all)")
 
 
-def _draw_row(axis: Any, x: list[float], row: CurveRow, color: str) -> None:
-    value, low, high = row.lines
-    axis.plot(x, value, marker=_marker(x), color=color)
-    axis.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
-    if row.training is not None:
-        axis.plot(
-            x, row.training, "--", color=color, linewidth=1, label="of training rows"
-        )
+def _draw_training(
+    axis: Any, epochs: list[float], records: list[dict[str, Any]], color: str
+) -> None:
+    """Draw the NLL of training rows, if it was evaluated."""
+    nll = [record.get("training_nll_nats", math.nan) for record in records]
+    if np.isfinite(nll).any():
+        axis.plot(epochs, nll, "--", color=color, linewidth=1, label="of training rows")
         axis.legend(fontsize="small")
-    if row.limit is not None:
-        axis.axhline(row.limit, color="gray", linestyle="--", linewidth=1)
-    axis.grid(alpha=0.3, which="both")
-    values = row.lines[np.isfinite(row.lines)]
-    if row.log and values.max() > _DECADE * values.min() > 0:
-        axis.set_yscale("log")
 
 
 # The figures of a run's metrics that a comparison draws: the x of both panels, then their y.
-COMPARED = ("epoch", "seconds", "validation_nll_nats")
+COMPARED = ("epoch", "seconds", _NLL)
 
 
 def save_comparison(
