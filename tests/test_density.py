@@ -15,6 +15,7 @@ from support.densities import (
     RELU,
     SPLINE,
     assert_same,
+    few_mixtures,  # noqa: F401
     fit,
     mixtures_of,
     moons,

@@ -15,7 +15,16 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from support.densities import FAST, PAIR, Frame, assert_same, fit, mixtures_of, moons
+from support.densities import (
+    FAST,
+    PAIR,
+    Frame,
+    assert_same,
+    few_mixtures,  # noqa: F401
+    fit,
+    mixtures_of,
+    moons,
+)
 from support.messages import one_line
 from support.processes import python
 from support.runs import around

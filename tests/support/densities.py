@@ -1,9 +1,10 @@
 """Tables of rows, and quick fits of `FlowDensity`, for its tests."""
 
 import numpy as np
+import pytest
 
 import snfnp
-from snfnp.density import fitting
+from snfnp.density import fitting, training
 from support.runs import around
 
 # on NumPy, without kernels to compile
@@ -11,6 +12,14 @@ RELU = {"layers": 1, "activation": "smooth-leaky-relu", "random_state": 0}
 FAST = RELU | {"epochs": 2, "members": 1}
 PAIR = FAST | {"members": 2}
 SPLINE = {"activation": "spline", "layers": 2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_mixtures():
+    """Mixtures of two sizes, not of twelve; tests/test_mixtures.py has all."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(training, "_COMPONENTS", (1, 4))
+        yield
 
 
 def moons(rows=600, seed=0):
