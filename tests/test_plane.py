@@ -132,8 +132,9 @@ def test_the_true_likelihood_of_the_test_points_is_that_of_their_density(name):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "moons"
-    options = ("--data", "moons", *FAST, "--batch-size", "1000", "--epochs", "3")
-    train.main([*options, "--out", str(path)])
+    options = {"backend": "numpy", "lr": 0.01, "batch_size": 1000, "epochs": 1}
+    config = snfnp.TrainConfig(data="moons", model="vector", out=path, **options)
+    snfnp.train(config, snfnp.load_dataset("moons"), report=None)
     return path
 
 
@@ -143,7 +144,10 @@ def run(folder):
 
 
 @pytest.mark.slow
-def test_a_run_on_a_plane_leaves_a_picture_and_an_animation(folder, capsys):
+def test_a_run_on_a_plane_leaves_a_picture_and_an_animation(tmp_path, capsys):
+    folder = tmp_path / "moons"
+    options = ("--data", "moons", *FAST, "--batch-size", "1000", "--epochs", "3")
+    train.main([*options, "--out", str(folder)])
     with Image.open(folder / "training.gif") as animation:
         assert animation.n_frames == 3 and animation.info["loop"] == 0
         first = np.asarray(animation.convert("RGB"))
