@@ -12,11 +12,12 @@ from snfnp.ops import get_ops
 from snfnp.rules import SelfNormalizing
 from snfnp.step.update import Adam
 
+OPS = get_ops("numpy")
+
 
 def _returns(variances, lam: float, rule: SelfNormalizing) -> bool:
     """Tell if W = Σ^(-1/2), R = Σ^(1/2) is stable for this diagonal Σ: the code's update, by
     central differences on a batch with these second moments. Rotations of z change nothing."""
-    ops = get_ops("numpy")
     s = np.sqrt(variances)
     size = len(variances)
     x = np.vstack([np.diag(s), -np.diag(s)]) * np.sqrt(size)
@@ -26,8 +27,8 @@ def _returns(variances, lam: float, rule: SelfNormalizing) -> bool:
         W, R = point.reshape(2, size, size)
         p = {"W": W, "R": R}
         grads = {"W": np.empty_like(W), "R": np.empty_like(R)}
-        z, _, cache = layer.forward(ops, p, x)
-        ctx = BackwardContext.of(ops, np.full(len(x), 1 / len(x)), lam)
+        z, _, cache = layer.forward(OPS, p, x)
+        ctx = BackwardContext.of(OPS, np.full(len(x), 1 / len(x)), lam)
         layer.backward(ctx, p, cache, -z / len(x), grads)
         return np.ravel([grads["W"], grads["R"]])
 
@@ -85,7 +86,7 @@ def natural_coordinates():
         root = np.linalg.cholesky(second)
         for t in range(1, 301):
             gradient = -second @ at + 6 * root @ rng.standard_normal(2)
-            Adam().update(get_ops("numpy"), gradient, 0.04, t, out=(at, *state))
+            Adam().update(OPS, gradient, 0.04, t, out=(at, *state))
             path.append(at.copy())
         height = np.einsum("...i,ij,...j", grid, second, grid)
         axis.contour(

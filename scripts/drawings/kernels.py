@@ -46,9 +46,8 @@ def inverse_entries():
         sizes = [statistic(inverse[distance == d]) for d in range(9)]
         axis.semilogy(sizes, "o-", color=color, label=label)
     for size, color in ((3, ORANGE), (5, RED), (7, PURPLE)):
-        at = (size - 1) / 2 + 0.5
-        axis.axvline(at, color=color, linestyle="--")
-        axis.text(at + 0.05, 1.1, f"{size}×{size}", color=color, fontsize=9)
+        axis.axvline(size / 2, color=color, linestyle="--")
+        axis.text(size / 2 + 0.05, 1.1, f"{size}×{size}", color=color, fontsize=9)
     axis.set(xlabel="distance of the two pixels", ylabel="|entry of the inverse|")
     return laid_out(figure, axis)
 

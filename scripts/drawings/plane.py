@@ -88,14 +88,17 @@ def plane_matrices():
     circle = np.stack([np.cos(angle), np.sin(angle)])
     grid = _grid(np.linspace(-1, 1, 5), 2)
     figure, axes = plt.subplots(3, 4, figsize=(4.8, 4.2), sharex=True, sharey=True)
-    for number, (layer, column) in enumerate(zip(layers[::2], axes.T, strict=True), 1):
-        matrices = (layer.W, layer.R, layer.R @ layer.W)
-        for name, matrix, axis in zip("WRE", matrices, column, strict=True):
+    for k, (layer, column) in enumerate(zip(layers[::2], axes.T, strict=True), start=1):
+        matrices = {
+            f"$W_{k}$": layer.W,
+            f"$R_{k}$": layer.R,
+            f"$R_{k} W_{k}$": layer.R @ layer.W,
+        }
+        for axis, (title, matrix) in zip(column, matrices.items(), strict=True):
             axis.plot(*(grid @ matrix.T).T, **THIN)
             axis.plot(*matrix @ circle, color=GREEN)
             for end, color in zip(matrix.T, (BLUE, ORANGE), strict=True):
                 arrow(axis, (0, 0), end, color=color, style="->")
-            title = f"$R_{number} W_{number}$" if name == "E" else f"${name}_{number}$"
             area = abs(np.linalg.det(matrix))
             bare(axis, title=f"{title}: × {area:.2f}", aspect="equal")
     return laid_out(figure)

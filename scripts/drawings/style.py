@@ -17,12 +17,15 @@ PURPLE = "#8f6bd1"
 THIN = {"color": INK, "linewidth": 0.8, "alpha": 0.8}  # of lines that guide the eye
 PAGES = Path(__file__).parents[2] / "derivations"
 
-_GREY = "text.color axes.edgecolor axes.labelcolor xtick.color ytick.color grid.color"
-plt.rcParams.update(dict.fromkeys(_GREY.split(), INK))
-_FACES = "axes.facecolor figure.facecolor savefig.facecolor"
-plt.rcParams.update(dict.fromkeys(_FACES.split(), "none"))
-_OFF = "axes.spines.top axes.spines.right legend.frameon"
-plt.rcParams.update(dict.fromkeys(_OFF.split(), False))
+for names, value in (
+    (
+        "text.color axes.edgecolor axes.labelcolor xtick.color ytick.color grid.color",
+        INK,
+    ),
+    ("axes.facecolor figure.facecolor savefig.facecolor", "none"),
+    ("axes.spines.top axes.spines.right legend.frameon", False),
+):
+    plt.rcParams.update(dict.fromkeys(names.split(), value))
 plt.rcParams.update(
     {
         "backend": "Agg",
