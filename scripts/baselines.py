@@ -109,7 +109,7 @@ def truth(name: str, x: np.ndarray) -> np.ndarray:
     if name == "rings":
         rings = [np.log(k / 6) + norm.logpdf(radius, k, 0.1) for k in (1, 2, 3)]
         return np.logaddexp.reduce(rings) - np.log(2 * np.pi * radius)
-    return pinwheel((x[:, 0] + 1j * x[:, 1]) / 2)
+    return pinwheel(x @ (0.5, 0.5j))
 
 
 def pinwheel(z: np.ndarray) -> np.ndarray:
