@@ -167,7 +167,7 @@ def _compare(name: str, backend: str, checkouts) -> bool:
         _write_images(Path(temporary, _IMAGES))
         try:
             _train(checkouts[1], name, backend, other)
-            _train(checkouts[0], name, backend, this, other / "begun")
+            _train(checkouts[0], name, backend, this)
         except FailedError as error:
             print(f"{row} failed: {error}", flush=True)
             return False
@@ -181,18 +181,16 @@ def _compare(name: str, backend: str, checkouts) -> bool:
     return not differing
 
 
-def _train(
-    checkout: Path, name: str, backend: str, folder: Path, begun: Path | None = None
-):
+def _train(checkout: Path, name: str, backend: str, folder: Path) -> None:
     """Train, and write the reports, into `folder`: run/ and *.txt. A run to be resumed is trained
-    for one epoch into `folder`/begun, unless `begun` is given, the other checkout's."""
+    for one epoch by the checkout that comes first, for both."""
     folder.mkdir(parents=True)
     run = str(folder / "run")
     train = ("scripts/train_mnist.py", "--backend", backend)
     options = [*CONFIGURATIONS[name].split(), "--data", str(folder.parent / _IMAGES)]
     if name.endswith("-resume"):
-        if begun is None:
-            begun = folder / "begun"
+        begun = folder.parent / "begun"
+        if not begun.exists():
             _run(checkout, (*train, *options, "--epochs", "1", "--out", str(begun)))
         shutil.copytree(begun, run)
         options = ["--resume", "--epochs", "2"]

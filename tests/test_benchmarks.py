@@ -269,7 +269,7 @@ def test_every_preset_and_gradient_can_be_chosen():
 def test_a_row_is_printed_and_a_difference_named(results, monkeypatch, capsys):
     """The comparison of one configuration, whose trainings are copies of runs."""
 
-    def train(checkout, name, backend, folder, begun=None):
+    def train(checkout, name, backend, folder):
         shutil.copytree(checkout, folder)
 
     this, other = results
