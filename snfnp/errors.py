@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
+Report = Callable[[str], object]  # gets a line for the user
 _LONGEST = 2000  # characters of a message
 
 
@@ -87,18 +88,14 @@ def require_whole(owner: object, least: int, **values: Any) -> None:
 
 
 def require_real(
-    owner: object, low: float, high: float, or_zero: bool = False, **values: Any
+    owner: object, high: float, or_zero: bool = False, **values: Any
 ) -> None:
-    """Raises UsageError for anything but numbers between low and high; or_zero: or 0."""
+    """Raises UsageError for anything but numbers between 0 and high; or_zero: or 0."""
 
     def fits(value: Any) -> bool:
-        return _is_number(value, Real) and (
-            low < value < high or or_zero and value == 0
-        )
+        return _is_number(value, Real) and (0 < value < high or or_zero and value == 0)
 
-    _require(
-        owner, values, fits, f"it must be in ({low:g}, {high:g}){' or 0' * or_zero}"
-    )
+    _require(owner, values, fits, f"it must be in (0, {high:g}){' or 0' * or_zero}")
 
 
 def require_sizes(

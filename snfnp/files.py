@@ -33,15 +33,15 @@ _OTHER_WORDS = {
     "pickle": _NO_NUMBERS,
     "Python objects": _NO_NUMBERS,
 }
+Json = dict[str, Any]  # a JSON object
+StrPath = str | os.PathLike[str]
 LONGEST = 1 << 30  # bytes: more than the metrics of any run
 ADVICE = "free some space or choose another folder (`out`)"
 # the end of the name of a file that a crash may leave half written
 PARTIAL = ".partial"
 
 
-def open_regular(
-    path: str | os.PathLike[str], flags: int = os.O_RDONLY, follow: bool = False
-) -> int:
+def open_regular(path: StrPath, flags: int = os.O_RDONLY, follow: bool = False) -> int:
     """The descriptor of a file that is no pipe and no device, and no link unless `follow`.
 
     So nothing waits for the other end of a pipe or reads an endless device, and nothing outside a
@@ -62,7 +62,7 @@ def open_regular(
     return descriptor
 
 
-def _require_regular(mode: int, path: str | os.PathLike[str]) -> None:
+def _require_regular(mode: int, path: StrPath) -> None:
     if not stat.S_ISREG(mode):
         why = (
             os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "it is no regular file"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from snfnp.flow import Flow
+from snfnp.flow import Flow, Shape
 from snfnp.layers import (
     ActNorm,
     AffineCoupling,
@@ -67,7 +67,7 @@ class Preset:
     """A model and its training settings, the paper's (A.3) for the models of its tables."""
 
     # for images (H, W, C) or rows (D,)
-    build: Callable[[Choices, tuple[int, ...]], Flow]
+    build: Callable[[Choices, Shape], Flow]
     summary: str  # a phrase, for help
     gradients: tuple[str, ...]  # the gradients for its training, the default first
     lr: float = 1e-3
@@ -90,7 +90,7 @@ class Preset:
     whole_rate: int = 200  # steps from which on the recipe has its whole rate
     lam_forward: float | None = None  # λ of the forward objective
     # Options, and `steps`, that depend on the shape and the number of the training data.
-    fits: Callable[[tuple[int, ...], int], dict] = lambda shape, count: {}
+    fits: Callable[[Shape, int], dict] = lambda shape, count: {}
 
 
 def make_rule(option: Callable[[str], Any]) -> Rule:
@@ -113,7 +113,7 @@ def make_rule(option: Callable[[str], Any]) -> Rule:
     return SelfNormalizing(objective)
 
 
-def fully_connected(choices: Choices, shape: tuple[int, ...]) -> Flow:
+def fully_connected(choices: Choices, shape: Shape) -> Flow:
     """The 2-layer flow of Table 1: Dense D - smooth leaky ReLU(0.3) - Dense D, with biases."""
     dimension = math.prod(shape)
     kind = "identity" if choices.init == "authors" else choices.init
@@ -133,7 +133,7 @@ def fully_connected(choices: Choices, shape: tuple[int, ...]) -> Flow:
     return Flow((dimension,), tuple(layers[:-1]), image_shape=shape)
 
 
-def vector(choices: Choices, shape: tuple[int, ...]) -> Flow:
+def vector(choices: Choices, shape: Shape) -> Flow:
     """A flow for rows of numbers: an elementwise map, whitening, and dense layers with elementwise
     maps between them. Splines are the identity beyond 4 standard deviations.
 
@@ -156,7 +156,7 @@ def vector(choices: Choices, shape: tuple[int, ...]) -> Flow:
     return Flow((dimension,), tuple(layers[:-1]), image_shape=shape)
 
 
-def _fitting_vector(shape: tuple[int, ...], rows: int) -> dict:
+def _fitting_vector(shape: Shape, rows: int) -> dict:
     """Fewer layers and a smaller rate for many columns, as a step changes D weights of each output;
     fewer layers, bins and steps for few rows."""
     root = math.sqrt(16 / math.prod(shape))
@@ -171,7 +171,7 @@ def _fitting_vector(shape: tuple[int, ...], rows: int) -> dict:
 
 
 def convolutional(
-    choices: Choices, shape: tuple[int, ...], other: Callable | None = None
+    choices: Choices, shape: Shape, other: Callable | None = None
 ) -> Flow:
     """The 9-layer flow of Table 1: 3 blocks of 3 convolutions, 3×3 with bias, splines between
     convolutions, and squeezes between blocks.
@@ -201,7 +201,7 @@ def convolutional(
     return Flow(shape, tuple(layers[:-2]))
 
 
-def glow(choices: Choices, shape: tuple[int, ...]) -> Flow:
+def glow(choices: Choices, shape: Shape) -> Flow:
     """Glow (Kingma & Dhariwal 2018): L blocks of a squeeze and K steps of [actnorm, mixing
     convolution, affine coupling], with a coupling and a split between blocks.
 

@@ -14,11 +14,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import DTypeLike
 
-Shapes = dict[str, dict[str, tuple[int, ...]]]  # {layer: {name: shape}}
+from snfnp.ops import Shape
+
+Shapes = dict[str, dict[str, Shape]]  # {layer: {name: shape}}
 _ALIGN = 16  # elements: every view starts on a 64-byte boundary in single precision
 
 
-def order_of(name: str, shape: tuple[int, ...]) -> Literal["C", "F"]:
+def order_of(name: str, shape: Shape) -> Literal["C", "F"]:
     """The memory order of a parameter. A matrix R is kept as Rᵀ: where it stands for W⁻¹ in W's
     gradient (Eq. 10), both lie in the same order."""
     return "F" if name == "R" and len(shape) == 2 else "C"
@@ -30,7 +32,7 @@ class Entry:
 
     layer: str
     name: str
-    shape: tuple[int, ...]
+    shape: Shape
     start: int
 
     @property

@@ -240,7 +240,7 @@ WRONG = [
         "random_state is -1: give None, a whole number from 0 on, or a",
     ),
     ({"activation": "tanh"}, "`activation` is tanh: it must be one of"),
-    ({"ties": "drop"}, "ties is 'drop': it must be one of dequantise, keep, raise"),
+    ({"ties": "drop"}, "`ties` is drop: it must be one of dequantise, keep, raise"),
 ]
 
 

@@ -149,9 +149,7 @@ def test_any_name_is_drawn_as_it_is_and_without_a_warning(tmp_path, recwarn):
     shown = dict.fromkeys(ODD_NAMES, pixels(4, 5, 5, 1))
     plots.save_samples(tmp_path / "a.svg", shown, "")
     figures = {key: [1.0, 2.0] for key in curves.COMPARED}
-    curves.save_comparison(
-        tmp_path / "d.svg", dict.fromkeys(ODD_NAMES, figures), "nats"
-    )
+    curves.save_comparison(tmp_path / "d.svg", dict.fromkeys(ODD_NAMES, figures))
     for index, name in enumerate((ODD_NAMES[0], " ".join(ODD_NAMES))):
         save_curves(tmp_path / f"{index}.svg", [RECORD], name)
     assert len(list(tmp_path.iterdir())) == 4 and not recwarn.list
@@ -240,7 +238,7 @@ def test_a_comparison_shows_all_but_the_first_evaluations(tmp_path, drawn):
         "seconds": [*range(2, 8)],
         "validation_nll_nats": nll,
     }
-    curves.save_comparison(tmp_path / "a.png", {"a": line, "b": line}, "NLL")
+    curves.save_comparison(tmp_path / "a.png", {"a": line, "b": line})
     for axis in drawn[0].axes:
         lowest, highest = axis.get_ylim()
         assert 190 < lowest < 200 and 250 < highest < 260
@@ -253,7 +251,7 @@ def test_the_legend_of_a_comparison_leaves_its_panels_their_room(
     """It is below them, so that long names cover no curve."""
     line = {key: [1.0, 2.0, 3.0] for key in curves.COMPARED}
     lines = {name * length: line for name in "abc"}
-    curves.save_comparison(tmp_path / "a.png", lines, "NLL")
+    curves.save_comparison(tmp_path / "a.png", lines)
     (figure,) = drawn
     figure.draw_without_rendering()
     panels = [axis.get_window_extent() for axis in figure.axes]

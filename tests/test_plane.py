@@ -169,7 +169,7 @@ def test_a_run_on_a_plane_leaves_a_picture_and_an_animation(tmp_path, capsys):
 
 def test_a_view_is_what_the_flow_says(run):
     view = View.of(
-        run.likelihood, snfnp.load_dataset("moons").test, ["learned", "exact"]
+        run.likelihood, snfnp.load_dataset("moons").test, ["exact", "learned"]
     )
     x = np.linspace(*view.extent[:2], 128)
     y = np.linspace(*view.extent[2:], 128)
@@ -181,7 +181,7 @@ def test_a_view_is_what_the_flow_says(run):
     columns = [100, 3]
     assert_allclose(view.density[rows, columns], expected, rtol=1e-12)
     assert not np.allclose(view.density[columns, rows], expected, rtol=1e-3)
-    back = run.ops.to_host(run.likelihood.latents(view.grid["exact"].reshape(-1, 2))[0])
+    back = run.ops.to_host(run.likelihood.latents(view.grid.reshape(-1, 2))[0])
     for lines, still in zip(np.split(back.reshape(22, -1, 2), 2), (1, 0), strict=True):
         assert (
             np.ptp(lines[..., still], axis=1).max()

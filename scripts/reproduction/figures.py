@@ -254,7 +254,7 @@ class Figure5(_OneSeed):
             for label, (_, columns) in _curves(record).items()
         }
         if lines:
-            curves.save_comparison(path, lines, "exact validation NLL (nats)")
+            curves.save_comparison(path, lines)
 
 
 def _seconds(row: dict) -> float | None:

@@ -50,7 +50,7 @@ class JacobianPenalty(SelfNormalizing):
     def __post_init__(self):
         super().__post_init__()
         require_whole(self, 1, probes=self.probes)
-        require_real(self, 0, math.inf, or_zero=True, weight=self.weight)
+        require_real(self, math.inf, or_zero=True, weight=self.weight)
 
     def backward(
         self,
@@ -118,7 +118,7 @@ class Variational(Rule):
     objective: ClassVar[str] = "variational"
 
     def __post_init__(self):
-        require_real(self, 0, math.inf, sigma=self.sigma)
+        require_real(self, math.inf, sigma=self.sigma)
         require_whole(self, 1, vectors=self.vectors)
 
     @property

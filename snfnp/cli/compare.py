@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from snfnp.cli.shared import Parser, check_file
 from snfnp.errors import UsageError, in_flags, printable
@@ -58,7 +58,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
             lines[label] = {
                 key: [record[key] for record in run.metrics] for key in curves.COMPARED
             }
-        curves.save_comparison(args.plot, lines, "exact validation NLL (nats)")
+        curves.save_comparison(args.plot, lines)
         print(printable(f"picture: {args.plot}"))
 
 
@@ -101,22 +101,17 @@ def differences(runs: list[ComparedRun]) -> list[str]:
     """The options of each run that differ between runs, as on the command line, without those
     that follow from a run's other options in every run."""
     options: list[list[str]] = [[] for _ in runs]
-    for name in [name for name in OPTIONS if name not in _UNNAMED]:
+    for name in OPTIONS:
         values = [getattr(run.config, name) for run in runs]
-        defaults = [_default(run.config, name) for run in runs]
-        if len(set(map(repr, values))) == 1 or values == defaults:
+        is_one = len(set(map(repr, values))) == 1
+        defaults = [run.config.default_for(name) for run in runs]
+        if name in _UNNAMED or is_one or values == defaults:
             continue
         for value, parts in zip(values, options, strict=True):
             if value is not None:
                 shown = f"{value:g}" if isinstance(value, float) else value
                 parts.append(in_flags(f"`{name}={shown}`"))
     return [printable(" ".join(parts)) for parts in options]
-
-
-def _default(config: TrainConfig, name: str) -> Any:
-    """The value that an option has without being given, beside the others."""
-    option = OPTIONS[name]
-    return config.default_for(name) if option.optional else option.default
 
 
 def common_epochs(runs: Iterable[Iterable[int]], most: int | None = None) -> list[int]:

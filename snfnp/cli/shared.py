@@ -47,8 +47,15 @@ class Parser(argparse.ArgumentParser):
 
         def parsed(text: str) -> float:
             value = kind(text)
-            check_range(flag.removeprefix("--").replace("-", "_"), value, least, most)
-            return value
+            if least <= value <= most and value < math.inf:
+                return value
+            name = flag.removeprefix("--").replace("-", "_")
+            limits = f"at least {least}"
+            if most < math.inf:
+                limits = f"from {least} to {most:,}"
+            finite = " and finite" if kind is float else ""
+            shown = str(value) if len(str(value)) <= 40 else f"{str(value)[:10]}…"
+            raise UsageError(f"`{name}` is {shown}: it must be {limits}{finite}")
 
         parsed.__name__ = kind.__name__  # for argparse's message
         if default is not None:
@@ -194,16 +201,6 @@ def _table_options(
         "columns": run.columns or config.columns,
         "drop_incomplete": config.drop_incomplete or args.drop_incomplete,
     }
-
-
-def check_range(name: str, value: float, least: float, most: float = math.inf) -> None:
-    """Refuse a number that is not finite or not from `least` to `most`."""
-    if least <= value <= most and value < math.inf:
-        return
-    limits = f"from {least} to {most:,}" if most < math.inf else f"at least {least}"
-    finite = " and finite" if isinstance(value, float) else ""
-    shown = str(value) if len(str(value)) <= 40 else f"{str(value)[:10]}…"
-    raise UsageError(f"`{name}` is {shown}: it must be {limits}{finite}")
 
 
 def check_file(path: Path, name: str, suffixes: tuple[str, ...] = ()) -> None:

@@ -17,8 +17,8 @@ from numpy.lib.npyio import NpzFile
 from snfnp.data import pictures, sets, toy
 from snfnp.data.dataset import SPLITS, Dataset, require_dataset
 from snfnp.data.table import is_table, read_table
-from snfnp.errors import UsageError, printable, suggestion
-from snfnp.files import open_regular, readable
+from snfnp.errors import Report, UsageError, printable, suggestion
+from snfnp.files import StrPath, open_regular, readable
 from snfnp.images import fault, open_array, with_channels
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "require_dataset",
 ]
 __all__ += ["HELD_OUT", "load_whole", "own_data"]
-Report = Callable[[str], None]
 Names = tuple[str, ...] | None  # of the columns of a table
 
 # {name: a function (data_dir or None, report) -> Dataset}
@@ -53,8 +52,8 @@ def print_to_stderr(line: str) -> None:
 
 
 def load_dataset(
-    name: str | os.PathLike[str] = "mnist",
-    data_dir: str | os.PathLike[str] | None = None,
+    name: StrPath = "mnist",
+    data_dir: StrPath | None = None,
     *,
     report: Report = print_to_stderr,
     validation: str | None = None,
@@ -194,15 +193,11 @@ def _as_text(path: Any) -> Any:
     return os.fspath(path) if isinstance(path, os.PathLike) else path
 
 
-def load_whole(
-    name: str, data_dir: str | os.PathLike[str] | None = None, **table: Any
-) -> np.ndarray:
+def load_whole(name: str, data_dir: StrPath | None = None, **table: Any) -> np.ndarray:
     """The test data of the data set of this name; or everything at a path, of named splits the test
     split. table: as for `load_dataset`."""
     if name in LOADERS:
-        return LOADERS[name](
-            data_dir if name in PUBLISHED else None, print_to_stderr
-        ).test
+        return load_dataset(name, data_dir).test
     return _chosen(name, "test", None, print_to_stderr, table)
 
 

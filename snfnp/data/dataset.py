@@ -45,9 +45,8 @@ class Dataset:
 
     def __post_init__(self) -> None:
         for split in SPLITS:
-            object.__setattr__(self, split, with_channels(getattr(self, split)))
-        for split in SPLITS:
-            samples = getattr(self, split)
+            samples = with_channels(getattr(self, split))
+            object.__setattr__(self, split, samples)
             problem = fault(samples)
             if not problem and samples.shape[1:] != self.train.shape[1:]:
                 problem = f"shape {samples.shape} beside {self.train.shape} of train; make them one"

@@ -3,36 +3,39 @@
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from snfnp.errors import UsageError
+from snfnp.errors import Report, UsageError
 from snfnp.files import open_regular, readable
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
-_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "val", "valid", "dev"),
-    "test": ("test", "testing"),
+_SPLITS = {  # {name of a folder: split}
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
 }
-_SPLITS = {name: split for split, names in _NAMES.items() for name in names}
 _MOST = 10_000_000  # entries of a folder, which may be endless
 _MOST_OTHERS = 200_000  # before the first image: a stranger's run may name a whole disk as its data
 
 
-def read_folder(folder: Path, report: Callable[[str], None]) -> dict[str, np.ndarray]:
+def read_folder(folder: Path, report: Report) -> dict[str, np.ndarray]:
     """{split: images} of a folder, from its folders train, validation and test, or as others call
     these, in any letter case; without them, all images are "train". `report` gets a line about what
     is left out. Raises UsageError for damaged images, and for images beside such folders."""
     splits: dict[str, str] = {}  # {folder: split}
-    for name in sorted(
-        name for name in os.listdir(folder) if os.path.isdir(folder / name)
-    ):
-        if split := _SPLITS.get(name.lower()):
+    for name in sorted(os.listdir(folder)):
+        split = _SPLITS.get(name.lower())
+        if split and os.path.isdir(folder / name):
             if split in splits.values():
                 raise UsageError(
                     f"{folder} has two folders of {split} images: leave one of them out"
@@ -60,7 +63,7 @@ def read_folder(folder: Path, report: Callable[[str], None]) -> dict[str, np.nda
     }
 
 
-def _files(folder: Path, report: Callable[[str], None]) -> Iterator[Path]:
+def _files(folder: Path, report: Report) -> Iterator[Path]:
     """The images in a folder and below it, on the same disk, in the order of their names."""
     entries = 0
     images = 0
@@ -103,7 +106,7 @@ def _is_walked(parent: str, name: str) -> bool:
     return not (name.startswith(".") or os.path.islink(path) or os.path.ismount(path))
 
 
-def _read(folder: Path, files: list[Path], report: Callable[[str], None]) -> np.ndarray:
+def _read(folder: Path, files: list[Path], report: Report) -> np.ndarray:
     """Images (N, H, W, C) of one size: grey if all are, else with three channels, without
     transparency, and turned as their EXIF data say."""
     if not files:

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from snfnp.data.dataset import SPLITS, Dataset
-from snfnp.errors import SnfnpError, UsageError
-from snfnp.files import open_regular, readable, user_cache
+from snfnp.errors import Report, SnfnpError, UsageError
+from snfnp.files import StrPath, open_regular, readable, user_cache
 from snfnp.images import open_array
 
 SAMPLE = "sample shipped with the package"
@@ -86,9 +86,7 @@ class Published:
                     paths[name] = folder / spelling
         return paths
 
-    def load(
-        self, data_dir: str | os.PathLike[str] | None, report: Callable[[str], object]
-    ) -> Dataset:
+    def load(self, data_dir: StrPath | None, report: Report) -> Dataset:
         """Read the files in the given folder, or else in the cache, which downloads missing ones.
 
         Arguments and errors are those of `snfnp.data.load_dataset`.

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from snfnp.errors import UsageError, printable
+from snfnp.errors import Report, UsageError, printable
 from snfnp.files import open_regular
 
 SUFFIXES = (".csv", ".tsv", ".txt")  # also with .gz
@@ -43,7 +43,7 @@ def is_table(path: object) -> bool:
 
 def read_table(
     path: Path,
-    report: Callable[[str], None],
+    report: Report,
     header: bool | None = None,
     columns: str | Sequence[str | int] | None = None,
     drop_incomplete: bool = False,

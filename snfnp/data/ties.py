@@ -8,11 +8,9 @@ Derivation: derivations/25-an-average-of-densities.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
-from snfnp.errors import UsageError
+from snfnp.errors import Report, UsageError
 
 TIES = ("dequantise", "keep", "raise")
 _LOOKED_AT = 10_000  # rows in which columns with ties are looked for
@@ -27,6 +25,7 @@ _FINER = 20  # times finer than the values lie apart: a step that explains no ti
 # a step.
 _WRITTEN = 0.98
 _OFF = 0.01
+_POINTS = 16  # of a cell, at which a density is averaged
 
 
 def with_ties(
@@ -34,7 +33,7 @@ def with_ties(
     rows: np.ndarray,
     ties: str,
     labels: list[str],
-    report: Callable[[str], None],
+    report: Report,
 ) -> tuple[np.ndarray, ...]:
     """The arguments of `Standardise`: `moments`, and what columns with ties need if `ties` is
     "dequantise", with a line on them. Raises UsageError for such columns if it is "raise"."""
@@ -159,8 +158,8 @@ def _least_squares(
     return step, float(np.abs(off).max()) / step
 
 
-def offsets(step: np.ndarray, count: int = 16) -> np.ndarray:
-    """Points of one cell around its centre, (count, D): a Latin hypercube, always the same."""
+def offsets(step: np.ndarray) -> np.ndarray:
+    """Points of one cell around its centre, (16, D): a Latin hypercube, always the same."""
     rng = np.random.default_rng(0)
-    layers = np.stack([rng.permutation(count) for _ in step], axis=1)
-    return ((layers + 0.5) / count - 0.5) * step
+    layers = np.stack([rng.permutation(_POINTS) for _ in step], axis=1)
+    return ((layers + 0.5) / _POINTS - 0.5) * step

@@ -115,8 +115,9 @@ class Ensemble:
         scores = []
         with np.errstate(all="ignore"):
             for part in np.array_split(rows, math.ceil(len(rows) / _AT_ONCE)):
+                # -inf instead of NaN: so far out numbers overflow on their way
                 terms = [
-                    math.log(weight) + _or_nothing(member.log_prob(part + point))
+                    math.log(weight) + np.fmax(member.log_prob(part + point), -np.inf)
                     for weight, member in zip(self.weights, self.members, strict=True)
                     for point in points
                 ]
@@ -182,8 +183,3 @@ class Fit:
                 else:
                     members.append(FlowMember(ops, self.flow, member))
         return Ensemble(np.array(weights), tuple(members), self.preprocess)
-
-
-def _or_nothing(log_prob: np.ndarray) -> np.ndarray:
-    """Log-densities, -inf instead of NaN: so far out numbers overflow on their way."""
-    return np.where(np.isnan(log_prob), -np.inf, log_prob)

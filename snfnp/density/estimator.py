@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from snfnp.data.dataset import labels_of
-from snfnp.data.ties import TIES
 from snfnp.density import files, rows
 from snfnp.density.ensemble import Fit
 from snfnp.density.fitting import Options, fit_density
@@ -171,14 +170,10 @@ class FlowDensity(Options):
         return self
 
     def _check(self) -> None:
-        require_real(None, 0, 1, validation_fraction=self.validation_fraction)
+        require_real(None, 1, validation_fraction=self.validation_fraction)
         require_whole(None, 1, members=self.members)
         if self.time_limit is not None:
-            require_real(None, 0, math.inf, or_zero=True, time_limit=self.time_limit)
-        if self.ties not in TIES:
-            raise UsageError(
-                f"ties is {self.ties!r}: it must be one of {', '.join(TIES)}"
-            )
+            require_real(None, math.inf, or_zero=True, time_limit=self.time_limit)
 
     def _keep(self, fit: Fit, names: np.ndarray | None) -> None:
         """Set the attributes of a fitted estimator."""

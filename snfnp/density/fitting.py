@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator, RandomState
@@ -202,7 +202,7 @@ def _folds(options: Options, groups: np.ndarray) -> list[np.ndarray]:
 
 def _config(options: Options, rows: int, columns: int, seed: int) -> TrainConfig:
     """The configuration of flows that are trained on so many rows."""
-    names = ("activation", "gradient", "epochs", "batch_size", "lr", "patience")
+    names = ("activation", "gradient", "epochs", "batch_size", "lr", "patience", "ties")
     # None: the default
     settings: dict[str, Any] = {name: getattr(options, name) for name in names}
     config = TrainConfig(model="vector", seed=seed, depth=options.layers, **settings)
@@ -212,7 +212,7 @@ def _config(options: Options, rows: int, columns: int, seed: int) -> TrainConfig
 
 
 def _is_small(config: TrainConfig, columns: int) -> bool:
-    return cast(int, config.batch_size) * columns <= _SMALL
+    return config.batch_size * columns <= _SMALL
 
 
 @contextmanager

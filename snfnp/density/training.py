@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from snfnp.density.mixture import Mixture
-from snfnp.errors import DivergedError, SingularMatrixError
+from snfnp.errors import DivergedError, Report, SingularMatrixError
 from snfnp.flow import Flow
 from snfnp.ops import get_ops
 from snfnp.processes.forked import forked
@@ -91,7 +91,7 @@ class Progress:
     bar: tqdm = field(default_factory=lambda: tqdm(total=0, disable=True))
     deadline: float = math.inf
     parallel: bool = False
-    report: Callable[[str], object] = silent
+    report: Report = silent
 
     @property
     def late(self) -> bool:
@@ -191,8 +191,7 @@ def _trained(
             progress.bar.update(len(folds) * (end - before))
             before = end
             params, log_p = zip(*evaluations, strict=True)
-            scores = _in_order(log_p, folds)
-            scores[np.isnan(scores)] = -np.inf
+            scores = np.fmax(_in_order(log_p, folds), -np.inf)  # no NaN
             if not best.members or scores.mean() > best.mean:
                 best = Candidate(best.name, scores, list(params), done + end)
             if progress.late or done + end - (best.step or 0) >= patience:

@@ -69,7 +69,7 @@ class CausalConv2d(Layer):
 
     def __post_init__(self):
         require_whole(self, 1, channels=self.channels)
-        require_real(self, 0, math.inf, or_zero=True, gain=self.gain)
+        require_real(self, math.inf, or_zero=True, gain=self.gain)
 
     def parameter_shapes(self, shape: Shape) -> dict:
         c = self.channels
@@ -247,8 +247,8 @@ class ConvExponential(Layer):
         _ = self.map  # raises if a size of the kernel is even, or there are no channels
         require_whole(self, 1, iterations=self.iterations)
         require_sizes(self, 2, terms=self.terms)
-        require_real(self, 0, math.inf, norm=self.norm)
-        require_real(self, 0, math.inf, or_zero=True, gain=self.gain)
+        require_real(self, math.inf, norm=self.norm)
+        require_real(self, math.inf, or_zero=True, gain=self.gain)
 
     @cached_property
     def map(self) -> Conv2d:

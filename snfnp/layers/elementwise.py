@@ -25,7 +25,7 @@ class SmoothLeakyReLU(Layer):
     alpha: float = 0.3
 
     def __post_init__(self):
-        require_real(self, 0, 1, alpha=self.alpha)
+        require_real(self, 1, alpha=self.alpha)
 
     def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
         """f(x), and ldj (N,) = Σ log f'(x): the layer's log|Σ_k(x)| of Eq. 7."""
@@ -69,9 +69,9 @@ class RationalQuadraticSpline(Layer):
 
     def __post_init__(self):
         require_whole(self, 2, bins=self.bins)
-        require_real(self, 0, math.inf, bound=self.bound)
-        require_real(self, 0, 1 / self.bins, eps=self.eps)
-        require_real(self, 0, math.inf, or_zero=True, gain=self.gain)
+        require_real(self, math.inf, bound=self.bound)
+        require_real(self, 1 / self.bins, eps=self.eps)
+        require_real(self, math.inf, or_zero=True, gain=self.gain)
 
     def parameter_shapes(self, shape: Shape) -> dict:
         sizes = {"widths": self.bins, "heights": self.bins, "slopes": self.bins - 1}

@@ -44,7 +44,7 @@ class Linear(Layer):
     def __post_init__(self):
         require_instance(self, Map, map=self.map)
         require_instance(self, Rule, rule=self.rule)
-        require_real(self, 0, math.inf, or_zero=True, gain=self.gain)
+        require_real(self, math.inf, or_zero=True, gain=self.gain)
         if self.init_kind not in ("paper", "identity", "orthogonal"):
             raise UsageError(
                 f"init_kind is {self.init_kind!r}: choose paper, identity or orthogonal"

@@ -31,7 +31,7 @@ class Preprocess:
         require_whole(self, 1, levels=self.levels)
         if not 2 <= self.levels <= 256:
             raise UsageError(f"levels is {self.levels}: images have bytes, so 2 to 256")
-        require_real(self, 0, 0.5, alpha=self.alpha)
+        require_real(self, 0.5, alpha=self.alpha)
 
     @property
     def baseline_bits(self) -> float:

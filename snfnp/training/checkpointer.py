@@ -6,9 +6,9 @@ import uuid
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from snfnp.errors import CheckpointError, DivergedError, SnfnpError, UsageError
+from snfnp.files import Json
 from snfnp.step.batches import Batches
 from snfnp.step.trainer import Trainer
 from snfnp.training.options import TrainConfig
@@ -65,9 +65,7 @@ class Checkpointer:
             save_checkpoint(path, checkpoint)
         self._saved = (checkpoint.step, time.monotonic())
 
-    def start(
-        self, progress: Progress, batches: Batches, description: dict[str, Any]
-    ) -> None:
+    def start(self, progress: Progress, batches: Batches, description: Json) -> None:
         """Begin a new run, with a checkpoint of its start. description: see `describe_run`."""
         self.identity = uuid.uuid4().hex
         self.trainer.begin(batches)
@@ -102,7 +100,7 @@ class Checkpointer:
         best = self._update_folder(progress, rollback, record, report)
         return replace(progress, best=best)
 
-    def _load(self, rollback: bool) -> tuple[dict[str, Any], Checkpoint | None]:
+    def _load(self, rollback: bool) -> tuple[Json, Checkpoint | None]:
         """config.json, and the checkpoint to resume from; None: from the start."""
         folder = self.folder
         _, record = folder.open(folder.path)
@@ -122,7 +120,7 @@ class Checkpointer:
         return record, saved if from_best or not rollback else None
 
     def _update_folder(
-        self, progress: Progress, rollback: bool, record: dict[str, Any], report: Report
+        self, progress: Progress, rollback: bool, record: Json, report: Report
     ) -> Record | None:
         """Rewrite the folder of the run that is resumed. Returns its best evaluation, or None if
         the checkpoint of that is lost."""
@@ -165,14 +163,12 @@ class Checkpointer:
             report(f"from step {step} on: {', '.join(changes)}")
         return progress.best
 
-    def _record_changes(
-        self, record: dict[str, Any], step: int, rollback: bool
-    ) -> list[str]:
+    def _record_changes(self, record: Json, step: int, rollback: bool) -> list[str]:
         """Add what changes from this step on to config.json, and return it in words."""
         changed = self.config.changes_from(TrainConfig.from_dict(record["config"]))
         if changed or rollback:
             event = {"step": step, "rollback": rollback, "changed": changed}
-            record["history"] = [*record.get("history", []), event]
+            record.setdefault("history", []).append(event)
             record["config"] |= {name: value for name, (_, value) in changed.items()}
             self.folder.write_config(record)
         return [f"{name} {value} (was {old})" for name, (old, value) in changed.items()]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from snfnp.files import Json
 from snfnp.training.plots import picture, plain
 
 _NLL = "validation_nll_nats"
@@ -26,7 +27,7 @@ _NONE = (math.nan, math.nan, math.nan)
 _DECADE = 10  # between the ends of a logarithmic axis, which else has hardly a label
 
 
-def _point(record: dict[str, Any], figure: str) -> tuple[float, float, float]:
+def _point(record: Json, figure: str) -> tuple[float, float, float]:
     """A figure and the ends of its band: as recorded, or of the layers' figures the largest, and a
     band over all; NaN if there is none."""
     if figure in record:
@@ -43,7 +44,7 @@ def _point(record: dict[str, Any], figure: str) -> tuple[float, float, float]:
     return (max(values), min(values), max(values)) if values else _NONE
 
 
-def rows(records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+def rows(records: list[Json]) -> dict[str, np.ndarray]:
     """The figures that some record has, and λ if it moves: per record the value and the ends of a
     band around it, (3, records), NaN for a record without."""
     drawn = {}
@@ -55,7 +56,7 @@ def rows(records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     return drawn
 
 
-def save_curves(path: Path, records: list[dict[str, Any]], title: str) -> None:
+def save_curves(path: Path, records: list[Json], title: str) -> None:
     """Draw the metrics of a run against epochs: a row for each that it has figures for."""
     drawn = rows(records)
     epochs = [record["epoch"] for record in records]
@@ -81,7 +82,7 @@ def save_curves(path: Path, records: list[dict[str, Any]], title: str) -> None:
 
 
 def _draw_training(
-    axis: Any, epochs: list[float], records: list[dict[str, Any]], color: str
+    axis: Any, epochs: list[float], records: list[Json], color: str
 ) -> None:
     """Draw the NLL of training rows, if it was evaluated."""
     nll = [record.get("training_nll_nats", math.nan) for record in records]
@@ -94,35 +95,32 @@ def _draw_training(
 COMPARED = ("epoch", "seconds", _NLL)
 
 
-def save_comparison(
-    path: Path, lines: dict[str, dict[str, list[float]]], label: str
-) -> None:
+def save_comparison(path: Path, lines: dict[str, dict[str, list[float]]]) -> None:
     """Runs in one picture, by name, against epochs and against training seconds. The legend is
     below, where long names have room.
 
     The first evaluations, far above all others, are left out if they would flatten the rest.
     """
-    *columns, y = COMPARED
     with picture(path, "", (11, 4.6 + 0.2 * len(lines))) as figure:
-        axes = figure.subplots(1, len(columns), sharey=True)
-        for axis, x in zip(axes, columns, strict=True):
+        axes = figure.subplots(1, 2, sharey=True)
+        for axis, x in zip(axes, COMPARED, strict=False):
             for name, line in lines.items():
                 axis.plot(
                     line[x],
-                    line[y],
+                    line[_NLL],
                     marker=_marker(line[x]),
                     label=plain(name),
                     linewidth=1,
                 )
             _label(axis, x)
             axis.grid(alpha=0.3)
-        values = [line[y] for line in lines.values()]
+        values = [line[_NLL] for line in lines.values()]
         lowest = min(min(each) for each in values)
         settled = max(each[len(each) // 5] for each in values)
         margin = 0.05 * (settled - lowest)
         if margin > 0:
             axes[0].set_ylim(lowest - margin, settled + margin)
-        axes[0].set_ylabel(label)
+        axes[0].set_ylabel(LABELS[_NLL])
         entries = axes[0].get_legend_handles_labels()
         figure.legend(*entries, loc="outside lower center", fontsize="small")
 

@@ -2,10 +2,10 @@
 
 import math
 from functools import partial
-from typing import Any
 
 from snfnp.data import Dataset
 from snfnp.errors import DivergedError
+from snfnp.files import Json
 from snfnp.images import evenly_spread
 from snfnp.likelihood import Evaluation, Likelihood
 from snfnp.ops import Array
@@ -38,7 +38,7 @@ class Evaluator:
         self.warnings = self._monitors.warnings
         self._of_images = trainer.flow.preprocess.of_images
 
-    def validate(self, dataset: Dataset, progress: Progress) -> dict[str, Any]:
+    def validate(self, dataset: Dataset, progress: Progress) -> Json:
         """The figures of an epoch: the exact validation likelihood, and averages of its steps; of
         rows also the likelihood of as many training rows, since the two together show overfitting.
 
@@ -54,7 +54,7 @@ class Evaluator:
         evaluation = self._evaluate(
             likelihood, images, self._monitors.watch(len(images))
         )
-        figures: dict[str, Any] = {
+        figures: Json = {
             "epoch": progress.epoch,
             "step": progress.step,
             "seconds": round(progress.seconds, 3),

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from snfnp.errors import (
     UsageError,
     within_memory,
 )
-from snfnp.files import write_json
+from snfnp.files import Json, write_json
 from snfnp.flow import Flow
 from snfnp.ops import Ops
 from snfnp.processes.terminal import Signals, robust_output
@@ -76,7 +77,6 @@ class RunLoop:
     def __init__(
         self,
         session: Session,
-        signals: Signals,
         report: Report,
         optimiser: Optimiser | None,
         callbacks: tuple,
@@ -87,7 +87,7 @@ class RunLoop:
         self.config = config
         self.dataset = session.dataset
         self.folder = session.folder
-        self.signals = signals
+        self.signals = Signals()
         self.report = report
         self.callbacks = callbacks
         self.batches = Batches(ops, session.dataset.train, config, flow.shape)
@@ -127,10 +127,7 @@ class RunLoop:
         progress.timed_from = progress.step, progress.seconds
         ends = False
         trainings = [(self.trainer, self.batches)]
-
-        def wanted() -> bool:
-            return within_patience(progress, self.every, self.config.patience)
-
+        wanted = partial(within_patience, progress, self.every, self.config.patience)
         for step in take_steps(trainings, progress.steps, wanted, self._timed):
             progress.step = step
             ends = self.after_step() or ends
@@ -175,9 +172,8 @@ class RunLoop:
         self.line.clear()
         progress = self.progress
         figures = self.evaluator.validate(self.dataset, progress)
-        record = Record.of(figures, progress.steps)
-        nll = "validation_nll_nats"
-        if progress.best is None or figures[nll] < progress.best.figures[nll]:
+        record: Any = Record.of(figures, progress.steps)
+        if progress.best is None or record.nll < progress.best.nll:
             record = replace(record, best=True)
             progress.best = record
         self.folder.append_metrics(figures)
@@ -234,7 +230,7 @@ class RunLoop:
             )
         return saved
 
-    def summarise(self) -> dict[str, Any]:
+    def summarise(self) -> Json:
         """The test likelihood at the best validation epoch, reported and in summary.json."""
         dataset = self.dataset
         seconds = self.progress.seconds
@@ -295,10 +291,10 @@ def within_patience(progress: Progress, every: int, patience: int | None) -> boo
 
 def train_session(
     session: Session,
-    report: Report | None = print,
+    report: Report | None,
     optimiser: Optimiser | None = None,
     callbacks: Callbacks = (),
-) -> dict[str, Any]:
+) -> Json:
     """Train a run to its end; see `snfnp.train`."""
     config = session.config
     ops = session.ops
@@ -308,7 +304,6 @@ def train_session(
         and all(map(callable, callbacks := tuple(callbacks)))
     ):
         raise UsageError(f"callbacks is {callbacks!r}: give a list of functions")
-    signals = Signals()
     report = report or silent
     also = " in a new run" if session.checkpoint else ""
     if config.preset.has_recomputable_layers and not config.recompute:
@@ -322,7 +317,7 @@ def train_session(
     ):
         for note in session.notes:
             report(note)
-        loop = RunLoop(session, signals, report, optimiser, callbacks)
+        loop = RunLoop(session, report, optimiser, callbacks)
         checkpoints = loop.checkpoints
         with compilations_shown(ops, report):
             if session.checkpoint:

@@ -74,7 +74,10 @@ class SmallestSecondMoment:
         _, finds = _spread(order, finding, max(1, finding + measuring))
         for part, mask in enumerate((chosen & finds, chosen & ~finds)):
             if mask.any():
-                self._add(part, self._rows(x[self.ops.asarray(np.flatnonzero(mask))]))
+                rows = self._rows(x[self.ops.asarray(np.flatnonzero(mask))])
+                product = self.ops.to_host(self.ops.linalg.matmul(rows.T, rows))
+                moments, count = self.sums[part]
+                self.sums[part] = moments + product, count + len(rows)
 
     @property
     def value(self) -> float | None:
@@ -88,11 +91,6 @@ class SmallestSecondMoment:
         _, directions = scipy.linalg.eigh(finding / rows, subset_by_index=smallest)
         moments = directions.T @ (measuring / count) @ directions
         return max(0.0, float(np.linalg.eigvalsh(moments)[0]))
-
-    def _add(self, part: int, rows: Array) -> None:
-        moments, count = self.sums[part]
-        moments = moments + self.ops.to_host(self.ops.linalg.matmul(rows.T, rows))
-        self.sums[part] = moments, count + len(rows)
 
     def _rows(self, x: Array) -> Array:
         """x (N, ...) as the rows that the weights of one output see."""
@@ -225,12 +223,9 @@ class Monitors:
                     self._warned.add((name, figure))
                     new.append(f"{values[figure]:.3g} in {name}")
             if new:
-                advice = (
-                    f"if the likelihood suffers, raise `lam` (derivations/{page}.md)"
-                )
-                layers = ", ".join(new)
                 lines.append(
-                    f"early warning, not a verdict: {cause}: {layers}; {advice}"
+                    f"early warning, not a verdict: {cause}: {', '.join(new)}; if the likelihood "
+                    f"suffers, raise `lam` (derivations/{page}.md)"
                 )
         return lines
 

@@ -62,7 +62,7 @@ class View:
         data: points of the data (n, 2).
         latents: f(data), (n, 2).
         samples: {inverse g: g(z)}, (n, 2), with the same latents z for every inverse.
-        grid: {inverse g: g(lines of a square grid)}, (lines, points, 2).
+        grid: g(lines of a square grid), (lines, points, 2), g the first of these inverses.
     """
 
     extent: tuple[float, float, float, float]
@@ -70,7 +70,7 @@ class View:
     data: np.ndarray
     latents: np.ndarray
     samples: dict[str, np.ndarray]
-    grid: dict[str, np.ndarray]
+    grid: np.ndarray
 
     @classmethod
     def of(
@@ -93,15 +93,14 @@ class View:
         lines = np.stack(np.meshgrid(along, across), axis=-1)
         lines = np.concatenate([lines, lines[..., ::-1]])
         latents = (likelihood.ops.asarray(lines.reshape(-1, 2)),)
-        samples = {}
-        grid = {}
-        for name in inverses:
-            exact = name == "exact"
-            samples[name] = likelihood.sample(len(data), seed, exact=exact)
-            bent = likelihood.sample(lines.size // 2, latents=latents, exact=exact)
-            grid[name] = bent.reshape(lines.shape)
+        samples = {
+            name: likelihood.sample(len(data), seed, exact=name == "exact")
+            for name in inverses
+        }
+        exact = inverses[0] == "exact"
+        grid = likelihood.sample(lines.size // 2, latents=latents, exact=exact)
         z = likelihood.ops.to_host(likelihood.latents(data)[0])
-        return cls(extent, density, data, z, samples, grid)
+        return cls(extent, density, data, z, samples, grid.reshape(lines.shape))
 
 
 def _extent(data: np.ndarray) -> tuple[float, float, float, float]:
@@ -187,26 +186,26 @@ def plain(name: str) -> str:
     return f" {shown}" if shown[0] == "_" else shown
 
 
-def _columns(count: int) -> int:
-    """The images in a row with which a picture is about as wide as high."""
-    return max(1, math.isqrt(count - 1) + 1)
+def _grid(count: int) -> tuple[int, int]:
+    """The rows and columns in which a picture of images is about as wide as high."""
+    columns = math.isqrt(count - 1) + 1
+    return -(-count // columns), columns
 
 
 def grid_size(count: int, shape: tuple[int, ...]) -> tuple[int, int]:
     """Height and width in pixels of the `image_grid` of `count` images (H, W, C)."""
-    columns = _columns(count)
-    return -(-count // columns) * (shape[0] + 1) - 1, columns * (shape[1] + 1) - 1
+    rows, columns = _grid(count)
+    return rows * (shape[0] + 1) - 1, columns * (shape[1] + 1) - 1
 
 
 def image_grid(images: np.ndarray) -> np.ndarray:
     """Images (N, H, W, C) as one picture, row by row, with a line of white between them."""
     count, height, width, channels = images.shape
-    columns = _columns(count)
-    rows = -(-count // columns)
+    rows, columns = _grid(count)
     missing = rows * columns - count
     tiles = np.pad(images, ((0, missing), (0, 1), (0, 1), (0, 0)), constant_values=255)
     tiles = tiles.reshape(rows, columns, height + 1, width + 1, channels).swapaxes(1, 2)
-    return tiles.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
+    return tiles.reshape(rows * (height + 1), -1, channels)[:-1, :-1]
 
 
 def save_samples(path: Path, panels: dict[str, np.ndarray], title: str) -> None:
@@ -245,10 +244,8 @@ def save_view(
 
 
 @_defaults()
-def save_animation(
-    path: Path, frames: list[tuple[str, View]], seconds: float = 6
-) -> None:
-    """Views under their titles as a looping GIF of so many seconds, which rests on the last."""
+def save_animation(path: Path, frames: list[tuple[str, View]]) -> None:
+    """Views under their titles as a looping GIF of six seconds, which rests on the last."""
     pictures = []
     for title, view in frames:
         figure = Figure(figsize=(6, 6.5), dpi=72)
@@ -260,7 +257,7 @@ def save_animation(
         pictures.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))
     palette = pictures[-1].quantize(48)  # one for all, or the colours would flicker
     first, *rest = (each.quantize(palette=palette, dither=0) for each in pictures)
-    times = [round(1e3 * seconds / len(frames))] * len(rest) + [3000]
+    times = [round(6000 / len(frames))] * len(rest) + [3000]  # milliseconds
     save = partial(
         first.save, save_all=True, append_images=rest, duration=times, loop=0
     )
@@ -302,9 +299,8 @@ def _draw_view(figure: Figure, view: View, last: View, **ticks: Any) -> None:
         samples.scatter(*points.T, **marks, label=f"{name} inverse")
     samples.set_title("samples, of the same latents")
     samples.legend(fontsize="small", markerscale=2, loc="upper right")
-    name, lines = next(iter(view.grid.items()))
-    grid.add_collection(LineCollection(list(lines), colors="C1", linewidths=0.7))
-    grid.set_title(f"a grid through the {name} inverse")
+    grid.add_collection(LineCollection(list(view.grid), colors="C1", linewidths=0.7))
+    grid.set_title(f"a grid through the {next(iter(view.samples))} inverse")
     for radius in (1, 2):
         latents.add_patch(Circle((0, 0), radius, fill=False, color="C2"))
     latents.set(xlim=(-3.5, 3.5), ylim=(-3.5, 3.5), title="data as latents: 1 and 2 σ")

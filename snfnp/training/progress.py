@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm.auto import tqdm  # a notebook's own bar, too
 
+from snfnp.errors import Report
+from snfnp.files import Json
 from snfnp.flow import Flow
 from snfnp.layers import Linear
 from snfnp.likelihood import Likelihood
@@ -47,11 +49,11 @@ class Record:
     nll: float | None = None
     bits_per_dimension: float | None = None
     best: bool = False
-    figures: dict[str, Any] = field(default_factory=dict, repr=False)
+    figures: Json = field(default_factory=dict, repr=False)
     likelihood: Likelihood | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, line: dict[str, Any], steps: int) -> "Record":
+    def of(cls, line: Json, steps: int) -> "Record":
         """The record of an evaluation, from its line of metrics.jsonl."""
         known = {
             entry.name: line[entry.name] for entry in fields(cls) if entry.name in line
@@ -62,7 +64,6 @@ class Record:
 
 
 Callbacks = Iterable[Callable[[Record], Any]] | None
-Report = Callable[[str], object]  # gets a line for the user
 
 
 @dataclass

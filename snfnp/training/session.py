@@ -17,6 +17,7 @@ import numpy as np
 from snfnp.data import Dataset, load_dataset, own_data, require_dataset
 from snfnp.data.ties import with_ties
 from snfnp.errors import UsageError
+from snfnp.files import Json
 from snfnp.ops import Ops, get_ops
 from snfnp.step.update import Optimiser
 from snfnp.training.loop import Session, train_session
@@ -52,13 +53,12 @@ def started(
             moments, dataset.train, config.ties, dataset.labels, notes.append
         )
     config = replace(config, out=default_folder(config))
-    folder = RunFolder(config.out)
     flow = config.build_flow(dataset.train.shape[1:], moments)
     # The notes say that columns with ties get noise: a flow with its own preprocessing need not.
     if not getattr(flow.preprocess, "step", ()):
         notes = []
     # Everything that can fail comes before the folder is made.
-    folder.create(folder.path)
+    folder = RunFolder.create(config.out)
     with folder.lock:
         folder.check_unused()  # another program may have used it before the lock
         folder.remove_partial()
@@ -122,7 +122,7 @@ def train(
     optimiser: Optimiser | None = None,
     flow: Any = None,
     callbacks: Callbacks = (),
-) -> dict[str, Any]:
+) -> Json:
     """Train a new run to the configured number of epochs.
 
     Evaluates exactly on the validation data every `eval_every` epochs and after the last one, keeps
@@ -168,7 +168,7 @@ def resume(
     callbacks: Callbacks = (),
     flow: Any = None,
     **changes: Unpack[Changes],
-) -> dict[str, Any]:
+) -> Json:
     """Resume the run in a folder.
 
         snfnp.resume("runs/mine", epochs=20, lr=1e-4)

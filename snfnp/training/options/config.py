@@ -15,7 +15,7 @@ import numpy as np
 from snfnp.data import DATA_SETS
 from snfnp.data.table import is_table
 from snfnp.errors import UsageError, suggestion
-from snfnp.flow import Flow
+from snfnp.flow import Flow, Shape
 from snfnp.layers.preprocess import Preprocess, preprocess_by_name
 from snfnp.models import Choices, Preset, make_rule
 from snfnp.ops import BACKENDS
@@ -120,7 +120,8 @@ class TrainConfig(
 
     def default_for(self, name: str) -> Any:
         """The default of an option, given the others."""
-        return RELATIONS[name].fill(self)
+        default = OPTIONS[name].default
+        return RELATIONS[name].fill(self) if default is None else default
 
     def effective(self, name: str) -> Any:
         """The value of an option, or its default."""
@@ -153,7 +154,7 @@ class TrainConfig(
         }
         return replace(self, **paths)
 
-    def build_flow(self, image_shape: tuple[int, ...], moments: Any = None) -> Flow:
+    def build_flow(self, image_shape: Shape, moments: Any = None) -> Flow:
         """The flow that this configuration describes.
 
         Args:
@@ -193,7 +194,7 @@ class TrainConfig(
                 config = replace(config, **{name: value})
         return config
 
-    def resolve(self, training_images: int, shape: tuple[int, ...] = ()) -> TrainConfig:
+    def resolve(self, training_images: int, shape: Shape = ()) -> TrainConfig:
         """The configuration with everything filled in and checked.
 
         Args:
@@ -282,10 +283,7 @@ class TrainConfig(
         """The options that are set but have no effect, each with its first unmet need."""
         for name, option in OPTIONS.items():
             need = self._unmet(name)
-            if need and getattr(self, name) not in (
-                option.default,
-                self.default_for(name),
-            ):
+            if need and getattr(self, name) != self.default_for(name):
                 yield option, need
 
     def resumed(self, changes: dict[str, Any], run: Path) -> TrainConfig:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
@@ -52,7 +52,11 @@ def describe(value: Any, listed: float = math.inf) -> Any:
         return {"class": class_name(value), **parts}
     if isinstance(value, dict):
         return {str(name): describe(each, listed) for name, each in value.items()}
-    if isinstance(value, (tuple, list)) and len(value) > listed and _are_numbers(value):
+    if (
+        isinstance(value, (tuple, list))
+        and len(value) > listed
+        and all(isinstance(each, (int, float, np.number)) for each in value)
+    ):
         value = np.asarray(value)
     if isinstance(value, np.ndarray) and value.dtype != object:
         return f"{value.dtype} {value.shape}, SHA-256 {hashlib.sha256(value.tobytes()).hexdigest()}"
@@ -100,10 +104,6 @@ def first_difference(then: dict, now: dict) -> str | None:
     for path, old, new in _differences(_by_name(then), _by_name(now), "", {}):
         return f"{path} was {_shown(old)}, is {_shown(new)}"
     return None
-
-
-def _are_numbers(values: Iterable) -> bool:
-    return all(isinstance(each, (int, float, np.number)) for each in values)
 
 
 def _class_of(name: Any) -> Any:

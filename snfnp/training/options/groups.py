@@ -34,19 +34,19 @@ _KINDS: dict[type, tuple[Any, str]] = {
 
 # Limits of a value: a predicate, and words for it.
 Limits = tuple[Callable[[Any], object], str]
-_ANY: Limits = (lambda value: True, "")
-AT_LEAST_1: Limits = (lambda value: value >= 1, "at least 1")
-POSITIVE: Limits = (lambda value: value > 0, "positive")
-NOT_NEGATIVE: Limits = (lambda value: value >= 0, "0 or more")
-_GIVEN: Limits = (bool, "a name or a path")
-_UP_TO_1000: Limits = (lambda value: 1 <= value <= 1000, "from 1 to 1000")
-_FROM_2: Limits = (lambda value: 2 <= value <= 100, "from 2 to 100")
-_ODD: Limits = (lambda value: value >= 1 and value % 2, "odd, 1 or larger")
-_ODD_3: Limits = (lambda value: value >= 3 and value % 2, "odd, 3 or larger")
-_FRACTION: Limits = (lambda value: 0 <= value <= 1, "from 0 to 1")
-_SMOOTHING: Limits = (lambda value: 0 <= value < 1, "at least 0 and less than 1")
-_SEED: Limits = (lambda value: 0 <= value < 2**63, "a whole number from 0 to 2**63 - 1")
-_INTERVAL: Limits = (lambda value: interval(value), "steps, as 500, or minutes, as 10m")
+_ANY = (lambda value: True, "")
+AT_LEAST_1 = (lambda value: value >= 1, "at least 1")
+POSITIVE = (lambda value: value > 0, "positive")
+NOT_NEGATIVE = (lambda value: value >= 0, "0 or more")
+_GIVEN = (bool, "a name or a path")
+_UP_TO_1000 = (lambda value: 1 <= value <= 1000, "from 1 to 1000")
+_FROM_2 = (lambda value: 2 <= value <= 100, "from 2 to 100")
+_ODD = (lambda value: value >= 1 and value % 2, "odd, 1 or larger")
+_ODD_3 = (lambda value: value >= 3 and value % 2, "odd, 3 or larger")
+_FRACTION = (lambda value: 0 <= value <= 1, "from 0 to 1")
+_SMOOTHING = (lambda value: 0 <= value < 1, "at least 0 and less than 1")
+_SEED = (lambda value: 0 <= value < 2**63, "a whole number from 0 to 2**63 - 1")
+_INTERVAL = (lambda value: interval(value), "steps, as 500, or minutes, as 10m")
 
 
 @dataclass(frozen=True)

@@ -58,13 +58,9 @@ LEARNS = Need(
 FREE_LAMBDA = (LEARNS, _is("objective", "mixture", "forward"))
 _GECO = _is("lambda_control", "geco")
 _TABLE = Need(lambda c: is_table(c.data), "`data=PATH` of a table (.csv)")
-_OWN_DATA = Need(lambda c: c.data not in DATA_SETS, "`data=PATH`")
 _ON_GPU = [name for name, device in BACKENDS.items() if device == "GPU"]
 _GPU = _is("backend", *_ON_GPU)
-_CPU = _is("backend", *(b for b in BACKENDS if b not in _ON_GPU))
-_VECTOR = _preset_needs(lambda preset: "bins" in preset.size)
 _COORDINATES = _preset_needs(lambda preset: preset.has_coordinates)
-_BIAS_INIT = _preset_needs(lambda preset: preset.has_bias_init)
 # the relative gradient has the same direction in all coordinates
 _NOT_RELATIVE = Need(
     lambda c: c.gradient != "relative", "a `gradient` other than relative"
@@ -74,7 +70,6 @@ _RECIPE = Need(
     lambda c: c.preset.has_coordinates or LEARNS.holds(c),
     f"{_COORDINATES.words} or {LEARNS.words}",
 )
-_LARGE_INVERSE = _preset_needs(lambda preset: preset.has_inverse_kernel)
 
 
 def _size(name: str) -> Relation:
@@ -177,12 +172,15 @@ _RELATIONS = {
     "bins": Relation(
         (*_size("bins").needs, _is("activation", "spline")), _size("bins").fill
     ),
-    "activation": _only(_VECTOR, "spline"),
+    "activation": _only(_preset_needs(lambda preset: "bins" in preset.size), "spline"),
     "inverse_kernel": Relation(
-        (_LARGE_INVERSE, LEARNS), words="the forward kernel's, 3"
+        (_preset_needs(lambda preset: preset.has_inverse_kernel), LEARNS),
+        words="the forward kernel's, 3",
     ),
     "model": Relation((), lambda c: "fc", "fc; vector for rows of numbers"),
-    "bias_init": _preset("bias_init", "zero", (_BIAS_INIT,)),
+    "bias_init": _preset(
+        "bias_init", "zero", (_preset_needs(lambda preset: preset.has_bias_init),)
+    ),
     "gradient": Relation(
         (), lambda c: c.preset.gradients[0], f"self-normalizing; exact for {_EXACT}"
     ),
@@ -225,7 +223,10 @@ _RELATIONS = {
     ),
     **dict.fromkeys(
         ("validation", "test"),
-        Relation((_OWN_DATA,), words=f"{HELD_OUT}, or the file's own"),
+        Relation(
+            (Need(lambda c: c.data not in DATA_SETS, "`data=PATH`"),),
+            words=f"{HELD_OUT}, or the file's own",
+        ),
     ),
     "header": Relation((_TABLE,), words="if a cell of line 1 is text above a number"),
     "columns": Relation((_TABLE,), words="all"),
@@ -244,7 +245,10 @@ _RELATIONS = {
     "eval_every": Relation(
         (), lambda c: 1, "1; for rows, and on a GPU, about 40 evaluations in all"
     ),
-    "threads": Relation((_CPU,), words="the cores it has"),
+    "threads": Relation(
+        (_is("backend", *(name for name in BACKENDS if name not in _ON_GPU)),),
+        words="the cores it has",
+    ),
     "track_angle": Relation((LEARNS,)),
     "out": Relation(words="runs/<data>-<model>-<gradient>-<time>"),
     "recompute": Relation(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from snfnp.errors import UsageError, suggestion
-from snfnp.flow import Flow
+from snfnp.flow import Flow, Shape
 from snfnp.models import PRESETS, WHITE, Choices, Preset
 from snfnp.training.options.descriptions import build as build_described
 from snfnp.training.options.descriptions import class_name, describe
@@ -121,18 +121,17 @@ def check_known(model: Any) -> None:
         _missing(model)
 
 
-def check_flow(flow: Any, shape: tuple[int, ...], name: str) -> Flow:
+def check_flow(flow: Any, shape: Shape, name: str) -> Flow:
     """A flow for data of that shape, as it is. Raises UsageError for anything else."""
-    problem = ""
     if not isinstance(flow, Flow):
-        problem = (
-            f"the function returned a {type(flow).__name__}; let it return a snfnp.Flow"
+        raise UsageError(
+            f"{name}: the function returned a {type(flow).__name__}; let it return a snfnp.Flow"
         )
-    elif (expected := flow.image_shape or flow.shape) != shape:
-        problem = f"it is for data of shape {expected}, found {shape}; "
-        problem += "give both the same (image_shape=)"
-    if problem:
-        raise UsageError(f"{name}: {problem}")
+    if (expected := flow.image_shape or flow.shape) != shape:
+        raise UsageError(
+            f"{name}: it is for data of shape {expected}, found {shape}; give both the same "
+            "(image_shape=)"
+        )
     return flow
 
 
@@ -162,7 +161,7 @@ def _preset(name: str, build: Any, **settings: Any) -> Preset:
     except (TypeError, ValueError):  # also without a signature
         raise UsageError(f"{message}: {_BUILDERS}") from None
 
-    def built(choices: Choices, shape: tuple[int, ...]) -> Flow:
+    def built(choices: Choices, shape: Shape) -> Flow:
         arguments = {"shape": shape, "choices": choices}
         flow: Any = build(**{key: arguments[key] for key in taken})
         return check_flow(flow, shape, name)

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from snfnp.errors import CheckpointError
-from snfnp.files import ADVICE, parse_json, read_bytes, readable, write_atomically
+from snfnp.files import ADVICE, Json, parse_json, read_bytes, readable, write_atomically
 from snfnp.parameters import Entry, Layout
 from snfnp.step.trainer import Trainer
 from snfnp.training.options import TrainConfig
@@ -44,12 +44,12 @@ class Checkpoint:
     m: np.ndarray = field(repr=False)
     v: np.ndarray = field(repr=False)
     step: int
-    record: dict[str, Any] = field(default_factory=dict, repr=False)
+    record: Json = field(default_factory=dict, repr=False)
     sums: tuple[float, ...] = _NO_SUMS
     state: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, trainer: Trainer, record: dict[str, Any]) -> "Checkpoint":
+    def of(cls, trainer: Trainer, record: Json) -> "Checkpoint":
         """The state of a training. Waits for the device."""
         to_host = trainer.ops.to_host
         return cls(
@@ -118,9 +118,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, advice: str = ADVICE) ->
     write_atomically(path, content, advice)
 
 
-def load_checkpoint(
-    path: Path, layout: Layout, run: dict[str, Any] | None = None
-) -> Checkpoint:
+def load_checkpoint(path: Path, layout: Layout, run: Json | None = None) -> Checkpoint:
     """A checkpoint of a model with this layout, and of the run with this config.json.
 
     Raises:
@@ -195,7 +193,7 @@ def _locations(layout: Layout, has_moments: bool) -> dict[str, tuple[str, Entry]
     }
 
 
-def _compare(path: Path, checkpoint: Checkpoint, run: dict[str, Any]) -> None:
+def _compare(path: Path, checkpoint: Checkpoint, run: Json) -> None:
     """Raises CheckpointError unless this is a checkpoint of the run that a config.json is of."""
     record = checkpoint.record
     config = TrainConfig.from_dict(run["config"])
@@ -219,7 +217,7 @@ def _compare(path: Path, checkpoint: Checkpoint, run: dict[str, Any]) -> None:
         )
 
 
-def _is_best(line: dict[str, Any], step: int) -> bool:
+def _is_best(line: Json, step: int) -> bool:
     """Say whether this can be the best evaluation up to a step."""
     if not is_evaluation(line) or line["step"] > step:
         return False
@@ -241,7 +239,7 @@ def is_evaluation(record: Any) -> bool:
     )
 
 
-def record_of(path: Path) -> dict[str, Any]:
+def record_of(path: Path) -> Json:
     """The record in a file's header, without the rest of the file. Raises CheckpointError."""
     missing = f"there is no file {path}: check the path"
     content = read_bytes(path, CheckpointError, missing, _LONGEST_HEADER, whole=False)

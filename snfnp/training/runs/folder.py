@@ -27,6 +27,7 @@ from snfnp import files
 from snfnp.data import PUBLISHED, SPLITS, Dataset
 from snfnp.data.sets import SAMPLE
 from snfnp.errors import CheckpointError, SnfnpError, UsageError, printable
+from snfnp.files import Json
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.user_models import title_of
 from snfnp.training.runs.checkpoint import is_evaluation, record_of
@@ -83,7 +84,7 @@ class RunFolder:
             files.remove(partial)
 
     @classmethod
-    def open(cls, path: Path) -> tuple[RunFolder, dict[str, Any]]:
+    def open(cls, path: Path) -> tuple[RunFolder, Json]:
         """An existing run and the contents of its config.json."""
         run = cls(path)
         inside = os.path.isfile(path) and cls(run.path.parent).config_file.exists()
@@ -110,7 +111,7 @@ class RunFolder:
         """The options that a config.json records."""
         return TrainConfig.from_dict(self.open(self.path)[1]["config"])
 
-    def data(self, record: dict[str, Any]) -> dict[str, Any]:
+    def data(self, record: Json) -> Json:
         """The data by a config.json, with three entries more: counts, the samples per split; shape,
         (H, W, C) or (D,); moments, the arguments of `Standardise`, (2, D), or (7, D) with ties, or
         None for images. Raises SnfnpError if it is damaged."""
@@ -130,7 +131,7 @@ class RunFolder:
                 raise ValueError("its data")
         return {**data, "counts": counts, "shape": tuple(shape), "moments": moments}
 
-    def data_name(self, record: dict[str, Any], data_dir: Path | None) -> str:
+    def data_name(self, record: Json, data_dir: Path | None) -> str:
         """The name by which `load_dataset` finds the images of a config.json again: the sample of
         MNIST if the run was trained on it, but in a folder `data_dir`, which has no sample, MNIST.
         """
@@ -141,7 +142,7 @@ class RunFolder:
 
     def check_same_data(
         self,
-        record: dict[str, Any],
+        record: Json,
         dataset: Dataset,
         splits: tuple[str, ...] = SPLITS,
         allowed: bool = False,
@@ -181,14 +182,11 @@ class RunFolder:
             f"{line}: give the original data{others} with {option} (dataset= in Python)"
         )
 
-    def resumed_config(
-        self, changes: dict[str, Any], rollback: bool = False
-    ) -> TrainConfig:
+    def resumed_config(self, changes: Json, rollback: bool = False) -> TrainConfig:
         """The configuration of the resumed run, with `changes`; after a rollback, with the
         optimiser's settings of the best checkpoint, if any. Raises UsageError if that would not be
         the same run."""
-        _, record = self.open(self.path)
-        config = TrainConfig.from_dict(record["config"])
+        config = self.config()
         if rollback and self.best.exists():
             saved = record_of(self.best).get("config")
             # before its checksum is looked at
@@ -198,7 +196,7 @@ class RunFolder:
                 config = config.with_optimiser_of(saved)
         return config.resumed(changes, self.path)
 
-    def write_config(self, record: dict[str, Any]) -> None:
+    def write_config(self, record: Json) -> None:
         files.write_json(self.config_file, {**record, "sha256": _digest(record)})
 
     def remove_summary(self) -> None:
@@ -206,7 +204,7 @@ class RunFolder:
         with files.explained(f"remove {self.summary_file}", "remove it"):
             self.summary_file.unlink(missing_ok=True)
 
-    def append_metrics(self, record: dict[str, Any]) -> None:
+    def append_metrics(self, record: Json) -> None:
         """Add a line; flushed, so that a crash keeps it. The file of a snapshot by hard links stays
         as it is."""
         if self.metrics_file.is_file() and self.metrics_file.lstat().st_nlink > 1:
@@ -220,7 +218,7 @@ class RunFolder:
         ):
             file.write(_line(record))
 
-    def cut_metrics(self, step: int) -> list[dict[str, Any]]:
+    def cut_metrics(self, step: int) -> list[Json]:
         """Remove evaluations after the step from which the run is resumed; returns the others."""
         kept = [record for record in self.read_metrics() if record["step"] <= step]
         content = b"".join(map(_line, kept))
@@ -230,7 +228,7 @@ class RunFolder:
             files.write_atomically(self.metrics_file, content)
         return kept
 
-    def read_metrics(self) -> list[dict[str, Any]]:
+    def read_metrics(self) -> list[Json]:
         """All evaluations; none if there is no file. Raises SnfnpError if it is damaged."""
         if not self.metrics_file.exists():
             return []
@@ -265,11 +263,11 @@ def _are_counts(numbers: Any, *lengths: int) -> bool:
     return is_list and all(type(n) is int and 0 < n < 2**31 for n in numbers)
 
 
-def _line(record: dict[str, Any]) -> bytes:
+def _line(record: Json) -> bytes:
     return json.dumps(record, allow_nan=False).encode() + b"\n"
 
 
-def _digest(record: dict[str, Any]) -> str:
+def _digest(record: Json) -> str:
     """The SHA-256 of a record, without that itself."""
     rest = {name: value for name, value in record.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

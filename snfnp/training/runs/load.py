@@ -15,6 +15,7 @@ import snfnp
 from snfnp import threads
 from snfnp.data import SPLITS, Dataset
 from snfnp.errors import UsageError, suggestion
+from snfnp.files import Json
 from snfnp.flow import Flow, Params
 from snfnp.layers.preprocess import Standardise
 from snfnp.likelihood import Likelihood
@@ -30,9 +31,7 @@ PRETRAINED = Path(snfnp.__file__).parent / "pretrained"  # a run's folder for ea
 _PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "safetensors")
 
 
-def describe_run(
-    config: TrainConfig, flow: Flow, dataset: Dataset, ops: Ops
-) -> dict[str, Any]:
+def describe_run(config: TrainConfig, flow: Flow, dataset: Dataset, ops: Ops) -> Json:
     """The contents of config.json."""
     preprocess = flow.preprocess
     moments = dataset.moments or ()
@@ -44,11 +43,7 @@ def describe_run(
             "name": dataset.name,
             "source": dataset.source,
             "is_sample": dataset.is_sample,
-            dataset.noun: [
-                len(dataset.train),
-                len(dataset.validation),
-                len(dataset.test),
-            ],
+            dataset.noun: [len(getattr(dataset, split)) for split in SPLITS],
             "shape": list(dataset.train.shape[1:]),
             **({"columns": list(dataset.columns)} if dataset.columns else {}),
             **({"moments": np.array(moments).tolist()} if moments else {}),
@@ -59,7 +54,7 @@ def describe_run(
     }
 
 
-def _described(flow: Flow) -> dict[str, Any]:
+def _described(flow: Flow) -> Json:
     """A flow's description, without the moments of rows, which are among the data."""
     description = describe(flow, LISTED)
     if isinstance(flow.preprocess, Standardise):
@@ -67,7 +62,7 @@ def _described(flow: Flow) -> dict[str, Any]:
     return description
 
 
-def environment(ops: Ops) -> dict[str, Any]:
+def environment(ops: Ops) -> Json:
     """The backend, device, threads, versions and platform that compute."""
     versions = {"snfnp": snfnp.__version__, "python": platform.python_version()}
     for package in _PACKAGES:
@@ -82,7 +77,7 @@ def environment(ops: Ops) -> dict[str, Any]:
     }
 
 
-def check_same_flow(folder: RunFolder, record: dict[str, Any], flow: Flow) -> None:
+def check_same_flow(folder: RunFolder, record: Json, flow: Flow) -> None:
     """Raises UsageError if a flow is not the one that a config.json describes."""
     model: Any = record.get("model")
     described = model.get("flow") if isinstance(model, dict) else None
@@ -115,7 +110,7 @@ class LoadedRun:
     """
 
     folder: RunFolder
-    record: dict[str, Any]
+    record: Json
     config: TrainConfig
     ops: Ops
     flow: Flow
