@@ -78,12 +78,11 @@ def within_memory(
 def require_whole(owner: object, least: int, **values: Any) -> None:
     """Raises UsageError for anything but whole numbers of at least `least`; owner: what has them as
     settings, as a layer, or None."""
-    advice = f"give a whole number from {least} to 2**63 - 1"
     _require(
         owner,
         values,
         lambda value: _is_number(value) and least <= value < 2**63,
-        advice,
+        f"give a whole number from {least} to 2**63 - 1",
     )
 
 
@@ -119,8 +118,12 @@ def require_sizes(
 
 def require_instance(owner: object, *kinds: type, **values: Any) -> None:
     """Raises UsageError for anything but instances of these classes; a class is no instance."""
-    advice = f"give an instance of {' or '.join(kind.__name__ for kind in kinds)}"
-    _require(owner, values, lambda value: isinstance(value, kinds), advice)
+    _require(
+        owner,
+        values,
+        lambda value: isinstance(value, kinds),
+        f"give an instance of {' or '.join(kind.__name__ for kind in kinds)}",
+    )
 
 
 def _require(

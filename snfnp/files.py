@@ -4,8 +4,6 @@ folder; folders for caches.
 In a container, the package and the home folder are often read-only, or there is no home.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import io
@@ -197,10 +195,10 @@ def read_bytes(
             with open(open_regular(path, os.O_RDONLY, follow=True), "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 if whole and size > most:  # a hole of any size takes no room on a disk
-                    message = (
-                        f"it has {size:,} bytes, and one of a run's at most {most:,}"
+                    raise OSError(
+                        errno.EFBIG,
+                        f"it has {size:,} bytes, and one of a run's at most {most:,}",
                     )
-                    raise OSError(errno.EFBIG, message)
                 return file.read(min(size, most))
         except (FileNotFoundError, NotADirectoryError):
             raise kind(missing) from None
@@ -278,9 +276,10 @@ def _locked(path: Path) -> Any:
                 "stop it, or choose another folder (`out`)"
             ) from None
         except OSError as error:
-            message = f"{path.parent} cannot be locked here ({error.strerror})"
             print(
-                f"{message}: see that no second program trains in it", file=sys.stderr
+                f"{path.parent} cannot be locked here ({error.strerror}): see that no second "
+                "program trains in it",
+                file=sys.stderr,
             )
         # A holder before may have removed the file since it was opened here.
         with suppress(FileNotFoundError):

@@ -117,13 +117,17 @@ def _fault_of_shape(
 ) -> str | None:
     message = f"shape {images.shape}"
     if shape is None and _is_one_colour_image(images):
-        advice = "give images[np.newaxis]"
-        return f"{message} is one image (H, W, C) without an axis of samples; {advice}"
+        return (
+            f"{message} is one image (H, W, C) without an axis of samples; give "
+            "images[np.newaxis]"
+        )
     if images.ndim == 3 and shape in (None, (*images.shape[1:], 1)):
         return f"{message} lacks the channel axis; give images[..., np.newaxis]"
     if shape is None and images.ndim != 4:
-        advice = "give images of that shape, or rows of floats"
-        return f"{images.dtype} of {message} is not {wanted}; {advice}"
+        return (
+            f"{images.dtype} of {message} is not {wanted}; give images of that shape, or rows of "
+            "floats"
+        )
     if shape is not None and images.shape[1:] != shape:
         return f"{message} is not {wanted}; give images of that shape"
     if images.size == 0:
@@ -153,5 +157,7 @@ def _fault_of_rows(rows: Any, shape: tuple[int, ...] | None) -> str | None:
     if finite.all():
         return None
     row, column = np.argwhere(~finite)[0]
-    message = f"{rows[row, column]} in row {row}, column {column} (from 0)"
-    return f"{message}; leave such rows out, or fill them in"
+    return (
+        f"{rows[row, column]} in row {row}, column {column} (from 0); leave such rows out, or fill "
+        "them in"
+    )

@@ -5,8 +5,6 @@ one reduction, a checkpoint one block. Products write straight into the gradient
 Derivation: derivations/16-adam.md.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -68,7 +66,7 @@ class Layout:
     fixed: int
 
     @classmethod
-    def of(cls, shapes: Shapes, fixed: tuple[str, ...] = ()) -> Layout:
+    def of(cls, shapes: Shapes, fixed: tuple[str, ...] = ()) -> "Layout":
         """The layout of parameters of these shapes, {layer: {name: shape}}; fixed: the layers
         whose parameters no gradient moves."""
         entries = []
@@ -83,7 +81,7 @@ class Layout:
         return cls(tuple(entries), tuple(shapes), start, end)
 
     @property
-    def optimised(self) -> Layout:
+    def optimised(self) -> "Layout":
         """The layout of the parameters that an optimiser updates, and of its moments."""
         entries = tuple(entry for entry in self.entries if entry.start < self.fixed)
         return Layout(entries, self.layers, self.fixed, self.fixed)

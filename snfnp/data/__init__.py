@@ -106,10 +106,9 @@ def load_dataset(
         return own_data(path, validation, test, seed, report, **table)
     if os.path.splitext(path)[1] or os.path.basename(path) != path:
         raise UsageError(f"no such file: {path}: give the path of your data (`data`)")
-    message = f"{path!r} is neither a data set nor a path{suggestion(path, LOADERS)}"
-    names = ", ".join(DATA_SETS)
     raise UsageError(
-        f"{message}: use one of {names}, or the path of your data (`data`)"
+        f"{path!r} is neither a data set nor a path{suggestion(path, LOADERS)}: use one of "
+        f"{', '.join(DATA_SETS)}, or the path of your data (`data`)"
     )
 
 
@@ -272,8 +271,9 @@ def _archive(path: str) -> dict[str, np.ndarray]:
         size = sum(entry.file_size for entry in content.infolist())
         most = _memory()
         if size > most:
-            message = f"its arrays take {size:,} bytes, and the memory has {most:,}"
-            raise ValueError(message)
+            raise ValueError(
+                f"its arrays take {size:,} bytes, and the memory has {most:,}"
+            )
         return {name if len(names) > 1 else "train": archive[name] for name in names}
 
 

@@ -48,19 +48,18 @@ def read_folder(folder: Path, report: Report) -> dict[str, np.ndarray]:
     files = list(_files(folder, report))
     if not splits:
         return {"train": _read(folder, files, report)}
-    files_of: dict[str, list[Path]] = {name: [] for name in splits}
     for file in files:
-        name = file.relative_to(folder).parts[0]
-        if name not in splits:
+        if file.relative_to(folder).parts[0] not in splits:
             raise UsageError(
                 f"{folder} has images beside its {', '.join(splits)}, such as {file}: move them "
                 "into one of these, or out of it"
             )
-        files_of[name].append(file)
-    return {
-        split: _read(folder / name, files_of[name], report)
-        for name, split in splits.items()
-    }
+    images = {}
+    for name, split in splits.items():
+        part = folder / name
+        inside = [file for file in files if file.is_relative_to(part)]
+        images[split] = _read(part, inside, report)
+    return images
 
 
 def _files(folder: Path, report: Report) -> Iterator[Path]:

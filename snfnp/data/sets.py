@@ -187,8 +187,9 @@ class Published:
             except ValueError:
                 problem = "wrong checksum"
             except OSError as error:
-                reason = f"the cache {folder} cannot be written ({error.strerror})"
-                raise SnfnpError(reason) from error
+                raise SnfnpError(
+                    f"the cache {folder} cannot be written ({error.strerror})"
+                ) from error
             failures.append(f"{host}: {problem}")
         raise SnfnpError(f"no mirror gave {name} ({', '.join(failures)})")
 

@@ -6,8 +6,6 @@ images (Uria et al. 2013, Theis et al. 2016).
 Derivation: derivations/25-an-average-of-densities.md.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from snfnp.errors import Report, UsageError

@@ -3,8 +3,6 @@
 Derivation: derivations/25-an-average-of-densities.md.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property

@@ -3,8 +3,6 @@
 Derivation: derivations/03-change-of-variables.md and 25-an-average-of-densities.md.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 import sys
@@ -93,7 +91,7 @@ class FlowDensity(Options):
             for name in inspect.signature(type(self)).parameters
         }
 
-    def set_params(self, **params: Any) -> FlowDensity:
+    def set_params(self, **params: Any) -> "FlowDensity":
         """Set parameters of the constructor by name. Raises ValueError for any other name."""
         valid = list(self.get_params())
         for name, value in params.items():
@@ -105,7 +103,7 @@ class FlowDensity(Options):
             setattr(self, name, value)
         return self
 
-    def set_output(self, *, transform: str | None = None) -> FlowDensity:
+    def set_output(self, *, transform: str | None = None) -> "FlowDensity":
         """Set what `transform` returns, and `sample` after a fit on a DataFrame: "default" (an
         array), "pandas" or "polars"."""
         if transform not in (None, "default", "pandas", "polars"):
@@ -135,7 +133,7 @@ class FlowDensity(Options):
         )
 
     @np.errstate(all="ignore")  # whatever state the caller has
-    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> FlowDensity:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> "FlowDensity":
         """Fit the density of rows.
 
         The order of the rows does not matter.
@@ -289,7 +287,7 @@ class FlowDensity(Options):
         files.save(self, Path(path))
 
     @classmethod
-    def load(cls, path: str | Path) -> FlowDensity:
+    def load(cls, path: str | Path) -> "FlowDensity":
         """The estimator in a file that `save` wrote. Raises CheckpointError for any other file."""
         return files.load(cls, Path(path))
 

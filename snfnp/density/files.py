@@ -1,7 +1,5 @@
 """A fitted estimator in a file: numbers and text alone, as a checkpoint."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 Derivation: derivations/25-an-average-of-densities.md.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 import time
@@ -168,9 +166,11 @@ def _preprocess(options: Options, table: np.ndarray, labels: list[str]) -> Stand
         values = (column + 0.0).tobytes()  # -0.0 as 0.0
         first = first_labels.setdefault(values, label)
         if first != label:
-            message = f"{first} and {label} of X are equal"
-            advice = "leave one of them out, as no density is finite there"
-            warnings.warn(f"{message}: {advice}", stacklevel=_STACK)
+            warnings.warn(
+                f"{first} and {label} of X are equal: leave one of them out, as no density is "
+                "finite there",
+                stacklevel=_STACK,
+            )
     lines: list[str] = []
     preprocess = Standardise(
         *map(tuple, with_ties(moments, table, options.ties, labels, lines.append))
@@ -181,9 +181,11 @@ def _preprocess(options: Options, table: np.ndarray, labels: list[str]) -> Stand
     ties = tuple((label, step * (unit > 0)) for label, step, unit in columns if step)
     if lines and ties not in _warned:
         _warned.add(ties)
-        advice = "compare with other estimators by `dequantise(X)`"
-        message = f"{lines[0]}. Scores are those of cells, `step_` wide: {advice}"
-        warnings.warn(message, stacklevel=_STACK)
+        warnings.warn(
+            f"{lines[0]}. Scores are those of cells, `step_` wide: compare with other estimators "
+            "by `dequantise(X)`",
+            stacklevel=_STACK,
+        )
     return preprocess
 
 

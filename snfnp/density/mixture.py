@@ -3,8 +3,6 @@
 Derivation: derivations/25-an-average-of-densities.md.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,7 +46,7 @@ class Mixture:
         kind: str,
         prior: float,
         seed: int | tuple[int, int],
-    ) -> Mixture:
+    ) -> "Mixture":
         """Fit by EM, with a prior that keeps every covariance regular. O(K N D²) an iteration.
 
         Args:
@@ -74,7 +72,7 @@ class Mixture:
 
         def climbed(
             sums: np.ndarray, some: np.ndarray, iterations: int
-        ) -> tuple[Mixture, np.ndarray]:
+        ) -> tuple["Mixture", np.ndarray]:
             mean = -math.inf
             features = _features(some) if len(some) * width <= _NUMBERS else None
             while True:
@@ -93,7 +91,7 @@ class Mixture:
     @classmethod
     def _maximised(
         cls, sums: np.ndarray, usual: np.ndarray, kind: str, prior: float
-    ) -> Mixture:
+    ) -> "Mixture":
         """The M-step: π, μ and Σ from the sums of `_features` over rows, weighted by the
         responsibilities, (K, F). usual: C K^(−2/D), the mean of the prior, (D, D)."""
         columns = len(usual)

@@ -1,7 +1,5 @@
 """Rows as they are given to an estimator: numbers, names of columns, weights, random states."""
 
-from __future__ import annotations
-
 import sys
 import warnings
 from collections.abc import Iterable
@@ -92,16 +90,17 @@ def check_names(X: Any, expected: np.ndarray | None) -> None:
     """Compare the names of X's columns with those that were fitted, as scikit-learn does: raises
     ValueError for others, or for another order; warns if only one side has names."""
     names = names_of(X)
-    fitted = "but FlowDensity was fitted"
     if names is not None and expected is None:
-        message = f"X has feature names, {fitted} without feature names"
-        warnings.warn(message, stacklevel=5)
+        warnings.warn(
+            "X has feature names, but FlowDensity was fitted without feature names",
+            stacklevel=5,
+        )
     if names is None and expected is not None:
-        message = f"X does not have valid feature names, {fitted} with feature names"
-        warnings.warn(message, stacklevel=5)
-    if names is None or expected is None:
-        return
-    if list(names) == list(expected):
+        warnings.warn(
+            "X does not have valid feature names, but FlowDensity was fitted with feature names",
+            stacklevel=5,
+        )
+    if names is None or expected is None or list(names) == list(expected):
         return
     message = "The feature names should match those that were passed during fit.\n"
     unseen = sorted(set(names) - set(expected))

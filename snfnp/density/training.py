@@ -4,8 +4,6 @@ rows, which is trained without the fold's rows and judged by them.
 Derivation: derivations/25-an-average-of-densities.md.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -70,7 +68,7 @@ class Candidate:
     def mean(self) -> float:
         return self.scores.mean()
 
-    def refitted(self, seed: int) -> Candidate:
+    def refitted(self, seed: int) -> "Candidate":
         """The candidate; if it can `refit`, with as many members more, fitted to all rows."""
         if self.refit is None:
             return self

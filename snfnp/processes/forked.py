@@ -3,8 +3,6 @@
 See derivations/26-many-cores.md.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import signal
 import sys

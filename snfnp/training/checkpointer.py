@@ -57,9 +57,10 @@ class Checkpointer:
         }
         checkpoint = Checkpoint.of(self.trainer, record)
         if not checkpoint.is_finite():
-            what = "a parameter, a moment of Adam's or what layers keep is not finite"
             raise DivergedError(
-                f"training diverged by step {checkpoint.step}: {what}", checkpoint.step
+                f"training diverged by step {checkpoint.step}: a parameter, a moment of Adam's or "
+                "what layers keep is not finite",
+                checkpoint.step,
             )
         for path in paths:
             save_checkpoint(path, checkpoint)

@@ -1,7 +1,5 @@
 """A run from its options: `train` and `fit` start one, `resume` continues the one in a folder."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile
@@ -167,7 +165,7 @@ def resume(
     optimiser: Optimiser | None = None,
     callbacks: Callbacks = (),
     flow: Any = None,
-    **changes: Unpack[Changes],
+    **changes: Unpack["Changes"],
 ) -> Json:
     """Resume the run in a folder.
 
@@ -207,7 +205,7 @@ def fit(
     report: Report | None = print,
     callbacks: Callbacks = (),
     optimiser: Optimiser | None = None,
-    **options: Unpack[Options],
+    **options: Unpack["Options"],
 ) -> LoadedRun:
     """Train a flow on data in one call.
 

@@ -1,7 +1,5 @@
 """A run's configuration: every choice that its results depend on, checked before the first step."""
 
-from __future__ import annotations
-
 import functools
 import math
 import os
@@ -143,7 +141,7 @@ class TrainConfig(
             {} if data in DATA_SETS else {name: getattr(self, name) for name in names}
         )
 
-    def located(self) -> TrainConfig:
+    def located(self) -> "TrainConfig":
         """The configuration with absolute paths of the user's data, valid in any folder."""
         if self.data in DATA_SETS:
             return self
@@ -175,9 +173,11 @@ class TrainConfig(
         )
         flow = self.preset.build(choices, tuple(image_shape))
         if bool(flow.learned_inverses()) != self.rule.learns_inverse:
-            message = f"`gradient={self.gradient}` is not that of the layers of {self.model_name}"
             other = "exact" if self.rule.learns_inverse else "self-normalizing"
-            raise UsageError(f"{message}: choose {other}")
+            raise UsageError(
+                f"`gradient={self.gradient}` is not that of the layers of {self.model_name}: "
+                f"choose {other}"
+            )
         has_preprocess = flow.preprocess != Preprocess()
         if self.preprocess is None and (has_preprocess or len(image_shape) == 3):
             return flow
@@ -185,7 +185,7 @@ class TrainConfig(
             flow, preprocess=preprocess_by_name(self.preprocess, image_shape, moments)
         )
 
-    def filled(self) -> TrainConfig:
+    def filled(self) -> "TrainConfig":
         """The configuration with defaults in place of None, except the epochs."""
         config = self
         for name in OPTIONS:
@@ -194,7 +194,7 @@ class TrainConfig(
                 config = replace(config, **{name: value})
         return config
 
-    def resolve(self, training_images: int, shape: Shape = ()) -> TrainConfig:
+    def resolve(self, training_images: int, shape: Shape = ()) -> "TrainConfig":
         """The configuration with everything filled in and checked.
 
         Args:
@@ -286,7 +286,7 @@ class TrainConfig(
             if need and getattr(self, name) != self.default_for(name):
                 yield option, need
 
-    def resumed(self, changes: dict[str, Any], run: Path) -> TrainConfig:
+    def resumed(self, changes: dict[str, Any], run: Path) -> "TrainConfig":
         """This configuration, that of `run`, with changes. Raises UsageError if that would not be
         the same run."""
         config = replace(self, **changes)
@@ -320,13 +320,13 @@ class TrainConfig(
             config = replace(config, **{option.name: option.default})
         return config
 
-    def incompatible_options(self, other: TrainConfig) -> list[str]:
+    def incompatible_options(self, other: "TrainConfig") -> list[str]:
         """The options that differ although a run cannot change them."""
         return [
             name for name in self.changes_from(other) if not OPTIONS[name].changeable
         ]
 
-    def changes_from(self, before: TrainConfig) -> dict[str, list]:
+    def changes_from(self, before: "TrainConfig") -> dict[str, list]:
         """{option: [before, now]} of the options that differ, except paths."""
         then = before.filled()._texts()
         now = self.filled()._texts()
@@ -336,11 +336,11 @@ class TrainConfig(
             if option.kind is not Path and now[name] != then[name]
         }
 
-    def with_model(self, model: Any) -> TrainConfig:
+    def with_model(self, model: Any) -> "TrainConfig":
         """The configuration with a model that is given, if one is."""
         return self if model is None else replace(self, model=model)
 
-    def with_optimiser_of(self, saved: Any) -> TrainConfig:
+    def with_optimiser_of(self, saved: Any) -> "TrainConfig":
         """The configuration with λ and the optimiser's options of a saved one."""
         then = TrainConfig.from_dict(saved)
         names = ["lam", *options_in(groups.OptimiserOptions)]
@@ -366,7 +366,7 @@ class TrainConfig(
         )
 
     @classmethod
-    def from_dict(cls, values: Any) -> TrainConfig:
+    def from_dict(cls, values: Any) -> "TrainConfig":
         """The configuration from `as_dict`; absent options have their defaults. Raises UsageError
         for unknown options or bad values."""
         if not isinstance(values, dict):

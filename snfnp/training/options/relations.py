@@ -87,9 +87,10 @@ def _only(need: Need, value: Any, words: str = "") -> Relation:
 
 def _constraint(relative: Any, absolute: Any) -> Relation:
     """The relation of an option of geco whose value depends on `constraint`."""
-    words = f"{relative:g}; {absolute or 'none'} for `constraint=absolute`"
     return _only(
-        _GECO, lambda c: relative if c.constraint == "relative" else absolute, words
+        _GECO,
+        lambda c: relative if c.constraint == "relative" else absolute,
+        f"{relative:g}; {absolute or 'none'} for `constraint=absolute`",
     )
 
 

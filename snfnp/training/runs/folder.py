@@ -10,8 +10,6 @@ samples.png, curves.png, and of data with two columns training.gif
 run.lock                 the process that trains in the folder, while one does
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -53,7 +51,7 @@ class RunFolder:
         return files.folder_lock(self.path / "run.lock")
 
     @classmethod
-    def create(cls, path: Path) -> RunFolder:
+    def create(cls, path: Path) -> "RunFolder":
         """A new folder, or one in which a run wrote no checkpoint yet. Raises UsageError if it
         cannot be made, or a run is in it."""
         run = cls(path)
@@ -84,7 +82,7 @@ class RunFolder:
             files.remove(partial)
 
     @classmethod
-    def open(cls, path: Path) -> tuple[RunFolder, Json]:
+    def open(cls, path: Path) -> tuple["RunFolder", Json]:
         """An existing run and the contents of its config.json."""
         run = cls(path)
         inside = os.path.isfile(path) and cls(run.path.parent).config_file.exists()

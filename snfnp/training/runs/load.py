@@ -118,9 +118,11 @@ class LoadedRun:
     checkpoint: Checkpoint
 
     def __repr__(self) -> str:
-        model = f"{self.config.model_name}, {self.config.gradient} gradient, {self.ops.name}"
-        data = f"{self.record['data'].get('name', self.config.data)} {self.image_shape}"
-        return f"<run {self.folder.path}: {model}, {data}, at step {self.checkpoint.step:,}>"
+        return (
+            f"<run {self.folder.path}: {self.config.model_name}, {self.config.gradient} gradient, "
+            f"{self.ops.name}, {self.record['data'].get('name', self.config.data)} "
+            f"{self.image_shape}, at step {self.checkpoint.step:,}>"
+        )
 
     @property
     def is_pretrained(self) -> bool:
