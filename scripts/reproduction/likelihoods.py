@@ -3,7 +3,9 @@
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
+from reproduction import pictures
 from reproduction.results import finished
 from reproduction.rows import DIVERGED, NOT_GIVEN, Row, Table
 from reproduction.runs import Run, lost
@@ -206,3 +208,16 @@ class Ablation(LikelihoodTable):
         for arm, nats in arms.items():
             table.append((*arm, *map("<br>".join, nats.values())))
         return grid(table)
+
+    def draw(self, record: dict, path: Path) -> None:
+        """The fully connected flow after 20 epochs, over the learning rate."""
+        arms = defaultdict(list)
+        for row in record["rows"]:
+            model, coordinates, gradient, _, rate, epochs = row["cells"]
+            if (model, epochs) == ("fc", "20"):
+                arms[coordinates, gradient] += [
+                    (float(rate), run["value"]) for run in finished(row)
+                ]
+        pictures.save_rates(
+            path, {arm: points for arm, points in arms.items() if points}
+        )

@@ -40,3 +40,29 @@ def save_sweeps(path: Path, layers: dict[str, list[dict]]) -> None:
         axis.set(title=label, xlabel="dimension D")
     axes[0, 0].set_ylabel("time per batch of 128 (ms)")
     save(laid_out(figure, *axes[0]), path)
+
+
+def save_rates(path: Path, arms: dict[tuple[str, str], list[tuple]]) -> None:
+    """{(coordinates, gradient): [(learning rate, NLL), …]}: a line for each, dashed for exact
+    gradients. What is far above the best of the worst line is not shown."""
+    figure, axis = plt.subplots(figsize=(6.5, 4))
+    colors = {"plain": ORANGE, "scaled": GREEN, "white": BLUE}
+    best = []
+    for (coordinates, gradient), points in arms.items():
+        rates, nats = zip(*sorted(points), strict=True)
+        best.append(min(nats))
+        axis.semilogx(
+            rates,
+            nats,
+            marker="o",
+            color=colors[coordinates],
+            linestyle="--" if gradient == "exact" else "-",
+            label=f"{coordinates}, {gradient}",
+        )
+    margin = max(best) - min(best) or 1  # of one arm
+    axis.set(
+        xlabel="learning rate at its highest",
+        ylabel="test NLL (nats)",
+        ylim=(min(best) - margin / 5, max(best) + 2 * margin),
+    )
+    save(laid_out(figure, axis), path)
