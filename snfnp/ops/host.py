@@ -10,6 +10,10 @@ from numpy.typing import DTypeLike
 from snfnp import threads
 from snfnp.ops.group import Array, Scalar
 
+# glibc keeps freed memory up to twice the size of the largest array freed before, of those below
+# 32 MB, and returns the rest to the system: each step would then have to get it back, page by page.
+_LARGEST = 31 << 20
+
 
 class HostDevice:
     """The CPU: arrays are NumPy's, and operations finish before they return.
@@ -32,6 +36,7 @@ class HostDevice:
         name: str,
         compilations: Callable[..., AbstractContextManager] | None = None,
     ):
+        np.empty(_LARGEST, np.uint8)  # freed at once, and never touched
         self.name = name
         self.compiles = compilations is not None
         self._compilations = compilations

@@ -57,4 +57,6 @@ class Activation(OperationGroup):
         """σ(x) and log(1 + eˣ), whose exponential never overflows."""
         xp = self.xp
         e = xp.exp(-xp.abs(x))
-        return xp.where(x >= 0, 1, e) / (1 + e), xp.maximum(x, 0) + xp.log1p(e)
+        # 1 or e: NumPy computes it again faster than `where` selects it
+        numerator = xp.exp(xp.minimum(x, 0))
+        return numerator / (1 + e), xp.maximum(x, 0) + xp.log1p(e)

@@ -43,23 +43,30 @@ def _preprocess(n, images, key, start, constant, alpha, levels, odds, ldj):
     key: `RandomKey.words`; start: the number of random words before image 0's. The caller takes the
     logarithm of the odds with NumPy, whose vector instructions are faster.
     """
-    dimension = images.shape[1]
-    first = start + n * dimension  # the index of the image's first random word
-    four = np.empty(4, np.uint64)  # Philox draws four words at a time
-    total = 0.0
-    product = 1.0
-    for d in range(dimension):
-        index = first + d
-        if d == 0 or index & 3 == 0:
-            # three words of the key are in Philox's counter, two in its own key
-            counter = (np.uint64(index >> 2), key[0], key[1], key[2])
-            four[0], four[1], four[2], four[3] = _rounds(counter, (key[3], key[4]))
-        noisy = images[n, d] + np.float64(four[index & 3]) * 2.0**-32
+    image = images[n]
+    row = odds[n]
+    first = start + n * image.size  # the index of the image's first random word
+    skipped = first & 3
+    # Philox draws four words at a time. A loop for each kind of work is compiled to vectors.
+    four = np.empty((4, (skipped + image.size + 3) // 4), np.uint64)
+    w0, w1, w2, w3 = four
+    for block in range(w0.size):
+        # three words of the key are in Philox's counter, two in its own key
+        counter = (np.uint64((first >> 2) + block), key[0], key[1], key[2])
+        w0[block], w1[block], w2[block], w3[block] = _rounds(counter, (key[3], key[4]))
+    words = four.T.copy().reshape(-1)[skipped:]
+    factors = np.empty(image.size)
+    for d in range(image.size):
+        noisy = image[d] + np.float64(words[d]) * 2.0**-32
         s = alpha + (1 - 2 * alpha) * (noisy / levels)
         # without the cancellation of 1 - s
         one_minus_s = alpha + (1 - 2 * alpha) * ((levels - noisy) / levels)
-        odds[n, d] = s / one_minus_s
-        product *= s * one_minus_s
+        row[d] = s / one_minus_s
+        factors[d] = s * one_minus_s
+    total = 0.0
+    product = 1.0
+    for d in range(image.size):
+        product *= factors[d]
         if d % _GROUP == _GROUP - 1:
             total += math.log(product)
             product = 1.0
