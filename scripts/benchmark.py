@@ -11,9 +11,10 @@ GPU_PARTS = ("device", "launches")
 _PARTS = f"""what to measure: {", ".join(CPU_PARTS)} (default: all) or, with --backend cupy,
 {", ".join(GPU_PARTS)} (default: both).
 fc: the step of the fully connected model and its floor (its products alone, and Adam's bytes at the
-rate of a copy); conv: the 9-layer convolutional models; glow: 2L-16K; device: the steps of three
-models on a GPU, eager and as CUDA graphs, and the limits of its hardware; launches: each kernel and
-product of a step alone, with its blocks and bytes"""
+rate of a copy); conv: the 9-layer convolutional models and their floors (products, splines and
+copied bytes, each alone); glow: 2L-16K; device: the steps of three models on a GPU, eager and as
+CUDA graphs, and the limits of its hardware; launches: each kernel and product of a step alone, with
+its blocks and bytes"""
 
 
 def main(argv):

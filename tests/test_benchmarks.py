@@ -59,17 +59,14 @@ def test_operations_of_the_fully_connected_step(gradient, products):
     assert operations(flow, BATCH, gradient) == 2 * products * 2 * BATCH * 64**2
 
 
-def test_operations_of_the_convolutional_and_the_glow_step():
-    """Three image sizes, three 3×3 convolutions each: (8, 8, 1), (4, 4, 4), (2, 2, 16). Glow, per
-    level: six products of 1×1, and a coupling's network three times; the split is one more; images
-    are (4, 4, 4) and then (2, 2, 8)."""
+def test_operations_of_the_glow_step():
+    """Per level six products of 1×1, and a coupling's network three times; the split is one more;
+    images are (4, 4, 4) and then (2, 2, 8)."""
 
     def network(channels, width=8):
         return 9 * channels // 2 * width + width**2 + 9 * width * channels
 
-    conv = sum(6 * 3 * 9 * pixels * c**2 for pixels, c in ((64, 1), (16, 4), (4, 16)))
     glow = 16 * (6 * 4**2 + 2 * 3 * network(4)) + 4 * (6 * 8**2 + 3 * network(8))
-    assert operations(small_trainer("conv").flow, BATCH) == 2 * BATCH * conv
     assert (
         operations(small_trainer("glow", **SMALL_GLOW).flow, BATCH) == 2 * BATCH * glow
     )
@@ -91,6 +88,39 @@ def test_a_floor_is_products_at_their_rate_alone_and_adams_bytes_at_that_of_a_co
     assert half == {"products ms": 1.0, "Adam ms": 0.5}
 
 
+def test_the_floor_of_a_convolutional_step_is_products_splines_and_bytes(monkeypatch):
+    """As many operations as `operations` counts; gradients of splines alone; 12 passes over the
+    batch of 100 · 64 values for each of 9 layers, beside Adam's, up to one copy."""
+    trainer = small_trainer("conv")
+    moved = []
+    monkeypatch.setattr(
+        models, "parallel_copy", lambda: lambda *arrays: moved.extend(arrays)
+    )
+    calls = models.layer_calls(trainer)
+
+    trainer.gradient.fill(np.nan)
+    calls["splines ms"]()
+    for name, grads in trainer.grads.items():
+        for gradient in grads.values():
+            assert np.isfinite(gradient).all() == ("spline" in name)
+
+    work = []
+
+    def product(x, k):
+        work.append(2 * x[..., 0].size * k.size)
+
+    conv = trainer.ops.conv
+    monkeypatch.setattr(conv, "correlate", product)
+    monkeypatch.setattr(conv, "weight_grad", lambda _, x, k, add: product(x, k))
+    calls["products ms"]()
+    assert sum(work) == operations(trainer.flow, models.BATCH)
+
+    calls["bytes ms"]()
+    adam = 28 * trainer.flow.layout.count
+    passes = 9 * 12 * models.BATCH * 64 * 4
+    assert 0 <= adam + passes - sum(array.nbytes for array in moved) < 2 * 100 * 64 * 4
+
+
 def test_the_benchmark_prints_and_writes_its_figures(tmp_path, monkeypatch, capsys):
     """Each call of a few is timed: once is enough, for small images."""
     file = tmp_path / "figures.json"
@@ -100,21 +130,16 @@ def test_the_benchmark_prints_and_writes_its_figures(tmp_path, monkeypatch, caps
     monkeypatch.setattr(models, "make_trainer", partial(make_trainer, shape=SHAPE))
     part = models.PARTS["fc"]._replace(product=(BATCH, 64, 64))
     monkeypatch.setitem(models.PARTS, "fc", part)
-    benchmark.main(["fc", "--quick", "--backend", "numpy", "--json", str(file)])
+    options = ["--quick", "--backend", "numpy", "--json", str(file)]
+    benchmark.main(["fc", "conv", *options])
     out = capsys.readouterr().out
     results = json.loads(file.read_text())
-    names = {
-        "self-normalizing",
-        "exact",
-        "relative",
-        "variational",
-        "self-normalizing, white",
-    }
-    assert {row["step"] for row in results["fc"]} == names
-    for row in results["fc"]:
-        floors = row["products ms"] + row["Adam ms"]
-        assert 0 < row["min ms"] <= row["median ms"] and floors > 0
-        assert row["min / floor"] == pytest.approx(row["min ms"] / floors)
+    for name in ("fc", "conv"):
+        assert {row["step"] for row in results[name]} == models.PARTS[name].cases.keys()
+    for row in results["fc"] + results["conv"]:
+        *floors, ratio = list(row.values())[4:]
+        assert 0 < row["min ms"] <= row["median ms"] and min(floors) > 0
+        assert ratio == pytest.approx(row["min ms"] / sum(floors))
     assert "Adam ms" in out and f"backend: {results['machine']['backend']}" in out
 
 

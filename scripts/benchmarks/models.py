@@ -14,18 +14,25 @@ from benchmarks.steps import (
     random_images,
 )
 from benchmarks.timing import Timing, measure, parallel_copy
+from snfnp.context import BackwardContext
+from snfnp.flow import Flow
 from snfnp.step.batches import Repeated
+from snfnp.step.trainer import Trainer
 from snfnp.threads import cores, limited
 
 _SNF = "self-normalizing"
 _WHITE = {"coordinates": "white"}
+# Copies of a batch, each two passes over its values, for those of a linear layer's step between its
+# products: z = z₀ + b (2), E (3), both Δ (6), Σ δ_z (1).
+_COPIES = 6
 
 
 class Part(NamedTuple):
     """Steps that are timed alternately.
 
     cases: {row: (model, gradient, settings)}; repeats: of each; product: the sizes (rows, inner,
-    columns) of the products whose rate makes the floor, empty: no floor.
+    columns) of the products whose rate makes the floor (`floor_calls`), empty: the floor is of each
+    layer's own products (`layer_calls`).
     """
 
     cases: dict[str, tuple[str, str, dict]]
@@ -96,6 +103,49 @@ def floor_calls(shape: tuple[int, ...], parameters: int) -> dict[str, Callable]:
     return {"both": both, "copy": partial(copy, *moved)}
 
 
+def layer_calls(trainer: Trainer) -> dict[str, Callable]:
+    """{column: call}, whose minima are the floor of a convolutional step: the products of all
+    layers, with W and R, as the step makes them (by BLAS or direct kernels); splines and squeezes,
+    forward and backward; and copies of a batch, of as many bytes as Adam and the passes between.
+
+    Each finds its arrays in the cache sooner than a step does. Left out are encoding, sums
+    (densities, errors, norms), R's term in W's gradient and W's in R's, and white coordinates.
+    """
+    ops = trainer.ops
+    flow = trainer.flow
+    params = trainer.params
+    linear = flow.learned_inverses()
+    others = (each for each in flow.layers if each[0] not in linear)
+    splines = Flow(flow.shape, tuple(others))
+    batch = np.ones((BATCH, *flow.shape), np.float32)  # no time depends on its values
+    ctx = BackwardContext.of(ops, batch[:, 0, 0, 0])
+    copy = parallel_copy()
+    copied = np.empty((2, batch.size), np.float32)
+    copies = ADAM_BYTES * flow.layout.count // copied.nbytes + _COPIES * len(linear)
+
+    def all_products():
+        for name, (layer, shape) in linear.items():
+            x = batch.reshape(-1, *shape)
+            for f, weight in zip(layer.maps, "WR", strict=True):
+                f.apply(ops, params[name][weight], x)
+                f.adjoint(ops, params[name][weight], x)
+                f.weight_grad(ops, x, x, trainer.grads[name][weight])
+
+    def all_splines():
+        latents, _, caches = splines.forward(ops, params, batch)
+        splines.backward(ctx, params, caches, latents, trainer.grads)
+
+    def all_bytes():
+        for _ in range(copies):
+            copy(*copied)
+
+    return {
+        "products ms": all_products,
+        "splines ms": all_splines,
+        "bytes ms": all_bytes,
+    }
+
+
 def floor(timings: dict[str, Timing], shape: tuple[int, ...], work: float) -> dict:
     """The least milliseconds of a step with so many operations, from the minima of `floor_calls` in
     the same run."""
@@ -109,12 +159,17 @@ def steps(part: Part, ops, quick: bool) -> list[dict]:
     threads, with their floors."""
     calls = {}
     work = {}
+    floors = {}
     for name, (model, gradient, settings) in part.cases.items():
         trainer = make_trainer(ops, model, gradient, **settings)
         batches = Repeated(random_images(ops, trainer))
         trainer.begin(batches)
         calls[name] = partial(trainer.training_step, batches)
         work[name] = operations(trainer.flow, BATCH, gradient)
+        if not part.product:
+            floors[name] = layer_calls(trainer)
+            for column, call in floors[name].items():
+                calls[name, column] = call
     if part.product:
         calls |= floor_calls(part.product, trainer.flow.layout.count)
     rows = []
@@ -131,7 +186,11 @@ def steps(part: Part, ops, quick: bool) -> list[dict]:
             }
             if part.product:
                 least = floor(timings, part.product, work[name])
-                row |= least
-                row["min / floor"] = timing.minimum / sum(least.values())
+            else:
+                least = {
+                    column: timings[name, column].minimum for column in floors[name]
+                }
+            row |= least
+            row["min / floor"] = timing.minimum / sum(least.values())
             rows.append(row)
     return rows
