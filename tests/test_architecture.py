@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from itertools import chain
 from pathlib import Path
@@ -46,9 +47,22 @@ CI = ROOT / ".ci"
 pytestmark = pytest.mark.skipif(not CI.exists(), reason="not a checkout")
 
 
+@cache
+def nodes(text):
+    """Every node of a source text, the module first."""
+    return [*ast.walk(ast.parse(text))]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory():
+    """Given back, of these nodes, at the end."""
+    yield
+    nodes.cache_clear()
+
+
 def imports(path):
     """Every name that a file imports, wherever in the file: "snfnp.ops.RandomKey", …"""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path.read_text()):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -121,7 +135,7 @@ def rings(root):
 def asking(root):
     """getattr and hasattr on layers, rules and maps, whose base classes have every member."""
     for path, file, module in sources(root):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path.read_text()):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
                 continue
             if module != "scripts" and node.func.id in ("getattr", "hasattr"):
@@ -149,7 +163,7 @@ def beyond(root):
     inside a function, where it is asked for."""
     for path, file, own in sources(root):
         for node in (
-            ast.parse(path.read_text()).body if own not in ("beyond", "scripts") else ()
+            nodes(path.read_text())[0].body if own not in ("beyond", "scripts") else ()
         ):
             text = (
                 ast.unparse(node)
@@ -163,7 +177,7 @@ def beyond(root):
 def guessing(root):
     """Text that is read or written in the system's encoding, which need not be UTF-8."""
     for path, file, _ in sources(root):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for node in nodes(path.read_text("utf-8")):
             if not isinstance(node, ast.Call):
                 continue
             text = getattr(node.func, "attr", "") in ("read_text", "write_text")
@@ -371,8 +385,8 @@ def test_options_of_beyond_are_refused_in_a_line_without_it(option, tmp_path):
 
 def problems(text: str) -> list[str]:
     """The openings that are refused, of the docstrings of a module, its classes and functions."""
-    nodes = (node for node in ast.walk(ast.parse(text)) if isinstance(node, DOCUMENTED))
-    openings = ((ast.get_docstring(node) or "")[:40] for node in nodes)
+    documented = (node for node in nodes(text) if isinstance(node, DOCUMENTED))
+    openings = ((ast.get_docstring(node) or "")[:40] for node in documented)
     return [opening for opening in openings if OPENINGS.match(opening)]
 
 

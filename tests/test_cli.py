@@ -460,6 +460,7 @@ def test_a_command_in_a_strangers_folder_runs_none_of_its_files(way, tmp_path, u
     assert noted(*words) == expected and len(expected) < 4
 
 
+@pytest.mark.slow
 def test_without_a_current_folder_a_command_says_what_it_needs(tmp_path, undrawn):
     np.save(tmp_path / "rows.npy", normal(60, 3))
     run = str(tmp_path / "run")

@@ -248,11 +248,11 @@ def test_the_gradient_of_the_norm_at_the_end_is_that_of_the_singular_vectors(ops
 
 
 def test_without_the_gradient_of_the_norm_the_check_fails(ops, monkeypatch):
-    layer, p, x = case((3, 4, 2))
+    layer, p, x = case((2, 2, 2))
     nothing = lambda self, ops, w, sigma, path: np.zeros_like(w)  # noqa: E731
     monkeypatch.setattr(ConvExponential, "_spectral_norm_grad", nothing)
     with pytest.raises(GradientError, match="W, direction"):
-        check_layer(layer, (3, 4, 2), ops=ops, x=x, params=p)
+        check_layer(layer, (2, 2, 2), ops=ops, x=x, params=p)
 
 
 def test_a_nan_is_not_hidden(ops):

@@ -104,16 +104,17 @@ def test_nan_is_never_zeroed(ops, dtype):
 
 
 @pytest.mark.slow
-def test_a_coupling_keeps_one_hidden_activation():
-    """At (14, 14, 4) and width 512, where one activation (N H W, width) is 16 MB.
+def test_a_coupling_keeps_one_hidden_activation(monkeypatch):
+    """At (14, 14, 4) and width 256, where one activation (N H W, width) is 8 MB.
 
-    The cache keeps a₂. Three blocks of about `network_values`, patches (9 · 6 of 512 channels,
-    0.11 activations) and arrays of C channels come on top, and parameters and products.
+    The cache keeps a₂. Three blocks of about `network_values`, patches (9 · 6 of 256 channels,
+    0.21 activations) and arrays of C channels come on top, and parameters and products.
     """
     ops = get_ops("numba")
+    monkeypatch.setattr(Coupling, "network_values", Coupling.network_values // 2)
     samples = 40
     pixels = 14 * 14
-    width = 512
+    width = 256
     layer, p, x = case((14, 14, 4), width, samples, np.float32, noise=0.01)
     activation = samples * pixels * width * 4
     ctx = BackwardContext.of(ops, np.ones(samples, np.float32))

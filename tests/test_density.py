@@ -181,7 +181,7 @@ def test_mixtures_that_are_kept_are_fitted_to_all_rows_as_well(fitted):
 
 def test_one_noise_level_is_the_one_that_held_out_rows_prefer():
     x = moons(120)
-    options = {"random_state": 0, "members": 1, "epochs": 40, "patience": 5}
+    options = {"random_state": 0, "members": 1, "epochs": 15, "patience": 5}
     fits = [fit(x, options, noise=noise) for noise in (0.0, 0.1, 0.2)]
     scores = [each._fit.best.scores.mean() for each in fits]
     assert len(set(scores)) == 3

@@ -211,6 +211,7 @@ def test_a_small_table_is_drawn_with_all_of_its_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(
         plots, "save_view", lambda path, view, *given: views.append(view)
     )
+    monkeypatch.setattr(plots, "save_animation", lambda *of: None)
     rows = RNG.normal(size=(60, 2))
     np.save(tmp_path / "a.npy", rows)
     options = (*FAST, "--batch-size", "20", "--epochs", "1", "--out")

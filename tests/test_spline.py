@@ -82,7 +82,7 @@ def slow_spline(x, widths, heights, slopes, bound, eps):
 
 
 @pytest.mark.parametrize(
-    "layer", [LAYER, RationalQuadraticSpline(2, 3.0, 0.05)], ids=["5 bins", "2 bins"]
+    "layer", [LAYER, RationalQuadraticSpline(8, 3.0, 0.05)], ids=["5 bins", "8 bins"]
 )
 def test_a_spline_matches_a_scalar_reference(ops, layer):
     rng = default_rng(1)

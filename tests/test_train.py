@@ -269,7 +269,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(monkeypatch, changes
     White coordinates are estimated again at step 8, and there is no summary of an unfinished run.
     """
     monkeypatch.setattr("snfnp.step.trainer._EVERY", 4)
-    make = {**changes, "dataset": small_dataset(side=8 if "model" in changes else 5)}
+    make = {**changes, "dataset": small_dataset(side=4 if "model" in changes else 5)}
     said = []
     run_training("whole", **make)
     run_training("part", epochs=1, **make)

@@ -94,6 +94,7 @@ def source_of(path: Path, name: str) -> str | None:
     return "\n".join(text[lines[0] - 1 : lines[1]])
 
 
+@cache
 def docstring(path: Path) -> str:
     """A module's docstring, or nothing."""
     return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
