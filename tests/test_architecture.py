@@ -53,13 +53,6 @@ def nodes(text):
     return [*ast.walk(ast.parse(text))]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def memory():
-    """Given back, of these nodes, at the end."""
-    yield
-    nodes.cache_clear()
-
-
 def imports(path):
     """Every name that a file imports, wherever in the file: "snfnp.ops.RandomKey", …"""
     for node in nodes(path.read_text()):

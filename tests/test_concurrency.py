@@ -193,11 +193,11 @@ needs_fork = pytest.mark.skipif(
 )
 
 
-def child(script, before="", seconds=400):
+def child(script, before=""):
     """The lines of a child process."""
     done = python(
         script.format(before=before),
-        timeout=seconds,
+        timeout=400,
         PYTHONPATH=os.pathsep.join(sys.path),
     )
     assert done.returncode == 0, (

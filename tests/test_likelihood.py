@@ -48,14 +48,14 @@ class Reverse(Layer):
         return z[:, ::-1]
 
 
-def small_flow(rule=None, dimension=D):
-    dense = Linear(Dense(dimension), rule or SelfNormalizing())
+def small_flow(rule=None):
+    dense = Linear(Dense(D), rule or SelfNormalizing())
     before = (
         ("dense1", dense),
         ("activation1", SmoothLeakyReLU(0.3)),
         ("reverse", Reverse()),
     )
-    return Flow((dimension,), (*before, ("dense2", dense)), Preprocess(alpha=0.01))
+    return Flow((D,), (*before, ("dense2", dense)), Preprocess(alpha=0.01))
 
 
 @pytest.fixture

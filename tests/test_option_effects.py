@@ -8,7 +8,7 @@ import pytest
 from support.arrays import normal, pixels
 from support.messages import assert_one_line
 from support.runs import around
-from support.trainers import MODELS_AND_GRADIENTS, without_time
+from support.trainers import SMALL_MODELS, without_time
 
 from snfnp.cli import train as command
 from snfnp.errors import SnfnpError, UsageError, flag_of
@@ -191,8 +191,8 @@ def after_four_steps(options):
     return trainer.p.tobytes(), trainer.averages(), str(trainer.figures())
 
 
-@pytest.mark.slow  # 13 s of a processor
-@pytest.mark.parametrize("model, gradient", MODELS_AND_GRADIENTS)
+@pytest.mark.slow
+@pytest.mark.parametrize("model, gradient", SMALL_MODELS)
 def test_an_option_changes_the_steps_of_a_model_or_is_refused(model, gradient):
     usual = parsed(START) | {
         name: SIZES[name] for name in SIZES if name in PRESETS[model].size

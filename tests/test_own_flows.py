@@ -267,8 +267,8 @@ def test_a_flow_may_hold_what_json_cannot():
         snfnp.load_run(path, flow=other)
 
 
-def flow(*layers, names="ab", shape=(2,)):
-    return snfnp.Flow(shape, tuple(zip(names, layers, strict=False)))
+def flow(*layers, shape=(2,)):
+    return snfnp.Flow(shape, tuple(zip("ab", layers, strict=False)))
 
 
 BUILD = lambda shape: flow(Linear(Dense(2)))  # noqa: E731

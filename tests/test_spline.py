@@ -26,8 +26,8 @@ pytestmark = pytest.mark.usefixtures("alone")
 each_precision = pytest.mark.parametrize("dtype", FLOATS)
 
 
-def parameters(spread=1.0, shape=SHAPE, layer=LAYER, seed=0, dtype=np.float64):
-    rng = default_rng(seed)
+def parameters(spread=1.0, shape=SHAPE, layer=LAYER, dtype=np.float64):
+    rng = default_rng(0)
     initial = layer.init(rng, shape)
     return {
         k: (spread * rng.standard_normal(v.shape)).astype(dtype)
@@ -35,10 +35,9 @@ def parameters(spread=1.0, shape=SHAPE, layer=LAYER, seed=0, dtype=np.float64):
     }
 
 
-def knots_of(ops, p, layer=LAYER):
-    return ops.spline.knots(*(p[name] for name in PARAMETERS), layer.bound, layer.eps)[
-        0
-    ]
+def knots_of(ops, p):
+    raw = [p[name] for name in PARAMETERS]
+    return ops.spline.knots(*raw, LAYER.bound, LAYER.eps)[0]
 
 
 def everything(ops, p, x, dy=None, dldj=None, layer=LAYER):

@@ -130,8 +130,8 @@ def test_batches_are_a_function_of_the_step(ops, shuffle, change):
         assert_array_equal(batch_of(batches, step), expected)
 
 
-def buffers(size, dtype=np.float64, seed=0):
-    p = default_rng(seed).standard_normal(size).astype(dtype)
+def buffers(size):
+    p = default_rng(0).standard_normal(size)
     return p, np.zeros_like(p), np.zeros_like(p)
 
 
@@ -304,9 +304,9 @@ def geco(constraints, lam, own):
     return found
 
 
-def run_control(ops, own, found, lam=0.9):
+def run_control(ops, own, found):
     """λ after each step (steps, L), and what the steps returned."""
-    state = ops.asarray(own.new_state(found.shape[1], lam))
+    state = ops.asarray(own.new_state(found.shape[1], 0.9))
     lams = []
     totals = []
     for each in found:

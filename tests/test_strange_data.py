@@ -66,9 +66,9 @@ def written(write, *content, **options):
     return buffer.getvalue()
 
 
-def header(shape, dtype="<f8"):
+def header(shape):
     """A .npy file that says that it is larger than it is."""
-    fields = {"descr": dtype, "fortran_order": False, "shape": shape}
+    fields = {"descr": "<f8", "fortran_order": False, "shape": shape}
     return written(np.lib.format.write_array_header_1_0, fields) + b"\0" * 64
 
 

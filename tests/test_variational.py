@@ -55,8 +55,8 @@ def test_noise_does_not_widen_single_precision(ops):
     assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
 
 
-def variational_flow(rng, sigma=SIGMA, inverted=False):
-    flow = two_layers(Variational(sigma, 2), D)
+def variational_flow(rng, inverted=False):
+    flow = two_layers(Variational(SIGMA, 2), D)
     params = moved(flow.init(0), rng, 0.2)
     if inverted:
         for name in ("dense1", "dense2"):
