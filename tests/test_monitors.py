@@ -136,7 +136,7 @@ def inspected(trainer):
     )
     likelihood = trainer.likelihood()
     likelihood.evaluate(images, 0, at_once=70, watch=inspection.watch(len(images)))
-    return inspection, lambda: inspection.figures(likelihood)["layers"]
+    return inspection, lambda: inspection.figures()["layers"]
 
 
 @pytest.mark.parametrize("model", ["fc", "conv", "glow"])
@@ -360,7 +360,7 @@ def test_the_batches_are_those_of_the_next_steps():
     inspection = Monitors(trainer, batches.__getitem__, 2)
     params = trainer.params
     trainer.step = 1
-    found = inspection.figures(trainer.likelihood())["layers"]
+    found = inspection.figures()["layers"]
     x = np.concatenate([trainer.encode(batches[step], step)[0] for step in (1, 2)])
     for layer, own in gradient_angles(
         trainer.ops, trainer.flow, params, x, 1.0

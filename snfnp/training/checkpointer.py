@@ -4,7 +4,6 @@ import shlex
 import time
 import uuid
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 from snfnp.errors import CheckpointError, DivergedError, SnfnpError, UsageError
@@ -76,15 +75,12 @@ class Checkpointer:
 
     def resume(
         self, progress: Progress, batches: Batches, rollback: bool, report: Report
-    ) -> Progress:
+    ) -> None:
         """Restore the run from its last or best checkpoint, and remove later metrics. If that is
         interrupted, the same command repeats it.
 
         Args:
-            progress: that of a new run.
-
-        Returns:
-            The progress at the checkpoint.
+            progress: that of a new run, which becomes that at the checkpoint.
         """
         trainer = self.trainer
         record, saved = self._load(rollback)
@@ -93,13 +89,11 @@ class Checkpointer:
             trainer.begin(batches)
         else:
             saved.restore(trainer)
-            best = saved.record["best"] and Record.of(
-                saved.record["best"], progress.steps
-            )
-            seconds = saved.record["seconds"]
-            progress = replace(progress, step=saved.step, seconds=seconds, best=best)
-        best = self._update_folder(progress, rollback, record, report)
-        return replace(progress, best=best)
+            progress.step = saved.step
+            progress.seconds = saved.record["seconds"]
+            if best := saved.record["best"]:
+                progress.best = Record.of(best, progress.steps)
+        self._update_folder(progress, rollback, record, report)
 
     def _load(self, rollback: bool) -> tuple[Json, Checkpoint | None]:
         """config.json, and the checkpoint to resume from; None: from the start."""
@@ -122,9 +116,9 @@ class Checkpointer:
 
     def _update_folder(
         self, progress: Progress, rollback: bool, record: Json, report: Report
-    ) -> Record | None:
-        """Rewrite the folder of the run that is resumed. Returns its best evaluation, or None if
-        the checkpoint of that is lost."""
+    ) -> None:
+        """Rewrite the folder of the run that is resumed, and forget its best evaluation if the
+        checkpoint of that is lost."""
         folder = self.folder
         step = progress.step
         steps = progress.steps
@@ -147,7 +141,7 @@ class Checkpointer:
             report(
                 f"{folder.best} is lost or damaged: the best epoch is one after step {step}"
             )
-            progress = replace(progress, best=None)
+            progress.best = None
         folder.read_metrics()  # raises before anything is written
         self.save(progress, folder.last)
         if not folder.cut_metrics(step) and best_step:
@@ -162,7 +156,6 @@ class Checkpointer:
             report(f"{folder.path} is finished: give more `epochs` to train longer")
         if changes:
             report(f"from step {step} on: {', '.join(changes)}")
-        return progress.best
 
     def _record_changes(self, record: Json, step: int, rollback: bool) -> list[str]:
         """Add what changes from this step on to config.json, and return it in words."""

@@ -76,7 +76,7 @@ class Evaluator:
                 raise DivergedError(
                     f"the exact {figure} after epoch {progress.epoch} is not finite"
                 )
-        figures |= self._monitors.figures(likelihood)
+        figures |= self._monitors.figures()
         if not self._of_images:
             rows = evenly_spread(dataset.train, len(images))
             training = self._evaluate(likelihood, rows).nll
@@ -120,7 +120,7 @@ class Evaluator:
             likelihood = trainer.likelihood(trainer.initial_parameters())
             self._evaluate(likelihood, images, self._monitors.watch(len(images)))
             if trainer.ops.asynchronous:
-                self._monitors.figures(likelihood)
+                self._monitors.figures()
 
     def describe(self, record: Record) -> str:
         """A record in a line of at most 100 columns; the best one has a star."""

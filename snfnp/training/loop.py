@@ -322,9 +322,7 @@ def train_session(
         with compilations_shown(ops, report):
             if session.checkpoint:
                 rollback = session.checkpoint == "best"
-                loop.progress = checkpoints.resume(
-                    loop.progress, loop.batches, rollback, report
-                )
+                checkpoints.resume(loop.progress, loop.batches, rollback, report)
             report(_introduction(session, loop.trainer))
             loop.warm_up()
             if not session.checkpoint:

@@ -14,7 +14,7 @@ import scipy.linalg
 from snfnp.diagnostics import gradient_angles, has_inverse_likelihood
 from snfnp.errors import DivergedError
 from snfnp.flow import Params
-from snfnp.likelihood import TRAINING_NOISE, Likelihood
+from snfnp.likelihood import TRAINING_NOISE
 from snfnp.maps import Conv2d, Map, contraction
 from snfnp.ops import Array, Ops, RandomKey
 from snfnp.rules import Rule
@@ -161,8 +161,9 @@ class Monitors:
         if name in self._moments:
             self._moments[name].add(x, first)
 
-    def figures(self, likelihood: Likelihood) -> dict[str, dict]:
-        """The figures of every layer that learns its inverse, for a line of metrics.
+    def figures(self) -> dict[str, dict]:
+        """The figures of every layer that learns its inverse, at the trainer's parameters, for a
+        line of metrics.
 
         * rho: a lower bound for ‖I − R W‖₂ (`snfnp.maps.contraction.rho`).
         * margin: λσ²_min, plus μ of Eq. 31, which adds to it in every direction; of rules with a
@@ -181,12 +182,8 @@ class Monitors:
         ops = self._ops
         lam = self._trainer.multipliers.lam
         # the inputs are in double precision
-        params = {
-            name: {
-                key: value.astype(np.float64, copy=False) for key, value in p.items()
-            }
-            for name, p in likelihood.params.items()
-        }
+        flat = self._trainer.p.astype(np.float64, copy=False)
+        params = self._trainer.layout.views(flat)
         angles = self._angles(params, lam) if self._track_angle else {}
         layers = {}
         for name, (layer, shape) in self._layers.items():

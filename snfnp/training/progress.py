@@ -68,7 +68,7 @@ Callbacks = Iterable[Callable[[Record], Any]] | None
 
 @dataclass
 class Progress:
-    """The progress of a run, which its loop alone changes.
+    """The progress of a run, which its loop changes, and its checkpoints where it is resumed.
 
     Attributes:
         steps, steps_per_epoch: of the whole run.
@@ -151,8 +151,11 @@ def gradient_of(config: TrainConfig, flow: Flow) -> str:
     """The gradient of a flow's linear layers in words: that of the options, if a layer has it or
     none is linear, and the other rules of layers, which a user's own flow may have."""
     usual = repr(config.rule)
-    layers = [layer for _, layer, _ in flow.with_shapes() if isinstance(layer, Linear)]
-    rules = {repr(layer.rule) for layer in layers}
+    rules = {
+        repr(layer.rule)
+        for _, layer, _ in flow.with_shapes()
+        if isinstance(layer, Linear)
+    }
     words = [f"gradient by {rule[:60]}" for rule in sorted(rules - {usual})]
     if usual in rules or not words:
         learns = config.rule.learns_inverse

@@ -164,7 +164,7 @@ def test_monitors_copy_weights_to_the_host_and_no_product(ops, monkeypatch):
         return original(device, array)
 
     monkeypatch.setattr(type(ops.device), "to_host", noted)
-    inspection.figures(trainer.likelihood())
+    inspection.figures()
     layers = trainer.flow.learned_inverses()
     weights = [
         shape for name in layers for shape in 2 * [trainer.params[name]["W"].shape]
@@ -184,7 +184,7 @@ def test_monitors_match_numpy(ops, model):
         inspection = Monitors(trainer, lambda step, batch=batch: batch)
         likelihood = trainer.likelihood()
         likelihood.evaluate(images, 0, at_once=70, watch=inspection.watch(len(images)))
-        figures.append(inspection.figures(likelihood)["layers"])
+        figures.append(inspection.figures()["layers"])
     found, expected = figures
     for name, own in expected.items():
         assert found[name] == pytest.approx(own, rel=1e-6, abs=1e-12)

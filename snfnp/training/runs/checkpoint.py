@@ -200,9 +200,10 @@ def _compare(path: Path, checkpoint: Checkpoint, run: Json) -> None:
     problem = "is damaged in the run's record in its header"
     with readable(path, _ADVICE, CheckpointError, problem):
         saved = TrainConfig.from_dict(record["config"])
+        best = record["best"]
         is_sound = saved.lam is not None and 0 <= record["seconds"] < LARGEST
-        if record["best"] is not None:
-            is_sound = is_sound and _is_best(record["best"], checkpoint.step)
+        if best is not None:
+            is_sound &= is_evaluation(best) and best["step"] <= checkpoint.step
         if not is_sound:
             raise ValueError("its λ, its seconds or its best evaluation")
     differing = saved.incompatible_options(config)
@@ -217,25 +218,16 @@ def _compare(path: Path, checkpoint: Checkpoint, run: Json) -> None:
         )
 
 
-def _is_best(line: Json, step: int) -> bool:
-    """Say whether this can be the best evaluation up to a step."""
-    if not is_evaluation(line) or line["step"] > step:
-        return False
-    return abs(line.get("validation_bits_per_dimension", 0.0)) < LARGEST
-
-
 def is_evaluation(record: Any) -> bool:
     """Say whether a record has the fields of an evaluation, a line of metrics.jsonl."""
-    whole = ("epoch", "step")
-    real = ("seconds", "validation_nll_nats", "reconstruction")
-    return (
-        isinstance(record, dict)
-        and all(
-            type(record.get(name)) is int and 1 <= record[name] < 2**63
-            for name in whole
-        )
-        and all(type(record.get(name)) in (int, float) for name in real)
-        and all(abs(record[name]) < LARGEST for name in real)
+    if not isinstance(record, dict):
+        return False
+    whole = [record.get(name) for name in ("epoch", "step")]
+    names = ("seconds", "validation_nll_nats", "reconstruction")
+    real: Any = [record.get(name) for name in names]
+    real.append(record.get("validation_bits_per_dimension", 0.0))  # of images
+    return all(type(value) is int and 1 <= value < 2**63 for value in whole) and all(
+        type(value) in (int, float) and abs(value) < LARGEST for value in real
     )
 
 
