@@ -74,21 +74,15 @@ def save_curves(path: Path, records: list[Json], title: str) -> None:
             if name == "rho":
                 axis.axhline(1.0, color="gray", linestyle="--", linewidth=1)
             if name == _NLL:
-                _draw_training(axis, epochs, records, color)
+                nll = [record.get("training_nll_nats", math.nan) for record in records]
+                if np.isfinite(nll).any():
+                    label = "of training rows"
+                    axis.plot(epochs, nll, "--", color=color, linewidth=1, label=label)
+                    axis.legend(fontsize="small")
             elif np.nanmax(lines) > _DECADE * np.nanmin(lines) > 0:
                 axis.set_yscale("log")
         seconds = records[-1]["seconds"]
         _label(axes[-1], "epoch", f" ({seconds:,.1f} training seconds in all)")
-
-
-def _draw_training(
-    axis: Any, epochs: list[float], records: list[Json], color: str
-) -> None:
-    """Draw the NLL of training rows, if it was evaluated."""
-    nll = [record.get("training_nll_nats", math.nan) for record in records]
-    if np.isfinite(nll).any():
-        axis.plot(epochs, nll, "--", color=color, linewidth=1, label="of training rows")
-        axis.legend(fontsize="small")
 
 
 # The figures of a run's metrics that a comparison draws: the x of both panels, then their y.

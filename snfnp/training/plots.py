@@ -43,7 +43,7 @@ _log = logging.getLogger("matplotlib")
 _level = _log.level
 _log.setLevel(logging.ERROR)
 
-import matplotlib  # noqa: E402
+from matplotlib import style  # noqa: E402
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.collections import LineCollection  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402, no pyplot: the user's backend stays
@@ -148,12 +148,11 @@ class Animation:
 def _defaults() -> Iterator[None]:
     """Matplotlib's own settings: a user's may ask for LaTeX, which is not everywhere."""
     # Matplotlib warns, for example, of characters that no font has
-    with warnings.catch_warnings(action="ignore"):
-        settings: Any = {
-            k: v for k, v in matplotlib.rcParamsDefault.items() if k != "backend"
-        }
-        with matplotlib.rc_context({**settings, "svg.hashsalt": "snfnp"}):
-            yield
+    with (
+        warnings.catch_warnings(action="ignore"),
+        style.context(["default", {"svg.hashsalt": "snfnp"}]),
+    ):
+        yield
 
 
 @contextmanager
@@ -173,10 +172,16 @@ def picture(
         if layout is None:
             figure.tight_layout()
         suffix = path.suffix[1:].lower()
-        save = partial(figure.savefig, format=suffix, dpi=_DPI, bbox_inches=bbox_inches)
         # no date: the same figure has the same bytes
         undated = {"Date": None} if suffix == "svg" else None
-        write_by(path, lambda file: save(file, metadata=undated))
+        save = partial(
+            figure.savefig,
+            format=suffix,
+            dpi=_DPI,
+            bbox_inches=bbox_inches,
+            metadata=undated,
+        )
+        write_by(path, save)
 
 
 def plain(name: str) -> str:
@@ -259,9 +264,14 @@ def save_animation(path: Path, frames: list[tuple[str, View]]) -> None:
     first, *rest = (each.quantize(palette=palette, dither=0) for each in pictures)
     times = [round(6000 / len(frames))] * len(rest) + [3000]  # milliseconds
     save = partial(
-        first.save, save_all=True, append_images=rest, duration=times, loop=0
+        first.save,
+        format="GIF",
+        save_all=True,
+        append_images=rest,
+        duration=times,
+        loop=0,
     )
-    write_by(path, lambda file: save(file, "GIF"))
+    write_by(path, save)
 
 
 def _draw_view(figure: Figure, view: View, last: View, **ticks: Any) -> None:
