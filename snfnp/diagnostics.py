@@ -179,9 +179,9 @@ def _exact_of_r(ops: Ops, flow: Flow, params: Params, x: Array) -> Params | None
 
 def _angle(a: np.ndarray, b: np.ndarray) -> float:
     """Degrees between two arrays; NaN if one of them is 0 or not finite."""
-    norm_a = float(np.linalg.norm(a))
-    norm_b = float(np.linalg.norm(b))
+    norm_a = np.linalg.norm(a)
+    norm_b = np.linalg.norm(b)
     if not (0 < norm_a < math.inf and 0 < norm_b < math.inf):
         return math.nan
-    cosine = float(np.vdot(a / norm_a, b / norm_b))
+    cosine = np.vdot(a / norm_a, b / norm_b)
     return math.degrees(math.acos(min(1.0, max(-1.0, cosine))))

@@ -72,11 +72,11 @@ def configure_numba() -> None:
             config.THREADING_LAYER = "omp"
 
 
-def cores() -> frozenset[int]:
-    """The cores that this process may run on."""
+def cores() -> int:
+    """The number of cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
-        return frozenset(os.sched_getaffinity(0))
-    return frozenset(range(os.cpu_count() or 1))
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def quota(root: Path = Path("/")) -> float:
@@ -110,7 +110,7 @@ def _limit(group: Path) -> float:
 def limit_to_cores() -> None:
     """Give BLAS and Numba at most a thread for each core, unless the environment sets numbers."""
     if not any(name in os.environ for name in _NUMBERS):
-        limit(max(1, int(min(len(cores()), quota()))))
+        limit(max(1, int(min(cores(), quota()))))
 
 
 def limit(count: int) -> None:

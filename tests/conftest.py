@@ -68,7 +68,7 @@ def pytest_xdist_auto_num_workers(config):
     """
     files = [argument for argument in config.args if ".py" in argument]
     few = len(files) == len(config.args) < 3
-    cores = len(threads.cores())
+    cores = threads.cores()
     return 0 if few or cores == 1 or standin.wanted() else min(cores, 8)
 
 

@@ -269,7 +269,7 @@ WRONG |= {
     f"sample rows --seed {10**23}": f"`seed` is {10**23}: it must be from 0 to 9,223,372",
     f"sample rows --count -{'9' * 2000}": "`count` is -999999999…: it must be at least",
     f"sample no --out {'x' * 300}.png": "x.png (File name too long): choose another ",
-    "train --threads 10000": f"there are {len(threads.cores())} cores here: choose ",
+    "train --threads 10000": f"there are {threads.cores()} cores here: choose ",
     f"train rows.npy --resume auto --out {'a' * 256}": "(File name too long): choose",
     f"train rows.npy --resume auto --out {'a' * 5000}": "cannot make aaaa",
 }

@@ -217,7 +217,7 @@ def wrong_values(name):
     """Values that an option may not have, by its kind and its choices."""
     option = OPTIONS[name]
     yield from WRONG[option.kind]
-    if not option.optional:
+    if option.default is not None:
         yield None
     if option.choices:
         yield "other"

@@ -294,7 +294,7 @@ def test_training_goes_on_as_long_as_it_is_worth_it(monkeypatch):
 
     monkeypatch.setattr(training, "_trained", trained)
     config, flow = small_flow(60, epochs=5)
-    best = flow_candidate(config, flow, moons(4), [], None, 10_000)
+    best = flow_candidate(config, flow, moons(4), [], Progress(), 10_000)
     assert begun == [(5, [], 0), (10, [1], 100), (20, [2], 200)] and best.mean == -1.995
 
 

@@ -100,7 +100,7 @@ def test_a_backend_takes_a_thread_for_each_core_unless_the_environment_has_a_num
     """Of a container's quota whole cores count, and at least one."""
     limits = []
     monkeypatch.setattr(threads, "limit", limits.append)
-    monkeypatch.setattr(threads, "cores", lambda: frozenset(range(4)))
+    monkeypatch.setattr(threads, "cores", lambda: 4)
     for name in threads._NUMBERS:
         monkeypatch.delenv(name, raising=False)
     for quota in (math.inf, 2.5, 0.5):
@@ -184,7 +184,7 @@ def test_a_run_gives_its_threads_back_and_goes_on_with_as_many(monkeypatch, tmp_
     pool.set_num_threads = partial(setattr, pool, "count")
     monkeypatch.setattr(threads, "blas_libraries", lambda: [pool])
     monkeypatch.setattr(threads, "_numba", lambda: None)
-    monkeypatch.setattr(threads, "cores", lambda: frozenset(range(4)))
+    monkeypatch.setattr(threads, "cores", lambda: 4)
     data = own_data(np.random.default_rng(0).normal(size=(40, 2)))
     options = {"model": "fc", "backend": "numpy", "batch_size": 10, "epochs": 1}
     keywords = {

@@ -173,7 +173,7 @@ def steps(part: Part, ops, quick: bool) -> list[dict]:
     if part.product:
         calls |= floor_calls(part.product, trainer.flow.layout.count)
     rows = []
-    for count in sorted({1, min(2, len(cores()))}):
+    for count in sorted({1, min(2, cores())}):
         with limited(count):
             timings = measure(calls, part.repeats // 5 + 1 if quick else part.repeats)
         for name in part.cases:

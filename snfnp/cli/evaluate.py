@@ -65,12 +65,12 @@ def main(argv: list[str], prog: str | None = None) -> None:
         if args.scores:
             _write_scores(args.scores, run, samples, args.seed, at_once)
 
-    noun = run.flow.preprocess.noun
-    text = f"{len(samples):,} {args.split} {noun} from {printable(source)}"
-    if run.flow.preprocess.of_images:
+    preprocess = run.flow.preprocess
+    text = f"{len(samples):,} {args.split} {preprocess.noun} from {printable(source)}"
+    if preprocess.of_images:
         text += f", dequantisation seed {args.seed}"
     print(text)
-    print(_table(evaluation, run.flow.preprocess.of_images))
+    print(_table(evaluation, preprocess.of_images))
     if args.scores:
         print(printable(f"scores: {args.scores}"))
 

@@ -164,10 +164,8 @@ def images_of(
     name = args.data or run.folder.data_name(run.record, folder)
     table_options = _table_options(run, args, name)
     options = run.config.splits_of(name)
-    # A data set has no options. Another table is read as the run's was, and data that are no table
-    # without its options.
-    if options and (args.data or args.drop_incomplete):
-        options |= table_options if is_table(name) else dict.fromkeys(table_options)
+    if is_table(name) and (args.data or args.drop_incomplete):
+        options |= table_options  # another table is read as the run's was
     dataset = load_dataset(name, folder, **options)
     allowed = args.data_dir is not None or args.data is not None or run.is_pretrained
     if line := run.folder.check_same_data(run.record, dataset, (split,), allowed):

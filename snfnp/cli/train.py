@@ -12,7 +12,6 @@ from snfnp.images import evenly_spread
 from snfnp.training.loop import train_session
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.config import OPTIONS, help_of
-from snfnp.training.options.groups import Option
 from snfnp.training.options.user_models import imported
 from snfnp.training.progress import compilations_shown, gradient_of
 from snfnp.training.runs.folder import RunFolder
@@ -47,7 +46,7 @@ def main(argv: list[str], prog: str | None = None, **defaults: Any) -> None:
         if "data" in options:
             raise UsageError(f"{path} and `data={options['data']}`: give one of them")
         options["data"] = path
-    cores = len(threads.cores())
+    cores = threads.cores()
     if options.get("threads", 1) > cores:
         raise UsageError(
             f"`threads` is {options['threads']}, and there are {cores} cores here: choose {cores} "
@@ -122,10 +121,21 @@ def _parser(
             str(base.__doc__).partition("\n")[0].rstrip(".")
         )
         for name in base.__annotations__:
-            default = defaults.get(name, OPTIONS[name].default)
-            shown = everyday if name in EVERYDAY else group
-            is_hidden = shown is group and not everything
-            _add_option(shown, OPTIONS[name], default, is_hidden)
+            option = OPTIONS[name]
+            text = in_flags(help_of(option, defaults.get(name, option.default)))
+            is_shown = everything or name in EVERYDAY
+            settings: dict[str, Any] = {
+                "help": text.replace("%", "%%") if is_shown else argparse.SUPPRESS
+            }
+            if option.kind is bool:
+                settings["action"] = argparse.BooleanOptionalAction
+            elif option.choices:
+                settings["choices"] = option.choices
+            else:
+                metavar = VALUES.get(option.kind, "VALUE")
+                settings |= {"type": option.kind, "metavar": metavar}
+            parent = everyday if name in EVERYDAY else group
+            parent.add_argument(flag_of(name), dest=name, **settings)
     start.add_argument(
         "--resume",
         nargs="?",
@@ -141,19 +151,6 @@ def _parser(
         "or others given now, such as a smaller --lr",
     )
     return parser
-
-
-def _add_option(group: Any, option: Option, default: Any, hidden: bool) -> None:
-    """Add the flag of an option to a group of a parser; hidden: without help."""
-    text = in_flags(help_of(option, default)).replace("%", "%%")
-    settings: dict[str, Any] = {"help": argparse.SUPPRESS if hidden else text}
-    if option.kind is bool:
-        settings["action"] = argparse.BooleanOptionalAction
-    elif option.choices:
-        settings["choices"] = option.choices
-    else:
-        settings |= {"type": option.kind, "metavar": VALUES.get(option.kind, "VALUE")}
-    group.add_argument(flag_of(option.name), dest=option.name, **settings)
 
 
 def _draw(session: Session, animation: Any) -> None:

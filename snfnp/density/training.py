@@ -115,7 +115,7 @@ def flow_candidate(
     flow: Flow,
     rows: np.ndarray,
     folds: list[np.ndarray],
-    progress: Progress | None = None,
+    progress: Progress,
     longest: int = 0,
 ) -> Candidate:
     """Train a flow for every fold on the rows outside it, side by side.
@@ -135,7 +135,6 @@ def flow_candidate(
         longest: no training with more steps than this follows the first one, which has those of
             `config`.
     """
-    progress = progress or Progress()
     best = Candidate(f"flow, noise {config.noise:g}")
     done = 0
     while True:

@@ -136,10 +136,12 @@ class TrainConfig(
 
     def splits_of(self, data: str) -> dict:
         """The other arguments of `load_dataset` for a name or path of data."""
-        names = ("validation", "test", "seed", "header", "columns", "drop_incomplete")
-        return (
-            {} if data in DATA_SETS else {name: getattr(self, name) for name in names}
-        )
+        if data in DATA_SETS:
+            return {}
+        names = ["validation", "test", "seed"]
+        if is_table(data):
+            names += ["header", "columns", "drop_incomplete"]
+        return {name: getattr(self, name) for name in names}
 
     def located(self) -> "TrainConfig":
         """The configuration with absolute paths of the user's data, valid in any folder."""

@@ -53,13 +53,12 @@ _INTERVAL = (lambda value: interval(value), "steps, as 500, or minutes, as 10m")
 class Option:
     """A field of `TrainConfig`: a keyword, a flag of the command line, an entry of config.json.
 
-    kind: bool, int, float, str or Path; optional: None is allowed, and is the default; must: the
-    limits of its values; changeable: a resumed run may have another value.
+    kind: bool, int, float, str or Path; default: if it is None, None is allowed; must: the limits
+    of its values; changeable: a resumed run may have another value.
     """
 
     name: str
     kind: type
-    optional: bool
     default: object
     help: str
     must: Limits = _ANY
@@ -70,7 +69,7 @@ class Option:
         """The words for what a value must be and is not; None: it is valid."""
         types, words = _KINDS[self.kind]
         if value is None:
-            return None if self.optional else words
+            return None if self.default is None else words
         # a bool is an int to Python, but no number here
         is_bool = isinstance(value, bool)
         if not isinstance(value, types) or is_bool != (self.kind is bool):
@@ -98,10 +97,7 @@ def options_in(config: type) -> dict[str, Option]:
         kind: Any
         # T, also of `T | None` and `T | Any`
         kind, *_ = get_args(entry.type) or (entry.type,)
-        optional = entry.default is None
-        options[entry.name] = Option(
-            entry.name, kind, optional, entry.default, **entry.metadata
-        )
+        options[entry.name] = Option(entry.name, kind, entry.default, **entry.metadata)
     return options
 
 

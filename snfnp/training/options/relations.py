@@ -148,11 +148,6 @@ _WARMUP = _preset("warmup_epochs")
 _CLIP = _preset("clip_norm")
 
 
-def _clip(c: Any) -> float | None:
-    """The preset's or the recipe's; none for an exact gradient that the paper does not clip."""
-    return _CLIP.fill(c) if c.preset.clip_exact or LEARNS.holds(c) else None
-
-
 def _lam(c: Any) -> float:
     """The preset's λ for the objective; 0 if no inverse is learned."""
     if not LEARNS.holds(c):
@@ -218,7 +213,10 @@ _RELATIONS = {
     "coordinates": _preset("coordinates", "plain", (_NOT_RELATIVE, _COORDINATES)),
     "final_lr_fraction": _only(_is("lr_schedule", *SCHEDULES[1:]), 0.0),
     "clip_norm": _CLIP._replace(
-        fill=_clip,
+        # none for an exact gradient that the paper does not clip
+        fill=lambda c: (
+            _CLIP.fill(c) if c.preset.clip_exact or LEARNS.holds(c) else None
+        ),
         words=f"{_CLIP.words}; {_CLIP_OF_SHORT:g} with its rate on colours and in runs shorter "
         "than those without `epochs`",
     ),

@@ -9,11 +9,12 @@ Derivation: derivations/17-write-your-own-layer.md.
 
 import inspect
 import json
+import pkgutil
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import fields
-from importlib import import_module, util
+from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,7 @@ def imported(model: Any) -> Any:
     try:
         if package not in sys.modules and util.find_spec(package) is None:
             sys.path.append("")  # the current folder, also if it was deleted
-        thing: Any = import_module(match[1])
-        for name in match[2].split("."):
-            thing = getattr(thing, name)
+        thing: Any = pkgutil.resolve_name(model)
     except (Exception, SystemExit) as error:  # a module may be a program, which exits
         raise UsageError(
             f"`model` needs {model}, which cannot be imported ({type(error).__name__}: "
