@@ -135,6 +135,9 @@ class Linear(Layer):
     def backward(
         self, ctx: BackwardContext, p: Params, cache: dict, dz: Array, grads: Params
     ) -> Any:
+        """G_b = Σ δ_z over samples and pixels; the rule computes the other gradients, and δ_x."""
+        if self.bias:  # both densities contain b, and ½ + ½ = 1
+            ctx.ops.channels.sum(dz, out=grads["b"])
         return self.rule.backward(ctx, self.maps, p, cache, dz, grads)
 
     def log_det(self, ops: Ops, p: Params, shape: Shape) -> float:

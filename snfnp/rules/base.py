@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from snfnp.context import BackwardContext
 from snfnp.maps import Map
-from snfnp.ops import Array, Ops
+from snfnp.ops import Array
 
 Params = dict[str, Array]  # one layer's parameters by name
 
@@ -28,7 +28,8 @@ class Rule:
         dz: Array,
         grads: Params,
     ) -> Any:
-        """Compute the gradients of W, R and b, of the objective that training ascends (Eq. 3).
+        """Compute the gradients of W and R, of the objective that training ascends (Eq. 3). The
+        layer computes b's.
 
         Args:
             ctx: the step; `ctx.log_det_weight` is the weight of log|det T(W)|, 1 in training.
@@ -42,9 +43,3 @@ class Rule:
             δ_x = T(W)ᵀ δ_z (N, ...); a rule that learns an inverse returns (δ_x, `Measured`).
         """
         raise NotImplementedError
-
-
-def bias_gradient(ops: Ops, dz: Array, grads: Params) -> None:
-    """G_b = Σ δ_z over samples and pixels, if the layer has a bias."""
-    if "b" in grads:
-        ops.channels.sum(dz, out=grads["b"])

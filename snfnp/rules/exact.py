@@ -9,7 +9,7 @@ from snfnp.context import BackwardContext
 from snfnp.errors import UsageError
 from snfnp.maps import Dense, Map
 from snfnp.ops import Array
-from snfnp.rules.base import Params, Rule, bias_gradient
+from snfnp.rules.base import Params, Rule
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,6 @@ class Exact(Rule):
         log_det_grad = f.log_det_grad(ops, w, x.shape[1:])
         ops.linalg.scale_into(grads["W"], ctx.log_det_weight, log_det_grad, 1)
         f.weight_grad(ops, dz, x, out=grads["W"], add=True)
-        bias_gradient(ops, dz, grads)
         return f.adjoint(ops, w, dz)
 
 
@@ -65,5 +64,4 @@ class Relative(Rule):
         f, _ = maps
         ops.linalg.scale_into(grads["W"], ctx.log_det_weight, w, 1)
         f.weight_grad(ops, dz, f.adjoint(ops, w, cache["z0"]), out=grads["W"], add=True)
-        bias_gradient(ops, dz, grads)
         return f.adjoint(ops, w, dz)

@@ -10,7 +10,7 @@ from snfnp.context import BackwardContext, Measured
 from snfnp.errors import UsageError
 from snfnp.maps import Map
 from snfnp.ops import Array
-from snfnp.rules.base import Params, Rule, bias_gradient
+from snfnp.rules.base import Params, Rule
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,4 @@ class SelfNormalizing(Rule):
         # zeros if r is larger, Eq. 29).
         linalg.scale_into(grads["R"], -c_g * v, g.flip(w_fit), g.multiplicity(shape))
         g.weight_grad(ops, delta_r, z, out=grads["R"], add=True)
-        # G_b = Σ δ_z: both densities contain b, and ½ + ½ = 1
-        bias_gradient(ops, dz, grads)
         return dx, Measured(error, x)
