@@ -99,11 +99,9 @@ class RationalQuadraticSpline(Layer):
     ) -> Array:
         """δ_x = δ_z dy/dx + (∂𝓛/∂ldj) ∂(log dy/dx)/∂x; all three parameter gradients."""
         out = (grads["widths"], grads["heights"], grads["slopes"])
-        backward = ctx.ops.spline.backward
-        knots = cache["knots"]
-        factors = cache["factors"]
-        return backward(
-            cache["x"], knots, factors, self.bound, self.eps, dz, ctx.dldj, out
+        scale = 2 * self.bound * (1 - self.eps * self.bins)
+        return ctx.ops.spline.backward(
+            cache["x"], cache["knots"], cache["factors"], scale, dz, ctx.dldj, out
         )
 
     def _knots(self, ops: Ops, p: Params) -> tuple:

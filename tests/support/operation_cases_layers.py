@@ -321,5 +321,6 @@ def call_spline_backward(draw):
         * (np.abs(dy).max(initial=0) + np.abs(dldj).max(initial=0))
     )
     total = size[0] * 2 * SPLINE[0] * each  # a raw width is a share of 2 B
-    args = (x, knots, factors, *SPLINE, dy, dldj, out)
-    return Call(args, bounds=(each, total, total, total), mutated=7, strided=(0, 5))
+    scale = 2 * SPLINE[0] * (1 - SPLINE[1] * bins)
+    args = (x, knots, factors, scale, dy, dldj, out)
+    return Call(args, bounds=(each, total, total, total), mutated=6, strided=(0, 4))

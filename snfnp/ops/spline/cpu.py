@@ -79,8 +79,7 @@ class CpuSpline(Spline):
         x: Array,
         knots: Array,
         factors: Array,
-        bound: float,
-        eps: float,
+        scale: float,
         dy: Array,
         dldj: Array,
         out: tuple[Array, Array, Array],
@@ -88,7 +87,7 @@ class CpuSpline(Spline):
         arrays = (factors, dy, dldj, *out)
         shapes = [array.shape for array in arrays]
         if not (_agree(x, knots) and alike(x, *arrays) and shapes == _shapes(x, knots)):
-            return super().backward(x, knots, factors, bound, eps, dy, dldj, out)
+            return super().backward(x, knots, factors, scale, dy, dldj, out)
         bins = _bins(knots)
         table = _table(knots)
         dx = np.empty(x.shape, x.dtype)
@@ -104,9 +103,8 @@ class CpuSpline(Spline):
             dx.ravel(),
             task_sums,
         )
-        scale = x.dtype.type(2 * bound * (1 - eps * len(bins)))
         grads = [g.reshape(table.shape[1], g.shape[-1]) for g in out]
-        _raw_gradients(sums, bins, flat(factors), scale, *grads)
+        _raw_gradients(sums, bins, flat(factors), x.dtype.type(scale), *grads)
         return dx
 
 

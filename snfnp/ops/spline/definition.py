@@ -110,18 +110,17 @@ class Spline(OperationGroup):
         x: Array,
         knots: Array,
         factors: Array,
-        bound: float,
-        eps: float,
+        scale: float,
         dy: Array,
         dldj: Array,
         out: tuple[Array, Array, Array],
     ) -> Array:
         """dy (N, *shape), dldj (N,) -> dx (N, *shape). O(N P).
 
-        out: the three arrays, shaped like the raw parameters and contiguous, that their gradients
-        are written to. With G_• the gradients of a value's contribution, Q = D_k G_{D_k} +
-        D_{k+1} G_{D_{k+1}} - dldj, and the two scaling identities of the derivation:
-        w G_w = Q - (x - X_k) dx and h G_h = (y - Y_k) dy - Q.
+        scale: 2B(1 - εK). out: the three arrays, shaped like the raw parameters and contiguous,
+        that their gradients are written to. With G_• the gradients of a value's contribution,
+        Q = D_k G_{D_k} + D_{k+1} G_{D_{k+1}} - dldj, and the two scaling identities of the
+        derivation: w G_w = Q - (x - X_k) dx and h G_h = (y - Y_k) dy - Q.
         """
         xp = self.xp
         b = self._bin(x, knots, 0)
@@ -148,7 +147,7 @@ class Spline(OperationGroup):
         self._sum_per_knot(b.index, -dx - g_w, g_w, out=inner[0])
         self._sum_per_knot(b.index, gy - g_h, g_h, out=inner[1])
         self._sum_per_knot(b.index, g_d0, g_d1, out=inner[2])
-        self._raw_gradients(inner, factors, bound, eps, out)
+        self._raw_gradients(inner, factors, scale, out)
         return xp.where(b.outside, dy, dx)
 
     def _bin(self, values: Array, knots: Array, axis: int) -> _Bin:
@@ -183,8 +182,7 @@ class Spline(OperationGroup):
         self,
         inner: Array,
         factors: Array,
-        bound: float,
-        eps: float,
+        scale: float,
         out: tuple[Array, ...],
     ) -> None:
         """From inner knots to raw parameters: cumulative sums, softmax and softplus backwards."""
@@ -196,6 +194,6 @@ class Spline(OperationGroup):
             g = xp.zeros_like(shares)
             for k in reversed(range(bins - 1)):
                 g[k] = inner[axis][k] + g[k + 1]
-            g = 2 * bound * (1 - eps * bins) * shares * (g - (g * shares).sum(axis=0))
+            g = scale * shares * (g - (g * shares).sum(axis=0))
             out[axis][...] = xp.moveaxis(g, 0, -1)
         out[2][...] = xp.moveaxis(inner[2] * factors[2 * bins :], 0, -1)

@@ -53,14 +53,14 @@ class GpuSpline(Spline):
         )
         return x
 
-    def backward(self, x, knots, factors, bound, eps, dy, dldj, out):
+    def backward(self, x, knots, factors, scale, dy, dldj, out):
         bins = knots.shape[1] - 1
         # Every thread has 3 (K-1) sums in a block's memory: for more than 43 bins not even a warp
         # of 32 threads fits.
         room = source.constant("spline", "SPLINE_SUMS") // (3 * (bins - 1))
         threads = min(source.THREADS, room // 32 * 32)
         if not threads:
-            return super().backward(x, knots, factors, bound, eps, dy, dldj, out)
+            return super().backward(x, knots, factors, scale, dy, dldj, out)
         g_widths, g_heights, g_slopes = out
         dx = self.device.empty(x.shape, x.dtype)
         described = _described(knots)
@@ -77,7 +77,7 @@ class GpuSpline(Spline):
             g_widths=g_widths,
             g_heights=g_heights,
             g_slopes=g_slopes,
-            scale=2 * bound * (1 - eps * bins),
+            scale=scale,
             samples=len(x),
             **described,
         )
