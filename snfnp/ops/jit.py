@@ -119,9 +119,9 @@ def inlined(kernel: Callable) -> Any:
 
 
 def parallel(kernel: Callable) -> Callable[..., None]:
-    """kernel(task, …) as a function of (tasks, …), which calls it for every task in parallel; one
-    after another if its first array is so short that waking threads takes longer, or if Numba's
-    threads are not to be had.
+    """kernel(task, array, …) as a function of (tasks, array, …), which calls it for every task in
+    parallel; one after another if the array is so short that waking threads takes longer, or if
+    Numba's threads are not to be had.
 
     The loops are made as source text: a parallel loop takes tuples, but no nested ones.
     """
@@ -147,21 +147,15 @@ def parallel(kernel: Callable) -> Callable[..., None]:
     # Numba finds a kernel on disk by its name: the two have different ones.
     shared = loop(kernel.__name__, "prange")
     alone = loop(f"{kernel.__name__}_alone", "range")
-    index = None  # the position of the first array among the arguments
 
-    def run(tasks: int, *arguments: Any) -> None:
-        nonlocal index
-        if index is None:
-            index = next(
-                i for i, each in enumerate(arguments) if isinstance(each, np.ndarray)
-            )
-        if arguments[index].size > _SHORT and _POOL.acquire(blocking=False):
+    def run(tasks: int, array: np.ndarray, *others: Any) -> None:
+        if array.size > _SHORT and _POOL.acquire(blocking=False):
             try:
-                shared(tasks, *arguments)
+                shared(tasks, array, *others)
             finally:
                 _POOL.release()
         else:
-            alone(tasks, *arguments)
+            alone(tasks, array, *others)
 
     return run
 

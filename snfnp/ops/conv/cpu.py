@@ -5,6 +5,7 @@
 import numpy as np
 
 from snfnp.ops.conv import cpu_planes, cpu_tiles
+from snfnp.ops.conv.cpu_tiles import pad
 from snfnp.ops.conv.definition import Conv
 from snfnp.ops.group import Array
 from snfnp.ops.jit import alike, parallel
@@ -34,8 +35,7 @@ class CpuConv(Conv):
         if kh * kw <= 1 or not alike(x):  # `alike`: in single or double precision
             return super().patches(x, kernel)
         cols = np.empty((n, height, width, kh, kw * channels), x.dtype)
-        x = np.ascontiguousarray(x).reshape(n, height, width * channels)
-        _patches(-(-n // _TASK), x, kw, cols)
+        _patches(-(-n // _TASK), np.ascontiguousarray(x), kw, cols)
         return cols.reshape(n * height * width, kh * kw * channels)
 
     def correlate(self, x: Array, k: Array) -> Array:
@@ -49,7 +49,7 @@ class CpuConv(Conv):
         if kernels is None:
             return super().correlate(x, k)
         z = np.empty((*x.shape[:3], outputs), x.dtype)
-        kernels.correlate(x, k, z)
+        kernels.correlate(np.ascontiguousarray(x), np.ascontiguousarray(k), z)
         return z
 
     def weight_grad(
@@ -64,21 +64,22 @@ class CpuConv(Conv):
         kernels = direct(out.shape, x.shape[2], limit=16) if agree else None
         if kernels is None:
             return super().weight_grad(delta, x, out, add)
-        kernels.weight_grad(delta, x, add, out)
+        deltas = np.ascontiguousarray(delta)
+        images = np.ascontiguousarray(x)
+        gradient = kernels.weight_grad(deltas, images, out.shape)
+        out[...] = gradient + out if add else gradient
         return out
 
 
 @parallel
 def _patches(task, x, kw, cols):
-    """x (N, H, W·C) -> cols (N, H, W, kH, kW·C), from one padded image at a time."""
+    """x (N, H, W, C) -> cols (N, H, W, kH, kW·C), from one padded image at a time."""
     samples, height, width, kh, run = cols.shape
     channels = run // kw
     row = (width + kw - 1) * channels
     padded = np.zeros((height + kh - 1) * row, x.dtype)
     for n in range(task * _TASK, min(samples, (task + 1) * _TASK)):
-        for y in range(height):
-            first = (y + kh // 2) * row + kw // 2 * channels
-            padded[first : first + width * channels] = x[n, y]
+        pad(x[n], kh // 2, kw // 2, row, padded)
         for y in range(height):
             for column in range(width):
                 for h in range(kh):

@@ -8,6 +8,7 @@ are dropped. See derivations/07-convolutions.md.
 
 import numpy as np
 
+from snfnp.ops.group import Shape
 from snfnp.ops.jit import inlined, parallel
 
 _IMAGES = 10  # images per task: their buffers are allocated once
@@ -15,19 +16,16 @@ _IMAGES = 10  # images per task: their buffers are allocated once
 
 def correlate(x: np.ndarray, k: np.ndarray, z: np.ndarray) -> None:
     """See `cpu_tiles.correlate`."""
-    tasks = -(-len(x) // _IMAGES)
-    _correlate_images(tasks, np.ascontiguousarray(x), np.ascontiguousarray(k), z)
+    _correlate_images(-(-len(x) // _IMAGES), x, k, z)
 
 
-def weight_grad(delta: np.ndarray, x: np.ndarray, add: bool, out: np.ndarray) -> None:
+def weight_grad(delta: np.ndarray, x: np.ndarray, kernel: Shape) -> np.ndarray:
     """See `cpu_tiles.weight_grad`."""
-    tasks = -(-len(x) // _IMAGES)
-    row = x.shape[2] + out.shape[1] - 1  # of a padded plane
+    row = x.shape[2] + kernel[1] - 1  # of a padded plane
     quarter = -(-x.shape[1] * row // 4)
-    sums = np.zeros((tasks, *out.shape, quarter), x.dtype)
-    _weight_grad(tasks, np.ascontiguousarray(delta), np.ascontiguousarray(x), sums)
-    gradient = sums.sum(axis=(0, -1), dtype=np.float64)
-    out[...] = gradient + out if add else gradient
+    sums = np.zeros((-(-len(x) // _IMAGES), *kernel, quarter), x.dtype)
+    _weight_grad(len(sums), delta, x, sums)
+    return sums.sum(axis=(0, -1), dtype=np.float64)
 
 
 @inlined

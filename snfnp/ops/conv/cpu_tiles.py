@@ -21,6 +21,7 @@ from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
+from snfnp.ops.group import Shape
 from snfnp.ops.jit import inlined, parallel
 
 # images per task: their buffer is allocated once, their weight gradients summed
@@ -63,27 +64,21 @@ def _tile_size(
 
 
 def correlate(x: np.ndarray, k: np.ndarray, z: np.ndarray) -> None:
-    """z (N, H, W, O) = the cross-correlation of x (N, H, W, I) with k (kH, kW, I, O)."""
+    """z (N, H, W, O) = the cross-correlation of x (N, H, W, I) with k (kH, kW, I, O); all arrays
+    are contiguous."""
     pixels, lanes = _tile_size(_PIXELS, x.shape[2], k.shape[3], x.dtype.itemsize)
-    images = np.ascontiguousarray(x)
-    flat = np.ascontiguousarray(k).reshape(-1)
-    _correlate_images(_tasks(x), images, flat, k.shape[:2], pixels, lanes, z)
+    tasks = -(-len(x) // _IMAGES)
+    _correlate_images(tasks, x, k.reshape(-1), k.shape[:2], pixels, lanes, z)
 
 
-def weight_grad(delta: np.ndarray, x: np.ndarray, add: bool, out: np.ndarray) -> None:
-    """Σ over samples and pixels of δ ⋆ x into out (kH, kW, I, O), or added to it."""
-    kh, kw, inputs, outputs = out.shape
+def weight_grad(delta: np.ndarray, x: np.ndarray, kernel: Shape) -> np.ndarray:
+    """Σ over samples and pixels of δ ⋆ x, like the kernel (kH, kW, I, O); the arrays are
+    contiguous."""
+    kh, kw, inputs, outputs = kernel
     taps, lanes = _tile_size(_TAPS, kw * inputs, outputs, x.dtype.itemsize)
-    sums = np.zeros((_tasks(x), kh, kw * inputs * outputs), x.dtype)
-    deltas = np.ascontiguousarray(delta)
-    images = np.ascontiguousarray(x)
-    _weight_grad(len(sums), deltas, images, kw, taps, lanes, sums)
-    gradient = sums.sum(axis=0).reshape(out.shape)
-    out[...] = gradient + out if add else gradient
-
-
-def _tasks(x: np.ndarray) -> int:
-    return -(-len(x) // _IMAGES)
+    sums = np.zeros((-(-len(x) // _IMAGES), kh, kw * inputs * outputs), x.dtype)
+    _weight_grad(len(sums), delta, x, kw, taps, lanes, sums)
+    return sums.sum(axis=0).reshape(kernel)
 
 
 @intrinsic

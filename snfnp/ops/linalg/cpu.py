@@ -15,7 +15,7 @@ class CpuLinearAlgebra(LinearAlgebra):
             return super().axpby(a, x, b, out)
         cast = out.dtype.type
         source = np.ascontiguousarray(x).reshape(-1)
-        _axpby(-(-out.size // _BLOCK), cast(a), source, cast(b), out.reshape(-1))
+        _axpby(-(-out.size // _BLOCK), source, cast(a), cast(b), out.reshape(-1))
         return out
 
     def scale_into(
@@ -30,7 +30,7 @@ class CpuLinearAlgebra(LinearAlgebra):
 
 
 @parallel
-def _axpby(task, a, x, b, out):
+def _axpby(task, x, a, b, out):
     """out (count,) = a · x + b · out."""
     target = out[task * _BLOCK :][:_BLOCK]
     source = x[task * _BLOCK :][:_BLOCK]

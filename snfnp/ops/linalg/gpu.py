@@ -45,36 +45,24 @@ class GpuLinearAlgebra(LinearAlgebra):
         return out
 
     def axpby(self, a, x, b, out):
-        self.device.each(
-            "axpby",
-            out.dtype,
-            out.size,
-            a=a,
-            x=x,
-            b=b,
-            out=out,
-            n=out.size,
-            second_a=0.0,  # no second array: see `axpby_pair`
-            second_x=None,
-            second_out=None,
-            m=0,
-        )
-        return out
+        # no second array
+        return self.axpby_pair((a, 0.0), (x, None), b, (out, None))[0]
 
     def axpby_pair(self, a, x, b, out):
+        n, m = (0 if each is None else each.size for each in out)
         self.device.each(
             "axpby",
             out[0].dtype,
-            max(out[0].size, out[1].size),
+            max(n, m),
             a=a[0],
             x=x[0],
             b=b,
             out=out[0],
-            n=out[0].size,
+            n=n,
             second_a=a[1],
             second_x=x[1],
             second_out=out[1],
-            m=out[1].size,
+            m=m,
         )
         return out
 
