@@ -8,6 +8,7 @@ but for the sections Args, Returns and Raises, which become lists. `TrainConfig`
 from __future__ import annotations
 
 import re
+from dataclasses import is_dataclass
 
 _SPAN = re.compile(r"(``.+?``|`[^`]+`)")
 _SECTION = re.compile(r"(Args|Returns|Raises):")
@@ -82,7 +83,7 @@ def _options() -> list[str]:
     from snfnp.training.options.groups import options_in
 
     out = []
-    for group in reversed(TrainConfig.__bases__):
+    for group in filter(is_dataclass, reversed(TrainConfig.__bases__)):
         entries = {}
         for name, option in options_in(group).items():
             choices = f"; one of {', '.join(option.choices)}" if option.choices else ""

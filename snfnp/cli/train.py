@@ -1,6 +1,7 @@
 """The command that trains a flow or resumes a run: its options, training, and pictures."""
 
 import argparse
+from dataclasses import is_dataclass
 from typing import Any
 
 import numpy as np
@@ -115,8 +116,8 @@ def _parser(
     parser.add_argument(_ALL, action="help", help="explain all options, in groups")
     everyday = parser.add_argument_group("Everyday options")
     start = parser.add_argument_group("Start")
-    # A dataclass takes the fields of its last base first.
-    for base in reversed(TrainConfig.__bases__):
+    # A dataclass takes the fields of its last base first. `Settings` is a base, and no group.
+    for base in filter(is_dataclass, reversed(TrainConfig.__bases__)):
         group = parser.add_argument_group(
             str(base.__doc__).partition("\n")[0].rstrip(".")
         )

@@ -19,6 +19,7 @@ from snfnp.models import Choices, Preset, make_rule
 from snfnp.ops import BACKENDS
 from snfnp.ops.step.definition import Controller
 from snfnp.rules import Rule
+from snfnp.step.settings import Settings
 from snfnp.training.options import groups
 from snfnp.training.options.groups import Option, options_in
 from snfnp.training.options.relations import (
@@ -45,6 +46,7 @@ class TrainConfig(
     groups.MultiplierOptions,
     groups.GradientOptions,
     groups.ModelOptions,
+    Settings,
 ):
     """Everything that decides a run: `TrainConfig(model="conv", epochs=5)`.
 
