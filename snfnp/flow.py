@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -118,8 +119,11 @@ class Flow:
     @property
     def has_learned_inverse(self) -> bool:
         """True if each linear layer learned an R: then every layer has an `inverse`."""
-        linear = [layer for _, layer in self.layers if isinstance(layer, Linear)]
-        return all(layer.learns_inverse for layer in linear)
+        return all(
+            layer.learns_inverse
+            for _, layer in self.layers
+            if isinstance(layer, Linear)
+        )
 
     def parameter_shapes(self) -> dict[str, dict[str, Shape]]:
         """{layer name: {parameter name: shape}}."""
@@ -284,20 +288,34 @@ class Flow:
         """
         if not exact and not self.has_learned_inverse:
             raise UsageError("this flow learned no inverse: use `exact=True`")
-        shapes = self.latent_shapes
-        if len(latents) != len(shapes):
-            raise UsageError(
-                f"found {len(latents)} latents: give {len(shapes)}, for {', '.join(shapes)}"
-            )
-        for latent, shape in zip(latents, shapes.values(), strict=True):
-            _require_shape(latent, shape)
+        self.require_latents(latents)
         *split_off, z = latents
         for name, layer in reversed(self.layers):
             invert = layer.exact_inverse if exact else layer.inverse
-            latent = (split_off.pop(),) if name in shapes else ()
+            latent = (split_off.pop(),) if name in self.latent_shapes else ()
             with named(name):
                 z = invert(ops, params[name], z, *latent)
         return z
+
+    def require_latents(self, latents: Any, count: int | None = None) -> None:
+        """Raises UsageError unless there is an array (count, *shape) for each of `latent_shapes`;
+        None: of any number of samples."""
+        shapes = self.latent_shapes
+        is_sequence = isinstance(latents, (tuple, list))
+        number = len(latents) if is_sequence else type(latents).__name__
+        if number != len(shapes):
+            raise UsageError(
+                f"found {number} as latents: give a tuple of {len(shapes)}, "
+                f"for {', '.join(shapes)}"
+            )
+        for latent, (name, shape) in zip(latents, shapes.items(), strict=True):
+            actual = getattr(latent, "shape", None)
+            fits = actual and actual[1:] == shape and count in (None, actual[0])
+            if not fits:
+                expected = ", ".join(map(str, (count or "N", *shape)))
+                raise UsageError(
+                    f"latent {name} has shape {actual}: give an array of shape ({expected})"
+                )
 
     def latent_gradients(self, latents: tuple[Array, ...]) -> tuple[Array, ...]:
         """δ of every latent: the gradient of its log-density averaged over N samples, −latent/N."""

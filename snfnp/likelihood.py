@@ -8,10 +8,10 @@ Derivation: derivations/03-change-of-variables.md.
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -61,15 +61,6 @@ class Evaluation:
         return self.nll / (self.dimension * math.log(2))
 
 
-class _Part(NamedTuple):
-    """Images that go through the flow together: the index of the first among all, the images, and
-    the key of their noise."""
-
-    first: int
-    images: Array
-    key: RandomKey
-
-
 class Likelihood:
     """The exact density of a flow at fixed parameters.
 
@@ -105,8 +96,8 @@ class Likelihood:
         # Eq. 7: the expensive terms, the same for every x, are added to those that depend on x
         expensive = sum(self.log_dets.values())
         densities = []
-        for part in self._parts(images, seed, at_once):
-            terms = self._terms(*self._encode(part))
+        for _, x, ldj in self._encoded(images, seed, at_once):
+            terms = self._terms(x, ldj)
             densities.append(self.ops.to_host(sum(terms.values()) + expensive))
         return np.concatenate(densities)
 
@@ -133,34 +124,30 @@ class Likelihood:
             UsageError: if the images or a number do not fit, before any image reaches a device.
         """
         totals: dict[str, float] = {}
-        for part in self._parts(images, seed, at_once):
-            watch_part = watch and partial(watch, first=part.first)
-            for term, values in self._terms(*self._encode(part), watch_part).items():
+        for first, x, ldj in self._encoded(images, seed, at_once):
+            watch_part = watch and partial(watch, first=first)
+            for term, values in self._terms(x, ldj, watch_part).items():
                 total = float(values.sum(dtype=np.float64))
                 totals[term] = totals.get(term, 0.0) + total
         means = {term: total / len(images) for term, total in totals.items()}
         return Evaluation(self._in_order(means), self.flow.dimension)
 
-    def _parts(self, images: Array, seed: int, at_once: int) -> list[_Part]:
-        """The images of each pass through the flow, in order, once all were checked."""
+    def _encoded(
+        self, images: Array, seed: int, at_once: int
+    ) -> Iterator[tuple[int, Array, Array]]:
+        """For each pass through the flow, in order, once all images were checked: the index of its
+        first image among all, x and its log-Jacobian."""
         images = with_channels(images, self.flow.image_shape or self.flow.shape)
         self.flow.require_images(images)
         require_whole(None, 0, seed=seed)
         require_whole(None, 1, at_once=at_once)
         # The noise depends on the batch and on the image's index in it, not on `at_once`.
-        parts = []
         for batch, start in enumerate(range(0, len(images), _BATCH)):
             stop = min(start + _BATCH, len(images))
             for first in range(start, stop, at_once):
                 key = RandomKey(seed, EVALUATION_NOISE, batch, first - start)
-                parts.append(
-                    _Part(first, images[first : min(first + at_once, stop)], key)
-                )
-        return parts
-
-    def _encode(self, part: _Part) -> tuple[Array, Array]:
-        images = self._on_device(part.images)
-        return self.flow.preprocessed(self.ops, images, part.key, self._dtype)
+                part = self._on_device(images[first : min(first + at_once, stop)])
+                yield first, *self.flow.preprocessed(self.ops, part, key, self._dtype)
 
     def _on_device(self, array: Array) -> Array:
         return self.ops.asarray(array) if isinstance(array, np.ndarray) else array
@@ -203,8 +190,7 @@ class Likelihood:
         """All latents of images, device arrays (N, ...) as `sample` takes them; the arguments of
         `evaluate`."""
         latents = []
-        for part in self._parts(images, seed, at_once):
-            x, _ = self._encode(part)
+        for _, x, _ in self._encoded(images, seed, at_once):
             # recompute: caches are not needed here
             latents.append(
                 self.flow.forward(self.ops, self.params, x, recompute=True)[0]
@@ -250,14 +236,16 @@ class Likelihood:
                 f"temperature is {temperature}: it must be 0 or more, and finite"
             )
         if latents is not None:
-            self._require_latents(latents, count)
+            self.flow.require_latents(latents, count)
         samples = np.empty(0)
         for first in range(0, count, at_once):
             part = slice(first, min(first + at_once, count))
             if latents is None:
                 part_of_each = self._draw(part, seed, temperature)
             else:
-                part_of_each = tuple(self._in_precision(z[part]) for z in latents)
+                part_of_each = tuple(
+                    self._on_device(z[part]).astype(self._dtype) for z in latents
+                )
             x = self.flow.inverse(self.ops, self.params, part_of_each, exact=exact)
             if not self.ops.channels.is_finite(x):
                 advice = "try" if exact else "try `exact=True`, or"
@@ -273,23 +261,6 @@ class Likelihood:
             warnings.warn(self._loss_of_digits, stacklevel=3)
         return samples
 
-    def _require_latents(self, latents: Any, count: int) -> None:
-        """Raises UsageError unless there is an array (count, *shape) for each latent."""
-        shapes = self.flow.latent_shapes
-        is_sequence = isinstance(latents, (tuple, list))
-        number = len(latents) if is_sequence else type(latents).__name__
-        if number != len(shapes):
-            raise UsageError(
-                f"found {number} as latents: give a tuple of {len(shapes)}, "
-                f"for {', '.join(shapes)}"
-            )
-        for latent, (name, shape) in zip(latents, shapes.items(), strict=True):
-            actual = getattr(latent, "shape", None)
-            if actual != (count, *shape):
-                raise UsageError(
-                    f"latent {name} has shape {actual}: give an array of shape {(count, *shape)}"
-                )
-
     def _draw(self, part: slice, seed: int, temperature: float) -> tuple[Array, ...]:
         """The latents of the samples `part`."""
         drawn = []
@@ -300,9 +271,6 @@ class Likelihood:
             normal = self.ops.random.normal(key, size, self._dtype)
             drawn.append(float(temperature) * normal)
         return tuple(drawn)
-
-    def _in_precision(self, array: Array) -> Array:
-        return self._on_device(array).astype(self._dtype)
 
     @cached_property
     def _loss_of_digits(self) -> str:

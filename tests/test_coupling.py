@@ -149,9 +149,9 @@ def test_latents_that_do_not_fit_are_refused(ops):
         np.zeros((N, *shape)) for shape in flow.latent_shapes.values()
     )
     for latents, message in (
-        ((last,), "found 1 latents: give 3, for latent1, latent2, z"),
-        ((first, last), "found 2 latents: give 3"),
-        ((second, first, last), r"of shape \(3, 2, 2, 4\): give \(N, 4, 4, 2\)"),
+        ((last,), "found 1 as latents: give a tuple of 3, for latent1, latent2, z"),
+        ((first, last), "found 2 as latents: give a tuple of 3"),
+        ((second, first, last), r"latent1 has shape \(3, 2, 2, 4\): .* \(N, 4, 4, 2\)"),
     ):
         with one_line(UsageError, match=message):
             flow.inverse(ops, layout.views(flat), latents)
