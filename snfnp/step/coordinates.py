@@ -45,16 +45,13 @@ def white_states(
             them, or a `Whiten` layer cannot be renewed.
     """
     layers = [layer for _, layer in flow.layers]
-    whitens = False
-    for index, (name, layer) in enumerate(flow.layers):
-        if not isinstance(layer, Whiten):
-            continue
-        whitens = True
-        following = layers[index + 1] if index + 1 < len(layers) else None
-        if layer.renewed and not (isinstance(following, Linear) and following.bias):
+    for (name, layer), following in zip(flow.layers, [*layers[1:], None], strict=True):
+        has_bias = isinstance(following, Linear) and following.bias
+        if isinstance(layer, Whiten) and layer.renewed and not has_bias:
             needs = "is renewed, and needs a Linear with a bias behind it"
             raise UsageError(f"the Whiten layer {name} {needs}")
-    has_kernels = any(kernel_inputs(layer) for layer in layers)
+    whitens = any(isinstance(layer, Whiten) for layer in layers)
+    has_kernels = any(map(kernel_inputs, layers))
     coordinates = None
     if config.coordinates != "plain":
         if not (whitens or has_kernels):
@@ -79,8 +76,7 @@ def statistics(
     _, layer = trainer.flow.layers[index]
     if not isinstance(layer, Whiten) or layer.renewed:
         return {}
-    values = _estimate(trainer, params, batches, index, range(trainer.steps_per_epoch))
-    return {name: value.astype(trainer.p.dtype) for name, value in values.items()}
+    return _estimate(trainer, params, batches, index, range(trainer.steps_per_epoch))
 
 
 def _estimate(
@@ -92,49 +88,39 @@ def _estimate(
 ) -> dict[str, Array]:
     """The statistics of a `Whiten` layer for its input in these steps: float64, rounded to the
     run's precision."""
-    layer: Any = trainer.flow.layers[index][1]
+    ops = trainer.ops
+    flow = trainer.flow
+    whiten: Any = flow.layers[index][1]
+    # Layers before this one compute in the run's precision; if there are none, x stays in double.
+    dtype = trainer.p.dtype if index else np.float64
+
+    def sums(shift: Array) -> tuple[int, Array, Array]:
+        """The number of inputs x, Σ (x − shift) and Σ (x − shift)(x − shift)ᵀ."""
+        count = 0
+        total = ops.xp.zeros(whiten.features)
+        products = ops.xp.zeros((whiten.features, whiten.features))
+        for step in steps:
+            images = batch_of(batches, step)
+            key = RandomKey(trainer.config.seed, WHITENING_NOISE, step)
+            x, _ = flow.preprocessed(ops, images, key, dtype)
+            for name, layer in flow.layers[:index]:
+                x = layer.forward(ops, params[name], x)[0]
+            x = x.astype(np.float64) - shift
+            count += len(images)
+            total += x.sum(axis=0)
+            ops.linalg.matmul_add(x.T, x, products)
+        return count, total, products
+
     shift = 0.0
-    sums = _sums(trainer, params, batches, index, steps)
-    if layer.needs_shift(*sums):
-        count, total, _ = sums
+    count, total, products = sums(shift)
+    if whiten.needs_shift(count, total, products):
         shift = total / count
-        sums = _sums(trainer, params, batches, index, steps, shift)
-    values = layer.from_sums(*sums, shift, trainer.ops.linalg)
+        count, total, products = sums(shift)
+    values = whiten.from_sums(count, total, products, shift, ops.linalg)
     return {
         name: value.astype(trainer.p.dtype).astype(np.float64)
         for name, value in values.items()
     }
-
-
-def _sums(
-    trainer: Trainer,
-    params: Params,
-    batches: BatchSource,
-    index: int,
-    steps: Iterable[int],
-    shift: Array = 0.0,
-) -> tuple[int, Array, Array]:
-    """The number of inputs x of a `Whiten` layer in these steps, Σ (x − shift) and
-    Σ (x − shift)(x − shift)ᵀ."""
-    ops = trainer.ops
-    flow = trainer.flow
-    # Layers before this one compute in the run's precision; if there are none, x stays in double.
-    dtype = trainer.p.dtype if index else np.float64
-    shapes = flow.layers[index][1].parameter_shapes(())
-    count = 0
-    total = ops.xp.zeros(shapes["b"])
-    products = ops.xp.zeros(shapes["U"])
-    for step in steps:
-        images = batch_of(batches, step)
-        key = RandomKey(trainer.config.seed, WHITENING_NOISE, step)
-        x, _ = flow.preprocessed(ops, images, key, dtype)
-        for name, layer in flow.layers[:index]:
-            x = layer.forward(ops, params[name], x)[0]
-        x = x.astype(np.float64) - shift
-        count += len(images)
-        total += x.sum(axis=0)
-        ops.linalg.matmul_add(x.T, x, products)
-    return count, total, products
 
 
 class Whitening(TrainingState):
@@ -250,8 +236,7 @@ class Coordinates(TrainingState):
                 blocks.append((entry.start, size, outputs, start))
                 start += size**2
         self._blocks = tuple(blocks)
-        self._sizes = [size for _, size, _, _ in blocks]
-        self.values = ops.asarray(_flat([np.eye(size) for size in self._sizes]))
+        self.values = ops.asarray(_flat([np.eye(size) for _, size, _, _ in blocks]))
         self._gradient = ops.xp.zeros(flow.layout.fixed, config.dtype)
         self._step = ops.xp.zeros(flow.layout.fixed, config.dtype)
 
@@ -275,11 +260,12 @@ class Coordinates(TrainingState):
                 # a sum, not a mean: U does not depend on the scale of M
                 product = ops.linalg.matmul(rows.T, rows)
                 moments[self._slices[name, kernel]] = product.reshape(-1)
-        parts = zip(self._sizes, self._slices.values(), strict=True)
         moments = ops.to_host(moments)
         return [
-            whitening(moments[part].reshape(size, size), self._diagonal)
-            for size, part in parts
+            whitening(moments[u].reshape(size, size), self._diagonal)
+            for (_, size, _, _), u in zip(
+                self._blocks, self._slices.values(), strict=True
+            )
         ]
 
     def ascend(

@@ -27,10 +27,11 @@ from snfnp.step.coordinates import statistics, white_states
 from snfnp.step.settings import Settings
 from snfnp.step.update import (
     Adam,
+    ControlledMultipliers,
+    Multipliers,
     Optimiser,
     TrainingState,
     learning_rate,
-    multipliers_of,
 )
 
 # steps of a renewal: activations change most at the start
@@ -98,7 +99,11 @@ class Trainer:
         self.scalars = ops.step.scalars()
 
         self.optimiser = optimiser or Adam()
-        self.multipliers = multipliers_of(ops, flow, config)
+        self.multipliers = Multipliers(flow, config.lam)
+        if config.controller:
+            self.multipliers = ControlledMultipliers(
+                ops, flow, config.lam, config.controller
+            )
         self.states: list[TrainingState] = [self.multipliers]
         if config.jvp_weight:
             from snfnp.beyond.training import JacobianMean

@@ -228,10 +228,3 @@ def saved_lambda(state: dict[str, np.ndarray], flow: Flow) -> dict[str, float]:
     return dict(
         zip(flow.learned_inverses(), rows[ControllerRow.LAM].tolist(), strict=True)
     )
-
-
-def multipliers_of(ops: Ops, flow: Flow, config: Settings) -> Multipliers:
-    """The λ of every layer of a run, fixed or controlled."""
-    if config.controller:
-        return ControlledMultipliers(ops, flow, config.lam, config.controller)
-    return Multipliers(flow, config.lam)
