@@ -83,10 +83,7 @@ class Standardise:
     @property
     def moments(self) -> tuple[tuple[float, ...], ...]:
         """The constructor's arguments, without those that stand for none."""
-        fields = self.mean, self.spread, self.step, self.origin, self.unit
-        return (*fields, self.least, self.greatest)[
-            : 7 if self.least else 5 if self.step else 2
-        ]
+        return tuple(vars(self).values())[: 7 if self.least else 5 if self.step else 2]
 
     @property
     def baseline_bits(self) -> float:

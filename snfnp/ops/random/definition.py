@@ -75,21 +75,20 @@ def philox4x32(counter: tuple, key: tuple) -> tuple:
     return c0, c1, c2, c3
 
 
-def words(xp: Any, key: RandomKey, count: int, start: int = 0) -> Array:
-    """The 32-bit words start, start + 1, … of a key's sequence, for any `key.first`: uint64
-    (count,) of the namespace xp."""
+def _sequence(xp: Any, key: RandomKey, count: int, start: int) -> Array:
+    """The numbers start, start + 1, … of a key's sequence, for any `key.first`: 32-bit words as
+    fractions of 2³², float64 (count,) of the namespace xp."""
     step_low, step_high, stream, seed_low, seed_high = key.words
     blocks = xp.arange(start // 4, (start + count + 3) // 4, dtype=np.uint64)
     rest = [xp.full_like(blocks, word) for word in (step_low, step_high, stream)]
     four = philox4x32((blocks, *rest), (seed_low, seed_high))
-    return xp.stack(four, axis=-1).reshape(-1)[start % 4 : start % 4 + count]
+    words = xp.stack(four, axis=-1).reshape(-1)[start % 4 : start % 4 + count]
+    return words * 2.0**-32
 
 
 def uniform(xp: Any, key: RandomKey, shape: Shape) -> Array:
     """Uniform numbers on [0, 1) with 32 bits, float64 of the given shape."""
-    return (words(xp, key, math.prod(shape), key.start(shape)) * 2.0**-32).reshape(
-        shape
-    )
+    return _sequence(xp, key, math.prod(shape), key.start(shape)).reshape(shape)
 
 
 class Random(OperationGroup):
@@ -100,11 +99,10 @@ class Random(OperationGroup):
 
         In single precision the 32 bits would round to 1.0 at the top: 24 of them are kept.
         """
-        drop = 8 if np.dtype(dtype) == np.float32 else 0
-        bits = words(self.xp, key, math.prod(shape), key.start(shape)) >> np.uint64(
-            drop
-        )
-        return (bits * 2.0 ** (drop - 32)).astype(dtype).reshape(shape)
+        u = uniform(self.xp, key, shape)
+        if np.dtype(dtype) == np.float32:
+            u = self.xp.floor(u * 2.0**24) * 2.0**-24
+        return u.astype(dtype)
 
     def normal(self, key: RandomKey, shape: Shape, dtype: DTypeLike) -> Array:
         """Standard normal numbers by the Box-Muller transform, computed in double precision: words
@@ -115,17 +113,14 @@ class Random(OperationGroup):
         start = key.start(shape)
         # then the first element is a sine, and its cosine is not wanted
         odd = start % 2
-        pairs = words(xp, key, odd + count + (odd + count) % 2, start - odd).reshape(
-            -1, 2
-        )
+        u = _sequence(xp, key, odd + count + (odd + count) % 2, start - odd)
         # no log(0)
-        radius = xp.sqrt(-2.0 * xp.log((pairs[:, 0] + np.uint64(1)) * 2.0**-32))
-        angle = 2.0 * math.pi * (pairs[:, 1] * 2.0**-32)
+        radius = xp.sqrt(-2.0 * xp.log(u[::2] + 2.0**-32))
+        angle = 2.0 * math.pi * u[1::2]
         both = xp.stack([radius * xp.cos(angle), radius * xp.sin(angle)], axis=-1)
         return both.reshape(-1)[odd : odd + count].reshape(shape).astype(dtype)
 
     def rademacher(self, key: RandomKey, shape: Shape, dtype: DTypeLike) -> Array:
         """Signs, +1 or −1 with probability ½ each, the highest bit of each word: probes ν with
         E[ννᵀ] = I, and ‖ν‖² the same for all."""
-        signs = words(self.xp, key, math.prod(shape), key.start(shape)) >> np.uint64(31)
-        return (1.0 - 2.0 * signs).astype(dtype).reshape(shape)
+        return self.xp.where(uniform(self.xp, key, shape) < 0.5, 1, -1).astype(dtype)
