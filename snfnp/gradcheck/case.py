@@ -50,20 +50,24 @@ def on_cpu_backends(check: Callable[_P, Report]) -> Callable[_P, Report]:
         run: Any = check  # called with other `ops`, which its type cannot express
         if settings.get("ops"):
             return run(*arguments, **settings)
-        reference, *others = cpu_backends()
-        report = run(*arguments, **settings | {"ops": reference})
-        for ops in others:
+        reports = []
+        for ops in cpu_backends():
             try:
-                other = run(*arguments, **settings | {"ops": ops})
+                reports.append(run(*arguments, **settings | {"ops": ops}))
             except GradientError as error:
+                if not reports:
+                    raise
                 raise GradientError(
-                    f"on the backend {ops.name}, and not on {reference.name}: {error}"
+                    f"on the backend {ops.name}, and not on numpy: {error}"
                 ) from None
-            for name, error in other.errors.items():
-                report.errors[name] = max(error, report.errors[name])
-            for name, control in other.controls.items():
-                report.controls[name] = min(control, report.controls[name])
-        return report
+        first, *_ = reports
+        return Report(
+            {name: max(each.errors[name] for each in reports) for name in first.errors},
+            {
+                name: min(each.controls[name] for each in reports)
+                for name in first.controls
+            },
+        )
 
     return check_all
 
@@ -156,15 +160,14 @@ class Case:
 
     def forward(
         self, x: np.ndarray, params: Arrays, dtype: DTypeLike = np.float64
-    ) -> tuple[list[np.ndarray], np.ndarray | int]:
+    ) -> tuple[list[np.ndarray], np.ndarray]:
         """The outputs, and ldj."""
         result = self.layer.forward(
             self.ops, self.put(params, dtype), self.put(x, dtype)
         )
         z, ldj, cache = require_values(result, "forward", "z, ldj, cache")
         outputs = [z, cache["latent"]] if len(self.c) == 2 else [z]
-        ldj = ldj if isinstance(ldj, int) else self.ops.to_host(ldj)
-        return [self.ops.to_host(output) for output in outputs], ldj
+        return [self.ops.to_host(each) for each in outputs], self.ops.to_host(ldj)
 
     def objective(self, x: np.ndarray, params: Arrays) -> float:
         """⟨c, outputs⟩ + ⟨a, ldj + log_det⟩."""
