@@ -55,9 +55,9 @@ class Map:
         array that broadcasts to w's shape."""
         raise NotImplementedError
 
-    def pad_or_crop(self, w: Array, xp: Any = np) -> Array:
+    def pad_or_crop(self, w: Array) -> Array:
         """The weight of a map of another size, padded with zeros or cropped to this map's size
-        (Eq. 30); xp: its namespace."""
+        (Eq. 30)."""
         raise NotImplementedError
 
     def log_det(self, ops: Ops, w: Array, shape: Shape) -> float:

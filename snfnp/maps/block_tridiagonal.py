@@ -18,7 +18,6 @@ from snfnp.errors import SingularMatrixError
 from snfnp.maps import explicit
 from snfnp.maps.base import Shape
 from snfnp.ops import Array, Ops
-from snfnp.ops.group import flat
 
 # The largest max(‖D_i‖, ‖(L B U)‖) ‖D_i⁻¹‖ (Frobenius) the recursion accepts: results are exact for
 # a matrix within about 2e-10 of T. Beyond it elimination with pivoting decides.
@@ -26,28 +25,6 @@ GROWTH_LIMIT = 1e6
 # The D_i have converged once ‖D_{i+1} − D_i‖ <= STOP ‖D_i‖: leaving out the rest is then the same
 # as perturbing B in each remaining block by that much, about what rounding B once does.
 STOP = float(np.finfo(np.float64).eps)
-
-
-def log_det(ops: Ops, w: Array, shape: Shape) -> float:
-    """log|det T(w)|."""
-    block = BlockLU.of(ops, w, shape)
-    return block.log_det if block else explicit.inverted(ops, w, shape)[1]
-
-
-def log_det_grad(ops: Ops, w: Array, shape: Shape) -> Array:
-    """∂ log|det T(w)| / ∂w, like w: T(w)⁻ᵀ summed over each tap's positions (Eq. 13, term 2)."""
-    block = BlockLU.of(ops, w, shape)
-    if not block:
-        return explicit.log_det_grad(ops, w, shape)
-    return block.log_det_grad().astype(w.dtype, order="C")
-
-
-def solve(ops: Ops, w: Array, z: Array) -> Array:
-    """x (N, H, W, C) with T(w) x = z. O(N H/p (pWC)²) beyond the factorisation."""
-    block = BlockLU.of(ops, w, z.shape[1:])
-    if not block:
-        return explicit.solve(ops, w, z)
-    return block.solve(flat(z).astype(np.float64)).reshape(z.shape).astype(z.dtype)
 
 
 @dataclass(frozen=True)
@@ -117,7 +94,8 @@ class BlockLU:
         return cls(ops, w.shape, shape, lower, inverses, ratios, converged, log_det)
 
     def log_det_grad(self) -> Array:
-        """The blocks of T⁻¹ beside its diagonal, from the last to the first, summed as they come.
+        """T⁻ᵀ summed over each tap's positions (Eq. 13, term 2): the blocks of T⁻¹ beside its
+        diagonal, from the last to the first, summed as they come.
 
         G_{i,i+1} = −S_i G_{i+1}, G_{i+1,i} = −G_{i+1} K_i with K_i = L D_i⁻¹, and
         G_i = D_i⁻¹ + S_i G_{i+1} K_i. They too converge away from the ends.
@@ -155,7 +133,8 @@ class BlockLU:
         return explicit.gather(self.ops, strip, self.kernel, self.shape[1], rows)
 
     def solve(self, z: Array) -> Array:
-        """Forward and back substitution for the rows z (N, HWC), block by block."""
+        """Forward and back substitution for the rows z (N, HWC), block by block.
+        O(N H/p (pWC)²)."""
         x = self.ops.xp.array(z)
         size = len(self.lower)
         count = len(self.inverses)

@@ -23,11 +23,6 @@ def error(ops: Ops, f: Map, g: Map, w: Array, r: Array, x: Array) -> Array:
     return x - g.apply(ops, r, f.apply(ops, w, x))
 
 
-def error_adjoint(ops: Ops, f: Map, g: Map, w: Array, r: Array, x: Array) -> Array:
-    """Eᵀ x = x − T(w)ᵀ T(r)ᵀ x for a batch x (N, ...)."""
-    return x - f.adjoint(ops, w, g.adjoint(ops, r, x))
-
-
 def rounding(ops: Ops, f: Map, g: Map, w: Array, r: Array, x: Array) -> float:
     """A bound on the rounding errors in double precision of `error` for a single x, in the
     Euclidean norm: in each value at most (n_W + n_R + 2) units of |x| + |T(r)| |T(w)| |x|, as a sum
@@ -67,7 +62,9 @@ def rho(ops: Ops, f: Map, g: Map, w: Array, r: Array, shape: Shape) -> float:
             return math.nan
         if step == steps:
             break
-        new = _columns(ops, error_adjoint(ops, f, g, w, r, image))
+        # Eᵀ = I − T(w)ᵀ T(r)ᵀ is the error of the flipped weights in the other order
+        adjoint = error(ops, g, f, g.flip(r), f.flip(w), image)
+        new = _columns(ops, adjoint)
         if not np.isfinite(new).all():
             return math.nan
         new = _remainder(basis, new)

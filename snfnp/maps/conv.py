@@ -8,16 +8,16 @@ Derivation: derivations/07-convolutions.md and 08-asymmetric-kernels.md.
 
 from dataclasses import dataclass
 from functools import cache
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 
 from snfnp.errors import UsageError, require_sizes, require_whole
-from snfnp.maps import block_tridiagonal, explicit
 from snfnp.maps.base import Map, Shape
+from snfnp.maps.block_tridiagonal import BlockLU
+from snfnp.maps.explicit import Explicit
 from snfnp.ops import Array, Ops
 from snfnp.ops.conv.definition import flip
+from snfnp.ops.group import flat
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,12 @@ class Conv2d(Map):
         which a tap is inside the image."""
         return _multiplicity(self.kernel, shape[:2])
 
-    def pad_or_crop(self, w: Array, xp: Any = np) -> Array:
+    def pad_or_crop(self, w: Array) -> Array:
         """P of Eq. 30: a kernel zero-padded about its centre, which leaves T(w) as it is, or
         cropped about it."""
         if w.shape[:2] == tuple(self.kernel):
             return w
-        fitted = xp.zeros((*self.kernel, *w.shape[2:]), w.dtype)
+        fitted = np.zeros_like(w, order="C", shape=(*self.kernel, *w.shape[2:]))
         # the height and the width that both kernels have
         common = [min(sizes) for sizes in zip(self.kernel, w.shape, strict=False)]
         _centre(fitted, common)[...] = _centre(w, common)
@@ -113,25 +113,28 @@ class Conv2d(Map):
             raise UsageError(f"the kernel has the shape {w.shape}: {expected}")
         if self.inverse_is_same_map:
             return shape[0] * shape[1] * ops.linalg.log_abs_det(w[0, 0])
-        return self._exact_module.log_det(ops, w, shape)
+        return self._exact_matrix(ops, w, shape).log_det
 
     def log_det_grad(self, ops: Ops, w: Array, shape: Shape) -> Array:
         """The second term of Eq. 13. For 1×1 kernels: H W w⁻ᵀ."""
         if self.inverse_is_same_map:
             return (shape[0] * shape[1] * ops.linalg.inverse(w[0, 0]).T)[None, None]
-        return self._exact_module.log_det_grad(ops, w, shape)
+        gradient = self._exact_matrix(ops, w, shape).log_det_grad()
+        return gradient.astype(w.dtype, order="C")
 
     def solve(self, ops: Ops, w: Array, z: Array) -> Array:
         if self.inverse_is_same_map:
             return ops.linalg.solve(w[0, 0].T, z.reshape(-1, z.shape[-1])).reshape(
                 z.shape
             )
-        return self._exact_module.solve(ops, w, z)
+        rows = flat(z).astype(np.float64)
+        x = self._exact_matrix(ops, w, z.shape[1:]).solve(rows)
+        return x.reshape(z.shape).astype(z.dtype)
 
-    @property
-    def _exact_module(self) -> ModuleType:
-        """The module with log_det, log_det_grad and solve."""
-        return block_tridiagonal if self.exact == "block" else explicit
+    def _exact_matrix(self, ops: Ops, w: Array, shape: Shape) -> BlockLU | Explicit:
+        """T(w) for images of this shape, factored by blocks if it is accurate."""
+        block = BlockLU.of(ops, w, shape) if self.exact == "block" else None
+        return block or Explicit(ops, w, shape)
 
     @property
     def inverse_is_same_map(self) -> bool:

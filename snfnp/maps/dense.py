@@ -1,7 +1,7 @@
 """The dense map T(W) = W (paper, section 4.1). Derivation: derivations/02-notation.md."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -62,7 +62,7 @@ class Dense(Map):
     def multiplicity(self, shape: Shape) -> int:
         return 1
 
-    def pad_or_crop(self, w: Array, xp: Any = np) -> Array:
+    def pad_or_crop(self, w: Array) -> Array:
         return w
 
     def log_det(self, ops: Ops, w: Array, shape: Shape) -> float:

@@ -1,42 +1,45 @@
 """T(w) of a convolution written out: the paper's exact baseline. O((HWC)³) time, O((HWC)²) memory.
 
 Kernels w are (kH, kW, I, O), both sizes odd; shape is an image's (H, W, C). All arithmetic is in
-double precision: gradients come back in w's, solutions in z's.
+double precision.
 Derivation: derivations/10-block-tridiagonal.md.
 """
 
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 
 from snfnp.maps.base import Shape
 from snfnp.ops import Array, Ops
-from snfnp.ops.group import flat
 
 
-def log_det(ops: Ops, w: Array, shape: Shape) -> float:
-    """log|det T(w)|."""
-    return inverted(ops, w, shape)[1]
-
-
-def log_det_grad(ops: Ops, w: Array, shape: Shape) -> Array:
-    """∂ log|det T(w)| / ∂w."""
-    inverse, _ = inverted(ops, w, shape)
-    return gather(ops, inverse.T, w.shape, shape[1], shape[0]).astype(
-        w.dtype, order="C"
-    )
-
-
-def solve(ops: Ops, w: Array, z: Array) -> Array:
-    """x (N, H, W, C) with T(w) x = z. Raises SingularMatrixError as `ops.linalg.solve`."""
-    x = ops.linalg.solve(matrix(ops, w, z.shape[1:]), flat(z).astype(np.float64))
-    return x.reshape(z.shape).astype(z.dtype)
-
-
-def inverted(ops: Ops, w: Array, shape: Shape) -> tuple[Array, float]:
-    """T(w)⁻¹ and log|det T(w)|. Raises SingularMatrixError if T(w) is not finite, or
+@dataclass(frozen=True)
+class Explicit:
+    """T(w) for images of this shape. Members raise SingularMatrixError if it is not finite, or
     singular to double precision."""
-    return ops.linalg.checked_inverse(matrix(ops, w, shape))
+
+    ops: Ops
+    w: Array
+    shape: Shape
+
+    @property
+    def log_det(self) -> float:
+        """log|det T(w)|."""
+        return self._inverted()[1]
+
+    def log_det_grad(self) -> Array:
+        """∂ log|det T(w)| / ∂w."""
+        inverse, _ = self._inverted()
+        height, width, _ = self.shape
+        return gather(self.ops, inverse.T, self.w.shape, width, height)
+
+    def solve(self, z: Array) -> Array:
+        """The rows x (N, HWC) with T(w) x = z."""
+        return self.ops.linalg.solve(matrix(self.ops, self.w, self.shape), z)
+
+    def _inverted(self) -> tuple[Array, float]:
+        return self.ops.linalg.checked_inverse(matrix(self.ops, self.w, self.shape))
 
 
 def matrix(ops: Ops, w: Array, shape: Shape) -> Array:

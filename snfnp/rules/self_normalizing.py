@@ -63,9 +63,7 @@ class SelfNormalizing(Rule):
         delta_w, delta_r = linalg.axpby_pair((c_f, -c_g), (dz, dx), a, errors)
         # r at w's size and w at r's, if their kernels differ (Eq. 30)
         shape = x.shape[1:]
-        r_fit, w_fit = (
-            (r, w) if f is g else (f.pad_or_crop(r, ops.xp), g.pad_or_crop(w, ops.xp))
-        )
+        r_fit, w_fit = (r, w) if f is g else (f.pad_or_crop(r), g.pad_or_crop(w))
         # G_W = Δ_W xᵀ + c v Rᵀ: Eq. 10 and Eq. 17, with R in place of W⁻¹ (Eq. 4).
         # Convolutions: Δ_W ⋆ x + c v flip(r) ⊙ m, Eq. 15 (flip(r) ⊙ m is T(r)ᵀ of Eq. 14 and
         # Eq. 21 summed over each weight's positions; of r's centre if r is larger, Eq. 28).
