@@ -9,9 +9,9 @@ class GpuActivation(Activation):
     """Arrays may be strided, all of a call have one dtype."""
 
     def smooth_leaky_relu(self, x, alpha):
-        y = self.device.empty(x.shape, x.dtype)
+        y = self.device.like(x)
         ldj = self.device.empty(len(x), x.dtype)
-        sigma = self.device.empty(x.shape, x.dtype)
+        sigma = self.device.like(x)
         self.device.launch(
             "smooth_leaky_relu",
             x.dtype,
@@ -26,7 +26,7 @@ class GpuActivation(Activation):
         return y, ldj, sigma
 
     def smooth_leaky_relu_backward(self, sigma, dy, dldj, alpha):
-        dx = self.device.empty(sigma.shape, sigma.dtype)
+        dx = self.device.like(sigma)
         self.device.launch(
             "smooth_leaky_relu_backward",
             sigma.dtype,

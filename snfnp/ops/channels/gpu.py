@@ -53,7 +53,7 @@ class GpuChannels(Channels):
 
     def _shift_scale(self, x, sign, before, factor, s, after, y=None, ldj=None):
         if y is None:
-            y = self.device.empty(x.shape, x.dtype)
+            y = self.device.like(x)
         blocks, _ = channel_blocks(x.size, x.shape[-1], 4)
         self.device.launch(
             "shift_scale",
@@ -74,7 +74,7 @@ class GpuChannels(Channels):
 
     def shift_scale_backward(self, dy, y, sign, factor, s, dldj, out):
         g_b, g_s = out
-        dx = self.device.empty(dy.shape, dy.dtype)
+        dx = self.device.like(dy)
         blocks, sums = partial_sums(self.device, dy, 2)
         self.device.launch(
             "shift_scale_backward",

@@ -42,20 +42,20 @@ class GpuCoupling(Coupling):
         )
 
     def forward(self, x, h):
-        z = self.device.empty(x.shape, x.dtype)
+        z = self.device.like(x)
         ldj = self.device.empty(len(x), x.dtype)
         s = self.device.empty((*x.shape[:3], x.shape[3] // 2), x.dtype)
         self._by_sample("affine_coupling", x, h=h, z=z, ldj=ldj, s=s)
         return z, ldj, s
 
     def inverse(self, z, h):
-        x = self.device.empty(z.shape, z.dtype)
+        x = self.device.like(z)
         self._by_sample("affine_coupling_inverse", x, z=z, h=h)
         return x
 
     def backward(self, x, s, dz, dldj):
-        dx = self.device.empty(x.shape, x.dtype)
-        dh = self.device.empty(x.shape, x.dtype)
+        dx = self.device.like(x)
+        dh = self.device.like(x)
         self._by_sample(
             "affine_coupling_backward", x, s=s, dz=dz, dldj=dldj, dx=dx, dh=dh
         )

@@ -91,6 +91,10 @@ class Gpu:
         """A new array that a kernel will fill."""
         return self.xp.empty(shape, dtype)
 
+    def like(self, array):
+        """A new C-contiguous array of the shape and type of this one, that a kernel will fill."""
+        return self.empty(array.shape, array.dtype)
+
     def each(self, kernel: str, dtype, items: int, /, **arguments) -> None:
         """Launch a kernel that goes over so many items, one or more to a thread."""
         self.launch(

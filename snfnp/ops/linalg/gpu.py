@@ -110,7 +110,7 @@ class GpuLinearAlgebra(LinearAlgebra):
     def inverse(self, w):
         if not 0 < len(w) <= source.constant("linalg", "MOST_ROWS"):
             return super().inverse(w)
-        inverse = self.device.empty(w.shape, w.dtype)
+        inverse = self.device.like(w)
         self.device.launch(
             "small_inverse", w.dtype, 1, a=w, inverse=inverse, size=len(w)
         )

@@ -158,8 +158,20 @@ def _knots(widths, heights, slopes, bound, eps, rest, shift, knots, factors):
             for value in raw:
                 poison += zero * value
         for axis, raw in enumerate((widths[pixel], heights[pixel])):
-            shares = factors[axis * bins : (axis + 1) * bins, pixel]
-            _edges(raw, poison, bound, eps, rest, knots[axis, :, pixel], shares)
+            shares = factors[axis * bins : (axis + 1) * bins, pixel]  # the softmax
+            edges = knots[axis, :, pixel]
+            highest = raw.max()
+            total = poison
+            for k in range(bins):
+                shares[k] = math.exp(raw[k] - highest)
+                total += shares[k]
+            edges[0] = poison - bound
+            position = poison
+            for k in range(bins):
+                shares[k] /= total
+                position += (bound + bound) * (eps + rest * shares[k])
+                edges[k + 1] = position - bound
+            edges[bins] = poison + bound
         knots[2, 0, pixel] = one
         knots[2, bins, pixel] = one
         for k in range(bins - 1):
@@ -167,23 +179,6 @@ def _knots(widths, heights, slopes, bound, eps, rest, shift, knots, factors):
             e = math.exp(-abs(raw_slope))
             knots[2, k + 1, pixel] = eps + max(raw_slope, zero) + math.log1p(e)
             factors[2 * bins + k, pixel] = (one if raw_slope >= zero else e) / (one + e)
-
-
-@inlined
-def _edges(raw, poison, bound, eps, rest, edges, shares):
-    """Raw sizes (K,) -> the edges of bins (K+1,), and the softmax (K,)."""
-    highest = raw.max()
-    total = poison
-    for k in range(len(raw)):
-        shares[k] = math.exp(raw[k] - highest)
-        total += shares[k]
-    edges[0] = poison - bound
-    position = poison
-    for k in range(len(raw)):
-        shares[k] /= total
-        position += (bound + bound) * (eps + rest * shares[k])
-        edges[k + 1] = position - bound
-    edges[len(raw)] = poison + bound
 
 
 # ------------------------------------- a row of lanes: a sample's pixels, or those of several

@@ -39,7 +39,7 @@ class GpuSpline(Spline):
         return knots, factors
 
     def evaluate(self, x, knots):
-        y = self.device.empty(x.shape, x.dtype)
+        y = self.device.like(x)
         ldj = self.device.empty(len(x), x.dtype)
         self.device.launch(
             "spline", x.dtype, len(x), x=x, y=y, ldj=ldj, **_described(knots)
@@ -47,7 +47,7 @@ class GpuSpline(Spline):
         return y, ldj
 
     def inverse(self, y, knots):
-        x = self.device.empty(y.shape, y.dtype)
+        x = self.device.like(y)
         self.device.launch(
             "spline_inverse", y.dtype, len(y), y=y, x=x, **_described(knots)
         )
@@ -62,7 +62,7 @@ class GpuSpline(Spline):
         if not threads:
             return super().backward(x, knots, factors, scale, dy, dldj, out)
         g_widths, g_heights, g_slopes = out
-        dx = self.device.empty(x.shape, x.dtype)
+        dx = self.device.like(x)
         described = _described(knots)
         self.device.launch(
             "spline_backward",

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from snfnp.ops.group import Array, Scalar
-from snfnp.ops.jit import alike, inlined, parallel
+from snfnp.ops.jit import alike, parallel
 from snfnp.ops.step.definition import Step, clip_scale
 
 _BLOCK = 16384  # elements of a flat buffer that one task takes: 64 KB, inside the second cache
@@ -58,8 +58,19 @@ class CpuStep(Step):
 
 @parallel
 def _squares(task, g, sums):
-    """Σ g² of each task's part, in double precision."""
-    sums[task] = _sum_squares(g[task * _BLOCK : min(g.size, (task + 1) * _BLOCK)])
+    """Σ g² of each task's block in _LANES partial sums of g's precision, added up in double."""
+    block = g[task * _BLOCK : min(g.size, (task + 1) * _BLOCK)]
+    lanes = np.zeros(_LANES, g.dtype)
+    for start in range(block.size // _LANES):
+        part = block[start * _LANES : (start + 1) * _LANES]
+        for lane in range(_LANES):
+            lanes[lane] += part[lane] * part[lane]
+    total = 0.0
+    for lane in range(_LANES):
+        total += lanes[lane]
+    for value in block[block.size // _LANES * _LANES :]:
+        total += np.float64(value) * value
+    sums[task] = total
 
 
 @parallel
@@ -82,19 +93,3 @@ def _adam(
         mb[i] = mi
         vb[i] = vi
         pb[i] += step_size * mi / (np.sqrt(vi * correction) + eps)
-
-
-@inlined
-def _sum_squares(g):
-    """Σ g² in _LANES partial sums of g's precision, added up in double."""
-    lanes = np.zeros(_LANES, g.dtype)
-    for start in range(g.size // _LANES):
-        part = g[start * _LANES : (start + 1) * _LANES]
-        for lane in range(_LANES):
-            lanes[lane] += part[lane] * part[lane]
-    total = 0.0
-    for lane in range(_LANES):
-        total += lanes[lane]
-    for value in g[g.size // _LANES * _LANES :]:
-        total += np.float64(value) * value
-    return total
