@@ -69,7 +69,7 @@ def test_the_log_keeps_the_last_step_and_averages_all(ops):
     assert log.read().failed == 0 and np.isnan(log.read().averages).all()
     steps = [(np.array([-1.0, -3.0]), 0.5, 9.0), (np.array([-5.0, -5.0]), 0.25, 16.0)]
     for number, (densities, reconstruction, squares) in enumerate(steps, start=1):
-        ops.step.log_density([densities], number, log.array)
+        ops.step.log_density(densities, number, log.array)
         ops.step.log_step([reconstruction], squares, 2.0, number, log.array)
     last = (-5.0 - 2.0 * 0.25, 0.25, 4.0)
     assert log.read() == Reading(last, ((-3.0 - 5.5) / 2, 0.75 / 2, 7.0 / 2), 0, -5.0)
@@ -85,13 +85,13 @@ def test_the_log_keeps_the_last_step_and_averages_all(ops):
 def test_the_first_failure_stays_in_the_log(ops, where, value):
     log = StepLog(ops.device)
     failed = log.failed  # a view: it follows the log
-    ops.step.log_density([np.array([-1.0])], 1, log.array)
+    ops.step.log_density(np.array([-1.0]), 1, log.array)
     ops.step.log_step([0.5], 4.0, 1.0, 1, log.array)
     before = log.array.copy()
     for number in (2, 3):
         assert bool(failed) == (number == 3)
         ops.step.log_density(
-            [np.array([value if where == "density" else -1.0])], number, log.array
+            np.array([value if where == "density" else -1.0]), number, log.array
         )
         ops.step.log_step(
             [0.5], abs(value) if where == "gradient" else 4.0, 1.0, number, log.array
@@ -100,7 +100,7 @@ def test_the_first_failure_stays_in_the_log(ops, where, value):
     assert math.isfinite(log.read().density) == (where == "gradient")
     assert_array_equal(log.array[BEFORE_DENSITY], before[BEFORE_DENSITY])
     # a later step that would be fine changes nothing
-    ops.step.log_density([np.array([-9.0])], 4, log.array)
+    ops.step.log_density(np.array([-9.0]), 4, log.array)
     ops.step.log_step([0.5], 4.0, 1.0, 4, log.array)
     assert_array_equal(log.array[BEFORE_DENSITY], before[BEFORE_DENSITY])
 
@@ -377,8 +377,8 @@ def test_a_lambda_that_cannot_fall_is_a_fixed_one(ops):
         controlled = take_steps(make_trainer(ops, dtype=dtype, **held), range(3))
         fixed = take_steps(make_trainer(ops, dtype=dtype, lam=0.7), range(3))
         assert_array_equal(controlled.p, fixed.p)
-        a = vars(controlled.metrics()).values()
-        b = vars(fixed.metrics()).values()
+        a = controlled.metrics()
+        b = fixed.metrics()
         assert_allclose(list(a), list(b), rtol=1e-14)
 
 

@@ -8,6 +8,7 @@ from snfnp.context import BackwardContext
 from snfnp.ops import Array, Ops, Shape
 
 Params = dict[str, Array]  # one layer's parameters by name
+Forward = tuple[Array, Any, dict]  # z, ldj and the cache: see `Layer.forward`
 
 
 class Layer:
@@ -70,7 +71,7 @@ class Layer:
         """
         return None
 
-    def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
+    def forward(self, ops: Ops, p: Params, x: Array) -> Forward:
         """Map x to z.
 
         Returns:

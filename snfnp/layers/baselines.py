@@ -12,13 +12,12 @@ Derivation: derivations/11-emerging.md and 12-convolution-exponential.md.
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from snfnp.context import BackwardContext
 from snfnp.errors import SingularMatrixError, require_real, require_sizes, require_whole
-from snfnp.layers.base import Layer, Params, Shape
+from snfnp.layers.base import Forward, Layer, Params, Shape
 from snfnp.layers.linear import Linear, xavier
 from snfnp.maps import Conv2d
 from snfnp.ops import Array, Ops, RandomKey
@@ -73,11 +72,12 @@ class CausalConv2d(Layer):
 
     def parameter_shapes(self, shape: Shape) -> dict:
         c = self.channels
-        return {"W": (2, 2, c, c), "b": (c,)} if self.bias else {"W": (2, 2, c, c)}
+        shapes = {"W": (2, 2, c, c)}
+        return shapes | {"b": (c,)} if self.bias else shapes
 
     def init(self, rng: np.random.Generator, shape: Shape) -> dict:
         params = super().init(rng, shape)
-        size = (2, 2, self.channels, self.channels)
+        size = params["W"].shape
         w = rng.normal(scale=xavier(size, self.gain), size=size)
         w[1, 1] = np.triu(w[1, 1]) + np.eye(self.channels)
         return params | {"W": w}
@@ -86,7 +86,7 @@ class CausalConv2d(Layer):
         # the shape of the input, if it has C channels
         return Conv2d((1, 1), self.channels).output_shape(shape)
 
-    def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
+    def forward(self, ops: Ops, p: Params, x: Array) -> Forward:
         """ldj is 0: see `log_det`. O(N H W C²)."""
         z = _causal(ops, _masked(ops, p["W"]), x, self.reverse)
         if self.bias:
@@ -99,7 +99,7 @@ class CausalConv2d(Layer):
         """
         self._diagonal(ops, p)  # raises where W has no inverse
         n, height, width, channels = z.shape
-        x = _turned(z - p["b"] if self.bias else z, self.reverse).copy()
+        x = turned(z - p["b"] if self.bias else z, self.reverse).copy()
         # Rows y of an image obey z_y = x_y B + x_{y−1} A. B and A are what the convolution makes of
         # images of two rows, of which the first one is a unit vector and the second one is 0.
         size = width * channels
@@ -114,7 +114,7 @@ class CausalConv2d(Layer):
             if y:
                 rows[:, y] -= rows[:, y - 1] @ a
             rows[:, y] = rows[:, y] @ b_inverse
-        return ops.xp.ascontiguousarray(_turned(x, self.reverse))
+        return ops.xp.ascontiguousarray(turned(x, self.reverse))
 
     def backward(
         self, ctx: BackwardContext, p: Params, cache: dict, dz: Array, grads: Params
@@ -125,9 +125,7 @@ class CausalConv2d(Layer):
         x = cache["x"]
         g_w = grads["W"]
         diagonal = self._diagonal(ops, p, wait=False)
-        ops.conv.weight_grad(
-            _turned(dz, self.reverse), _turned(x, self.reverse), out=g_w
-        )
+        ops.conv.weight_grad(turned(dz, self.reverse), turned(x, self.reverse), out=g_w)
         log_det_grad = ctx.log_det_weight * math.prod(x.shape[1:3]) / diagonal
         g_w[1, 1] = ops.xp.triu(g_w[1, 1]) + ops.xp.diag(log_det_grad.astype(g_w.dtype))
         if self.bias:
@@ -159,11 +157,11 @@ class CausalConv2d(Layer):
 
 def _causal(ops: Ops, kernel: Array, images: Array, reverse: bool) -> Array:
     """The convolution with a 2×2 kernel, between two turns of the images if `reverse`."""
-    z = ops.conv.correlate(_turned(images, reverse), kernel)
-    return ops.xp.ascontiguousarray(_turned(z, reverse))
+    z = ops.conv.correlate(turned(images, reverse), kernel)
+    return ops.xp.ascontiguousarray(turned(z, reverse))
 
 
-def _turned(images: Array, reverse: bool) -> Array:
+def turned(images: Array, reverse: bool) -> Array:
     """Images (N, H, W, C), turned by 180 degrees if `reverse` (a view)."""
     return images[:, ::-1, ::-1] if reverse else images
 
@@ -201,7 +199,7 @@ class Bias(Layer):
     def parameter_shapes(self, shape: Shape) -> dict:
         return {"b": shape}
 
-    def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
+    def forward(self, ops: Ops, p: Params, x: Array) -> Forward:
         return ops.channels.shift(x, p["b"]), 0, {}
 
     def inverse(self, ops: Ops, p: Params, z: Array) -> Array:
@@ -264,7 +262,7 @@ class ConvExponential(Layer):
     def output_shape(self, shape: Shape) -> Shape:
         return self.map.output_shape(shape)
 
-    def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
+    def forward(self, ops: Ops, p: Params, x: Array) -> Forward:
         """z = Σ_i y_i with y_0 = x and y_i = T(K) y_{i-1} / i. ldj is 0: see `log_det`."""
         sigma, path = self._spectral_norm(ops, p["W"], x.shape[1:])
         z, terms = self._series(ops, p["W"] / self._scale(ops, sigma), x)

@@ -5,13 +5,12 @@ Derivation: derivations/13-actnorm-and-1x1.md, 14-coupling.md, 15-split-prior-an
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from snfnp.context import BackwardContext
 from snfnp.errors import UsageError, require_whole
-from snfnp.layers.base import Layer, Params, Shape
+from snfnp.layers.base import Forward, Layer, Params, Shape
 from snfnp.ops import Array, Ops
 
 # added to a standard deviation before its logarithm: e^{−s} is at most 1e8
@@ -19,7 +18,6 @@ _FLOOR = 1e-8
 # a channel is constant if its std is at most so many eps of its root mean square
 _CONSTANT = 16
 _KERNEL = (3, 3)  # of the first and last convolution of a coupling's network
-_SCALE = 3  # in the output's scale exp(3 logs): as in Glow, the factor makes `logs` learn faster
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class ActNorm(Layer):
         s = xp.where(constant, 0, xp.log(std + _FLOOR))
         return {"t": mean.astype(p["t"].dtype), "s": s.astype(p["s"].dtype)}
 
-    def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
+    def forward(self, ops: Ops, p: Params, x: Array) -> Forward:
         """z, and ldj (N,) = −H W Σ s for images. The sign of t and the factor of s are −1."""
         z, ldj = ops.channels.shift_scale(x, -1.0, p["t"], -1.0, p["s"])
         return z, ldj, {"z": z}
@@ -132,15 +130,15 @@ class AffineCoupling(Layer):
             )
         return shape
 
-    def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
+    def forward(self, ops: Ops, p: Params, x: Array) -> Forward:
         """z, and ldj (N,) = Σ s."""
-        h, hidden = ops.coupling.network(x, p, _SCALE, keep=True)
+        h, hidden = ops.coupling.network(x, p, keep=True)
         z, ldj, s = ops.coupling.forward(x, h)
         return z, ldj, {"x": x, "h": h, "s": s} | hidden
 
     def inverse(self, ops: Ops, p: Params, z: Array) -> Array:
         """x₁ = z₁, x₂ = (z₂ − h₁) e^{−s}: z₁ is all that the network needs. Exact."""
-        h, _ = ops.coupling.network(z, p, _SCALE, keep=False)
+        h, _ = ops.coupling.network(z, p, keep=False)
         return ops.coupling.inverse(z, h)
 
     def backward(
@@ -152,7 +150,7 @@ class AffineCoupling(Layer):
         x = cache["x"]
         dx, dh = coupling.backward(x, cache["s"], dz, ctx.dldj)
         # the cache has the network's hidden layers, beside other arrays
-        coupling.network_backward(x, cache, cache["h"], dh, p, _SCALE, dx, grads)
+        coupling.network_backward(x, cache, cache["h"], dh, p, dx, grads)
         return dx
 
 
@@ -172,7 +170,7 @@ class Squeeze(Layer):
             )
         return height // 2, width // 2, 4 * channels
 
-    def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
+    def forward(self, ops: Ops, p: Params, x: Array) -> Forward:
         self.output_shape(x.shape[1:])  # raises for an odd height or width
         return ops.channels.squeeze(x), 0, {}
 
@@ -207,7 +205,7 @@ class Split(Layer):
 
     latent_shape = output_shape  # halves are alike
 
-    def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, int, dict]:
+    def forward(self, ops: Ops, p: Params, x: Array) -> Forward:
         """ldj is 0: the flow adds the density of the latent."""
         half = x.shape[-1] // 2
         z = ops.xp.ascontiguousarray(x[..., :half])

@@ -20,7 +20,7 @@ from snfnp import threads
 from snfnp.errors import UsageError
 from snfnp.flow import Flow, Params
 from snfnp.layers import AffineCoupling, Layer, Linear, Whiten
-from snfnp.layers.baselines import CausalConv2d, ConvExponential
+from snfnp.layers.baselines import CausalConv2d, ConvExponential, turned
 from snfnp.layers.whiten import inverse_root
 from snfnp.likelihood import WHITENING_NOISE
 from snfnp.maps import Conv2d
@@ -191,11 +191,7 @@ def kernel_inputs(layer: Layer) -> dict[str, Callable[[dict], Array]]:
     if isinstance(layer, AffineCoupling):
         return {"w1": lambda cache: cache["x"][..., : layer.channels // 2]}
     if isinstance(layer, CausalConv2d):
-        return {
-            "W": lambda cache: (
-                cache["x"][:, ::-1, ::-1] if layer.reverse else cache["x"]
-            )
-        }
+        return {"W": lambda cache: turned(cache["x"], layer.reverse)}
     if isinstance(layer, ConvExponential):
         return {"W": lambda cache: cache["terms"][0]}
     return {}
@@ -236,37 +232,33 @@ class Coordinates(TrainingState):
                 blocks.append((entry.start, size, outputs, start))
                 start += size**2
         self._blocks = tuple(blocks)
-        self.values = ops.asarray(_flat([np.eye(size) for _, size, _, _ in blocks]))
+        identities = [np.eye(size).reshape(-1) for _, size, _, _ in blocks]
+        self.values = ops.asarray(np.concatenate(identities))
         self._gradient = ops.xp.zeros(flow.layout.fixed, config.dtype)
         self._step = ops.xp.zeros(flow.layout.fixed, config.dtype)
 
     def renew(self, trainer: Trainer, batches: BatchSource) -> None:
         """Estimate U from the images of the next step: one forward pass."""
-        with threads.blas_limited(1):  # more threads slow such small matrices
-            u = self._estimate(trainer, batch_of(batches, trainer.step))
-        self.values[...] = self._ops.asarray(_flat(u))
-
-    def _estimate(self, trainer: Trainer, images: Array) -> list[np.ndarray]:
-        """U of every kernel, on the host."""
         ops = self._ops
         moments = ops.xp.zeros_like(self.values)
-        x, _ = trainer.encode(images, trainer.step)
-        for name, layer in self._flow.layers:
-            p = trainer.params[name]
-            x, _, cache = layer.forward(ops, p, x)
-            for kernel, input_of in self._inputs[name].items():
-                h = input_of(cache).astype(np.float64)
-                rows = ops.conv.patches(h, p[kernel].shape[:2])
-                # a sum, not a mean: U does not depend on the scale of M
-                product = ops.linalg.matmul(rows.T, rows)
-                moments[self._slices[name, kernel]] = product.reshape(-1)
-        moments = ops.to_host(moments)
-        return [
-            whitening(moments[u].reshape(size, size), self._diagonal)
-            for (_, size, _, _), u in zip(
-                self._blocks, self._slices.values(), strict=True
-            )
-        ]
+        images = batch_of(batches, trainer.step)
+        with threads.blas_limited(1):  # more threads slow such small matrices
+            x, _ = trainer.encode(images, trainer.step)
+            for name, layer in self._flow.layers:
+                p = trainer.params[name]
+                x, _, cache = layer.forward(ops, p, x)
+                for kernel, input_of in self._inputs[name].items():
+                    h = input_of(cache).astype(np.float64)
+                    rows = ops.conv.patches(h, p[kernel].shape[:2])
+                    # a sum, not a mean: U does not depend on the scale of M
+                    product = ops.linalg.matmul(rows.T, rows)
+                    moments[self._slices[name, kernel]] = product.reshape(-1)
+            host = ops.to_host(moments)
+            for part in self._slices.values():
+                size = math.isqrt(part.stop - part.start)
+                u = whitening(host[part].reshape(size, size), self._diagonal)
+                host[part] = u.reshape(-1)
+        self.values[...] = ops.asarray(host)
 
     def ascend(
         self,
@@ -292,7 +284,3 @@ class Coordinates(TrainingState):
             self._step, self.values, self._blocks, out=p, add=True
         )
         return squares
-
-
-def _flat(matrices: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate([u.reshape(-1) for u in matrices])

@@ -10,7 +10,6 @@ Derivation: derivations/05-self-normalizing.md and 13-actnorm-and-1x1.md.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,7 +20,7 @@ from snfnp.errors import DivergedError
 from snfnp.flow import Flow
 from snfnp.likelihood import SMOOTHING, TRAINING_NOISE, Likelihood
 from snfnp.ops import Array, Ops, RandomKey
-from snfnp.ops.step.definition import StepLog
+from snfnp.ops.step.definition import StepLog, StepMetrics
 from snfnp.step.batches import BatchSource, batch_of
 from snfnp.step.coordinates import statistics, white_states
 from snfnp.step.settings import Settings
@@ -36,19 +35,6 @@ from snfnp.step.update import (
 
 # steps of a renewal: activations change most at the start
 _EARLY, _EVERY = ((20, 100), 500)
-
-
-@dataclass(frozen=True)
-class StepMetrics:
-    """Figures of steps (before their updates), averaged over the batch.
-
-    surrogate: Eq. 3 without the terms log|W_k|, in nats; reconstruction: Σ_k ‖g_k(f_k(h_k)) − h_k‖²
-    of Eq. 3; gradient_norm: before clipping.
-    """
-
-    surrogate: float
-    reconstruction: float
-    gradient_norm: float
 
 
 class Trainer:
@@ -121,7 +107,7 @@ class Trainer:
             from snfnp.beyond.training import Noise
 
             self._noise = Noise
-        self._ascend: Callable[[BatchSource], None] = self._ascend_staged
+        self._ascend = self._ascend_staged
         if config.graph:
             self._ascend = ops.device.capture(self._ascend, report)
 
@@ -168,7 +154,7 @@ class Trainer:
         )
         terms = flow.log_density(ops, latents), log_jacobian, ldj
         terms = [term for term in terms if not isinstance(term, int)]
-        ops.step.log_density(terms, scalars.number, log)
+        ops.step.log_density(ops.channels.total(terms), scalars.number, log)
 
         # Backward: the gradients of Eq. 3, each layer's error.
         measured = {}
@@ -176,8 +162,8 @@ class Trainer:
             weight = self.p.dtype.type(1 / samples)
             weights = ops.constant(np.full(samples, weight), weight.dtype)
             volume = samples * np.float64(weight)
-            factor = self.multipliers.error_factor(samples)
-            ctx = BackwardContext(ops, weights, volume, factor, key)
+            # each layer's λ is in `error_factors`
+            ctx = BackwardContext(ops, weights, volume, 0.0, key)
             _, measured = flow.backward(
                 ctx,
                 self.params,
@@ -298,13 +284,13 @@ class Trainer:
 
     def metrics(self) -> StepMetrics:
         """The figures of the last step."""
-        return StepMetrics(*self.log.read().last)
+        return self.log.read().last
 
     def averages(self) -> StepMetrics:
         """The figures of all steps since the last call, averaged."""
         reading = self.log.read()
         self.log.clear_averages()
-        return StepMetrics(*reading.averages)
+        return reading.averages
 
     def figures(self) -> dict[str, float]:
         """The figures of all training states, λ first, for a line of metrics."""

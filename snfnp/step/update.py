@@ -151,13 +151,9 @@ class Multipliers(TrainingState):
         """{layer: λ of the next step}. Waits for the device."""
         return dict.fromkeys(self.layers, float(self.initial))
 
-    def error_factor(self, samples: int) -> float:
-        """−2λ/N, the factor of the gradients of a reconstruction error; samples: N."""
-        return self.initial * (-2 / samples)
-
     def error_factors(self, samples: int) -> dict[str, Any]:
-        """{layer: −2λ/N} of the layers with a λ of their own; samples: N."""
-        return {}
+        """{layer: −2λ/N}, the factors of the gradients of reconstruction errors; samples: N."""
+        return dict.fromkeys(self.layers, self.initial * (-2 / samples))
 
     def figures(self) -> dict[str, float]:
         return {"lam": self.initial}

@@ -62,7 +62,7 @@ class Evaluator:
         }
         if self._of_images:
             figures[_BITS] = evaluation.bits_per_dimension
-        figures |= vars(trainer.averages())
+        figures |= trainer.averages()._asdict()
         speed = progress.steps_per_second * self._config.batch_size
         figures["samples_per_second"] = round(speed, 1)
         figures |= trainer.figures()

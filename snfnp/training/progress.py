@@ -216,5 +216,5 @@ class ProgressLine:
             progress.steps,
             progress.epoch,
             progress.seconds,
-            **vars(metrics),
+            **metrics._asdict(),
         )

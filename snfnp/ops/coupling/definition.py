@@ -5,7 +5,7 @@ two interleaved channels h₀ (0, 2, …) and h₁ (1, 3, …) for each channel 
 
     z₁ = x₁,   z₂ = x₂ exp(s) + h₁,   s = 2 tanh(h₀/2)
 
-The network, with a scale k:
+The network, with k = 3:
 
     a₁ = max(w1 ⋆ x₁ + b1, 0),  a₂ = max(a₁ w2 + b2, 0),  h = (w3 ⋆ a₂ + b3) exp(k logs)
 """
@@ -16,6 +16,8 @@ from snfnp.ops.channels.definition import Channels
 from snfnp.ops.conv.definition import Conv, flip
 from snfnp.ops.group import Array, OperationGroup
 from snfnp.ops.linalg.definition import LinearAlgebra
+
+_SCALE = 3  # k: as in Glow, the factor makes `logs` learn faster
 
 
 class Coupling(OperationGroup):
@@ -84,14 +86,14 @@ class Coupling(OperationGroup):
         self._add_up(out, g_b, add)
 
     def network(
-        self, x: Array, p: dict[str, Array], scale: float, keep: bool
+        self, x: Array, p: dict[str, Array], keep: bool
     ) -> tuple[Array, dict[str, Array]]:
         """x (N, H, W, C), of which x₁ is read -> h (N, H, W, C), and the hidden layers that the
         backward pass needs.
 
         keep: whether these are wanted: {"a2": a₂ (N H W, width)}, and "a1": a₁ if `keeps_a1`; else
         {}. p: w1 (kH, kW, C/2, width), b1 (width,), w2 (width, width), b2 (width,), w3 (kH, kW,
-        width, C), b3 and logs (C,); scale: k. 2 N H W (width² + 1.5 kH kW C width) operations, in
+        width, C), b3 and logs (C,). 2 N H W (width² + 1.5 kH kW C width) operations, in
         blocks of samples.
         """
         samples, height, columns, _ = x.shape
@@ -114,7 +116,7 @@ class Coupling(OperationGroup):
             self.bias_relu(matmul(a1, p["w2"], out=a2), p["b2"])
             v = self.conv.correlate(a2.reshape(-1, height, columns, width), p["w3"])
             # (v + b3) exp(k logs)
-            self.channels.shift_scale(v, 1.0, p["b3"], scale, p["logs"], out=h[block])
+            self.channels.shift_scale(v, 1.0, p["b3"], _SCALE, p["logs"], out=h[block])
         hidden = {"a2": hidden_2} if keep else {}
         if keep_a1:
             hidden["a1"] = hidden_1
@@ -127,13 +129,12 @@ class Coupling(OperationGroup):
         h: Array,
         dh: Array,
         p: dict[str, Array],
-        scale: float,
         out: Array,
         grads: dict[str, Array],
     ) -> None:
         """δ_h -> δ_{x₁}, which is added to out[..., :C/2], and the gradients of p.
 
-        x, p and scale are those of `network`, h and hidden its results; dh, out (N, H, W, C).
+        x and p are those of `network`, h and hidden its results; dh, out (N, H, W, C).
         grads: an array for each parameter of p, all of them written. Twice the operations of
         `network`.
         """
@@ -144,7 +145,7 @@ class Coupling(OperationGroup):
         last_grads = (grads["b3"], grads["logs"])
         # h = (v + b3) exp(k logs): δ_h becomes δ_v
         dv = self.channels.shift_scale_backward(
-            dh, h, 1.0, scale, p["logs"], None, last_grads
+            dh, h, 1.0, _SCALE, p["logs"], None, last_grads
         )
         w1 = p["w1"].reshape(-1, width)
         w1_adjoint = flip(p["w1"])

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -121,11 +121,10 @@ class Step(OperationGroup):
         """The scalars of a training, which each step sets."""
         return StepScalars()
 
-    def log_density(self, terms: Sequence[Array], number: Scalar, out: Array) -> None:
-        """Write the mean log-density of step `number` (1, 2, …) into out, a log's array. The
-        log-densities (N,) are the sum of the arrays `terms`."""
+    def log_density(self, density: Array, number: Scalar, out: Array) -> None:
+        """Write the mean of the log-densities (N,) of step `number` (1, 2, …) into out, a log's
+        array."""
         if not out[LogEntry.FAILED]:
-            density: Array = sum(terms[1:], start=terms[0])
             out[LogEntry.DENSITY] = density.mean()
             if not math.isfinite(out[LogEntry.DENSITY]):
                 out[LogEntry.FAILED] = number
@@ -278,12 +277,23 @@ class Step(OperationGroup):
         return total, mean
 
 
-@dataclass(frozen=True)
-class Reading:
-    """A log on the host: figures are (surrogate, reconstruction, gradient norm)."""
+class StepMetrics(NamedTuple):
+    """Figures of steps (before their updates), averaged over the batch.
 
-    last: tuple[float, float, float]
-    averages: tuple[float, float, float]  # since they were cleared; NaN if of no step
+    surrogate: Eq. 3 without the terms log|W_k|, in nats; reconstruction: Σ_k ‖g_k(f_k(h_k)) − h_k‖²
+    of Eq. 3; gradient_norm: before clipping.
+    """
+
+    surrogate: float
+    reconstruction: float
+    gradient_norm: float
+
+
+class Reading(NamedTuple):
+    """A log on the host."""
+
+    last: StepMetrics
+    averages: StepMetrics  # since they were cleared; NaN if of no step
     failed: int  # the number of the first failed step, or 0
     density: float  # the mean log-density of the last step, without any log|det W|
 
@@ -309,8 +319,8 @@ class StepLog:
             else np.full(3, math.nan)
         )
         return Reading(
-            last=tuple(log[LAST].tolist()),
-            averages=tuple(averages.tolist()),
+            last=StepMetrics(*log[LAST].tolist()),
+            averages=StepMetrics(*averages.tolist()),
             failed=int(log[LogEntry.FAILED]),
             density=float(log[LogEntry.DENSITY]),
         )

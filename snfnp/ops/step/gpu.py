@@ -45,8 +45,7 @@ class GpuStep(Step):
     def scalars(self) -> GpuStepScalars:
         return GpuStepScalars(self.device)
 
-    def log_density(self, terms, number, out) -> None:
-        density = self.channels.total(terms)
+    def log_density(self, density, number, out) -> None:
         self.device.launch(
             "log_density",
             density.dtype,
