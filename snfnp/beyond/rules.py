@@ -7,7 +7,7 @@ Derivation: derivations/19-jacobian-vector-products.md and 20-variational.md.
 import math
 from dataclasses import dataclass
 from functools import cache as cached
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 
@@ -85,13 +85,6 @@ class JacobianPenalty(SelfNormalizing):
         return dx, measured
 
 
-class Drawn(NamedTuple):
-    """ν (P, ...), and T(W) ν."""
-
-    nu: Array
-    moved: Array
-
-
 @dataclass(frozen=True)
 class Variational(Rule):
     """q(z|x) = N(f(x), σ² T(W) T(W)ᵀ) and p(x|z) = N(g(z), σ² I) in every linear layer. O(N D²).
@@ -148,7 +141,7 @@ class Variational(Rule):
         x = cache["x"]
         nu = ops.random.normal(key, (self.vectors, *x.shape[1:]), x.dtype)
         moved = f.apply(ops, p["W"], nu)
-        cache["noise"] = Drawn(nu, moved)
+        cache["noise"] = nu, moved
         factors = ops.constant(_factors(len(x), self.vectors, self.sigma), x.dtype)
         return z + ops.linalg.matmul(factors, moved.reshape(self.vectors, -1)).reshape(
             z.shape

@@ -160,20 +160,23 @@ class Case:
 
     def forward(
         self, x: np.ndarray, params: Arrays, dtype: DTypeLike = np.float64
-    ) -> tuple[list[np.ndarray], np.ndarray]:
-        """The outputs, and ldj."""
+    ) -> tuple[Arrays, np.ndarray]:
+        """The outputs by name, z and the latent if there is one; and ldj."""
         result = self.layer.forward(
             self.ops, self.put(params, dtype), self.put(x, dtype)
         )
         z, ldj, cache = require_values(result, "forward", "z, ldj, cache")
-        outputs = [z, cache["latent"]] if len(self.c) == 2 else [z]
-        return [self.ops.to_host(each) for each in outputs], self.ops.to_host(ldj)
+        outputs = {"z": self.ops.to_host(z)}
+        if len(self.c) == 2:
+            outputs["latent"] = self.ops.to_host(cache["latent"])
+        return outputs, self.ops.to_host(ldj)
 
     def objective(self, x: np.ndarray, params: Arrays) -> float:
         """⟨c, outputs⟩ + ⟨a, ldj + log_det⟩."""
         outputs, ldj = self.forward(x, params)
         total = sum(
-            np.sum(c * output) for c, output in zip(self.c, outputs, strict=True)
+            np.sum(c * output)
+            for c, output in zip(self.c, outputs.values(), strict=True)
         )
         return float(total + np.sum(self.a * (ldj + self.log_det(params))))
 

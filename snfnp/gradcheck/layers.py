@@ -167,8 +167,7 @@ def _check_arrays(case: Case) -> None:
         raise GradientError(f"parameter_shapes says {declared}, init makes {made}")
     for dtype in (np.float64, np.float32):
         outputs, ldj = case.forward(case.x, case.params, dtype)
-        # most layers have no latent
-        for name, z, dz in zip(("z", "latent"), outputs, case.c, strict=False):
+        for (name, z), dz in zip(outputs.items(), case.c, strict=True):
             if z.shape != dz.shape:
                 raise GradientError(
                     f"{name} has shape {z.shape}, not the declared {dz.shape}"
@@ -178,9 +177,7 @@ def _check_arrays(case: Case) -> None:
                 f"ldj has shape {np.shape(ldj)}, expected ({len(case.x)},) or 0"
             )
         dx = case.gradients(dtype)["x"]
-        # without a latent, outputs[-1] is z again
-        arrays = {"z": outputs[0], "latent": outputs[-1], "dx": dx, "ldj": ldj}
-        for name, array in arrays.items():
+        for name, array in {**outputs, "dx": dx, "ldj": ldj}.items():
             if np.ndim(array) and array.dtype != dtype:
                 raise GradientError(
                     f"{name} is {array.dtype}, but all arguments are {np.dtype(dtype)}"
@@ -192,9 +189,7 @@ def _inverse_error(case: Case) -> float:
     layer = case.layer
     ops = case.ops
     error = 0.0
-    outputs = dict(
-        zip(("z", "latent"), case.forward(case.x, case.params)[0], strict=False)
-    )
+    outputs, _ = case.forward(case.x, case.params)
     for invert in (layer.exact_inverse, layer.inverse):
         p = case.put(case.params, case.dtype)
         z = case.put(outputs, case.dtype)
@@ -215,9 +210,8 @@ def _log_det_error(case: Case) -> float:
     """The largest error of ldj + log_det against slogdet of a sample's Jacobian, by differences."""
 
     def flat_outputs(x: np.ndarray) -> np.ndarray:
-        return np.concatenate(
-            [flat(z) for z in case.forward(x, case.params)[0]], axis=1
-        )
+        outputs, _ = case.forward(x, case.params)
+        return np.concatenate([flat(z) for z in outputs.values()], axis=1)
 
     _, ldj = case.forward(case.x, case.params)
     log_dets = np.broadcast_to(ldj, len(case.x)) + case.log_det(case.params)

@@ -4,13 +4,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from snfnp.context import BackwardContext
 from snfnp.errors import require_real, require_whole
-from snfnp.layers.base import Layer, Params, Shape
+from snfnp.layers.base import Forward, Layer, Params, Shape
 from snfnp.ops import Array, Ops
 
 
@@ -27,7 +26,7 @@ class SmoothLeakyReLU(Layer):
     def __post_init__(self):
         require_real(self, 1, alpha=self.alpha)
 
-    def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
+    def forward(self, ops: Ops, p: Params, x: Array) -> Forward:
         """f(x), and ldj (N,) = Σ log f'(x): the layer's log|Σ_k(x)| of Eq. 7."""
         y, ldj, sigma = ops.activation.smooth_leaky_relu(x, self.alpha)
         return y, ldj, {"sigma": sigma}
@@ -84,7 +83,7 @@ class RationalQuadraticSpline(Layer):
             for name, size in shapes.items()
         }
 
-    def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
+    def forward(self, ops: Ops, p: Params, x: Array) -> Forward:
         """y, and ldj (N,) = Σ log dy/dx: the layer's log|Σ_k(x)| of Eq. 7."""
         knots, factors = self._knots(ops, p)
         y, ldj = ops.spline.evaluate(x, knots)

@@ -9,7 +9,7 @@ import numpy as np
 
 from snfnp.context import BackwardContext
 from snfnp.errors import UsageError, require_instance, require_real
-from snfnp.layers.base import Layer, Params, Shape
+from snfnp.layers.base import Forward, Layer, Params, Shape
 from snfnp.maps import Map
 from snfnp.ops import Array, Ops
 from snfnp.rules import Rule, SelfNormalizing
@@ -116,7 +116,7 @@ class Linear(Layer):
             )
         return output
 
-    def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
+    def forward(self, ops: Ops, p: Params, x: Array) -> Forward:
         """ldj is 0: see `log_det`."""
         z0 = self.map.apply(ops, p["W"], x)
         z = ops.channels.shift(z0, p["b"]) if self.bias else z0

@@ -1,13 +1,12 @@
 """Whitening of a linear layer's input. Derivation: derivations/24-natural-coordinates.md."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from snfnp.context import BackwardContext
 from snfnp.errors import DivergedError, UsageError, require_whole
-from snfnp.layers.base import Layer, Params, Shape
+from snfnp.layers.base import Forward, Layer, Params, Shape
 from snfnp.maps import Dense
 from snfnp.ops import Array, Ops
 from snfnp.ops.linalg.definition import LinearAlgebra, inverse_root
@@ -47,7 +46,7 @@ class Whiten(Layer):
     def init(self, rng: np.random.Generator, shape: Shape) -> dict:
         return {"U": np.eye(self.features), "b": np.zeros(self.features)}
 
-    def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
+    def forward(self, ops: Ops, p: Params, x: Array) -> Forward:
         """ldj is 0: see `log_det`."""
         return ops.channels.shift(ops.linalg.matmul(x, p["U"].T), p["b"]), 0, {}
 
