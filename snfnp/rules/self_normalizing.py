@@ -72,6 +72,9 @@ class SelfNormalizing(Rule):
         # G_R = Δ_R zᵀ − c' v Wᵀ: Eq. 11 and Eq. 20, with W in place of R⁻¹ (Eq. 5).
         # Convolutions: Δ_R ⋆ z − c' v flip(w) ⊙ m, Eq. 16 (without m Eq. 22; w padded with
         # zeros if r is larger, Eq. 29).
-        linalg.scale_into(grads["R"], -c_g * v, g.flip(w_fit), g.multiplicity(shape))
-        g.weight_grad(ops, delta_r, z, out=grads["R"], add=True)
+        if c_g:  # else there is nothing to add to
+            linalg.scale_into(
+                grads["R"], -c_g * v, g.flip(w_fit), g.multiplicity(shape)
+            )
+        g.weight_grad(ops, delta_r, z, out=grads["R"], add=c_g > 0)
         return dx, Measured(error, x)
