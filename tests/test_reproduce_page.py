@@ -121,7 +121,7 @@ def test_rows_are_reproduced_by_the_commands_printed():
         settings = {row.name: row.settings for row in TARGETS[name].rows}
         for row in record["rows"] if settings else ():
             now = TrainConfig(**settings[row["name"]]).resolve(50_000).as_dict()
-            assert len(row["config"]) > 20 and "lam" in row["config"]
+            assert len(row["config"]) > 15 and "lr" in row["config"]
             assert row["config"] == {
                 key: now.get(key, value) for key, value in row["config"].items()
             }

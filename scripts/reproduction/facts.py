@@ -15,7 +15,7 @@ def facts(records: dict[str, dict]) -> dict[str, str]:
         for row in record["rows"]:
             rows[target, row.get("name", row.get("label"))] = row
     figures: dict[str, tuple[float, str]] = {}
-    for part in (_epochs, _times, _angles, _tests, _over_time):
+    for part in (_epochs, _times, _angles, _tests, _parts, _over_time):
         figures |= part(rows)
     return {
         name: "–" if math.isnan(value) else f"{value:{form}}"
@@ -118,6 +118,17 @@ def _tests(rows: dict) -> dict:
         figures[name] = (_mean(values), "+.1f")
         figures[f"{name}_error"] = (error, ".1f")
     return figures
+
+
+def _parts(rows: dict) -> dict:
+    """The parts of the recipe: the best of each arm's rates, fully connected, after 20 epochs."""
+    nats = defaultdict(list)
+    for (target, _), row in rows.items():
+        if target == "white-parts":
+            model, *arm, _, _, epochs = row["cells"]
+            if (model, epochs) == ("fc", "20"):
+                nats["_".join(arm)] += [run["value"] for run in finished(row)]
+    return {name: (min(values, default=nan), ".0f") for name, values in nats.items()}
 
 
 def _over_time(rows: dict) -> dict:

@@ -154,12 +154,14 @@ _GRADIENTS = {
 }
 # Model, coordinates, gradient and schedule; epochs; learning rates.
 _RUNS = (
-    ("fc plain forward cosine", 20, (2e-3, 4e-3, 8e-3)),
+    ("fc plain forward cosine", 20, (1e-3, 2e-3, 4e-3, 8e-3)),
     ("fc plain exact cosine", 20, (2e-3, 4e-3, 8e-3)),
-    ("fc scaled forward cosine", 20, (2e-3, 4e-3, 8e-3)),
+    ("fc scaled forward cosine", 20, (1e-3, 2e-3, 4e-3)),
+    ("fc scaled exact cosine", 20, (4e-3,)),
     ("fc white forward cosine", 20, (2e-3, 4e-3, 8e-3)),
     ("fc white forward cosine", 60, (4e-3,)),
-    ("fc white exact cosine", 20, (2e-3, 4e-3, 8e-3)),
+    ("fc white forward cosine", 120, (4e-3,)),
+    ("fc white exact cosine", 20, (2e-3, 4e-3)),
     ("conv plain mixture constant", 10, (1e-2,)),
     ("conv plain mixture cosine", 10, (1e-2,)),
     ("conv plain forward constant", 10, (1e-2,)),
@@ -199,14 +201,12 @@ class Ablation(LikelihoodTable):
         super().__init__(Table(title, heads, tuple(_parts())))
 
     def show(self, record: dict) -> str:
-        lengths = sorted({int(row["cells"][-1]) for row in record["rows"]})
-        arms = defaultdict(lambda: {length: [] for length in lengths})
+        arms = defaultdict(list)
         for row in record["rows"]:
             *arm, rate, epochs = row["cells"]
-            arms[*arm][int(epochs)].append(f"{rate}: {compared(row)[0]}")
-        table = [(*self.heads[:-2], *(f"{length} epochs" for length in lengths))]
-        for arm, nats in arms.items():
-            table.append((*arm, *map("<br>".join, nats.values())))
+            arms[" ".join(arm), epochs].append(f"{rate}: {compared(row)[0]}")
+        table = [(", ".join(self.heads[:-2]), "epochs", "rate: NLL")]
+        table += [(*arm, "<br>".join(nats)) for arm, nats in arms.items()]
         return grid(table)
 
     def draw(self, record: dict, path: Path) -> None:
@@ -218,6 +218,6 @@ class Ablation(LikelihoodTable):
                 arms[coordinates, gradient] += [
                     (float(rate), run["value"]) for run in finished(row)
                 ]
-        pictures.save_rates(
-            path, {arm: points for arm, points in arms.items() if points}
-        )
+        arms = {arm: points for arm, points in arms.items() if points}
+        if arms:
+            pictures.save_rates(path, arms)

@@ -76,10 +76,7 @@ def gaps(records: dict[str, dict]) -> dict[str, str]:
 
 def page(records: dict[str, dict]) -> str:
     """The text of the page: page.md, with facts of the records at its @names@."""
-    rows = {row.name: row for target in TARGETS.values() for row in target.rows}
-    costs = hours.costs(rows.values(), records)
     figures = facts(records) | _head(records)
-    figures["hours"] = hours.table(cost for cost in costs if cost.milliseconds)
     for name in ("table3", "figure4"):
         figures[f"measured_{name}"] = measured_on(records.get(name))
     for name, target in TARGETS.items():
