@@ -156,7 +156,7 @@ _GRADIENTS = {
 _RUNS = (
     ("fc plain forward cosine", 20, (1e-3, 2e-3, 4e-3, 8e-3)),
     ("fc plain exact cosine", 20, (2e-3, 4e-3, 8e-3)),
-    ("fc scaled forward cosine", 20, (1e-3, 2e-3, 4e-3)),
+    ("fc scaled forward cosine", 20, (1e-3, 2e-3, 4e-3, 8e-3)),
     ("fc scaled exact cosine", 20, (4e-3,)),
     ("fc white forward cosine", 20, (2e-3, 4e-3, 8e-3)),
     ("fc white forward cosine", 60, (4e-3,)),
@@ -213,11 +213,10 @@ class Ablation(LikelihoodTable):
         """The fully connected flow after 20 epochs, over the learning rate."""
         arms = defaultdict(list)
         for row in record["rows"]:
-            model, coordinates, gradient, _, rate, epochs = row["cells"]
+            model, *arm, _, rate, epochs = row["cells"]
             if (model, epochs) == ("fc", "20"):
-                arms[coordinates, gradient] += [
-                    (float(rate), run["value"]) for run in finished(row)
-                ]
+                points = [(float(rate), run["value"]) for run in finished(row)]
+                arms[", ".join(arm)] += points
         arms = {arm: points for arm, points in arms.items() if points}
         if arms:
             pictures.save_rates(path, arms)

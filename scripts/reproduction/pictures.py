@@ -42,27 +42,18 @@ def save_sweeps(path: Path, layers: dict[str, list[dict]]) -> None:
     save(laid_out(figure, *axes[0]), path)
 
 
-def save_rates(path: Path, arms: dict[tuple[str, str], list[tuple]]) -> None:
-    """{(coordinates, gradient): [(learning rate, NLL), …]}: a line for each, dashed for exact
-    gradients. What is far above the best of the worst line is not shown."""
+def save_rates(path: Path, arms: dict[str, list[tuple]]) -> None:
+    """A line for each arm, [(learning rate, NLL), …], dashed for exact gradients; what is far above
+    the worst line's best is left out."""
     figure, axis = plt.subplots(figsize=(6.5, 4))
     colors = {"plain": ORANGE, "scaled": GREEN, "white": BLUE}
-    best = []
-    for (coordinates, gradient), points in arms.items():
-        rates, nats = zip(*sorted(points), strict=True)
-        best.append(min(nats))
+    for name, points in arms.items():
+        color = colors[name.split(",")[0]]
+        dashes = "--" if "exact" in name else "-"
         axis.semilogx(
-            rates,
-            nats,
-            marker="o",
-            color=colors[coordinates],
-            linestyle="--" if gradient == "exact" else "-",
-            label=f"{coordinates}, {gradient}",
+            *np.transpose(points), dashes, marker="o", color=color, label=name
         )
-    margin = max(best) - min(best) or 1  # of one arm
-    axis.set(
-        xlabel="learning rate at its highest",
-        ylabel="test NLL (nats)",
-        ylim=(min(best) - margin / 5, max(best) + 2 * margin),
-    )
+    best = [min(nats for _, nats in points) for points in arms.values()]
+    axis.set_ylim(min(best) - 5, 2 * max(best) - min(best) + 5)
+    axis.set(xlabel="learning rate at its highest", ylabel="test NLL (nats)")
     save(laid_out(figure, axis), path)
