@@ -115,20 +115,3 @@ def probes():
         axis.plot(*(circle * np.einsum("ia,ij,ja->a", circle, q, circle)), color=BLUE)
         axis.set(title=title, aspect="equal", xlim=(-1.2, 1.2), ylim=(-1.2, 1.2))
     return laid_out(figure)
-
-
-def newton_inverse():
-    """Page 18: how far R and R' = 2R - RWR are from the inverse of W = I, by the norm of E."""
-    figure, axis = plt.subplots(figsize=(5.6, 3.3))
-    noise = np.random.default_rng(28).standard_normal((4, 4))
-    sizes = np.geomspace(0.03, 5, 40)
-    axis.loglog(sizes, sizes, color=ORANGE, label="$R$")
-    for e, line, label in (
-        (noise + noise.T, "-", "$R'$, symmetric $E$"),
-        (noise, "--", "$R'$, random $E$"),
-    ):
-        unit = e / np.linalg.norm(e, 2)
-        squared = sizes**2 * np.linalg.norm(unit @ unit, 2)
-        axis.loglog(sizes, squared, line, color=BLUE, label=label)
-    axis.set(xlabel=r"$\Vert E\Vert$", ylabel="relative error")
-    return laid_out(figure, axis)

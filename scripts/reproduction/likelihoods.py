@@ -197,15 +197,14 @@ class Ablation(LikelihoodTable):
 
     def __init__(self):
         title = "Parts of --recipe white: test NLL in nats on MNIST"
-        heads = ("model", "coordinates", "gradient", "schedule", "rate", "epochs")
-        super().__init__(Table(title, heads, tuple(_parts())))
+        super().__init__(Table(title, (), tuple(_parts())))
 
     def show(self, record: dict) -> str:
         arms = defaultdict(list)
         for row in record["rows"]:
             *arm, rate, epochs = row["cells"]
             arms[" ".join(arm), epochs].append(f"{rate}: {compared(row)[0]}")
-        table = [(", ".join(self.heads[:-2]), "epochs", "rate: NLL")]
+        table = [("model, coordinates, gradient, schedule", "epochs", "rate: NLL")]
         table += [(*arm, "<br>".join(nats)) for arm, nats in arms.items()]
         return grid(table)
 
