@@ -39,12 +39,13 @@ ADVICE = "free some space or choose another folder (`out`)"
 PARTIAL = ".partial"
 
 
-def open_regular(path: StrPath, flags: int = os.O_RDONLY, follow: bool = False) -> int:
-    """The descriptor of a file that is no pipe and no device, and no link unless `follow`.
+def open_regular(path: StrPath, flags: int = os.O_RDONLY) -> int:
+    """The descriptor of a file that is no pipe and no device, and if it is to be written no link.
 
     So nothing waits for the other end of a pipe or reads an endless device, and nothing outside a
     run's folder is written through a link. Raises OSError.
     """
+    follow = flags == os.O_RDONLY
     if not follow and os.path.islink(path):
         raise OSError(errno.ELOOP, "it is a symbolic link", str(path))
     if os.path.exists(path):
@@ -58,6 +59,11 @@ def open_regular(path: StrPath, flags: int = os.O_RDONLY, follow: bool = False) 
         os.close(descriptor)
         raise
     return descriptor
+
+
+def open_binary(path: StrPath) -> Any:
+    """A regular file, or what a link to one stands for, open to be read. Raises OSError."""
+    return open(open_regular(path), "rb")
 
 
 def _require_regular(mode: int, path: StrPath) -> None:
@@ -192,7 +198,7 @@ def read_bytes(
     """
     with explained(f"read {path}", "restore it"):
         try:
-            with open(open_regular(path, os.O_RDONLY, follow=True), "rb") as file:
+            with open_binary(path) as file:
                 size = os.fstat(file.fileno()).st_size
                 if whole and size > most:  # a hole of any size takes no room on a disk
                     raise OSError(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from snfnp.files import open_regular
+from snfnp.files import open_binary
 
 _COLOURS = (3, 4)  # channels of a colour image
 # the first hides values, * of the second is @
@@ -16,7 +16,7 @@ _OTHER_ARRAYS = (np.ma.MaskedArray, np.matrix)
 def open_array(path: str | Path) -> np.ndarray:
     """The array in a .npy file. Raises ValueError or OSError for a file that is no such array, or
     shorter or longer than its header says."""
-    with open(open_regular(path, follow=True), "rb") as file:
+    with open_binary(path) as file:
         array = np.lib.format.read_array(file, allow_pickle=False)
         if file.read(1):
             raise ValueError("more bytes follow than its header describes")

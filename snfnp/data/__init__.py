@@ -18,7 +18,7 @@ from snfnp.data import pictures, sets, toy
 from snfnp.data.dataset import SPLITS, Dataset, require_dataset
 from snfnp.data.table import is_table, read_table
 from snfnp.errors import Report, UsageError, printable, suggestion
-from snfnp.files import StrPath, open_regular, readable
+from snfnp.files import StrPath, open_binary, readable
 from snfnp.images import fault, open_array, with_channels
 
 __all__ = [
@@ -254,7 +254,7 @@ def _read(
 def _archive(path: str) -> dict[str, np.ndarray]:
     """The arrays of an .npz file, except labels. Names and sizes are checked before any is read."""
     with (
-        open(open_regular(path, follow=True), "rb") as stream,
+        open_binary(path) as stream,
         NpzFile(stream) as archive,
     ):
         names = [name for name in archive.files if not name.endswith("labels")]

@@ -109,14 +109,14 @@ def moments_of(
     at_once = max(1, _AT_ONCE // rows.shape[1])
     for first in range(0, len(rows), at_once):
         part = rows[first : first + at_once]
-        constant = constant & (part == rows[:1]).all(axis=0)
+        constant &= (part == rows[:1]).all(axis=0)
         part = part.astype(np.float64)
         total = count + len(part)
         part_mean = part.mean(axis=0)
         apart = part_mean - mean
-        squares = squares + ((part - part_mean) ** 2).sum(axis=0)
-        squares = squares + apart * (count * len(part) / total) * apart
-        mean = mean + apart * (len(part) / total)
+        squares += ((part - part_mean) ** 2).sum(axis=0)
+        squares += apart * (count * len(part) / total) * apart
+        mean += apart * (len(part) / total)
         count = total
     if count == 1:
         raise UsageError(f"{name}: there is only one; give more")

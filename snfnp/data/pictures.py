@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from snfnp.errors import Report, UsageError
-from snfnp.files import open_regular, readable
+from snfnp.files import open_binary, readable
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 _SPLITS = {  # {name of a folder: split}
@@ -148,7 +148,7 @@ def _size(pixels: np.ndarray) -> str:
 def _opened(file: Path) -> Iterator[Image.Image]:
     """An image of at most 8 bits. Raises ValueError for more, which Pillow would truncate."""
     with (
-        open(open_regular(file, follow=True), "rb") as stream,
+        open_binary(file) as stream,
         warnings.catch_warnings(action="ignore"),
     ):
         warnings.simplefilter("error", Image.DecompressionBombWarning)

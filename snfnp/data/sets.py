@@ -17,7 +17,7 @@ import numpy as np
 
 from snfnp.data.dataset import SPLITS, Dataset
 from snfnp.errors import Report, SnfnpError, UsageError
-from snfnp.files import StrPath, open_regular, readable, user_cache
+from snfnp.files import StrPath, open_binary, readable, user_cache
 from snfnp.images import open_array
 
 SAMPLE = "sample shipped with the package"
@@ -212,7 +212,7 @@ def _mnist(published: Published, files: dict[str, Path]) -> np.ndarray:
         path = files[name]
         with (
             readable(path, _FRESH),
-            open(open_regular(path, follow=True), "rb") as file,
+            open_binary(path) as file,
         ):
             # servers and browsers uncompress files without renaming them
             compressed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
@@ -279,7 +279,7 @@ def _cifar(published: Published, files: dict[str, Path]) -> np.ndarray:
     the green and the blue plane of an image. The archive is unpacked in memory, if its MD5 is
     right."""
     path = files[ARCHIVE]
-    with readable(path, _FRESH), open(open_regular(path, follow=True), "rb") as file:
+    with readable(path, _FRESH), open_binary(path) as file:
         if hashlib.file_digest(file, "md5").hexdigest() != published.files[ARCHIVE]:
             raise ValueError("its MD5 is not that of the published archive")
         file.seek(0)

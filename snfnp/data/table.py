@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from snfnp.errors import Report, UsageError, printable
-from snfnp.files import open_regular
+from snfnp.files import open_binary
 
 SUFFIXES = (".csv", ".tsv", ".txt")  # also with .gz
 # cells without a number: of statistics, databases and spreadsheets, and what no density has
@@ -69,7 +69,7 @@ def read_table(
             more or fewer cells than the first one.
     """
     content = _text(path)
-    file = printable(str(path))
+    file = printable(path)
     start, delimiter, first, second = _beginning(content)
     if "#" in content[:start].rpartition("\n")[0]:
         report(f"{file}: lines before the table are left out, as they begin with #")
@@ -131,7 +131,7 @@ def read_table(
 
 
 def _text(path: Path) -> str:
-    with open(open_regular(path, follow=True), "rb") as file:
+    with open_binary(path) as file:
         if path.suffix.lower() == ".gz":
             content = gzip.GzipFile(fileobj=file).read(_MOST + 1)
             if len(content) > _MOST:

@@ -21,11 +21,22 @@ from typing import Any
 
 import numpy as np
 
-from snfnp import files
 from snfnp.data import PUBLISHED, SPLITS, Dataset
 from snfnp.data.sets import SAMPLE
 from snfnp.errors import CheckpointError, SnfnpError, UsageError, printable
-from snfnp.files import Json
+from snfnp.files import (
+    PARTIAL,
+    Json,
+    explained,
+    folder_lock,
+    open_regular,
+    parse_json,
+    read_bytes,
+    readable,
+    remove,
+    write_atomically,
+    write_json,
+)
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.user_models import title_of
 from snfnp.training.runs.checkpoint import is_evaluation, record_of
@@ -48,16 +59,14 @@ class RunFolder:
     @property
     def lock(self) -> AbstractContextManager:
         """A context in which no other program trains in the folder."""
-        return files.folder_lock(self.path / "run.lock")
+        return folder_lock(self.path / "run.lock")
 
     @classmethod
     def create(cls, path: Path) -> "RunFolder":
         """A new folder, or one in which a run wrote no checkpoint yet. Raises UsageError if it
         cannot be made, or a run is in it."""
         run = cls(path)
-        with files.explained(
-            f"make {path}", "choose another folder (`out`)", UsageError
-        ):
+        with explained(f"make {path}", "choose another folder (`out`)", UsageError):
             run.path.mkdir(parents=True, exist_ok=True)
             run.check_unused()
         return run
@@ -66,7 +75,7 @@ class RunFolder:
         """Raises UsageError if the folder holds more than a failed start leaves."""
         failed = {"config.json", "run.lock"}
         for name in {file.name for file in self.path.iterdir()} - failed:
-            if not name.endswith(files.PARTIAL):
+            if not name.endswith(PARTIAL):
                 raise UsageError(
                     f"{self.path} exists and holds {name}: choose another folder (`out`), or go on "
                     "with that run (`resume`)"
@@ -78,8 +87,8 @@ class RunFolder:
 
     def remove_partial(self) -> None:
         """Remove what killed runs left half written; only with the lock."""
-        for partial in self.path.glob(f"*.[0-9]*-*{files.PARTIAL}"):
-            files.remove(partial)
+        for partial in self.path.glob(f"*.[0-9]*-*{PARTIAL}"):
+            remove(partial)
 
     @classmethod
     def open(cls, path: Path) -> tuple["RunFolder", Json]:
@@ -88,9 +97,9 @@ class RunFolder:
         inside = os.path.isfile(path) and cls(run.path.parent).config_file.exists()
         advice = f"give its folder, {run.path.parent}" if inside else "check the path"
         missing = f"{path} is no run folder (it has no config.json): {advice}"
-        content = files.read_bytes(run.config_file, UsageError, missing)
+        content = read_bytes(run.config_file, UsageError, missing)
         try:
-            record = files.parse_json(content)
+            record = parse_json(content)
             if record.get("sha256") != _digest(record):
                 raise ValueError("its checksum differs")
             if not isinstance(record.get("history", []), list):
@@ -113,7 +122,7 @@ class RunFolder:
         """The data by a config.json, with three entries more: counts, the samples per split; shape,
         (H, W, C) or (D,); moments, the arguments of `Standardise`, (2, D), or (7, D) with ties, or
         None for images. Raises SnfnpError if it is damaged."""
-        with files.readable(self.config_file, "restore it", SnfnpError, "is damaged"):
+        with readable(self.config_file, "restore it", SnfnpError, "is damaged"):
             data = record["data"]
             counts = data.get("rows", data.get("images"))
             shape = data["shape"]
@@ -188,31 +197,29 @@ class RunFolder:
         if rollback and self.best.exists():
             saved = record_of(self.best).get("config")
             # before its checksum is looked at
-            with files.readable(
-                self.best, "use another file", CheckpointError, "is damaged"
-            ):
+            with readable(self.best, "use another file", CheckpointError, "is damaged"):
                 config = config.with_optimiser_of(saved)
         return config.resumed(changes, self.path)
 
     def write_config(self, record: Json) -> None:
-        files.write_json(self.config_file, {**record, "sha256": _digest(record)})
+        write_json(self.config_file, {**record, "sha256": _digest(record)})
 
     def remove_summary(self) -> None:
         """Remove the summary of a resumed run."""
-        with files.explained(f"remove {self.summary_file}", "remove it"):
+        with explained(f"remove {self.summary_file}", "remove it"):
             self.summary_file.unlink(missing_ok=True)
 
     def append_metrics(self, record: Json) -> None:
         """Add a line; flushed, so that a crash keeps it. The file of a snapshot by hard links stays
         as it is."""
         if self.metrics_file.is_file() and self.metrics_file.lstat().st_nlink > 1:
-            files.write_atomically(self.metrics_file, self.metrics_file.read_bytes())
+            write_atomically(self.metrics_file, self.metrics_file.read_bytes())
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
         with (
-            files.explained(
+            explained(
                 f"write {self.metrics_file}", "let it be a file, with room to grow"
             ),
-            open(files.open_regular(self.metrics_file, flags), "ab") as file,
+            open(open_regular(self.metrics_file, flags), "ab") as file,
         ):
             file.write(_line(record))
 
@@ -223,21 +230,21 @@ class RunFolder:
         if self.metrics_file.exists() and self.metrics_file.stat().st_size != len(
             content
         ):
-            files.write_atomically(self.metrics_file, content)
+            write_atomically(self.metrics_file, content)
         return kept
 
     def read_metrics(self) -> list[Json]:
         """All evaluations; none if there is no file. Raises SnfnpError if it is damaged."""
         if not self.metrics_file.exists():
             return []
-        content = files.read_bytes(
+        content = read_bytes(
             self.metrics_file, SnfnpError, f"{self.metrics_file} is gone"
         )
         *lines, _ = content.split(b"\n")  # a crash may have cut the last one off
         records = []
         for number, line in enumerate(lines, start=1):
             try:
-                records.append(files.parse_json(line))
+                records.append(parse_json(line))
                 if not is_evaluation(records[-1]):
                     raise ValueError("no evaluation")
             except ValueError as error:
