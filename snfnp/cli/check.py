@@ -1,6 +1,5 @@
 """Check every layer, rule and map against finite differences, and print the errors."""
 
-import math
 import time
 
 import numpy as np
@@ -56,9 +55,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
             continue
         worst = max(report.errors.values())
         seconds = time.perf_counter() - start
-        control = min(
-            value for value in report.controls.values() if not math.isnan(value)
-        )
+        control = np.nanmin(list(report.controls.values()))
         print(
             f"{check.kind:<7}{check.name:<{width}}{worst:>13.1e}{control:>10.1e}{seconds:>9.2f}",
             flush=True,

@@ -176,8 +176,9 @@ class Fit:
         for candidate, weight in self.kept:
             for member in candidate.members:
                 weights.append(weight / len(candidate.members))
-                if isinstance(member, Mixture):
-                    members.append(MixtureMember(self.preprocess, member))
-                else:
-                    members.append(FlowMember(ops, self.flow, member))
+                members.append(
+                    MixtureMember(self.preprocess, member)
+                    if isinstance(member, Mixture)
+                    else FlowMember(ops, self.flow, member)
+                )
         return Ensemble(np.array(weights), tuple(members), self.preprocess)

@@ -20,6 +20,9 @@ from snfnp.density.ensemble import Fit
 from snfnp.density.fitting import Options, fit_density
 from snfnp.errors import UsageError, require_real, require_whole
 
+# no floating-point warnings, whatever the caller's `np.errstate` is
+_quiet = np.errstate(all="ignore")
+
 
 class FlowDensity(Options):
     """A density of rows, by an average of normalizing flows, with scikit-learn's methods.
@@ -132,7 +135,7 @@ class FlowDensity(Options):
             transformer_tags=utils.TransformerTags(),
         )
 
-    @np.errstate(all="ignore")  # whatever state the caller has
+    @_quiet
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> "FlowDensity":
         """Fit the density of rows.
 
@@ -178,7 +181,7 @@ class FlowDensity(Options):
         self._fit = fit
         vars(self).pop("feature_names_in_", None)
         if names is not None:
-            vars(self)["feature_names_in_"] = names
+            self.feature_names_in_ = names
         self.n_features_in_ = len(fit.preprocess.mean)
         self.n_iter_ = fit.best.step or 0
         self.config_ = fit.config
@@ -193,7 +196,7 @@ class FlowDensity(Options):
             [f"flowdensity{k}" for k in range(self.n_features_in_)], dtype=object
         )
 
-    @np.errstate(all="ignore")
+    @_quiet
     def score_samples(self, X: Any) -> np.ndarray:
         """The exact log-density of rows.
 
@@ -208,7 +211,7 @@ class FlowDensity(Options):
         """
         return self._ensemble.log_prob(self._checked(X))
 
-    @np.errstate(all="ignore")
+    @_quiet
     def dequantise(self, X: Any, random_state: Any = None) -> np.ndarray:
         """Rows with uniform noise of one `step_` in columns with ties, which other estimators can
         be fitted to and scored on if scores are to be compared with this one's.
@@ -229,7 +232,7 @@ class FlowDensity(Options):
         """The mean of `score_samples`; y is ignored."""
         return float(self.score_samples(X).mean())
 
-    @np.errstate(all="ignore")
+    @_quiet
     def sample(
         self, n_samples: int = 1, random_state: Any = None, exact: bool = True
     ) -> Any:
@@ -253,7 +256,7 @@ class FlowDensity(Options):
             return values
         return rows.in_container(values, names, None, self._container)
 
-    @np.errstate(all="ignore")
+    @_quiet
     def transform(self, X: Any) -> Any:
         """The latents (N, D) of rows (N, D) under the best flow: standard normal if X follows that
         flow's density."""
@@ -266,7 +269,7 @@ class FlowDensity(Options):
         """`fit`, and then `transform` of the same rows."""
         return self.fit(X, sample_weight=sample_weight).transform(X)
 
-    @np.errstate(all="ignore")
+    @_quiet
     def inverse_transform(self, X: Any, exact: bool = True) -> np.ndarray:
         """The rows of latents, under the best flow.
 

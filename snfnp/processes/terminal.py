@@ -96,8 +96,7 @@ def run(work: Callable[[], None]) -> int:
             try:
                 work()
             finally:
-                if sys.stdout is not None:
-                    sys.stdout.flush()  # its errors are to be raised here, not at exit
+                sys.stdout.flush()  # its errors are to be raised here, not at exit
             return 0
         except BaseException as error:
             status = _report_error(error)
