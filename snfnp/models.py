@@ -144,9 +144,8 @@ def vector(choices: Choices, shape: Shape) -> Flow:
     smooth = choices.activation == "smooth-leaky-relu"
     spline = RationalQuadraticSpline(choices.bins, bound=4.0)
     activation = SmoothLeakyReLU(0.3) if smooth else spline
-    kinds = ["identity", *["orthogonal"] * choices.depth]
-    if choices.init == "identity":
-        kinds = ["identity"] * len(kinds)
+    other = "identity" if choices.init == "identity" else "orthogonal"
+    kinds = ["identity", *[other] * choices.depth]
     layers = [("activation0", activation), ("whiten", Whiten(dimension, shrink=True))]
     for index, kind in enumerate(kinds, start=1):
         layers.append(

@@ -80,8 +80,6 @@ def draw(name: str, count: int, seed: int) -> np.ndarray:
 
 def load(name: str, data_dir: object = None, report: object = None) -> Dataset:
     """The points of seed 0, for any seed of a run, so that runs compare."""
-    train, validation, test = np.split(
-        draw(name, sum(COUNTS), 0), np.cumsum(COUNTS[:-1])
-    )
+    splits = np.split(draw(name, sum(COUNTS), 0), np.cumsum(COUNTS[:-1]))
     source = "2-D toy data, drawn with seed 0"
-    return Dataset(name, train, validation, test, source, true_nll=TRUE_NLL[name])
+    return Dataset(name, *splits, source=source, true_nll=TRUE_NLL[name])
