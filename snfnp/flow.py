@@ -38,8 +38,9 @@ def layer_key(key: RandomKey, index: int) -> RandomKey:
 def _require_shape(array: Array, shape: Shape) -> None:
     """Raises UsageError for another shape: kernels trust theirs, so arrays are checked on entry."""
     if array.shape[1:] != shape:
-        expected = f"(N, {', '.join(map(str, shape))})"
-        raise UsageError(f"found an array of shape {array.shape}: give {expected}")
+        raise UsageError(
+            f"found an array of shape {array.shape}: give (N, {', '.join(map(str, shape))})"
+        )
 
 
 @dataclass(frozen=True)
@@ -400,11 +401,9 @@ class Flow:
             return "the input"
         for name, layer in self.layers:
             x, ldj, cache = layer.forward(ops, params[name], x)
-            results = [x]
+            results = [x, ops.xp.asarray(ldj)]
             if name in self.latent_shapes:
                 results.append(cache["latent"])
-            if not isinstance(ldj, int):
-                results.append(ldj)
             if not all(map(ops.channels.is_finite, results)):
                 return f"the output of layer {name}"
         return None

@@ -8,6 +8,7 @@ Derivation: derivations/03-change-of-variables.md.
 
 import math
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -123,12 +124,11 @@ class Likelihood:
         Raises:
             UsageError: if the images or a number do not fit, before any image reaches a device.
         """
-        totals: dict[str, float] = {}
+        totals: dict[str, float] = defaultdict(float)
         for first, x, ldj in self._encoded(images, seed, at_once):
             watch_part = watch and partial(watch, first=first)
             for term, values in self._terms(x, ldj, watch_part).items():
-                total = float(values.sum(dtype=np.float64))
-                totals[term] = totals.get(term, 0.0) + total
+                totals[term] += float(values.sum(dtype=np.float64))
         means = {term: total / len(images) for term, total in totals.items()}
         return Evaluation(self._in_order(means), self.flow.dimension)
 
@@ -237,7 +237,7 @@ class Likelihood:
             )
         if latents is not None:
             self.flow.require_latents(latents, count)
-        samples = np.empty(0)
+        samples = []
         for first in range(0, count, at_once):
             part = slice(first, min(first + at_once, count))
             if latents is None:
@@ -252,14 +252,11 @@ class Likelihood:
                 raise DivergedError(
                     f"samples are not finite: {advice} another checkpoint"
                 )
-            decoded = self.ops.to_host(self.flow.decode(self.ops, x))
-            if first == 0:
-                samples = np.empty((count, *decoded.shape[1:]), decoded.dtype)
-            samples[part] = decoded
+            samples.append(self.ops.to_host(self.flow.decode(self.ops, x)))
         if exact and self._loss_of_digits:
             # level 1 is this line, 2 the wrapper that `_quiet` makes, 3 the caller
             warnings.warn(self._loss_of_digits, stacklevel=3)
-        return samples
+        return np.concatenate(samples)
 
     def _draw(self, part: slice, seed: int, temperature: float) -> tuple[Array, ...]:
         """The latents of the samples `part`."""

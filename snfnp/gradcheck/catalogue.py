@@ -125,9 +125,9 @@ def _other_layers() -> list[tuple]:
         points = np.linspace(-1.3, 1.3, 7 * math.prod(shape)).reshape(7, *shape)
         return name, layer, shape, {"x": layer.bound * points}
 
-    def coupling(name: str, channels: int, width: int, shape: Shape) -> tuple:
+    def coupling(name: str, width: int, shape: Shape) -> tuple:
         # at other seeds some ReLU has its kink nearer than the shortest differences reach
-        return name, AffineCoupling(channels, width), shape, {"seed": 4}
+        return name, AffineCoupling(shape[2], width), shape, {"seed": 4}
 
     return [
         ("smooth leaky ReLU", SmoothLeakyReLU(), (6,)),
@@ -141,9 +141,9 @@ def _other_layers() -> list[tuple]:
         ("actnorm, one channel", ActNorm(), (1, 2, 1)),
         ("squeeze", Squeeze(), (4, 2, 3)),
         ("squeeze, one channel", Squeeze(), (2, 2, 1)),
-        coupling("coupling", 4, 8, (3, 2, 4)),
-        coupling("coupling, 2 channels", 2, 8, (2, 3, 2)),
-        coupling("coupling, 6 channels", 6, 5, (1, 2, 6)),
+        coupling("coupling", 8, (3, 2, 4)),
+        coupling("coupling, 2 channels", 8, (2, 3, 2)),
+        coupling("coupling, 6 channels", 5, (1, 2, 6)),
         ("split", Split(), (3, 2, 4)),
         ("split, two channels", Split(), (2, 3, 2)),
         ("whitening", Whiten(5), (5,)),

@@ -107,7 +107,16 @@ def check_gradient(
     gradient = np.asarray(gradient)
     x = np.asarray(x)
     x = x if x.dtype.kind == "f" else x.astype(np.float64)
-    _require_scalar(f, x, name)
+    if not callable(f):
+        raise UsageError(
+            f"{str(f)[:60]} is no function: give f, and then {name} and its gradient"
+        )
+    value: Any = f(x)
+    if np.ndim(value):
+        raise UsageError(
+            f"f returned an array of shape {np.shape(value)}: "
+            "let it return a number, as the sum of that times random numbers"
+        )
     if gradient.shape != x.shape:
         raise GradientError(
             f"{name}: the gradient has shape {gradient.shape}, not {x.shape}"
@@ -131,8 +140,8 @@ def check_gradient(
             if single:
                 advice = (
                     "; the arrays are float32, in which differences lose their digits: "
+                    "give float64"
                 )
-                advice += "give float64"
             else:
                 advice = _where(f, x, gradient, name)
             raise GradientError(
@@ -151,19 +160,6 @@ def check_gradient(
             )
     control = float(min(controls.values())) if typical else math.nan
     return Comparison(float(worst), control, (float(numeric), analytic))
-
-
-def _require_scalar(f: Any, x: np.ndarray, name: str) -> None:
-    if not callable(f):
-        raise UsageError(
-            f"{str(f)[:60]} is no function: give f, and then {name} and its gradient"
-        )
-    value: Any = f(x)
-    if np.ndim(value):
-        raise UsageError(
-            f"f returned an array of shape {np.shape(value)}: "
-            "let it return a number, as the sum of that times random numbers"
-        )
 
 
 def _where(

@@ -39,8 +39,7 @@ class SmoothLeakyReLU(Layer):
         self, ctx: BackwardContext, p: Params, cache: dict, dz: Array, grads: Params
     ) -> Array:
         """δ_x = δ_z f'(x) + (∂𝓛/∂ldj) f''(x)/f'(x)."""
-        activation = ctx.ops.activation
-        return activation.smooth_leaky_relu_backward(
+        return ctx.ops.activation.smooth_leaky_relu_backward(
             cache["sigma"], dz, ctx.dldj, self.alpha
         )
 
@@ -77,10 +76,9 @@ class RationalQuadraticSpline(Layer):
         return {name: (*shape, size) for name, size in sizes.items()}
 
     def init(self, rng: np.random.Generator, shape: Shape) -> dict:
-        shapes = self.parameter_shapes(shape)
         return {
             name: rng.normal(scale=self.gain, size=size)
-            for name, size in shapes.items()
+            for name, size in self.parameter_shapes(shape).items()
         }
 
     def forward(self, ops: Ops, p: Params, x: Array) -> Forward:

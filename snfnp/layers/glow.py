@@ -64,8 +64,9 @@ class ActNorm(Layer):
     ) -> Array:
         """δ_x = δ_z e^{−s}; G_t = −Σ δ_x; G_s = −Σ δ_z z − H W Σ ∂𝓛/∂ldj."""
         out = (grads["t"], grads["s"])
-        backward = ctx.ops.channels.shift_scale_backward
-        return backward(dz, cache["z"], -1.0, -1.0, p["s"], ctx.dldj, out)
+        return ctx.ops.channels.shift_scale_backward(
+            dz, cache["z"], -1.0, -1.0, p["s"], ctx.dldj, out
+        )
 
 
 @dataclass(frozen=True)

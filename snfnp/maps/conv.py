@@ -109,8 +109,10 @@ class Conv2d(Map):
         UsageError for a shape or a kernel in another order, as that of other libraries."""
         self.output_shape(shape)  # raises for another shape
         if w.shape != self.weight_shape:
-            expected = f"give it as (kH, kW, I, O), {self.weight_shape}"
-            raise UsageError(f"the kernel has the shape {w.shape}: {expected}")
+            raise UsageError(
+                f"the kernel has the shape {w.shape}: "
+                f"give it as (kH, kW, I, O), {self.weight_shape}"
+            )
         if self.inverse_is_same_map:
             return shape[0] * shape[1] * ops.linalg.log_abs_det(w[0, 0])
         return self._exact_matrix(ops, w, shape).log_det

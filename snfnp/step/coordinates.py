@@ -25,6 +25,7 @@ from snfnp.layers.whiten import inverse_root
 from snfnp.likelihood import WHITENING_NOISE
 from snfnp.maps import Conv2d
 from snfnp.ops import Array, Ops, RandomKey
+from snfnp.ops.step.definition import Buffers
 from snfnp.step.batches import BatchSource, batch_of
 from snfnp.step.settings import Settings
 from snfnp.step.update import Optimiser, TrainingState
@@ -48,16 +49,17 @@ def white_states(
     for (name, layer), following in zip(flow.layers, [*layers[1:], None], strict=True):
         has_bias = isinstance(following, Linear) and following.bias
         if isinstance(layer, Whiten) and layer.renewed and not has_bias:
-            needs = "is renewed, and needs a Linear with a bias behind it"
-            raise UsageError(f"the Whiten layer {name} {needs}")
+            raise UsageError(
+                f"the Whiten layer {name} is renewed, and needs a Linear with a bias behind it"
+            )
     whitens = any(isinstance(layer, Whiten) for layer in layers)
     has_kernels = any(map(kernel_inputs, layers))
     coordinates = None
     if config.coordinates != "plain":
         if not (whitens or has_kernels):
-            message = "this flow has neither convolutions nor Whiten layers"
             raise UsageError(
-                f"`coordinates` is {config.coordinates}, but {message}: leave it out"
+                f"`coordinates` is {config.coordinates}, but this flow has neither convolutions "
+                "nor Whiten layers: leave it out"
             )
         if has_kernels:
             coordinates = Coordinates(ops, flow, config, optimiser)
@@ -269,7 +271,7 @@ class Coordinates(TrainingState):
         clip_norm: float | None,
         failed: Any,
         *,
-        out: tuple[Array, Array, Array],
+        out: Buffers,
     ) -> Any:
         """The optimiser's `update`, with the step in V; the rest is unchanged."""
         p, m, v = out

@@ -279,8 +279,9 @@ class Trainer:
             layer = self.flow.first_nonfinite(self.ops, self.params, x)
             # if all are finite, squares of the latents overflow
             what = layer or "the base density"
-        message = f"training diverged at step {failed + 1}: {what} is not finite"
-        raise DivergedError(message, failed + 1)
+        raise DivergedError(
+            f"training diverged at step {failed + 1}: {what} is not finite", failed + 1
+        )
 
     def metrics(self) -> StepMetrics:
         """The figures of the last step."""

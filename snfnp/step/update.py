@@ -14,7 +14,7 @@ import numpy as np
 from snfnp.context import Measured
 from snfnp.flow import Flow
 from snfnp.ops import Array, Ops
-from snfnp.ops.step.definition import Controller, ControllerRow
+from snfnp.ops.step.definition import Buffers, Controller, ControllerRow
 from snfnp.step.batches import BatchSource
 from snfnp.step.settings import Settings
 
@@ -33,7 +33,7 @@ class Optimiser(Protocol):
         clip_norm: float | None,
         failed: Any,
         *,
-        out: tuple[Array, Array, Array],
+        out: Buffers,
     ) -> Any:
         """Ascend once on out = (p, m, v); returns Σ g² before clipping."""
 
@@ -55,7 +55,7 @@ class Adam:
         clip_norm: float | None = None,
         failed: Any = 0.0,
         *,
-        out: tuple[Array, Array, Array],
+        out: Buffers,
     ) -> Any:
         """One ascent step on flat buffers. O(P).
 

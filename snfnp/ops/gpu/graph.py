@@ -88,8 +88,10 @@ class Graph:
         self._failed = True
         gc.collect()  # what failed may have left cycles that hold arrays of the pool
         self._recording.restart(None)
-        message = f"the training step cannot be recorded as a CUDA graph ({error})"
-        self._report(f"{message}: it runs without one")
+        self._report(
+            f"the training step cannot be recorded as a CUDA graph ({error}): "
+            "it runs without one"
+        )
 
 
 class _Recording:

@@ -15,12 +15,10 @@ class GpuImages(Images):
     def source(self, images: np.ndarray) -> ImageSource:
         free = self.device.free_memory()
         if images.nbytes > free / 2:
-            size = f"the training images or rows take {images.nbytes / 2**30:.1f} GiB"
-            limit = (
-                f"more than half of the {free / 2**30:.1f} GiB that are free on the GPU"
-            )
             raise UsageError(
-                f"{size}, {limit}: train on fewer of them, or with backend numba"
+                f"the training images or rows take {images.nbytes / 2**30:.1f} GiB, "
+                f"more than half of the {free / 2**30:.1f} GiB that are free on the GPU: "
+                "train on fewer of them, or with backend numba"
             )
         return ResidentImages(self.device, images)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from snfnp.ops.group import Array, Scalar
 from snfnp.ops.jit import alike, parallel
-from snfnp.ops.step.definition import Step, clip_scale
+from snfnp.ops.step.definition import Buffers, Step, clip_scale
 
 _BLOCK = 16384  # elements of a flat buffer that one task takes: 64 KB, inside the second cache
 _LANES = 64  # independent partial sums: four vector registers or more
@@ -26,7 +26,7 @@ class CpuStep(Step):
         step: Scalar,
         clip_norm: float,
         failed: Scalar,
-        out: tuple[Array, Array, Array],
+        out: Buffers,
     ) -> Scalar:
         if failed:
             return self.linalg.sum_squares(g)

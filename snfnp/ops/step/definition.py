@@ -16,6 +16,7 @@ import numpy as np
 from snfnp.ops.group import Array, OperationGroup, Scalar
 from snfnp.ops.linalg.definition import LinearAlgebra
 
+Buffers = tuple[Array, Array, Array]  # flat: the parameters, and Adam's m and v
 LARGEST_EXPONENT = 700.0  # e to the 709 is the largest that double precision holds
 
 
@@ -165,7 +166,7 @@ class Step(OperationGroup):
         step: Scalar,
         clip_norm: float,
         failed: Scalar,
-        out: tuple[Array, Array, Array],
+        out: Buffers,
     ) -> Scalar:
         """One ascent step of Adam on flat buffers, out = (p, m, v).
 
