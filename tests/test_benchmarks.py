@@ -27,8 +27,8 @@ from PIL import Image
 from reproduction.rows import TABLES
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from support.arrays import pixels
 from support.operation_cases import OVERRIDES
+from support.trainers import SMALL_GLOW
 
 import snfnp.cli.train
 from snfnp.ops import get_ops
@@ -36,21 +36,14 @@ from snfnp.ops import get_ops
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ROOT / "scripts"
 SHAPE = (8, 8, 1)
 COUNT = 24
 BATCH = 6
-SMALL_GLOW = {"levels": 2, "depth": 1, "width": 8}
 
 
-def small_trainer(model, ops=None, gradient="self-normalizing", **settings):
-    ops = ops or get_ops("numpy")
+def small_trainer(model, gradient="self-normalizing", **settings):
     settings = {"batch_size": BATCH, "warmup_epochs": 0} | settings
-    return make_trainer(ops, model, gradient, SHAPE, COUNT, **settings)
-
-
-def random_images(count=COUNT):
-    return pixels(count, *SHAPE)
+    return make_trainer(get_ops("numpy"), model, gradient, SHAPE, COUNT, **settings)
 
 
 @pytest.mark.parametrize("gradient,products", [("self-normalizing", 6), ("exact", 3)])

@@ -32,7 +32,6 @@ from snfnp.step.batches import Repeated
 
 COUNT = 4
 IMAGES = pixels(COUNT, 8, 8, 1)
-RTOL = 1e-8
 PREPROCESSORS = [
     Preprocess(),
     Preprocess(alpha=0.05),

@@ -26,7 +26,6 @@ pytestmark = pytest.mark.slow
 MAGIC = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
 MAGIC |= dict.fromkeys((".jpg", ".jpeg"), b"\xff\xd8\xff") | {".webp": b"RIFF"}
 MAGIC |= dict.fromkeys((".tif", ".tiff"), b"II*\0")
-SIDE = 5  # of the images of the run `finished`
 ODD_NAMES = [
     "a$_$",
     "$x^$",

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,7 +24,6 @@ from snfnp.training.runs.folder import RunFolder
 from snfnp.training.session import fit, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("here")]
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(params=["ascend", "renew"])

@@ -76,13 +76,6 @@ def flow_backward(ops, flow, params, x, lam=0.0, recompute=False) -> FlowPass:
     return FlowPass(latents, ldj, dx, grads, flat, measured)
 
 
-def mean_log_density(ops, flow, params, x) -> float:
-    """The mean exact log-density of x in nats: what an exact backward pass is the gradient of."""
-    latents, ldj, _ = flow.forward(ops, params, x)
-    log_dets = sum(flow.log_dets(ops, params).values())
-    return float((flow.log_density(ops, latents) + ldj).mean() + log_dets)
-
-
 def peak(call) -> int:
     """Bytes at the height of a second call: the first one compiles and fills caches."""
     call()

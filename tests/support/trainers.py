@@ -5,7 +5,7 @@ import weakref
 import numpy as np
 
 from snfnp.data import Dataset
-from snfnp.models import PRESETS, Preset, fully_connected
+from snfnp.models import PRESETS
 from snfnp.ops import BACKENDS
 from snfnp.step.trainer import Trainer
 from snfnp.training import session
@@ -23,10 +23,6 @@ MODELS_AND_GRADIENTS = [
 ]
 # Other presets of Glow are the same flow in the size of `make_trainer`.
 SMALL_MODELS = [pair for pair in MODELS_AND_GRADIENTS if "glow-" not in pair[0]]
-# A model of a user's own, which cannot be pickled.
-OWN = Preset(
-    lambda choices, shape: fully_connected(choices, shape), "", ("self-normalizing",)
-)
 
 
 class ReferenceAdam:
