@@ -18,7 +18,6 @@ from snfnp.images import fault
 from snfnp.layers import Layer, Linear, Preprocess, Whiten
 from snfnp.layers.chain import named, of_layer, require_chain, require_ends
 from snfnp.layers.preprocess import Standardise
-from snfnp.maps.condition import condition
 from snfnp.ops import Array, Ops, RandomKey, Scalar, Shape
 from snfnp.parameters import Layout
 
@@ -386,14 +385,6 @@ class Flow:
             if log_det is not None:
                 log_dets[name] = log_det
         return log_dets
-
-    def conditions(self, ops: Ops, params: Params) -> dict[str, float]:
-        """An estimate of the condition of every linear layer (`snfnp.maps.condition`)."""
-        return {
-            name: condition(ops, layer.map, params[name]["W"], shape)
-            for name, layer, shape in self.with_shapes()
-            if isinstance(layer, Linear)
-        }
 
     def first_nonfinite(self, ops: Ops, params: Params, x: Array) -> str | None:
         """The first of a forward pass that is not finite: the input, or a layer's output or ldj."""

@@ -20,6 +20,8 @@ from numpy.typing import DTypeLike
 from snfnp.errors import DivergedError, UsageError, require_whole
 from snfnp.flow import Flow
 from snfnp.images import with_channels
+from snfnp.layers import Linear
+from snfnp.maps.condition import condition
 from snfnp.ops import Array, Ops, RandomKey
 
 # The streams of the counter-based generator, one per purpose; `snfnp.flow` has those of layers.
@@ -273,7 +275,11 @@ class Likelihood:
     def _loss_of_digits(self) -> str:
         """The warning for weights whose rounding moves exact samples by more than a thousandth of
         themselves, or "". Costs what an exact sample does."""
-        conditions = self.flow.conditions(self.ops, self.params)
+        conditions = {
+            name: condition(self.ops, layer.map, self.params[name]["W"], shape)
+            for name, layer, shape in self.flow.with_shapes()
+            if isinstance(layer, Linear)
+        }
         name = max(conditions, key=lambda layer: conditions[layer], default="")
         epsilon = np.finfo(self._dtype).eps
         if not name or epsilon * conditions[name] <= _THREE_DIGITS:

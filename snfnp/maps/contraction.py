@@ -50,9 +50,9 @@ def rho(ops: Ops, f: Map, g: Map, w: Array, r: Array, shape: Shape) -> float:
         new = np.eye(size)
         steps = 0
     else:
-        new = np.random.default_rng(0).standard_normal((size, _BLOCK))
+        directions = np.random.default_rng(0).standard_normal((size, _BLOCK))
+        new = np.linalg.qr(directions)[0]
         steps = _STEPS
-        new = np.linalg.qr(new)[0]
     basis = new
     images = np.empty((size, 0))
     for step in range(steps + 1):
@@ -63,8 +63,7 @@ def rho(ops: Ops, f: Map, g: Map, w: Array, r: Array, shape: Shape) -> float:
         if step == steps:
             break
         # Eᵀ = I − T(w)ᵀ T(r)ᵀ is the error of the flipped weights in the other order
-        adjoint = error(ops, g, f, g.flip(r), f.flip(w), image)
-        new = _columns(ops, adjoint)
+        new = _columns(ops, error(ops, g, f, g.flip(r), f.flip(w), image))
         if not np.isfinite(new).all():
             return math.nan
         new = _remainder(basis, new)

@@ -274,8 +274,7 @@ class Trainer:
             parameter = self.flow.first_nonfinite_gradient(self.ops, self.grads)
             what = f"the gradient of {parameter or 'all layers together'}"
         else:
-            images = batch_of(batches, failed)
-            x, _ = self.encode(images, failed)
+            x, _ = self.encode(batch_of(batches, failed), failed)
             layer = self.flow.first_nonfinite(self.ops, self.params, x)
             # if all are finite, squares of the latents overflow
             what = layer or "the base density"

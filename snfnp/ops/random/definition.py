@@ -78,9 +78,9 @@ def philox4x32(counter: tuple, key: tuple) -> tuple:
 def _sequence(xp: Any, key: RandomKey, count: int, start: int) -> Array:
     """The numbers start, start + 1, … of a key's sequence, for any `key.first`: 32-bit words as
     fractions of 2³², float64 (count,) of the namespace xp."""
-    step_low, step_high, stream, seed_low, seed_high = key.words
+    *counter, seed_low, seed_high = key.words
     blocks = xp.arange(start // 4, (start + count + 3) // 4, dtype=np.uint64)
-    rest = [xp.full_like(blocks, word) for word in (step_low, step_high, stream)]
+    rest = [xp.full_like(blocks, word) for word in counter]
     four = philox4x32((blocks, *rest), (seed_low, seed_high))
     words = xp.stack(four, axis=-1).reshape(-1)[start % 4 : start % 4 + count]
     return words * 2.0**-32
