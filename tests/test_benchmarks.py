@@ -131,7 +131,8 @@ def test_the_benchmark_prints_and_writes_its_figures(tmp_path, monkeypatch, caps
         assert {row["step"] for row in results[name]} == models.PARTS[name].cases.keys()
     for row in results["fc"] + results["conv"]:
         *floors, ratio = list(row.values())[4:]
-        assert 0 < row["min ms"] <= row["median ms"] and min(floors) > 0
+        # (of so small products a single call may take less than the copy)
+        assert 0 < row["min ms"] <= row["median ms"] and floors[-1] > 0
         assert ratio == pytest.approx(row["min ms"] / sum(floors))
     assert "Adam ms" in out and f"backend: {results['machine']['backend']}" in out
 

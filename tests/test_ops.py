@@ -71,8 +71,8 @@ def test_uniform_stays_below_one_and_normal_is_finite_for_the_extreme_words(
     monkeypatch,
 ):
     for word in (0, 2**32 - 1):
-        pair = np.full(2, word, np.uint64)
-        monkeypatch.setattr(philox, "words", lambda *_, pair=pair: pair)
+        four = np.full((4, 1), word, np.uint64)
+        monkeypatch.setattr(philox, "philox4x32", lambda *_, four=four: four)
         for dtype in calls.FLOATS:
             assert (
                 calls.DEFINITION.random.uniform(RandomKey(0, 0), (2,), dtype) < 1

@@ -345,7 +345,7 @@ def test_what_overflows_is_one_line_without_warnings(snfnp_train, backend):
 def test_figures_that_are_not_finite_stop_a_run(monkeypatch, name):
     original = Trainer.averages
     nan = {name: math.nan}
-    spoiled = lambda trainer: dataclasses.replace(original(trainer), **nan)  # noqa: E731
+    spoiled = lambda trainer: original(trainer)._replace(**nan)  # noqa: E731
     monkeypatch.setattr(Trainer, "averages", spoiled)
     with pytest.raises(
         DivergedError, match=f"{name.replace('_', ' ')} after epoch 1 is not fin"
