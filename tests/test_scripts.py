@@ -252,7 +252,7 @@ def test_every_command_of_the_readme_can_be_given(monkeypatch):
         r"^    python (scripts/train_.*?)(?:  #.*)?$", text, flags=re.M
     )
     options = re.findall(r"^\| `(--[^`]+)` \|", text, flags=re.M)
-    assert (len(commands), len(options)) == (1, 10)
+    assert (len(commands), len(options)) == (1, 11)
     for command in (
         *commands,
         *(f"scripts/train_mnist.py {words}" for words in options),
