@@ -5,6 +5,7 @@ import statistics
 from collections import defaultdict
 from math import nan
 
+from reproduction.likelihoods import arms
 from reproduction.results import finished
 
 
@@ -122,13 +123,11 @@ def _tests(rows: dict) -> dict:
 
 def _parts(rows: dict) -> dict:
     """The parts of the recipe: the best of each arm's rates, fully connected, after 20 epochs."""
-    nats = defaultdict(list)
-    for (target, _), row in rows.items():
-        if target == "white-parts":
-            model, *arm, _, _, epochs = row["cells"]
-            if (model, epochs) == ("fc", "20"):
-                nats["_".join(arm)] += [run["value"] for run in finished(row)]
-    return {name: (min(values, default=nan), ".0f") for name, values in nats.items()}
+    parts = [row for (target, _), row in rows.items() if target == "white-parts"]
+    return {
+        "_".join(arm): (min(nats for _, nats in points), ".0f")
+        for arm, points in arms(parts).items()
+    }
 
 
 def _over_time(rows: dict) -> dict:

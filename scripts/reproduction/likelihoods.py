@@ -190,6 +190,18 @@ def _parts() -> Iterator[Row]:
             )
 
 
+def arms(rows: list[dict]) -> dict[tuple[str, ...], list[tuple[float, float]]]:
+    """{(coordinates, gradient): [(learning rate, test NLL), …]} of the fully connected flow after
+    20 epochs, without runs that diverged."""
+    points = defaultdict(list)
+    for row in rows:
+        model, *arm, _, rate, epochs = row["cells"]
+        for run in finished(row):
+            if (model, epochs) == ("fc", "20"):
+                points[tuple(arm)].append((float(rate), run["value"]))
+    return points
+
+
 class Ablation(LikelihoodTable):
     """The parts of the recipe, each combination at several learning rates."""
 
@@ -198,22 +210,16 @@ class Ablation(LikelihoodTable):
         super().__init__(Table(title, (), tuple(_parts())))
 
     def show(self, record: dict) -> str:
-        arms = defaultdict(list)
+        cells = defaultdict(list)
         for row in record["rows"]:
             *arm, rate, epochs = row["cells"]
-            arms[" ".join(arm), epochs].append(f"{rate}: {compared(row)[0]}")
+            cells[" ".join(arm), epochs].append(f"{rate}: {compared(row)[0]}")
         table = [("model, coordinates, gradient, schedule", "epochs", "rate: NLL")]
-        table += [(*arm, "<br>".join(nats)) for arm, nats in arms.items()]
+        table += [(*arm, "<br>".join(nats)) for arm, nats in cells.items()]
         return grid(table)
 
     def draw(self, record: dict, path: Path) -> None:
         """The fully connected flow after 20 epochs, over the learning rate."""
-        arms = defaultdict(list)
-        for row in record["rows"]:
-            model, *arm, _, rate, epochs = row["cells"]
-            if (model, epochs) == ("fc", "20"):
-                points = [(float(rate), run["value"]) for run in finished(row)]
-                arms[", ".join(arm)] += points
-        arms = {arm: points for arm, points in arms.items() if points}
-        if arms:
-            pictures.save_rates(path, arms)
+        lines = {", ".join(arm): nats for arm, nats in arms(record["rows"]).items()}
+        if lines:
+            pictures.save_rates(path, lines)
