@@ -152,22 +152,58 @@ _GRADIENTS = {
     "mixture": {"objective": "mixture"},
     "exact": {"gradient": "exact"},
 }
+# How a model's inputs and biases start, as options.
+_COORDINATES = {
+    "zero-biases": {"coordinates": "plain", "bias_init": "zero"},
+    "plain": {"coordinates": "plain"},
+    "scaled": {"coordinates": "scaled"},
+    "white": {"coordinates": "white"},
+}
 # Model, coordinates, gradient and schedule; epochs; learning rates.
 _RUNS = (
+    ("fc zero-biases mixture constant", 20, (1e-4, 2.5e-4, 5e-4, 1e-3)),
+    ("fc zero-biases forward cosine", 20, (1e-3, 2e-3, 4e-3)),
+    ("fc plain mixture constant", 20, (1e-4, 2.5e-4, 5e-4, 1e-3)),
+    ("fc plain exact constant", 20, (2.5e-4, 5e-4, 1e-3, 2e-3)),
+    ("fc plain mixture cosine", 20, (2.5e-4, 5e-4, 1e-3, 2e-3)),
+    ("fc plain forward constant", 20, (2.5e-4, 5e-4, 1e-3, 2e-3)),
     ("fc plain forward cosine", 20, (1e-3, 2e-3, 4e-3, 8e-3)),
-    ("fc plain exact cosine", 20, (2e-3, 4e-3, 8e-3)),
+    ("fc plain exact cosine", 20, (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)),
     ("fc scaled forward cosine", 20, (1e-3, 2e-3, 4e-3, 8e-3)),
-    ("fc scaled exact cosine", 20, (4e-3,)),
-    ("fc white forward cosine", 20, (2e-3, 4e-3, 8e-3)),
+    ("fc scaled exact cosine", 20, (1e-3, 2e-3, 4e-3, 8e-3)),
+    ("fc white mixture cosine", 20, (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)),
+    ("fc white forward constant", 20, (2.5e-4, 5e-4, 1e-3, 2e-3)),
+    ("fc white exact constant", 20, (2.5e-4, 5e-4, 1e-3, 2e-3)),
+    ("fc white forward cosine", 20, (2e-3, 4e-3, 6e-3, 8e-3)),
+    ("fc white forward cosine", 60, (4e-3, 6e-3)),
     ("fc white exact cosine", 20, (1e-3, 2e-3, 4e-3)),
-    ("conv plain mixture constant", 10, (1e-2,)),
-    ("conv plain mixture cosine", 10, (1e-2,)),
-    ("conv plain forward constant", 10, (1e-2,)),
-    ("conv plain forward cosine", 10, (1e-2,)),
-    ("conv white mixture constant", 10, (1e-2,)),
-    ("conv white mixture cosine", 10, (1e-2,)),
-    ("conv white forward constant", 10, (1e-2,)),
-    ("conv white forward cosine", 10, (1e-2,)),
+    ("fc plain forward cosine", 60, (1e-3, 2e-3)),
+    ("fc scaled forward cosine", 60, (2e-3, 4e-3)),
+    ("fc plain forward cosine", 120, (1e-3, 2e-3)),
+    ("fc scaled forward cosine", 120, (2e-3, 4e-3)),
+    ("fc white forward cosine", 200, (4e-3, 6e-3)),
+    ("fc plain exact cosine", 60, (1e-3, 2e-3)),
+    ("fc white exact cosine", 60, (2e-3, 4e-3)),
+    ("conv plain mixture constant", 10, (1e-3, 2.5e-3, 5e-3, 1e-2)),
+    ("conv plain mixture cosine", 10, (2.5e-3, 5e-3, 1e-2, 2e-2)),
+    ("conv plain forward constant", 10, (1e-3, 2.5e-3, 5e-3, 1e-2)),
+    ("conv plain forward cosine", 10, (2.5e-3, 5e-3, 1e-2, 2e-2)),
+    ("conv plain exact constant", 10, (1e-3, 2.5e-3, 5e-3, 1e-2)),
+    ("conv plain exact cosine", 10, (2.5e-3, 5e-3, 1e-2, 2e-2)),
+    ("conv white mixture constant", 10, (1e-3, 2.5e-3, 5e-3, 1e-2)),
+    ("conv white mixture cosine", 10, (2.5e-3, 5e-3, 1e-2, 2e-2)),
+    ("conv white forward constant", 10, (1e-3, 2.5e-3, 5e-3, 1e-2)),
+    ("conv white forward cosine", 10, (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2)),
+    ("conv white exact cosine", 10, (2.5e-3, 5e-3, 1e-2, 2e-2)),
+    ("conv white forward cosine", 60, (5e-3, 1e-2, 2e-2)),
+    ("conv white exact cosine", 60, (5e-3, 1e-2, 2e-2)),
+    ("conv plain forward cosine", 60, (5e-3, 1e-2, 2e-2)),
+    ("conv plain mixture cosine", 60, (5e-3, 1e-2, 2e-2)),
+    ("conv white mixture cosine", 60, (5e-3, 1e-2, 2e-2)),
+    ("conv plain mixture cosine", 150, (5e-3, 1e-2, 2e-2)),
+    ("conv plain forward cosine", 150, (5e-3, 1e-2, 2e-2)),
+    ("conv white forward cosine", 150, (5e-3, 2e-2)),
+    ("conv white exact cosine", 150, (5e-3, 1e-2)),
 )
 
 
@@ -176,8 +212,8 @@ def _parts() -> Iterator[Row]:
     for parts, epochs, rates in _RUNS:
         model, coordinates, gradient, schedule = parts.split()
         for lr in rates:
-            options = {"model": model, "recipe": "white", "coordinates": coordinates}
-            options |= {"lr_schedule": schedule, "lr": lr} | _GRADIENTS[gradient]
+            options = {"model": model, "recipe": "white", "lr_schedule": schedule}
+            options |= {"lr": lr} | _COORDINATES[coordinates] | _GRADIENTS[gradient]
             labels = (*parts.split(), f"{lr:g}", str(epochs))
             yield Row(
                 "-".join(labels),
