@@ -5,7 +5,6 @@ import statistics
 from collections import defaultdict
 from math import nan
 
-from reproduction.likelihoods import arms
 from reproduction.results import finished
 
 
@@ -16,7 +15,7 @@ def facts(records: dict[str, dict]) -> dict[str, str]:
         for row in record["rows"]:
             rows[target, row.get("name", row.get("label"))] = row
     figures: dict[str, tuple[float, str]] = {}
-    for part in (_epochs, _times, _angles, _tests, _parts, _over_time):
+    for part in (_epochs, _times, _angles, _tests, _over_time):
         figures |= part(rows)
     return {
         name: "–" if math.isnan(value) else f"{value:{form}}"
@@ -119,15 +118,6 @@ def _tests(rows: dict) -> dict:
         figures[name] = (_mean(values), "+.1f")
         figures[f"{name}_error"] = (error, ".1f")
     return figures
-
-
-def _parts(rows: dict) -> dict:
-    """The parts of the recipe: the best of each arm's rates, fully connected, after 20 epochs."""
-    parts = [row for (target, _), row in rows.items() if target == "white-parts"]
-    return {
-        "_".join(arm): (min(nats for _, nats in points), ".0f")
-        for arm, points in arms(parts).items()
-    }
 
 
 def _over_time(rows: dict) -> dict:

@@ -152,89 +152,71 @@ _GRADIENTS = {
     "mixture": {"objective": "mixture"},
     "exact": {"gradient": "exact"},
 }
-# How a model's inputs and biases start, as options.
+# Where inputs and biases start, as options.
 _COORDINATES = {
     "zero-biases": {"coordinates": "plain", "bias_init": "zero"},
     "plain": {"coordinates": "plain"},
     "scaled": {"coordinates": "scaled"},
     "white": {"coordinates": "white"},
 }
-# Model, coordinates, gradient and schedule; epochs; learning rates.
-_RUNS = (
-    ("fc zero-biases mixture constant", 20, (1e-4, 2.5e-4, 5e-4, 1e-3)),
-    ("fc zero-biases forward cosine", 20, (1e-3, 2e-3, 4e-3)),
-    ("fc plain mixture constant", 20, (1e-4, 2.5e-4, 5e-4, 1e-3)),
-    ("fc plain exact constant", 20, (2.5e-4, 5e-4, 1e-3, 2e-3)),
-    ("fc plain mixture cosine", 20, (2.5e-4, 5e-4, 1e-3, 2e-3)),
-    ("fc plain forward constant", 20, (2.5e-4, 5e-4, 1e-3, 2e-3)),
-    ("fc plain forward cosine", 20, (1e-3, 2e-3, 4e-3, 8e-3)),
-    ("fc plain exact cosine", 20, (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)),
-    ("fc scaled forward cosine", 20, (1e-3, 2e-3, 4e-3, 8e-3)),
-    ("fc scaled exact cosine", 20, (1e-3, 2e-3, 4e-3, 8e-3)),
-    ("fc white mixture cosine", 20, (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)),
-    ("fc white forward constant", 20, (2.5e-4, 5e-4, 1e-3, 2e-3)),
-    ("fc white exact constant", 20, (2.5e-4, 5e-4, 1e-3, 2e-3)),
-    ("fc white forward cosine", 20, (2e-3, 4e-3, 6e-3, 8e-3)),
-    ("fc white forward cosine", 60, (4e-3, 6e-3)),
-    ("fc white exact cosine", 20, (1e-3, 2e-3, 4e-3)),
-    ("fc plain forward cosine", 60, (1e-3, 2e-3)),
-    ("fc scaled forward cosine", 60, (2e-3, 4e-3)),
-    ("fc plain forward cosine", 120, (1e-3, 2e-3)),
-    ("fc scaled forward cosine", 120, (2e-3, 4e-3)),
-    ("fc white forward cosine", 200, (4e-3, 6e-3)),
-    ("fc plain exact cosine", 60, (1e-3, 2e-3)),
-    ("fc white exact cosine", 60, (2e-3, 4e-3)),
-    ("conv plain mixture constant", 10, (1e-3, 2.5e-3, 5e-3, 1e-2)),
-    ("conv plain mixture cosine", 10, (2.5e-3, 5e-3, 1e-2, 2e-2)),
-    ("conv plain forward constant", 10, (1e-3, 2.5e-3, 5e-3, 1e-2)),
-    ("conv plain forward cosine", 10, (2.5e-3, 5e-3, 1e-2, 2e-2)),
-    ("conv plain exact constant", 10, (1e-3, 2.5e-3, 5e-3, 1e-2)),
-    ("conv plain exact cosine", 10, (2.5e-3, 5e-3, 1e-2, 2e-2)),
-    ("conv white mixture constant", 10, (1e-3, 2.5e-3, 5e-3, 1e-2)),
-    ("conv white mixture cosine", 10, (2.5e-3, 5e-3, 1e-2, 2e-2)),
-    ("conv white forward constant", 10, (1e-3, 2.5e-3, 5e-3, 1e-2)),
-    ("conv white forward cosine", 10, (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2)),
-    ("conv white exact cosine", 10, (2.5e-3, 5e-3, 1e-2, 2e-2)),
-    ("conv white forward cosine", 60, (5e-3, 1e-2, 2e-2)),
-    ("conv white exact cosine", 60, (5e-3, 1e-2, 2e-2)),
-    ("conv plain forward cosine", 60, (5e-3, 1e-2, 2e-2)),
-    ("conv plain mixture cosine", 60, (5e-3, 1e-2, 2e-2)),
-    ("conv white mixture cosine", 60, (5e-3, 1e-2, 2e-2)),
-    ("conv plain mixture cosine", 150, (5e-3, 1e-2, 2e-2)),
-    ("conv plain forward cosine", 150, (5e-3, 1e-2, 2e-2)),
-    ("conv white forward cosine", 150, (5e-3, 2e-2)),
-    ("conv white exact cosine", 150, (5e-3, 1e-2)),
-)
+# Model, coordinates, gradient, schedule and epochs: learning rates.
+_ARMS = """
+fc plain forward cosine 20: 0.001 0.002 0.004 0.008
+fc plain forward cosine 120: 0.002
+fc plain mixture cosine 20: 0.0005 0.001
+fc zero-biases mixture constant 20: 0.0005
+fc zero-biases forward cosine 20: 0.002
+fc plain exact cosine 20: 0.001 0.002 0.004 0.008
+fc scaled forward cosine 20: 0.001 0.002 0.004 0.008
+fc scaled exact cosine 20: 0.002 0.004
+fc white mixture cosine 20: 0.002
+fc white forward constant 20: 0.001
+fc white forward cosine 20: 0.002 0.004 0.006 0.008
+fc white forward cosine 60: 0.006
+fc white exact cosine 20: 0.001 0.002 0.004
+conv plain mixture constant 10: 0.0025 0.005 0.01
+conv plain mixture cosine 10: 0.01
+conv plain forward constant 10: 0.01
+conv plain forward cosine 10: 0.005 0.01 0.02
+conv plain exact cosine 10: 0.01 0.02
+conv white mixture constant 10: 0.01
+conv white mixture cosine 10: 0.01 0.02
+conv white forward constant 10: 0.01
+conv white forward cosine 10: 0.005 0.01 0.02
+conv plain forward cosine 60: 0.005 0.01
+conv white forward cosine 60: 0.005 0.02
+conv white exact cosine 10: 0.01 0.02
+"""
 
 
 def _parts() -> Iterator[Row]:
     """The recipe, with some of its parts as they are without it."""
-    for parts, epochs, rates in _RUNS:
-        model, coordinates, gradient, schedule = parts.split()
-        for lr in rates:
-            options = {"model": model, "recipe": "white", "lr_schedule": schedule}
-            options |= {"lr": lr} | _COORDINATES[coordinates] | _GRADIENTS[gradient]
-            labels = (*parts.split(), f"{lr:g}", str(epochs))
+    for line in _ARMS.strip().splitlines():
+        arm, rates = line.split(": ")
+        model, coordinates, gradient, schedule, epochs = arm.split()
+        options = {"model": model, "recipe": "white", "lr_schedule": schedule}
+        options |= _COORDINATES[coordinates] | _GRADIENTS[gradient]
+        for rate in rates.split():
+            labels = (model, coordinates, gradient, schedule, rate, epochs)
             yield Row(
                 "-".join(labels),
                 labels,
-                options,
+                options | {"lr": float(rate)},
                 NOT_GIVEN,
-                epochs,
-                ours=epochs,
+                int(epochs),
+                ours=int(epochs),
                 epochs_given=False,
             )
 
 
-def arms(rows: list[dict]) -> dict[tuple[str, ...], list[tuple[float, float]]]:
-    """{(coordinates, gradient): [(learning rate, test NLL), …]} of the fully connected flow after
-    20 epochs, without runs that diverged."""
+def _arms(rows: list[dict]) -> dict[tuple[str, ...], list[tuple[float, float]]]:
+    """{(model, coordinates, gradient, schedule, epochs): [(learning rate, mean test NLL), …]},
+    without runs that diverged."""
     points = defaultdict(list)
     for row in rows:
-        model, *arm, _, rate, epochs = row["cells"]
-        for run in finished(row):
-            if (model, epochs) == ("fc", "20"):
-                points[tuple(arm)].append((float(rate), run["value"]))
+        *arm, rate, epochs = row["cells"]
+        if values := [run["value"] for run in finished(row)]:
+            points[*arm, epochs].append((float(rate), statistics.fmean(values)))
     return points
 
 
@@ -249,13 +231,18 @@ class Ablation(LikelihoodTable):
         cells = defaultdict(list)
         for row in record["rows"]:
             *arm, rate, epochs = row["cells"]
-            cells[" ".join(arm), epochs].append(f"{rate}: {compared(row)[0]}")
+            # without the step at which a run diverged or was lost
+            nats = compared(row)[0].split(";")[0].split(" at ")[0]
+            cells[" ".join(arm), epochs].append(f"{rate}: {nats}")
         table = [("model, coordinates, gradient, schedule", "epochs", "rate: NLL")]
         table += [(*arm, "<br>".join(nats)) for arm, nats in cells.items()]
         return grid(table)
 
     def draw(self, record: dict, path: Path) -> None:
-        """The fully connected flow after 20 epochs, over the learning rate."""
-        lines = {", ".join(arm): nats for arm, nats in arms(record["rows"]).items()}
-        if lines:
-            pictures.save_rates(path, lines)
+        """A panel for each model and length: arms with a falling rate, run at several."""
+        panels = defaultdict(dict)
+        for (model, *arm, schedule, epochs), nats in _arms(record["rows"]).items():
+            if schedule == "cosine" and nats[1:]:
+                panels[f"{model}, {epochs} epochs"][", ".join(arm)] = nats
+        if panels:
+            pictures.save_rates(path, panels)

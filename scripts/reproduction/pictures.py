@@ -42,18 +42,27 @@ def save_sweeps(path: Path, layers: dict[str, list[dict]]) -> None:
     save(laid_out(figure, *axes[0]), path)
 
 
-def save_rates(path: Path, arms: dict[str, list[tuple]]) -> None:
-    """A line for each arm, [(learning rate, NLL), …], dashed for exact gradients; what is far above
-    the worst line's best is left out."""
-    figure, axis = plt.subplots(figsize=(6.5, 4))
+def save_rates(path: Path, panels: dict[str, dict[str, list[tuple]]]) -> None:
+    """A panel for each title, with a line for each arm, [(learning rate, NLL), …]; what is far
+    above the worst line's best is left out."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(9.5, 4), squeeze=False)
     colors = {"plain": ORANGE, "scaled": GREEN, "white": BLUE}
-    for name, points in arms.items():
-        color = colors[name.split(",")[0]]
-        dashes = "--" if "exact" in name else "-"
-        axis.semilogx(
-            *np.transpose(points), dashes, marker="o", color=color, label=name
-        )
-    best = [min(nats for _, nats in points) for points in arms.values()]
-    axis.set_ylim(min(best) - 5, 2 * max(best) - min(best) + 5)
-    axis.set(xlabel="learning rate at its highest", ylabel="test NLL (nats)")
-    save(laid_out(figure, axis), path)
+    styles = {"forward": "-o", "exact": "--s", "mixture": ":^"}
+    for axis, (title, arms) in zip(axes[0], panels.items(), strict=True):
+        for name, points in arms.items():
+            coordinates, gradient = name.split(", ")
+            axis.semilogx(
+                *np.transpose(points),
+                styles[gradient],
+                color=colors[coordinates],
+                label=name,
+            )
+        rates = sorted({rate for points in arms.values() for rate, _ in points})
+        axis.set_xticks(rates, [f"{1000 * rate:g}" for rate in rates])
+        axis.minorticks_off()
+        axis.set_xlim(right=3 * rates[-1])  # room for the legend
+        best = [min(nats for _, nats in points) for points in arms.values()]
+        axis.set_ylim(min(best) - 3, 2 * max(best) - min(best) + 3)
+        axis.set(title=title, xlabel="learning rate at its highest (thousandths)")
+    axes[0, 0].set_ylabel("test NLL (nats)")
+    save(laid_out(figure, *axes[0], loc="upper right"), path)
