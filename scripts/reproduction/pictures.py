@@ -60,7 +60,7 @@ def save_rates(path: Path, panels: dict[str, dict[str, list[tuple]]]) -> None:
         rates = sorted({rate for points in arms.values() for rate, _ in points})
         axis.set_xticks(rates, [f"{1000 * rate:g}" for rate in rates])
         axis.minorticks_off()
-        axis.set_xlim(right=3 * rates[-1])  # room for the legend
+        axis.set_xlim(right=4 * rates[-1])  # room for the legend
         best = [min(nats for _, nats in points) for points in arms.values()]
         axis.set_ylim(min(best) - 3, 2 * max(best) - min(best) + 3)
         axis.set(title=title, xlabel="learning rate at its highest (thousandths)")
