@@ -281,6 +281,7 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(
 ):
     monkeypatch.chdir(place)
     monkeypatch.setenv("SNFNP_OFFLINE", "1")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of broken.py
     before = sorted(place.rglob("*"))
     with one_line(UsageError, WRONG[line]):
         main(line.split())
