@@ -90,10 +90,7 @@ def compared(row: dict) -> tuple[str, ...]:
         paper = _number(row, paper, row["paper_spread"])
     values = [run["value"] for run in finished(row)]
     runs = row["runs"]
-    ours = []
-    if values:
-        spread = statistics.stdev(values) if values[1:] else None
-        ours.append(_number(row, statistics.fmean(values), spread))
+    ours = [_mean(row, values)] if values else []
     lost_runs = []
     for run in runs:
         seed = f"seed {run['seed']}"
@@ -115,6 +112,12 @@ def compared(row: dict) -> tuple[str, ...]:
         paper,
         _difference(row, values),
     )
+
+
+def _mean(row: dict, values: list[float]) -> str:
+    """The mean over the seeds, and with several their deviation."""
+    spread = statistics.stdev(values) if values[1:] else None
+    return _number(row, statistics.fmean(values), spread)
 
 
 def _difference(row: dict, values: list[float]) -> str:
@@ -152,7 +155,7 @@ _GRADIENTS = {
     "mixture": {"objective": "mixture"},
     "exact": {"gradient": "exact"},
 }
-# Where inputs and biases start, as options.
+# Coordinates and initial biases, as options.
 _COORDINATES = {
     "zero-biases": {"coordinates": "plain", "bias_init": "zero"},
     "plain": {"coordinates": "plain"},
@@ -231,9 +234,13 @@ class Ablation(LikelihoodTable):
         cells = defaultdict(list)
         for row in record["rows"]:
             *arm, rate, epochs = row["cells"]
-            # without the step at which a run diverged or was lost
-            nats = compared(row)[0].split(";")[0].split(" at ")[0]
-            cells[" ".join(arm), epochs].append(f"{rate}: {nats}")
+            values = [run["value"] for run in finished(row)]
+            outcomes = [_mean(row, values)] if values else []
+            if len(values) < len(row["runs"]):
+                outcomes.append("diverged")
+            if any(run.get("lost") for run in row["runs"]):
+                outcomes.append("lost")
+            cells[" ".join(arm), epochs].append(f"{rate}: {', '.join(outcomes)}")
         table = [("model, coordinates, gradient, schedule", "epochs", "rate: NLL")]
         table += [(*arm, "<br>".join(nats)) for arm, nats in cells.items()]
         return grid(table)
