@@ -115,14 +115,13 @@ def test_the_floor_of_a_convolutional_step_is_products_splines_and_bytes(monkeyp
 
 
 def test_the_benchmark_prints_and_writes_its_figures(tmp_path, monkeypatch, capsys):
-    """Each call of a few is timed: once is enough, for small images."""
+    """Each call of a few is timed: once is enough, for small images. The products of fc's floor
+    have their size: smaller ones may take less time than the copy that is subtracted."""
     file = tmp_path / "figures.json"
     monkeypatch.setattr(
         models, "measure", lambda calls, repeats: timing.measure(calls, 1, warmup=0)
     )
     monkeypatch.setattr(models, "make_trainer", partial(make_trainer, shape=SHAPE))
-    part = models.PARTS["fc"]._replace(product=(BATCH, 64, 64))
-    monkeypatch.setitem(models.PARTS, "fc", part)
     options = ["--quick", "--backend", "numpy", "--json", str(file)]
     benchmark.main(["fc", "conv", *options])
     out = capsys.readouterr().out
@@ -131,8 +130,7 @@ def test_the_benchmark_prints_and_writes_its_figures(tmp_path, monkeypatch, caps
         assert {row["step"] for row in results[name]} == models.PARTS[name].cases.keys()
     for row in results["fc"] + results["conv"]:
         *floors, ratio = list(row.values())[4:]
-        # (of so small products a single call may take less than the copy)
-        assert 0 < row["min ms"] <= row["median ms"] and floors[-1] > 0
+        assert 0 < row["min ms"] <= row["median ms"] and min(floors) > 0
         assert ratio == pytest.approx(row["min ms"] / sum(floors))
     assert "Adam ms" in out and f"backend: {results['machine']['backend']}" in out
 
