@@ -187,6 +187,7 @@ conv white mixture cosine 10: 0.01 0.02
 conv white forward constant 10: 0.01
 conv white forward cosine 10: 0.005 0.01 0.02
 conv plain forward cosine 60: 0.005 0.01
+conv plain forward cosine 150: 0.005
 conv white forward cosine 60: 0.005 0.02
 conv white exact cosine 10: 0.01 0.02
 """
