@@ -294,7 +294,8 @@ PRESETS = {
         paper_epochs=1000,
         has_inverse_kernel=True,
         has_bias_init=True,
-        white=WHITE | {"lr": 1e-2, "bias_init": "data"},
+        # steps of 25 images: derivations/24-natural-coordinates.md
+        white=WHITE | {"lr": 1e-2, "bias_init": "data", "batch_size": 25},
         lam_forward=1.0,
     ),
     "emerging": _other(emerging_layers, "conv with emerging convolutions (Table 1)"),

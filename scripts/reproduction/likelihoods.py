@@ -199,6 +199,7 @@ def _parts() -> Iterator[Row]:
         arm, rates = line.split(": ")
         model, coordinates, gradient, schedule, epochs = arm.split()
         options = {"model": model, "recipe": "white", "lr_schedule": schedule}
+        options |= {"batch_size": 100}
         options |= _COORDINATES[coordinates] | _GRADIENTS[gradient]
         for rate in rates.split():
             labels = (model, coordinates, gradient, schedule, rate, epochs)
