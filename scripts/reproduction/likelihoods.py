@@ -162,7 +162,8 @@ _COORDINATES = {
     "scaled": {"coordinates": "scaled"},
     "white": {"coordinates": "white"},
 }
-# Model, coordinates, gradient, schedule and epochs: learning rates.
+# Model, coordinates, gradient (with the images of a step, if not 100), schedule and epochs:
+# learning rates.
 _ARMS = """
 fc plain forward cosine 20: 0.001 0.002 0.004 0.008
 fc plain forward cosine 120: 0.002
@@ -188,8 +189,17 @@ conv white forward constant 10: 0.01
 conv white forward cosine 10: 0.005 0.01 0.02
 conv plain forward cosine 60: 0.005 0.01
 conv plain forward cosine 150: 0.005
-conv white forward cosine 60: 0.005 0.02
+conv white forward cosine 60: 0.005 0.01 0.02
+conv white forward cosine 150: 0.01
 conv white exact cosine 10: 0.01 0.02
+conv white exact cosine 60: 0.01
+conv plain forward-50 cosine 10: 0.005
+conv white forward-50 cosine 10: 0.01
+conv plain forward-25 cosine 10: 0.005 0.01
+conv white forward-25 cosine 10: 0.005 0.01 0.02
+conv white exact-25 cosine 10: 0.01
+conv plain forward-50 cosine 150: 0.005
+conv white forward-25 cosine 150: 0.005
 """
 
 
@@ -198,9 +208,10 @@ def _parts() -> Iterator[Row]:
     for line in _ARMS.strip().splitlines():
         arm, rates = line.split(": ")
         model, coordinates, gradient, schedule, epochs = arm.split()
+        gradients, _, batch = gradient.partition("-")
         options = {"model": model, "recipe": "white", "lr_schedule": schedule}
-        options |= {"batch_size": 100}
-        options |= _COORDINATES[coordinates] | _GRADIENTS[gradient]
+        options |= _COORDINATES[coordinates] | _GRADIENTS[gradients]
+        options["batch_size"] = int(batch or 100)
         for rate in rates.split():
             labels = (model, coordinates, gradient, schedule, rate, epochs)
             yield Row(
