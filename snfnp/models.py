@@ -294,8 +294,7 @@ PRESETS = {
         paper_epochs=1000,
         has_inverse_kernel=True,
         has_bias_init=True,
-        # steps of 25 images: derivations/24-natural-coordinates.md
-        white=WHITE | {"lr": 1e-2, "bias_init": "data", "batch_size": 25},
+        white=WHITE | {"lr": 1e-2, "bias_init": "data"},
         lam_forward=1.0,
     ),
     "emerging": _other(emerging_layers, "conv with emerging convolutions (Table 1)"),
