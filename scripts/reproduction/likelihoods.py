@@ -189,17 +189,15 @@ conv white forward constant 10: 0.01
 conv white forward cosine 10: 0.005 0.01 0.02
 conv plain forward cosine 60: 0.005 0.01
 conv plain forward cosine 150: 0.005
-conv white forward cosine 60: 0.005 0.01 0.02
-conv white forward cosine 150: 0.01
+conv white forward cosine 60: 0.005 0.02
 conv white exact cosine 10: 0.01 0.02
-conv white exact cosine 60: 0.01
 conv plain forward-50 cosine 10: 0.005
 conv white forward-50 cosine 10: 0.01
-conv plain forward-25 cosine 10: 0.005 0.01
 conv white forward-25 cosine 10: 0.005 0.01 0.02
 conv white exact-25 cosine 10: 0.01
+conv white forward cosine 18: 0.01
 conv plain forward-50 cosine 150: 0.005
-conv white forward-25 cosine 150: 0.005
+conv white forward-25 cosine 150: 0.005 0.01
 """
 
 
