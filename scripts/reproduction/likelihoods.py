@@ -207,9 +207,13 @@ def _parts() -> Iterator[Row]:
         arm, rates = line.split(": ")
         model, coordinates, gradient, schedule, epochs = arm.split()
         gradients, _, batch = gradient.partition("-")
-        options = {"model": model, "recipe": "white", "lr_schedule": schedule}
+        options = {
+            "model": model,
+            "recipe": "white",
+            "lr_schedule": schedule,
+            "batch_size": int(batch or 100),
+        }
         options |= _COORDINATES[coordinates] | _GRADIENTS[gradients]
-        options["batch_size"] = int(batch or 100)
         for rate in rates.split():
             labels = (model, coordinates, gradient, schedule, rate, epochs)
             yield Row(
@@ -221,17 +225,6 @@ def _parts() -> Iterator[Row]:
                 ours=int(epochs),
                 epochs_given=False,
             )
-
-
-def _arms(rows: list[dict]) -> dict[tuple[str, ...], list[tuple[float, float]]]:
-    """{(model, coordinates, gradient, schedule, epochs): [(learning rate, mean test NLL), …]},
-    without runs that diverged."""
-    points = defaultdict(list)
-    for row in rows:
-        *arm, rate, epochs = row["cells"]
-        if values := [run["value"] for run in finished(row)]:
-            points[*arm, epochs].append((float(rate), statistics.fmean(values)))
-    return points
 
 
 class Ablation(LikelihoodTable):
@@ -257,10 +250,19 @@ class Ablation(LikelihoodTable):
         return grid(table)
 
     def draw(self, record: dict, path: Path) -> None:
-        """A panel for each model and length: arms with a falling rate, run at several."""
-        panels = defaultdict(dict)
-        for (model, *arm, schedule, epochs), nats in _arms(record["rows"]).items():
-            if schedule == "cosine" and nats[1:]:
-                panels[f"{model}, {epochs} epochs"][", ".join(arm)] = nats
-        if panels:
+        """A panel for each model and length: arms with a falling rate that was finished at several
+        rates."""
+        lines = defaultdict(lambda: defaultdict(list))
+        for row in record["rows"]:
+            model, *arm, schedule, rate, epochs = row["cells"]
+            values = [run["value"] for run in finished(row)]
+            if schedule == "cosine" and values:
+                lines[f"{model}, {epochs} epochs"][", ".join(arm)].append(
+                    (float(rate), statistics.fmean(values))
+                )
+        arms = {
+            title: {arm: line for arm, line in of_title.items() if line[1:]}
+            for title, of_title in lines.items()
+        }
+        if panels := {title: of_title for title, of_title in arms.items() if of_title}:
             pictures.save_rates(path, panels)

@@ -47,7 +47,7 @@ def save_rates(path: Path, panels: dict[str, dict[str, list[tuple]]]) -> None:
     above the worst line's best is left out."""
     figure, axes = plt.subplots(1, len(panels), figsize=(9.5, 4), squeeze=False)
     colors = {"plain": ORANGE, "scaled": GREEN, "white": BLUE}
-    styles = {"forward": "-o", "exact": "--s", "mixture": ":^"}
+    styles = {"forward": "-o", "forward-25": "-.d", "exact": "--s", "mixture": ":^"}
     for axis, (title, arms) in zip(axes[0], panels.items(), strict=True):
         for name, points in arms.items():
             coordinates, gradient = name.split(", ")
