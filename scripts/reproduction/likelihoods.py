@@ -162,8 +162,8 @@ _COORDINATES = {
     "scaled": {"coordinates": "scaled"},
     "white": {"coordinates": "white"},
 }
-# Model, coordinates, gradient (with the images of a step, if not 100), schedule and epochs:
-# learning rates.
+# Model, coordinates, gradient (and the images of a step, if not the preset's), schedule and
+# epochs: learning rates.
 _ARMS = """
 fc plain forward cosine 20: 0.001 0.002 0.004 0.008
 fc plain forward cosine 120: 0.002
@@ -206,14 +206,11 @@ def _parts() -> Iterator[Row]:
     for line in _ARMS.strip().splitlines():
         arm, rates = line.split(": ")
         model, coordinates, gradient, schedule, epochs = arm.split()
-        gradients, _, batch = gradient.partition("-")
-        options = {
-            "model": model,
-            "recipe": "white",
-            "lr_schedule": schedule,
-            "batch_size": int(batch or 100),
-        }
-        options |= _COORDINATES[coordinates] | _GRADIENTS[gradients]
+        kind, _, batch = gradient.partition("-")
+        options = {"model": model, "recipe": "white", "lr_schedule": schedule}
+        options |= _COORDINATES[coordinates] | _GRADIENTS[kind]
+        if batch:
+            options["batch_size"] = int(batch)
         for rate in rates.split():
             labels = (model, coordinates, gradient, schedule, rate, epochs)
             yield Row(
@@ -252,17 +249,16 @@ class Ablation(LikelihoodTable):
     def draw(self, record: dict, path: Path) -> None:
         """A panel for each model and length: arms with a falling rate that was finished at several
         rates."""
-        lines = defaultdict(lambda: defaultdict(list))
+        lines = defaultdict(list)
         for row in record["rows"]:
             model, *arm, schedule, rate, epochs = row["cells"]
             values = [run["value"] for run in finished(row)]
             if schedule == "cosine" and values:
-                lines[f"{model}, {epochs} epochs"][", ".join(arm)].append(
-                    (float(rate), statistics.fmean(values))
-                )
-        arms = {
-            title: {arm: line for arm, line in of_title.items() if line[1:]}
-            for title, of_title in lines.items()
-        }
-        if panels := {title: of_title for title, of_title in arms.items() if of_title}:
+                point = (float(rate), statistics.fmean(values))
+                lines[f"{model}, {epochs} epochs", ", ".join(arm)].append(point)
+        panels = defaultdict(dict)
+        for (title, arm), line in lines.items():
+            if line[1:]:
+                panels[title][arm] = line
+        if panels:
             pictures.save_rates(path, panels)

@@ -43,17 +43,19 @@ def save_sweeps(path: Path, layers: dict[str, list[dict]]) -> None:
 
 
 def save_rates(path: Path, panels: dict[str, dict[str, list[tuple]]]) -> None:
-    """A panel for each title, with a line for each arm, [(learning rate, NLL), …]; what is far
-    above the worst line's best is left out."""
+    """A panel for each title, with a line for each arm, [(learning rate, NLL), …], open marks for
+    one with its own images a step; what is far above the worst line's best is left out."""
     figure, axes = plt.subplots(1, len(panels), figsize=(9.5, 4), squeeze=False)
     colors = {"plain": ORANGE, "scaled": GREEN, "white": BLUE}
-    styles = {"forward": "-o", "forward-25": "-.d", "exact": "--s", "mixture": ":^"}
+    styles = {"forward": "-o", "exact": "--s", "mixture": ":^"}
     for axis, (title, arms) in zip(axes[0], panels.items(), strict=True):
         for name, points in arms.items():
             coordinates, gradient = name.split(", ")
+            kind, _, batch = gradient.partition("-")
             axis.semilogx(
                 *np.transpose(points),
-                styles[gradient],
+                styles[kind],
+                fillstyle="none" if batch else "full",
                 color=colors[coordinates],
                 label=name,
             )
