@@ -50,6 +50,15 @@ def saved(tmp_path_factory):
     return path, trainer.layout, path.read_bytes()
 
 
+def test_a_checkpoint_with_large_coordinates_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "_LONGEST_HEADER", 1 << 14)
+    changes = {"levels": 1, "width": 1, "kernel": 5, "recipe": "white"}
+    trainer = make_trainer(OPS, "glow", **changes)
+    record = {"seconds": 0.0, "best": None, "config": trainer.config.as_dict()}
+    save_checkpoint(tmp_path / "c", Checkpoint.of(trainer, record))
+    load_checkpoint(tmp_path / "c", trainer.layout)
+
+
 def refused(path, layout, content):
     """The line that says what is wrong with a file of that content."""
     changed = path.with_name("changed.safetensors")

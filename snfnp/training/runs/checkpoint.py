@@ -8,6 +8,7 @@ same without moments and training states: it is evaluated, not trained further.
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,6 @@ FORMAT = "snfnp checkpoint 2"
 _STATE = "state."
 _ADVICE = "use another file"
 _LONGEST_HEADER = 1 << 26  # bytes
-# bytes in a file for each parameter, with moments and training states
-_LARGEST_NUMBER = 64
 _BLANK = "0" * hashlib.sha256().digest_size * 2
 _NO_SUMS = (0.0, 0.0, 0.0, 0.0)
 
@@ -128,7 +127,9 @@ def load_checkpoint(path: Path, layout: Layout, run: Json | None = None) -> Chec
     if path.stem == "best":
         advice = "train until an evaluation succeeds"
     missing = f"there is no checkpoint {path}: restore it, or {advice}"
-    limit = _LONGEST_HEADER + _LARGEST_NUMBER * layout.size
+    # p, m and v, and of a kernel the U of white coordinates, all in 8 bytes at most
+    numbers = sum(math.prod(each.shape[:-1]) ** 2 for each in layout.entries)
+    limit = _LONGEST_HEADER + 8 * (3 * layout.size + numbers)
     content = read_bytes(path, CheckpointError, missing, limit)
     with readable(path, _ADVICE, CheckpointError, "is damaged"):
         header = _header(path, content)
