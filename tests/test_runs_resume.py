@@ -159,6 +159,23 @@ def test_a_resumed_run_may_change_how_it_is_trained(snfnp_train, tmp_path, capsy
     assert [record["lam"] for record in loaded.folder.read_metrics()] == [1, 3, 3]
 
 
+def test_patience_counts_evaluations_however_far_apart(monkeypatch):
+    with monkeypatch.context() as patched:
+        at_step(patched, 16, spoil)
+        run_training("run", epochs=6, eval_every=3, lr=1e-9)
+    run, _ = run_training("run", resume=True, epochs=9, eval_every=1, patience=3)
+    assert [record["epoch"] for record in run.read_metrics()] == [3, 6, 7, 8]
+
+
+@pytest.mark.parametrize("every", [2, 4])
+def test_a_run_that_is_cut_short_is_evaluated_at_its_end(monkeypatch, every):
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        at_step(patched, 14, terminate)
+        run_training("part", epochs=5, eval_every=every)
+    run_training("part", resume=True, epochs=3)
+    assert RunFolder("part").read_metrics()[-1]["step"] == state("part").step == 15
+
+
 def test_a_run_of_several_processes_goes_on_in_one():
     """As older versions trained: their steps were the same, whatever the number of processes."""
     whole, _ = run_training("whole")

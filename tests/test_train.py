@@ -38,10 +38,9 @@ from snfnp.step.batches import batch_of
 from snfnp.step.trainer import Trainer
 from snfnp.training import progress
 from snfnp.training.evaluation import Evaluator
-from snfnp.training.loop import within_patience
 from snfnp.training.monitors import Monitors
 from snfnp.training.options import TrainConfig
-from snfnp.training.progress import Progress, Record
+from snfnp.training.progress import Record
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 
@@ -57,17 +56,6 @@ CHOICES = {
     "batch_size": BATCH,
     "threads": 1,
 }
-
-
-@pytest.mark.parametrize("patience, last", [(1, 6), (2, 8), (3, 10), (None, 99)])
-def test_patience_counts_the_evaluations_since_the_best(patience, last):
-    """The best one is that of step 4."""
-    best = Record(4, 99, 4, 0.0, 0.0, 0.0, 0.0)
-    for step in range(5, 20):
-        progress = Progress(99, 1, step, best=best)
-        assert within_patience(progress, 2, patience) == (step < last)
-        # there is no best one yet
-        assert within_patience(Progress(99, 1, step), 2, patience)
 
 
 def dataset(*splits):

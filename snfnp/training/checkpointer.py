@@ -132,7 +132,9 @@ class Checkpointer:
         with suppress(SnfnpError):  # it may be damaged, or another run's
             best_saved = load_checkpoint(folder.best, self.trainer.layout, record).step
         is_lost = progress.best is not None and best_saved != best_step
-        if step == steps and (progress.best is None or is_lost and best_step < step):
+        # else it is evaluated there
+        is_final = step == steps and not self.trainer.log.sums[-1]
+        if is_final and (progress.best is None or is_lost and best_step < step):
             raise CheckpointError(
                 f"{folder.best} is not of the best evaluation of {folder.last}: restore it, or "
                 "give more `epochs` to choose another"
@@ -144,7 +146,10 @@ class Checkpointer:
             progress.best = None
         folder.read_metrics()  # raises before anything is written
         self.save(progress, folder.last)
-        if not folder.cut_metrics(step) and best_step:
+        kept = folder.cut_metrics(step)
+        if progress.best:
+            progress.worse = sum(record["step"] > best_step for record in kept)
+        if not kept and best_step:
             report(f"{folder.metrics_file} has lost the metrics up to step {step}")
         changes = self._record_changes(record, step, rollback)
         if is_lost and best_step == step:

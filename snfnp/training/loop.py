@@ -1,11 +1,11 @@
 """The loop of a run in a folder. A step: `trainer.py`."""
 
+import math
 import shlex
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,10 +125,14 @@ class RunLoop:
         """Take the remaining steps. True if a callback ended them."""
         progress = self.progress
         progress.timed_from = progress.step, progress.seconds
+        if progress.step == progress.steps and self.trainer.log.sums[-1]:
+            return self.evaluate()  # `epochs` is now those that were done
         ends = False
         trainings = [(self.trainer, self.batches)]
-        wanted = partial(within_patience, progress, self.every, self.config.patience)
-        for step in take_steps(trainings, progress.steps, wanted, self._timed):
+        patience = self.config.patience or math.inf
+        for step in take_steps(
+            trainings, progress.steps, lambda: progress.worse < patience, self._timed
+        ):
             progress.step = step
             ends = self.after_step() or ends
             epoch_ends = step % progress.steps_per_epoch == 0
@@ -173,9 +177,11 @@ class RunLoop:
         progress = self.progress
         figures = self.evaluator.validate(self.dataset, progress)
         record: Any = Record.of(figures, progress.steps)
+        progress.worse += 1
         if progress.best is None or record.nll < progress.best.nll:
             record = replace(record, best=True)
             progress.best = record
+            progress.worse = 0
         self.folder.append_metrics(figures)
         self.latest = record
         self.save(self.folder.last, *([self.folder.best] if record.best else []))
@@ -275,18 +281,6 @@ class RunLoop:
                 f"{latest.nll:.{places}f} nats): the best checkpoint is kept"
             )
         return summary
-
-
-def within_patience(progress: Progress, every: int, patience: int | None) -> bool:
-    """True if a better evaluation may still come: fewer than `patience` came since the best one.
-
-    Args:
-        every: steps between evaluations.
-        patience: None: there is no limit.
-    """
-    if progress.best is None or patience is None:
-        return True
-    return progress.step // every - progress.best.step // every < patience
 
 
 def train_session(

@@ -73,7 +73,7 @@ class Progress:
     Attributes:
         steps, steps_per_epoch: of the whole run.
         step: steps done; seconds: spent on them.
-        best: the record of the best evaluation, or None.
+        best: the record of the best evaluation, or None; worse: the evaluations since.
         timed_from: step and seconds at the last evaluation.
     """
 
@@ -82,6 +82,7 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     best: Record | None = None
+    worse: int = 0
     timed_from: tuple[int, float] = (0, 0.0)
 
     @property
