@@ -244,6 +244,9 @@ def test_ctrl_c_is_left_as_it_was(before):
     try:
         status = terminal.run(lambda: os.kill(os.getpid(), signal.SIGINT))
         assert status == (0 if before is signal.SIG_IGN else 130)
+        with (steps := terminal.Signals()).defer_interrupts():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert steps.stop == (before is not signal.SIG_IGN)
         assert signal.getsignal(signal.SIGINT) is before
     finally:
         signal.signal(signal.SIGINT, outer)

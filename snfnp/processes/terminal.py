@@ -40,10 +40,15 @@ class Signals:
 
 @contextmanager
 def handled(handler: Callable | signal.Handlers, *numbers: int) -> Iterator[None]:
-    """A context with this handler of signals."""
+    """A context with this handler of signals, except those that are ignored, as Ctrl-C is for
+    `command &` in a shell."""
     # no other thread may set handlers
     main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, handler) for number in numbers if main}
+    before = {
+        number: signal.signal(number, handler)
+        for number in numbers
+        if main and signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:
@@ -87,11 +92,7 @@ def run(work: Callable[[], None]) -> int:
     """Do a command's work, and return its exit status: 0; 2 after wrong usage and 1 after any other
     failure, with a line on stderr; 130 after Ctrl-C or SIGTERM and 141 after a closed pipe, without
     one. A mistake in the program is raised."""
-    numbers = [signal.SIGTERM]
-    # it is for `command &` in a shell
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        numbers.append(signal.SIGINT)
-    with handled(interrupt, *numbers):
+    with handled(interrupt, signal.SIGTERM, signal.SIGINT):
         try:
             try:
                 work()
