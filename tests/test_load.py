@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -235,6 +236,19 @@ def test_nothing_is_said_of_the_same_images(way, photographs, said):
     assert lines and not any(
         "trained on" in line or "SHA-256" in line for line in lines
     )
+
+
+def test_a_runs_data_dir_is_not_for_other_data(photographs, monkeypatch):
+    run = snfnp.load_run(photographs)
+    run = replace(run, config=replace(run.config, data_dir="there"))
+    folders = []
+    monkeypatch.setattr(
+        shared, "load_dataset", lambda name, folder, **_: folders.append(folder) or SAME
+    )
+    for data in (None, run.config.data, "mine.npy"):
+        args = Namespace(data=data, data_dir=None, drop_incomplete=False)
+        shared.images_of(run, args, "test")
+    assert folders == [Path("there"), Path("there"), None]
 
 
 def test_a_fingerprint_is_of_values_order_and_shape_alone():

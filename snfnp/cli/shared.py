@@ -160,13 +160,24 @@ def images_of(
 
     Raises UsageError for other data. Those of the same shape are allowed if --data-dir or --data
     names them, or if the run is pretrained: a line on standard output says that they are others."""
-    folder = args.data_dir or run.config.data_dir
+    # the run's folder has the run's data
+    is_run = args.data in (None, run.config.data)
+    folder = args.data_dir or (run.config.data_dir if is_run else None)
     name = args.data or run.folder.data_name(run.record, folder)
     table_options = _table_options(run, args, name)
     options = run.config.splits_of(name)
     if is_table(name) and (args.data or args.drop_incomplete):
         options |= table_options  # another table is read as the run's was
     dataset = load_dataset(name, folder, **options)
+    known = run.folder.data(run.record)["sha256"].get("train")
+    if args.data and dataset.fingerprint("train") != known:
+        # other data, not the run's in another place: their splits are their own
+        paths = {
+            part: None
+            for part in ("validation", "test")
+            if os.path.exists(options.get(part) or "")
+        }
+        dataset = load_dataset(name, folder, **options | paths)
     allowed = args.data_dir is not None or args.data is not None or run.is_pretrained
     if line := run.folder.check_same_data(run.record, dataset, (split,), allowed):
         print(line)
