@@ -70,6 +70,7 @@ TOLD = [
     ('a,"b, c"\n1,2\n3,4.5\n', {"columns": 'a, "b, c"'}, "a|b, c"),
     ("  1.0   2.0\n  3.0   4.5 \n", {"name": "t.txt"}, None),
     ("# a b\n1 2\n3 4.5\n", {"name": "t.txt"}, "a|b"),
+    ("# 7 8\n1 2\n3 4.5\n", {"header": True}, "7|8"),
     ("a\tb\n1\t2\n3\t4.5\n", {"name": "t.tsv"}, "a|b"),
     ("a;b\n1;2\n3;4,5\n", {"name": "t.CSV.gz"}, "a|b"),
 ]
@@ -100,6 +101,7 @@ def test_rows_and_names_are_read(text, options, names, read):
         ("first name\n1\n2\n", [[1], [2]], "first name", None),
         ("# by, me\n#\na,b\n1,2\n", [[1, 2]], "a|b", "lines before the table are left"),
         ("# me\n\n1,2\n3,4.5\n", TWO, None, "left out, as they begin"),
+        ("#7,8\n1,2\n3,4.5\n", TWO, None, "left out, as they begin"),
     ],
 )
 def test_what_may_mean_something_else_is_said(text, rows, names, line, read):
@@ -166,9 +168,9 @@ REFUSED = {
     "a;b\n1.234;3,5\n": f"line 2, column 'a' has '1.234': {POINT}",
     "x\n3,512\n": f"line 2, column 'x' has '3,512': {POINT}",
     "sep=;\n# me\n1;2\n3;x\n": "line 4, column '1' has 'x', which is not a number",
-    "a,b,\n1,2,\n3,4,5\n": "line 3: the number of cells is 3, in line 1 it is 2: give",
+    "a,b,\n1,2,\n3,4,5\n": "line 3: the number of cells is 3, in the first row it is 2: give",
     "a,b,c\n1,2,\n": "line 2, column 'c' is empty: fill it in",
-    "a,b\n1,5,2,5\n": "line 2: the number of cells is 4, in line 1 it is 2: give all",
+    "a,b\n1,5,2,5\n": "line 2: the number of cells is 4, in the first row it is 2: give all",
     "a\n2024-01-01\n": "line 2, column 'a' has '2024-01-01', which is not a number",
     "a,a\n1,2\n": "several columns are called 'a': rename them",
 }

@@ -70,7 +70,7 @@ def read_table(
     """
     content = _text(path)
     file = printable(path)
-    start, delimiter, first, second = _beginning(content)
+    start, delimiter, first, second = _beginning(content, header)
     if "#" in content[:start].rpartition("\n")[0]:
         report(f"{file}: lines before the table are left out, as they begin with #")
     commas = delimiter != "," and _has_decimal_commas(content, delimiter)
@@ -97,8 +97,8 @@ def read_table(
         line = f"{file}, line {before + reader.line_num}"
         if len(cells) < len(first) or any(map(str.strip, cells[len(first) :])):
             raise UsageError(
-                f"{line}: the number of cells is {len(cells)}, in line 1 it is {len(first)}: give "
-                "all rows the same; decimals need a point"
+                f"{line}: the number of cells is {len(cells)}, in the first row it is "
+                f"{len(first)}: give all rows the same; decimals need a point"
             )
         row = [cells[index].strip() for index in taken]
         wrong = [index for index, cell in enumerate(row) if not number(cell)]
@@ -156,7 +156,9 @@ def _reader(content: str, delimiter: str, start: int) -> Any:
     return csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
 
 
-def _beginning(content: str) -> tuple[int, str, list[str], list[str]]:
+def _beginning(
+    content: str, header: bool | None
+) -> tuple[int, str, list[str], list[str]]:
     """The index where the table begins, its delimiter, and its first two rows; the first one
     without cells at its end that are empty in both."""
     delimiters = _DELIMITERS
@@ -175,7 +177,9 @@ def _beginning(content: str) -> tuple[int, str, list[str], list[str]]:
             start = content.index("#", start) + 1
             delimiter, first, second = _split(content, start, tried)
             alike = _filled(first) == _filled(second) and delimiter in (*tried, ",")
-            comment = not (alike and any(map(_COMMA_NUMBER.fullmatch, second)))
+            number = _COMMA_NUMBER.fullmatch
+            named = _has_names(first, second, number) if header is None else header
+            comment = not (alike and named and any(map(number, second)))
         if not comment:
             width = max(_filled(first), min(_filled(second), len(first)))
             return start, delimiter, first[:width], second
@@ -247,7 +251,8 @@ def _listed(names: Iterable[str]) -> str:
 def _has_names(
     first: list[str], second: list[str], number: Callable[[str], Any]
 ) -> bool:
-    """True if the first row has names: a cell is text above a number, or none is a number."""
+    """True if the first row has names: a cell is text above a number, or none is a number,
+    nor all are gaps."""
     for cell, below in zip(first, second, strict=False):
         text = (
             not number(cell)
@@ -256,7 +261,8 @@ def _has_names(
         )
         if text and number(below):
             return True
-    return not any(map(number, first))
+    gaps = all(cell.lower() in INCOMPLETE for cell in first)
+    return not (gaps or any(map(number, first)))
 
 
 def _has_decimal_commas(content: str, delimiter: str) -> bool:
