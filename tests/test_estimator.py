@@ -149,7 +149,9 @@ def test_an_interrupted_fit_keeps_the_former_one(target, monkeypatch):
 # ---------------------------------------------------------------- what is refused
 
 TEXT = np.array([[1.0, "red"], [2.0, "blue"], [3.0, "red"]], object)
-CATEGORIES = "has text: leave it out, or give a column of 0 and 1 for each category"
+CATEGORIES = (
+    "has text or gaps: leave it out, fill it in, or give a column of 0 and 1 for"
+)
 SCALAR = "got scalar array instead, of type {}. Reshape your data"
 SHAPES = {  # which `score_samples` refuses as well
     "one axis": (
@@ -191,6 +193,7 @@ ROWS = SHAPES | {
         TEXT,
         f"could not convert string to float: 'red': column 1 (from 0) {CATEGORIES}",
     ),
+    "gap": (np.array([[1.0], [object()]]), f"column 0 (from 0) {CATEGORIES}"),
     "named text": (Frame(TEXT, ["size", "colour"]), f"column 'colour' {CATEGORIES}"),
     "dates": (
         np.array([["2024-01-01"]] * 3, "M8[D]"),
@@ -304,7 +307,7 @@ def test_a_data_frame_is_returned_where_it_was_asked_for(tmp_path, monkeypatch):
     with mock.patch.dict(sys.modules):
         sys.modules.pop("pandas", None)
         density.set_output(transform="pandas")
-        for rows in (x, x.tolist()):
+        for rows in (x, x.tolist(), Frame(x, ())):
             values, index, names = density.transform(rows)
             assert values.shape == x.shape and index is None and len(names) == 2
         density.fit(Frame(x, ["a", "b"]))

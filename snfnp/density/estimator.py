@@ -206,8 +206,8 @@ class FlowDensity(Options):
         Returns:
             log p(x) in nats and in the units of X, (N,). In columns with ties p is the probability
             of the cell of one step around x, divided by the step; it is estimated by 16 points of
-            the cell, which for rows of many coarse columns may be off by a nat or two. The density
-            that is reported sums to 1 over all cells nevertheless.
+            the cell, which for rows of many coarse columns may be off by a nat or two; the integral
+            over all x is 1 nevertheless.
         """
         return self._ensemble.log_prob(self._checked(X))
 
@@ -250,7 +250,7 @@ class FlowDensity(Options):
         rng = rows.generator(random_state)
         with _value_errors():
             require_whole(None, 1, n_samples=n_samples)
-        values = self._ensemble.sample(int(n_samples), rng, exact)
+            values = self._ensemble.sample(int(n_samples), rng, exact)
         names = getattr(self, "feature_names_in_", None)
         if names is None or self._container is None:
             return values

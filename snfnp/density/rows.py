@@ -40,15 +40,15 @@ def checked(X: Any) -> np.ndarray:
         )
     try:
         rows = np.ascontiguousarray(array, np.float64)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         labels = labels_of(names_of(X), array.shape[1])
         for label, column in zip(labels, array.T, strict=True):
             try:
                 column.astype(np.float64)
-            except ValueError:
+            except (TypeError, ValueError):  # of pandas.NA, say
                 raise ValueError(
-                    f"{error}: {label} has text: leave it out, or give a column of 0 and 1 for "
-                    "each category"
+                    f"{error}: {label} has text or gaps: leave it out, fill it in, or give a "
+                    "column of 0 and 1 for each category"
                 ) from None
         raise
     for axis, noun in enumerate(("sample", "feature")):
@@ -182,8 +182,8 @@ def in_container(
     if container == "pandas":
         import pandas  # pyright: ignore[reportMissingImports]
 
-        # a list has a method of that name
-        index = X.index if hasattr(X, "columns") else None
+        # a list has a method of that name, and a frame of polars nothing
+        index = getattr(X, "index", None) if hasattr(X, "columns") else None
         return pandas.DataFrame(values, index, list(names))
     if container == "polars":
         import polars  # pyright: ignore[reportMissingImports]
