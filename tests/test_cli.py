@@ -84,7 +84,12 @@ def resumed(folder, given, **started):
         (
             NUMBA,
             {"tf32": True},
-            "`tf32`, which `backend=numba` does not have: leave `backend`",
+            "`tf32`, which needs `backend=cupy`: keep that",
+        ),
+        (
+            {"data": "a.npy"},
+            NUMBA | {"data": "a.csv", "header": True},
+            "`header`, which needs `data=PATH` of a table",
         ),
     ],
 )

@@ -450,3 +450,10 @@ def test_the_keywords_of_fit_and_resume_are_the_options():
     assert Changes.__annotations__ == types
     parameters = set(inspect.signature(snfnp.fit).parameters)
     assert set(Options.__annotations__) == set(types) - parameters
+
+
+def test_paths_of_data_are_valid_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tmp_path.joinpath("mnist").mkdir()
+    located = TrainConfig(data_dir="mnist").located()
+    assert (located.data, located.data_dir) == ("mnist", tmp_path / "mnist")

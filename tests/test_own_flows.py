@@ -17,6 +17,7 @@ from support.trainers import DATA, QUICK, ROWS, at_step, spoil, without_time
 
 import snfnp
 from snfnp import images
+from snfnp.beyond.rules import Variational
 from snfnp.cli import angle, evaluate, sample
 from snfnp.errors import UsageError
 from snfnp.gradcheck import check_layer, check_map
@@ -352,6 +353,10 @@ def misfit(shape):
     return snfnp.Flow(shape, (("a", Linear(Dense(3))),))
 
 
+def noisy(shape):
+    return snfnp.Flow(shape, (("a", Linear(Dense(2), Variational(0.1))),))
+
+
 def of_half_an_image(shape):
     return snfnp.Flow((8,), (("a", Linear(Dense(8))),), image_shape=shape)
 
@@ -361,6 +366,7 @@ def of_half_an_image(shape):
     "build, data, problem",
     [
         (misfit, ROWS, MISFIT),
+        (noisy, ROWS, "has a variational rule, whose noise and λ are options"),
         (
             of_half_an_image,
             IMAGES,

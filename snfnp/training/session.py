@@ -91,9 +91,6 @@ def resumed(
         data = folder.data(record)
         flow = config.build_flow(data["shape"], data["moments"])
         check_same_flow(folder, record, flow)
-        # The rounding of BLAS depends on the number of threads: the run keeps its own.
-        if config.threads is None and ops.device.threads:
-            config = replace(config, threads=record["config"].get("threads"))
         checkpoint = "best" if rollback else "last"
         yield Session(config, dataset, ops, flow, folder, checkpoint, [])
 

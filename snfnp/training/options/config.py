@@ -146,12 +146,11 @@ class TrainConfig(
         return {name: getattr(self, name) for name in names}
 
     def located(self) -> "TrainConfig":
-        """The configuration with absolute paths of the user's data, valid in any folder."""
-        if self.data in DATA_SETS:
-            return self
+        """The configuration with absolute paths of the data, valid in any folder."""
+        own = () if self.data in DATA_SETS else ("data", "validation", "test")
         paths = {
             name: os.path.abspath(path)
-            for name in ("data", "validation", "test")
+            for name in ("data_dir", *own)
             if (path := getattr(self, name)) and os.path.exists(path)
         }
         return replace(self, **paths)
@@ -181,6 +180,12 @@ class TrainConfig(
             raise UsageError(
                 f"`gradient={self.gradient}` is not that of the layers of {self.model_name}: "
                 f"choose {other}"
+            )
+        rules = [layer.rule for layer, _ in flow.learned_inverses().values()]
+        if any(hasattr(rule, "perturb") and rule != self.rule for rule in rules):
+            raise UsageError(
+                f"{self.model_name} has a variational rule, whose noise and λ are options: let "
+                "build(shape, choices) take choices.rule, with `objective=variational`"
             )
         has_preprocess = flow.preprocess != Preprocess()
         if self.preprocess is None and (has_preprocess or len(image_shape) == 3):
@@ -276,7 +281,7 @@ class TrainConfig(
         """Raises UsageError if an option of a configuration that is filled in has no effect, or
         contradicts another."""
         for option, need in self._without_effect():
-            value = "=False" if option.default is True else ""
+            value = "=False" if getattr(self, option.name) is False else ""
             raise UsageError(
                 f"`{option.name}{value}` only has an effect with {need.words}: leave it out"
             )
@@ -313,13 +318,13 @@ class TrainConfig(
                     f"{run} was started with `lambda_control={self.lambda_control}`: its λ is in "
                     "the checkpoint; leave `lam` out, or start a new run"
                 )
-        for option, _ in config._without_effect():
+        for option, need in config._without_effect():
             if option.name in changes:
                 continue  # refused by `resolve`
             if not option.changeable:
                 raise UsageError(
-                    f"{run} was started with `{option.name}`, which `backend={config.backend}` "
-                    "does not have: leave `backend` out, or start a new run"
+                    f"{run} was started with `{option.name}`, which needs {need.words}: keep that, "
+                    "or start a new run"
                 )
             config = replace(config, **{option.name: option.default})
         return config
