@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from snfnp.errors import DivergedError, UsageError, require_whole
+from snfnp.errors import DivergedError, require_real, require_whole
 from snfnp.flow import Flow
 from snfnp.images import with_channels
 from snfnp.layers import Linear
@@ -233,10 +233,7 @@ class Likelihood:
         """
         require_whole(None, 0, seed=seed)
         require_whole(None, 1, count=count, at_once=at_once)
-        if not 0 <= temperature < math.inf:
-            raise UsageError(
-                f"temperature is {temperature}: it must be 0 or more, and finite"
-            )
+        require_real(None, math.inf, or_zero=True, temperature=temperature)
         if latents is not None:
             self.flow.require_latents(latents, count)
         samples = []

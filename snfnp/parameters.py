@@ -83,7 +83,7 @@ class Layout:
     @property
     def optimised(self) -> "Layout":
         """The layout of the parameters that an optimiser updates, and of its moments."""
-        entries = tuple(entry for entry in self.entries if entry.start < self.fixed)
+        entries = tuple(entry for entry in self.entries if entry.stop <= self.fixed)
         return Layout(entries, self.layers, self.fixed, self.fixed)
 
     @property

@@ -252,6 +252,15 @@ def test_without_the_gradient_of_the_norm_the_check_fails(ops, monkeypatch):
         check_layer(layer, (2, 2, 2), ops=ops, x=x, params=p)
 
 
+def test_a_kernel_of_zeros_has_a_gradient_where_the_host_does_not_wait(
+    ops, monkeypatch
+):
+    """The norm's gradient is then computed on a device, and counts 0 times."""
+    monkeypatch.setattr(type(ops.device), "known_on_host", lambda self, condition: None)
+    layer, p, x = case((2, 2, 2), scale=0.0)
+    check_layer(layer, (2, 2, 2), ops=ops, x=x, params=p)
+
+
 def test_a_nan_is_not_hidden(ops):
     layer, p, x = case((4, 4, 2))
     p["W"][0, 0, 0, 0] = np.nan

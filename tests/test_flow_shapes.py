@@ -22,7 +22,8 @@ OPS = get_ops("numpy")
 
 
 @pytest.mark.parametrize(
-    "name", ["a", "preprocess", "scale", "logit", "base density", "z"]
+    "name",
+    ["a", "preprocess", "scale", "logit", "base density", "a base density", "z"],
 )
 def test_a_name_that_is_taken_cannot_name_a_layer(name):
     with one_line(
@@ -245,6 +246,7 @@ def test_what_fits_is_made_whatever_the_integers_are():
         [("dense", Linear(Dense(size))), *zip("ab", layers_of_own, strict=True)],
     )
     assert flow.dimension == 4 and flow.layout.count == 2 * 16 + 4 + 1
+    assert flow.layout.optimised.entries == flow.layout.entries
     assert flow.latent_shapes == {"a": (2,), "b": (1,), "z": (1,)}
     spatial = Linear(
         Conv2d((np.int32(3), 3), np.int64(4)), inverse_map=Conv2d((5, 5), 4)

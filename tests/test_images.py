@@ -240,7 +240,7 @@ WHOLE = "give a whole number from 1 to"
 NUMBERS = {
     "count": (0, 2.0, f"count is {{}}: {WHOLE}"),
     "at_once": (0, 1.5, f"at_once is {{}}: {WHOLE}"),
-    "temperature": (-1, np.nan, "temperature is {}: it must be 0 or more, and"),
+    "temperature": (-1, np.nan, None, "temperature is {}: it must be in (0, inf) or 0"),
 }
 
 

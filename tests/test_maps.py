@@ -215,6 +215,12 @@ def test_the_orders_of_other_libraries_are_one_line(ops, kernel, shape, message)
         Conv2d((3, 3), 4).log_det(ops, w, shape)
 
 
+def test_a_weight_of_integers_has_a_determinant(point, ops):
+    w = (7 * point.w).astype(int)
+    exact = linalg.slogdet(point.explicit(w, point.shape))[1]
+    close(point.f.log_det(ops, w, point.shape), exact)
+
+
 def test_the_condition_of_a_convolution_is_estimated(point, ops):
     exact = linalg.norm(point.t) * linalg.norm(linalg.inv(point.t))
     assert exact / 4 < condition(ops, point.f, point.w, point.shape) < 4 * exact

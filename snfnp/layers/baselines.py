@@ -346,7 +346,7 @@ class ConvExponential(Layer):
             path.append((v, u, length))
             v = following / length
         u = self.map.apply(ops, w, v)
-        return xp.linalg.norm(u), (*path, (v, u))
+        return xp.linalg.norm(u) + tiny, (*path, (v, u))
 
     def _spectral_norm_grad(
         self, ops: Ops, w: Array, sigma: Array, path: tuple

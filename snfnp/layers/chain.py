@@ -12,7 +12,7 @@ from snfnp.layers.linear import Linear
 from snfnp.layers.preprocess import Preprocess, Standardise
 
 # Names of terms of log p(x) and of the last latent, which no layer may have.
-_TERMS = ("preprocess", "dequantisation", "scale", "logit", "base density", "z")
+_TERMS = ("preprocess", "dequantisation", "scale", "logit", "z")
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def require_chain(shape: Shape, layers: Any) -> None:
         raise UsageError(f"{pair!r:.60} is among the layers: give a (name, layer) pair")
     counts = Counter(name for name, _ in layers)
     for name, count in counts.items():
-        if count > 1 or name in _TERMS:
+        if count > 1 or name in _TERMS or name.endswith("base density"):
             raise UsageError(
                 f"a layer is called {name!r}, as another or a term of the likelihood is: rename it"
             )

@@ -90,8 +90,8 @@ class Whiten(Layer):
         features = self.features
         if count <= features and not self.shrink:
             raise UsageError(
-                f"{count} images have no covariance in {features} dimensions: "
-                "give more, `shrink=True`, or `coordinates=plain`"
+                f"{count} samples have no covariance in {features} dimensions: "
+                "give more, Whiten(…, shrink=True), or `coordinates=plain`"
             )
         mean = total / count
         second = products / count

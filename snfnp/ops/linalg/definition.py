@@ -118,8 +118,8 @@ class LinearAlgebra(OperationGroup):
         return self.checked_inverse(w)[0]
 
     def log_abs_det(self, w: Array) -> float:
-        """log|det w| of a square matrix. O(D³). Raises SingularMatrixError."""
-        return self.checked_inverse(w)[1]
+        """log|det w| of a square matrix, in double precision. O(D³). Raises SingularMatrixError."""
+        return self.checked_inverse(w.astype(np.float64))[1]
 
     def checked_inverse(self, w: Array) -> tuple[Array, float]:
         """w⁻¹ and log|det w| of a square matrix. O(D³). Raises SingularMatrixError if w is not

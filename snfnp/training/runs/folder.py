@@ -120,8 +120,8 @@ class RunFolder:
 
     def data(self, record: Json) -> Json:
         """The data by a config.json, with three entries more: counts, the samples per split; shape,
-        (H, W, C) or (D,); moments, the arguments of `Standardise`, (2, D), or (7, D) with ties, or
-        None for images. Raises SnfnpError if it is damaged."""
+        (H, W, C) or (D,); moments, the arguments of `Standardise`, (2, D), or (5, D) or (7, D) with
+        ties, or None for images. Raises SnfnpError if it is damaged."""
         with readable(self.config_file, "restore it", SnfnpError, "is damaged"):
             data = record["data"]
             counts = data.get("rows", data.get("images"))
@@ -130,7 +130,7 @@ class RunFolder:
             sound: Any = _are_counts(counts, 3) and _are_counts(shape, 1, 3)
             if sound and len(shape) == 1:
                 moments = np.array(data["moments"], np.float64)
-                sound = moments.shape in ((2, *shape), (7, *shape))
+                sound = moments.shape in [(count, *shape) for count in (2, 5, 7)]
                 sound = sound and np.isfinite(moments).all()
                 # rows are divided by the spreads
                 sound = sound and (moments[1] > np.finfo(float).tiny).all()
