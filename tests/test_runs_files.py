@@ -385,6 +385,19 @@ def test_a_changed_function_is_seen_by_kernels_of_other_files(checkout):
     assert len(list(folder.iterdir())) == 3 and not first.keys() & kernels(place).keys()
 
 
+def test_kernels_that_cannot_be_written_or_read_are_compiled_again(checkout):
+    """The limit of a file's size stands for a full disk, empty files for a loss of power."""
+    root, run = checkout
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))"
+    assert run(limit + CODE) == WORD and not kernels(root)
+    assert run() == WORD
+    for pattern in ("*.nbc", "*.nbi"):
+        for path in root.rglob(pattern):
+            path.write_bytes(b"")
+        assert run() == WORD
+        assert all(path.stat().st_size for path in root.rglob("*.nb?"))
+
+
 def test_a_shared_place_has_a_folder_for_each_checkout(checkout):
     root, run = checkout
     stranger = root / "kernels" / "snfnp-other" / "state" / "kernel.nbc"

@@ -23,7 +23,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +104,25 @@ if hasattr(os, "register_at_fork"):
 
 def compiled(kernel: Callable, **options: Any) -> Any:
     """A function that is compiled when it is first called, and kept in the folder above: a user's
-    own kernels go to Numba's."""
+    own kernels go to Numba's. Files that cannot be read or written, since a crash left them empty
+    or the disk is full, are forgotten, and the function is compiled as if there were none."""
+
+    @contextmanager
+    def guard():  # in place of Numba's, which lets all errors pass
+        try:
+            yield
+        except Exception:
+            with suppress(OSError):
+                function._cache.flush()
+
     usual = config.CACHE_DIR
     config.CACHE_DIR = str(_FOLDER or "")
     try:
-        return njit(cache=_FOLDER is not None, error_model="numpy", **options)(kernel)
+        function = njit(cache=bool(_FOLDER), error_model="numpy", **options)(kernel)
     finally:
         config.CACHE_DIR = usual
+    function._cache._guard_against_spurious_io_errors = guard
+    return function
 
 
 def inlined(kernel: Callable) -> Any:
