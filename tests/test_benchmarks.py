@@ -46,7 +46,9 @@ def small_trainer(model, gradient="self-normalizing", **settings):
     return make_trainer(get_ops("numpy"), model, gradient, SHAPE, COUNT, **settings)
 
 
-@pytest.mark.parametrize("gradient,products", [("self-normalizing", 6), ("exact", 3)])
+@pytest.mark.parametrize(
+    "gradient,products", [("self-normalizing", 6), ("relative", 4), ("exact", 3)]
+)
 def test_operations_of_the_fully_connected_step(gradient, products):
     flow = small_trainer("fc", gradient=gradient).flow
     assert operations(flow, BATCH, gradient) == 2 * products * 2 * BATCH * 64**2
@@ -132,6 +134,8 @@ def test_the_benchmark_prints_and_writes_its_figures(tmp_path, monkeypatch, caps
         *floors, ratio = list(row.values())[4:]
         assert 0 < row["min ms"] <= row["median ms"] and min(floors) > 0
         assert ratio == pytest.approx(row["min ms"] / sum(floors))
+    adam = {row["step"]: row["Adam ms"] for row in results["fc"] if row["threads"] == 1}
+    assert adam["exact"] == pytest.approx(adam["self-normalizing"] / 2, rel=0.01)
     assert "Adam ms" in out and f"backend: {results['machine']['backend']}" in out
 
 

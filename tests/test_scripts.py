@@ -223,6 +223,13 @@ def test_help_explains_every_option(environment):
             assert set(expected.split()) <= set(options)
 
 
+def test_a_rival_that_has_the_estimators_time_is_not_fitted_before_it(tmp_path):
+    import baselines
+
+    with pytest.raises(SystemExit, match="fit `flow` to moons first"):
+        baselines.record_of("moons", 0, "NSF", tmp_path / "none.jsonl")
+
+
 PAGE = DERIVATIONS / "27-the-paper-reproduced.md"
 GIVEN = re.findall(r"`python (scripts/\w+\.py[^`]*)`", PAGE.read_text("utf-8"))
 TRAINING = sorted(

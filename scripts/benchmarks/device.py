@@ -161,7 +161,7 @@ def _measure(
             "min ms": timing.minimum,
             "median ms": timing.median,
             "host ms": timing.host,
-            "floor: Adam ms": 1e3 * ADAM_BYTES * trainer.p.size / limits["memory"],
+            "floor: Adam ms": 1e3 * ADAM_BYTES * trainer.m.size / limits["memory"],
             "floor: operations ms": products,
             "bar ms": bar,
             "verdict": bar and ("reached" if timing.median <= bar else "MISSED"),
