@@ -220,6 +220,8 @@ def test_the_figures_in_the_prose_come_from_the_results():
     known = facts(committed())
     assert set(re.findall(r"@(\w+)@", text)) >= known.keys(), "each is used"
     assert "–" not in known.values() and set(facts({}).values()) == {"–"}
+    diverged = {"name": "fc-snf", "runs": [{"largest": None}]}
+    assert facts({"figure3": {"rows": [diverged]}})["fc_angle"] == "–"
 
 
 def stored_figures(records):

@@ -9,6 +9,7 @@ from drawings.style import (
     BLUE,
     GREEN,
     INK,
+    OPS,
     ORANGE,
     PURPLE,
     RED,
@@ -21,10 +22,7 @@ from drawings.style import (
     write,
 )
 from snfnp.layers import RationalQuadraticSpline, SmoothLeakyReLU
-from snfnp.ops import get_ops
 from snfnp.step.update import Adam
-
-OPS = get_ops("numpy")
 
 
 def rows():

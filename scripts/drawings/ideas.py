@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from drawings.style import BLUE, GREEN, ORANGE, THIN, laid_out, plt, show_taps
+from drawings.style import BLUE, GREEN, OPS, ORANGE, THIN, laid_out, plt, show_taps
 from snfnp.gradcheck import as_matrix
 from snfnp.maps import Conv2d
-from snfnp.ops import get_ops
 
 
 def dequantisation():
@@ -59,7 +58,7 @@ def flip():
     for column, (w, title, of_matrix) in enumerate(named):
         taps = w[:, :, 0, 0]
         show_taps(axes[0, column], taps, title, [f"$w_{k:.0f}$" for k in taps.flat])
-        matrix = as_matrix(f, get_ops("numpy"), w, (4, 3, 1))
+        matrix = as_matrix(f, OPS, w, (4, 3, 1))
         show_taps(axes[1, column], matrix, of_matrix)
         axes[1, column].set(xlabel="pixel in", ylabel="pixel out")
         axes[1, column].plot([-0.5, 11.5], [-0.5, 11.5], **THIN)

@@ -2,17 +2,14 @@
 
 import numpy as np
 
-from drawings.style import BLUE, GREEN, INK, ORANGE, RED, laid_out, plt
+from drawings.style import BLUE, GREEN, INK, OPS, ORANGE, RED, laid_out, plt
 from snfnp.context import BackwardContext
 from snfnp.gradcheck import central_difference
 from snfnp.layers import Linear
 from snfnp.layers.whiten import inverse_root
 from snfnp.maps import Dense
-from snfnp.ops import get_ops
 from snfnp.rules import SelfNormalizing
 from snfnp.step.update import Adam
-
-OPS = get_ops("numpy")
 
 
 def _returns(variances, lam: float, rule: SelfNormalizing) -> bool:

@@ -1,4 +1,4 @@
-"""Convolutions and their inverses: as matrices, by blocks, by distance, by walks, as series."""
+"""Convolutions and their inverses: as matrices, by blocks, by distance, as series."""
 
 import numpy as np
 from matplotlib.colors import ListedColormap
@@ -8,6 +8,7 @@ from drawings.style import (
     BLUE,
     GREEN,
     INK,
+    OPS,
     ORANGE,
     PURPLE,
     RED,
@@ -23,9 +24,6 @@ from drawings.style import (
 from snfnp.gradcheck import as_matrix
 from snfnp.layers.baselines import CausalConv2d, ConvExponential
 from snfnp.maps import Conv2d
-from snfnp.ops import get_ops
-
-OPS = get_ops("numpy")
 
 
 def inverse_entries():

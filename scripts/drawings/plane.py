@@ -1,6 +1,5 @@
 """Page 00's program on a plane: its matrices, its layers one by one, and its training."""
 
-import runpy
 from functools import cache
 from itertools import count
 
@@ -11,7 +10,6 @@ from drawings.style import (
     GREEN,
     INK,
     ORANGE,
-    PAGES,
     THIN,
     arrow,
     bare,
@@ -19,13 +17,14 @@ from drawings.style import (
     move,
     plt,
 )
+from drawings.training import program_of_page
 
 
 @cache
 def _trained(steps=2000):
     """The program's flow with four layers, its data, and (data, noise, grid) after f, g and g at
     20 steps of training, evenly by their logarithm."""
-    program = runpy.run_path(str(PAGES / "00-the-method.py"))
+    program = program_of_page()
     rng = np.random.default_rng(0)
     flow = [program["Dense"](2, rng, 0.1)]
     for _ in range(3):

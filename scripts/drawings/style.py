@@ -7,6 +7,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
+from snfnp.ops import get_ops
+
 # Grey in the middle: a contrast of 4 with white and of 4.5 with the dark pages' background.
 INK = "#7a828c"
 BLUE = "#3b82d6"
@@ -16,6 +18,7 @@ RED = "#d6455d"
 PURPLE = "#8f6bd1"
 THIN = {"color": INK, "linewidth": 0.8, "alpha": 0.8}  # of lines that guide the eye
 PAGES = Path(__file__).parents[2] / "derivations"
+OPS = get_ops("numpy")
 
 for names, value in (
     (

@@ -9,6 +9,7 @@ from drawings.style import (
     BLUE,
     GREEN,
     INK,
+    OPS,
     ORANGE,
     PAGES,
     PURPLE,
@@ -17,10 +18,7 @@ from drawings.style import (
     plt,
 )
 from snfnp.layers import ActNorm
-from snfnp.ops import get_ops
 from snfnp.ops.step.definition import Controller, ControllerRow
-
-OPS = get_ops("numpy")
 
 
 def actnorm():
@@ -124,7 +122,7 @@ def controllers():
     return laid_out(figure)
 
 
-def _program():
+def program_of_page():
     return runpy.run_path(str(PAGES / "00-the-method.py"))
 
 
@@ -159,7 +157,7 @@ def _trained(
 
 def method_plane():
     """Page 00's flow of the plane: data and samples, ‖RW − I‖, the angle."""
-    program = _program()
+    program = program_of_page()
     z, figure, top = _trained(program, program["cloud"], 2, 2000, 0.02, 0.4, 250)
     points = program["cloud"](np.random.default_rng(1), 250)
     top.plot(*points.T, ".", color=INK, label="data")
@@ -171,7 +169,7 @@ def method_plane():
 
 def method_digits():
     """Page 00's flow of digits: samples, ‖RW − I‖, the angle."""
-    program = _program()
+    program = program_of_page()
     images = program["small_digits"]()
 
     def draw(rng):

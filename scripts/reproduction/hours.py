@@ -52,7 +52,7 @@ def _step(row: Row, timed: dict[str, dict]) -> tuple[float | None, int]:
     config = TrainConfig(**row.options).filled()
     steps = _IMAGES.get(row.data, 0) // config.batch_size
     if steps and set(row.options) <= _WITHOUT:
-        for own in (own for family in FAMILIES for own in family):
+        for own in sum(FAMILIES, ()):
             if (own.model, own.gradient) == (config.model, config.gradient):
                 return timed.get(own.label, {}).get("batch", {}).get("median"), steps
     return None, steps

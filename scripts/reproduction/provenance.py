@@ -17,8 +17,6 @@ def commit() -> str:
     """The checkout's commit, marked if tracked files differ from it."""
     command = [
         "git",
-        "-C",
-        str(_ROOT),
         f"--git-dir={_ROOT}/.git",  # none around it
         "describe",
         "--always",
@@ -28,7 +26,7 @@ def commit() -> str:
     ]
     try:
         return subprocess.check_output(
-            command, stderr=subprocess.DEVNULL, text=True
+            command, cwd=_ROOT, stderr=subprocess.DEVNULL, text=True
         ).strip()
     except (OSError, subprocess.SubprocessError):
         return _UNKNOWN["commit"]

@@ -119,10 +119,9 @@ class Table3(Target):
 
 
 def _cells(times: dict) -> list[str]:
-    ours = share = paper = paper_share = "–"
-    if "median" in times:
-        ours = f"{digits(times['median'])} ({digits(times['minimum'])})"
-        share = f"{times['of_exact']:.2f}"
+    ours = f"{digits(times['median'])} ({digits(times['minimum'])})"
+    share = f"{times['of_exact']:.2f}"
+    paper = paper_share = "–"
     if times["paper"]:
         paper = "{paper:.1f} ± {paper_spread:.1f}".format(**times)
         paper_share = f"{times['paper_of_exact']:.2f}"
