@@ -45,8 +45,7 @@ class GpuChannels(Channels):
 
     def shift_scale(self, x, sign, b, factor, s, out=None):
         ldj = self.device.empty(len(x), x.dtype)
-        y = self._shift_scale(x, sign, b, factor, s, None, out, ldj)
-        return y, ldj
+        return self._shift_scale(x, sign, b, factor, s, None, out, ldj), ldj
 
     def scale_shift(self, z, s, t):
         return self._shift_scale(z, 0.0, None, 1.0, s, t)

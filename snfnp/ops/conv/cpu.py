@@ -64,9 +64,9 @@ class CpuConv(Conv):
         kernels = direct(out.shape, x.shape[2], limit=16) if agree else None
         if kernels is None:
             return super().weight_grad(delta, x, out, add)
-        deltas = np.ascontiguousarray(delta)
-        images = np.ascontiguousarray(x)
-        gradient = kernels.weight_grad(deltas, images, out.shape)
+        gradient = kernels.weight_grad(
+            np.ascontiguousarray(delta), np.ascontiguousarray(x), out.shape
+        )
         out[...] = gradient + out if add else gradient
         return out
 

@@ -67,8 +67,9 @@ def correlate(x: np.ndarray, k: np.ndarray, z: np.ndarray) -> None:
     """z (N, H, W, O) = the cross-correlation of x (N, H, W, I) with k (kH, kW, I, O); all arrays
     are contiguous."""
     pixels, lanes = _tile_size(_PIXELS, x.shape[2], k.shape[3], x.dtype.itemsize)
-    tasks = -(-len(x) // _IMAGES)
-    _correlate_images(tasks, x, k.reshape(-1), k.shape[:2], pixels, lanes, z)
+    _correlate_images(
+        -(-len(x) // _IMAGES), x, k.reshape(-1), k.shape[:2], pixels, lanes, z
+    )
 
 
 def weight_grad(delta: np.ndarray, x: np.ndarray, kernel: Shape) -> np.ndarray:

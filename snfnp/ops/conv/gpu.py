@@ -5,7 +5,6 @@ import math
 
 from snfnp.ops.conv.definition import Conv
 from snfnp.ops.gpu import source
-from snfnp.ops.group import Array
 
 # Items of `correlate` in a block. An item is a pixel with four of its outputs: 100 images of
 # 14 × 14 pixels make 300 blocks, more than there are SMs.
@@ -16,7 +15,7 @@ _CHUNKS = 288  # parts of a batch whose weight gradients are summed separately, 
 
 
 class GpuConv(Conv):
-    def patches(self, x: Array, kernel: tuple[int, int]) -> Array:
+    def patches(self, x, kernel):
         if kernel == (1, 1):
             return super().patches(x, kernel)
         channels = x.shape[3]
@@ -34,20 +33,18 @@ class GpuConv(Conv):
         )
         return cols
 
-    def correlate(self, x: Array, k: Array) -> Array:
+    def correlate(self, x, k):
         if not _few(k.shape):
             return super().correlate(x, k)
         kh, kw, inputs, outputs = k.shape
         z = self.device.empty((*x.shape[:3], outputs), x.dtype)
         items = math.prod(x.shape[:3]) * -(-outputs // 4)
-        blocks = min(-(-items // _CONV_ITEMS), _MOST_BLOCKS)
         splits = min(kh, 3) if kh * kw * inputs >= _LONG else 1
-        threads = splits * _CONV_ITEMS
         self.device.launch(
             "conv",
             x.dtype,
-            blocks,
-            threads=threads,
+            min(-(-items // _CONV_ITEMS), _MOST_BLOCKS),
+            threads=splits * _CONV_ITEMS,
             x=x,
             k=k,
             z=z,
@@ -58,9 +55,9 @@ class GpuConv(Conv):
         )
         return z
 
-    def shift_and_add(self, products: Array) -> Array:
-        n, height, width, kh, kw, outputs = products.shape
-        z = self.device.empty((n, height, width, outputs), products.dtype)
+    def shift_and_add(self, products):
+        *images, kh, kw, outputs = products.shape
+        z = self.device.empty((*images, outputs), products.dtype)
         self.device.each(
             "shift_and_add",
             z.dtype,
@@ -72,9 +69,7 @@ class GpuConv(Conv):
         )
         return z
 
-    def weight_grad(
-        self, delta: Array, x: Array, out: Array, add: bool = False
-    ) -> Array:
+    def weight_grad(self, delta, x, out, add=False):
         if not out.flags.c_contiguous:
             return super().weight_grad(delta, x, out, add)
         if _few(out.shape):
@@ -85,7 +80,7 @@ class GpuConv(Conv):
         product(rows.T, delta.reshape(-1, outputs), out.reshape(-1, outputs))
         return out
 
-    def _weight_grad(self, delta: Array, x: Array, out: Array, add: bool) -> Array:
+    def _weight_grad(self, delta, x, out, add):
         """Sums over chunks of image rows first, then over the chunks."""
         kh, kw, inputs, outputs = out.shape
         rows = x.shape[0] * x.shape[1]
@@ -98,14 +93,12 @@ class GpuConv(Conv):
         item_blocks = -(-items // source.THREADS)
         items_each = -(-items // item_blocks)
         slices = min(source.THREADS // items_each, chunk)
-        threads = -(-items_each * slices // 32) * 32
-        blocks = chunks * item_blocks
         parts = self.device.empty((chunks, out.size), out.dtype)
         self.device.launch(
             "conv_weight_grad",
             out.dtype,
-            blocks,
-            threads=threads,
+            chunks * item_blocks,
+            threads=-(-items_each * slices // 32) * 32,
             delta=delta,
             x=x,
             parts=parts,
@@ -129,7 +122,7 @@ class GpuConv(Conv):
         return out
 
 
-def _sizes(images: Array, kernel: tuple[int, int]) -> dict[str, int]:
+def _sizes(images, kernel) -> dict[str, int]:
     """The sizes of images (N, H, W, …) and of a kernel, by the names of parameters."""
     samples, height, width = images.shape[:3]
     kh, kw = kernel
@@ -142,7 +135,7 @@ def _sizes(images: Array, kernel: tuple[int, int]) -> dict[str, int]:
     }
 
 
-def _few(kernel: tuple[int, int, int, int]) -> bool:
+def _few(kernel) -> bool:
     """True if all weights of a direct kernel fit in a block's shared memory, in groups of four
     outputs: 9 kB, 18 in double precision."""
     kh, kw, inputs, outputs = kernel

@@ -88,10 +88,9 @@ class Cublas:
     def _set_stream(self, stream: int) -> None:
         _check(self._library.cublasSetStream_v2(self._handle, c_void_p(stream)))
         # setting a stream resets the workspace to cuBLAS's own, which cannot be captured
-        pointer = c_void_p(self._workspace.data.ptr)
         _check(
             self._library.cublasSetWorkspace_v2(
-                self._handle, pointer, c_size_t(_WORKSPACE)
+                self._handle, c_void_p(self._workspace.data.ptr), c_size_t(_WORKSPACE)
             )
         )
 

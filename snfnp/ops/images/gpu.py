@@ -27,7 +27,6 @@ class GpuImages(Images):
             return super().preprocess(images, key, alpha, levels, dtype)
         x = self.device.empty(images.shape, dtype)
         ldj = self.device.empty(len(images), dtype)
-        constant = math.log1p(-2 * alpha) - math.log(levels)
         self.device.launch(
             "preprocess",
             dtype,
@@ -38,7 +37,7 @@ class GpuImages(Images):
             **key_arguments(key, images.shape),
             alpha=alpha,
             levels=levels,
-            constant=constant,
+            constant=math.log1p(-2 * alpha) - math.log(levels),
             dimension=math.prod(images.shape[1:]),
         )
         return x, ldj

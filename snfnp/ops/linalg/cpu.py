@@ -14,8 +14,7 @@ class CpuLinearAlgebra(LinearAlgebra):
         if not out.flags.c_contiguous or x.shape != out.shape or not alike(x, out):
             return super().axpby(a, x, b, out)
         cast = out.dtype.type
-        source = np.ascontiguousarray(x).reshape(-1)
-        _axpby(-(-out.size // _BLOCK), source, cast(a), cast(b), out.reshape(-1))
+        _axpby(-(-out.size // _BLOCK), x.ravel(), cast(a), cast(b), out.reshape(-1))
         return out
 
     def scale_into(

@@ -100,7 +100,7 @@ class LinearAlgebra(OperationGroup):
 
     def sum_squares(self, x: Array) -> Scalar:
         """Σ x²: runs of 8,192 in the precision of x, and their sum in double precision."""
-        values = np.ascontiguousarray(x).reshape(-1)
+        values = x.ravel()
         total = 0.0
         for start in range(0, values.size, _BLOCK):
             block = values[start : start + _BLOCK]

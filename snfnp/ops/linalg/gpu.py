@@ -76,9 +76,14 @@ class GpuLinearAlgebra(LinearAlgebra):
             return self.xp.multiply(
                 a, self.device.constant(scale * multiple, out.dtype), out=out
             )
-        scale = scale * multiple
         self.device.each(
-            "scaled", out.dtype, out.size, out=out, scale=scale, a=a, n=out.size
+            "scaled",
+            out.dtype,
+            out.size,
+            out=out,
+            scale=scale * multiple,
+            a=a,
+            n=out.size,
         )
         return out
 

@@ -25,11 +25,10 @@ def key_arguments(key: RandomKey, shape) -> dict:
     """A key for an array of this shape as arguments of a kernel: `first_word` is the number of the
     array's first element (`RandomKey.start`), the same in every replay of a graph."""
     step = _signed(key.step) if isinstance(key.step, (int, np.integer)) else key.step
-    seed = _signed(key.seed)
     return {
         "step": step,
         "stream": key.stream,
-        "seed": seed,
+        "seed": _signed(key.seed),
         "first_word": key.start(shape),
     }
 

@@ -59,9 +59,7 @@ class CpuSpline(Spline):
         parts, blocks = _tasks(x)
         y = np.empty(x.shape, x.dtype)
         ldj = np.empty((blocks, len(x)))
-        _forward(
-            parts * blocks, _values(x), _table(knots), _bins(knots), y.ravel(), ldj
-        )
+        _forward(parts * blocks, x.ravel(), _table(knots), _bins(knots), y.ravel(), ldj)
         total = ldj[0] if blocks == 1 else ldj.sum(axis=0)
         return y, total.astype(x.dtype, copy=False)
 
@@ -70,7 +68,7 @@ class CpuSpline(Spline):
             return super().inverse(y, knots)
         x = np.empty(y.shape, y.dtype)
         _inverse(
-            math.prod(_tasks(y)), _values(y), _table(knots), _bins(knots), x.ravel()
+            math.prod(_tasks(y)), y.ravel(), _table(knots), _bins(knots), x.ravel()
         )
         return x
 
@@ -95,10 +93,10 @@ class CpuSpline(Spline):
         task_sums = sums.reshape(-1, sums.shape[2])
         _backward(
             len(task_sums),
-            _values(x),
+            x.ravel(),
             table,
             bins,
-            _values(dy),
+            dy.ravel(),
             dldj,
             dx.ravel(),
             task_sums,
@@ -125,11 +123,6 @@ def _shapes(x: Array, knots: Array) -> list[Shape]:
 def _tasks(x: Array) -> tuple[int, int]:
     """The number of parts of the samples, and of blocks of pixels; each pair is a task."""
     return -(-len(x) // _SAMPLES), -(-math.prod(x.shape[1:]) // _LANES)
-
-
-def _values(x: Array) -> Array:
-    """Samples (N, *shape) as a contiguous array (N P,)."""
-    return np.ascontiguousarray(x).ravel()
 
 
 def _table(knots: Array) -> Array:

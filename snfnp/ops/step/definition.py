@@ -176,7 +176,6 @@ class Step(OperationGroup):
         Returns Σ g² of the unscaled gradient. If that is not finite, or `failed` is not 0, the
         buffers do not change, so that the step can be examined later.
         """
-        xp = self.xp
         p, m, v = out
         squares = self.linalg.sum_squares(g)
         if failed or not math.isfinite(squares):
@@ -187,7 +186,7 @@ class Step(OperationGroup):
         v *= beta2
         v += (1 - beta2) * g * g
         step_size = lr / (1 - beta1**step)
-        p += step_size * m / (xp.sqrt(v / (1 - beta2**step)) + eps)
+        p += step_size * m / (self.xp.sqrt(v / (1 - beta2**step)) + eps)
         return squares
 
     def apply_block_matrices(

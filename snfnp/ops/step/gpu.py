@@ -73,11 +73,10 @@ class GpuStep(Step):
     def adam(self, g, lr, beta1, beta2, eps, step, clip_norm, failed, out):
         p, m, v = out
         squares = self.linalg.sum_squares(g)
-        blocks = min(-(-p.size // source.THREADS), _MOST_BLOCKS)
         self.device.launch(
             "adam",
             p.dtype,
-            blocks,
+            min(-(-p.size // source.THREADS), _MOST_BLOCKS),
             p=p,
             g=g,
             m=m,
@@ -95,14 +94,13 @@ class GpuStep(Step):
         return squares
 
     def apply_block_matrices(self, values, matrices, blocks, out, add=False):
-        table = self.device.constant(np.array(blocks, np.int64), np.int64)
         self.device.each(
             "apply_block_matrices",
             values.dtype,
             values.size,
             values=values,
             matrices=matrices,
-            blocks=table,
+            blocks=self.device.constant(np.array(blocks, np.int64), np.int64),
             out=out,
             count=len(blocks),
             add=add,
