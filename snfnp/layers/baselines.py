@@ -21,6 +21,7 @@ from snfnp.layers.base import Forward, Layer, Params, Shape
 from snfnp.layers.linear import Linear, xavier
 from snfnp.maps import Conv2d
 from snfnp.ops import Array, Ops, RandomKey
+from snfnp.ops.channels.definition import pixels
 from snfnp.rules import Exact
 
 _START = RandomKey(0, 0)  # of the power iteration: any direction, always the same
@@ -126,7 +127,7 @@ class CausalConv2d(Layer):
         g_w = grads["W"]
         diagonal = self._diagonal(ops, p, wait=False)
         ops.conv.weight_grad(turned(dz, self.reverse), turned(x, self.reverse), out=g_w)
-        log_det_grad = ctx.log_det_weight * math.prod(x.shape[1:3]) / diagonal
+        log_det_grad = ctx.log_det_weight * pixels(x) / diagonal
         g_w[1, 1] = ops.xp.triu(g_w[1, 1]) + ops.xp.diag(log_det_grad.astype(g_w.dtype))
         if self.bias:
             ops.channels.sum(dz, out=grads["b"])
@@ -292,10 +293,9 @@ class ConvExponential(Layer):
             # 1/i is a factor of kernels rather than of batches, and dz is added in place
             g_k += self.map.weight_grad(ops, delta, terms[i - 1], out=term_grad) / i
             delta = ops.linalg.axpby(1.0, dz, 1.0, self.map.adjoint(ops, k / i, delta))
-        pixels = math.prod(dz.shape[1:3])
         # plus ∂ log_det/∂K, weighted by Σ ∂𝓛/∂ldj
         self._centre(g_k)[...] += (
-            ctx.dldj.sum() * pixels * ops.xp.eye(self.channels, dtype=w.dtype)
+            ctx.dldj.sum() * pixels(dz) * ops.xp.eye(self.channels, dtype=w.dtype)
         )
 
         # K = W/S: G_W = G_K/S − ⟨G_K, W⟩/S² ∂S/∂W, and ∂S/∂W = (∂σ/∂W)/c if σ > c, else 0

@@ -86,9 +86,9 @@ def _output_shape(layer: Any, shape: Shape) -> Shape:
     try:
         outputs: dict[str, Any] = {"output_shape": layer.output_shape(shape)}
         latent = layer.latent_shape(shape)
-        parameters = layer.parameter_shapes(shape).items()
         sizes: dict[str, Any] = {
-            f"shape of {name}": tuple(size) for name, size in parameters
+            f"shape of {name}": tuple(size)
+            for name, size in layer.parameter_shapes(shape).items()
         }
     except SnfnpError:
         raise

@@ -90,11 +90,9 @@ class Linear(Layer):
             self.init_kind == "orthogonal" and not one_tap
         ):
             w = w + rng.normal(scale=xavier(w.shape, self.gain), size=w.shape)
-        params = {"W": w}
+        params = super().init(rng, shape) | {"W": w}
         if self.learns_inverse:
             params["R"] = g.pad_or_crop(f.flip(w)).copy()  # T(R) = T(W)ᵀ (A.3)
-        if self.bias:
-            params["b"] = np.zeros(self.output_shape(shape)[-1])
         return params
 
     def init_from_data(self, ops: Ops, p: Params, x: Array) -> dict:

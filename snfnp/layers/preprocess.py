@@ -114,7 +114,7 @@ class Standardise:
         """Rows (N, D) as `inverse` has them, and whether each was within the lattices' ends, with
         half a step beyond them: (N,)."""
         xp = ops.xp
-        within = ops.xp.ones(len(rows), bool)
+        within = xp.ones(len(rows), bool)
         if not self.step:
             return rows, within
         step, origin, unit = self._constants(ops, self.step, self.origin, self.unit)

@@ -1,5 +1,6 @@
 """Whitening of a linear layer's input. Derivation: derivations/24-natural-coordinates.md."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ from snfnp.errors import DivergedError, UsageError, require_whole
 from snfnp.layers.base import Forward, Layer, Params, Shape
 from snfnp.maps import Dense
 from snfnp.ops import Array, Ops
-from snfnp.ops.linalg.definition import LinearAlgebra, inverse_root
+from snfnp.ops.linalg.definition import inverse_root
 
 _FLOOR = 1e-6  # times the mean variance: U's condition number of 1e3 is safe in float32
 
@@ -44,7 +45,7 @@ class Whiten(Layer):
         return {"U": (self.features,) * 2, "b": (self.features,)}
 
     def init(self, rng: np.random.Generator, shape: Shape) -> dict:
-        return {"U": np.eye(self.features), "b": np.zeros(self.features)}
+        return super().init(rng, shape) | {"U": np.eye(self.features)}
 
     def forward(self, ops: Ops, p: Params, x: Array) -> Forward:
         """ldj is 0: see `log_det`."""
@@ -79,10 +80,10 @@ class Whiten(Layer):
         total: Array,
         products: Array,
         shift: Array | float = 0.0,
-        linalg: LinearAlgebra | None = None,
+        root: Callable = inverse_root,
     ) -> dict:
         """U and b for `count` rows x with the sums Σ y (D,) and Σ y yᵀ of y = x − shift, float64.
-        linalg: the operations of the arrays' device; None: the arrays are on the host. O(D³).
+        root: `inverse_root`, or the operation of the arrays' device. O(D³).
 
         Raises UsageError if `count` leaves directions without variance or x does not vary,
         DivergedError if it is not finite.
@@ -105,7 +106,6 @@ class Whiten(Layer):
         variance = np.diag(covariance).mean()
         if variance <= features**2 * np.finfo(float).eps * np.abs(second).max():
             raise UsageError("all samples are alike: there is nothing to whiten")
-        root = inverse_root if linalg is None else linalg.inverse_root
         u = root(covariance, _FLOOR * variance)
         return {"U": (u + u.T) / 2, "b": -u @ (shift + mean)}
 

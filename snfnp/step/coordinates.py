@@ -118,7 +118,7 @@ def _estimate(
     if whiten.needs_shift(count, total, products):
         shift = total / count
         count, total, products = sums(shift)
-    values = whiten.from_sums(count, total, products, shift, ops.linalg)
+    values = whiten.from_sums(count, total, products, shift, ops.linalg.inverse_root)
     return {
         name: value.astype(trainer.p.dtype).astype(np.float64)
         for name, value in values.items()
@@ -234,8 +234,9 @@ class Coordinates(TrainingState):
                 blocks.append((entry.start, size, outputs, start))
                 start += size**2
         self._blocks = tuple(blocks)
-        identities = [np.eye(size).reshape(-1) for _, size, _, _ in blocks]
-        self.values = ops.asarray(np.concatenate(identities))
+        self.values = ops.asarray(
+            np.concatenate([np.eye(size).reshape(-1) for _, size, _, _ in blocks])
+        )
         self._gradient = ops.xp.zeros(flow.layout.fixed, config.dtype)
         self._step = ops.xp.zeros(flow.layout.fixed, config.dtype)
 
