@@ -44,7 +44,7 @@ def gradients(
     """
     latents, _, caches = flow.forward(ops, params, x)
     dldj = ops.xp.full(len(x), 1 / len(x), x.dtype)
-    ctx = BackwardContext.of(ops, dldj, key=key or RandomKey(0, 0, 0))
+    ctx = BackwardContext.of(ops, dldj, key=key or RandomKey(0, 0))
     passes = []
     for lam in lams:
         grads = {

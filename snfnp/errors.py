@@ -132,8 +132,9 @@ def _require(
     for name, value in values.items():
         if not fits(value):
             whose = "" if owner is None else f" of {type(owner).__name__}"
-            is_class = isinstance(value, type)
-            shown = f"the class {value.__name__}" if is_class else repr(value)[:60]
+            shown = repr(value)[:60]
+            if isinstance(value, type):
+                shown = f"the class {value.__name__}"
             raise UsageError(f"{name}{whose} is {shown}: {advice}")
 
 
@@ -143,10 +144,9 @@ def _is_number(value: object, kind: type = Integral) -> bool:
 
 def printable(text: object) -> str:
     """A text in which unprintable characters, such as newlines and escapes, are spelled out."""
-    shown = (
+    return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)
     )
-    return "".join(shown)
 
 
 # words of other libraries for options that they do not resemble

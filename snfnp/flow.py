@@ -144,10 +144,9 @@ class Flow:
     def first_trainable(self) -> int:
         """The index of the first layer with parameters to learn: below it no gradient is needed."""
         learned = {entry.layer for entry in self.layout.optimised.entries}
-        indices = (
-            index for index, (name, _) in enumerate(self.layers) if name in learned
+        return next(
+            (index for index, (name, _) in enumerate(self.layers) if name in learned), 0
         )
-        return next(indices, 0)
 
     def init(self, seed: int) -> Params:
         """Initial parameters, float64 on the host, the same for every backend."""
@@ -224,10 +223,9 @@ class Flow:
 
     def log_density(self, ops: Ops, latents: Sequence[Array]) -> Array:
         """Σ log N(latent; 0, I) over all latents of each sample, in nats: (N,)."""
-        densities = [
-            ops.channels.gaussian_log_density(latent) for latent in reversed(latents)
-        ]
-        return ops.channels.total(densities)
+        return ops.channels.total(
+            [ops.channels.gaussian_log_density(each) for each in reversed(latents)]
+        )
 
     def forward(
         self,

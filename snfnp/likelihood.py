@@ -98,10 +98,10 @@ class Likelihood:
         """log p(x) of each image in nats (Eq. 1), (N,) on the host; the arguments of `evaluate`."""
         # Eq. 7: the expensive terms, the same for every x, are added to those that depend on x
         expensive = sum(self.log_dets.values())
-        densities = []
-        for _, x, ldj in self._encoded(images, seed, at_once):
-            terms = self._terms(x, ldj)
-            densities.append(self.ops.to_host(sum(terms.values()) + expensive))
+        densities = [
+            self.ops.to_host(sum(self._terms(x, ldj).values()) + expensive)
+            for _, x, ldj in self._encoded(images, seed, at_once)
+        ]
         return np.concatenate(densities)
 
     @_quiet
@@ -191,12 +191,11 @@ class Likelihood:
     ) -> tuple[Array, ...]:
         """All latents of images, device arrays (N, ...) as `sample` takes them; the arguments of
         `evaluate`."""
-        latents = []
-        for _, x, _ in self._encoded(images, seed, at_once):
-            # recompute: caches are not needed here
-            latents.append(
-                self.flow.forward(self.ops, self.params, x, recompute=True)[0]
-            )
+        # recompute: caches are not needed here
+        latents = [
+            self.flow.forward(self.ops, self.params, x, recompute=True)[0]
+            for _, x, _ in self._encoded(images, seed, at_once)
+        ]
         return tuple(map(self.ops.xp.concatenate, zip(*latents, strict=True)))
 
     @_quiet

@@ -123,8 +123,9 @@ def fully_connected(choices: Choices, shape: Shape) -> Flow:
     layers = []
     for index in (1, 2):
         if choices.coordinates != "plain":
-            diagonal = choices.coordinates == "scaled"
-            whiten = Whiten(dimension, diagonal=diagonal, renewed=index == 2)
+            whiten = Whiten(
+                dimension, diagonal=choices.coordinates == "scaled", renewed=index == 2
+            )
             layers.append((f"whiten{index}", whiten))
         layers += [
             (f"dense{index}", dense),
@@ -141,9 +142,9 @@ def vector(choices: Choices, shape: Shape) -> Flow:
     first dense layer starts at the identity, the others at random rotations.
     """
     dimension = math.prod(shape)
-    smooth = choices.activation == "smooth-leaky-relu"
-    spline = RationalQuadraticSpline(choices.bins, bound=4.0)
-    activation = SmoothLeakyReLU(0.3) if smooth else spline
+    activation = RationalQuadraticSpline(choices.bins, bound=4.0)
+    if choices.activation == "smooth-leaky-relu":
+        activation = SmoothLeakyReLU(0.3)
     other = "identity" if choices.init == "identity" else "orthogonal"
     kinds = ["identity", *[other] * choices.depth]
     layers = [("activation0", activation), ("whiten", Whiten(dimension, shrink=True))]
@@ -182,7 +183,6 @@ def convolutional(
     channels = shape[2]
     kernel = choices.inverse_kernel
     kind = "identity" if choices.init == "identity" else "paper"
-    learned = partial(Linear, init_kind=kind, bias_init=choices.bias_init)
     for block in (1, 2, 3):
         for index in (1, 2, 3):
             name = f"conv{block}.{index}"
@@ -193,7 +193,14 @@ def convolutional(
             else:
                 f = Conv2d((3, 3), channels, exact=choices.exact)
                 g = Conv2d((kernel, kernel), channels) if kernel else None  # Eqs. 28-30
-                layers.append((name, learned(f, choices.rule, inverse_map=g)))
+                layer = Linear(
+                    f,
+                    choices.rule,
+                    init_kind=kind,
+                    inverse_map=g,
+                    bias_init=choices.bias_init,
+                )
+                layers.append((name, layer))
             layers.append((f"spline{block}.{index}", RationalQuadraticSpline()))
         layers.append((f"squeeze{block}", Squeeze()))
         channels *= 4

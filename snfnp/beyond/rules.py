@@ -72,10 +72,9 @@ class JacobianPenalty(SelfNormalizing):
             return dx, measured
         ops = ctx.ops
         f, g = maps
-        w = p["W"]
         r = p["R"]
         probes = draw_probes(ops, ctx.key, self.probes, cache["x"])
-        moved = f.apply(ops, w, probes)
+        moved = f.apply(ops, p["W"], probes)
         # e of Eq. 31, whose square has the gradients 2 e (Wν)ᵀ and 2 Rᵀe νᵀ if maps are dense
         e = g.apply(ops, r, moved)
         measured.jacobian_error = ops.linalg.residual(e, probes)

@@ -57,8 +57,12 @@ def check_map(linear_map: Map, shape: Shape, **settings: Any) -> Report:
 
     z = host(linear_map.apply, w, x)
     case.compare("apply", flat(z), rows @ t.T)
-    dx = flat(host(linear_map.adjoint, w, dz))
-    case.compare("adjoint", dx, deltas @ t, deltas @ t.T if mistakable else None)
+    case.compare(
+        "adjoint",
+        flat(host(linear_map.adjoint, w, dz)),
+        deltas @ t,
+        deltas @ t.T if mistakable else None,
+    )
     v = case.rng.standard_normal(w.shape)
     delta, inputs, out = case.put([dz, x, np.full(w.shape, np.nan)], case.dtype)
     slopes = []

@@ -50,8 +50,8 @@ def rho(ops: Ops, f: Map, g: Map, w: Array, r: Array, shape: Shape) -> float:
         new = np.eye(size)
         steps = 0
     else:
-        directions = np.random.default_rng(0).standard_normal((size, _BLOCK))
-        new = np.linalg.qr(directions)[0]
+        rng = np.random.default_rng(0)
+        new = np.linalg.qr(rng.standard_normal((size, _BLOCK)))[0]
         steps = _STEPS
     basis = new
     images = np.empty((size, 0))

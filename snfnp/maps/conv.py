@@ -41,9 +41,10 @@ class Conv2d(Map):
     def __post_init__(self):
         # a size of 0 is refused below, as it is even
         require_sizes(self, 2, 0, kernel=self.kernel)
-        require_whole(self, 1, channels=self.channels)
-        if self.out_channels is not None:
-            require_whole(self, 1, out_channels=self.out_channels)
+        # weight_shape[3] is out_channels, or channels once more
+        require_whole(
+            self, 1, channels=self.channels, out_channels=self.weight_shape[3]
+        )
         kh, kw = self.kernel
         if kh % 2 == 0 or kw % 2 == 0:
             raise UsageError(f"kernel is {kh}x{kw}: height and width must be odd")

@@ -43,7 +43,7 @@ class SelfNormalizing(Rule):
         """Six products instead of nine: the deltas of the likelihood and of the reconstruction
         error are added before the weights' gradients are formed."""
         ops = ctx.ops
-        linalg = ctx.ops.linalg
+        linalg = ops.linalg
         f, g = maps
         w = p["W"]
         r = p["R"]
