@@ -6,18 +6,16 @@ import io
 import math
 import os
 import re
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
-from snfnp.data import load_dataset, load_whole
+from snfnp.data import SPLITS, load_dataset, load_whole, print_to_stderr
 from snfnp.data.table import is_table
 from snfnp.errors import UsageError, printable, suggestion, within_memory
 from snfnp.files import explained, write_atomically
@@ -60,9 +58,8 @@ class Parser(argparse.ArgumentParser):
         parsed.__name__ = kind.__name__  # for argparse's message
         if default is not None:
             help += f" (default: {default})"
-        metavar = VALUES[kind]
         self.add_argument(
-            flag, default=default, help=help, type=parsed, metavar=metavar
+            flag, default=default, help=help, type=parsed, metavar=VALUES[kind]
         )
 
     def seed(self, help: str) -> None:
@@ -129,17 +126,18 @@ def run_parser(prog: str | None, description: str | None, data: bool = True) -> 
 
 def open_run(args: argparse.Namespace) -> LoadedRun:
     """The run that the options of `run_parser` name: a folder, or else weights by their name."""
-    model = imported(args.model)
     shipped = PRETRAINED / args.run
     path = shipped if shipped.exists() and not args.run.exists() else args.run
-    return load_run(path, args.checkpoint, args.backend, flow=model)
+    return load_run(path, args.checkpoint, args.backend, flow=imported(args.model))
 
 
 @contextmanager
 def busy(ops: Ops, parameter: str, count: int) -> Iterator[None]:
     """`within_memory`, with lines on standard error while kernels are compiled."""
-    report = partial(print, file=sys.stderr)
-    with within_memory(ops, parameter, count), compilations_shown(ops, report):
+    with (
+        within_memory(ops, parameter, count),
+        compilations_shown(ops, print_to_stderr),
+    ):
         yield
 
 
@@ -150,7 +148,7 @@ def warnings_in_lines() -> Iterator[None]:
         warnings.simplefilter("always")
         yield
     for line in dict.fromkeys(printable(warning.message) for warning in caught):
-        print(line, file=sys.stderr)
+        print_to_stderr(line)
 
 
 def images_of(
@@ -169,13 +167,10 @@ def images_of(
     if is_table(name) and (args.data or args.drop_incomplete):
         options |= table_options  # another table is read as the run's was
     dataset = load_dataset(name, folder, **options)
-    known = run.folder.data(run.record)["sha256"].get("train")
-    if args.data and dataset.fingerprint("train") != known:
+    if args.data and run.folder.check_same_data(run.record, dataset, ("train",), True):
         # other data, not the run's in another place: their splits are their own
         paths = {
-            part: None
-            for part in ("validation", "test")
-            if os.path.exists(options.get(part) or "")
+            part: None for part in SPLITS if os.path.exists(options.get(part) or "")
         }
         dataset = load_dataset(name, folder, **options | paths)
     allowed = args.data_dir is not None or args.data is not None or run.is_pretrained
