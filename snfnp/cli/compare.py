@@ -14,8 +14,16 @@ from snfnp.training.runs.folder import RunFolder
 _SHOWN = 8  # epochs in the table at most
 _WIDTH = 140  # characters of a line of the legend
 # Options of a run's length and of what computes it, omitted where runs differ.
-_UNNAMED = ("epochs", "eval_every", "checkpoint_every", "backend", "threads", "graph")
-_UNNAMED += ("data_dir", "out")
+_UNNAMED = (
+    "epochs",
+    "eval_every",
+    "checkpoint_every",
+    "backend",
+    "threads",
+    "graph",
+    "data_dir",
+    "out",
+)
 
 
 class ComparedRun(NamedTuple):
@@ -114,11 +122,11 @@ def differences(runs: list[ComparedRun]) -> list[str]:
     return [printable(" ".join(parts)) for parts in options]
 
 
-def common_epochs(runs: Iterable[Iterable[int]], most: int | None = None) -> list[int]:
+def common_epochs(runs: Iterable[Iterable[int]], most: int) -> list[int]:
     """The epochs after which every run was evaluated, given those of each run; at most `most` of
     them, evenly spread, the last one included."""
     common = sorted(set.intersection(*map(set, runs)))
-    count = min(most or len(common), len(common))
+    count = min(most, len(common))
     return [common[(i + 1) * len(common) // count - 1] for i in range(count)]
 
 

@@ -1,5 +1,6 @@
 """Draw samples from a run and write them as a picture, as an array or as a table."""
 
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -51,11 +52,14 @@ def main(argv: list[str], prog: str | None = None) -> None:
         check_file(args.out, "out", (*plots.SUFFIXES, *_TABLES))
 
     run = open_run(args)
-    out = _destination(run, args.out, args.inverse, args.count)
+    out = _destination(run, args)
     with busy(run.ops, "count", args.count), warnings_in_lines():
-        exact = args.inverse == "exact"
         samples = run.likelihood.sample(
-            args.count, args.seed, args.temperature, exact, at_once=_AT_ONCE
+            args.count,
+            args.seed,
+            args.temperature,
+            args.inverse == "exact",
+            at_once=_AT_ONCE,
         )
     suffix = out.suffix.lower()
     if suffix == _ARRAY:
@@ -69,20 +73,20 @@ def main(argv: list[str], prog: str | None = None) -> None:
     print(printable(out))
 
 
-def _destination(run: LoadedRun, out: Path | None, inverse: str, count: int) -> Path:
-    """The file for `count` samples: an array, or of images a picture, or of rows a table. Its
+def _destination(run: LoadedRun, args: Namespace) -> Path:
+    """The file for the samples: an array, or of images a picture, or of rows a table. Its
     suffix and the size of a picture are checked."""
     of_rows = len(run.image_shape) == 1
-    name = f"sample-{inverse}{_ARRAY if of_rows else '.png'}"
+    name = f"sample-{args.inverse}{_ARRAY if of_rows else '.png'}"
     # A pretrained run's folder is the package's: its samples go into the current folder.
     pretrained = Path(f"{run.folder.path.name}-{name}")
-    out = out or (pretrained if run.is_pretrained else run.folder.path / name)
+    out = args.out or (pretrained if run.is_pretrained else run.folder.path / name)
     check_file(out, "out", _TABLES if of_rows else (_ARRAY, *plots.SUFFIXES))
     if not of_rows and out.suffix.lower() != _ARRAY:
-        height, width = plots.grid_size(count, run.image_shape)
+        height, width = plots.grid_size(args.count, run.image_shape)
         if max(height, width) > plots.LONGEST:
             raise UsageError(
-                f"{count} images would be a picture of {width:,} x {height:,} pixels: ask for "
+                f"{args.count} images would be a picture of {width:,} x {height:,} pixels: ask for "
                 "fewer, or for `out=PATH.npy`"
             )
     return out
