@@ -28,8 +28,10 @@ __all__ = [
     "Dataset",
     "load_dataset",
     "require_dataset",
+    "HELD_OUT",
+    "load_whole",
+    "own_data",
 ]
-__all__ += ["HELD_OUT", "load_whole", "own_data"]
 Names = tuple[str, ...] | None  # of the columns of a table
 
 # {name: a function (data_dir or None, report) -> Dataset}
@@ -91,18 +93,14 @@ def load_dataset(
             f"load_dataset takes a name or a path, and got a {type(path).__name__}: give arrays to "
             "snfnp.fit or snfnp.Dataset"
         )
-    known = path in LOADERS
-    if (
-        data_dir is not None
-        and path not in PUBLISHED
-        and (known or os.path.lexists(path))
-    ):
-        raise UsageError(
-            f"`data_dir={data_dir}` is for published data sets, and {path} is none: leave it out"
-        )
-    if known:
-        return LOADERS[path](data_dir, report)
-    if os.path.lexists(path):
+    if path in LOADERS or os.path.lexists(path):
+        if data_dir is not None and path not in PUBLISHED:
+            raise UsageError(
+                f"`data_dir={data_dir}` is for published data sets, and {path} is none: leave it "
+                "out"
+            )
+        if path in LOADERS:
+            return LOADERS[path](data_dir, report)
         return own_data(path, validation, test, seed, report, **table)
     if os.path.splitext(path)[1] or os.path.basename(path) != path:
         raise UsageError(f"no such file: {path}: give the path of your data (`data`)")
@@ -141,10 +139,7 @@ def own_data(
         name = Path(source).stem
         shown = printable(source)
     fractions: dict[str, float] = {}
-    for split, value in (
-        ("validation", _as_text(validation)),
-        ("test", _as_text(test)),
-    ):
+    for split, value in (("validation", validation), ("test", test)):
         if split in splits:
             if value is not None:
                 raise UsageError(
@@ -154,7 +149,7 @@ def own_data(
         try:
             fraction = float(HELD_OUT if value is None else value)
         except (ValueError, TypeError):
-            splits[split] = _chosen(value, split, columns, report, table)
+            splits[split] = _chosen(_as_text(value), split, columns, report, table)
             continue
         if not 0 < fraction < 1:
             raise UsageError(
@@ -244,11 +239,9 @@ def _read(
             raise UsageError(
                 f"`{option}` is for tables, and {source} is none: leave it out"
             )
-    required = {
-        split: _required(array, f"{source} ({split})")
-        for split, array in splits.items()
-    }
-    return required, columns
+    for split, array in splits.items():
+        splits[split] = _required(array, f"{source} ({split})")
+    return splits, columns
 
 
 def _archive(path: str) -> dict[str, np.ndarray]:

@@ -123,8 +123,7 @@ class Published:
             raise SnfnpError(f"{error}{remedy}") from error
 
     def _read(self, files: dict[str, Path], source: str) -> Dataset:
-        images = self.read(self, files)
-        splits = np.split(images, np.cumsum(self.counts[:-1]))
+        splits = np.split(self.read(self, files), np.cumsum(self.counts[:-1]))
         return Dataset(self.name, *splits, source=source)
 
     def _read_from(self, option: str, root: Path) -> Dataset:
@@ -220,10 +219,10 @@ def _mnist(published: Published, files: dict[str, Path]) -> np.ndarray:
             stream = gzip.GzipFile(fileobj=file) if compressed else file
             content = stream.read(most)  # a limit for damaged files
             digest = hashlib.sha256(content).hexdigest()
-            title, published_name = _KNOWN.get(digest, ("no published data set", ""))
-            if (title, published_name) != (published.title, name):
+            known = _KNOWN.get(digest, ("no published data set", ""))
+            if known != (published.title, name):
                 raise ValueError(
-                    f"it is a file of {title}, not {published.title}'s {name}"
+                    f"it is a file of {known[0]}, not {published.title}'s {name}"
                 )
         images.append(_images(content))
     return np.concatenate(images)

@@ -136,7 +136,7 @@ def _text(path: Path) -> str:
             content = gzip.GzipFile(fileobj=file).read(_MOST + 1)
             if len(content) > _MOST:
                 raise UsageError(
-                    f"{printable(str(path))} has more than {_MOST:,} bytes of text: decompress it"
+                    f"{printable(path)} has more than {_MOST:,} bytes of text: decompress it"
                 )
         else:
             content = file.read()
@@ -146,7 +146,7 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise UsageError(
-            f"{printable(str(path))}, line {line}: it is not UTF-8 text: save it as UTF-8"
+            f"{printable(path)}, line {line}: it is not UTF-8 text: save it as UTF-8"
         ) from None
 
 
@@ -253,16 +253,11 @@ def _has_names(
 ) -> bool:
     """True if the first row has names: a cell is text above a number, or none is a number,
     nor all are gaps."""
+    texts = [cell for cell in first if not (number(cell) or cell.lower() in INCOMPLETE)]
     for cell, below in zip(first, second, strict=False):
-        text = (
-            not number(cell)
-            and cell.lower() not in INCOMPLETE
-            and any(map(str.isalpha, cell))
-        )
-        if text and number(below):
+        if cell in texts and any(map(str.isalpha, cell)) and number(below):
             return True
-    gaps = all(cell.lower() in INCOMPLETE for cell in first)
-    return not (gaps or any(map(number, first)))
+    return bool(texts) and not any(map(number, first))
 
 
 def _has_decimal_commas(content: str, delimiter: str) -> bool:

@@ -67,13 +67,13 @@ def find_steps(rows: np.ndarray) -> np.ndarray:
     for index, column in enumerate(looked_at.T):
         step, _, fills = _step(column)
         alike = np.ptp(column) == 0  # it may be a spike of the whole column
-        if not (alike or (step and (fills or _step(distinct[:, index])[0]))):
-            continue
-        column = rows[:, index]
-        step, origin, _ = _step(column)
-        if step:
-            ends = (np.array([column.min(), column.max()]) - origin) / step
-            lattice[:, index] = step, origin, *np.trunc(ends + np.sign(ends) * 2 * _OFF)
+        if alike or step and (fills or _step(distinct[:, index])[0]):
+            column = rows[:, index]
+            step, origin, _ = _step(column)
+            if step:
+                ends = (np.array([column.min(), column.max()]) - origin) / step
+                ends = np.trunc(ends + np.sign(ends) * 2 * _OFF)
+                lattice[:, index] = step, origin, *ends
     return lattice
 
 
