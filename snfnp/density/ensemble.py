@@ -85,13 +85,12 @@ class MixtureMember:
     mixture: Mixture
 
     def log_prob(self, rows: np.ndarray) -> np.ndarray:
-        spread = np.array(self.preprocess.spread)
-        z = (rows - np.array(self.preprocess.mean)) / spread
-        return self.mixture.log_prob(z) - np.log(spread).sum()
+        z = (rows - self.preprocess.mean) / self.preprocess.spread
+        return self.mixture.log_prob(z) - np.log(self.preprocess.spread).sum()
 
     def sample(self, count: int, rng: Generator, exact: bool) -> np.ndarray:
         z = self.mixture.sample(count, rng)
-        return np.array(self.preprocess.mean) + np.array(self.preprocess.spread) * z
+        return z * self.preprocess.spread + self.preprocess.mean
 
 
 @dataclass(frozen=True)
@@ -171,14 +170,15 @@ class Fit:
     def ensemble(self) -> Ensemble:
         """The average; within a candidate, all members have equal weights."""
         ops = get_ops(self.config.backend)
-        weights: list[float] = []
-        members: list[FlowMember | MixtureMember] = []
-        for candidate, weight in self.kept:
-            for member in candidate.members:
-                weights.append(weight / len(candidate.members))
-                members.append(
-                    MixtureMember(self.preprocess, member)
-                    if isinstance(member, Mixture)
-                    else FlowMember(ops, self.flow, member)
-                )
-        return Ensemble(np.array(weights), tuple(members), self.preprocess)
+        pairs = [
+            (
+                weight / len(candidate.members),
+                MixtureMember(self.preprocess, member)
+                if isinstance(member, Mixture)
+                else FlowMember(ops, self.flow, member),
+            )
+            for candidate, weight in self.kept
+            for member in candidate.members
+        ]
+        weights, members = zip(*pairs, strict=True)
+        return Ensemble(np.array(weights), members, self.preprocess)

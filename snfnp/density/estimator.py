@@ -118,11 +118,10 @@ class FlowDensity(Options):
         return self
 
     def __repr__(self) -> str:
-        parameters = inspect.signature(type(self)).parameters
         changed = [
-            f"{name}={value!r}"
-            for name, value in self.get_params().items()
-            if repr(value) != repr(parameters[name].default)
+            f"{name}={getattr(self, name)!r}"
+            for name, parameter in inspect.signature(type(self)).parameters.items()
+            if repr(getattr(self, name)) != repr(parameter.default)
         ]
         return f"{type(self).__name__}({', '.join(changed)})"
 
@@ -286,7 +285,6 @@ class FlowDensity(Options):
 
     def save(self, path: str | Path) -> None:
         """Write the estimator to a file, atomically: numbers and text alone."""
-        _ = self._fitted
         files.save(self, Path(path))
 
     @classmethod

@@ -26,9 +26,9 @@ _LARGEST = 2.0**80
 
 def save(density: Any, path: Path) -> None:
     """Write atomically. Raises SnfnpError for a path that cannot be written."""
+    fit = density._fitted
     if path.exists() and not path.is_file():
         raise UsageError(f"{path} is no regular file: give another path")
-    fit = density._fitted
     arrays: dict[str, dict[str, np.ndarray]] = {}
     candidates: list[list[Any]] = []
     best = replace(fit.best, members=fit.best.members[:1])

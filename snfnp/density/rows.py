@@ -90,17 +90,17 @@ def check_names(X: Any, expected: np.ndarray | None) -> None:
     """Compare the names of X's columns with those that were fitted, as scikit-learn does: raises
     ValueError for others, or for another order; warns if only one side has names."""
     names = names_of(X)
-    if names is not None and expected is None:
+    if names is expected is None:
+        return
+    if names is None or expected is None:
         warnings.warn(
-            "X has feature names, but FlowDensity was fitted without feature names",
+            "X does not have valid feature names, but FlowDensity was fitted with feature names"
+            if names is None
+            else "X has feature names, but FlowDensity was fitted without feature names",
             stacklevel=5,
         )
-    if names is None and expected is not None:
-        warnings.warn(
-            "X does not have valid feature names, but FlowDensity was fitted with feature names",
-            stacklevel=5,
-        )
-    if names is None or expected is None or list(names) == list(expected):
+        return
+    if list(names) == list(expected):
         return
     message = "The feature names should match those that were passed during fit.\n"
     unseen = sorted(set(names) - set(expected))
