@@ -160,16 +160,16 @@ def picture(
     path: Path,
     title: str,
     size: tuple[float, float],
-    layout: Any = "constrained",
-    bbox_inches: str | None = None,
+    tight: bool = False,
 ) -> Iterator[Figure]:
-    """A figure under its title, which is saved at the end. layout, bbox_inches: of Matplotlib."""
+    """A figure under its title, which is saved at the end. tight: without the margins that square
+    panels leave."""
     with _defaults():
-        figure = Figure(figsize=size, layout=layout)
+        figure = Figure(figsize=size, layout=None if tight else "constrained")
         yield figure
         if title:
             figure.suptitle(plain(title))
-        if layout is None:
+        if tight:
             figure.tight_layout()
         suffix = path.suffix[1:].lower()
         # no date: the same figure has the same bytes
@@ -178,7 +178,7 @@ def picture(
             figure.savefig,
             format=suffix,
             dpi=_DPI,
-            bbox_inches=bbox_inches,
+            bbox_inches="tight" if tight else None,
             metadata=undated,
         )
         write_by(path, save)
@@ -227,8 +227,7 @@ def save_samples(path: Path, panels: dict[str, np.ndarray], title: str) -> None:
     grow = max(1.0, height / _PANEL, width / _PANEL)
     inches = 0.6 + 4.6 * min(1, height / width)
     size = (4.6 * len(panels) * grow, inches * grow)
-    # square panels leave a margin below them
-    with picture(path, title, size, layout=None, bbox_inches="tight") as figure:
+    with picture(path, title, size, tight=True) as figure:
         axes = figure.subplots(1, len(panels), squeeze=False)
         for axis, (name, grid) in zip(axes[0], grids.items(), strict=True):
             axis.imshow(grid, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
@@ -237,7 +236,7 @@ def save_samples(path: Path, panels: dict[str, np.ndarray], title: str) -> None:
 
 
 def save_view(
-    path: Path, view: View, title: str, columns: Sequence[str] | None = None
+    path: Path, view: View, title: str, columns: Sequence[str] | None
 ) -> None:
     """A flow of 2-D data: density, samples, the bent grid, and the data as latents. columns: the
     names of the two axes."""

@@ -22,7 +22,7 @@ from snfnp.training.loop import Session, train_session
 from snfnp.training.options import TrainConfig
 from snfnp.training.progress import Callbacks, Report
 from snfnp.training.runs.folder import RunFolder, default_folder
-from snfnp.training.runs.load import LoadedRun, check_same_flow, load_run
+from snfnp.training.runs.load import LoadedRun, load_run, recorded_flow
 
 if TYPE_CHECKING:
     from snfnp.training.options.keywords import Changes, Options
@@ -88,9 +88,7 @@ def resumed(
         name = None if "data" in changes else recorded
         config, dataset = _prepared(config, dataset, name)
         folder.check_same_data(record, dataset)
-        data = folder.data(record)
-        flow = config.build_flow(data["shape"], data["moments"])
-        check_same_flow(folder, record, flow)
+        flow = recorded_flow(folder, record, config)
         checkpoint = "best" if rollback else "last"
         yield Session(config, dataset, ops, flow, folder, checkpoint, [])
 

@@ -74,7 +74,7 @@ class RunFolder:
     def check_unused(self) -> None:
         """Raises UsageError if the folder holds more than a failed start leaves."""
         failed = {"config.json", "run.lock"}
-        for name in {file.name for file in self.path.iterdir()} - failed:
+        for name in set(os.listdir(self.path)) - failed:
             if not name.endswith(PARTIAL):
                 raise UsageError(
                     f"{self.path} exists and holds {name}: choose another folder (`out`), or go on "

@@ -77,8 +77,12 @@ def environment(ops: Ops) -> Json:
     }
 
 
-def check_same_flow(folder: RunFolder, record: Json, flow: Flow) -> None:
-    """Raises UsageError if a flow is not the one that a config.json describes."""
+def recorded_flow(folder: RunFolder, record: Json, config: TrainConfig) -> Flow:
+    """The flow of a configuration, for the data of a config.json. Raises UsageError if it is not
+    the one that this describes."""
+    data = folder.data(record)
+    moments = data["moments"]
+    flow = config.build_flow(data["shape"], moments)
     model: Any = record.get("model")
     described = model.get("flow") if isinstance(model, dict) else None
     if not (isinstance(described, dict) and "class" in described):
@@ -86,7 +90,6 @@ def check_same_flow(folder: RunFolder, record: Json, flow: Flow) -> None:
             f"{folder.path} has no description of its flow, as those of earlier versions: "
             "train it again"
         )
-    moments = folder.data(record)["moments"]
     if "preprocess" not in described and moments is not None:
         preprocess = Standardise(*map(tuple, moments.tolist()))
         described = {"preprocess": describe(preprocess, LISTED), **described}
@@ -95,6 +98,7 @@ def check_same_flow(folder: RunFolder, record: Json, flow: Flow) -> None:
             f"{folder.path}: its model has changed since it was trained ({difference}): "
             "restore the code that builds it, or start a new run"
         )
+    return flow
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,9 +200,7 @@ def load_run(
         )
     config = TrainConfig.from_dict(record["config"]).with_model(flow)
     ops = ops or get_ops(backend or config.backend)
-    data = folder.data(record)
-    flow = config.build_flow(data["shape"], data["moments"])
-    check_same_flow(folder, record, flow)
+    flow = recorded_flow(folder, record, config)
     saved = load_checkpoint(files[checkpoint], flow.layout, record)
     config = config.with_optimiser_of(saved.record["config"])
     return LoadedRun(folder, record, config, ops, flow, flow.layout, saved)
