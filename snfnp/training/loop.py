@@ -128,16 +128,17 @@ class RunLoop:
         if progress.step == progress.steps and self.trainer.log.sums[-1]:
             return self.evaluate()  # `epochs` is now those that were done
         ends = False
-        trainings = [(self.trainer, self.batches)]
         patience = self.config.patience or math.inf
         for step in take_steps(
-            trainings, progress.steps, lambda: progress.worse < patience, self._timed
+            [(self.trainer, self.batches)],
+            progress.steps,
+            lambda: progress.worse < patience,
+            self._timed,
         ):
             progress.step = step
             ends = self.after_step() or ends
-            epoch_ends = step % progress.steps_per_epoch == 0
             due = step == progress.steps or step % self.every == 0
-            if due or ends and epoch_ends:
+            if due or ends and step % progress.steps_per_epoch == 0:
                 self.synchronise()
                 if self.evaluate() or ends:
                     return True
@@ -206,22 +207,19 @@ class RunLoop:
         except BaseException:
             self.save(self.folder.last)
             raise
-        return any(
-            isinstance(each, (bool, np.bool_)) and bool(each) for each in results
-        )
+        return any(isinstance(each, (bool, np.bool_)) and each for each in results)
 
     def save_requested(self, evaluated: bool) -> None:
         """After a step and its evaluation, save what is due or asked for."""
         last = self.folder.last
-        step = self.progress.step
         stop = self.signals.stop  # once, since a signal may come at any time
         if not evaluated and (stop or self.checkpoints.due()):
             self.save(last)
         if stop:
             out = shlex.quote(str(self.folder.path))
             self.report(
-                f"interrupted at step {step}: everything is in {last}; go on with `resume` "
-                f"`out={out}` (snfnp.resume)"
+                f"interrupted at step {self.progress.step}: everything is in {last}; go on with "
+                f"`resume` `out={out}` (snfnp.resume)"
             )
             raise KeyboardInterrupt
 
@@ -270,12 +268,12 @@ class RunLoop:
                 f"{dataset.true_nll:.4f} nats: the flow is {above:.4f} above it"
             )
         latest: Any = self.latest
-        is_past = (
+        if (
             latest
             and latest.epoch > _OVERFITTING * best.epoch
             and latest.nll > best.nll
-        )
-        if is_past and not dataset.of_images:
+            and not dataset.of_images
+        ):
             self.report(
                 f"overfitting since epoch {best.epoch} ({best.nll:.{places}f} → "
                 f"{latest.nll:.{places}f} nats): the best checkpoint is kept"
@@ -353,6 +351,8 @@ def _introduction(session: Session, trainer: Trainer) -> str:
             "`warmup_epochs`"
         )
     error = _ERROR if trainer.flow.learned_inverses() else ""
-    lines.append(f"run folder {session.folder.path}")
-    lines.append(f"in the lines below: * the best so far{error}")
+    lines += [
+        f"run folder {session.folder.path}",
+        f"in the lines below: * the best so far{error}",
+    ]
     return "\n".join(lines)

@@ -162,13 +162,13 @@ class TrainConfig(
             image_shape: (H, W, C) of images, or (D,) of rows.
             moments: mean and standard deviation of the training rows.
         """
-        if len(image_shape) == 1 and (self.augment or not self.preset.takes_rows):
-            option = "`augment`" if self.augment else f"`model={self.model_name}`"
-            fits = groups.presets_with(lambda preset: preset.takes_rows)
-            advice = "leave it out" if self.augment else f"choose {fits}"
-            raise UsageError(
-                f"{option} needs images, found rows of {image_shape[0]} numbers: {advice}"
-            )
+        if len(image_shape) == 1:
+            found = f"needs images, found rows of {image_shape[0]} numbers"
+            if self.augment:
+                raise UsageError(f"`augment` {found}: leave it out")
+            if not self.preset.takes_rows:
+                fits = groups.presets_with(lambda preset: preset.takes_rows)
+                raise UsageError(f"`model={self.model_name}` {found}: choose {fits}")
         exact = "dense" if self.gradient == "exact-dense" else "block"
         names = {each.name for each in fields(Choices)} - {"rule", "exact"}
         choices = Choices(
@@ -181,8 +181,10 @@ class TrainConfig(
                 f"`gradient={self.gradient}` is not that of the layers of {self.model_name}: "
                 f"choose {other}"
             )
-        rules = [layer.rule for layer, _ in flow.learned_inverses().values()]
-        if any(hasattr(rule, "perturb") and rule != self.rule for rule in rules):
+        if any(
+            hasattr(layer.rule, "perturb") and layer.rule != self.rule
+            for layer, _ in flow.learned_inverses().values()
+        ):
             raise UsageError(
                 f"{self.model_name} has a variational rule, whose noise and λ are options: let "
                 "build(shape, choices) take choices.rule, with `objective=variational`"
@@ -403,7 +405,7 @@ def _naming_unknown_options(init: Callable[..., None]) -> Callable[..., None]:
 TrainConfig.__init__ = _naming_unknown_options(TrainConfig.__init__)
 
 
-def help_of(option: Option, default: Any = None) -> str:
+def help_of(option: Option, default: Any) -> str:
     """An option's line of `--help`: its own, what it needs, and its default (or a script's)."""
     relation = RELATIONS[option.name]
     text = option.help

@@ -72,9 +72,10 @@ _RECIPE = Need(
 )
 
 
-def _size(name: str) -> Relation:
+def _size(name: str, *others: Need) -> Relation:
+    """The relation of an option of the preset's size, with other needs."""
     need = _preset_needs(lambda preset: name in preset.size)
-    return Relation((need,), lambda c: c.preset.size.get(name))
+    return Relation((need, *others), lambda c: c.preset.size.get(name))
 
 
 def _only(need: Need, value: Any, words: str = "") -> Relation:
@@ -165,9 +166,7 @@ _EXACT = presets_with(lambda preset: preset.gradients[0] == "exact").replace(
 
 _RELATIONS = {
     **{name: _size(name) for name in ("levels", "depth", "width", "kernel")},
-    "bins": Relation(
-        (*_size("bins").needs, _is("activation", "spline")), _size("bins").fill
-    ),
+    "bins": _size("bins", _is("activation", "spline")),
     "activation": _only(_preset_needs(lambda preset: "bins" in preset.size), "spline"),
     "inverse_kernel": Relation(
         (_preset_needs(lambda preset: preset.has_inverse_kernel), LEARNS),
@@ -199,7 +198,8 @@ _RELATIONS = {
     # ln λ moves at first by about C − κ per step, for the C relative to a typical ‖h‖² of 10⁴
     "lambda_rate": _constraint(1.0, 1e-4),
     "lambda_smoothing": _only(_GECO, 0.99),
-    **{name: _preset(name) for name in ("lr_schedule", "batch_size")},
+    "lr_schedule": _preset("lr_schedule"),
+    "batch_size": _preset("batch_size"),
     "lr": _LR._replace(
         words=f"{_LR.words}; its own times √(steps / N) below N = "
         f"{by_preset(lambda preset: preset.whole_rate)} steps, and on colours down to 1/√3 above "
