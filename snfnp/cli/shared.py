@@ -169,10 +169,10 @@ def images_of(
     dataset = load_dataset(name, folder, **options)
     if args.data and run.folder.check_same_data(run.record, dataset, ("train",), True):
         # other data, not the run's in another place: their splits are their own
-        paths = {
+        options |= {
             part: None for part in SPLITS if os.path.exists(options.get(part) or "")
         }
-        dataset = load_dataset(name, folder, **options | paths)
+        dataset = load_dataset(name, folder, **options)
     allowed = args.data_dir is not None or args.data is not None or run.is_pretrained
     if line := run.folder.check_same_data(run.record, dataset, (split,), allowed):
         print(line)

@@ -299,11 +299,11 @@ def _draw_view(figure: Figure, view: View, last: View, **ticks: Any) -> None:
     ):
         axis.scatter(*points.T, **_DOTS, color=_INK, label="data")
         axis.set(xlim=view.extent[:2], ylim=view.extent[2:])
-    both = len(view.samples) > 1
     for index, (name, points) in enumerate(view.samples.items()):
         color = f"C{index}"
         marks = {**_DOTS, "color": color}
-        if both and name == "learned":  # rings: exact samples would hide dots
+        # rings: exact samples would hide dots
+        if len(view.samples) > 1 and name == "learned":
             marks = {**_RINGS, "edgecolors": color}
         samples.scatter(*points.T, **marks, label=f"{name} inverse")
     samples.set_title("samples, of the same latents")

@@ -58,9 +58,13 @@ class Record:
         known = {
             entry.name: line[entry.name] for entry in fields(cls) if entry.name in line
         }
-        bits = line.get("validation_bits_per_dimension")
-        nll = line["validation_nll_nats"]
-        return cls(steps=steps, **known, nll=nll, bits_per_dimension=bits, figures=line)
+        return cls(
+            steps=steps,
+            **known,
+            nll=line["validation_nll_nats"],
+            bits_per_dimension=line.get("validation_bits_per_dimension"),
+            figures=line,
+        )
 
 
 Callbacks = Iterable[Callable[[Record], Any]] | None

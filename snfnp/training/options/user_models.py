@@ -120,20 +120,6 @@ def check_known(model: Any) -> None:
         _missing(model)
 
 
-def check_flow(flow: Any, shape: Shape, name: str) -> Flow:
-    """A flow for data of that shape, as it is. Raises UsageError for anything else."""
-    if not isinstance(flow, Flow):
-        raise UsageError(
-            f"{name}: the function returned a {type(flow).__name__}; let it return a snfnp.Flow"
-        )
-    if (expected := flow.image_shape or flow.shape) != shape:
-        raise UsageError(
-            f"{name}: it is for data of shape {expected}, found {shape}; give both the same "
-            "(image_shape=)"
-        )
-    return flow
-
-
 def _missing(model: str) -> Any:
     if ":" in model:
         raise UsageError(
@@ -163,10 +149,20 @@ def _preset(name: str, build: Any, **settings: Any) -> Preset:
     def built(choices: Choices, shape: Shape) -> Flow:
         arguments = {"shape": shape, "choices": choices}
         flow: Any = build(**{key: arguments[key] for key in taken})
-        return check_flow(flow, shape, name)
+        if not isinstance(flow, Flow):
+            raise UsageError(
+                f"{name}: the function returned a {type(flow).__name__}; let it return a snfnp.Flow"
+            )
+        if (expected := flow.image_shape or flow.shape) != shape:
+            raise UsageError(
+                f"{name}: it is for data of shape {expected}, found {shape}; give both the same "
+                "(image_shape=)"
+            )
+        return flow
 
     takes_choices = "choices" in taken
-    usual = {
+    usual: Any = {
+        "summary": "one's own",
         "gradients": ("self-normalizing", "exact"),
         "takes_rows": True,
         "takes_choices": takes_choices,
@@ -177,4 +173,4 @@ def _preset(name: str, build: Any, **settings: Any) -> Preset:
             if takes_choices or option != "objective"
         },
     }
-    return Preset(built, **{"summary": "one's own", **usual, **settings})
+    return Preset(built, **usual | settings)

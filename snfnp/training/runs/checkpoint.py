@@ -173,9 +173,7 @@ def _restored(path: Path, layout: Layout, tensors: dict[str, np.ndarray]) -> Che
         )
     (dtype,) = dtypes
     moved = layout.optimised.size if has_moments else 0
-    p = np.zeros(layout.size, dtype)
-    m = np.zeros(moved, dtype)
-    v = np.zeros(moved, dtype)
+    p, m, v = (np.zeros(size, dtype) for size in (layout.size, moved, moved))
     checkpoint = Checkpoint(layout, p, m, v, 0, state=states)
     for key, (name, entry) in locations.items():
         entry.view(getattr(checkpoint, name))[...] = tensors[key]
