@@ -46,7 +46,9 @@ def checked(X: Any) -> np.ndarray:
             try:
                 column.astype(np.float64)
             except (TypeError, ValueError):  # of pandas.NA, say
-                raise ValueError(
+                # scikit-learn expects a TypeError for what is no number at all
+                kind = TypeError if isinstance(error, TypeError) else ValueError
+                raise kind(
                     f"{error}: {label} has text or gaps: leave it out, fill it in, or give a "
                     "column of 0 and 1 for each category"
                 ) from None
