@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partialmethod
+from functools import partial, partialmethod
 from operator import attrgetter, methodcaller
 
 import numpy as np
@@ -110,13 +110,12 @@ CONVOLUTIONS = [
     ((1, 1, 1, 1), (3, 3), 1),
     ((1, 5, 3, 2), (5, 3), 3),
     ((11, 4, 7, 3), (3, 3), 5),
-]
-CONVOLUTIONS += [
     ((17, 2, 2, 4), (2, 2), 9),
     ((6, 28, 28, 1), (3, 3), 6),
     ((3, 5, 7, 2), (1, 1), 4),
+    ((13, 5, 4, 72), (3, 3), 2),
+    ((16, 8, 8, 16), (3, 3), 16),
 ]
-CONVOLUTIONS += [((13, 5, 4, 72), (3, 3), 2), ((16, 8, 8, 16), (3, 3), 16)]
 
 
 def convolution_shapes(draw):
@@ -262,20 +261,27 @@ _GUARD = 64  # cells on both sides of an array
 
 def disagreeing(call):
     """(what, the call with one of its arrays in another shape or precision), for every array."""
+    for where, array, with_other in _arrays(call):
+        for what, other in _others(array) if array.ndim else ():
+            yield f"{what}, {where}", with_other(other)
+
+
+def _arrays(call):
+    """(which, the array, a function: the call with another in its place), for every array."""
+
+    def with_other(position, index, other):
+        argument = call.args[position]
+        if isinstance(argument, tuple):
+            other = (*argument[:index], other, *argument[index + 1 :])
+        args = (*call.args[:position], other, *call.args[position + 1 :])
+        return replace(call, args=args)
+
     for position, argument in enumerate(call.args):
-        several = isinstance(argument, tuple)
-        for index, array in enumerate(argument if several else (argument,)):
-            if isinstance(array, np.ndarray) and array.ndim:
-                for what, other in _others(array):
-                    changed = several and (
-                        *argument[:index],
-                        other,
-                        *argument[index + 1 :],
-                    )
-                    args = list(call.args)
-                    args[position] = changed if several else other
-                    name = f"{what}, array {index} of argument {position}"
-                    yield name, replace(call, args=tuple(args))
+        arrays = argument if isinstance(argument, tuple) else (argument,)
+        for index, array in enumerate(arrays):
+            if isinstance(array, np.ndarray):
+                where = f"array {index} of argument {position}"
+                yield where, array, partial(with_other, position, index)
 
 
 def _others(array):
@@ -370,18 +376,11 @@ def assert_nan_spreads_as_defined(ops, name, call, put=copied, wider=()):
 
 def _spoilt(call):
     """(which array, the call with one NaN in it) for every array of the arguments."""
-    for position, argument in enumerate(call.args):
-        several = isinstance(argument, tuple)
-        for index, array in enumerate(argument if several else (argument,)):
-            if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-                continue
+    for where, array, with_other in _arrays(call):
+        if array.dtype.kind == "f":
             array = array.copy()
             array.reshape(-1)[array.size // 2] = np.nan
-            changed = (
-                (*argument[:index], array, *argument[index + 1 :]) if several else array
-            )
-            args = (*call.args[:position], changed, *call.args[position + 1 :])
-            yield f"array {index} of argument {position}", replace(call, args=args)
+            yield where, with_other(array)
 
 
 def overridden(groups: dict[str, type]) -> set[str]:
