@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import conftest
 import numpy as np
 import pytest
+from support.arrays import normal
 from support.processes import python
 
 from snfnp.cli import train
@@ -274,7 +275,7 @@ def test_the_files_from_a_command_to_eq_15_are_those_of_the_page(
         return backward(rule, *arguments, **named)
 
     monkeypatch.setattr(SelfNormalizing, "backward", noted)
-    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(40, 2)))
+    np.save(tmp_path / "rows.npy", normal(40, 2))
     options = [
         "--epochs",
         "1",

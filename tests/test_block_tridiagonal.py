@@ -8,7 +8,7 @@ import threadpoolctl
 from numpy import linalg
 from numpy.random import default_rng
 from numpy.testing import assert_allclose, assert_array_equal
-from support.arrays import assert_near
+from support.arrays import assert_near, normal, orthogonal, with_gains
 
 from snfnp.errors import SingularMatrixError
 from snfnp.gradcheck import as_matrix
@@ -27,7 +27,7 @@ def kernel(size, channels, gain):
     """Dirac plus Xavier normal noise (A.3), (kH, kW, C, C)."""
     height, width = size
     noise = math.sqrt(2 / (2 * height * width * channels))
-    w = gain * noise * default_rng(0).standard_normal((*size, channels, channels))
+    w = gain * noise * normal(*size, channels, channels)
     w[height // 2, width // 2] += np.eye(channels)
     return w
 
@@ -41,7 +41,7 @@ def of_the_matrix(w):
 
 
 def images(shape):
-    return default_rng(1).standard_normal((3, *shape))
+    return normal(3, *shape, seed=1)
 
 
 def assert_equals_dense(ops, w, shape, rtol=1e-10):
@@ -150,7 +150,7 @@ def nearly_singular_diagonal(delta, channels=3):
     random one: the rows above and below a pixel's decide its value."""
     rng = default_rng(1)
     w = 0.05 * rng.standard_normal((3, 3, channels, channels))
-    w[[0, 2], 1] += linalg.qr(rng.standard_normal((channels, channels)))[0]
+    w[[0, 2], 1] += orthogonal(rng, channels)
     w[1] = delta * rng.standard_normal((3, channels, channels))
     return w
 
@@ -247,7 +247,7 @@ def test_the_gradient_of_images_of_any_height(ops):
     counts: one, two, three …"""
     for channels, heights in ((1, range(2, 31)), (2, (28, 30))):
         w = Conv2d((3, 3), channels).identity()
-        w += 0.01 * default_rng(3).standard_normal(w.shape)
+        w += 0.01 * normal(*w.shape, seed=3)
         for height in heights:
             block = BlockLU.of(ops, w, (height, 2, channels))
             expected = of_the_matrix(w).log_det_grad(ops, w, (height, 2, channels))
@@ -273,10 +273,18 @@ def convolutions(rng):
 
 
 def written_out(f, g, w, r, shape):
-    """I − T(R) T(W), a matrix."""
-    w = as_matrix(f, OPS, w, shape)
-    r = as_matrix(g, OPS, r, shape)
-    return np.eye(len(w)) - r @ w
+    """I − T(R) T(W), a matrix, in extended precision, which is rounded once."""
+    w, r = (
+        as_matrix(*each, shape).astype(np.longdouble)
+        for each in ((f, OPS, w), (g, OPS, r))
+    )
+    return (np.eye(len(w)) - r @ w).astype(np.float64)
+
+
+def dense_rho(w, r):
+    """ρ of dense matrices."""
+    dense = Dense(len(w))
+    return contraction.rho(OPS, dense, dense, w, r, (len(w),))
 
 
 def test_error_and_its_adjoint_are_the_matrix_and_its_transpose():
@@ -296,30 +304,18 @@ def test_rho_of_a_large_matrix_is_from_below_and_close(rho):
     """Also where the largest gains lie close to each other: here 200 on a line."""
     rng = default_rng(2)
     w = np.eye(200) + 0.2 * rng.standard_normal((200, 200))
-    left, right = (linalg.qr(rng.standard_normal((200, 200)))[0] for _ in range(2))
-    r = (np.eye(200) - left * np.linspace(rho, 0, 200) @ right) @ linalg.inv(w)
-    found = contraction.rho(OPS, Dense(200), Dense(200), w, r, (200,))
+    r = (np.eye(200) - with_gains(rng, np.linspace(rho, 0, 200))) @ linalg.inv(w)
     # rounding, which is subtracted: 402 units of |R| |W| |x|
     least = (1 - 2e-5) * rho - 402 * EPS / 2 * linalg.norm(abs(r) @ abs(w), 2)
-    assert (
-        least < found <= (1 + 1e-12) * exact_rho(Dense(200), Dense(200), w, r, (200,))
-    )
-
-
-def exact_rho(f, g, w, r, shape):
-    """‖I − T(R) T(W)‖₂ of the matrix in extended precision, which is rounded once."""
-    w, r = (
-        as_matrix(*each, shape).astype(np.longdouble)
-        for each in ((f, OPS, w), (g, OPS, r))
-    )
-    return linalg.norm((np.eye(len(w)) - r @ w).astype(np.float64), 2)
+    exact = linalg.norm(written_out(Dense(200), Dense(200), w, r, (200,)), 2)
+    assert least < dense_rho(w, r) <= (1 + 1e-12) * exact
 
 
 def dense_pair(kind, rng, size):
     """W and R (size, size), usual or hostile."""
 
     def rotation():
-        return linalg.qr(rng.standard_normal((size, size)))[0]
+        return orthogonal(rng, size)
 
     eye = np.eye(size)
     w = eye + 0.03 * rng.standard_normal((size, size))
@@ -351,8 +347,16 @@ def dense_pair(kind, rng, size):
     return (deficient, inverse) if rng.integers(2) else (inverse, deficient)
 
 
-HOSTILE = ["usual", "a multiple", "multiples of I", "one wrong entry", "three gains"]
-HOSTILE += ["single precision", "ill-conditioned", "deficient"]
+HOSTILE = [
+    "usual",
+    "a multiple",
+    "multiples of I",
+    "one wrong entry",
+    "three gains",
+    "single precision",
+    "ill-conditioned",
+    "deficient",
+]
 
 
 @pytest.mark.parametrize("kind", [*HOSTILE, "multiples of kernels", "kernels"])
@@ -376,7 +380,7 @@ def test_rho_is_never_above_the_true_one(monkeypatch, kind):
             g = Dense(size)
             shape = (size,)
             w, r = dense_pair(kind, rng, size)
-        exact = exact_rho(f, g, w, r, shape)
+        exact = linalg.norm(written_out(f, g, w, r, shape), 2)
         found = contraction.rho(OPS, f, g, w, r, shape)
         units = 2 + w.size // w.shape[-1] + r.size // r.shape[-1]
         absolute = as_matrix(g, OPS, abs(r), shape) @ as_matrix(f, OPS, abs(w), shape)
@@ -387,20 +391,15 @@ def test_rho_is_never_above_the_true_one(monkeypatch, kind):
 @pytest.mark.parametrize("largest, others", [(1.05, 0.95), (1.02, 0.98)])
 def test_one_gain_above_one_is_found_among_many_that_are_not(largest, others):
     """The last block of a power iteration alone has 0.965 and 0.981 for these."""
-    rng = default_rng(8)
-    size = 784
-    left, right = (linalg.qr(rng.standard_normal((size, size)))[0] for _ in range(2))
-    gains = np.r_[largest, np.full(size - 1, others)]
-    eye = np.eye(size)
-    dense = Dense(size)
-    found = contraction.rho(OPS, dense, dense, eye, eye - left * gains @ right, (size,))
-    assert found == pytest.approx(largest, rel=1e-9)
+    eye = np.eye(784)
+    error = with_gains(default_rng(8), np.r_[largest, np.full(783, others)])
+    assert dense_rho(eye, eye - error) == pytest.approx(largest, rel=1e-9)
 
 
 def test_rho_of_an_exact_inverse_is_zero_and_of_nan_is_nan():
     w = 2.0 * np.eye(4)
-    assert contraction.rho(OPS, Dense(4), Dense(4), w, 0.5 * np.eye(4), (4,)) == 0
-    assert np.isnan(contraction.rho(OPS, Dense(4), Dense(4), np.nan * w, w, (4,)))
+    assert dense_rho(w, 0.5 * np.eye(4)) == 0
+    assert np.isnan(dense_rho(np.nan * w, w))
 
 
 @pytest.mark.parametrize("f, shape", [(Dense(9), (9,)), (Conv2d((1, 1), 3), (1, 1, 3))])

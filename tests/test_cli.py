@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from numpy.random import default_rng
-from support.arrays import normal
+from support.arrays import normal, pixels
 from support.messages import cases, one_line
 from support.processes import program, python
 from support.runs import SHORT
@@ -181,7 +181,7 @@ def place(tmp_path_factory):
     (folder / "broken.py").write_text("1 / 0")
     for name in ("rows", "others"):
         np.save(folder / f"{name}.npy", rng.normal(size=(200, 3)))
-    np.save(folder / "grey.npy", rng.integers(0, 256, (60, 4, 6)).astype(np.uint8))
+    np.save(folder / "grey.npy", pixels(60, 4, 6))
     np.save(folder / "two.npy", np.ones((4, 2)))
     np.save(folder / "nan.npy", [[0.0, 1.0, 2.0], [3.0, np.nan, 4.0]])
     with pytest.MonkeyPatch.context() as patched:

@@ -9,7 +9,7 @@ import pytest
 from numpy import linalg
 from numpy.random import default_rng
 from numpy.testing import assert_allclose, assert_array_equal
-from support.arrays import assert_near
+from support.arrays import assert_near, cast, orthogonal
 from support.messages import one_line
 from support.trainers import (
     BATCH,
@@ -168,7 +168,7 @@ def test_u_whitens_the_rows_of_a_batch():
 
 def test_whitening_is_the_inverse_square_root_of_second_moments():
     """U M U = m I for eigenvalues above the floor; and of moments that have no root."""
-    basis = linalg.qr(default_rng(0).standard_normal((4, 4)))[0]
+    basis = orthogonal(default_rng(0), 4)
     for values, expected in (
         ([0.5, 2.0, 3.0, 10.5], [4.0, 4.0, 4.0, 4.0]),
         (
@@ -247,7 +247,7 @@ def test_a_flow_of_ones_own_that_has_no_such_coordinates_is_refused(message):
 def correlated(rows=400):
     """Rows of variances from 1/400 to 9, turned, with a mean."""
     rng = default_rng(3)
-    turn, _ = linalg.qr(rng.standard_normal((D, D)))
+    turn = orthogonal(rng, D)
     return 5 + rng.standard_normal((rows, D)) * np.geomspace(0.05, 3, D) @ turn
 
 
@@ -448,14 +448,12 @@ def test_in_single_precision_a_renewal_is_to_the_statistics_that_are_stored():
     """W, b and R change from the old to the new ones as they are rounded, in double precision."""
     trainer = take_steps(make_trainer(OPS, **WHITE | {"dtype": "float32"}), range(5))
 
-    def wide(name):
-        return {k: a.astype(np.float64) for k, a in trainer.params[name].items()}
-
-    white = wide("whiten2")
-    dense = wide("dense2")
+    white = cast(trainer.params["whiten2"], np.float64)
+    dense = cast(trainer.params["dense2"], np.float64)
     trainer.step = 20
     trainer.renew(Given(partial(images_of, trainer)))
-    expected = change_coordinates(OPS, wide("whiten2"), white, dense, dense, dense)[0]
+    renewed = cast(trainer.params["whiten2"], np.float64)
+    expected = change_coordinates(OPS, renewed, white, dense, dense, dense)[0]
     for name, values in trainer.params["dense2"].items():
         assert values.dtype == np.float32
         assert_array_equal(values, expected[name].astype(np.float32))
@@ -511,7 +509,7 @@ def test_renewals_come_early_and_then_every_500_steps():
 
 def test_a_covariance_is_shrunk_by_as_much_as_its_rows_deserve():
     rng = default_rng(0)
-    turn, _ = linalg.qr(rng.normal(size=(20, 20)))
+    turn = orthogonal(rng, 20)
     true = (turn * np.geomspace(0.1, 10, 20)) @ turn.T
     for rows in (15, 40, 4000):
         x = rng.multivariate_normal(np.zeros(20), true, rows)

@@ -7,7 +7,7 @@ import pytest
 from numpy.random import default_rng
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import norm
-from support.arrays import assert_near, pixels
+from support.arrays import assert_near, cast, pixels
 from support.explicit import convolve
 from support.gradients import (
     layer_backward,
@@ -38,9 +38,7 @@ def case(shape, width=8, samples=5, dtype=np.float64, noise=0.3):
     """A layer, its parameters away from their start, and images."""
     rng = default_rng(3)
     layer = AffineCoupling(shape[2], width)
-    p = {
-        k: v.astype(dtype) for k, v in moved(layer.init(rng, shape), rng, noise).items()
-    }
+    p = cast(moved(layer.init(rng, shape), rng, noise), dtype)
     return layer, p, rng.standard_normal((samples, *shape)).astype(dtype)
 
 

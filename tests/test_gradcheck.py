@@ -7,15 +7,13 @@ import pytest
 from numpy import linalg
 from numpy.random import default_rng
 from numpy.testing import assert_allclose
+from support.arrays import normal
 from support.messages import one_line
 
 import snfnp.beyond.rules
 from snfnp import gradcheck, layers, maps, rules
 from snfnp.errors import UsageError
-from snfnp.gradcheck import (
-    GradientError,
-    check_layer,
-)
+from snfnp.gradcheck import GradientError, check_layer
 from snfnp.layers import Layer, Split
 from snfnp.maps import Dense
 from snfnp.ops import cpu_backends, get_ops
@@ -245,14 +243,13 @@ class Returns(SinhLayer):
 
 def test_a_failure_shows_both_derivatives():
     """Analytic is what the layer said: 1.01 times what the differences found."""
-    with pytest.raises(GradientError) as caught:
-        check_layer(SinhLayer("end", "A *= 1.01"), (D,))
-    words = str(caught.value).replace(",", "").split()
+    message = "\n".join(failures("end", "A *= 1.01"))
+    words = message.replace(",", "").split()
     analytic, numeric = (
         float(words[words.index(w) + 1]) for w in ("analytic", "numeric")
     )
     assert_allclose(analytic / numeric, 1.01, rtol=1e-8)
-    assert str(caught.value).count("h=") == 3  # the same quotient at other steps
+    assert message.count("h=") == 3  # the same quotient at other steps
 
 
 class TwoInverses(SinhLayer):
@@ -355,7 +352,7 @@ class WithoutAdd(Dense):
 
 
 RNG = default_rng(0)
-X = default_rng(0).standard_normal((3, 4))
+X = normal(3, 4)
 NAMES = {}
 for module in (gradcheck, layers, maps, rules, snfnp.beyond.rules):
     NAMES |= vars(module)

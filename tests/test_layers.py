@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.random import default_rng
 from numpy.testing import assert_allclose, assert_array_equal
-from support.arrays import assert_near
+from support.arrays import assert_near, cast, normal
 from support.gradients import layer_backward, moved
 from support.messages import one_line
 from support.trainers import (
@@ -78,7 +78,7 @@ class Point:
     def results(self, ops, dtype=np.float64):
         """All that the layer computes, by name, in a precision."""
         layer = self.layer
-        p = {k: v.astype(dtype) for k, v in self.params.items()}
+        p = cast(self.params, dtype)
         z, ldj, cache = layer.forward(ops, p, self.x.astype(dtype))
         deltas = [delta.astype(dtype) for delta in self.deltas]
         weights = {"dldj": self.dldj.astype(dtype), "lam": 0.7}
@@ -126,7 +126,7 @@ STARTS = {
         Linear(Dense(300)),
         (300,),
         {"W": (300, 300), "R": (300, 300), "b": (300,)},
-        {"W": 0.01 * (2 / 600) ** 0.5, "R": 0.01 * (2 / 600) ** 0.5},
+        dict.fromkeys("WR", 0.01 * (2 / 600) ** 0.5),
         (),
     ),
     "identity": (
@@ -205,7 +205,7 @@ def test_an_orthogonal_start_is_exactly_invertible(map, rule, bias, ops):
     assert abs(layer.log_det(ops, params, shape)) < 6 * rounding
     if bias:
         params["b"] += 1
-    x = default_rng(1).standard_normal((4, *shape))
+    x = normal(4, *shape, seed=1)
     z, _, _ = layer.forward(ops, params, x)
     assert_near(layer.inverse(ops, params, z), x, 4 * rounding)
     if layer.learns_inverse:
@@ -272,7 +272,7 @@ def initialised(ops, x):
     """An actnorm layer and the parameters that it takes from x, neither of which it changes."""
     layer = ActNorm()
     before = x.copy()
-    p = {k: v.astype(x.dtype) for k, v in layer.init(None, x.shape[1:]).items()}
+    p = cast(layer.init(None, x.shape[1:]), x.dtype)
     found = layer.init_from_data(ops, p, x)
     assert not p["t"].any() and not p["s"].any()
     assert_array_equal(x, before)
@@ -354,7 +354,7 @@ def test_every_actnorm_is_initialised_from_the_layers_before_it(ops):
     layout = Layout.of(flow.parameter_shapes())
     flat = layout.pack(flow.init(0), np.float64)
     params = layout.views(flat)
-    x = 3 + 2 * default_rng(0).standard_normal((N, 4, 6, 2))
+    x = 3 + 2 * normal(N, 4, 6, 2)
     before = flat.copy()
     flow.init_from_data(ops, params, x)
     checked = 0

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.integrate import quad
 from scipy.special import logit
 from scipy.stats import norm
-from support.arrays import pixels
+from support.arrays import normal, pixels
 from support.data_files import FULL_MNIST, needs_full_mnist
 from support.gradients import random_parameters
 from support.trainers import images_of, make_trainer
@@ -143,7 +143,7 @@ class Stretch(SmoothLeakyReLU):
 
 
 def test_both_terms_of_a_layer_count(ops):
-    rows = np.random.default_rng(2).standard_normal((N, D))
+    rows = normal(N, D, seed=2)
     flow = Flow((D,), (("own", Stretch()),), Standardise((0.0,) * D, (1.0,) * D))
     result = Likelihood(ops, flow, ops.asarray([]))
     z, ldj, _ = Stretch().forward(ops, {}, ops.asarray(rows))

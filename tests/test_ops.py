@@ -14,6 +14,7 @@ import pytest
 from numpy.random import default_rng
 from numpy.testing import assert_allclose, assert_array_equal
 from support import operation_calls as calls
+from support.arrays import normal
 from support.operation_cases import OVERRIDES, call_linalg_matmul_add
 from support.operation_values import OperationValues
 from support.processes import python
@@ -261,7 +262,7 @@ def test_linear_algebra(ops, size):
 
 
 def test_a_sum_of_squares_is_in_double_precision_over_many_blocks(ops):
-    x = default_rng(0).standard_normal((3, 7, 4001)).astype(np.float32)
+    x = normal(3, 7, 4001).astype(np.float32)
     wide = math.fsum((x.astype(np.float64) ** 2).ravel())
     assert ops.linalg.sum_squares(x) == pytest.approx(wide, rel=1e-6)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.random import default_rng
 from numpy.testing import assert_allclose, assert_array_equal
-from support.arrays import assert_near
+from support.arrays import assert_near, cast, normal
 
 from snfnp.context import BackwardContext
 from snfnp.layers import RationalQuadraticSpline, Squeeze
@@ -171,7 +171,7 @@ def test_the_inverse_is_right_where_the_textbook_discriminant_is_below_zero(
 ):
     """b² − 4ac with a and b that cancel, in a bin that begins steep and ends flat."""
     p, _ = in_the_middle(ops, widths=(2, 0.3), slopes=([1, 2], (steep, -50.0)))
-    p = {k: v.astype(dtype) for k, v in p.items()}
+    p = cast(p, dtype)
     ends = knots_of(ops, p)[:, 2:4, 0]
     (low, high), (start, end) = ends[1:]
     assert start > 0.99 * steep and end < 1.1e-3
@@ -306,7 +306,7 @@ def test_a_pixel_on_numba_does_not_depend_on_its_neighbours(dtype):
 
 
 def test_squeeze_is_space_to_depth_in_the_documented_order(ops):
-    x = default_rng(0).standard_normal((2, 4, 6, 3))
+    x = normal(2, 4, 6, 3)
     z, ldj, _ = Squeeze().forward(ops, {}, x)
     assert z.shape == (2, *Squeeze().output_shape((4, 6, 3))) == (2, 2, 3, 12)
     assert z.flags.c_contiguous

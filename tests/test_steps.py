@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.random import default_rng
 from numpy.testing import assert_allclose, assert_array_equal
-from support.arrays import pixels
+from support.arrays import normal, pixels
 from support.messages import one_line
 from support.trainers import (
     BATCH,
@@ -131,7 +131,7 @@ def test_batches_are_a_function_of_the_step(ops, shuffle, change):
 
 
 def buffers(size):
-    p = default_rng(0).standard_normal(size)
+    p = normal(size)
     return p, np.zeros_like(p), np.zeros_like(p)
 
 
@@ -153,7 +153,7 @@ def test_adam_matches_reference(ops, settings):
 
 def test_gradients_beyond_the_norm_are_clipped(ops):
     """A gradient beyond the norm is scaled down to it; what is returned is of the unclipped one."""
-    g = default_rng(3).standard_normal(50)
+    g = normal(50, seed=3)
     norm = float(np.linalg.norm(g))
     for clip_norm, scale in ((norm / 4, 0.25), (2 * norm, 1.0), (None, 1.0)):
         p, m, v = buffers(50)
@@ -207,20 +207,13 @@ def test_the_rate_rises_linearly_during_warm_up():
         assert_allclose(warmed_up(2.0, step, 10, epochs), 2.0 * fraction, rtol=1e-15)
 
 
-RATES = [  # schedule, final fraction, rates of two steps of warm-up and six more, for --lr 1
-    ("constant", None, [0.5, 1, 1, 1, 1, 1, 1, 1]),
-    ("linear", 0.0, [0.5, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0]),
-    ("linear", 0.4, [0.5, 1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4]),
-    (
-        "cosine",
-        0.0,
-        [0.5, 1, *(0.5 + 0.5 * math.cos(math.pi * k / 6) for k in range(1, 7))],
-    ),
-    (
-        "cosine",
-        0.2,
-        [0.5, 1, *(0.6 + 0.4 * math.cos(math.pi * k / 6) for k in range(1, 7))],
-    ),
+COSINE = [(1 + math.cos(math.pi * k / 6)) / 2 for k in range(1, 7)]
+RATES = [  # schedule, final fraction, rates of the six steps after warm-up, for --lr 1
+    ("constant", None, 6 * [1]),
+    ("linear", 0.0, [5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0]),
+    ("linear", 0.4, [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]),
+    ("cosine", 0.0, COSINE),
+    ("cosine", 0.2, [0.2 + 0.8 * rate for rate in COSINE]),
 ]
 
 
@@ -229,7 +222,9 @@ def test_the_rate_falls_from_warm_up_to_the_last_step(schedule, final, rates):
     options = {"lr_schedule": schedule, "final_lr_fraction": final}
     config = TrainConfig(lr=2.0, warmup_epochs=1, epochs=4, **options).resolve(1000)
     found = [learning_rate(config, step, steps_per_epoch=2) for step in range(9)]
-    assert_allclose(found, 2 * np.array([*rates, rates[-1]]), rtol=1e-14, atol=1e-15)
+    assert_allclose(
+        found, 2 * np.array([0.5, 1, *rates, rates[-1]]), rtol=1e-14, atol=1e-15
+    )
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])

@@ -7,8 +7,8 @@ import sys
 from functools import partial
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
+from support.arrays import normal
 from support.processes import python
 
 import snfnp
@@ -185,7 +185,7 @@ def test_a_run_gives_its_threads_back_and_goes_on_with_as_many(monkeypatch, tmp_
     monkeypatch.setattr(threads, "blas_libraries", lambda: [pool])
     monkeypatch.setattr(threads, "_numba", lambda: None)
     monkeypatch.setattr(threads, "cores", lambda: 4)
-    data = own_data(np.random.default_rng(0).normal(size=(40, 2)))
+    data = own_data(normal(40, 2))
     options = {"model": "fc", "backend": "numpy", "batch_size": 10, "epochs": 1}
     keywords = {
         "callbacks": [lambda record: counts.append(pool.count)],

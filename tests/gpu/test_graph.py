@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from support.arrays import pixels
+from support.arrays import normal, pixels
 from support.trainers import BATCH, host, make_trainer
 
 from gpu.standin import run_alone
@@ -248,7 +248,7 @@ def test_constants_are_not_in_a_graphs_pool(ops):
     device = ops.device
     pool = ops.xp.cuda.MemoryPool()
     with ops.xp.cuda.using_allocator(pool.malloc):
-        made = device.constant(np.random.default_rng(0).normal(size=7))
+        made = device.constant(normal(7))
     assert made.shape == (7,) and pool.total_bytes() == 0
 
 
@@ -256,7 +256,7 @@ def test_a_recording_may_need_new_memory_and_new_constants(ops):
     """CuPy's pool breaks ties by host addresses: a recorded call may need one more block."""
     said = []
     calls = []
-    table = np.random.default_rng(0).normal(size=11)
+    table = normal(11)
     total = ops.xp.zeros(())
 
     def step(images):

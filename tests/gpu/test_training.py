@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from support import trainers
-from support.arrays import assert_near, pixels
+from support.arrays import assert_near, normal, orthogonal, pixels
 from support.messages import one_line
 from support.trainers import (
     BATCH,
@@ -203,7 +203,7 @@ def test_a_renewal_copies_no_matrix(ops, monkeypatch):
 
 def test_a_root_needs_the_host_only_for_small_eigenvalues(ops, monkeypatch):
     """Of 1, 10⁻¹, …, 10⁻⁵: U has the inverse roots of these, or of the floor, to K κ roundings."""
-    vectors, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((6, 6)))
+    vectors = orthogonal(np.random.default_rng(0), 6)
     values = 0.1 ** np.arange(6)
     asked = []
     matrix = (vectors * values) @ vectors.T
@@ -309,7 +309,7 @@ def test_rows_are_taken_by_a_recorded_step(ops):
     """As numbers of any type, whose order is on the device."""
     said = []
     trainers = []
-    rows = np.random.default_rng(0).standard_normal((23, 3))
+    rows = normal(23, 3)
     for each in (ops, get_ops("numpy")):
         flow = TrainConfig(model="vector", depth=2).build_flow(
             (3,), (rows.mean(0), rows.std(0))

@@ -14,6 +14,7 @@ import numpy as np
 from snfnp.ops import RandomKey
 from snfnp.ops.step.definition import Controller, ControllerRow, LogEntry
 from support import operation_cases_layers
+from support.arrays import orthogonal
 from support.operation_calls import (
     DEFINITION,
     Call,
@@ -25,24 +26,25 @@ from support.operation_calls import (
 )
 
 
-def random_key(size):
+def random_arguments(draw):
     """Some start with an array's first row; for others it is in the midst of a block, or of a
     pair."""
-    return RandomKey(5, 2**31 + 1, 2**40 + 3, first=size[0] % 4)
+    key = RandomKey(5, 2**31 + 1, 2**40 + 3, first=draw.size[0] % 4)
+    return key, draw.size, draw.dtype
 
 
 def call_random_uniform(draw):
-    return Call((random_key(draw.size), draw.size, draw.dtype), bounds=0)
+    return Call(random_arguments(draw), bounds=0)
 
 
 def call_random_normal(draw):
     # computed in double: radius < 6.7 times two cosines (few ulp), then one rounding to dtype
     bound = 8 * eps_of(np.float64) * 6.7 + draw.eps * 6.7
-    return Call((random_key(draw.size), draw.size, draw.dtype), bounds=bound)
+    return Call(random_arguments(draw), bounds=bound)
 
 
 def call_random_rademacher(draw):
-    return Call((random_key(draw.size), draw.size, draw.dtype), bounds=0)
+    return Call(random_arguments(draw), bounds=0)
 
 
 def product(draw):
@@ -138,7 +140,7 @@ def call_linalg_inverse_root(draw):
     and LAPACK both give the root of a matrix that is off by some K ε ‖M‖; that moves U by at most
     ½ λ^{-3/2} times as much (the derivative's largest factor), λ the smallest eigenvalue."""
     rows = size_2d(draw.size)[1]
-    vectors, _ = np.linalg.qr(draw.rng.standard_normal((rows, rows)))
+    vectors = orthogonal(draw.rng, rows)
     values = 1e-4 ** draw.rng.uniform(0, 1, rows)
     floor = 1e-2 if draw.size[0] % 2 else 1e-9
     least = max(values.min(), floor)
