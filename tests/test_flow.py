@@ -22,7 +22,6 @@ from snfnp.rules import Exact, SelfNormalizing
 
 D = 5
 N = 5
-RNG = default_rng
 
 
 @pytest.fixture
@@ -35,7 +34,7 @@ def test_a_flow_without_a_learned_inverse_says_so(ops, x):
     assert not flow.has_learned_inverse
     assert two_layers(SelfNormalizing()).has_learned_inverse
     with one_line(UsageError, match="learned no inverse"):
-        flow.inverse(ops, random_params(flow, RNG(0)), (x,))
+        flow.inverse(ops, random_params(flow, default_rng(0)), (x,))
 
 
 def test_copies_of_a_flow_have_their_own_layout():
@@ -108,13 +107,15 @@ def test_first_nonfinite_checks_latents(ops, bad):
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_first_nonfinite_names_the_layer(ops, x, bad):
     flow = two_layers(SelfNormalizing())
-    assert flow.first_nonfinite(ops, random_params(flow, RNG(0)), x) is None
+    assert flow.first_nonfinite(ops, random_params(flow, default_rng(0)), x) is None
     for layer in ("dense1", "dense2"):
-        params = random_params(flow, RNG(0))
+        params = random_params(flow, default_rng(0))
         params[layer]["b"][2] = bad
         assert flow.first_nonfinite(ops, params, x) == f"the output of layer {layer}"
     x[3, 1] = bad
-    assert flow.first_nonfinite(ops, random_params(flow, RNG(0)), x) == "the input"
+    assert (
+        flow.first_nonfinite(ops, random_params(flow, default_rng(0)), x) == "the input"
+    )
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import pytest
 from compare_checkouts import flat
 from numpy import linalg
 from numpy.random import default_rng
-from support.arrays import pixels
-from support.gradients import moved
+from support.arrays import normal, orthogonal, pixels
+from support.gradients import invert, moved
 from support.runs import around
 from support.trainers import make_trainer, run_training, small_dataset
 
@@ -35,7 +35,7 @@ OPS = get_ops("numpy")
 def correlated(rng, count, size, smallest, mean=0.0):
     """Gaussian rows with variances from `smallest` to 10 along random directions."""
     scales = np.geomspace(smallest, 10, size) ** 0.5
-    turn = linalg.qr(rng.standard_normal((size, size)))[0]
+    turn = orthogonal(rng, size)
     return (rng.standard_normal((count, size)) * scales) @ turn + mean, turn
 
 
@@ -62,7 +62,7 @@ def test_means_are_included():
 
 
 def test_the_parts_in_which_images_come_do_not_matter():
-    x = default_rng(3).standard_normal((30, 4, 5, 2))
+    x = normal(30, 4, 5, 2, seed=3)
     f = Conv2d((3, 3), 2)
     values = [smallest(x, f, step) for step in (30, 7, 1)]
     np.testing.assert_allclose(values, values[0], rtol=1e-12)
@@ -255,8 +255,7 @@ def setting(rule=None):
 
 def test_no_angle_where_the_inverses_are_exact():
     ops, flow, params, x = setting()
-    for name in ("dense1", "dense2"):
-        params[name]["R"] = linalg.inv(params[name]["W"])
+    invert(params)
     for found in gradient_angles(ops, flow, params, x, lam=1.0).values():
         assert found["angle"] < 1e-5 and found["inverse_angle"] < 1e-5
         assert found["reconstruction"] < 1e-9 < found["likelihood"]

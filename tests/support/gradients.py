@@ -22,12 +22,18 @@ def moved(params, rng, scale=0.1):
     return params + scale * rng.standard_normal(params.shape)
 
 
+def invert(params):
+    """Put R = W⁻¹ into {layer: {name: array}}, wherever there is an R."""
+    for named in params.values():
+        if "R" in named:
+            named["R"] = np.linalg.inv(named["W"])
+
+
 def random_parameters(flow, exact_inverse=False):
     """(layout, flat buffer): initial parameters, moved by noise; R = W⁻¹ where `exact_inverse`."""
     params = moved(flow.init(0), np.random.default_rng(0), 0.05)
-    for named in params.values() if exact_inverse else ():
-        if "R" in named:
-            named["R"] = np.linalg.inv(named["W"])
+    if exact_inverse:
+        invert(params)
     return flow.layout, flow.layout.pack(params, np.float64)
 
 
