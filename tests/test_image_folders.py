@@ -5,16 +5,12 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
-from support.arrays import pixels
-from support.data_files import picture
+from support.data_files import COLOUR, GREY, picture
 from support.messages import one_line
 
 import snfnp
 from snfnp.data import load_whole, own_data, pictures
 from snfnp.errors import UsageError
-
-GREY = pixels(60, 4, 6)
-COLOUR = np.stack(GREY[:3], axis=-1)
 
 
 def test_a_folder_without_end_and_of_other_disks_is_refused(tmp_path, monkeypatch):

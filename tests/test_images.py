@@ -274,17 +274,14 @@ def test_a_run_and_what_it_holds_are_shown_in_a_line(finished):
 
 
 @pytest.mark.parametrize(
-    "backend", ["numpy", pytest.param("numba", marks=pytest.mark.slow)]
-)
-@pytest.mark.parametrize(
     "again", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))]
 )
-def test_a_run_can_be_copied_and_pickled(finished, again, backend):
+def test_a_run_can_be_copied_and_pickled(finished, again, ops):
     images = small_dataset().test
-    loaded = snfnp.load_run(finished, backend=backend)
+    loaded = snfnp.load_run(finished, backend=ops.name)
     expected = loaded.likelihood.log_prob(images)
-    for run in (again(loaded), again(snfnp.load_run(finished, backend=backend))):
-        assert run.ops.name == backend and type(run.ops.conv) is type(loaded.ops.conv)
+    for run in (again(loaded), again(snfnp.load_run(finished, backend=ops.name))):
+        assert run.ops.name == ops.name and type(run.ops.conv) is type(loaded.ops.conv)
         assert_array_equal(run.likelihood.log_prob(images), expected)
     assert_array_equal(again(loaded.likelihood).log_prob(images), expected)
     again(loaded.flow).encode(again(loaded.ops), images, RandomKey(0, 1), np.float64)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from support.arrays import pixels
-from support.data_files import picture, put
+from support.data_files import GREY, ROWS, picture, put
 from support.messages import one_line
 from support.runs import SHORT
 from support.trainers import small_config
@@ -23,9 +23,6 @@ from snfnp.ops import RandomKey
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.folder import RunFolder
 
-RNG = np.random.default_rng(0)
-ROWS = RNG.normal((5.0, -3e4), (0.1, 4e3), (200, 2))
-GREY = pixels(60, 4, 6)
 COLOUR = pixels(60, 4, 6, 3)
 KEY = RandomKey(0, 1)
 
@@ -52,8 +49,9 @@ SOURCES |= {
     "single.npy": ROWS.astype(np.float32),
     "grey.npy": GREY,
     "colour.npz": COLOUR,
+    "greys": GREY,
+    "colours": COLOUR,
 }
-SOURCES |= {"greys": GREY, "colours": COLOUR}
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -227,16 +225,13 @@ def test_a_run_has_an_exact_likelihood_in_the_units_of_its_data(run, shell):
             likelihood.log_prob(bad)
 
 
-@pytest.mark.parametrize(
-    "backend", ["numpy", pytest.param("numba", marks=pytest.mark.slow)]
-)
 @pytest.mark.parametrize("data, way", [(ROWS, "none"), (ROWS, None), (COLOUR, "logit")])
-def test_arrays_in_code_are_trained_on_and_kept_by_name(data, way, backend, tmp_path):
+def test_arrays_in_code_are_trained_on_and_kept_by_name(data, way, ops, tmp_path):
     data = (data - data.mean(0)) / data.std(0) if way == "none" else data
     dataset = snfnp.Dataset("mine", data[20:], data[:10], data[10:20])
     folder = RunFolder(tmp_path / "run")
     # which would be of mnist
-    config = small_config(preprocess=way, backend=backend, out=folder.path)
+    config = small_config(preprocess=way, backend=ops.name, out=folder.path)
     snfnp.train(config, dataset, report=None)
     snfnp.resume(folder.path, dataset=dataset, epochs=4, report=lambda line: None)
     run = snfnp.load_run(folder.path)

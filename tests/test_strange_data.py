@@ -11,8 +11,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from support.arrays import pixels
-from support.data_files import image_bytes, picture
+from support.data_files import COLOUR, GREY, ROWS, image_bytes, picture
 from support.messages import one_line
 
 import snfnp
@@ -20,20 +19,18 @@ from snfnp.cli import train
 from snfnp.data import load_whole
 from snfnp.errors import UsageError
 
-RNG = np.random.default_rng(0)
-ROWS = RNG.normal((5.0, -3e4), (0.1, 4e3), (200, 2))
-GREY = pixels(60, 4, 6)
-COLOUR = np.stack(GREY[:3], axis=-1)
-
 
 def endless_socket(path):
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(str(path))
 
 
-NO_FILES = {"socket": endless_socket, "pipe": os.mkfifo}
-NO_FILES |= {"device": lambda path: path.symlink_to("/dev/zero")}
-NO_FILES |= {"loop": lambda path: path.symlink_to(path)}
+NO_FILES = {
+    "socket": endless_socket,
+    "pipe": os.mkfifo,
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "loop": lambda path: path.symlink_to(path),
+}
 
 
 @pytest.mark.parametrize("kind", NO_FILES)
@@ -107,7 +104,7 @@ def deep(channels):
     Pillow writes no such colour images, and cuts the bits when it reads them.
     """
     samples = {0: 1, 2: 3, 4: 2, 6: 4}[channels]
-    rows = b"".join(b"\0" + RNG.bytes(2 * samples * 6) for _ in range(4))
+    rows = b"".join(b"\0" + bytes(range(2 * samples * 6)) for _ in range(4))
     return png(6, 4, 16, channels, rows)
 
 

@@ -22,6 +22,10 @@ from snfnp.files import user_cache
 from support.arrays import pixels
 from support.messages import one_line
 
+# Rows whose columns differ in size, and images, grey and coloured.
+ROWS = np.random.default_rng(0).normal((5.0, -3e4), (0.1, 4e3), (200, 2))
+GREY = pixels(60, 4, 6)
+COLOUR = np.stack(GREY[:3], axis=-1)
 TRAIN_GZ = "train-images-idx3-ubyte.gz"
 TEST_GZ = "t10k-images-idx3-ubyte.gz"
 
