@@ -19,6 +19,7 @@ from support.runs import (
     forge,
     kill,
     state,
+    stopped_at,
 )
 from support.trainers import at_step, run_training, small_config, spoil
 
@@ -62,8 +63,8 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(
     assert not list(Path("run").glob("*.partial"))
 
 
-def terminate(trainer):
-    signal.raise_signal(signal.SIGTERM)
+# for `stopped_at`: by the signal that a cluster sends before it kills
+TERMINATED = lambda trainer: signal.raise_signal(signal.SIGTERM), KeyboardInterrupt
 
 
 def test_one_command_starts_goes_on_and_reports_the_end(
@@ -71,8 +72,7 @@ def test_one_command_starts_goes_on_and_reports_the_end(
 ):
     same = f"{START} --resume auto --out run"
     for step in (2, 8):
-        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            at_step(patched, step, terminate)
+        with stopped_at(monkeypatch, step, *TERMINATED):
             snfnp_train(same)
     snfnp_train(same)
     capsys.readouterr()
@@ -169,8 +169,7 @@ def test_patience_counts_evaluations_however_far_apart(monkeypatch):
 
 @pytest.mark.parametrize("every", [2, 4])
 def test_a_run_that_is_cut_short_is_evaluated_at_its_end(monkeypatch, every):
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        at_step(patched, 14, terminate)
+    with stopped_at(monkeypatch, 14, *TERMINATED):
         run_training("part", epochs=5, eval_every=every)
     run_training("part", resume=True, epochs=3)
     assert RunFolder("part").read_metrics()[-1]["step"] == state("part").step == 15
@@ -208,8 +207,7 @@ def test_a_schedule_goes_on_as_if_there_had_been_no_end(monkeypatch):
     """After a kill, and with the rates of more epochs if there are more."""
     falling = {"lr_schedule": "cosine", "final_lr_fraction": 0.1}
     rates = {}
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        at_step(patched, 12, kill)
+    with stopped_at(monkeypatch, 12):
         run_training("run", **falling)
     note = lambda _, step, rate, *rest: rates.update({step: rate})  # noqa: E731
     around(monkeypatch, StepScalars, "set", note)
@@ -248,13 +246,12 @@ def test_rollback_goes_back_to_the_best_with_its_settings(spoiled, snfnp_train):
 
 
 def test_rollback_before_the_first_evaluation_goes_back_to_the_start(
-    snfnp_train, tmp_path
+    snfnp_train, tmp_path, monkeypatch
 ):
     whole = tmp_path / "whole"
     part = tmp_path / "part"
     snfnp_train(f"{START} --out {whole}")
-    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        at_step(patched, 3, terminate)
+    with stopped_at(monkeypatch, 3, *TERMINATED):
         snfnp_train(f"{START} --out {part}")
     assert state(part).step == 4
     snfnp_train(f"--rollback --out {part}")

@@ -17,7 +17,7 @@ import tqdm.auto
 from numpy.testing import assert_allclose, assert_array_equal
 from support.messages import one_line
 from support.own_layer import RULES, own
-from support.runs import Killed, around, assert_same_run, kill, state
+from support.runs import around, assert_same_run, state, stopped_at
 from support.trainers import (
     SMALL_GLOW,
     at_step,
@@ -261,8 +261,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(monkeypatch, changes
     said = []
     run_training("whole", **make)
     run_training("part", epochs=1, **make)
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        at_step(patched, 8, kill)
+    with stopped_at(monkeypatch, 8):
         run_training("part", resume=True, checkpoint_every="2", **make)
     assert state("part").step == 7 and not Path("part/summary.json").exists()
     run_training("part", resume=True, report=said.append, **make)
@@ -276,12 +275,12 @@ def test_an_interruption_in_mid_epoch_loses_nothing(
 ):
     """A second SIGTERM does not cut off the checkpoint."""
     said = []
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        at_step(
-            patched,
-            7,
-            lambda trainer: [os.kill(os.getpid(), number) for _ in range(signals)],
-        )
+
+    def interrupt(trainer):
+        for _ in range(signals):
+            os.kill(os.getpid(), number)
+
+    with stopped_at(monkeypatch, 7, interrupt, KeyboardInterrupt):
         run_training("part", report=said.append)
     assert "`resume`" in said[-1] and "part" in said[-1]
     assert state("part").step == 8  # the step in progress was finished

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support.beyond_checks import ALL_CHECKS
 from support.own_layer import RULES, own
-from support.runs import Killed, assert_same_run, kill
+from support.runs import assert_same_run, stopped_at
 from support.trainers import at_step, run_training, small_dataset
 
 from snfnp.errors import DivergedError
@@ -23,8 +23,7 @@ def test_a_kill_in_mid_epoch_changes_no_number(ops, tmp_path, monkeypatch):
     """Checkpoints between evaluations, the averages since the last one, the step as a graph."""
     how = {"backend": "cupy", "epochs": 2}
     whole, _ = run_training(tmp_path / "whole", **how)
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        at_step(patched, 8, kill)
+    with stopped_at(monkeypatch, 8):
         run_training(tmp_path / "part", checkpoint_every="2", **how)
     part, _ = run_training(tmp_path / "part", resume=True, **how)
     assert_same_run(whole.path, part.path)

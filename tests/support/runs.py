@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from snfnp.training import plots, session
 from snfnp.training.runs.checkpoint import load_checkpoint, record_of
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
-from support.trainers import run_training, small_dataset, without_time
+from support.trainers import at_step, run_training, small_dataset, without_time
 
 
 @pytest.fixture(scope="session")
@@ -91,6 +92,14 @@ class Killed(BaseException):
 
 def kill(*_, **__):
     raise Killed
+
+
+@contextmanager
+def stopped_at(monkeypatch, step, action=kill, error=Killed):
+    """The block trains a run until right before a step, where the action ends it by that error."""
+    with monkeypatch.context() as patched, pytest.raises(error):
+        at_step(patched, step, action)
+        yield
 
 
 def around(monkeypatch, owner, name, before=kill, after=None):
