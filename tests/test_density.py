@@ -387,9 +387,9 @@ def test_a_verbose_fit_has_a_line_for_each_candidate(capsys):
 def test_whole_weights_are_copies_and_others_are_drawn():
     x = moons(60)
     weights = np.arange(60) % 3
-    density = snfnp.FlowDensity(**FAST).fit(x, sample_weight=weights)
+    density = fit(x, sample_weight=weights)
     assert_same(fit(np.repeat(x, weights, axis=0)[::-1]), density, x)
-    important = snfnp.FlowDensity(**FAST).fit(x, sample_weight=weights * 1.0000001)
+    important = fit(x, sample_weight=weights * 1.0000001)
     assert_same(important, density, x)
 
 
@@ -412,13 +412,12 @@ def test_copies_that_weights_draw_are_no_ties_and_share_a_fold(members, monkeypa
     noted = noted_folds(monkeypatch)
     x = moons(60)
     weights = np.linspace(0.0, 3.3, 60)
-    options = FAST | {"members": members}
     with warnings.catch_warnings(action="error"):
-        density = snfnp.FlowDensity(**options).fit(x, sample_weight=weights)
+        density = fit(x, members=members, sample_weight=weights)
     for table, folds, _ in noted:
         assert len(table) == 60 and len(np.unique(table, axis=0)) < 50
         assert not any(rows_in_fold_and_rest(table, fold) for fold in folds)
-    turned = snfnp.FlowDensity(**options).fit(x[::-1], sample_weight=weights[::-1])
+    turned = fit(x[::-1], members=members, sample_weight=weights[::-1])
     assert_same(turned, density, x)
 
 
@@ -441,9 +440,7 @@ def test_a_bootstrap_has_no_ties_but_those_of_distinct_rows(lattice, monkeypatch
     assert any(rows_in_fold_and_rest(table, fold) for fold in folds) == lattice
     assert len(table) == 60
     distinct, counts = np.unique(resampled, axis=0, return_counts=True)
-    once = snfnp.FlowDensity(**FAST | {"members": 3}).fit(
-        distinct, sample_weight=counts
-    )
+    once = fit(distinct, members=3, sample_weight=counts)
     assert_same(once, density, x)
     assert not fit(resampled[:, -1:], ties="keep").step_.any()
 

@@ -259,7 +259,7 @@ def test_parameters_are_refused_by_their_names(options, problem):
 )
 def test_weights_are_finite_numbers_of_each_row(weights):
     with one_line(ValueError, "sample_weight"):
-        snfnp.FlowDensity(**FAST).fit(moons(60), sample_weight=weights)
+        fit(moons(60), sample_weight=weights)
 
 
 @pytest.mark.parametrize("count", [0, 2**63, 1.5])

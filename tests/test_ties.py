@@ -5,7 +5,7 @@ import pytest
 from numpy.random import default_rng
 from numpy.testing import assert_allclose, assert_array_equal
 from support.arrays import normal
-from support.densities import FAST, PAIR
+from support.densities import PAIR, fit
 from support.messages import one_line
 from support.runs import SHORT
 
@@ -124,7 +124,7 @@ def test_columns_with_steps_are_dequantised_and_samples_lie_on_them():
         ValueError, "ties in column 0 (from 0) (step 0.1): choose `ties=dequantise`"
     ):
         snfnp.FlowDensity(ties="raise").fit(x)
-    kept = snfnp.FlowDensity(**FAST, ties="keep").fit(x)
+    kept = fit(x, ties="keep")
     assert not kept.step_.any()
     assert "dequantisation" not in kept.likelihood_.evaluate(x).terms
 

@@ -32,9 +32,9 @@ def moons(rows=600, seed=0):
     return np.stack([30 * x, 5 + y], axis=1) + rng.normal(size=(rows, 2)) * [3.0, 0.1]
 
 
-def fit(rows, options=FAST, **changes):
+def fit(rows, options=FAST, sample_weight=None, **changes):
     """A density of rows; changes: of the options."""
-    return snfnp.FlowDensity(**options | changes).fit(rows)
+    return snfnp.FlowDensity(**options | changes).fit(rows, None, sample_weight)
 
 
 def assert_same(density, other, rows):
