@@ -138,22 +138,24 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(
-    "wrong, right, name",
+    "kind, settings, name",
     [
         *(
-            (one_mistake(Dense, **{name: mistake})(D), Dense(D), name)
+            (one_mistake(Dense, **{name: mistake}), (D,), name)
             for name, mistake in MISTAKES
         ),
-        (MIRRORED((3, 3), 2), Conv2d((3, 3), 2), "flip"),
-        (SWAPPED((3, 3), 2), Conv2d((3, 3), 2), "flip"),
-        (SWAPPED((3, 3), 2, 3), Conv2d((3, 3), 2, 3), "flip"),
-        (ONE((3, 3), 2), Conv2d((3, 3), 2), "multiplicity"),
-        (ONE((3, 3), 1, 2), Conv2d((3, 3), 1, 2), "multiplicity"),
-        (ONE_ROW((3, 3), 2), Conv2d((3, 3), 2), "log_det_grad"),
-        (ONE_ROW((1, 1), 2), Conv2d((1, 1), 2), "log_det_grad"),
+        (MIRRORED, ((3, 3), 2), "flip"),
+        (SWAPPED, ((3, 3), 2), "flip"),
+        (SWAPPED, ((3, 3), 2, 3), "flip"),
+        (ONE, ((3, 3), 2), "multiplicity"),
+        (ONE, ((3, 3), 1, 2), "multiplicity"),
+        (ONE_ROW, ((3, 3), 2), "log_det_grad"),
+        (ONE_ROW, ((1, 1), 2), "log_det_grad"),
     ],
 )
-def test_a_wrong_map_fails(ops, wrong, right, name):
+def test_a_wrong_map_fails(ops, kind, settings, name):
+    wrong = kind(*settings)
+    right = (Dense if isinstance(wrong, Dense) else Conv2d)(*settings)
     shape = (D,) if isinstance(right, Dense) else (3, 4, right.channels)
     check_map(right, shape, ops=ops)
     with pytest.raises(GradientError, match=f"^{name}( is off|, direction)"):
