@@ -208,22 +208,17 @@ def child(script, before=""):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("before", FIRST.values(), ids=FIRST)
-def test_threads_compute_what_one_computes(before):
+@pytest.mark.parametrize(
+    "script, cases",
+    [(_THREADS, 8), pytest.param(_FORKS, 7, marks=needs_fork)],
+    ids=["threads", "forks"],
+)
+def test_threads_and_children_compute_what_one_thread_computes(script, cases, before):
     """Numba's work queue, which is taken if another OpenMP is loaded, ends the process if two
-    threads use it."""
+    threads use it. GNU OpenMP ends the child of a process in which it has run."""
     pytest.importorskip("sklearn")
-    lines = child(_THREADS, before)
-    assert len(lines) == 2 * 8 and set(lines[1::2]) == {"ok"}, lines
-
-
-@needs_fork
-@pytest.mark.slow
-@pytest.mark.parametrize("before", FIRST.values(), ids=FIRST)
-def test_children_compute_what_their_parent_computes(before):
-    """GNU OpenMP ends the child of a process in which it has run."""
-    pytest.importorskip("sklearn")
-    lines = child(_FORKS, before)
-    assert len(lines) == 2 * 7 and set(lines[1::2]) == {"ok"}, lines
+    lines = child(script, before)
+    assert len(lines) == 2 * cases and set(lines[1::2]) == {"ok"}, lines
 
 
 @needs_fork

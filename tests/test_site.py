@@ -74,9 +74,14 @@ def plain(code: str) -> str:
     return text
 
 
-def test_the_code_on_the_site_is_the_source_as_it_stands():
+def shown():
+    """The first and the last line of a method, and what the site has of it."""
     first, last = lines_of(ROOT / RULE, "SelfNormalizing.backward")
-    code = sources.code_html(RULE, first, last, top="../", ids="L")
+    return first, last, sources.code_html(RULE, first, last, top="../", ids="L")
+
+
+def test_the_code_on_the_site_is_the_source_as_it_stands():
+    first, last, code = shown()
     source = source_of(ROOT / RULE, "SelfNormalizing.backward").splitlines()
     assert plain(code).splitlines() == [line.removeprefix("    ") for line in source]
     numbers = [int(n) for n in re.findall(r'class="line" id="L(\d+)"', code)]
@@ -85,8 +90,7 @@ def test_the_code_on_the_site_is_the_source_as_it_stands():
 
 
 def test_equations_and_pages_in_code_are_links():
-    first, last = lines_of(ROOT / RULE, "SelfNormalizing.backward")
-    code = sources.code_html(RULE, first, last, top="../", ids="L")
+    first, last, code = shown()
     assert (
         'href="../04-dense.html#eqs-17-19-and-20-the-reconstruction-error">20</a>'
         in code
