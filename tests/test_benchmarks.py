@@ -27,6 +27,7 @@ from PIL import Image
 from reproduction.rows import TABLES
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from support.arrays import normal
 from support.operation_cases import OVERRIDES
 from support.trainers import SMALL_GLOW
 
@@ -371,14 +372,11 @@ def hour(tmp_path):
     """hour(steps, seconds): the exit status, and what was printed."""
 
     def run(steps, seconds=100):
-        (tmp_path / "steps.sh").write_text(f"steps() {{\n{steps}\n}}\n")
-        own = {"GPU_HOUR_STEPS": str(tmp_path / "steps.sh"), "PYTHON": sys.executable}
-        command = ["bash", str(SCRIPT), str(tmp_path), str(seconds)]
-        done = subprocess.run(
-            command, env=os.environ | own, capture_output=True, text=True
-        )
-        assert not done.stderr
-        return done.returncode, done.stdout
+        pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+        process = started(tmp_path, steps, seconds, text=True, **pipes)
+        out, err = process.communicate()
+        assert not err
+        return process.returncode, out
 
     return run
 
@@ -436,11 +434,12 @@ def wait_until(there, seconds=60):
         time.sleep(0.02)
 
 
-def started(tmp_path, steps):
+def started(tmp_path, steps, *seconds, **pipes):
     """The script with these steps, as a process."""
-    (tmp_path / "steps.sh").write_text(f"steps() {{ {steps}; }}")
+    (tmp_path / "steps.sh").write_text(f"steps() {{\n{steps}\n}}\n")
     own = {"GPU_HOUR_STEPS": str(tmp_path / "steps.sh"), "PYTHON": sys.executable}
-    return subprocess.Popen(["bash", str(SCRIPT), str(tmp_path)], env=os.environ | own)
+    command = ["bash", str(SCRIPT), str(tmp_path), *map(str, seconds)]
+    return subprocess.Popen(command, env=os.environ | own, **pipes)
 
 
 @linux
@@ -463,7 +462,7 @@ script() { step "$1" "$2" "$3" "$python" "scripts/$4.py" "${@:5}" --backend nump
 def test_a_training_that_was_stopped_goes_on(hour, tmp_path):
     """The function of the script, with a training of a few seconds: stopped by a signal, as at its
     limit, after its first checkpoint."""
-    rows = np.random.default_rng(0).standard_normal((500, 2))
+    rows = normal(500, 2)
     np.save(tmp_path / "rows.npy", rows)
     size = "--model vector --depth 1 --batch-size 20 --epochs 40 --eval-every 20"
     step = f"train rows 90 --data {tmp_path}/rows.npy {size} --checkpoint-every 20"
