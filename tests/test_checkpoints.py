@@ -162,12 +162,11 @@ HEADERS = [
     {"step": 1.5},
     {"sums": (1.0, 2.0)},
     {"sums": "abcd"},
+    *({"sums": (1.0, 2.0, 3.0, value)} for value in (np.nan, 10**400)),
+    {"record": []},
+    {"record": {"seconds": np.nan}},
 ]
-HEADERS += [{"sums": (1.0, 2.0, 3.0, value)} for value in (np.nan, 10**400)]
-HEADERS += [{"record": []}, {"record": {"seconds": np.nan}}]
-STATES = [np.array([1.0, value]) for value in (np.nan, np.inf)] + [
-    np.ones(2, np.float32)
-]
+STATES = [np.array([1.0, np.nan]), np.array([1.0, np.inf]), np.ones(2, np.float32)]
 FORGED = [
     *(lambda checkpoint, of=of: checkpoint.state.update(control=of) for of in STATES),
     *(
@@ -199,9 +198,9 @@ OTHERS = {
     "shuffle": False,
     "warmup_epochs": 2,
     "dtype": "float64",
+    "objective": "forward",
 }
 OTHERS = {name: {name: value} for name, value in OTHERS.items()} | {"run": {"lr": 2e-3}}
-OTHERS["objective"] = {"objective": "forward"}
 
 
 @pytest.mark.parametrize("differs", OTHERS)
@@ -225,20 +224,25 @@ def test_arrays_of_another_precision_than_the_runs_are_refused(copy):
         load_run(copy, "last")
 
 
+BEST = {
+    "step": 10**400,
+    "epoch": 10**400,
+    "validation_nll_nats": [1],
+    "validation_bits_per_dimension": -(10**400),
+    "reconstruction": None,
+}
 RECORDS = [
     {"config": None},
     {"config": {"lr": "fast"}},
     {"seconds": -1.0},
     {"seconds": "long"},
+    {"best": []},
+    {"best": {"epoch": 1}},
+    {"seconds": 10**400},
+    {"best": {"epoch": 9, "step": 99, "seconds": 1, "validation_nll_nats": 1.0}},
+    *({name: value} for name, value in BEST.items()),
+    {"step": 16},  # later than its own
 ]
-RECORDS += [{"best": []}, {"best": {"epoch": 1}}, {"seconds": 10**400}]
-RECORDS += [
-    {"best": {"epoch": 9, "step": 99, "seconds": 1, "validation_nll_nats": 1.0}}
-]
-BEST = {"step": 10**400, "epoch": 10**400, "validation_nll_nats": [1]}
-BEST |= {"validation_bits_per_dimension": -(10**400), "reconstruction": None}
-# later than its own
-RECORDS += [{name: value} for name, value in BEST.items()] + [{"step": 16}]
 
 
 @pytest.mark.parametrize("change", RECORDS, ids=range(len(RECORDS)))
@@ -424,10 +428,17 @@ def test_a_line_of_metrics_that_a_crash_cut_off_is_removed(copy):
     assert [record["epoch"] for record in run.read_metrics()] == [1, 2, 4]
 
 
-LINES = ["{", "[]", '{"epoch": 2}', "", '{"epoch": NaN}']
-# beside what an evaluation has
-LINES += [{name: 10**400} for name in ("epoch", "step", "seconds")]
-LINES += [{"epoch": 0}, {"epoch": [1]}]
+LINES = [
+    "{",
+    "[]",
+    '{"epoch": 2}',
+    "",
+    '{"epoch": NaN}',
+    # beside what an evaluation has
+    *({name: 10**400} for name in ("epoch", "step", "seconds")),
+    {"epoch": 0},
+    {"epoch": [1]},
+]
 
 
 @pytest.mark.parametrize("line", LINES, ids=range(len(LINES)))

@@ -82,8 +82,10 @@ def mixed():
         ActNorm(),
         ActNorm(),
         SmoothLeakyReLU(),
+        Split(),
+        Squeeze(),
+        SmoothLeakyReLU(),
     ]
-    layers += [Split(), Squeeze(), SmoothLeakyReLU()]
     names = [f"{type(layer).__name__}{index}" for index, layer in enumerate(layers)]
     return Flow((4, 4, 2), tuple(zip(names, layers, strict=True)))
 

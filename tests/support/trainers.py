@@ -138,10 +138,14 @@ def gradient_of(trainer, images):
 
 ROWS = np.random.default_rng(0).normal((5.0, -30.0), (1.0, 4.0), (140, 2))
 DATA = Dataset("mine", ROWS[40:], ROWS[:20], ROWS[20:40])
-QUICK = {"backend": "numpy", "batch_size": 20, "warmup_epochs": 1, "lr": 1e-3}
-QUICK |= {"epochs": 3}
-
 EPOCHS = 3
+QUICK = {
+    "backend": "numpy",
+    "batch_size": 20,
+    "warmup_epochs": 1,
+    "lr": 1e-3,
+    "epochs": EPOCHS,
+}
 IMAGES = 100
 
 
