@@ -58,8 +58,9 @@ def everything(tmp_path_factory):
     return folder, dict(zip(names, tables, strict=True))
 
 
-def no_training(*_, **__):
-    raise AssertionError("trained again")
+def train_nothing(patch):
+    for name in ("train", "resume"):
+        patch.setattr(runs, name, lambda *_, **__: pytest.fail("trained again"))
 
 
 def diverge(monkeypatch, step=1, gradient="exact"):
@@ -114,8 +115,7 @@ def test_a_table_is_trained_once_and_shown_again(
     assert all(float(row[2]) > 0 and row[3] == "0" for row in rows)
     config = RunFolder.open(folder / "conv-lambda-0.3-seed-0")[1]["config"]
     assert (config["lam"], config["model"], config["epochs"]) == (0.3, "conv", 1)
-    monkeypatch.setattr(runs, "train", no_training)
-    monkeypatch.setattr(runs, "resume", no_training)
+    train_nothing(monkeypatch)
     for file in folder.glob("*/*.safetensors"):  # which no table needs
         file.unlink()
     assert first.strip() in command("table4")
@@ -130,8 +130,7 @@ def test_a_row_that_diverges_is_shown_with_its_step(command, monkeypatch, tmp_pa
     file = tmp_path / "runs/fc-exact-seed-0.diverged.json"
     record = json.loads(file.read_text())
     assert record["step"] == 4 and "is not finite" in record["message"]
-    monkeypatch.setattr(runs, "train", no_training)
-    monkeypatch.setattr(runs, "resume", no_training)
+    train_nothing(monkeypatch)
     assert command(*row, "30") == first
     file.write_text(json.dumps(record | {"step": None}))
     assert "| diverged at step unknown" in command(*row, "30")
@@ -364,8 +363,7 @@ def test_unusable_runs_are_one_line_before_training(command, monkeypatch, tmp_pa
 
     def refused(said, *more, kind=SnfnpError, **where):
         with monkeypatch.context() as patch, one_line(kind, match=said) as caught:
-            patch.setattr(runs, "train", no_training)
-            patch.setattr(runs, "resume", no_training)
+            train_nothing(patch)
             command(*(more or row), **where)
         assert "`out`" not in str(caught.value)
 

@@ -36,17 +36,23 @@ def row(name, paper, *values, **more):
         "commit": "c0ffee",
         "processor": "a processor",
         "platform": "Linux-6, x86_64",
+        "backend": "numba",
+        "device": {},
+        "threads": 2,
+        "versions": {"python": "3.11", "numpy": "2.4"},
     }
-    made_with |= {"backend": "numba", "device": {}, "threads": 2}
-    made_with["versions"] = {"python": "3.11", "numpy": "2.4"}
-    known = {"name": name, "cells": [name.upper()], "unit": "nats"}
-    known |= {
+    return {
+        "name": name,
+        "cells": [name.upper()],
+        "unit": "nats",
         "paper": paper,
         "paper_spread": 0.5,
         "paper_epochs": 3,
         "config": {"model": "fc"},
-    }
-    return known | {"data": "mnist", "runs": runs, "made_with": [made_with]} | more
+        "data": "mnist",
+        "runs": runs,
+        "made_with": [made_with],
+    } | more
 
 
 @pytest.fixture
@@ -69,6 +75,10 @@ def folder(tmp_path, monkeypatch, records):
     runs.mkdir()
     results.write(runs / "results.json", records, list(TARGETS))
     return tmp_path
+
+
+def publish(folder):
+    reproduce.main(["page", "--runs", str(folder / "runs")])
 
 
 def drawn(picture):
@@ -277,7 +287,7 @@ def test_the_gap_is_between_rows_of_the_same_seeds(records):
 
 
 def test_a_published_page_is_complete_and_its_doctest_passes(folder, capsys):
-    reproduce.main(["page", "--runs", str(folder / "runs")])
+    publish(folder)
     written = capsys.readouterr().out.split()
     names = [path.rpartition("/")[2] for path in written]
     assert names == ["results.json", NAME]
@@ -292,7 +302,7 @@ def test_a_published_page_is_complete_and_its_doctest_passes(folder, capsys):
 
 def test_published_results_are_merged_with_those_that_are_there(folder, records):
     """Whoever trains one row, on another machine, adds it to the page and loses none."""
-    reproduce.main(["page", "--runs", str(folder / "runs")])
+    publish(folder)
     longer = row("fc-snf", 947.1, 948.0)
     shorter = row("fc-exact", 947.6, 1.0)
     longer["runs"][0]["epochs"] = 6000
@@ -302,10 +312,10 @@ def test_published_results_are_merged_with_those_that_are_there(folder, records)
     results.write(folder / "runs/results.json", own, list(TARGETS))
     page_before = (folder / "derivations" / NAME).read_bytes()
     with pytest.raises(UsageError, match=r"figure2.png: reproduce figure2 again"):
-        reproduce.main(["page", "--runs", str(folder / "runs")])
+        publish(folder)
     assert (folder / "derivations" / NAME).read_bytes() == page_before
     (folder / "runs/figure2.png").write_bytes(b"samples")
-    reproduce.main(["page", "--runs", str(folder / "runs")])
+    publish(folder)
     rows = {own["name"]: own for own in committed()["table1"]["rows"]}
     assert rows.keys() == {"fc-exact", "fc-snf", "conv-exact", "emerging"}
     assert rows["fc-snf"] == longer and rows["fc-exact"] == records["table1"]["rows"][0]
@@ -328,7 +338,7 @@ def test_what_belongs_on_no_page_is_refused(folder, records, targets, said):
         json.dumps({"format": 1, "targets": content})
     )
     with one_line(UsageError, said):
-        reproduce.main(["page", "--runs", str(folder / "runs")])
+        publish(folder)
     assert not list((folder / "derivations").rglob("*.*"))
 
 
