@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import DTypeLike
 
+from snfnp.errors import UsageError
 from snfnp.ops import Shape
 
 Shapes = dict[str, dict[str, Shape]]  # {layer: {name: shape}}
@@ -92,7 +93,12 @@ class Layout:
         return sum(entry.stop - entry.start for entry in self.optimised.entries)
 
     def views(self, flat: Any) -> dict[str, dict[str, Any]]:
-        """{layer: {name: view}} into a flat array (size,) of any backend."""
+        """{layer: {name: view}} into a flat array (size,) of any backend. Raises UsageError for an
+        array of another shape."""
+        if flat.shape != (self.size,):
+            raise UsageError(
+                f"parameters of shape {flat.shape} are not of this flow: give ({self.size},)"
+            )
         views = {layer: {} for layer in self.layers}
         for entry in self.entries:
             views[entry.layer][entry.name] = entry.view(flat)

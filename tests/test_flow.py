@@ -53,6 +53,8 @@ def test_copies_of_a_flow_have_their_own_layout():
     shorter = replace(flow, layers=flow.layers[1:])
     assert shorter.layout.layers == ("activation1", "dense2")
     assert 2 * shorter.layout.count == count and shorter.first_trainable == 1
+    with one_line(UsageError, "are not of this flow: give"):
+        shorter.layout.views(np.zeros(flow.layout.size))
 
 
 def test_a_flow_and_its_layers_stay_as_they_were_made():

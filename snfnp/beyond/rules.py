@@ -107,6 +107,7 @@ class Variational(Rule):
     sigma: float
     vectors: int = 8
     learns_inverse: ClassVar[bool] = True
+    adds_noise: ClassVar[bool] = True
     objective: ClassVar[str] = "variational"
 
     def __post_init__(self):

@@ -15,6 +15,8 @@ class Rule:
 
     # Whether the layer has an R beside W, whose reconstruction error λ weighs.
     learns_inverse: ClassVar[bool] = False
+    # Whether a training step adds noise to the inputs of its layers.
+    adds_noise: ClassVar[bool] = False
 
     def check_maps(self, f: Map, g: Map) -> None:
         """Raises UsageError, in one line, if the rule is not for maps f and g."""

@@ -182,7 +182,7 @@ class TrainConfig(
                 f"choose {other}"
             )
         if any(
-            hasattr(layer.rule, "perturb") and layer.rule != self.rule
+            layer.rule.adds_noise and layer.rule != self.rule
             for layer, _ in flow.learned_inverses().values()
         ):
             raise UsageError(
