@@ -9,6 +9,7 @@ import gc
 import importlib.util
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -28,6 +29,9 @@ from support.runs import (  # noqa: F401
 
 from snfnp import threads
 from snfnp.ops import get_ops
+
+# A shell that starts the tests in the background makes them, and what they start, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Files that compile most kernels. They come first: one of several processes has them all.
 FIRST = "benchmarks block_tridiagonal conv coupling density flow gradcheck_linear "

@@ -15,16 +15,16 @@ from drawings.style import (
     bare,
     laid_out,
     move,
+    page_program,
     plt,
 )
-from drawings.training import program_of_page
 
 
 @cache
 def _trained(steps=2000):
     """The program's flow with four layers, its data, and (data, noise, grid) after f, g and g at
     20 steps of training, evenly by their logarithm."""
-    program = program_of_page()
+    program = page_program()
     rng = np.random.default_rng(0)
     flow = [program["Dense"](2, rng, 0.1)]
     for _ in range(3):

@@ -1,6 +1,7 @@
 """The figures' common style: colours that are legible on white and on black, boxes and
 arrows, and lines that move."""
 
+import runpy
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -41,6 +42,11 @@ plt.rcParams.update(
         "svg.hashsalt": "snfnp",  # the same names in every file
     }
 )
+
+
+def page_program() -> dict:
+    """The names of page 00's program, run anew."""
+    return runpy.run_path(str(PAGES / "00-the-method.py"))
 
 
 def canvas(width: float, height: float):

@@ -1,7 +1,6 @@
 """Training: on the plane, actnorm, a learned density, a bound, controllers."""
 
 import doctest
-import runpy
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from drawings.style import (
     PURPLE,
     RED,
     laid_out,
+    page_program,
     plt,
 )
 from snfnp.layers import ActNorm
@@ -122,10 +122,6 @@ def controllers():
     return laid_out(figure)
 
 
-def program_of_page():
-    return runpy.run_path(str(PAGES / "00-the-method.py"))
-
-
 def _trained(
     program, draw, size: int, steps: int, rate: float, noise: float, samples: int
 ):
@@ -157,7 +153,7 @@ def _trained(
 
 def method_plane():
     """Page 00's flow of the plane: data and samples, ‖RW − I‖, the angle."""
-    program = program_of_page()
+    program = page_program()
     z, figure, top = _trained(program, program["cloud"], 2, 2000, 0.02, 0.4, 250)
     points = program["cloud"](np.random.default_rng(1), 250)
     top.plot(*points.T, ".", color=INK, label="data")
@@ -169,7 +165,7 @@ def method_plane():
 
 def method_digits():
     """Page 00's flow of digits: samples, ‖RW − I‖, the angle."""
-    program = program_of_page()
+    program = page_program()
     images = program["small_digits"]()
 
     def draw(rng):

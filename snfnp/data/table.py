@@ -253,7 +253,7 @@ def _has_names(
 ) -> bool:
     """True if the first row has names: a cell is text above a number, or none is a number,
     nor all are gaps."""
-    texts = [cell for cell in first if not (number(cell) or cell.lower() in INCOMPLETE)]
+    texts = {cell for cell in first if not (number(cell) or cell.lower() in INCOMPLETE)}
     for cell, below in zip(first, second, strict=False):
         if cell in texts and any(map(str.isalpha, cell)) and number(below):
             return True

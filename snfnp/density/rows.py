@@ -92,7 +92,7 @@ def check_names(X: Any, expected: np.ndarray | None) -> None:
     """Compare the names of X's columns with those that were fitted, as scikit-learn does: raises
     ValueError for others, or for another order; warns if only one side has names."""
     names = names_of(X)
-    if names is expected is None:
+    if names is None and expected is None:
         return
     if names is None or expected is None:
         warnings.warn(

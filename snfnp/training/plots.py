@@ -236,7 +236,7 @@ def save_samples(path: Path, panels: dict[str, np.ndarray], title: str) -> None:
 
 
 def save_view(
-    path: Path, view: View, title: str, columns: Sequence[str] | None
+    path: Path, view: View, title: str, columns: Sequence[str] | None = None
 ) -> None:
     """A flow of 2-D data: density, samples, the bent grid, and the data as latents. columns: the
     names of the two axes."""
