@@ -200,7 +200,6 @@ conv plain forward-50 cosine 150: 0.005
 conv white forward-25 cosine 150: 0.005 0.01
 conv plain forward cosine 300: 0.005
 fc white forward-50 cosine 20: 0.003 0.004
-fc white exact cosine 60: 0.002
 """
 
 
