@@ -159,6 +159,7 @@ def test_a_compressed_table_is_read_up_to_a_limit(read, monkeypatch):
 
 POINT = "write numbers with a decimal point, without separators of thousands"
 REFUSED = {
+    "NA\n1\n2\n": "line 1, column '0' has 'NA': fill it in, or leave such rows out",
     "NA,1,2\n1,2,3\n": "line 1, column '0' has 'NA': fill it in, or leave such rows out",
     ",x\n1,2\n1,\n": "line 3, column 'x' is empty: fill it in",
     "1_000,2\n1,2\n": "line 1, column '0' has '1_000', which is not a number",
