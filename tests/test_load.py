@@ -239,11 +239,13 @@ def test_nothing_is_said_of_the_same_images(way, photographs, said):
 
 
 def test_a_runs_data_dir_is_not_for_other_data(photographs, monkeypatch):
+    """Other data are read once where the run has no files of splits."""
     run = snfnp.load_run(photographs)
     run = replace(run, config=replace(run.config, data_dir="there"))
     folders = []
+    other = OTHERS["train"]
     monkeypatch.setattr(
-        shared, "load_dataset", lambda name, folder, **_: folders.append(folder) or SAME
+        shared, "load_dataset", lambda _, folder, **__: folders.append(folder) or other
     )
     for data in (None, run.config.data, "mine.npy"):
         args = Namespace(data=data, data_dir=None, drop_incomplete=False)

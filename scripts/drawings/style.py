@@ -45,7 +45,7 @@ plt.rcParams.update(
 
 
 def page_program() -> dict:
-    """The names of page 00's program, run anew."""
+    """The names that page 00's program defines, after a new run of it."""
     return runpy.run_path(str(PAGES / "00-the-method.py"))
 
 

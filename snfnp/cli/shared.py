@@ -167,11 +167,14 @@ def images_of(
     if is_table(name) and (args.data or args.drop_incomplete):
         options |= table_options  # another table is read as the run's was
     dataset = load_dataset(name, folder, **options)
-    if args.data and run.folder.check_same_data(run.record, dataset, ("train",), True):
-        # other data, not the run's in another place: their splits are their own
-        options |= {
-            part: None for part in SPLITS if os.path.exists(options.get(part) or "")
-        }
+    files = [part for part in SPLITS if os.path.exists(options.get(part) or "")]
+    # of other data, not the run's in another place, the splits are their own
+    if (
+        args.data
+        and files
+        and run.folder.check_same_data(run.record, dataset, ("train",), True)
+    ):
+        options |= dict.fromkeys(files)
         dataset = load_dataset(name, folder, **options)
     allowed = args.data_dir is not None or args.data is not None or run.is_pretrained
     if line := run.folder.check_same_data(run.record, dataset, (split,), allowed):

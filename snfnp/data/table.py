@@ -251,8 +251,8 @@ def _listed(names: Iterable[str]) -> str:
 def _has_names(
     first: list[str], second: list[str], number: Callable[[str], Any]
 ) -> bool:
-    """True if the first row has names: a cell is text above a number, or none is a number,
-    nor all are gaps."""
+    """True if the first row has names: a cell is text above a number, or no cell is a number and
+    not all are gaps."""
     texts = {cell for cell in first if not (number(cell) or cell.lower() in INCOMPLETE)}
     for cell, below in zip(first, second, strict=False):
         if cell in texts and any(map(str.isalpha, cell)) and number(below):

@@ -133,7 +133,7 @@ class Checkpointer:
             best_saved = load_checkpoint(folder.best, self.trainer.layout, record).step
         is_lost = progress.best is not None and best_saved != best_step
         # else it is evaluated there
-        is_final = step == steps and not self.trainer.log.sums[-1]
+        is_final = step == steps and not self.trainer.log.steps
         if is_final and (progress.best is None or is_lost and best_step < step):
             raise CheckpointError(
                 f"{folder.best} is not of the best evaluation of {folder.last}: restore it, or "

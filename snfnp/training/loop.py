@@ -125,7 +125,7 @@ class RunLoop:
         """Take the remaining steps. True if a callback ended them."""
         progress = self.progress
         progress.timed_from = progress.step, progress.seconds
-        if progress.step == progress.steps and self.trainer.log.sums[-1]:
+        if progress.step == progress.steps and self.trainer.log.steps:
             return self.evaluate()  # `epochs` is now those that were done
         ends = False
         patience = self.config.patience or math.inf

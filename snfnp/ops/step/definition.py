@@ -330,6 +330,11 @@ class StepLog:
         """Three sums and the number of steps, of which `read` makes averages. Waits."""
         return tuple(self._device.to_host(self.array)[SUMS_AND_COUNT].tolist())
 
+    @property
+    def steps(self) -> float:
+        """The number of steps since `clear_averages`, which an evaluation calls. Waits."""
+        return self.sums[-1]
+
     def restore(self, sums: tuple[float, ...]) -> None:
         """Continue the averages of another log, from its `sums`."""
         self.array[SUMS_AND_COUNT] = self._device.asarray(np.array(sums, np.float64))

@@ -78,8 +78,8 @@ def environment(ops: Ops) -> Json:
 
 
 def recorded_flow(folder: RunFolder, record: Json, config: TrainConfig) -> Flow:
-    """The flow of a configuration, for the data of a config.json. Raises UsageError if it is not
-    the one that this describes."""
+    """The flow of a configuration, for the data of a config.json. Raises UsageError if that file
+    describes another flow."""
     data = folder.data(record)
     moments = data["moments"]
     flow = config.build_flow(data["shape"], moments)
