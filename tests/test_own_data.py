@@ -58,6 +58,8 @@ SOURCES |= {
 def test_every_kind_of_source_is_cut_by_the_seed(name, tmp_path):
     array = SOURCES[name]
     path = write(tmp_path, name, array)
+    with one_line(UsageError, "seed is -1: give a whole number from 0"):
+        snfnp.load_dataset(path, seed=-1)
     data, again, other = (
         snfnp.load_dataset(path, validation="0.25", seed=seed) for seed in (3, 3, 4)
     )

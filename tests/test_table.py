@@ -173,6 +173,7 @@ REFUSED = {
     "a,b,c\n1,2,\n": "line 2, column 'c' is empty: fill it in",
     "a,b\n1,5,2,5\n": "line 2: the number of cells is 4, in the first row it is 2: give all",
     "a\n2024-01-01\n": "line 2, column 'a' has '2024-01-01', which is not a number",
+    "town,t\nNew York,1\n": "line 2, column 'town' has 'New York', which is not a number",
     "a,a\n1,2\n": "several columns are called 'a': rename them",
 }
 CHOSEN = [
@@ -198,7 +199,7 @@ def test_what_is_no_table_is_named_by_line_and_column(text, options, problem, re
 
 
 def test_numbers_in_line_one_are_a_row_unless_text_stands_above_a_number(read):
-    assert read("1,x,2\n", columns=[2, 0])[0] == [[2.0, 1.0]]
+    assert read("1,x,2\n", columns=np.array([2, 0]))[0] == [[2.0, 1.0]]
     assert read("1,NA\n3,4.5\n1,2\n", drop_incomplete=True)[0] == [
         [3.0, 4.5],
         [1.0, 2.0],

@@ -111,7 +111,6 @@ def arrow(
     color=INK,
     curve=0.0,
     offset=(0, 0.14),
-    size=10,
     style="-|>",
 ):
     """An arrow with a label above its middle (moved by `offset`)."""
@@ -128,10 +127,10 @@ def arrow(
         )
     )
     middle = [(a + b) / 2 + d for a, b, d in zip(start, end, offset, strict=True)]
-    write(axis, *middle, label, color, size)
+    write(axis, *middle, label, color)
 
 
-def move(axis, frames, color: str, width: float, seconds: float = 10) -> None:
+def move(axis, frames, color: str, width: float) -> None:
     """Draw lines that move: frames (times, lines, points, 2) in the axis's coordinates.
 
     A line of one point is a dot. `save` writes them into the SVG as an animation that begins with
@@ -150,7 +149,7 @@ def move(axis, frames, color: str, width: float, seconds: float = 10) -> None:
     ]
     values = ";".join([drawn[-1], *drawn, drawn[-1]])
     times = ";".join(f"{t:.3f}" for t in (0, *np.linspace(0.08, 0.8, len(drawn)), 1))
-    timing = f'keyTimes="{times}" dur="{seconds}s" repeatCount="5"'
+    timing = f'keyTimes="{times}" dur="10s" repeatCount="5"'
     figure.moving = getattr(figure, "moving", "") + (
         f'<svg x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}"><path d="{drawn[-1]}" '
         f'style="fill: none; stroke: {color}; stroke-width: {width}; stroke-linecap: round">'

@@ -135,6 +135,7 @@ def outcome(run: Run, command: Command) -> dict | None:
     divergence = files.read_json(
         run.divergence, _divergence, "delete it to train again"
     )
+    every = {"eval_every": config.eval_every} if config.eval_every > 1 else {}
     if divergence:
         step, before = divergence
         epochs = math.ceil(step / wanted.steps_per_epoch(len(dataset.train)))
@@ -143,6 +144,7 @@ def outcome(run: Run, command: Command) -> dict | None:
             "asked": max(config.epochs, run.epochs),
             "diverged_at": step,
             "before": before,
+            **every,
         }
     if config.epochs < run.epochs or not folder.summary_file.exists():
         return None
@@ -156,9 +158,7 @@ def outcome(run: Run, command: Command) -> dict | None:
 
     advice = "delete it to have it made again"
     figures = files.read_json(folder.summary_file, best, advice)
-    if config.eval_every > 1:
-        figures["eval_every"] = config.eval_every
-    return {"epochs": config.epochs, **figures}
+    return {"epochs": config.epochs, **figures, **every}
 
 
 def perform(run: Run, command: Command) -> None:

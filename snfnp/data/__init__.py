@@ -17,7 +17,7 @@ from numpy.lib.npyio import NpzFile
 from snfnp.data import pictures, sets, toy
 from snfnp.data.dataset import SPLITS, Dataset, require_dataset
 from snfnp.data.table import is_table, read_table
-from snfnp.errors import Report, UsageError, printable, suggestion
+from snfnp.errors import Report, UsageError, printable, require_whole, suggestion
 from snfnp.files import StrPath, open_binary, readable
 from snfnp.images import fault, open_array, with_channels
 
@@ -171,6 +171,7 @@ def _held_out(
             f"of the samples of {source} ({total}), {left} would be left to train on: give more, "
             "or smaller fractions"
         )
+    require_whole(None, 0, seed=seed)
     order = np.random.default_rng((seed, total, 1)).permutation(total)
     indices = np.split(order, np.cumsum(counts))
     return {
@@ -216,7 +217,9 @@ def _read(
     columns: Names = None
     if not os.path.lexists(path):
         hint = "" if source in LOADERS else suggestion(source, LOADERS)
-        raise UsageError(f"{source} does not exist{hint}: check the path")
+        raise UsageError(
+            f"{source} does not exist{hint}: check it, or give the path of your data (`data`)"
+        )
     with readable(source):
         if path.is_dir():
             splits = pictures.read_folder(path, report)

@@ -70,11 +70,6 @@ def _files(folder: Path, report: Report) -> Iterator[Path]:
     others: Counter[str] = Counter()
     for parent, folders, names in os.walk(folder):
         entries += len(names) + len(folders)
-        if entries > (_MOST if images else _MOST_OTHERS):
-            raise UsageError(
-                f"{folder} has {images:,} images ({', '.join(SUFFIXES)}) among its first "
-                f"{entries:,} entries: give a folder of images"
-            )
         walked = [name for name in folders if _is_walked(parent, name)]
         left_out |= len(walked) < len(folders)
         folders[:] = sorted(walked)
@@ -85,6 +80,11 @@ def _files(folder: Path, report: Report) -> Iterator[Path]:
                 yield Path(parent, name)
             else:
                 others[suffix or "without a suffix"] += 1
+        if entries > (_MOST if images else _MOST_OTHERS):
+            raise UsageError(
+                f"{folder} has {images:,} images ({', '.join(SUFFIXES)}) among its first "
+                f"{entries:,} entries: give a folder of images"
+            )
     if left_out:
         report(
             f"{folder}: hidden folders, links to folders, and folders on other disks are left out"

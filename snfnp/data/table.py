@@ -222,7 +222,7 @@ def _chosen(
     indices |= {label: index for index, label in enumerate(labels)}
     if isinstance(columns, str):
         columns = next(csv.reader([columns], skipinitialspace=True)) or [""]
-    names = [str(name).strip() for name in columns or labels]
+    names = [str(name).strip() for name in (labels if columns is None else columns)]
     for name in names:
         if name not in indices:
             raise UsageError(
@@ -276,6 +276,6 @@ def _problem(column: str, cell: str) -> str:
     message = f"{column} has {printable(cell)[:40]!r}"
     if _THOUSANDS.fullmatch(cell) or _COMMA.fullmatch(cell):
         return f"{message}: write numbers with a decimal point, without separators of thousands"
-    if " " in cell:
+    if " " in cell and all(map(_NUMBER.fullmatch, cell.split())):
         return f"{message}: separate columns by commas"
     return f"{message}, which is not a number: choose columns of numbers with `columns`"

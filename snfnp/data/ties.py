@@ -109,8 +109,7 @@ def _step(column: np.ndarray) -> tuple[float, float, bool]:
 def _as_written(values: np.ndarray) -> np.ndarray:
     """Undo the rounding of decimal numbers of at most 7 digits to single precision. Returns the
     values themselves if some of them cannot have come from such numbers."""
-    with np.errstate(over="ignore"):
-        single = values.astype(np.float32)
+    single = values.astype(np.float32)
     if (single != values).any():
         return values
     written = np.array([float(f"{value:.7g}") for value in values])

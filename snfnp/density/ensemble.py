@@ -65,8 +65,6 @@ class FlowMember:
     def without_noise(self) -> Likelihood:
         """The density of the noisy rows, at a row as it is."""
         noisy = cast(Standardise, self.flow.preprocess)
-        if not noisy.step:
-            return self.likelihood
         flow = replace(self.flow, preprocess=Standardise(noisy.mean, noisy.spread))
         return Likelihood(self.ops, flow, self.p)
 
@@ -110,16 +108,15 @@ class Ensemble:
         step = self.preprocess.step
         points = offsets(np.array(step)) if step else np.zeros((1, rows.shape[1]))
         scores = []
-        with np.errstate(all="ignore"):
-            for part in np.array_split(rows, math.ceil(len(rows) / _AT_ONCE)):
-                # -inf instead of NaN: so far out numbers overflow on their way
-                terms = [
-                    math.log(weight) + np.fmax(member.log_prob(part + point), -np.inf)
-                    for weight, member in zip(self.weights, self.members, strict=True)
-                    for point in points
-                ]
-                total = np.logaddexp.reduce(terms)
-                scores.append(total - math.log(len(points)))
+        for part in np.array_split(rows, math.ceil(len(rows) / _AT_ONCE)):
+            # -inf instead of NaN: so far out numbers overflow on their way
+            terms = [
+                math.log(weight) + np.fmax(member.log_prob(part + point), -np.inf)
+                for weight, member in zip(self.weights, self.members, strict=True)
+                for point in points
+            ]
+            total = np.logaddexp.reduce(terms)
+            scores.append(total - math.log(len(points)))
         return np.concatenate(scores)
 
     def sample(self, count: int, rng: Generator, exact: bool) -> np.ndarray:

@@ -30,10 +30,11 @@ class FlowDensity(Options):
         density = snfnp.FlowDensity(random_state=0).fit(X)
         density.score_samples(X), density.sample(100), density.transform(X)
 
-    Each flow is trained at maximum likelihood on four fifths of the rows and judged by the last
-    fifth. Mixtures of Gaussians are candidates beside the flows; they are fitted in the same way,
-    on more than 5000 rows until more components are no better. The density is Σ w p of all of them,
-    with the weights at which the rows held out are most likely; it is exact, and so are samples.
+    Each flow is trained at maximum likelihood on the rows outside one of `members` folds, and
+    judged by the fold: a fifth of the rows, or of many rows some 4000. Mixtures of Gaussians are
+    candidates beside the flows; they are fitted in the same way, on more than 5000 rows until more
+    components are no better. The density is Σ w p of all of them, with the weights at which the
+    rows held out are most likely; it is exact, and so are samples.
     The flow is the preset `vector`: see `snfnp.models.vector`. On Linux, where there are several
     cores, flows and mixtures are fitted side by side by forked processes, to the same bits, and one
     after another if NUMBA_NUM_THREADS and OPENBLAS_NUM_THREADS are 1.
@@ -160,7 +161,10 @@ class FlowDensity(Options):
                 f"n_samples = {len(table)}: a density needs at least 3 rows"
             )
         with _value_errors():
-            self._check()
+            require_real(None, 1, validation_fraction=self.validation_fraction)
+            require_whole(None, 1, members=self.members)
+            if self.time_limit is not None:
+                require_real(None, math.inf, or_zero=True, time_limit=self.time_limit)
             fit = fit_density(
                 self, table, groups, labels_of(names, table.shape[1]), rng
             )
@@ -168,12 +172,6 @@ class FlowDensity(Options):
         fitted._keep(fit, names)
         self.__dict__ = vars(fitted)  # at once: an interruption keeps the former fit
         return self
-
-    def _check(self) -> None:
-        require_real(None, 1, validation_fraction=self.validation_fraction)
-        require_whole(None, 1, members=self.members)
-        if self.time_limit is not None:
-            require_real(None, math.inf, or_zero=True, time_limit=self.time_limit)
 
     def _keep(self, fit: Fit, names: np.ndarray | None) -> None:
         """Set the attributes of a fitted estimator."""
