@@ -167,10 +167,12 @@ def has_inverse_likelihood(rule: Rule) -> bool:
 
 def _exact_of_r(ops: Ops, flow: Flow, params: Params, x: Array) -> Params | None:
     """The exact gradients of log p^g; None if R ascends no likelihood, or T(R) is singular."""
-    learned = [(name, layer) for name, (layer, _) in flow.learned_inverses().items()]
-    if not all(has_inverse_likelihood(layer.rule) for _, layer in learned):
+    learned = flow.learned_inverses()
+    if not all(has_inverse_likelihood(layer.rule) for layer, _ in learned.values()):
         return None
-    replaced = {name: _InverseOfG(layer.maps[1]) for name, layer in learned}
+    replaced = {
+        name: _InverseOfG(layer.maps[1]) for name, (layer, _) in learned.items()
+    }
     try:
         return gradients(ops, with_layers(flow, replaced), params, x)[0]
     except SingularMatrixError:

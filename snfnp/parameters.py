@@ -111,5 +111,11 @@ class Layout:
         flat = np.zeros(self.size, dtype)
         for layer, params in self.views(flat).items():
             for name, view in params.items():
-                view[...] = initial[layer][name]
+                value: Any = initial[layer].get(name)
+                if np.shape(value) != view.shape:
+                    raise UsageError(
+                        f"layer {layer}: init makes no {name} of shape {view.shape}, which "
+                        "parameter_shapes declares: make them agree"
+                    )
+                view[...] = value
         return flat

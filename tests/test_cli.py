@@ -239,6 +239,7 @@ compare new | has no evaluation yet
 compare rows grey | grey was trained on other data than rows: their likelihoods
 compare rows others | others was trained on other data than rows: their likeli
 compare rows --plot a.txt | `plot` is a.txt: its name must end in one of .png,
+train  | `data` is
 train --data= | `data` is : it must be a name or a path
 train mnits | 'mnits' is neither a data set nor a path (did you mean mnist?): use
 train rows.npy --data mnist | rows.npy and `data=mnist`: give one of them
@@ -290,7 +291,7 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of broken.py
     before = sorted(place.rglob("*"))
     with one_line(UsageError, WRONG[line]):
-        main(line.split())
+        main(line.split(" "))
     assert capsys.readouterr().out == "" and sorted(place.rglob("*")) == before
 
 

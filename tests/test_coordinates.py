@@ -29,9 +29,10 @@ from snfnp.flow import Flow
 from snfnp.layers import ActNorm, Linear, Whiten
 from snfnp.layers.whiten import _shrunk
 from snfnp.likelihood import WHITENING_NOISE
-from snfnp.maps import Dense
+from snfnp.maps import Dense, Map
 from snfnp.models import PRESETS
 from snfnp.ops import RandomKey, get_ops
+from snfnp.rules import Exact
 from snfnp.step import coordinates
 from snfnp.step.batches import Repeated
 from snfnp.step.coordinates import change_coordinates, kernel_inputs, whitening
@@ -226,13 +227,24 @@ def test_a_flow_of_ones_own_is_whitened_by_its_layers():
 
 DENSE = Linear(Dense(4))
 UNBIASED = Linear(Dense(4), bias=False)
+OF_ROWS = {
+    "weight_shape": (4,),
+    "output_shape": lambda self, shape: shape,
+    "identity": lambda self: np.ones(4),
+}
+SCALE = type("Scale", (Map,), OF_ROWS)()
 OWN = {
     "neither convolutions nor Whiten layers: leave it out": (DENSE,),
-    "Whiten layer b is renewed, and needs a Linear": (DENSE, Whiten(4, renewed=True)),
-    "b is renewed, .* with a bias behind it": (
+    "Whiten layer b is renewed: it needs a dense": (DENSE, Whiten(4, renewed=True)),
+    "b is renewed: .* with a bias behind it": (
         DENSE,
         Whiten(4, renewed=True),
         UNBIASED,
+    ),
+    "b is renewed: it needs a dense Linear": (
+        DENSE,
+        Whiten(4, renewed=True),
+        Linear(SCALE, Exact()),
     ),
 }
 
@@ -275,7 +287,7 @@ def test_the_root_its_inverse_and_its_determinant_have_their_closed_forms():
 def test_scaled_coordinates_take_the_variances_alone():
     """The covariance of scaled rows is their correlation; of a kernel's rows, U⁻² is the second
     moments' diagonal, which white coordinates have with the rest."""
-    x = correlated()
+    x = correlated(D)
     layer = Whiten(D, diagonal=True)
     z = layer.forward(OPS, layer.from_sums(len(x), x.sum(axis=0), x.T @ x), x)[0]
     assert_allclose(np.cov(z.T, bias=True), np.corrcoef(x.T), atol=1e-10)

@@ -200,11 +200,12 @@ def test_levels_of_the_preprocessing_are_the_limit(ops):
     with pytest.raises(UsageError, match="values from 0 to 255; bring them to 0 to 31"):
         flow.encode(ops, IMAGES, key, np.float64)
     few = IMAGES // 8
-    few[-1] = 32  # behind the first batch
-    data = snfnp.Dataset("mine", few, few, few)
+    other = few.copy()
+    other[-1] = 32  # behind the first batch
     config = snfnp.TrainConfig(model=flow, batch_size=1, shuffle=False)
-    with pytest.raises(UsageError, match="images: values from 0 to 32"):
-        started(config, data).__enter__()
+    for splits in ((other, few, few), (few, few, other)):
+        with pytest.raises(UsageError, match="images: values from 0 to 32"):
+            started(config, snfnp.Dataset("mine", *splits)).__enter__()
 
 
 @pytest.mark.parametrize("sizes", [{}, {"at_once": 3}])

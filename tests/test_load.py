@@ -282,11 +282,15 @@ def test_a_run_of_the_sample_finds_it_again(tmp_path, monkeypatch, capsys):
         ("mnist-sample", sample),
     ):
         monkeypatch.setitem(LOADERS, name, lambda *arguments, data=data: data)
-    resume = lambda arguments: snfnp.resume(arguments[0], epochs=2, report=print)  # noqa: E731
+    resume = lambda arguments: snfnp.resume(  # noqa: E731
+        arguments[0], data="mnist", epochs=2, report=print
+    )
     for way in (evaluate.main, angle.main, resume):
         capsys.readouterr()
         way([str(path)])
         assert "from sample shipped with the package" in capsys.readouterr().out
+    with one_line(UsageError, "in its own folder: leave out `out`"):
+        snfnp.resume(path, out="other")
 
 
 @pytest.mark.parametrize("name", ["mnist", "mnist-sample"])
@@ -355,6 +359,13 @@ DIFFERENT = {
     "λ as it is by default, and another": (
         [{}, {"lam": 10.0}],
         ["--lambda 1", "--lambda 10"],
+    ),
+    "a flow of one's own": (
+        [
+            {"model": snfnp.Flow((2,), [("a", snfnp.layers.SmoothLeakyReLU())])},
+            {"model": "fc"},
+        ],
+        ["--model own flow --gradient exact", "--model fc --gradient self-normalizing"],
     ),
     "the length alone": ([{"epochs": 3}, {"epochs": 4}], ["", ""]),
 }

@@ -290,6 +290,10 @@ WRONG = {
         flow(Linear(Dense(3)), shape=(3,)),
         "for data of shape (3,), found (2,); give both",
     ),
+    "no parameters": (
+        flow(SmoothLeakyReLU()),
+        "the flow has no parameters: give it a layer to train",
+    ),
     "rule": (
         BUILD,
         "`gradient=exact` is not that of the layers of test_own_flows:<lambda>: ",

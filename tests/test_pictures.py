@@ -231,8 +231,8 @@ def test_the_row_of_rho_has_a_line_at_1_and_no_other_has_one(tmp_path, drawn):
 
 
 def test_a_comparison_shows_all_but_the_first_evaluations(tmp_path, drawn):
-    """A fifth of each run's, which are far above the others."""
-    nll = [9e3, 250.0, 240.0, 215.0, 205.0, 200.0]
+    """A fifth of each run's, which are far above the others; not those of a run that overfits."""
+    nll = [9e3, 250.0, 240.0, 200.0, 205.0, 253.0]
     line = {
         "epoch": [*range(1, 7)],
         "seconds": [*range(2, 8)],
@@ -241,10 +241,10 @@ def test_a_comparison_shows_all_but_the_first_evaluations(tmp_path, drawn):
     curves.save_comparison(tmp_path / "a.png", {"a": line, "b": line})
     for axis in drawn[0].axes:
         lowest, highest = axis.get_ylim()
-        assert 190 < lowest < 200 and 250 < highest < 260
+        assert 190 < lowest < 200 and 253 < highest < 260
 
 
-@pytest.mark.parametrize("length", [1, 130])
+@pytest.mark.parametrize("length", [1, 130, 300])
 def test_the_legend_of_a_comparison_leaves_its_panels_their_room(
     tmp_path, drawn, length
 ):

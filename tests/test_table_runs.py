@@ -55,6 +55,8 @@ def test_names_go_from_the_file_to_the_run_its_samples_and_scores(shell, capsys)
     write("far.csv", rows[:50] + 9, "a,b")
     shell("evaluate run --data far.csv")  # not of turned.csv
     assert "5 test rows from far.csv" in capsys.readouterr().out
+    Path("turned.csv").unlink()
+    shell("evaluate run --data far.csv")
     first, *lines = texts[0].splitlines()
     assert first == "index,nats,a,b"
     kept = [line.split(",")[2:] for line in lines]

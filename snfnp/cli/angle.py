@@ -16,7 +16,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
     run = open_run(args)
     images, source = images_of(run, args, "train")
-    images = evenly_spread(images, args.images)[:]
+    images = evenly_spread(images, args.images)
     ops = run.ops
     lam = run.lam
     with busy(ops, "images", len(images)):

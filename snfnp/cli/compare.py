@@ -1,6 +1,5 @@
 """Compare runs: exact validation NLL at common epochs, best and test NLL, and time."""
 
-import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -9,10 +8,10 @@ from snfnp.cli.shared import Parser, check_file
 from snfnp.errors import UsageError, in_flags, printable
 from snfnp.files import read_json
 from snfnp.training.options import OPTIONS, TrainConfig
+from snfnp.training.options.user_models import title_of
 from snfnp.training.runs.folder import RunFolder
 
 _SHOWN = 8  # epochs in the table at most
-_WIDTH = 140  # characters of a line of the legend
 # Options of a run's length and of what computes it, omitted where runs differ.
 _UNNAMED = (
     "epochs",
@@ -62,8 +61,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
     if args.plot:
         lines = {}
         for run, name, changes in zip(runs, names, options, strict=True):
-            label = textwrap.fill(f"{name}: {changes}" if changes else name, _WIDTH)
-            lines[label] = {
+            lines[f"{name}: {changes}" if changes else name] = {
                 key: [record[key] for record in run.metrics] for key in curves.COMPARED
             }
         curves.save_comparison(args.plot, lines)
@@ -117,6 +115,7 @@ def differences(runs: list[ComparedRun]) -> list[str]:
             continue
         for value, parts in zip(values, options, strict=True):
             if value is not None:
+                value = title_of(value) if name == "model" else value
                 shown = f"{value:g}" if isinstance(value, float) else value
                 parts.append(in_flags(f"`{name}={shown}`"))
     return [printable(" ".join(parts)) for parts in options]

@@ -82,7 +82,7 @@ def _write_scores(
     names its values. A sample so far away that numbers overflow has -inf."""
     nats = run.likelihood.log_prob(samples, seed, at_once)
     nats = np.fmax(nats, -np.inf).tolist()
-    rows = samples[:].tolist() if run.columns else [()] * len(nats)
+    rows = samples.tolist() if run.columns else [()] * len(nats)
     lines = ((index, nats[index], *row) for index, row in enumerate(rows))
     write_csv(path, ["index", "nats", *(run.columns or ())], lines)
 

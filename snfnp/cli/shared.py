@@ -172,6 +172,10 @@ def images_of(
     options = run.config.splits_of(name)
     if is_table(name) and (args.data or args.drop_incomplete):
         options |= table_options  # another table is read as the run's was
+    for part in SPLITS if args.data else ():
+        path = options.get(part) or ""
+        if os.path.isabs(path) and not os.path.exists(path):
+            options[part] = None  # moved with the run's data, or gone
     dataset = load_dataset(name, folder, **options)
     files = [part for part in SPLITS if os.path.exists(options.get(part) or "")]
     # of other data, not the run's in another place, the splits are their own

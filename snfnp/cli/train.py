@@ -43,7 +43,8 @@ def main(argv: list[str], prog: str | None = None, **defaults: Any) -> None:
     """Parse, train, draw. defaults: a script's own defaults of options."""
     everything = _ALL in argv
     options = vars(_parser(prog, defaults, everything).parse_args(argv))
-    if path := options.pop("path", None):
+    path = options.pop("path", None)
+    if path is not None:
         if "data" in options:
             raise UsageError(f"{path} and `data={options['data']}`: give one of them")
         options["data"] = path
@@ -82,12 +83,11 @@ def main(argv: list[str], prog: str | None = None, **defaults: Any) -> None:
 
             points = dataset.validation
             if len(points) < _FEW:
-                splits = (dataset.train, points, dataset.test)
-                points = np.concatenate([samples[:] for samples in splits])
+                points = np.concatenate((dataset.train, points, dataset.test))
             animation = Animation(points)
         train_session(session, _show, callbacks=(animation,) if animation else ())
         # sampling compiles the kernels of inverses
-        with compilations_shown(session.ops), warnings_in_lines():
+        with compilations_shown(session.ops, _show), warnings_in_lines():
             _draw(session, animation)
 
 
@@ -186,7 +186,7 @@ def _draw(session: Session, animation: Any) -> None:
             )
             for name in inverses
         }
-        panels["test images"] = evenly_spread(session.dataset.test, count)[:]
+        panels["test images"] = evenly_spread(session.dataset.test, count)
         plots.save_samples(
             folder.samples, panels, f"Samples, the same latents: {title}"
         )

@@ -276,6 +276,6 @@ def _problem(column: str, cell: str) -> str:
     message = f"{column} has {printable(cell)[:40]!r}"
     if _THOUSANDS.fullmatch(cell) or _COMMA.fullmatch(cell):
         return f"{message}: write numbers with a decimal point, without separators of thousands"
-    if " " in cell and all(map(_NUMBER.fullmatch, cell.split())):
+    if all(map(_NUMBER.fullmatch, cell.split())):
         return f"{message}: separate columns by commas"
     return f"{message}, which is not a number: choose columns of numbers with `columns`"

@@ -168,7 +168,7 @@ def _trained(
     starts = best.members or [None] * len(folds)
     before = 0
     progress.begin(best.name, steps * len(folds))
-    with np.errstate(all="ignore"), ExitStack() as contexts:
+    with ExitStack() as contexts:
         if progress.parallel:
             # A step on few rows compiles the kernels once for all forks: these run them in one
             # thread, as this process does for arrays that are so short.

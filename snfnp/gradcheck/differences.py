@@ -114,7 +114,7 @@ def check_gradient(
     value: Any = f(x)
     if np.ndim(value) or value is None:
         raise UsageError(
-            f"f returned {type(value).__name__} of shape {np.shape(value)}: "
+            f"f returned {type(value).__name__} of shape {getattr(value, 'shape', ())}: "
             "let it return a number, as the sum of that times random numbers"
         )
     if gradient.shape != x.shape:

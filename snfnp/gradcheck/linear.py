@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from snfnp.errors import UsageError
 from snfnp.gradcheck.case import Case, Report, as_matrix, on_cpu_backends
 from snfnp.gradcheck.members import require
 from snfnp.layers import Linear
@@ -123,19 +124,24 @@ def check_rule(rule: Rule, linear_map: Map, shape: Shape, **settings: Any) -> Re
 
     Raises:
         GradientError: at the first gradient that is wrong.
+        UsageError: the rule learns an inverse that the map has not.
     """
     require(rule, Rule)
     require(linear_map, Map)
     case = Case(
         Linear(linear_map, rule, init_kind="identity"), shape, noise=0.3, **settings
     )
-    params = case.params
+    params = case.params = {**case.params}
     v = case.a.sum()
     w = params["W"]
     mixture = isinstance(rule, SelfNormalizing) and rule.objective == "mixture"
     if rule.learns_inverse:
+        if not linear_map.inverse_is_same_map:
+            raise UsageError(
+                f"the inverse of {linear_map} is no such map: give a dense one or a 1x1 convolution"
+            )
         # w.shape[-2:] is the matrix of a dense map (transposed in a kernel, as its inverse is)
-        params["R"] = np.asarray(np.linalg.inv(w), np.float64)
+        params["R"] = np.linalg.inv(w)
     grads = case.gradients()
     t = case.matrix(linear_map, w)
     rows = flat(case.x)

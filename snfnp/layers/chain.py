@@ -69,10 +69,10 @@ def require_ends(shape: Shape, image_shape: Shape | None, preprocess: Any) -> No
     require_instance(None, Preprocess, Standardise, preprocess=preprocess)
     if isinstance(preprocess, Standardise):
         columns = {len(moments) for moments in preprocess.moments}
-        if columns != {dimension}:
+        if columns != {dimension} or shape != (dimension,):
             raise UsageError(
                 f"preprocess is for {' and '.join(map(str, sorted(columns)))} columns, "
-                f"but shape is {shape}: give it moments of each"
+                f"but shape is {shape}: give it moments of each of (D,)"
             )
 
 

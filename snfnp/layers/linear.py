@@ -82,13 +82,12 @@ class Linear(Layer):
     def init(self, rng: np.random.Generator, shape: Shape) -> dict:
         f, g = self.maps
         w = f.identity()
-        one_tap = w.size == w.shape[-1] ** 2
+        noisy = self.init_kind == "paper"
         if self.init_kind == "orthogonal":
+            noisy = w.size != w.shape[-1] ** 2  # more than one tap
             # rotates the identity's only tap
             w = w @ _random_orthogonal(rng, w.shape[-1])
-        if self.init_kind == "paper" or (
-            self.init_kind == "orthogonal" and not one_tap
-        ):
+        if noisy:
             w = w + rng.normal(scale=xavier(w.shape, self.gain), size=w.shape)
         params = super().init(rng, shape) | {"W": w}
         if self.learns_inverse:

@@ -89,7 +89,7 @@ class Whiten(Layer):
         DivergedError if it is not finite.
         """
         features = self.features
-        if count <= features and not self.shrink:
+        if count <= features and not (self.shrink or self.diagonal):
             raise UsageError(
                 f"{count} samples have no covariance in {features} dimensions: "
                 "give more, Whiten(…, shrink=True), or `coordinates=plain`"

@@ -23,7 +23,7 @@ from snfnp.layers import AffineCoupling, Layer, Linear, Whiten
 from snfnp.layers.baselines import CausalConv2d, ConvExponential, turned
 from snfnp.layers.whiten import inverse_root
 from snfnp.likelihood import WHITENING_NOISE
-from snfnp.maps import Conv2d
+from snfnp.maps import Conv2d, Dense
 from snfnp.ops import Array, Ops, RandomKey
 from snfnp.ops.step.definition import Buffers
 from snfnp.step.batches import BatchSource, batch_of
@@ -47,10 +47,14 @@ def white_states(
     """
     layers = [layer for _, layer in flow.layers]
     for (name, layer), following in zip(flow.layers, [*layers[1:], None], strict=True):
-        has_bias = isinstance(following, Linear) and following.bias
-        if isinstance(layer, Whiten) and layer.renewed and not has_bias:
+        takes_over = (
+            isinstance(following, Linear)
+            and following.bias
+            and isinstance(following.map, Dense)
+        )
+        if isinstance(layer, Whiten) and layer.renewed and not takes_over:
             raise UsageError(
-                f"the Whiten layer {name} is renewed, and needs a Linear with a bias behind it"
+                f"the Whiten layer {name} is renewed: it needs a dense Linear with a bias behind it"
             )
     whitens = any(isinstance(layer, Whiten) for layer in layers)
     has_kernels = any(map(kernel_inputs, layers))

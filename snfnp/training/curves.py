@@ -1,6 +1,7 @@
 """Curves of a run's metrics, and of several runs in one picture."""
 
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -103,14 +104,14 @@ def save_comparison(path: Path, lines: dict[str, dict[str, list[float]]]) -> Non
                     line[x],
                     line[_NLL],
                     marker=_marker(line[x]),
-                    label=plain(name),
+                    label=textwrap.fill(plain(name), 130),
                     linewidth=1,
                 )
             _label(axis, x)
             axis.grid(alpha=0.3)
         values = [line[_NLL] for line in lines.values()]
         lowest = min(min(each) for each in values)
-        settled = max(each[len(each) // 5] for each in values)
+        settled = max(max(each[len(each) // 5 :]) for each in values)
         margin = 0.05 * (settled - lowest)
         if margin > 0:
             axes[0].set_ylim(lowest - margin, settled + margin)

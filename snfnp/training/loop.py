@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -55,8 +55,8 @@ _ERROR = "; error: Σ ‖g(f(h)) − h‖² of the learned inverses, per sample"
 class Session:
     """A run that is ready to be trained, in a locked folder (`snfnp.training.session`).
 
-    config: resolved; checkpoint: from which it is resumed, or None for a new run; notes: lines to
-    report.
+    config: resolved; rollback: whether it is resumed from the best checkpoint instead of the last,
+    or None for a new run; notes: lines to report.
     """
 
     config: TrainConfig
@@ -64,7 +64,7 @@ class Session:
     ops: Ops
     flow: Flow
     folder: RunFolder
-    checkpoint: Literal["last", "best"] | None
+    rollback: bool | None
     notes: list[str]
 
 
@@ -297,7 +297,7 @@ def train_session(
     ):
         raise UsageError(f"callbacks is {callbacks!r}: give a list of functions")
     report = report or silent
-    also = " in a new run" if session.checkpoint else ""
+    also = "" if session.rollback is None else " in a new run"
     if config.preset.has_recomputable_layers and not config.recompute:
         also += ", or `recompute`"
     with (
@@ -312,21 +312,22 @@ def train_session(
         loop = RunLoop(session, report, optimiser, callbacks)
         checkpoints = loop.checkpoints
         with compilations_shown(ops, report):
-            if session.checkpoint:
-                rollback = session.checkpoint == "best"
-                checkpoints.resume(loop.progress, loop.batches, rollback, report)
+            if session.rollback is not None:
+                checkpoints.resume(
+                    loop.progress, loop.batches, session.rollback, report
+                )
             report(_introduction(session, loop.trainer))
             loop.warm_up()
-            if not session.checkpoint:
+            if session.rollback is None:
                 known = replace(config, threads=ops.device.threads)
                 description = describe_run(known, session.flow, session.dataset, ops)
                 checkpoints.start(loop.progress, loop.batches, description)
         try:
             loop.run()
-            return loop.summarise()
         except DivergedError as error:
             step = error.step or loop.trainer.step
             raise DivergedError(f"{error}; {checkpoints.advice()}", step) from None
+        return loop.summarise()
 
 
 def _introduction(session: Session, trainer: Trainer) -> str:

@@ -17,19 +17,15 @@ from snfnp.flow import Params
 from snfnp.likelihood import TRAINING_NOISE
 from snfnp.maps import Conv2d, Map, contraction
 from snfnp.ops import Array, Ops, RandomKey
-from snfnp.rules import Rule
 from snfnp.step.trainer import Trainer
 
-THRESHOLD = 1 / 8  # for λσ²_min above this the update is stable near its optimum
+# the λσ²_min above which an update is stable near its optimum, if R ascends a likelihood; any other
+# always is
+THRESHOLD = 1 / 8
 _ENOUGH = 5  # rows per unknown
 _FEWEST = 200  # images: pixels of one image are correlated
 _DIRECTIONS = 8
 _RHO_WARNING = 0.5  # ρ from which on a margin that is crossed is reported
-
-
-def stable_above(rule: Rule) -> float | None:
-    """The λσ²_min above which a rule's update is stable near its optimum; None: it always is."""
-    return THRESHOLD if has_inverse_likelihood(rule) else None
 
 
 @dataclass(eq=False)
@@ -152,7 +148,7 @@ class Monitors:
             name: SmallestSecondMoment(self._ops, layer.map, images)
             for name, (layer, shape) in self._layers.items()
             # of dense layers and convolutions, the rows that T(w) multiplies are known
-            if stable_above(layer.rule) is not None
+            if has_inverse_likelihood(layer.rule)
             and (len(shape) == 1 or isinstance(layer.map, Conv2d))
         }
         return self if self._moments else None

@@ -115,7 +115,7 @@ def progress_bar(disable: bool | None, **options: Any) -> tqdm:
 
 
 @contextmanager
-def compilations_shown(ops: Ops, report: Report = silent) -> Iterator[None]:
+def compilations_shown(ops: Ops, report: Report) -> Iterator[None]:
     """A context that reports the kernels that are compiled in it, if that takes more than half a
     second: a line then, one every 15 seconds, and one at the end."""
     kernels = 0

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from snfnp.data import Dataset, load_dataset, own_data, require_dataset
+from snfnp.data import (
+    DATA_SETS,
+    SPLITS,
+    Dataset,
+    load_dataset,
+    own_data,
+    require_dataset,
+)
 from snfnp.data.ties import with_ties
 from snfnp.errors import UsageError
 from snfnp.files import Json
@@ -55,7 +62,10 @@ def started(
     # The notes say that columns with ties get noise: a flow with its own preprocessing need not.
     if not getattr(flow.preprocess, "step", ()):
         notes = []
-    flow.require_images(dataset.train)  # a flow may take fewer levels than a data set
+    for split in SPLITS:  # a flow may take fewer levels than a data set
+        flow.require_images(getattr(dataset, split))
+    if not flow.layout.count:
+        raise UsageError("the flow has no parameters: give it a layer to train")
     # Everything that can fail comes before the folder is made.
     folder = RunFolder.create(config.out)
     with folder.lock:
@@ -86,12 +96,11 @@ def resumed(
         config.check()
         ops = get_ops(config.backend, tf32=config.tf32)
         recorded = folder.data_name(record, config.data_dir)
-        name = None if "data" in changes else recorded
+        name = recorded if config.data in DATA_SETS else None
         config, dataset = _prepared(config, dataset, name)
         folder.check_same_data(record, dataset)
         flow = recorded_flow(folder, record, config)
-        checkpoint = "best" if rollback else "last"
-        yield Session(config, dataset, ops, flow, folder, checkpoint, [])
+        yield Session(config, dataset, ops, flow, folder, rollback, [])
 
 
 def _prepared(
@@ -185,6 +194,8 @@ def resume(
     """
     if not isinstance(changes.get("data", ""), (str, os.PathLike)):
         raise UsageError("data is a name or a path: give a Dataset as dataset=")
+    if "out" in changes:
+        raise UsageError("a run is resumed in its own folder: leave out `out`")
     if flow is not None:
         changes["model"] = flow
     with resumed(Path(path), changes, rollback, dataset) as session:

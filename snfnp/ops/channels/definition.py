@@ -12,8 +12,6 @@ from snfnp.ops.group import Array, OperationGroup
 class Channels(OperationGroup):
     def sum(self, x: Array, out: Array | None = None) -> Array:
         """Σ over samples and pixels: x (N, ..., C) -> (C,). O(N D)."""
-        if x.ndim == 2:
-            return x.sum(axis=0, out=out)
         # samples first: rows are then long enough to vectorise
         return x.sum(axis=0).reshape(-1, x.shape[-1]).sum(axis=0, out=out)
 

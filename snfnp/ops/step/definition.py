@@ -313,11 +313,7 @@ class StepLog:
     def read(self) -> Reading:
         """The log after all steps so far. Waits for the device."""
         log = self._device.to_host(self.array)
-        averages = (
-            log[SUMS] / log[LogEntry.COUNT]
-            if log[LogEntry.COUNT]
-            else np.full(3, math.nan)
-        )
+        averages = log[SUMS] / (log[LogEntry.COUNT] or math.nan)
         return Reading(
             last=StepMetrics(*log[LAST].tolist()),
             averages=StepMetrics(*averages.tolist()),

@@ -65,4 +65,3 @@ class Changes(Options, total=False):
     data: str
     validation: str | None
     test: str | None
-    out: Path | Any
