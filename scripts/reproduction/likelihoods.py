@@ -152,6 +152,8 @@ def _number(row: dict, mean: float, spread: float | None = None, sign: str = "")
 # What the gradient of log|det J| comes from, as options.
 _GRADIENTS = {
     "forward": {"objective": "forward"},
+    "forward5x5": {"objective": "forward", "inverse_kernel": 5},
+    "forward7x7": {"objective": "forward", "inverse_kernel": 7},
     "mixture": {"objective": "mixture"},
     "exact": {"gradient": "exact"},
 }
@@ -200,6 +202,14 @@ conv plain forward-50 cosine 150: 0.005
 conv white forward-25 cosine 150: 0.005 0.01
 conv plain forward cosine 300: 0.005
 fc white forward-50 cosine 20: 0.003 0.004
+conv white forward5x5 cosine 10: 0.01
+conv white forward7x7 cosine 10: 0.01
+conv white forward5x5 cosine 60: 0.01
+conv white forward7x7 cosine 60: 0.01
+conv white forward5x5 cosine 150: 0.01
+conv white exact cosine 150: 0.01
+fc white forward cosine 200: 0.004
+fc white exact cosine 60: 0.002
 """
 
 
