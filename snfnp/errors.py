@@ -151,14 +151,10 @@ def printable(text: object) -> str:
 
 # words of other libraries for options that they do not resemble
 _SYNONYMS = {
-    "batch": "batch_size",
     "cuda": "cupy",
     "device": "backend",
     "gpu": "cupy",
     "learning_rate": "lr",
-    "max_epochs": "epochs",
-    "num_epochs": "epochs",
-    "output": "out",
     "output_dir": "out",
     "precision": "dtype",
     "random_state": "seed",

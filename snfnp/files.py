@@ -68,10 +68,7 @@ def open_binary(path: StrPath) -> Any:
 
 def _require_regular(mode: int, path: StrPath) -> None:
     if not stat.S_ISREG(mode):
-        why = (
-            os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "it is no regular file"
-        )
-        raise OSError(errno.EINVAL, why, str(path))
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
 
 
 def user_cache() -> Path:
@@ -148,8 +145,8 @@ def write_atomically(
     )
     try:
         with explained(f"write {path}", advice):
-            if path.exists() and not path.is_file():
-                raise OSError(errno.EINVAL, "it is no regular file")  # such as a device
+            if path.exists():
+                _require_regular(os.stat(path).st_mode, path)
             with open(temporary, "xb") as file:
                 file.write(content)
                 file.flush()

@@ -213,6 +213,7 @@ evaluate rows --batch-size -2 | `batch_size` is -2: it must be at least 1
 evaluate rows --scores a.txt | `scores` is a.txt: its name must end in one of .c
 evaluate rows --split all --data no.csv | no.csv does not exist: check the path
 evaluate rows --split all --data mons | mons does not exist (did you mean moons
+evaluate rows --split all --data two.npy --data-dir x | `data_dir` is for pub
 evaluate rows --split all --data grey.npy | grey.npy: shape (60, 4, 6, 1) is
 evaluate rows --split all --data two.npy | two.npy: shape (4, 2) is not (N, 3)
 evaluate rows --split all --data nan.npy | nan.npy (train): nan in row 1, colu
@@ -241,7 +242,7 @@ compare rows --plot a.txt | `plot` is a.txt: its name must end in one of .png,
 train --data= | `data` is : it must be a name or a path
 train mnits | 'mnits' is neither a data set nor a path (did you mean mnist?): use
 train rows.npy --data mnist | rows.npy and `data=mnist`: give one of them
-train rows.npy --data-dir x | `data_dir=x` is for published data sets, and
+train rows.npy --data-dir x | `data_dir` is for published data sets, and
 train rows.npy --test 1.5 | `test` is 1.5: give a fraction between 0 and 1, or
 train rows.npy --test there.npy | there.npy does not exist: check the path
 train rows.npy --test moons | moons does not exist: check the path

@@ -428,7 +428,7 @@ def test_options_without_effect_are_refused_before_data_are_read(options):
 def test_without_a_model_an_option_of_either_kind_of_data_waits_for_them(tmp_path):
     """Splines are for rows; a kernel's size is for neither default model."""
     with (
-        one_line(UsageError, "no such file"),
+        one_line(UsageError, "does not exist"),
         started(TrainConfig(bins=3, data="no/such.npy")),
     ):
         pass

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from support.messages import one_line
+from support.messages import cases, one_line
 
 import snfnp.beyond.rules
 import snfnp.layers.preprocess
@@ -183,49 +183,45 @@ MISFITS = {
     "JacobianPenalty('all')": "'all' … choose",
     "JacobianPenalty(weight=-1)": "weight of JacobianPenalty is -1: it must be in",
     "JacobianPenalty(probes=0)": "probes of JacobianPenalty is 0: give a whole n",
-    # of other layers
-    "RationalQuadraticSpline(bins=1)": "bins of RationalQuadraticSpline is 1: give … from 2",
-    "RationalQuadraticSpline(bins=2.5)": "is 2.5: give a whole number from 2 to 2**63 - 1",
-    "RationalQuadraticSpline(bound='4')": "bound of RationalQuadraticSpline is '4': it must be in "
-    "(0, inf)",
-    "RationalQuadraticSpline(bound=0.0)": "is 0.0: it must be in (0, inf)",
-    "RationalQuadraticSpline(bound=nan)": "bound of RationalQuadraticSpline is nan: it must be",
-    "RationalQuadraticSpline(bound=inf)": "bound of RationalQuadraticSpline is inf: it must be",
-    "RationalQuadraticSpline(eps=0.0)": "is 0.0: it must be in (0, 0.2)",
-    "RationalQuadraticSpline(eps=0.2)": "eps of RationalQuadraticSpline is 0.2: it must be in "
-    "(0, 0.2)",
-    "RationalQuadraticSpline(gain=-0.1)": "is -0.1: it must be in (0, inf) or 0",
-    "SmoothLeakyReLU('0.3')": "alpha of SmoothLeakyReLU is '0.3': it must be in (0, 1)",
-    "SmoothLeakyReLU(0.0)": "must be in (0, 1)",
-    "SmoothLeakyReLU(1.0)": "must be in (0, 1)",
-    "SmoothLeakyReLU(-0.3)": "must be in (0, 1)",
-    "SmoothLeakyReLU(nan)": "must be in (0, 1)",
-    "AffineCoupling(4, 2.5)": "width of AffineCoupling is 2.5: give a whole number",
-    "AffineCoupling(4, 0)": "width of AffineCoupling is 0: give a whole number from 1",
-    "AffineCoupling('4')": "channels of AffineCoupling is '4': give a whole n",
-    "AffineCoupling(1)": "channels of AffineCoupling is 1: give … number from 2",
-    "AffineCoupling(0)": "channels of AffineCoupling is 0: give … number from 2",
-    "AffineCoupling(-2)": "channels of AffineCoupling is -2: give … number from 2",
-    "AffineCoupling(3)": "3 channels … cannot split",
-    "Whiten(0)": "features of Whiten is 0: give a whole number from 1",
-    "CausalConv2d(0)": "channels of CausalConv2d is 0: give a w",
-    "ConvExponential(0)": "channels of Conv2d is 0: give a",
-    "ConvExponential(2, norm=0.0)": "norm … 0.0: it must be in (0, inf)",
-    "ConvExponential(2, norm=nan)": "norm of ConvExponential is nan: it must",
-    "ConvExponential(2, iterations=0)": "iterations of ConvExponential is 0: give a whole",
-    "ConvExponential(2, terms=(0, 13))": "is (0, 13): give a tuple of 2 whole … least 1",
-    "ConvExponential(2, terms=(6.5, 13))": "terms of ConvExponential is (6.5, 13): give a tuple "
-    "of 2 whole numbers of at least 1",
-    "ConvExponential(2, kernel=(2, 3))": "2x3: height and width must be odd",
-    # of preprocessing
-    "Preprocess(levels=2.5)": "levels of Preprocess is 2.5: give a wh",
-    "Preprocess(levels=1)": "levels is 1: images have bytes, so 2 to 256",
-    "Preprocess(levels=257)": "levels is 257: images have bytes, so 2 to 256",
-    "Preprocess(alpha=0.0)": "must be in (0, 0.5)",
-    "Preprocess(alpha=0.5)": "must be in (0, 0.5)",
-    "Preprocess(alpha=-1e-6)": "must be in (0, 0.5)",
-    "Preprocess(alpha=nan)": "must be in (0, 0.5)",
-}
+} | cases("""
+RationalQuadraticSpline(bins=1) | bins of RationalQuadraticSpline is 1: give … from 2
+RationalQuadraticSpline(bins=2.5) | is 2.5: give a whole number from 2 to 2**63 - 1
+RationalQuadraticSpline(bound='4') | bound of RationalQuadraticSpline is '4': it must be
+RationalQuadraticSpline(bound=0.0) | is 0.0: it must be in (0, inf)
+RationalQuadraticSpline(bound=nan) | bound of RationalQuadraticSpline is nan: it must be
+RationalQuadraticSpline(bound=inf) | bound of RationalQuadraticSpline is inf: it must be
+RationalQuadraticSpline(eps=0.0) | is 0.0: it must be in (0, 0.2)
+RationalQuadraticSpline(eps=0.2) | eps of RationalQuadraticSpline is 0.2: it must be in
+RationalQuadraticSpline(gain=-0.1) | is -0.1: it must be in (0, inf) or 0
+SmoothLeakyReLU('0.3') | alpha of SmoothLeakyReLU is '0.3': it must be in (0, 1)
+SmoothLeakyReLU(0.0) | must be in (0, 1)
+SmoothLeakyReLU(1.0) | must be in (0, 1)
+SmoothLeakyReLU(-0.3) | must be in (0, 1)
+SmoothLeakyReLU(nan) | must be in (0, 1)
+AffineCoupling(4, 2.5) | width of AffineCoupling is 2.5: give a whole number
+AffineCoupling(4, 0) | width of AffineCoupling is 0: give a whole number from 1
+AffineCoupling('4') | channels of AffineCoupling is '4': give a whole n
+AffineCoupling(1) | channels of AffineCoupling is 1: give … number from 2
+AffineCoupling(0) | channels of AffineCoupling is 0: give … number from 2
+AffineCoupling(-2) | channels of AffineCoupling is -2: give … number from 2
+AffineCoupling(3) | 3 channels … cannot split
+Whiten(0) | features of Whiten is 0: give a whole number from 1
+CausalConv2d(0) | channels of CausalConv2d is 0: give a w
+ConvExponential(0) | channels of Conv2d is 0: give a
+ConvExponential(2, norm=0.0) | norm … 0.0: it must be in (0, inf)
+ConvExponential(2, norm=nan) | norm of ConvExponential is nan: it must
+ConvExponential(2, iterations=0) | iterations of ConvExponential is 0: give a whole
+ConvExponential(2, terms=(0, 13)) | is (0, 13): give a tuple of 2 whole … least 1
+ConvExponential(2, terms=(6.5, 13)) | terms of ConvExponential is (6.5, 13): give a tupl
+ConvExponential(2, kernel=(2, 3)) | 2x3: height and width must be odd
+Preprocess(levels=2.5) | levels of Preprocess is 2.5: give a wh
+Preprocess(levels=1) | levels is 1: images have bytes, so 2 to 256
+Preprocess(levels=257) | levels is 257: images have bytes, so 2 to 256
+Preprocess(alpha=0.0) | must be in (0, 0.5)
+Preprocess(alpha=0.5) | must be in (0, 0.5)
+Preprocess(alpha=-1e-6) | must be in (0, 0.5)
+Preprocess(alpha=nan) | must be in (0, 0.5)
+""")
 
 
 @pytest.mark.parametrize("expression", MISFITS)

@@ -19,9 +19,8 @@ from snfnp.maps import Dense
 from snfnp.ops import cpu_backends, get_ops
 
 D = 4
-NUMBERS = r"{}, direction \d: analytic -?[\d.e+-]+, numeric -?[\d.e+-]+, relative error .* > 1e-08"
+NUMBERS = r"x, direction \d: analytic -?[\d.e+-]+, numeric -?[\d.e+-]+, relative error .* > 1e-08"
 UNWRITTEN = "^t: backward left its gradient .*unwritten"
-CHANGED = "^the layer changed its argument {}$"
 
 
 @dataclass(frozen=True)
@@ -88,14 +87,14 @@ def test_a_correct_layer_passes():
 @pytest.mark.parametrize(
     "position, line, message",
     [
-        ("du", "du = du - 2 * volume", NUMBERS.format("x")),
-        ("du", "du = du - volume", NUMBERS.format("x")),
-        ("end", "dx = -dx", NUMBERS.format("x")),
-        ("end", "A *= 1.01", NUMBERS.format("A")),
-        ("end", "A[...] = A.T.copy()", NUMBERS.format("A")),
-        ("end", "A[...] = of_A", NUMBERS.format("A")),  # without its log-determinant
-        ("end", "t *= 0", NUMBERS.format("t")),
-        ("end", "t /= len(dz)", NUMBERS.format("t")),
+        ("du", "du = du - 2 * volume", NUMBERS),
+        ("du", "du = du - volume", "x, direction "),
+        ("end", "dx = -dx", "x, direction "),
+        ("end", "A *= 1.01", "A, direction "),
+        ("end", "A[...] = A.T.copy()", "A, direction "),
+        ("end", "A[...] = of_A", "A, direction "),  # without its log-determinant
+        ("end", "t *= 0", "t, direction "),
+        ("end", "t /= len(dz)", "t, direction "),
         ("end", "t *= np.nan", UNWRITTEN),
         ("end", "t[2:] = np.nan", UNWRITTEN),
         ("end", "t *= np.nan; grads['t'] = dz.sum(axis=0)", UNWRITTEN),  # another array
@@ -138,10 +137,10 @@ def test_a_correct_layer_passes():
             "dx = dx + np.zeros(4)",
             "^dx is float64, but all arguments are float32",
         ),
-        ("forward", "x *= 0.5", CHANGED.format("x")),
-        ("end", "dz *= 2", CHANGED.format("dz")),
-        ("end", "dldj *= 2", CHANGED.format("dldj")),
-        ("end", "p['A'] *= 2", CHANGED.format("A")),
+        ("forward", "x *= 0.5", "^the layer changed its argument x$"),
+        ("end", "dz *= 2", "^the layer changed its argument dz$"),
+        ("end", "dldj *= 2", "^the layer changed its argument dldj$"),
+        ("end", "p['A'] *= 2", "^the layer changed its argument A$"),
         ("end", "u *= 2", "^backward changed the cache"),
     ],
 )
@@ -270,7 +269,7 @@ def test_both_inverses_are_checked_and_change_nothing():
         GradientError, match=r"^inverse\(forward\(x\)\) differs from x by"
     ):
         check_layer(TwoInverses("", "z"), (D,))
-    with pytest.raises(GradientError, match=CHANGED.format("z")):
+    with pytest.raises(GradientError, match="^the layer changed its argument z$"):
         check_layer(TwoInverses("", "np.subtract(z, 1, out=z) * 0 + exact"), (D,))
 
 
@@ -380,8 +379,9 @@ MISUSES = {
     "check_map(WithoutAdd(D), (D,))": "WithoutAdd.weight_grad takes (ops, delta, x, out): let it "
     "take (ops, delta, x, out, add=F",
     "check_map(Conv2d(3, 2), (3, 3, 2))": "kernel",
-    "check_gradient(np.sinh, X, np.cosh(X), rng=RNG)": "f returned an array of shape (3, 4): let "
+    "check_gradient(np.sinh, X, np.cosh(X), rng=RNG)": "f returned ndarray of shape (3, 4): let "
     "it return a number, as the sum",
+    "check_gradient(lambda x: None, X, X, rng=RNG)": "f returned NoneType of shape (): let it",
     "check_gradient(X, X, X, rng=RNG)": "is no function: give f, and then x",
 }
 

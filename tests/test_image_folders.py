@@ -13,13 +13,9 @@ from snfnp.data import load_whole, own_data, pictures
 from snfnp.errors import UsageError
 
 
-def test_a_folder_without_end_and_of_other_disks_is_refused(tmp_path, monkeypatch):
-    for index in range(9):
-        (tmp_path / f"{index}").mkdir()
-    monkeypatch.setattr(pictures, "_MOST", 8)
-    with one_line(UsageError, tmp_path, "more than 8 entries: give a folder of images"):
-        snfnp.load_dataset(str(tmp_path))
-    monkeypatch.setattr(pictures, "_MOST", 9)
+def test_folders_of_other_disks_are_left_out(tmp_path, monkeypatch):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "a.png").touch()
     monkeypatch.setattr(os.path, "ismount", lambda path: True)
     with one_line(UsageError, tmp_path, "has no images"):
         snfnp.load_dataset(str(tmp_path))
@@ -61,14 +57,16 @@ def test_images_beside_splits_are_an_error(name, tmp_path):
         snfnp.load_dataset(str(tmp_path))
 
 
-def test_a_folder_without_images_is_not_walked_to_its_end(tmp_path, monkeypatch):
+@pytest.mark.parametrize("images, limit", [(0, "_MOST_OTHERS"), (1, "_MOST")])
+def test_a_folder_is_not_walked_without_end(tmp_path, monkeypatch, images, limit):
     """A stranger's run may name any folder as its data."""
-    monkeypatch.setattr(pictures, "_MOST_OTHERS", 20)
+    monkeypatch.setattr(pictures, limit, 20)
+    for number in range(images):
+        (tmp_path / f"{number}.png").touch()
     for number in range(30):
         (tmp_path / f"{number:02}" / "below").mkdir(parents=True)
-    with one_line(
-        UsageError, tmp_path, "has no images (.png, .jpg, .jpeg) among its first 30 ent"
-    ):
+    count = f"has {images} images (.png, .jpg, .jpeg) among its first 3"
+    with one_line(UsageError, tmp_path, count):
         own_data(str(tmp_path))
     (tmp_path / "dev").mkdir()
     monkeypatch.setattr(os, "walk", lambda folder: pytest.fail("it was walked"))

@@ -29,6 +29,7 @@ from snfnp.ops.host import HostDevice
 from snfnp.ops.images.definition import augment
 from snfnp.ops.random.definition import uniform
 from snfnp.step.batches import Repeated
+from snfnp.training.session import started
 
 COUNT = 4
 IMAGES = pixels(COUNT, 8, 8, 1)
@@ -198,6 +199,12 @@ def test_levels_of_the_preprocessing_are_the_limit(ops):
     assert np.isfinite(flow.encode(ops, IMAGES // 8, key, np.float64)[0]).all()
     with pytest.raises(UsageError, match="values from 0 to 255; bring them to 0 to 31"):
         flow.encode(ops, IMAGES, key, np.float64)
+    few = IMAGES // 8
+    few[-1] = 32  # behind the first batch
+    data = snfnp.Dataset("mine", few, few, few)
+    config = snfnp.TrainConfig(model=flow, batch_size=1, shuffle=False)
+    with pytest.raises(UsageError, match="images: values from 0 to 32"):
+        started(config, data).__enter__()
 
 
 @pytest.mark.parametrize("sizes", [{}, {"at_once": 3}])

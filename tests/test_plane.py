@@ -33,11 +33,11 @@ def test_a_density_is_a_data_set_by_name(name):
     assert len(np.unique(np.concatenate(splits), axis=0)) == 17_000
     assert_array_equal(data.test, snfnp.load_dataset(name).test)
     assert (densities.draw(name, 50, 1) != densities.draw(name, 50, 0)).any()
-    with one_line(
-        UsageError,
-        f"`data_dir=x` is for published data sets, and {name} is none: leave it out",
-    ):
-        snfnp.load_dataset(name, "x")
+    for option, kind in (("data_dir", "published data sets"), ("test", "own data")):
+        with one_line(
+            UsageError, f"`{option}` is for {kind}, and {name} is none: leave it out"
+        ):
+            snfnp.load_dataset(name, **{option: "x"})
 
 
 def normal(x, mean, deviation):

@@ -15,7 +15,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from snfnp.data import SPLITS, load_dataset, load_whole, print_to_stderr
+from snfnp.data import (
+    SPLITS,
+    load_dataset,
+    load_whole,
+    print_to_stderr,
+    refuse_options,
+)
 from snfnp.data.table import is_table
 from snfnp.errors import UsageError, printable, suggestion, within_memory
 from snfnp.files import explained, write_atomically
@@ -198,10 +204,8 @@ def _table_options(
 ) -> dict[str, Any]:
     """Options to read the table `name` as the run's table: the columns that the run was trained on,
     by name if they have names. Raises UsageError if --drop-incomplete is given for other data."""
-    if args.drop_incomplete and not is_table(name):
-        raise UsageError(
-            f"`drop_incomplete` is for tables, and {name} is none: leave it out"
-        )
+    if not is_table(name):
+        refuse_options(name, "tables", drop_incomplete=args.drop_incomplete)
     config = run.config
     return {
         "header": config.header,

@@ -93,17 +93,14 @@ def load_dataset(
             f"load_dataset takes a name or a path, and got a {type(path).__name__}: give arrays to "
             "snfnp.fit or snfnp.Dataset"
         )
-    if path in LOADERS or os.path.lexists(path):
-        if data_dir is not None and path not in PUBLISHED:
-            raise UsageError(
-                f"`data_dir={data_dir}` is for published data sets, and {path} is none: leave it "
-                "out"
-            )
+    suffix = os.path.splitext(path)[1]
+    if path in LOADERS or suffix or os.sep in path or os.path.lexists(path):
+        if path not in PUBLISHED:
+            refuse_options(path, "published data sets", data_dir=data_dir)
         if path in LOADERS:
+            refuse_options(path, "own data", validation=validation, test=test, **table)
             return LOADERS[path](data_dir, report)
         return own_data(path, validation, test, seed, report, **table)
-    if os.path.splitext(path)[1] or os.path.basename(path) != path:
-        raise UsageError(f"no such file: {path}: give the path of your data (`data`)")
     raise UsageError(
         f"{path!r} is neither a data set nor a path{suggestion(path, LOADERS)}: use one of "
         f"{', '.join(DATA_SETS)}, or the path of your data (`data`)"
@@ -190,7 +187,7 @@ def _as_text(path: Any) -> Any:
 def load_whole(name: str, data_dir: StrPath | None = None, **table: Any) -> np.ndarray:
     """The test data of the data set of this name; or everything at a path, of named splits the test
     split. table: as for `load_dataset`."""
-    if name in LOADERS:
+    if name in LOADERS or data_dir is not None:
         return load_dataset(name, data_dir).test
     return _chosen(name, "test", None, print_to_stderr, table)
 
@@ -234,14 +231,20 @@ def _read(
             raise UsageError(
                 f"{source}: give a .npy, .npz, .csv, .tsv or .txt file, or a folder of images"
             )
-    for option, value in table.items():
-        if value and not is_table(path):
-            raise UsageError(
-                f"`{option}` is for tables, and {source} is none: leave it out"
-            )
+    if not is_table(path):
+        refuse_options(source, "tables", **table)
     for split, array in splits.items():
         splits[split] = _required(array, f"{source} ({split})")
     return splits, columns
+
+
+def refuse_options(source: str, kind: str, **options: Any) -> None:
+    """Refuse options for another kind of data."""
+    for option, value in options.items():
+        if value:
+            raise UsageError(
+                f"`{option}` is for {kind}, and {source} is none: leave it out"
+            )
 
 
 def _archive(path: str) -> dict[str, np.ndarray]:

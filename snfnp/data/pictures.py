@@ -70,14 +70,10 @@ def _files(folder: Path, report: Report) -> Iterator[Path]:
     others: Counter[str] = Counter()
     for parent, folders, names in os.walk(folder):
         entries += len(names) + len(folders)
-        if entries > _MOST:
+        if entries > (_MOST if images else _MOST_OTHERS):
             raise UsageError(
-                f"{folder} has more than {_MOST:,} entries: give a folder of images"
-            )
-        if not images and entries > _MOST_OTHERS:
-            raise UsageError(
-                f"{folder} has no images ({', '.join(SUFFIXES)}) among its first {entries:,} "
-                "entries: give a folder of images"
+                f"{folder} has {images:,} images ({', '.join(SUFFIXES)}) among its first "
+                f"{entries:,} entries: give a folder of images"
             )
         walked = [name for name in folders if _is_walked(parent, name)]
         left_out |= len(walked) < len(folders)

@@ -112,9 +112,9 @@ def check_gradient(
             f"{str(f)[:60]} is no function: give f, and then {name} and its gradient"
         )
     value: Any = f(x)
-    if np.ndim(value):
+    if np.ndim(value) or value is None:
         raise UsageError(
-            f"f returned an array of shape {np.shape(value)}: "
+            f"f returned {type(value).__name__} of shape {np.shape(value)}: "
             "let it return a number, as the sum of that times random numbers"
         )
     if gradient.shape != x.shape:

@@ -70,8 +70,8 @@ def _kernel_folder() -> Path | None:
         folder = private and private / state
         remedy = f"kept in {private}" if folder else "compiled again in every run"
         print(
-            "compiled kernels cannot be kept beside the package or in the home folder: they are "
-            f"{remedy} (NUMBA_CACHE_DIR names another place)",
+            f"compiled kernels cannot be kept in {' or '.join(map(str, roots))}: they are {remedy} "
+            "(NUMBA_CACHE_DIR names another place)",
             file=sys.stderr,
         )
     if folder:

@@ -121,10 +121,10 @@ def _report_error(error: BaseException) -> int | None:
         "snfnp.beyond."
     ):
         line = f"{error.name} is not installed: install all of snfnp, or leave the option out"
-    elif isinstance(error, OSError) and _output_fails():
+    elif isinstance(error, OSError) and _fails(lambda: print(flush=True)):
         _abandon_output()
         line = f"the output cannot be written ({error.strerror}): send it elsewhere"
-    elif isinstance(error, FileNotFoundError) and _folder_is_gone():
+    elif isinstance(error, FileNotFoundError) and _fails(os.getcwd):
         line = "the current folder is gone: change to another one"
     else:
         return None
@@ -146,21 +146,12 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _output_fails() -> bool:
-    """True if standard output can no longer be written."""
+def _fails(action: Callable[[], object]) -> bool:
+    """True if the operating system refuses something."""
     try:
-        print(flush=True)
+        action()
         return False
     except OSError:
-        return True
-
-
-def _folder_is_gone() -> bool:
-    """True if the current folder was removed."""
-    try:
-        os.getcwd()
-        return False
-    except FileNotFoundError:
         return True
 
 

@@ -205,7 +205,7 @@ class Trainer:
         p = self.initial_parameters()
         params = self.layout.views(p)
         images = batch_of(batches, 0)
-        # the only check: `Dataset` has seen all of them
+        # a run has seen all of them before
         self.flow.require_images(images)
         x, _ = self.encode(images, 0)
         self.flow.init_from_data(

@@ -55,6 +55,7 @@ def started(
     # The notes say that columns with ties get noise: a flow with its own preprocessing need not.
     if not getattr(flow.preprocess, "step", ()):
         notes = []
+    flow.require_images(dataset.train)  # a flow may take fewer levels than a data set
     # Everything that can fail comes before the folder is made.
     folder = RunFolder.create(config.out)
     with folder.lock:
