@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from drawings.style import BLUE, GREEN, ORANGE, laid_out, plt, save
+from drawings.style import BLUE, GREEN, ORANGE, PURPLE, laid_out, plt, save
 
 
 def save_angles(
@@ -46,7 +46,7 @@ def save_rates(path: Path, panels: dict[str, dict[str, list[tuple]]]) -> None:
     """A panel for each title, with a line for each arm, [(learning rate, NLL), …], open marks for
     one with its own images a step; what is far above the worst line's best is left out."""
     figure, axes = plt.subplots(1, len(panels), figsize=(9.5, 4), squeeze=False)
-    colors = {"plain": ORANGE, "scaled": GREEN, "white": BLUE}
+    colors = {"zero-biases": PURPLE, "plain": ORANGE, "scaled": GREEN, "white": BLUE}
     styles = {"forward": "-o", "exact": "--s", "mixture": ":^"}
     for axis, (title, arms) in zip(axes[0], panels.items(), strict=True):
         for name, points in arms.items():
@@ -62,9 +62,9 @@ def save_rates(path: Path, panels: dict[str, dict[str, list[tuple]]]) -> None:
         rates = sorted({rate for points in arms.values() for rate, _ in points})
         axis.set_xticks(rates, [f"{1000 * rate:g}" for rate in rates])
         axis.minorticks_off()
-        axis.set_xlim(right=4 * rates[-1])  # room for the legend
+        axis.set_xlim(right=6 * rates[-1])  # room for the legend
         best = [min(nats for _, nats in points) for points in arms.values()]
-        axis.set_ylim(min(best) - 3, 2 * max(best) - min(best) + 3)
+        axis.set_ylim(min(best) - 3, 2 * max(best) - min(best))
         axis.set(title=title, xlabel="learning rate at its highest (thousandths)")
     axes[0, 0].set_ylabel("test NLL (nats)")
     save(laid_out(figure, *axes[0], loc="upper right"), path)

@@ -158,7 +158,7 @@ def outcome(run: Run, command: Command) -> dict | None:
 
     advice = "delete it to have it made again"
     figures = files.read_json(folder.summary_file, best, advice)
-    return {"epochs": config.epochs, **figures, **every}
+    return {"epochs": config.epochs} | figures | every
 
 
 def perform(run: Run, command: Command) -> None:
