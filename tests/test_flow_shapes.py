@@ -188,7 +188,7 @@ ConvExponential(2, terms=(0, 13)) | is (0, 13): give a tuple of 2 whole … leas
 ConvExponential(2, terms=(6.5, 13)) | terms of ConvExponential is (6.5, 13): give a tupl
 ConvExponential(2, kernel=(2, 3)) | 2x3: height and width must be odd
 in_flow(Linear(Dense(4)), shape=(4,)).layout.pack({"a": {}}, float) | no W of shape (4, 4)
-Flow((2, 2, 1), (), Standardise(*[(1.0,) * 4] * 2), (4,)) | it moments of each of (D,)
+Flow((2, 2, 1), (), Standardise(*[(1.0,) * 4] * 2), (4,)) | give a shape (D,), and moments
 Preprocess(levels=2.5) | levels of Preprocess is 2.5: give a wh
 Preprocess(levels=1) | levels is 1: images have bytes, so 2 to 256
 Preprocess(levels=257) | levels is 257: images have bytes, so 2 to 256
