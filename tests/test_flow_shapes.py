@@ -82,15 +82,19 @@ NAMES = {name: value for module in MODULES for name, value in vars(module).items
 NAMES |= globals()
 # An expression, and what is said of it: parts of one line.
 MISFITS = cases("""
-in_flow(RELU, shape=(8,), image_shape=(4, 4, 1)) | image_shape (4, 4, 1) has 16 values, but shape (8
+in_flow(RELU, shape=(8,), image_shape=(4, 4, 1)) | image_shape (4, 4, 1) has 16 values, but shape
+  (8,) has 8: give shapes of the same samples
 in_flow(RELU, shape=(32,), image_shape=(4, 4, 1)) | has 16 values, but shape (32,) has 32
 in_flow(RELU, shape=4) | shape is 4: give a tuple of whole
 in_flow(RELU, shape=[4]) | shape is [4]: give a tuple of whole
 in_flow(RELU, shape=(0,)) | shape is (0,): give a tuple of whole numbers
 in_flow(RELU, shape=(4, 2.5, 1)) | shape is (4, 2.5, 1): give a
-in_flow(RELU, shape=(16,), image_shape='4x4') | image_shape is '4x4': give a tuple of whole numbers
-in_flow(RELU, shape=(3,), preprocess=Standardise((0.0,), (1.0,))) | preprocess is for 1 columns, but
-in_flow(RELU, preprocess=Preprocess) | preprocess is the class Preprocess: give an instance of Prepr
+in_flow(RELU, shape=(16,), image_shape='4x4') | image_shape is '4x4': give a tuple of whole
+  numbers of at least 1
+in_flow(RELU, shape=(3,), preprocess=Standardise((0.0,), (1.0,))) | preprocess is for 1 columns,
+  but shape is (3,): give it moments of each
+in_flow(RELU, preprocess=Preprocess) | preprocess is the class Preprocess: give an instance of
+  Preprocess or Standardise
 Flow((4,), {'a': RELU}) | layers is of type dict, or empty: give a tuple
 Flow((4,), zip('a', [RELU], strict=True)) | layers is of type zip, or empty
 in_flow() | layers is of type tuple, or empty: give a tuple of (name, l
@@ -99,30 +103,44 @@ Flow((4,), ((1, RELU),)) | is among the layers: give a (name,
 in_flow(RELU, SmoothLeakyReLU) | layer b is the class SmoothLeakyReLU: give an instance of Layer
 in_flow(Conv1(4)) | layer a is Conv2d(kernel=(1, 1), channels=4 … Layer
 in_flow(Learns()) | layer a: it learns an inverse: make it a snfnp.layers.Linear with a rule
-in_flow(RELU, Linear(Dense(5)), shape=(4,)) | layer b: a dense map of 5 features cannot take (4,): g
+in_flow(RELU, Linear(Dense(5)), shape=(4,)) | layer b: a dense map of 5 features cannot take (4,):
+  give it rows of 5 numbers
 in_flow(Linear(Dense(64))) | layer a: a dense map of 64 fe
-in_flow(Linear(Conv1(4)), Squeeze(), Linear(Conv1(4))) | layer c: a convolution of 4 channels cannot
+in_flow(Linear(Conv1(4)), Squeeze(), Linear(Conv1(4))) | layer c: a convolution of 4 channels
+  cannot take (2, 2, 16): give it images (H, W, 4)
 in_flow(Linear(Conv1(4)), shape=(4,)) | layer a: a conv … 4
-in_flow(Squeeze(), AffineCoupling(4, 8)) | layer b: a coupling of 4 channels cannot take (2, 2, 16):
+in_flow(Squeeze(), AffineCoupling(4, 8)) | layer b: a coupling of 4 channels cannot take (2, 2,
+  16): give it images (H, W, 4)
 in_flow(Squeeze(), shape=(4,)) | layer a: a squeeze cannot take (4,): give it images (H, W, C)
-in_flow(Squeeze(), Squeeze(), Squeeze()) | layer c: a squeeze needs an even height and width, found
+in_flow(Squeeze(), Squeeze(), Squeeze()) | layer c: a squeeze needs an even height and width,
+  found 1 × 1
 in_flow(Squeeze(), shape=(7, 8, 16)) | an even height and width, found 7 × 8
 in_flow(Squeeze(), shape=(4, 5, 1)) | an even height and width, found 4 × 5
 Squeeze().forward(OPS, {}, np.zeros((1, 3, 2, 1))) | found 3 × 2
 in_flow(Split(), shape=(2, 2, 3)) | layer a: a split halves the channels: 3 is an odd number
-in_flow(Whiten(3), shape=(4,)) | layer a: a dense map of 3 features cannot take (4,): give it rows o
+in_flow(Whiten(3), shape=(4,)) | layer a: a dense map of 3 features cannot take (4,): give it rows
+  of 3 numbers
 in_flow(RELU, CausalConv2d(3)) | layer b: a convolution of 3 channels cannot take (4, 4, 4)
 in_flow(ConvExponential(3)) | layer a: a convolution of 3 channels cannot take (4, 4, 4)
-in_flow(Linear(Conv1(4, 3), Exact())) | layer a: it makes 48 values, latents included, of 64: let it
+in_flow(Linear(Conv1(4, 3), Exact())) | layer a: it makes 48 values, latents included, of 64: let
+  it keep their number, or it is
 in_flow(Linear(Conv1(4, 5))) | layer a: it makes 80 values, latents included, of 64: let
-in_flow(Linear(Conv1(4), inverse_map=Conv1(2))) | layer a: a convolution of 2 channels cannot take (
-in_flow(Linear(Conv1(4), inverse_map=Conv1(4, 2))) | layer a: inverse_map leads from (4, 4, 4) to (4
-in_flow(RELU, Half(), shape=(4,)) | layer b: it makes 2 values, latents included, of 4: let it keep
-in_flow(Pixels(), shape=(4,)) | layer a: its shapes for samples of (4,) fail (ValueError: not enough
-in_flow(Declared(output=4), shape=(4,)) | layer a: output_shape of Declared is 4: give a tuple of wh
-in_flow(Declared(output=(2,), latent=()), shape=(4,)) | layer a: it makes 3 values, latents included
-in_flow(Declared(parameter=2), shape=(4,)) | layer a: its shapes for samples of (4,) fail (TypeError
-in_flow(Declared(parameter=(2, -1)), shape=(4,)) | layer a: shape of w of Declared is (2, -1): give
+in_flow(Linear(Conv1(4), inverse_map=Conv1(2))) | layer a: a convolution of 2 channels cannot take
+  (4, 4, 4)
+in_flow(Linear(Conv1(4), inverse_map=Conv1(4, 2))) | layer a: inverse_map leads from (4, 4, 4) to
+  (4, 4, 2): let it lead back to (4, 4, 4)
+in_flow(RELU, Half(), shape=(4,)) | layer b: it makes 2 values, latents included, of 4: let it
+  keep their number, or it is
+in_flow(Pixels(), shape=(4,)) | layer a: its shapes for samples of (4,) fail (ValueError: not
+  enough values to unpack … give it samples that it takes, or mend it
+in_flow(Declared(output=4), shape=(4,)) | layer a: output_shape of Declared is 4: give a tuple of
+  whole numbers of at least 1
+in_flow(Declared(output=(2,), latent=()), shape=(4,)) | layer a: it makes 3 values, latents
+  included, of 4
+in_flow(Declared(parameter=2), shape=(4,)) | layer a: its shapes for samples of (4,) fail
+  (TypeError: 'int' object is not iterable)
+in_flow(Declared(parameter=(2, -1)), shape=(4,)) | layer a: shape of w of Declared is (2, -1):
+  give a tuple of whole numbers of at least 0
 Dense(0) | features of Dense is 0: give a whole number from 1 to 2**63
 Dense(-3) | features of Dense is -3: give a whole number from 1
 Dense(2.5) | features of Dense is 2.5: give a whole number from 1 t
@@ -159,12 +177,13 @@ JacobianPenalty(weight=-1) | weight of JacobianPenalty is -1: it must be in
 JacobianPenalty(probes=0) | probes of JacobianPenalty is 0: give a whole n
 RationalQuadraticSpline(bins=1) | bins of RationalQuadraticSpline is 1: give … from 2
 RationalQuadraticSpline(bins=2.5) | is 2.5: give a whole number from 2 to 2**63 - 1
-RationalQuadraticSpline(bound='4') | bound of RationalQuadraticSpline is '4': it must be
+RationalQuadraticSpline(bound='4') | bound of RationalQuadraticSpline is '4': it must be in (0,
+  inf)
 RationalQuadraticSpline(bound=0.0) | is 0.0: it must be in (0, inf)
 RationalQuadraticSpline(bound=nan) | bound of RationalQuadraticSpline is nan: it must be
 RationalQuadraticSpline(bound=inf) | bound of RationalQuadraticSpline is inf: it must be
 RationalQuadraticSpline(eps=0.0) | is 0.0: it must be in (0, 0.2)
-RationalQuadraticSpline(eps=0.2) | eps of RationalQuadraticSpline is 0.2: it must be in
+RationalQuadraticSpline(eps=0.2) | eps of RationalQuadraticSpline is 0.2: it must be in (0, 0.2)
 RationalQuadraticSpline(gain=-0.1) | is -0.1: it must be in (0, inf) or 0
 SmoothLeakyReLU('0.3') | alpha of SmoothLeakyReLU is '0.3': it must be in (0, 1)
 SmoothLeakyReLU(0.0) | must be in (0, 1)
@@ -185,10 +204,11 @@ ConvExponential(2, norm=0.0) | norm … 0.0: it must be in (0, inf)
 ConvExponential(2, norm=nan) | norm of ConvExponential is nan: it must
 ConvExponential(2, iterations=0) | iterations of ConvExponential is 0: give a whole
 ConvExponential(2, terms=(0, 13)) | is (0, 13): give a tuple of 2 whole … least 1
-ConvExponential(2, terms=(6.5, 13)) | terms of ConvExponential is (6.5, 13): give a tupl
+ConvExponential(2, terms=(6.5, 13)) | terms of ConvExponential is (6.5, 13): give a tuple of 2
+  whole numbers of at least 1
 ConvExponential(2, kernel=(2, 3)) | 2x3: height and width must be odd
 in_flow(Linear(Dense(4)), shape=(4,)).layout.pack({"a": {}}, float) | no W of shape (4, 4)
-Flow((2, 2, 1), (), Standardise(*[(1.0,) * 4] * 2), (4,)) | give a shape (D,), and moments
+Flow((2, 2, 1), (), Standardise(*[(1.0,) * 4] * 2), (4,)) | moments of each, and a shape (D,)
 Preprocess(levels=2.5) | levels of Preprocess is 2.5: give a wh
 Preprocess(levels=1) | levels is 1: images have bytes, so 2 to 256
 Preprocess(levels=257) | levels is 257: images have bytes, so 2 to 256

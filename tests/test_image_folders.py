@@ -65,7 +65,7 @@ def test_a_folder_is_not_walked_without_end(tmp_path, monkeypatch, images, limit
         (tmp_path / f"{number}.png").touch()
     for number in range(30):
         (tmp_path / f"{number:02}" / "below").mkdir(parents=True)
-    count = f"has {images} images (.png, .jpg, .jpeg) among its first 3"
+    count = f"has {images} images (.png, .jpg, .jpeg) among its first {30 + images} ent"
     with one_line(UsageError, tmp_path, count):
         own_data(str(tmp_path))
     (tmp_path / "dev").mkdir()

@@ -72,7 +72,7 @@ def require_ends(shape: Shape, image_shape: Shape | None, preprocess: Any) -> No
         if columns != {dimension} or shape != (dimension,):
             raise UsageError(
                 f"preprocess is for {' and '.join(map(str, sorted(columns)))} columns, "
-                f"but shape is {shape}: give a shape (D,), and moments of D columns"
+                f"but shape is {shape}: give it moments of each, and a shape (D,)"
             )
 
 

@@ -19,8 +19,8 @@ from snfnp.maps import Conv2d, Map, contraction
 from snfnp.ops import Array, Ops, RandomKey
 from snfnp.step.trainer import Trainer
 
-# the λσ²_min above which an update is stable near its optimum, if R ascends a likelihood; any other
-# always is
+# the λσ²_min above which an update is stable near its optimum where R ascends a likelihood; without
+# one, every update is
 THRESHOLD = 1 / 8
 _ENOUGH = 5  # rows per unknown
 _FEWEST = 200  # images: pixels of one image are correlated

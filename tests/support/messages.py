@@ -28,6 +28,8 @@ def no_announcement(line):
 
 
 def cases(text):
-    """{what is typed: what is said of it}, of lines that have both, and a bar in between."""
-    pairs = (line.split(" | ") for line in text.strip().splitlines())
+    """{what is typed: what is said of it}, of lines that have both, and a bar in between; an
+    indented line goes on with the one before."""
+    lines = text.strip().replace("\n  ", " ").splitlines()
+    pairs = (line.split(" | ") for line in lines)
     return {typed: said.strip() for typed, said in pairs}
