@@ -23,6 +23,8 @@ _GOMP_SPIN = "GOMP_SPINCOUNT"
 _SPINS = "5000"  # iterations, a few tenths of a millisecond at most
 _NUMBERS = ("NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 _in_force = {"blas_timeout_in_time": True}
+# Held during products: a child of a fork would wait for ever for a lock that OpenBLAS held.
+blas = threading.Lock()
 _lock = threading.Lock()  # of what follows, and of the numbers of BLAS's threads
 _limits: list[float] = []  # those in force, of all threads
 # path: a BLAS library, and its threads without limits
@@ -38,6 +40,7 @@ def at_fork(lock: Any) -> None:
 
 
 at_fork(_lock)
+at_fork(blas)
 
 
 def configure_blas() -> None:
@@ -217,7 +220,7 @@ def describe() -> dict:
         "omp_wait_policy": os.environ.get(_OMP_WAIT),
         "gomp_spincount": os.environ.get(_GOMP_SPIN),
     }
-    if numba := sys.modules.get("numba"):
+    if numba := _numba():
         described["numba_layer"] = str(numba.config.THREADING_LAYER)
         described["numba_threads"] = numba.get_num_threads()
     return described

@@ -114,8 +114,11 @@ _FORKS = (
     _START
     + """
 import multiprocessing
+from types import SimpleNamespace
+
 import joblib
 from joblib import Parallel, delayed
+from snfnp.ops.linalg.definition import LinearAlgebra
 
 
 def forked():
@@ -155,6 +158,27 @@ def while_threads_work(function):
             thread.join()
 
 
+# A fork waits until the product of another thread has ended: the child would wait for ever for a
+# lock that OpenBLAS held in that thread.
+def beside_a_product():
+    begun, ended = threading.Event(), threading.Event()
+
+    def product(*_, **others):
+        begun.set()
+        time.sleep(0.2)
+        ended.set()
+
+    linalg = LinearAlgebra(SimpleNamespace(xp=SimpleNamespace(matmul=product)))
+    other = threading.Thread(target=linalg.matmul, args="ab")
+    other.start()
+    begun.wait()
+    if not (child := os.fork()):
+        os._exit(ended.is_set())
+    other.join()
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])]
+
+
+case("beside a product", 1, beside_a_product)
 model = density().fit(X)
 alone = scores()
 case("fork", alone, lambda: [forked(), scores()])
@@ -210,7 +234,7 @@ def child(script, before=""):
 @pytest.mark.parametrize("before", FIRST.values(), ids=FIRST)
 @pytest.mark.parametrize(
     "script, cases",
-    [(_THREADS, 8), pytest.param(_FORKS, 7, marks=needs_fork)],
+    [(_THREADS, 8), pytest.param(_FORKS, 8, marks=needs_fork)],
     ids=["threads", "forks"],
 )
 def test_threads_and_children_compute_what_one_thread_computes(script, cases, before):

@@ -11,6 +11,8 @@ from functools import cache
 import numpy as np
 from numpy.random import Generator
 
+from snfnp import threads
+
 _ITERATIONS = 100  # of EM, at most
 # Nats per row that an iteration has to gain for another one. From _MANY rows on it is ten times as
 # much: stopping early regularises many components, and is three times as fast.
@@ -97,25 +99,20 @@ class Mixture:
         columns = len(usual)
         upper, lower = _pairs(columns)
         counts = sums[:, 0]
-        some = np.maximum(counts, _TINY)[:, np.newaxis]
+        some = np.maximum(counts, _TINY)[:, None]
         means = sums[:, 1 : 1 + columns] / some
         squares = np.empty((len(sums), columns, columns))
         squares[:, upper, lower] = sums[:, 1 + columns :]
         squares[:, lower, upper] = sums[:, 1 + columns :]
-        scatter = (
-            squares
-            - (counts[:, np.newaxis] * means)[:, :, np.newaxis] * means[:, np.newaxis]
-        )
+        scatter = squares - (counts[:, None] * means)[:, :, None] * means[:, None]
         if kind == "tied":
             scatter = scatter.sum(axis=0, keepdims=True)
             some = counts.sum().reshape(1, 1)
-        some = some[:, :, np.newaxis]
+        some = some[:, :, None]
         covariances = (scatter + prior * usual) / (some + prior)
         largest = squares.diagonal(0, 1, 2).max(axis=1)
         rounding = _ROUNDING * (largest / np.maximum(counts, _TINY))
-        covariances = covariances + rounding[:, np.newaxis, np.newaxis] * np.eye(
-            columns
-        )
+        covariances = covariances + rounding[:, None, None] * np.eye(columns)
         if kind == "diagonal":
             covariances *= np.eye(columns)
         return cls(
@@ -132,27 +129,28 @@ class Mixture:
         Rounding is Σ⁻¹ times that of x², some 1e-16: enough for responsibilities, not for
         `log_prob`.
         """
-        inverse = np.linalg.inv(self.roots)
-        precision = inverse.transpose(0, 2, 1) @ inverse
+        with threads.blas:
+            inverse = np.linalg.inv(self.roots)
+            precision = inverse.transpose(0, 2, 1) @ inverse
         linear = np.einsum("kij,kj->ki", precision, self.means)
         constant = self._constants() - (linear * self.means).sum(axis=1) / 2
         upper, lower = _pairs(self.means.shape[1])
         quadratic = precision[:, upper, lower] * np.where(upper == lower, -0.5, -1.0)
-        coefficients = np.concatenate(
-            [constant[:, np.newaxis], linear, quadratic], axis=1
-        )
+        coefficients = np.concatenate([constant[:, None], linear, quadratic], axis=1)
         total = 0.0
         sums = np.zeros_like(coefficients)
         for part in _parts(rows, _width(*self.means.shape)):
             known = _features(part) if features is None else features
-            responsibilities = coefficients @ known.T
+            with threads.blas:
+                responsibilities = coefficients @ known.T
             highest = responsibilities.max(axis=0)
             responsibilities -= highest
             np.exp(responsibilities, out=responsibilities)
             scale = responsibilities.sum(axis=0)
             responsibilities /= scale
             total += float((highest + np.log(scale)).sum())
-            sums += responsibilities @ known
+            with threads.blas:
+                sums += responsibilities @ known
         return total / len(rows), sums
 
     def _constants(self) -> np.ndarray:
@@ -167,12 +165,14 @@ class Mixture:
     def log_prob(self, rows: np.ndarray) -> np.ndarray:
         """log p(x) of rows (N, D), in nats: (N,)."""
         components, columns = self.means.shape
-        inverse = np.linalg.inv(self.roots)
+        with threads.blas:
+            inverse = np.linalg.inv(self.roots)
         shift = np.einsum("kij,kj->ki", inverse, self.means).reshape(-1, 1)
-        constant = self._constants()[:, np.newaxis]
+        constant = self._constants()[:, None]
         scores = []
         for part in _parts(rows, components * columns):
-            z = inverse.reshape(-1, columns) @ part.T - shift
+            with threads.blas:
+                z = inverse.reshape(-1, columns) @ part.T - shift
             z *= z
             joint = constant - z.reshape(components, columns, -1).sum(axis=1) / 2
             highest = joint.max(axis=0)

@@ -98,8 +98,7 @@ _SHORT = 1 << 12  # values: some microseconds of work
 _PRECISIONS = {np.dtype(np.float32), np.dtype(np.float64)}
 _POOL = threading.Lock()  # held while Numba's threads work
 threads.at_fork(global_compiler_lock)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: _POOL.acquire(blocking=False))
+os.register_at_fork(after_in_child=lambda: _POOL.acquire(blocking=False))
 
 
 def compiled(kernel: Callable, **options: Any) -> Any:

@@ -239,7 +239,7 @@ class Coordinates(TrainingState):
                 start += size**2
         self._blocks = tuple(blocks)
         self.values = ops.asarray(
-            np.concatenate([np.eye(size).reshape(-1) for _, size, _, _ in blocks])
+            np.concatenate([np.eye(size).ravel() for _, size, _, _ in blocks])
         )
         self._gradient = ops.xp.zeros(flow.layout.fixed, config.dtype)
         self._step = ops.xp.zeros(flow.layout.fixed, config.dtype)
@@ -259,12 +259,12 @@ class Coordinates(TrainingState):
                     rows = ops.conv.patches(h, p[kernel].shape[:2])
                     # a sum, not a mean: U does not depend on the scale of M
                     product = ops.linalg.matmul(rows.T, rows)
-                    moments[self._slices[name, kernel]] = product.reshape(-1)
+                    moments[self._slices[name, kernel]] = product.ravel()
             host = ops.to_host(moments)
             for part in self._slices.values():
                 size = math.isqrt(part.stop - part.start)
                 u = whitening(host[part].reshape(size, size), self._diagonal)
-                host[part] = u.reshape(-1)
+                host[part] = u.ravel()
         self.values[...] = ops.asarray(host)
 
     def ascend(

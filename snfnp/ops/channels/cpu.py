@@ -13,7 +13,7 @@ class CpuChannels(Channels):
         if x.ndim < 2 or b.shape not in (x.shape[1:], x.shape[-1:]) or not alike(x, b):
             return super().shift(x, b)
         z = np.empty(x.shape, x.dtype)
-        _shift(len(x), flat(x), self._broadcast(b, x).reshape(-1), flat(z))
+        _shift(len(x), flat(x), self._broadcast(b, x).ravel(), flat(z))
         return z
 
 

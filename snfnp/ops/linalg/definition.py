@@ -16,17 +16,15 @@ from snfnp import threads
 from snfnp.errors import SingularMatrixError
 from snfnp.ops.group import Array, OperationGroup, Scalar
 
-_GEMM: dict[Any, Any] = {
-    np.dtype(kind): get_blas_funcs("gemm", dtype=kind) for kind in "fd"
-}
-_LU: dict[Any, Any] = {
+_GEMM: Any = {np.dtype(kind): get_blas_funcs("gemm", dtype=kind) for kind in "fd"}
+_LU: Any = {
     np.dtype(kind): get_lapack_funcs(("getrf", "getri", "getrs"), dtype=kind)
     for kind in "fd"
 }
 _SMALL = 128  # up to this size getri is faster than solving for the identity
 # numbers whose squares one BLAS call adds up: so few that it takes one thread
 _BLOCK = 8192
-_EPS = float(np.finfo(np.float64).eps)
+_EPS = float(np.finfo(float).eps)
 _SINGULAR = "the matrix is singular or not finite"
 _ONE_THREAD = 128  # up to this size of a product one BLAS thread is faster than two
 
@@ -34,7 +32,8 @@ _ONE_THREAD = 128  # up to this size of a product one BLAS thread is faster than
 class LinearAlgebra(OperationGroup):
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """a b, shapes (M, K) and (K, N); transposed views are welcome. O(M K N)."""
-        return self.xp.matmul(a, b, out=out)
+        with threads.blas:
+            return self.xp.matmul(a, b, out=out)
 
     def matmul_add(self, a: Array, b: Array, out: Array) -> Array:
         """out += a b, without an (M, N) temporary. O(M K N)."""
@@ -49,16 +48,17 @@ class LinearAlgebra(OperationGroup):
         # targetᵀ += bᵀ aᵀ, where BLAS itself transposes a factor that is not C-contiguous.
         transpose_b = not b.flags.c_contiguous
         transpose_a = not a.flags.c_contiguous
-        result = _GEMM[out.dtype](
-            alpha=1.0,
-            a=np.asfortranarray(b) if transpose_b else b.T,
-            b=np.asfortranarray(a) if transpose_a else a.T,
-            beta=1.0,
-            c=target.T,
-            trans_a=transpose_b,
-            trans_b=transpose_a,
-            overwrite_c=True,
-        )
+        with threads.blas:
+            result = _GEMM[out.dtype](
+                alpha=1.0,
+                a=np.asfortranarray(b) if transpose_b else b.T,
+                b=np.asfortranarray(a) if transpose_a else a.T,
+                beta=1.0,
+                c=target.T,
+                trans_a=transpose_b,
+                trans_b=transpose_a,
+                overwrite_c=True,
+            )
         if not np.may_share_memory(result, out):  # BLAS had to copy: out was strided
             target[...] = result.T
         return out
@@ -140,7 +140,8 @@ class LinearAlgebra(OperationGroup):
         if w is not finite, or if rounding w to doubles can change w x by more than ‖z‖ for a
         row x: w may then be the rounded copy of a singular matrix."""
         try:
-            x = self.xp.ascontiguousarray(self.xp.linalg.solve(w, z.T).T)
+            with threads.blas:
+                x = self.xp.ascontiguousarray(self.xp.linalg.solve(w, z.T).T)
         except np.linalg.LinAlgError:
             raise SingularMatrixError(_SINGULAR) from None
         return self.require_solution(w, x, z)
@@ -168,17 +169,18 @@ class LinearAlgebra(OperationGroup):
         # one factorisation for both: NumPy makes two
         # A C-contiguous array is the column-major array of its transpose: (aᵀ)⁻¹ = (a⁻¹)ᵀ.
         getrf, getri, getrs = _LU[a.dtype]
-        lu, pivots, status = getrf(a.T)
-        if status:
-            raise SingularMatrixError(_SINGULAR)
-        log_abs_det = float(np.log(np.abs(lu.diagonal())).sum(dtype=np.float64))
-        if len(a) <= _SMALL:
-            inverse, _ = getri(lu, pivots, overwrite_lu=1)
-        else:
-            # Here getri would need a workspace to be as fast, and with one it makes many small
-            # products, whose threads wait for each other on a busy machine.
-            identity = np.eye(len(a), dtype=a.dtype, order="F")
-            inverse, _ = getrs(lu, pivots, identity, overwrite_b=1)
+        with threads.blas:
+            lu, pivots, status = getrf(a.T)
+            if status:
+                raise SingularMatrixError(_SINGULAR)
+            log_abs_det = float(np.log(np.abs(lu.diagonal())).sum(dtype=np.float64))
+            if len(a) <= _SMALL:
+                inverse, _ = getri(lu, pivots, overwrite_lu=1)
+            else:
+                # Here getri would need a workspace to be as fast, and with one it makes many small
+                # products, whose threads wait for each other on a busy machine.
+                identity = np.eye(len(a), dtype=a.dtype, order="F")
+                inverse, _ = getrs(lu, pivots, identity, overwrite_b=1)
         return inverse.T, log_abs_det
 
     def norms(self, *matrices: Array) -> list[float]:

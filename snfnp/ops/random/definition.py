@@ -82,7 +82,7 @@ def _sequence(xp: Any, key: RandomKey, count: int, start: int) -> Array:
     blocks = xp.arange(start // 4, (start + count + 3) // 4, dtype=np.uint64)
     rest = [xp.full_like(blocks, word) for word in counter]
     four = philox4x32((blocks, *rest), (seed_low, seed_high))
-    words = xp.stack(four, axis=-1).reshape(-1)[start % 4 : start % 4 + count]
+    words = xp.stack(four, axis=-1).ravel()[start % 4 : start % 4 + count]
     return words * 2.0**-32
 
 
@@ -118,7 +118,7 @@ class Random(OperationGroup):
         radius = xp.sqrt(-2.0 * xp.log(u[::2] + 2.0**-32))
         angle = 2.0 * math.pi * u[1::2]
         both = xp.stack([radius * xp.cos(angle), radius * xp.sin(angle)], axis=-1)
-        return both.reshape(-1)[odd : odd + count].reshape(shape).astype(dtype)
+        return both.ravel()[odd : odd + count].reshape(shape).astype(dtype)
 
     def rademacher(self, key: RandomKey, shape: Shape, dtype: DTypeLike) -> Array:
         """Signs, +1 or −1 with probability ½ each, the highest bit of each word: probes ν with

@@ -212,7 +212,7 @@ class Step(OperationGroup):
             )
             part = slice(start, start + size * outputs)
             m = values[part].reshape(size, outputs)
-            products[part] = self.linalg.matmul(u, m).reshape(-1)
+            products[part] = self.linalg.matmul(u, m).ravel()
         if add:
             products += out
         out[...] = products
