@@ -111,7 +111,7 @@ steps() {
     sanitise memcheck 180
     # what follows is less likely to fail, or takes longer
     train float32 60 --model conv --epochs 1 --eval-dtype float32
-    train glow 240 --model glow --tf32 --epochs 1 --data mnist-sample --eval-dtype float32
+    train glow 240 --model glow --tf32 --epochs 1 --data mnist-sample
     tests numbers 240 tests/gpu/test_training.py tests/gpu/test_ops.py -k "training or conv or spline"
     script device 150 ".*(reached|MISSED)" benchmark device --json "$out/device.json"
     tests all-tests 540 tests/gpu

@@ -41,7 +41,7 @@ def with_channels(images: Any, shape: tuple[int, ...] | None = None) -> Any:
         else (*images.shape[1:], 1) != shape
     ):
         return images
-    return images[..., np.newaxis]
+    return images[..., None]
 
 
 def _is_one_colour_image(images: Any) -> bool:

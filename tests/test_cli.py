@@ -210,8 +210,8 @@ evaluate | the following arguments are required: run: see python -m snfnp eval
 evaluate rows --split valid | 'all') (did you mean validation?): see python -m
 evaluate rows --split all | `split=all` is for other data: name them with `data`
 evaluate rows --batch-size -2 | `batch_size` is -2: it must be at least 1
-evaluate rows --scores a.txt | `scores` is a.txt: its name must end in one of .c
-evaluate rows --split all --data no.csv | no.csv does not exist: check it, or give the path
+evaluate rows --scores a.txt | `scores` is a.txt: its name must end in .c
+evaluate rows --split all --data no.csv | no.csv does not exist: check the path
 evaluate rows --split all --data mons | mons does not exist (did you mean moons
 evaluate rows --split all --data two.npy --data-dir x | `data_dir` is for pub
 evaluate rows --split all --data grey.npy | grey.npy: shape (60, 4, 6, 1) is
@@ -231,22 +231,22 @@ sample rows --temperature inf | `temperature` is inf: it must be at least 0 and
 sample rows --temperature -1 | `temperature` is -1.0: it must be at least 0 and
 sample rows --count 0 | `count` is 0: it must be at least 1
 sample no --out no/a.png | cannot write no/a.png (No such file or directory):
-sample no --out x.txt | `out` is x.txt: its name must end in one of .png, .pdf,
+sample no --out x.txt | `out` is x.txt: its name must end in .png or .pdf or
 sample no --out folder.png | `out` is folder.png, which is a folder: give the
 sample grey --count 100000000 | would be a picture of 69,999 x 49,999 pixels
 compare empty | empty is no run folder (it has no config.json): check the path
 compare new | has no evaluation yet
 compare rows grey | grey was trained on other data than rows: their likelihoods
 compare rows others | others was trained on other data than rows: their likeli
-compare rows --plot a.txt | `plot` is a.txt: its name must end in one of .png,
+compare rows --plot a.txt | `plot` is a.txt: its name must end in .png or
 train  | `data` is
 train --data= | `data` is : it must be a name or a path
 train mnits | 'mnits' is neither a data set nor a path (did you mean mnist?): use
 train rows.npy --data mnist | rows.npy and `data=mnist`: give one of them
 train rows.npy --data-dir x | `data_dir` is for published data sets, and
 train rows.npy --test 1.5 | `test` is 1.5: give a fraction between 0 and 1, or
-train rows.npy --test there.npy | there.npy does not exist: check it, or give the path
-train rows.npy --test moons | moons does not exist: check it, or give the path
+train rows.npy --test there.npy | there.npy does not exist: check the path
+train rows.npy --test moons | moons does not exist: check the path
 train rows.npy --test 0.995 | would be left to train on: give more, or smaller fractions
 train rows.npy --model conv | `model=conv` needs images, found rows of 3 number
 train rows.npy --augment | `augment` needs images, found rows of 3 numbers: lea

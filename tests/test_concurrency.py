@@ -322,7 +322,7 @@ def test_a_fork_computes_values_in_order():
     with forked(values) as received:
         results = list(received)
     np.testing.assert_array_equal(
-        [result[0] for result in results], np.arange(3)[:, np.newaxis] * array
+        [result[0] for result in results], np.arange(3)[:, None] * array
     )
     assert {result[2] for result in results} == {1}
     assert len({result[1] for result in results} - {os.getpid()}) == 1

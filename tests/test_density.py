@@ -394,7 +394,7 @@ def test_whole_weights_are_copies_and_others_are_drawn():
 
 
 def test_rows_are_drawn_as_often_as_their_weights_say():
-    numbers = np.arange(40.0)[::-1, np.newaxis]
+    numbers = np.arange(40.0)[::-1, None]
     weights = np.linspace(0.5, 3.3, 40)
     table, groups = drawn(numbers, weights, default_rng(0))
     counts = np.bincount(table[:, 0].astype(int), minlength=40)[::-1]

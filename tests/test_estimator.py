@@ -152,6 +152,8 @@ TEXT = np.array([[1.0, "red"], [2.0, "blue"], [3.0, "red"]], object)
 CATEGORIES = (
     "has text or gaps: leave it out, fill it in, or give a column of 0 and 1 for"
 )
+DATED = Frame(moons(60), "ab")  # polars makes numbers of dates
+DATED.dtypes = [mock.Mock()]  # whose `is_temporal()` is true
 SCALAR = "got scalar array instead, of type {}. Reshape your data"
 SHAPES = {  # which `score_samples` refuses as well
     "one axis": (
@@ -200,6 +202,7 @@ ROWS = SHAPES | {
         "X has dates or durations: turn them",
     ),
     "date objects": (np.array([[date(2024, 1, 1)]] * 3), "X has dates or durations"),
+    "dates of polars": (DATED, "X has dates or durations"),
     "mixed names": (
         Frame(moons(60), ["a", 1]),
         "names of X's columns are text and other things",

@@ -77,7 +77,7 @@ def test_a_step_of_em_is_the_formula_with_its_prior(kind):
     before = Mixture(
         np.array([0.3, 0.7]), rng.normal(size=(2, 3)), np.stack([np.eye(3)] * 2)
     )
-    apart = rows - before.means[:, np.newaxis]
+    apart = rows - before.means[:, None]
     joint = np.log([[0.3], [0.7]]) + norm.logpdf(apart).sum(axis=2)
     shares = np.exp(joint - np.logaddexp.reduce(joint))
     mean, sums = before._expected(rows)
@@ -89,7 +89,7 @@ def test_a_step_of_em_is_the_formula_with_its_prior(kind):
     scatters = []
     for share, count, mean in zip(shares, counts, result.means, strict=True):
         assert_allclose(mean, share @ rows / count, rtol=1e-10)
-        scatters.append((rows - mean).T @ ((rows - mean) * share[:, np.newaxis]))
+        scatters.append((rows - mean).T @ ((rows - mean) * share[:, None]))
     if kind == "tied":
         scatters = [sum(scatters)] * 2
         counts = [counts.sum()] * 2

@@ -280,7 +280,7 @@ WRONG = {
     ),
     "nothing": (
         local(),
-        "local.<locals>.<lambda>: the function returned a NoneType; let it return",
+        "local.<locals>.<lambda>: the function returned NoneType; let it return",
     ),
     "fields": (
         '{"class": "snfnp.maps:Dense", "x": 1}',

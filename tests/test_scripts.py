@@ -235,7 +235,12 @@ GIVEN = re.findall(r"`python (scripts/\w+\.py[^`]*)`", PAGE.read_text("utf-8"))
 TRAINING = sorted(
     {command for command in GIVEN if command.startswith("scripts/train_")}
 )
-IMAGES = {"mnist": 50_000, "cifar-10": 40_000, "imagenet32": 1_261_149}
+IMAGES = {
+    "mnist": 50_000,
+    "mnist-sample": 4_000,
+    "cifar-10": 40_000,
+    "imagenet32": 1_261_149,
+}
 
 
 def configuration(command, monkeypatch):
@@ -253,18 +258,18 @@ def configuration(command, monkeypatch):
     return made[0].resolve(IMAGES[made[0].data])
 
 
-def test_every_command_of_the_readme_can_be_given(monkeypatch):
-    text = (ROOT / "README.md").read_text("utf-8")
-    commands = re.findall(
-        r"^    python (scripts/train_.*?)(?:  #.*)?$", text, flags=re.M
+def test_every_command_of_the_pages_can_be_given(monkeypatch):
+    """And those of the hour on a GPU, where a refused one would cost its place."""
+    files = "README.md", "scripts/gpu.md", "scripts/gpu_hour.sh"
+    text = "".join((ROOT / file).read_text("utf-8") for file in files)
+    command = (
+        r"(?m)^    (?:python scripts/train_mnist.py|train [\w-]+ \d+) (.*?)(?:  #.*)?$"
     )
-    options = re.findall(r"^\| `(--[^`]+)` \|", text, flags=re.M)
-    assert (len(commands), len(options)) == (1, 11)
-    for command in (
-        *commands,
-        *(f"scripts/train_mnist.py {words}" for words in options),
-    ):
-        configuration(command, monkeypatch)
+    commands = re.findall(command, text)
+    options = re.findall(r"(?m)^\| `(--[^`]+)` \|", text)
+    assert (len(commands), len(options)) == (9, 11)
+    for words in commands + options:
+        configuration(f"scripts/train_mnist.py --backend cupy {words}", monkeypatch)
 
 
 @pytest.mark.parametrize("command", TRAINING)

@@ -59,7 +59,19 @@ TOLD = [
     ("a;b\n1;2\n3;4,5\n", {"encoding": "utf-8-sig"}, "a|b"),
     ("ä\tb\n1\t2\n3\t4.5\n", {"encoding": "utf-16"}, "ä|b"),
     (WORDS, {"columns": "a, b"}, "a|b"),
-    ("1,x,2\n3,y,4.5\n", {"columns": "0,2"}, None),
+    (
+        "1,x,2\n3,y,4.5\n",
+        {
+            "columns": "0,2",
+            "said": "the first row is taken for data, 1, x, 2: if it is none, give `header=True`",
+        },
+        None,
+    ),
+    (
+        ",a\n1,2\n3,4.5\n",
+        {"said": "a column has no name: if it is an index, choose others by `columns`"},
+        "|a",
+    ),
     (YEARS, {"columns": "1,2", "said": GUESSED.format("id, 2019, 2020")}, "2019|2020"),
     (
         GAPS,

@@ -36,7 +36,7 @@ def test_steps_of_columns_with_ties():
     assert list(decimals(step, origin)[:3]) == [1.0, 10.0, 1.0]
     extremes = [rows.min(axis=0), rows.max(axis=0)]
     assert_allclose((origin + ends * step)[:, :4], np.array(extremes)[:, :4], rtol=1e-6)
-    (step,), (origin,), *_ = find_steps(zeros[:, np.newaxis])
+    (step,), (origin,), *_ = find_steps(zeros[:, None])
     assert origin == 0 and 1e-3 < step < 0.1  # as far as the other values lie apart
     ordered = np.stack([rng.normal(size=25_000), np.arange(25_000) // 12_500], axis=1)
     assert_array_equal(find_steps(ordered)[0], [0.0, 1.0])
@@ -62,7 +62,7 @@ def test_a_lattice_fits_all_values_of_a_step_without_decimals(step, most, kind):
     """Single precision rounds the smallest gap: by it alone, far values lie beside the lattice."""
     counts = default_rng(0).integers(0, most, 20_000)
     values = (counts * step + 1.7).astype(kind)
-    (size,), (origin,), (least,), (greatest,) = find_steps(values[:, np.newaxis])
+    (size,), (origin,), (least,), (greatest,) = find_steps(values[:, None])
     steps = (values - origin) / size
     assert np.abs(steps - np.rint(steps)).max() < 0.01
     assert size == pytest.approx(step, rel=1e-5) and greatest - least == np.ptp(counts)
@@ -71,9 +71,9 @@ def test_a_lattice_fits_all_values_of_a_step_without_decimals(step, most, kind):
 def test_a_few_badly_written_numbers_do_not_hide_the_decimals_of_a_column():
     values = default_rng(0).integers(100, 1400, 400) / 100
     values[7] = 9.899999  # as in scikit-learn's table of wines
-    assert find_steps(values[:, np.newaxis])[0] == 0.01
+    assert find_steps(values[:, None])[0] == 0.01
     values[:40] += 0.005
-    assert find_steps(values[:, np.newaxis])[0] != 0.01
+    assert find_steps(values[:, None])[0] != 0.01
 
 
 def test_steps_may_be_small_and_spikes_rare_among_the_rows_looked_at():
@@ -81,19 +81,19 @@ def test_steps_may_be_small_and_spikes_rare_among_the_rows_looked_at():
     lattice = np.r_[5.0, rng.integers(0, 400, 999) * 1e-7]
     rain = np.where(rng.random(2000) < 0.2, 0.0, rng.exponential(1e-4, 2000)) * 1e-3
     for values in (lattice, rain):
-        step, origin, *_ = find_steps(values[:, np.newaxis])
+        step, origin, *_ = find_steps(values[:, None])
         (unit,) = decimals(step, origin)
         preprocess = Standardise((0.0,), (1.0,), tuple(step), tuple(origin), (unit,))
-        rounded = preprocess.inverse(get_ops("numpy"), values[:, np.newaxis])
+        rounded = preprocess.inverse(get_ops("numpy"), values[:, None])
         assert 0 < step < 2e-7 and np.abs(rounded[:, 0] - values).max() <= 0.51 * step
     rare = np.zeros((200_000, 1))
     rare[:5, 0] = np.arange(1, 6)
     assert find_steps(rare)[0] == 1.0
     few = np.where(rng.random(4000) < 0.05, 0.0, rng.normal(size=4000))
-    assert find_steps(few[:, np.newaxis])[0] > 0  # a spike of 5 % of the rows
+    assert find_steps(few[:, None])[0] > 0  # a spike of 5 % of the rows
     few = rng.normal(size=200)
     few[:3] = 0.0  # of three rows
-    assert find_steps(few[:, np.newaxis])[0] == 0
+    assert find_steps(few[:, None])[0] == 0
     # ten times that is beyond 53 bits
     large = 1e15 + rng.integers(0, 100, (300, 1)) / 8
     assert find_steps(large)[0] == 0.125
@@ -109,7 +109,7 @@ def test_columns_with_steps_are_dequantised_and_samples_lie_on_them():
     with pytest.warns(UserWarning, match=message) as caught:
         density.fit(x)
     assert caught[0].filename == __file__  # the line that calls `fit`
-    cells = np.arange(30, 70)[:, np.newaxis] / 10
+    cells = np.arange(30, 70)[:, None] / 10
     mass = np.exp(density.score_samples(cells)) * 0.1
     assert mass.sum() == pytest.approx(1, abs=1e-3) and density.step_ == pytest.approx(
         0.1

@@ -33,7 +33,8 @@ def main(argv: list[str], prog: str | None = None) -> None:
         "--split",
         choices=("train", "validation", "test", _WHOLE),
         default="test",
-        help="which data; all: everything in other data (default: test)",
+        help="which data; all: all of other data, of a file with splits the test split (default: "
+        "test)",
     )
     parser.add_argument(
         "--scores",
@@ -66,7 +67,10 @@ def main(argv: list[str], prog: str | None = None) -> None:
             _write_scores(args.scores, run, samples, args.seed, at_once)
 
     preprocess = run.flow.preprocess
-    text = f"{len(samples):,} {args.split} {preprocess.noun} from {printable(source)}"
+    text = (
+        f"{len(samples):,} {'' if args.split == _WHOLE else args.split + ' '}{preprocess.noun} "
+        f"from {printable(source)}"
+    )
     if preprocess.of_images:
         text += f", dequantisation seed {args.seed}"
     print(text)

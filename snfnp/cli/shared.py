@@ -164,9 +164,9 @@ def images_of(
 
     Raises UsageError for other data. Those of the same shape are allowed if --data-dir or --data
     names them, or if the run is pretrained: a line on standard output says that they are others."""
-    # the run's folder has the run's data
-    is_run = args.data in (None, run.config.data)
-    folder = args.data_dir or (run.config.data_dir if is_run else None)
+    folder = args.data_dir
+    if folder is None and args.data in (None, run.config.data):
+        folder = run.config.data_dir
     name = args.data or run.folder.data_name(run.record, folder)
     table_options = _table_options(run, args, name)
     options = run.config.splits_of(name)
@@ -186,7 +186,7 @@ def images_of(
     ):
         options |= dict.fromkeys(files)
         dataset = load_dataset(name, folder, **options)
-    allowed = args.data_dir is not None or args.data is not None or run.is_pretrained
+    allowed = bool(args.data_dir or args.data or run.is_pretrained)
     if line := run.folder.check_same_data(run.record, dataset, (split,), allowed):
         print(line)
     return getattr(dataset, split), dataset.source
@@ -222,7 +222,7 @@ def check_file(path: Path, name: str, suffixes: tuple[str, ...] = ()) -> None:
     """Refuse a path to which no file can be written, or whose suffix is not one of `suffixes`."""
     if suffixes and path.suffix.lower() not in suffixes:
         raise UsageError(
-            f"`{name}` is {path}: its name must end in one of {', '.join(suffixes)}"
+            f"`{name}` is {path}: its name must end in {' or '.join(suffixes)}"
         )
     if os.path.isdir(path):
         raise UsageError(

@@ -90,7 +90,7 @@ def load_dataset(
     path = _as_text(name)
     if not isinstance(path, str):
         raise UsageError(
-            f"load_dataset takes a name or a path, and got a {type(path).__name__}: give arrays to "
+            f"load_dataset takes a name or a path, not {type(path).__name__}: give arrays to "
             "snfnp.fit or snfnp.Dataset"
         )
     suffix = os.path.splitext(path)[1]
@@ -218,7 +218,7 @@ def _read(
     if not os.path.lexists(path):
         hint = "" if source in LOADERS else suggestion(source, LOADERS)
         raise UsageError(
-            f"{source} does not exist{hint}: check it, or give the path of your data (`data`)"
+            f"{source} does not exist{hint}: check the path (`data`, `validation` or `test`)"
         )
     with readable(source):
         if path.is_dir():

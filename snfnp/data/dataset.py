@@ -49,7 +49,10 @@ class Dataset:
             object.__setattr__(self, split, samples)
             problem = fault(samples)
             if not problem and samples.shape[1:] != self.train.shape[1:]:
-                problem = f"shape {samples.shape} beside {self.train.shape} of train; make them one"
+                problem = (
+                    f"shape {samples.shape} beside {self.train.shape} of train; give all splits "
+                    "one shape, and images one number of channels"
+                )
             if problem:
                 raise UsageError(f"the {split} {self.noun} of {self.name}: {problem}")
             samples = samples[:]  # a view: the caller's array stays writeable
@@ -58,7 +61,7 @@ class Dataset:
         width = self.train.shape[1]
         if not self.of_images and len(self.labels) != width:
             raise UsageError(
-                f"{self.name} has {width} columns, and `columns` has {len(self.labels)} names: "
+                f"{self.name} has {width} columns, and `columns` has {len(self.labels)} name(s): "
                 "give each column a name"
             )
         _ = self.moments  # raises for constant columns

@@ -76,10 +76,11 @@ def read_table(
     commas = delimiter != "," and _has_decimal_commas(content, delimiter)
     number = (_COMMA_NUMBER if commas else _NUMBER).fullmatch
     guessed = header is None and _has_names(first, second, number)
-    if guessed and any(map(number, first)):
+    # text beside numbers
+    if header is None and any(map(number, first)) and not all(map(number, first)):
         report(
-            f"{file}: the first row is taken for names of columns, {_listed(first)[:200]}: if it "
-            "is none, give `header=False`"
+            f"{file}: the first row is taken for {'names of columns' if guessed else 'data'}, "
+            f"{_listed(first)[:200]}: if it is none, give `header={not guessed}`"
         )
     names = tuple(first) if header or guessed else None
     labels = names or tuple(map(str, range(len(first))))
@@ -87,6 +88,10 @@ def read_table(
         raise UsageError(f"{file}: several columns are called {twice!r}: rename them")
     taken = _chosen(columns, labels, file)
     chosen = tuple(labels[index] for index in taken)
+    if "" in chosen:
+        report(
+            f"{file}: a column has no name: if it is an index, choose others by `columns`"
+        )
     if chosen != labels and not isinstance(columns, str):  # the order of another file
         report(f"{file}: columns are taken by name, {_listed(chosen)[:200]}")
     numbers = array("d")
@@ -109,8 +114,9 @@ def read_table(
         ):
             dropped += 1
         else:
-            column = f"{line}, column {chosen[wrong[0]]!r}"
-            raise UsageError(_problem(column, row[wrong[0]]))
+            raise UsageError(
+                _problem(f"{line}, column {chosen[wrong[0]]!r}", row[wrong[0]])
+            )
     rows = np.frombuffer(numbers, np.float64).reshape(-1, max(1, len(taken)))
     if not len(rows):
         advice = "choose columns with `columns`" if dropped else "check the file"
@@ -119,10 +125,13 @@ def read_table(
         report(
             f"{file}: incomplete rows are left out ({dropped} of {len(rows) + dropped})"
         )
-    pairs = (
-        delimiter == "," and not names and _COMMA.fullmatch(",".join(second or first))
-    )
-    if pairs and (rows == np.rint(rows)).all() and (rows[:, -1] >= 0).all():
+    if (
+        delimiter == ","
+        and not names
+        and _COMMA.fullmatch(",".join(second or first))
+        and (rows == np.rint(rows)).all()
+        and (rows[:, -1] >= 0).all()
+    ):
         report(
             f"{file}: pairs of whole numbers are read as two columns: if they are decimals, write "
             "these with a point"
@@ -271,8 +280,10 @@ def _has_decimal_commas(content: str, delimiter: str) -> bool:
 def _problem(column: str, cell: str) -> str:
     """The message on a cell that is no number; column: with its file and line."""
     if cell.lower() in INCOMPLETE:
-        message = f"{column} has {cell!r}" if cell else f"{column} is empty"
-        return f"{message}: fill it in, or leave such rows out with `drop_incomplete`"
+        return (
+            f"{column} {f'has {cell!r}' if cell else 'is empty'}: fill it in, or leave such rows "
+            "out with `drop_incomplete`"
+        )
     message = f"{column} has {printable(cell)[:40]!r}"
     if _THOUSANDS.fullmatch(cell) or _COMMA.fullmatch(cell):
         return f"{message}: write numbers with a decimal point, without separators of thousands"

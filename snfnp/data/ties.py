@@ -80,7 +80,7 @@ def find_steps(rows: np.ndarray) -> np.ndarray:
 def decimals(step: np.ndarray, origin: np.ndarray) -> np.ndarray:
     """10^d of each column, d the fewest decimals that its lattice has; 0 if more than 9."""
     powers = 10.0 ** np.arange(_DECIMALS + 1)
-    scaled = np.stack([step, origin])[..., np.newaxis] * powers
+    scaled = np.stack([step, origin])[..., None] * powers
     off = np.abs(scaled - np.rint(scaled))
     # a step may be a small number
     whole = (off <= 1e-6 * np.minimum(1, scaled[0])).all(axis=0)

@@ -49,17 +49,18 @@ class FlowDensity(Options):
     meaning.
 
     Args:
-        layers: number of hidden dense layers (None: 3 up to 2000 rows; else 6 up to 8 columns,
-            fewer for more, 1 from 114 on).
+        layers: number of hidden dense layers (None: 6 up to 8 columns, fewer for more, 1 from 114
+            on; 3 at most for a flow that is trained on up to 2000 rows).
         members: flows of each kind in the average, each with another part of the rows held out;
             1: a single flow, and no mixture.
         mixtures: whether mixtures are candidates.
         activation: "spline" or "smooth-leaky-relu".
         gradient: of log|det W|, by the learned inverse ("self-normalizing"), "exact" or "relative".
-        epochs: passes over the rows, at most (None: as many steps as rows, from 800 to 2000; on
-            more than 5000 rows 2000 steps, and as long as that is of use twice as many again, up to
-            4000, or a step for 32 rows).
-        batch_size: rows of a step (None: an eighth of them, from 16 to 500).
+        epochs: passes over the rows that a flow is trained on, at most (None: as many steps as
+            there are of these, from 800 to 2000; on more than 5000 rows 2000 steps, and as long as
+            that is of use twice as many again, up to 4000, or a step for 32 rows).
+        batch_size: rows of a step (None: an eighth of those that a flow is trained on, from 16 to
+            500).
         lr: Adam's learning rate, which falls to 0 along a cosine (None: 0.01, less for more than 16
             columns).
         noise: standard deviation of Gaussian noise, in units of each column's own, in the rows of

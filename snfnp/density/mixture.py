@@ -155,7 +155,7 @@ class Mixture:
 
     def _constants(self) -> np.ndarray:
         """log π − log det(2πΣ)/2 of each component, (K,)."""
-        logs = np.log(np.diagonal(self.roots, axis1=1, axis2=2)).sum(axis=1)
+        logs = np.log(self.roots.diagonal(0, 1, 2)).sum(axis=1)
         return (
             np.log(self.weights)
             - self.means.shape[1] / 2 * math.log(2 * math.pi)

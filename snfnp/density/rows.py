@@ -34,7 +34,14 @@ def checked(X: Any) -> np.ndarray:
         )
     if np.iscomplexobj(array):
         raise ValueError("Complex data not supported: give real numbers")
-    if array.dtype.kind in "mM" or _has_dates(array):
+    if (
+        array.dtype.kind in "mM"
+        # of polars, which makes them numbers
+        or any(
+            getattr(kind, "is_temporal", bool)() for kind in getattr(X, "dtypes", ())
+        )
+        or _has_dates(array)
+    ):
         raise TypeError(
             "X has dates or durations: turn them into numbers, of days for example"
         )
@@ -70,10 +77,7 @@ def checked(X: Any) -> np.ndarray:
 
 def _has_dates(array: np.ndarray) -> bool:
     first = array[:1].ravel() if array.dtype.kind == "O" else ()
-    return any(
-        hasattr(value, "isoformat") or isinstance(value, np.datetime64)
-        for value in first
-    )
+    return any(hasattr(value, "isoformat") for value in first)
 
 
 def names_of(X: Any) -> np.ndarray | None:

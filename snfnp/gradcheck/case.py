@@ -80,8 +80,8 @@ class Case:
 
     Args:
         layer, shape: those of `check_layer`.
-        ops: the backend; default: NumPy. (`check_layer`, `check_map` and `check_rule` then check on
-            every backend of CPUs.)
+        ops: the backend, or its name; default: NumPy. (`check_layer`, `check_map` and `check_rule`
+            then check on every backend of CPUs.)
         batch: the number of samples.
         seed: of the random numbers.
         dtype: of the gradients; differences are always in double precision.
@@ -101,7 +101,7 @@ class Case:
         layer: Any,
         shape: Shape,
         *,
-        ops: Ops | None = None,
+        ops: Any = None,
         batch: int = 3,
         seed: int = 0,
         dtype: DTypeLike = np.float64,
@@ -120,7 +120,7 @@ class Case:
             )
         self.layer = layer
         self.shape = tuple(shape)
-        self.ops = ops or get_ops("numpy")
+        self.ops = ops if isinstance(ops, Ops) else get_ops(ops or "numpy")
         self.dtype = dtype
         self.lam = lam
         self.report = Report()

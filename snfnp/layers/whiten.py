@@ -105,7 +105,9 @@ class Whiten(Layer):
             covariance = covariance * np.identity(features, like=covariance)
         variance = np.diag(covariance).mean()
         if variance <= features**2 * np.finfo(float).eps * np.abs(second).max():
-            raise UsageError("all samples are alike: there is nothing to whiten")
+            raise UsageError(
+                "all samples are alike, or there is one: there is nothing to whiten"
+            )
         u = root(covariance, _FLOOR * variance)
         return {"U": (u + u.T) / 2, "b": -u @ (shift + mean)}
 

@@ -341,7 +341,8 @@ def _introduction(session: Session, trainer: Trainer) -> str:
         f"{len(trainer.flow.layers)} layers, {config.dtype}, {trainer.ops.name} backend",
         gradient_of(config, trainer.flow),
         f"{len(dataset.train):,} training {dataset.noun} from {dataset.source}",
-        f"{config.epochs} epochs of {trainer.steps_per_epoch} steps, batch {config.batch_size}, "
+        f"{config.epochs} epoch{'s' if config.epochs > 1 else ''} of {trainer.steps_per_epoch} "
+        f"step{'s' if trainer.steps_per_epoch > 1 else ''}, batch {config.batch_size}, "
         f"lr {config.lr:g} after {config.warmup_epochs:g} warm-up epochs{decay}, "
         f"seed {config.seed}",
     ]

@@ -288,7 +288,7 @@ def _others(array):
     wider = array.astype(np.float32 if array.dtype == np.float64 else np.float64)
     yield "another precision", wider
     yield "whole numbers", array.astype(np.int64)
-    yield "an axis more", array[np.newaxis]
+    yield "an axis more", array[None]
     yield "flat", array.reshape(-1)
     yield "transposed", array.T
     for name, axis in (("row", 0), ("channel", -1), ("middle", array.ndim // 2)):

@@ -68,7 +68,7 @@ def correlate(x: np.ndarray, k: np.ndarray, z: np.ndarray) -> None:
     are contiguous."""
     pixels, lanes = _tile_size(_PIXELS, x.shape[2], k.shape[3], x.dtype.itemsize)
     _correlate_images(
-        -(-len(x) // _IMAGES), x, k.reshape(-1), k.shape[:2], pixels, lanes, z
+        -(-len(x) // _IMAGES), x, k.ravel(), k.shape[:2], pixels, lanes, z
     )
 
 

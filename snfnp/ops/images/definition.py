@@ -77,13 +77,11 @@ def augment(images: np.ndarray, key: RandomKey) -> np.ndarray:
     """
     count, height, width, _ = images.shape
     u = uniform(np, key, (count, DRAWS))
-    flipped = u[:, 0, np.newaxis] < 0.5
-    shifts = np.floor(3 * u[:, 1:, np.newaxis]).astype(np.int64) - 1  # down, right
+    flipped = u[:, 0, None] < 0.5
+    shifts = np.floor(3 * u[:, 1:, None]).astype(np.int64) - 1  # down, right
     # Row y of the result is row y - down of the image; clipping an index repeats the border.
     rows = np.clip(np.arange(height) - shifts[:, 0], 0, height - 1)
     columns = np.clip(np.arange(width) - shifts[:, 1], 0, width - 1)
     columns = np.where(flipped, width - 1 - columns, columns)
     n = np.arange(count)
-    return images[
-        n[:, np.newaxis, np.newaxis], rows[:, :, np.newaxis], columns[:, np.newaxis]
-    ]
+    return images[n[:, None, None], rows[:, :, None], columns[:, None]]

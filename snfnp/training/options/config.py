@@ -270,22 +270,22 @@ class TrainConfig(
         # of rows; of images
         unknown = ["vector"] if is_table(self.data) else ["fc", "vector"]
         models = [self.model] if self.model else unknown
-        problems = []
+        problem: Any = None
         for model in models:
             try:
                 replace(self, model=model).filled()._require_effects()
                 return
             except UsageError as error:
-                problems.append(error)
-        raise problems[0]
+                problem = error
+        raise problem
 
     def _require_effects(self) -> None:
         """Raises UsageError if an option of a configuration that is filled in has no effect, or
         contradicts another."""
         for option, need in self._without_effect():
-            value = "=False" if getattr(self, option.name) is False else ""
             raise UsageError(
-                f"`{option.name}{value}` only has an effect with {need.words}: leave it out"
+                f"`{option.name}{'=False' if getattr(self, option.name) is False else ''}` only "
+                f"has an effect with {need.words}: leave it out"
             )
         for conflict in conflicts(self):
             raise UsageError(conflict)

@@ -68,7 +68,7 @@ _NOT_RELATIVE = Need(
 # without coordinates and a learned inverse nothing of it is left but what the preset has anyway
 _RECIPE = Need(
     lambda c: c.preset.has_coordinates or LEARNS.holds(c),
-    f"{_COORDINATES.words} or {LEARNS.words}",
+    f"either {_COORDINATES.words}, or {LEARNS.words}",
 )
 
 
@@ -238,8 +238,8 @@ _RELATIONS = {
         (), lambda c: c.data == _AUGMENTED, f"on for {_AUGMENTED} only"
     ),
     "epochs": Relation(
-        words=f"enough for this many steps: {by_preset(lambda preset: preset.steps)}; in the paper "
-        f"{', '.join(_PAPER)}"
+        words=f"enough for this many steps: {by_preset(lambda preset: preset.steps)}; for vector "
+        f"800 to 8000, by the number of rows; in the paper {', '.join(_PAPER)}"
     ),
     "eval_every": Relation(
         (), lambda c: 1, "1; for rows, and on a GPU, about 40 evaluations in all"

@@ -151,7 +151,7 @@ def _preset(name: str, build: Any, **settings: Any) -> Preset:
         flow: Any = build(**{key: arguments[key] for key in taken})
         if not isinstance(flow, Flow):
             raise UsageError(
-                f"{name}: the function returned a {type(flow).__name__}; let it return a snfnp.Flow"
+                f"{name}: the function returned {type(flow).__name__}; let it return a snfnp.Flow"
             )
         if (expected := flow.image_shape or flow.shape) != shape:
             raise UsageError(
