@@ -75,7 +75,7 @@ class Layout:
         end = 0  # where the parameters end that gradients move
         for layer in sorted(shapes, key=lambda layer: layer in fixed):
             for name, shape in shapes[layer].items():
-                entries.append(Entry(layer, name, tuple(shape), start))
+                entries.append(Entry(layer, name, tuple(map(int, shape)), start))
                 start = -(-entries[-1].stop // _ALIGN) * _ALIGN
             if layer not in fixed:
                 end = start

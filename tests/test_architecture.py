@@ -287,7 +287,7 @@ def test_the_files_from_a_command_to_eq_15_are_those_of_the_page(
         "fc",
     ]
     train.main([str(tmp_path / "rows.npy"), *options, "--out", str(tmp_path / "run")])
-    files = re.findall(r"^\| `(\S+\.py)` \|", section, re.M)
+    files = re.findall(r"(?m)^\| `(\S+\.py)` \|", section)
     assert (
         files[:-1] in stacks
         and files[-1] == "rules/self_normalizing.py"

@@ -168,7 +168,7 @@ def test_without_a_command_all_are_listed(arguments, capsys):
     main(arguments)
     out = capsys.readouterr().out
     for name, summary in COMMANDS.items():
-        assert re.search(rf"^  {name} +{summary}$", out, re.M)
+        assert re.search(rf"(?m)^  {name} +{summary}$", out)
 
 
 @pytest.fixture(scope="module")
@@ -306,7 +306,7 @@ def test_help_has_the_everyday_options_and_help_all_has_all(capsys, monkeypatch)
         with pytest.raises(SystemExit):
             main(["train", word])
         out = capsys.readouterr().out
-        listed = re.findall(r"^  (--[\w-]+)", out, re.M)
+        listed = re.findall(r"(?m)^  (--[\w-]+)", out)
         assert sorted(listed) == sorted(expected)
         assert not re.search(r"--[\w-]+ (INT|FLOAT|STR|[A-Z]+_[A-Z]+)\b", out)
         assert out.count("\n") <= 2 * 50 or word == "--help-all"

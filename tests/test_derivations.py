@@ -143,7 +143,7 @@ def order_problems(text: str, pages: dict[str, str]) -> list[str]:
     others, and to later ones, by number or in the order.
     """
     builds_on: dict[str, set[str]] = {}
-    for row in re.findall(r"^\| \[\d\d .+\|$", text, flags=re.M):
+    for row in re.findall(r"(?m)^\| \[\d\d .+\|$", text):
         page, *_, on = (cell.strip() for cell in row.strip("|").split("|"))
         builds_on[LINK.search(page)[1][:2]] = set(re.findall(r"\d\d", on))
     problems = [
@@ -232,7 +232,7 @@ def early_problems(root: Path, pages: dict[str, str]) -> list[str]:
             first[module] = min(named + [first.get(module, named[0])])
     problems = []
     for page, text in sorted(pages.items()):
-        code = "\n".join(re.findall(r"^(?:>>>|\.\.\.) (.*)$", text, flags=re.M))
+        code = "\n".join(re.findall(r"(?m)^(?:>>>|\.\.\.) (.*)$", text))
         for package, names_of in re.findall(
             r"^from (snfnp[\w.]*) import (.+)$", code, flags=re.M
         ):
@@ -258,7 +258,7 @@ def test_every_page_has_sound_links_pointers_and_formulas(page):
     assert link_problems(page, text) == []
     assert pointer_problems(page, text) == []
     assert math_problems(page, text) == []
-    assert page == INDEX or re.search(r"^>>> ", text, flags=re.M), "no executable check"
+    assert page == INDEX or re.search(r"(?m)^>>> ", text), "no executable check"
 
 
 @pytest.mark.parametrize(

@@ -82,9 +82,7 @@ ROOT = Path(__file__).parents[1]
 def program(page):
     """The Python of a page with one program."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    (code,) = re.findall(
-        r"^```python\n(.*?)^```$", text.split("## ", 1)[1], re.M | re.S
-    )
+    (code,) = re.findall(r"(?ms)^```python\n(.*?)^```$", text.split("## ", 1)[1])
     return code
 
 

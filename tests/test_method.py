@@ -61,9 +61,9 @@ def test_the_figures_of_the_digits_in_the_prose_are_stored_or_checked():
     page = PAGE.read_text(encoding="utf-8")
     rows = json.loads(MEASURED.read_text(encoding="utf-8"))["rows"]
     stored = {f"{row['log_p']:.1f}" for row in rows}
-    prose = re.sub(r"^```.*?^```$", "", page, flags=re.M | re.S)
+    prose = re.sub(r"(?ms)^```.*?^```$", "", page)
     in_prose = {f"-{nats}" for nats in re.findall(r"−(\d{3}\.\d)", prose)}
-    assert in_prose == stored | set(re.findall(r"^-\d{3}\.\d$", page, flags=re.M))
+    assert in_prose == stored | set(re.findall(r"(?m)^-\d{3}\.\d$", page))
     assert not re.search(r"−\d{3}(?!\d*\.\d)", prose)
     first, last = rows[0]["degrees"]
     assert round(np.mean(first)) == 4 and max(last) < 1

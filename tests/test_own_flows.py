@@ -194,12 +194,14 @@ def test_a_builder_gets_the_choices_and_a_preset_has_settings(mine):
         snfnp.TrainConfig(model=imported("mine:Inside.PRESET")).resolve(100).lr == 0.25
     )
     own = Standardise((1.0, 2.0), (1.0, 4.0))
-    exact = snfnp.Flow((2,), (("a", Linear(Dense(2), Exact())),), own)
+    exact = snfnp.Flow((2,), (("a", Linear(Dense(np.int64(2)), Exact())),), own)
     folder, _ = trained("run", exact)
     run = snfnp.load_run(folder.path)
     assert run.flow == exact
     assert run.flow.preprocess == own
     assert run.config.gradient == "exact"
+    arrays = dataclasses.replace(exact, preprocess=Standardise(*np.ones((2, 2))))
+    trained("arrays", arrays)  # and reads it
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -258,12 +260,12 @@ class Odd(SmoothLeakyReLU):
 def test_a_flow_may_hold_what_json_cannot():
     """It is then described by a digest, and the flow is given to open its run."""
     own, other = (
-        flow(Linear(Dense(2)), Odd(table=np.full(2, each))) for each in (0.0, 1.0)
+        flow(Linear(Dense(2)), Odd(table=np.full((2, 2), each))) for each in (0.0, 1.0)
     )
     path = trained("run", own)[0].path
     assert snfnp.load_run(path, flow=own).flow is not own
     with one_line(
-        UsageError, "(layers.b.table was float64 (2,), SHA-256 ", ", is float64 (2,), "
+        UsageError, "(layers.b.table was float64 (2, 2), SHA-256 ", "is float64 (2, 2)"
     ):
         snfnp.load_run(path, flow=other)
 

@@ -33,7 +33,8 @@ def test_a_density_is_a_data_set_by_name(name):
     assert len(np.unique(np.concatenate(splits), axis=0)) == 17_000
     assert_array_equal(data.test, snfnp.load_dataset(name).test)
     assert (densities.draw(name, 50, 1) != densities.draw(name, 50, 0)).any()
-    for option, kind in (("data_dir", "published data sets"), ("test", "own data")):
+    kinds = {"data_dir": "published data sets", "test": "own data", "seed": "own data"}
+    for option, kind in kinds.items():
         with one_line(
             UsageError, f"`{option}` is for {kind}, and {name} is none: leave it out"
         ):
@@ -265,7 +266,7 @@ def test_scores_are_the_log_likelihood_of_each_sample(run, folder, shell, capsys
     expected = run.likelihood.log_prob(far[:-1])
     np.testing.assert_allclose(np.array(nats[:-1], float), expected, rtol=1e-12)
     said = capsys.readouterr().out
-    assert "21 all rows from " in said and "scores: far.csv" in said
+    assert "21 rows from " in said and "scores: far.csv" in said
     with one_line(UsageError, "`scores` is far.csv, which exists: choose another name"):
         shell(line)
     assert out.read_text() == before

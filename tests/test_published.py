@@ -436,7 +436,7 @@ def test_an_imagenet_array_of_another_shape_or_type_is_refused(tmp_path, small, 
 def test_the_documented_command_makes_the_file(tmp_path, small, monkeypatch):
     """From folders like those that the archives unpack to."""
     text = (ROOT / "scripts" / "runs.md").read_text(encoding="utf-8")
-    (command,) = re.findall(r'^    python -c "(.*?)"$', text, flags=re.M | re.S)
+    (command,) = re.findall(r'(?ms)^    python -c "(.*?)"$', text)
     assert "0.015611" in command and round(0.015611 * 1_281_149) == PUBLISHED[1]
     for split, count in (("train", 23), ("test", 7)):
         images = map(data_files.image_bytes, pixels(count, 32, 32, 3, seed=5))

@@ -184,12 +184,7 @@ TYPED = {"-0.5", "0.1", "0.3", "8 nats", "7 nats", "0.001", "0.9", "574.8"}
 
 def typed_figures(text):
     """Figures of results in the prose of page.md that nobody computes."""
-    prose = re.sub(
-        r"```.*?```|`[^`]*`|\$[^$]*\$|\]\([^)]*\)|^\|[^\n]*",
-        "",
-        text,
-        flags=re.S | re.M,
-    )
+    prose = re.sub(r"(?ms)```.*?```|`[^`]*`|\$[^$]*\$|\]\([^)]*\)|^\|[^\n]*", "", text)
     return set(re.findall(r"[-+]?\d+\.\d+|\d+ nats", prose)) - TYPED
 
 

@@ -118,6 +118,12 @@ def test_a_folder_whose_start_lost_the_race_is_looked_at_again(monkeypatch):
         run_training("run", epochs=1)
 
 
+def test_a_file_of_other_programs_is_no_failed_start(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with one_line(SnfnpError, "was edited, damaged, or written by another"):
+        RunFolder.create(tmp_path)
+
+
 def test_a_file_system_without_locks_is_no_obstacle(monkeypatch, capsys):
     def refuse(*args):
         raise OSError(38, "Function not implemented")

@@ -54,13 +54,14 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(
         patched.setattr(owner, method, kill)
         snfnp_train(start)
     Path("run/run.lock").write_text("process 1 on elsewhere\n")
-    Path("run/last.safetensors.1-ab.partial").write_bytes(b"half")
+    Path("run/last.safetensors.1-abcdef01.partial").write_bytes(b"half")
+    Path("run/notes.1-2.partial").touch()
     with one_line(SnfnpError, match="no checkpoint|is no run folder"):
         snfnp_train("--resume --out run")
     snfnp_train(start)
     snfnp_train(f"{START} --out other")
     assert_same_run("run", "other")
-    assert not list(Path("run").glob("*.partial"))
+    assert list(Path("run").glob("*.partial")) == [Path("run/notes.1-2.partial")]
 
 
 # for `stopped_at`: by the signal that a cluster sends before it kills

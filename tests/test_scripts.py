@@ -138,7 +138,7 @@ def test_commands_look_at_a_finished_run(environment, finished, tmp_path):
         options = f"--inverse {inverse} --temperature {temperature} --count 4 --out"
         commands.append(("snfnp", "sample", folder, *options.split(), picture))
     terms, angles, *_ = outputs(environment, *commands, cwd=tmp_path)
-    total = float(re.search(r"^log p\(x\) +(-[\d.]+) ", terms, re.M)[1])
+    total = float(re.search(r"(?m)^log p\(x\) +(-[\d.]+) ", terms)[1])
     test_nll = re.search(r"exact test NLL ([\d.]+) nats", trained)[1]
     assert abs(-total - float(test_nll)) < 0.006
     row = r"^(dense\d) +([\d.]+)° +([\d.]+)° +([\d.e+-]+) +([\d.e+-]+)$"
@@ -212,10 +212,10 @@ def test_help_explains_every_option(environment):
     fewest = {"benchmark.py": 3, "check": 3, "compare": 1}
     for (*_, name), (status, out, err) in zip(programs, results, strict=True):
         assert status == 0 and not err, f"{name}: {err}"
-        options = re.findall(r"^  (--[\w-]+)", out, re.M)
+        options = re.findall(r"(?m)^  (--[\w-]+)", out)
         assert len(options) >= fewest.get(name, 4), name
         # names and values, then words
-        for text in re.split(r"^  (?=--)", out, flags=re.M)[1:]:
+        for text in re.split(r"(?m)^  (?=--)", out)[1:]:
             assert re.match(r"(--[\w-]+(, )?)+( [A-Z_]+| \{[^}]*\})?\s+\S", text), text
         if name.startswith("train"):
             expected = """--gradient --backend --epochs --batch-size --lr --seed --data-dir --out
@@ -289,7 +289,7 @@ def test_every_model_has_a_command_and_every_command_a_script(monkeypatch):
 
 def test_the_job_for_a_cluster_is_a_script_with_options_that_exist():
     page = (ROOT / "scripts" / "runs.md").read_text("utf-8")
-    (job,) = re.findall(r"^```bash\n(.*?)^```", page, re.M | re.S)
+    (job,) = re.findall(r"(?ms)^```bash\n(.*?)^```", page)
     if shutil.which("bash"):
         subprocess.run(["bash", "-n"], input=job, text=True, check=True)
     command = job.partition("snfnp train ")[2].partition("\nstatus")[0]

@@ -50,7 +50,7 @@ def test_names_go_from_the_file_to_the_run_its_samples_and_scores(shell, capsys)
         texts.append(Path(f"{name}-scores.csv").read_text())
         capsys.readouterr()
         shell(f"evaluate run --data {name}.csv")
-        nlls += re.findall("^NLL.*", capsys.readouterr().out, re.M)
+        nlls += re.findall("(?m)^NLL.*", capsys.readouterr().out)
     assert len(nlls) == 2 and len(set(nlls)) == len(set(texts)) == 1
     write("far.csv", rows[:50] + 9, "a,b")
     shell("evaluate run --data far.csv")  # not of turned.csv

@@ -217,7 +217,7 @@ def test_likelihood_terms_are_in_nats_and_in_bits_per_dimension(
     monkeypatch.setattr(shared, "load_dataset", lambda *where: data)
     evaluate.main([str(run.path), "--split", split, "--seed", "5"])
     out = capsys.readouterr().out
-    rows = re.findall(r"^(.+?) {2,}(-?[\d.]+) +(-?[\d.]+)$", out, re.M)
+    rows = re.findall(r"(?m)^(.+?) {2,}(-?[\d.]+) +(-?[\d.]+)$", out)
     expected = load_run(run.path).likelihood.evaluate(getattr(data, split), 5)
     nats = {**expected.terms, "log p(x)": -expected.nll}
     assert [name for name, _, _ in rows] == list(nats)

@@ -98,7 +98,9 @@ def load_dataset(
         if path not in PUBLISHED:
             refuse_options(path, "published data sets", data_dir=data_dir)
         if path in LOADERS:
-            refuse_options(path, "own data", validation=validation, test=test, **table)
+            refuse_options(
+                path, "own data", validation=validation, test=test, seed=seed, **table
+            )
             return LOADERS[path](data_dir, report)
         return own_data(path, validation, test, seed, report, **table)
     raise UsageError(

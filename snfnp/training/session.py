@@ -108,8 +108,8 @@ def _prepared(
 ) -> tuple[TrainConfig, Dataset]:
     """The configuration filled in for the data, and these: without a `dataset` those of a name, by
     default the configuration's."""
+    config = config.located()  # absolute paths, which hold in any folder
     if dataset is None:
-        config = config.located()  # absolute paths, which hold in any folder
         name = name or config.data
         dataset = load_dataset(name, config.data_dir, **config.splits_of(name))
     require_dataset(dataset)

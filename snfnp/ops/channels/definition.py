@@ -6,7 +6,7 @@ See derivations/13-actnorm-and-1x1.md and derivations/02-notation.md.
 import math
 from collections.abc import Sequence
 
-from snfnp.ops.group import Array, OperationGroup
+from snfnp.ops.group import Array, OperationGroup, flat
 
 
 class Channels(OperationGroup):
@@ -82,7 +82,7 @@ class Channels(OperationGroup):
 
     def gaussian_log_density(self, z: Array) -> Array:
         """log N(z; 0, I) per sample: z (N, ...) -> (N,), in nats. O(N D)."""
-        z = z.reshape(len(z), math.prod(z.shape[1:]))
+        z = flat(z)
         constant = 0.5 * z.shape[1] * math.log(2 * math.pi)
         return -0.5 * self.xp.einsum("nd,nd->n", z, z) - constant
 

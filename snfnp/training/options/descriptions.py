@@ -40,10 +40,10 @@ def class_name(thing: Any) -> str:
 
 
 def describe(value: Any, listed: float = math.inf) -> Any:
-    """A flow, or a part of one, as JSON. listed: a tuple or list of more numbers than this becomes
-    a digest, as every array does."""
-    if isinstance(value, np.generic):
-        value = value.item()
+    """A flow, or a part of one, as JSON. listed: a sequence of more numbers than this becomes a
+    digest, as every array of two axes or more does."""
+    if isinstance(value, (np.generic, np.ndarray)) and value.ndim < 2:
+        value = value.tolist()
     if is_dataclass(value) and not isinstance(value, type):
         parts = {
             each.name: describe(getattr(value, each.name), listed)

@@ -44,7 +44,8 @@ def register(name: str, build: Callable[..., Flow], **settings: Any) -> None:
     Raises:
         UsageError: the name cannot be taken, `build` has other arguments, or a field is unknown.
     """
-    if not re.fullmatch(r"[\w.-]+", str(name)) or name in _OURS:
+    name = str(name)
+    if not re.fullmatch(r"[\w.-]+", name) or name in _OURS:
         raise UsageError(
             f"{name!r} cannot be the name of a preset of your own: choose another, of letters, "
             "digits, hyphens and dots"

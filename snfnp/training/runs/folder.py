@@ -73,9 +73,10 @@ class RunFolder:
 
     def check_unused(self) -> None:
         """Raises UsageError if the folder holds more than a failed start leaves."""
-        failed = {"config.json", "run.lock"}
-        for name in set(os.listdir(self.path)) - failed:
-            if not name.endswith(PARTIAL):
+        for name in set(os.listdir(self.path)) - {"run.lock"}:
+            if name == "config.json":
+                self.open(self.path)  # raises if it is not a run's
+            elif not name.endswith(PARTIAL):
                 raise UsageError(
                     f"{self.path} exists and holds {name}: choose another folder (`out`), or go on "
                     "with that run (`resume`)"
@@ -87,7 +88,7 @@ class RunFolder:
 
     def remove_partial(self) -> None:
         """Remove what killed runs left half written; only with the lock."""
-        for partial in self.path.glob(f"*.[0-9]*-*{PARTIAL}"):
+        for partial in self.path.glob(f"*.[0-9]*-????????{PARTIAL}"):
             remove(partial)
 
     @classmethod
