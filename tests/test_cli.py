@@ -211,7 +211,7 @@ evaluate rows --split valid | 'all') (did you mean validation?): see python -m
 evaluate rows --split all | `split=all` is for other data: name them with `data`
 evaluate rows --batch-size -2 | `batch_size` is -2: it must be at least 1
 evaluate rows --scores a.txt | `scores` is a.txt: its name must end in .c
-evaluate rows --split all --data no.csv | no.csv does not exist: check the path
+evaluate rows --split all --data no.csv | no.csv does not exist: check it, or give the path
 evaluate rows --split all --data mons | mons does not exist (did you mean moons
 evaluate rows --split all --data two.npy --data-dir x | `data_dir` is for pub
 evaluate rows --split all --data grey.npy | grey.npy: shape (60, 4, 6, 1) is
@@ -245,8 +245,8 @@ train mnits | 'mnits' is neither a data set nor a path (did you mean mnist?): us
 train rows.npy --data mnist | rows.npy and `data=mnist`: give one of them
 train rows.npy --data-dir x | `data_dir` is for published data sets, and
 train rows.npy --test 1.5 | `test` is 1.5: give a fraction between 0 and 1, or
-train rows.npy --test there.npy | there.npy does not exist: check the path
-train rows.npy --test moons | moons does not exist: check the path
+train rows.npy --test there.npy | there.npy does not exist: check it, or give the path
+train rows.npy --test moons | moons does not exist: check it, or give the path
 train rows.npy --test 0.995 | would be left to train on: give more, or smaller fractions
 train rows.npy --model conv | `model=conv` needs images, found rows of 3 number
 train rows.npy --augment | `augment` needs images, found rows of 3 numbers: lea

@@ -216,7 +216,6 @@ def test_steep_and_flat_slopes_do_not_leave_the_range_of_a_product(ops):
     p = parameters(0.0, (784,))
     p["widths"][:, 2], p["heights"][:, 2], p["slopes"][:, 1:3] = 50.0, -50.0, 9.9e3
     x = np.zeros((2, 784))
-    assert everything(ops, p, x[:0])["ldj"].shape == (0,)
     result = everything(ops, p, x)
     assert result["dx"].max() < 1e-9
     assert_allclose(result["ldj"], 784 * np.log(result["dx"][0, 0]), rtol=1e-12)

@@ -281,7 +281,7 @@ def test_escapes_and_newlines_of_a_name_are_shown(tmp_path):
 def test_other_data_that_do_not_exist_are_no_advice_about_the_runs_own(tmp_path):
     with one_line(
         UsageError,
-        "mnits does not exist (did you mean mnist?): check the path",
+        "mnits does not exist (did you mean mnist?): check it, or give the path",
     ):
         load_whole("mnits")
     picture(tmp_path / "test" / "a.png", GREY[0])

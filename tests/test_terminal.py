@@ -152,7 +152,7 @@ def test_fits_need_no_streams(tmp_path):
 
 NO_FOLDER = cases("""
 train moons --backend numpy --out run | cannot make run (No such file or directory):
-train t.csv | t.csv does not exist: check the path
+train t.csv | t.csv does not exist: check it, or give the path
 sample run | run is no run folder (it has no config.json): check the path
 """) | {"": "the current folder is gone: change to another one"}
 

@@ -84,8 +84,7 @@ def _write_scores(
 ) -> None:
     """Write a line for each sample: its index and its log-likelihood in nats, and of a table with
     names its values. A sample so far away that numbers overflow has -inf."""
-    nats = run.likelihood.log_prob(samples, seed, at_once)
-    nats = np.fmax(nats, -np.inf).tolist()
+    nats = np.fmax(run.likelihood.log_prob(samples, seed, at_once), -np.inf).tolist()
     rows = samples.tolist() if run.columns else [()] * len(nats)
     lines = ((index, nats[index], *row) for index, row in enumerate(rows))
     write_csv(path, ["index", "nats", *(run.columns or ())], lines)

@@ -164,9 +164,10 @@ def images_of(
 
     Raises UsageError for other data. Those of the same shape are allowed if --data-dir or --data
     names them, or if the run is pretrained: a line on standard output says that they are others."""
-    folder = args.data_dir
-    if folder is None and args.data in (None, run.config.data):
-        folder = run.config.data_dir
+    # the run's folder has the run's data
+    folder = args.data_dir or (
+        run.config.data_dir if args.data in (None, run.config.data) else None
+    )
     name = args.data or run.folder.data_name(run.record, folder)
     table_options = _table_options(run, args, name)
     options = run.config.splits_of(name)

@@ -220,7 +220,7 @@ def _read(
     if not os.path.lexists(path):
         hint = "" if source in LOADERS else suggestion(source, LOADERS)
         raise UsageError(
-            f"{source} does not exist{hint}: check the path (`data`, `validation` or `test`)"
+            f"{source} does not exist{hint}: check it, or give the path of your data (`data`)"
         )
     with readable(source):
         if path.is_dir():

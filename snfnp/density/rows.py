@@ -40,7 +40,7 @@ def checked(X: Any) -> np.ndarray:
         or any(
             getattr(kind, "is_temporal", bool)() for kind in getattr(X, "dtypes", ())
         )
-        or _has_dates(array)
+        or any(hasattr(value, "isoformat") for value in array[:1].ravel())
     ):
         raise TypeError(
             "X has dates or durations: turn them into numbers, of days for example"
@@ -73,11 +73,6 @@ def checked(X: Any) -> np.ndarray:
             "rows out, or fill them in"
         )
     return rows
-
-
-def _has_dates(array: np.ndarray) -> bool:
-    first = array[:1].ravel() if array.dtype.kind == "O" else ()
-    return any(hasattr(value, "isoformat") for value in first)
 
 
 def names_of(X: Any) -> np.ndarray | None:

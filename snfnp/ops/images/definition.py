@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from snfnp.ops.group import Array, OperationGroup, Scalar, flat
+from snfnp.ops.group import Array, OperationGroup, Scalar
 from snfnp.ops.random.definition import RandomKey, uniform
 
 DRAWS = 3  # numbers that each image takes: whether to flip it, and how far to shift it each way
@@ -64,7 +64,7 @@ class Images(OperationGroup):
         log_s = xp.log(s)
         log_1_s = xp.log(one_minus_s)
         constant = math.log1p(-2 * alpha) - math.log(levels)
-        ldj = flat(constant - log_s - log_1_s).sum(axis=1)
+        ldj = (constant - log_s - log_1_s).reshape(len(images), -1).sum(axis=1)
         return (log_s - log_1_s).astype(dtype), ldj.astype(dtype)
 
 

@@ -179,8 +179,9 @@ class LinearAlgebra(OperationGroup):
             else:
                 # Here getri would need a workspace to be as fast, and with one it makes many small
                 # products, whose threads wait for each other on a busy machine.
-                identity = np.eye(len(a), dtype=a.dtype, order="F")
-                inverse, _ = getrs(lu, pivots, identity, overwrite_b=1)
+                inverse, _ = getrs(
+                    lu, pivots, np.eye(len(a), dtype=a.dtype, order="F"), overwrite_b=1
+                )
         return inverse.T, log_abs_det
 
     def norms(self, *matrices: Array) -> list[float]:

@@ -12,7 +12,7 @@ t = (x - X_k)/w and u = t(1-t):
 import math
 from typing import NamedTuple
 
-from snfnp.ops.group import Array, OperationGroup, flat
+from snfnp.ops.group import Array, OperationGroup
 
 
 def slope_shift(eps: float) -> float:
@@ -82,7 +82,7 @@ class Spline(OperationGroup):
         numerator = s * t * t + b.d0 * u
         y = xp.where(b.outside, x, b.y0 + b.h * (numerator / denominator))
         log_slope = xp.where(b.outside, 0, xp.log(n) + 2 * xp.log(s / denominator))
-        return y, flat(log_slope).sum(axis=1)
+        return y, log_slope.reshape(len(x), -1).sum(axis=1)
 
     def inverse(self, y: Array, knots: Array) -> Array:
         """The x with evaluate(x) = y: the root in [0, 1] of a quadratic in t, without cancellation.

@@ -269,9 +269,8 @@ class TrainConfig(
         check_known(self.model)
         # of rows; of images
         unknown = ["vector"] if is_table(self.data) else ["fc", "vector"]
-        models = [self.model] if self.model else unknown
         problem: Any = None
-        for model in models:
+        for model in [self.model] if self.model else unknown:
             try:
                 replace(self, model=model).filled()._require_effects()
                 return

@@ -73,10 +73,10 @@ class RunFolder:
 
     def check_unused(self) -> None:
         """Raises UsageError if the folder holds more than a failed start leaves."""
-        for name in set(os.listdir(self.path)) - {"run.lock"}:
+        for name in os.listdir(self.path):
             if name == "config.json":
                 self.open(self.path)  # raises if it is not a run's
-            elif not name.endswith(PARTIAL):
+            elif name != "run.lock" and not name.endswith(PARTIAL):
                 raise UsageError(
                     f"{self.path} exists and holds {name}: choose another folder (`out`), or go on "
                     "with that run (`resume`)"
