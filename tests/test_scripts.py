@@ -262,14 +262,14 @@ def test_every_command_of_the_pages_can_be_given(monkeypatch):
     """And those of the hour on a GPU, where a refused one would cost its place."""
     files = "README.md", "scripts/gpu.md", "scripts/gpu_hour.sh"
     text = "".join((ROOT / file).read_text("utf-8") for file in files)
-    command = (
-        r"(?m)^    (?:python scripts/train_mnist.py|train [\w-]+ \d+) (.*?)(?:  #.*)?$"
-    )
-    commands = re.findall(command, text)
+    commands = re.findall(r"(?m)^    python scripts/(train_.*?)(?:  #.*)?$", text)
     options = re.findall(r"(?m)^\| `(--[^`]+)` \|", text)
-    assert (len(commands), len(options)) == (9, 11)
-    for words in commands + options:
-        configuration(f"scripts/train_mnist.py --backend cupy {words}", monkeypatch)
+    steps = re.findall(r"(?m)^    train [\w-]+ \d+ (.*)$", text)
+    assert (len(commands), len(options), len(steps)) == (4, 11, 5)
+    commands += [f"train_mnist.py {words}" for words in options]
+    commands += [f"train_mnist.py --backend cupy {words}" for words in steps]
+    for command in commands:
+        configuration(f"scripts/{command}", monkeypatch)
 
 
 @pytest.mark.parametrize("command", TRAINING)

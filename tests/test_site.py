@@ -121,9 +121,9 @@ def test_a_core_page_ends_with_exercises_whose_answers_are_folded_and_run(number
     page = next((ROOT / "derivations").glob(f"{number:02}-*.md")).read_text(
         encoding="utf-8"
     )
-    exercises = re.split(r"(?m)^\*\*\d+\.\*\* ", page.partition("\n## Exercises\n")[2])[
-        1:
-    ]
+    _, *exercises = re.split(
+        r"(?m)^\*\*\d+\.\*\* ", page.partition("\n## Exercises\n")[2]
+    )
     assert len(exercises) >= 3
     for text in exercises:
         question, answer = text.rstrip().split("<details><summary>Answer</summary>\n\n")

@@ -12,7 +12,7 @@ from snfnp.data.table import read_table
 from snfnp.errors import UsageError
 
 TWO = [[1.0, 2.0], [3.0, 4.5]]
-GUESSED = "the first row is taken for names of columns, {}: if it is none, give `header=False`"
+GUESSED = "the first row, {}, is read as names of columns: if that is wrong, give `header=False`"
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ TOLD = [
         "1,x,2\n3,y,4.5\n",
         {
             "columns": "0,2",
-            "said": "the first row is taken for data, 1, x, 2: if it is none, give `header=True`",
+            "said": "the first row, 1, x, 2, is read as data: if that is wrong, give `header=True`",
         },
         None,
     ),

@@ -79,8 +79,9 @@ def read_table(
     # text beside numbers
     if header is None and any(map(number, first)) and not all(map(number, first)):
         report(
-            f"{file}: the first row is taken for {'names of columns' if guessed else 'data'}, "
-            f"{_listed(first)[:200]}: if it is none, give `header={not guessed}`"
+            f"{file}: the first row, {_listed(first)[:200]}, is read as "
+            f"{'names of columns' if guessed else 'data'}: if that is wrong, give "
+            f"`header={not guessed}`"
         )
     names = tuple(first) if header or guessed else None
     labels = names or tuple(map(str, range(len(first))))

@@ -40,7 +40,10 @@ def checked(X: Any) -> np.ndarray:
         or any(
             getattr(kind, "is_temporal", bool)() for kind in getattr(X, "dtypes", ())
         )
-        or any(hasattr(value, "isoformat") for value in array[:1].ravel())
+        or any(
+            hasattr(value, "isoformat") or isinstance(value, np.datetime64)
+            for value in array[:1].ravel()
+        )
     ):
         raise TypeError(
             "X has dates or durations: turn them into numbers, of days for example"
