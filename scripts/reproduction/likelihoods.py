@@ -166,18 +166,22 @@ _COORDINATES = {
 # epochs: learning rates.
 _ARMS = """
 fc plain forward cosine 20: 0.001 0.002 0.004 0.008
+fc plain forward cosine 60: 0.002
 fc plain forward cosine 120: 0.002
 fc plain mixture cosine 20: 0.0005 0.001 0.002
 fc zero-biases mixture constant 20: 0.00025 0.0005 0.001
 fc zero-biases forward cosine 20: 0.001 0.002 0.004
 fc plain exact cosine 20: 0.001 0.002 0.004 0.008
+fc plain exact cosine 60: 0.002
 fc scaled forward cosine 20: 0.001 0.002 0.004 0.008
+fc scaled forward cosine 60: 0.004
 fc scaled exact cosine 20: 0.001 0.002 0.004
 fc white mixture cosine 20: 0.001 0.002 0.004
 fc white forward constant 20: 0.0005 0.001 0.002
 fc white forward cosine 20: 0.002 0.004 0.006 0.008
 fc white forward cosine 60: 0.006
 fc white exact cosine 20: 0.001 0.002 0.004
+fc white exact cosine 60: 0.002
 conv plain mixture constant 10: 0.0025 0.005 0.01
 conv plain mixture cosine 10: 0.005 0.01 0.02
 conv plain forward constant 10: 0.0025 0.005 0.01
