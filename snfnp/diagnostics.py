@@ -5,8 +5,9 @@ Derivation: derivations/05-self-normalizing.md and 23-monitors-and-certificates.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -63,10 +64,14 @@ def gradients(
     return passes
 
 
-def with_layers(flow: Flow, layers: Mapping[str, Layer]) -> Flow:
-    """The flow with some layers replaced, by name."""
-    replaced = tuple((name, layers.get(name, layer)) for name, layer in flow.layers)
-    return replace(flow, layers=replaced)
+def _replaced(flow: Flow, other: Callable[[Any], Layer]) -> Flow:
+    """The flow with other(layer) in place of each layer that learns its inverse."""
+    learned = flow.learned_inverses()
+    layers = [
+        (name, other(layer) if name in learned else layer)
+        for name, layer in flow.layers
+    ]
+    return replace(flow, layers=tuple(layers))
 
 
 def gradient_angles(
@@ -102,25 +107,23 @@ def gradient_angles(
         raise UsageError(
             "this flow was trained without learned inverses: there is no angle"
         )
-    exact = {
-        name: replace(layer, rule=Exact(), inverse_map=None)
-        for name, (layer, _) in learned.items()
-    }
+    exact = _replaced(
+        flow, lambda layer: replace(layer, rule=Exact(), inverse_map=None)
+    )
     of_likelihood, whole = gradients(ops, flow, params, x, (None, lam), key)
-    (reference,) = gradients(ops, with_layers(flow, exact), params, x)
+    (reference,) = gradients(ops, exact, params, x)
     exact_of_r = _exact_of_r(ops, flow, params, x)
     figures = {}
     for name in learned:
         w = ops.to_host(of_likelihood[name]["W"])
         reconstruction = ops.to_host(whole[name]["W"]) - w
-        figures[name] = {"angle": _angle(w, ops.to_host(reference[name]["W"]))}
+        of_layer = {"angle": _angle(w, ops.to_host(reference[name]["W"]))}
         if exact_of_r:
             r = ops.to_host(of_likelihood[name]["R"])
-            figures[name]["inverse_angle"] = _angle(
-                r, ops.to_host(exact_of_r[name]["R"])
-            )
-        figures[name]["likelihood"] = float(np.linalg.norm(w))
-        figures[name]["reconstruction"] = float(np.linalg.norm(reconstruction))
+            of_layer["inverse_angle"] = _angle(r, ops.to_host(exact_of_r[name]["R"]))
+        of_layer["likelihood"] = float(np.linalg.norm(w))
+        of_layer["reconstruction"] = float(np.linalg.norm(reconstruction))
+        figures[name] = of_layer
     return figures
 
 
@@ -170,11 +173,9 @@ def _exact_of_r(ops: Ops, flow: Flow, params: Params, x: Array) -> Params | None
     learned = flow.learned_inverses()
     if not all(has_inverse_likelihood(layer.rule) for layer, _ in learned.values()):
         return None
-    replaced = {
-        name: _InverseOfG(layer.maps[1]) for name, (layer, _) in learned.items()
-    }
+    inverse = _replaced(flow, lambda layer: _InverseOfG(layer.maps[1]))
     try:
-        return gradients(ops, with_layers(flow, replaced), params, x)[0]
+        return gradients(ops, inverse, params, x)[0]
     except SingularMatrixError:
         return None
 

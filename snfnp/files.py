@@ -125,8 +125,11 @@ def readable(
     except Exception as error:
         if isinstance(error, MemoryError) and kind is not UsageError:
             raise  # the size of a user's file is what its header claims, that of a run's is right
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        reason = reason or type(error).__name__
+        reason = (
+            getattr(error, "strerror", None)
+            or " ".join(str(error).split())
+            or type(error).__name__
+        )
         reason = next(
             (words for part, words in _OTHER_WORDS.items() if part in reason), reason
         )
@@ -163,10 +166,10 @@ def write_atomically(
             os.close(folder)
 
 
-def write_by(path: Path, write: Callable[[io.BytesIO], Any]) -> None:
-    """Write atomically what `write` writes to a file."""
+def write_by(path: Path, write: Callable[..., Any], **options: Any) -> None:
+    """Write atomically what write(file, **options) writes."""
     content = io.BytesIO()
-    write(content)
+    write(content, **options)
     write_atomically(path, content.getvalue())
 
 

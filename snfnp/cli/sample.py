@@ -63,7 +63,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
         )
     suffix = out.suffix.lower()
     if suffix == _ARRAY:
-        write_by(out, lambda file: np.save(file, samples))
+        write_by(out, np.save, arr=samples)
     elif suffix == ".csv":
         write_csv(out, run.columns or (), samples.tolist())
     else:

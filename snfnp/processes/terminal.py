@@ -29,7 +29,7 @@ class Signals:
         """A context in which Ctrl-C and SIGTERM take effect after the step in progress, and a
         second Ctrl-C at once."""
         self._ctrl_c = signal.getsignal(signal.SIGINT)
-        return handled(self._stop, signal.SIGINT, signal.SIGTERM)
+        return handled(self._stop)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.stop = True
@@ -39,14 +39,14 @@ class Signals:
 
 
 @contextmanager
-def handled(handler: Callable | signal.Handlers, *numbers: int) -> Iterator[None]:
-    """A context with this handler of signals, except those that are ignored, as Ctrl-C is for
-    `command &` in a shell."""
+def handled(handler: Callable) -> Iterator[None]:
+    """A context with this handler of Ctrl-C and SIGTERM, except one that is ignored, as Ctrl-C is
+    for `command &` in a shell."""
     # no other thread may set handlers
     main = threading.current_thread() is threading.main_thread()
     before = {
         number: signal.signal(number, handler)
-        for number in numbers
+        for number in (signal.SIGINT, signal.SIGTERM)
         if main and signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
@@ -92,7 +92,7 @@ def run(work: Callable[[], None]) -> int:
     """Do a command's work, and return its exit status: 0; 2 after wrong usage and 1 after any other
     failure, with a line on stderr; 130 after Ctrl-C or SIGTERM and 141 after a closed pipe, without
     one. A mistake in the program is raised."""
-    with handled(interrupt, signal.SIGTERM, signal.SIGINT):
+    with handled(interrupt):
         try:
             try:
                 work()

@@ -17,7 +17,6 @@ from snfnp.training.progress import Progress, Record, decimals
 
 # The noise of every evaluation during and after training, so that epochs and runs compare.
 EVALUATION_SEED = 0
-_BITS = "validation_bits_per_dimension"
 _MARGIN = 8.0  # bits per dimension, at least, above the worst of a run that learns
 
 
@@ -61,7 +60,7 @@ class Evaluator:
             "validation_nll_nats": evaluation.nll,
         }
         if self._of_images:
-            figures[_BITS] = evaluation.bits_per_dimension
+            figures["validation_bits_per_dimension"] = evaluation.bits_per_dimension
         figures |= trainer.averages()._asdict()
         speed = progress.steps_per_second * self._config.batch_size
         figures["samples_per_second"] = round(speed, 1)

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,14 +173,14 @@ def picture(
         suffix = path.suffix[1:].lower()
         # no date: the same figure has the same bytes
         undated = {"Date": None} if suffix == "svg" else None
-        save = partial(
+        write_by(
+            path,
             figure.savefig,
             format=suffix,
             dpi=_DPI,
             bbox_inches="tight" if tight else None,
             metadata=undated,
         )
-        write_by(path, save)
 
 
 def plain(name: str) -> str:
@@ -262,7 +261,8 @@ def save_animation(path: Path, frames: list[tuple[str, View]]) -> None:
     palette = pictures[-1].quantize(48)  # one for all, or the colours would flicker
     first, *rest = (each.quantize(palette=palette, dither=0) for each in pictures)
     times = [round(6000 / len(frames))] * len(rest) + [3000]  # milliseconds
-    save = partial(
+    write_by(
+        path,
         first.save,
         format="GIF",
         save_all=True,
@@ -270,7 +270,6 @@ def save_animation(path: Path, frames: list[tuple[str, View]]) -> None:
         duration=times,
         loop=0,
     )
-    write_by(path, save)
 
 
 def _draw_view(figure: Figure, view: View, last: View, **ticks: Any) -> None:

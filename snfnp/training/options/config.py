@@ -3,7 +3,7 @@
 import functools
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -387,21 +387,20 @@ class TrainConfig(
 OPTIONS = options_in(TrainConfig)
 
 
-def _naming_unknown_options(init: Callable[..., None]) -> Callable[..., None]:
+_init = TrainConfig.__init__
+
+
+@functools.wraps(_init)
+def _checked_init(self: TrainConfig, **options: Any) -> None:
     """`TrainConfig.__init__` with a UsageError for options that there are not."""
-
-    @functools.wraps(init)
-    def checked(self, **options: Any) -> None:
-        for name in options.keys() - OPTIONS.keys():
-            raise UsageError(
-                f"there is no option {name}{suggestion(name, OPTIONS)}: see snfnp.TrainConfig"
-            )
-        init(self, **options)
-
-    return checked
+    for name in options.keys() - OPTIONS.keys():
+        raise UsageError(
+            f"there is no option {name}{suggestion(name, OPTIONS)}: see snfnp.TrainConfig"
+        )
+    _init(self, **options)
 
 
-TrainConfig.__init__ = _naming_unknown_options(TrainConfig.__init__)
+TrainConfig.__init__ = _checked_init
 
 
 def help_of(option: Option, default: Any) -> str:

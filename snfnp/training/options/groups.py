@@ -32,6 +32,16 @@ _KINDS: dict[type, tuple[Any, str]] = {
     Path: ((str, Path), "a path"),
 }
 
+
+def interval(text: str) -> tuple[float, float] | None:
+    """Steps and seconds: (500, ∞) for "500", (∞, 600) for "10m"; None for 0 or another text."""
+    match = re.fullmatch(r"([0-9]{1,9})|([0-9]{1,9}(?:\.[0-9]{1,9})?)m", text)
+    steps, minutes = (
+        (float(part or math.inf) for part in match.groups()) if match else (0, 0)
+    )
+    return (steps, 60 * minutes) if steps and minutes else None
+
+
 # Limits of a value: a predicate, and words for it.
 Limits = tuple[Callable[[Any], object], str]
 _ANY = (lambda value: True, "")
@@ -46,7 +56,7 @@ _ODD_3 = (lambda value: value >= 3 and value % 2, "odd, 3 or larger")
 _FRACTION = (lambda value: 0 <= value <= 1, "from 0 to 1")
 _SMOOTHING = (lambda value: 0 <= value < 1, "at least 0 and less than 1")
 _SEED = (lambda value: 0 <= value < 2**63, "a whole number from 0 to 2**63 - 1")
-_INTERVAL = (lambda value: interval(value), "steps, as 500, or minutes, as 10m")
+_INTERVAL = (interval, "steps, as 500, or minutes, as 10m")
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class Option:
     kind: type
     default: object
     help: str
-    must: Limits = _ANY
+    must: Limits
     choices: tuple[str, ...] = ()
     changeable: bool = False
 
@@ -82,7 +92,7 @@ class Option:
         return None if holds(value) else words
 
 
-def option(default: Any, help: str, must: Limits = _ANY, **about: Any) -> Any:
+def option(help: str, must: Limits = _ANY, default: Any = None, **about: Any) -> Any:
     """A dataclass field with what `Option` says beside its name and type."""
     return field(default=default, metadata={"help": help, "must": must, **about})
 
@@ -99,15 +109,6 @@ def options_in(config: type) -> dict[str, Option]:
         kind, *_ = get_args(entry.type) or (entry.type,)
         options[entry.name] = Option(entry.name, kind, entry.default, **entry.metadata)
     return options
-
-
-def interval(text: str) -> tuple[float, float] | None:
-    """Steps and seconds: (500, ∞) for "500", (∞, 600) for "10m"; None for 0 or another text."""
-    match = re.fullmatch(r"([0-9]{1,9})|([0-9]{1,9}(?:\.[0-9]{1,9})?)m", text)
-    steps, minutes = (
-        (float(part or math.inf) for part in match.groups()) if match else (0, 0)
-    )
-    return (steps, 60 * minutes) if steps and minutes else None
 
 
 def presets_with(has: Callable[[Preset], object]) -> str:
@@ -149,41 +150,37 @@ class ModelOptions:
 
     # changeable to another that builds the same flow
     model: str | Any = changeable(
-        None,
         f"{_MODELS}; or module:function, a function of yours that builds the flow",
         _GIVEN,
     )
-    levels: int | None = option(None, "L of Glow: blocks between squeezes", _UP_TO_1000)
+    levels: int | None = option("L of Glow: blocks between squeezes", _UP_TO_1000)
     depth: int | None = option(
-        None,
         "K of Glow: steps of flow per block; for vector, hidden dense layers",
         _UP_TO_1000,
     )
     width: int | None = option(
-        None, "channels inside the networks of Glow's couplings", AT_LEAST_1
+        "channels inside the networks of Glow's couplings", AT_LEAST_1
     )
-    bins: int | None = option(None, "bins of the splines of vector", _FROM_2)
+    bins: int | None = option("bins of the splines of vector", _FROM_2)
     kernel: int | None = option(
-        None, "size of Glow's mixing convolutions (5 in Table 5)", _ODD
+        "size of Glow's mixing convolutions (5 in Table 5)", _ODD
     )
     activation: str | None = option(
-        None,
         "elementwise maps: splines, or fc's smooth leaky ReLU",
         choices=models.ACTIVATIONS,
     )
     inverse_kernel: int | None = option(
-        None, "kernel size of the learned R (Eqs. 28-30)", _ODD_3
+        "kernel size of the learned R (Eqs. 28-30)", _ODD_3
     )
     init: str = option(
-        "paper",
         "initial weights. paper (A.3): the identity plus Xavier noise of gain 0.01; in Glow an "
         "orthogonal matrix, plus that noise if `kernel` is above 1. authors: as in their code, "
         "where fc starts at the identity, and Glow with `kernel` above 1 at the identity plus "
         "that noise. identity: the identity",
+        default="paper",
         choices=models.INITS,
     )
     bias_init: str = option(
-        None,
         "biases start at 0 (zero), or where the first batch's outputs have mean 0 (data)",
         choices=models.BIAS_INITS,
     )
@@ -194,32 +191,32 @@ class GradientOptions:
     """The gradient of log|det W|, and the objective."""
 
     gradient: str = option(
-        None,
         "the gradient of log|det W|: from the learned inverse (self-normalizing; Eqs. 10, 11, 15, "
         "16), exact (Eq. 2; convolutions block by block), exact-dense (by the whole matrix, the "
         f"paper's baseline), or relative (Gresele et al. 2020; {_RELATIVE} only)",
         choices=models.GRADIENTS,
     )
     objective: str = option(
-        None,
         "what training maximises: both densities (mixture, Eq. 3), the forward density alone, or "
         "the variational bound, with noise of variance 1/(2λ) in linear layers (A.4)",
         choices=("mixture", "forward", "variational"),
     )
     noise_vectors: int | None = option(
-        None, "noise vectors of the variational bound per layer and step", AT_LEAST_1
+        "noise vectors of the variational bound per layer and step", AT_LEAST_1
     )
     recipe: str = option(
-        "paper",
         "defaults of other options: the paper's, or those that reach its likelihoods in a few "
         "epochs (white: `coordinates=white`, `objective=forward`, a cosine schedule, a shorter "
         "warm-up, a larger `lr` that suits the number of steps, biases from data)",
+        default="paper",
         choices=("paper", "white"),
     )
     jvp_weight: float = option(
-        0.0, "μ, the weight of Eq. 31 in every layer; 0: off", NOT_NEGATIVE
+        "μ, the weight of Eq. 31 in every layer; 0: off", NOT_NEGATIVE, default=0.0
     )
-    jvp_probes: int = option(4, "random directions ν of Eq. 31 per step", AT_LEAST_1)
+    jvp_probes: int = option(
+        "random directions ν of Eq. 31 per step", AT_LEAST_1, default=4
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,28 +224,26 @@ class MultiplierOptions:
     """λ of Eq. 3, fixed or controlled (derivations/21-lambda-controllers.md)."""
 
     lam: float = changeable(
-        None,
         "λ, the weight of the error in Eq. 3; with geco its first and least value",
         NOT_NEGATIVE,
     )
     lambda_control: str = option(
-        "fixed",
         "λ is fixed, or raised and lowered to keep the error below `tolerance` (geco, A.5)",
+        default="fixed",
         choices=("fixed", "geco"),
     )
     constraint: str = option(
-        "relative",
         "the error of each layer that geco bounds: E/‖h‖² (relative), or E (absolute)",
+        default="relative",
         choices=("relative", "absolute"),
     )
     tolerance: float = option(
-        None,
         "κ, the error that geco tolerates; at 0 λ never falls, as in A.5",
         NOT_NEGATIVE,
     )
-    lambda_rate: float = option(None, "η, how fast geco changes λ", POSITIVE)
+    lambda_rate: float = option("η, how fast geco changes λ", POSITIVE)
     lambda_smoothing: float = option(
-        None, "α, the weight of geco's former mean error", _SMOOTHING
+        "α, the weight of geco's former mean error", _SMOOTHING
     )
 
 
@@ -257,30 +252,25 @@ class OptimiserOptions:
     """Adam and its batches."""
 
     batch_size: int = option(
-        None,
         "samples per step; an epoch leaves out an incomplete last batch",
         AT_LEAST_1,
     )
-    lr: float = changeable(None, "Adam's learning rate after warm-up", POSITIVE)
-    warmup_epochs: float = option(None, "epochs of a linear rise to `lr`", NOT_NEGATIVE)
+    lr: float = changeable("Adam's learning rate after warm-up", POSITIVE)
+    warmup_epochs: float = option("epochs of a linear rise to `lr`", NOT_NEGATIVE)
     coordinates: str = option(
-        None,
         "white: steps as if each layer's inputs had unit second moments (K-FAC's factor of the "
         "inputs; a dense layer gets a layer before it that whitens); scaled: unit variances alone; "
         "plain: neither",
         choices=("plain", "scaled", "white"),
     )
     lr_schedule: str = changeable(
-        None,
         "decay of the learning rate from warm-up to the last epoch",
         choices=SCHEDULES,
     )
     final_lr_fraction: float = changeable(
-        None, "learning rate of the last step, as a fraction of `lr`", _FRACTION
+        "learning rate of the last step, as a fraction of `lr`", _FRACTION
     )
-    clip_norm: float | None = changeable(
-        None, "clip the gradient to this norm", POSITIVE
-    )
+    clip_norm: float | None = changeable("clip the gradient to this norm", POSITIVE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,63 +278,57 @@ class RunOptions:
     """The data, the random numbers, and the files of the run."""
 
     data: str = changeable(
-        "mnist",
         f"{', '.join(DATA_SETS)}, or the path of a .npy, .npz, .csv, .tsv or .txt file or a folder "
         "of images",
         _GIVEN,
+        default="mnist",
     )
-    validation: str | None = changeable(None, f"validation {_HELD_OUT}", _GIVEN)
-    test: str | None = changeable(None, f"test {_HELD_OUT}", _GIVEN)
-    header: bool | None = option(None, "line 1 of a table names the columns")
-    columns: str | None = option(
-        None, "columns of a table to use: names, or numbers from 0"
+    validation: str | None = changeable(f"validation {_HELD_OUT}", _GIVEN)
+    test: str | None = changeable(f"test {_HELD_OUT}", _GIVEN)
+    header: bool | None = option("line 1 of a table names the columns")
+    columns: str | None = option("columns of a table to use: names, or numbers from 0")
+    drop_incomplete: bool = option(
+        "leave out rows that have gaps, of a table", default=False
     )
-    drop_incomplete: bool = option(False, "leave out rows that have gaps, of a table")
     preprocess: str | None = option(
-        None,
         "how data become the flow's inputs: images by dequantisation and a logit; rows of numbers "
         "standardised, or unchanged (none)",
         choices=WAYS,
     )
     ties: str = option(
-        "dequantise",
         "columns with repeated values, such as integers: add uniform noise of one step and round "
         "samples (dequantise), leave them (keep), or refuse them (raise)",
+        default="dequantise",
         choices=TIES,
     )
-    data_dir: Path | Any = changeable(
-        None, "folder with the files of a published data set"
-    )
+    data_dir: Path | Any = changeable("folder with the files of a published data set")
     augment: bool = option(
-        None, "flip training images left to right and shift them by a pixel, at random"
+        "flip training images left to right and shift them by a pixel, at random"
     )
     noise: float = option(
-        0.0,
         "standard deviation of the noise in the flow's training inputs, which smooths the density",
         NOT_NEGATIVE,
+        default=0.0,
     )
-    shuffle: bool = option(True, "shuffle the training data in every epoch")
+    shuffle: bool = option("shuffle the training data in every epoch", default=True)
     seed: int = option(
-        0, "seed of initialisation, order and dequantisation noise", _SEED
+        "seed of initialisation, order and dequantisation noise", _SEED, default=0
     )
-    epochs: int = changeable(None, "passes over the training data", AT_LEAST_1)
-    eval_every: int = changeable(None, "epochs between evaluations", AT_LEAST_1)
+    epochs: int = changeable("passes over the training data", AT_LEAST_1)
+    eval_every: int = changeable("epochs between evaluations", AT_LEAST_1)
     checkpoint_every: str = changeable(
-        "10m",
         "steps (500) or minutes (10m) between checkpoints: what a crash can cost",
         _INTERVAL,
+        default="10m",
     )
     track_angle: int | None = changeable(
-        None,
         "record angles to exact gradients, on this many batches (Fig. 3)",
         AT_LEAST_1,
     )
     patience: int | None = changeable(
-        None, "stop after this many evaluations in a row without a new best", AT_LEAST_1
+        "stop after this many evaluations in a row without a new best", AT_LEAST_1
     )
-    out: Path | Any = changeable(
-        None, "folder of the run: new or empty, unless resumed"
-    )
+    out: Path | Any = changeable("folder of the run: new or empty, unless resumed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,28 +336,29 @@ class DeviceOptions:
     """The device and its precision."""
 
     backend: str = changeable(
-        next(iter(BACKENDS)),
         ", ".join(f"{name} ({device})" for name, device in BACKENDS.items()),
+        default=next(iter(BACKENDS)),
         choices=tuple(BACKENDS),
     )
     threads: int | None = changeable(
-        None,
         "at most N threads for each process; set it to repeat a run bit for bit",
         AT_LEAST_1,
     )
-    dtype: str = option("float32", "precision of training", choices=_DTYPES)
+    dtype: str = option("precision of training", default="float32", choices=_DTYPES)
     eval_dtype: str = changeable(
-        "float64",
         "precision of evaluation; determinants are always in float64",
+        default="float64",
         choices=_DTYPES,
     )
     recompute: bool = changeable(
-        False,
         "save memory: the backward pass recomputes layer inputs by exact inverses",
+        default=False,
     )
-    graph: bool = changeable(True, "record the step as a CUDA graph, and replay it")
+    graph: bool = changeable(
+        "record the step as a CUDA graph, and replay it", default=True
+    )
     # Not changeable: a precision of its own, as dtype is.
     tf32: bool = option(
-        False,
         "round the factors of float32 products to 10 bits: faster, but less precise",
+        default=False,
     )
