@@ -45,7 +45,7 @@ def gradients(
     """
     latents, _, caches = flow.forward(ops, params, x)
     dldj = ops.xp.full(len(x), 1 / len(x), x.dtype)
-    ctx = BackwardContext.of(ops, dldj, key=key or RandomKey(0, 0))
+    key = key or RandomKey(0, 0)
     passes = []
     for lam in lams:
         grads = {
@@ -56,9 +56,9 @@ def gradients(
         # −2λ/N of each layer, as in `BackwardContext.error_factor`
         factors = {layer: value * (-2 / len(x)) for layer, value in by_layer.items()}
         # a layer without a key leaves out Eq. 31
-        lam_ctx = replace(ctx, key=None) if lam is None else ctx
+        ctx = BackwardContext.of(ops, dldj, key=None if lam is None else key)
         flow.backward(
-            lam_ctx, params, caches, flow.latent_gradients(latents), grads, factors
+            ctx, params, caches, flow.latent_gradients(latents), grads, factors
         )
         passes.append(grads)
     return passes

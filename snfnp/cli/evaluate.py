@@ -22,7 +22,6 @@ from snfnp.cli.shared import (
 )
 from snfnp.errors import UsageError, printable
 from snfnp.likelihood import Evaluation
-from snfnp.training.runs.load import LoadedRun
 
 _WHOLE = "all"  # a value of --split
 
@@ -64,7 +63,13 @@ def main(argv: list[str], prog: str | None = None) -> None:
     with busy(run.ops, "batch_size", at_once):
         evaluation = run.likelihood.evaluate(samples, args.seed, at_once=at_once)
         if args.scores:
-            _write_scores(args.scores, run, samples, args.seed, at_once)
+            log_p = run.likelihood.log_prob(samples, args.seed, at_once)
+            # -inf for a sample so far away that numbers overflow
+            nats = np.fmax(log_p, -np.inf).tolist()
+            rows = samples.tolist() if run.columns else [()] * len(nats)
+            lines = ((index, nats[index], *row) for index, row in enumerate(rows))
+            names = ["index", "nats", *(run.columns or ())]
+            write_csv(args.scores, names, lines)
 
     preprocess = run.flow.preprocess
     text = (
@@ -77,17 +82,6 @@ def main(argv: list[str], prog: str | None = None) -> None:
     print(_table(evaluation, preprocess.of_images))
     if args.scores:
         print(printable(f"scores: {args.scores}"))
-
-
-def _write_scores(
-    path: Path, run: LoadedRun, samples: np.ndarray, seed: int, at_once: int
-) -> None:
-    """Write a line for each sample: its index and its log-likelihood in nats, and of a table with
-    names its values. A sample so far away that numbers overflow has -inf."""
-    nats = np.fmax(run.likelihood.log_prob(samples, seed, at_once), -np.inf).tolist()
-    rows = samples.tolist() if run.columns else [()] * len(nats)
-    lines = ((index, nats[index], *row) for index, row in enumerate(rows))
-    write_csv(path, ["index", "nats", *(run.columns or ())], lines)
 
 
 def _table(evaluation: Evaluation, in_bits: bool) -> str:

@@ -239,6 +239,7 @@ def write_csv(path: Path, columns: Iterable, rows: Iterable) -> None:
     """Write a table atomically, under the names of its columns if it has any."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([columns] if columns else [])
+    if columns:
+        writer.writerow(columns)
     writer.writerows(rows)
     write_atomically(path, text.getvalue().encode())

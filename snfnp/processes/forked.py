@@ -34,8 +34,9 @@ def forked(values: Iterable[Any]) -> Iterator[Iterator[Any]]:
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    arguments = (values, receiver, sender)
-    process = context.Process(target=_send_all, args=arguments, daemon=True)
+    process = context.Process(
+        target=_send_all, args=(values, receiver, sender), daemon=True
+    )
     with warnings.catch_warnings():  # Python 3.12 advises against forks beside threads
         warnings.simplefilter("ignore", DeprecationWarning)
         process.start()

@@ -83,20 +83,6 @@ class Checkpointer:
             progress: that of a new run, which becomes that at the checkpoint.
         """
         trainer = self.trainer
-        record, saved = self._load(rollback)
-        self.identity = record.get("run")
-        if saved is None:
-            trainer.begin(batches)
-        else:
-            saved.restore(trainer)
-            progress.step = saved.step
-            progress.seconds = saved.record["seconds"]
-            if best := saved.record["best"]:
-                progress.best = Record.of(best, progress.steps)
-        self._update_folder(progress, rollback, record, report)
-
-    def _load(self, rollback: bool) -> tuple[Json, Checkpoint | None]:
-        """config.json, and the checkpoint to resume from; None: from the start."""
         folder = self.folder
         _, record = folder.open(folder.path)
         optimiser = record.get("optimiser", "Adam")
@@ -107,12 +93,21 @@ class Checkpointer:
             )
         from_best = rollback and folder.best.exists()
         path = folder.best if from_best else folder.last
-        saved = load_checkpoint(path, self.trainer.layout, record)
-        if rollback and not from_best and saved.record["best"]:
+        saved = load_checkpoint(path, trainer.layout, record)
+        best = saved.record["best"]
+        self.identity = record.get("run")
+        if from_best or not rollback:
+            saved.restore(trainer)
+            progress.step = saved.step
+            progress.seconds = saved.record["seconds"]
+            progress.best = best and Record.of(best, progress.steps)
+        elif best:
             raise CheckpointError(
                 f"there is no checkpoint {folder.best}: restore it, or resume"
             )
-        return record, saved if from_best or not rollback else None
+        else:  # there was no evaluation: back to the start
+            trainer.begin(batches)
+        self._update_folder(progress, rollback, record, report)
 
     def _update_folder(
         self, progress: Progress, rollback: bool, record: Json, report: Report

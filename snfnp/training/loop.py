@@ -136,7 +136,10 @@ class RunLoop:
             self._timed,
         ):
             progress.step = step
-            ends = self.after_step() or ends
+            self.line.bar.update(self.config.batch_size)
+            if self.line.due():
+                self.synchronise()
+                ends = self.tell(self.line.show(progress)) or ends
             due = step == progress.steps or step % self.every == 0
             if due or ends and step % progress.steps_per_epoch == 0:
                 self.synchronise()
@@ -163,14 +166,6 @@ class RunLoop:
         """Write a checkpoint. Raises DivergedError if a step failed, which is not to be saved."""
         self.synchronise()
         self.checkpoints.save(self.progress, *paths)
-
-    def after_step(self) -> bool:
-        """Show the step's figures if it is time to. True if a callback asks for the end."""
-        self.line.bar.update(self.config.batch_size)
-        if not self.line.due():
-            return False
-        self.synchronise()
-        return self.tell(self.line.show(self.progress))
 
     def evaluate(self) -> bool:
         """Evaluate, save, and report. True if a callback asks for the end."""

@@ -156,11 +156,7 @@ def gradient_of(config: TrainConfig, flow: Flow) -> str:
     """The gradient of a flow's linear layers in words: that of the options, if a layer has it or
     none is linear, and the other rules of layers, which a user's own flow may have."""
     usual = repr(config.rule)
-    rules = {
-        repr(layer.rule)
-        for _, layer, _ in flow.with_shapes()
-        if isinstance(layer, Linear)
-    }
+    rules = {repr(layer.rule) for _, layer in flow.layers if isinstance(layer, Linear)}
     words = [f"gradient by {rule[:60]}" for rule in sorted(rules - {usual})]
     if usual in rules or not words:
         learns = config.rule.learns_inverse

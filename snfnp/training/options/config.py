@@ -216,15 +216,17 @@ class TrainConfig(
         Raises:
             UsageError: in one line, what is wrong.
         """
-        if self.model is None and len(shape) == 1:
+        of_rows = len(shape) == 1
+        of_images = len(shape) == 3
+        if self.model is None and of_rows:
             return replace(self, model="vector").resolve(training_images, shape)
         check_known(self.model)
         config = self.filled()
-        if self.levels is None and config.levels and len(shape) == 3:
+        if self.levels is None and config.levels and of_images:
             side = math.gcd(*shape[:2])
             halvings = (side & -side).bit_length() - 1  # the largest n with 2ⁿ | side
             config = replace(config, levels=max(1, min(config.levels, halvings)))
-        if len(shape) == 3 and self.ties != OPTIONS["ties"].default:
+        if of_images and self.ties != OPTIONS["ties"].default:
             raise UsageError("`ties` needs rows of numbers, found images: leave it out")
         fitting = config.preset.fits(shape, training_images) if shape else {}
         steps = fitting.pop("steps", config.preset.steps)
@@ -236,7 +238,7 @@ class TrainConfig(
         if self.batch_size is None:
             config = replace(config, batch_size=min(config.batch_size, training_images))
         if config.batch_size > training_images:
-            noun = "rows" if len(shape) == 1 else "images"
+            noun = "rows" if of_rows else "images"
             raise UsageError(
                 f"`batch_size` is {config.batch_size}, but there are only {training_images} "
                 f"training {noun}: choose a smaller one"
@@ -245,7 +247,7 @@ class TrainConfig(
             epochs = math.ceil(steps / config.steps_per_epoch(training_images))
             # warm-up fits them
             return replace(self, epochs=epochs).resolve(training_images, shape)
-        colours = len(shape) == 3 and shape[2] > 1
+        colours = of_images and shape[2] > 1
         pace = paced(config, config.steps_per_epoch(training_images), colours)
         if self.lr is not None:  # a limit for gradients belongs to the recipe's rate
             pace.pop("clip_norm", None)
@@ -253,7 +255,7 @@ class TrainConfig(
             if getattr(self, name) is None:
                 config = replace(config, **{name: value})
         # beside quick steps evaluations take long
-        is_quick = len(shape) == 1 or BACKENDS[config.backend] == "GPU"
+        is_quick = of_rows or BACKENDS[config.backend] == "GPU"
         if self.eval_every is None and is_quick:
             config = replace(config, eval_every=max(1, config.epochs // 40))
         if config.lr_schedule != "constant" and config.warmup_epochs >= config.epochs:
@@ -345,10 +347,6 @@ class TrainConfig(
             for name, option in OPTIONS.items()
             if option.kind is not Path and now[name] != then[name]
         }
-
-    def with_model(self, model: Any) -> "TrainConfig":
-        """The configuration with a model that is given, if one is."""
-        return self if model is None else replace(self, model=model)
 
     def with_optimiser_of(self, saved: Any) -> "TrainConfig":
         """The configuration with λ and the optimiser's options of a saved one."""

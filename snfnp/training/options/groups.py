@@ -36,9 +36,9 @@ _KINDS: dict[type, tuple[Any, str]] = {
 def interval(text: str) -> tuple[float, float] | None:
     """Steps and seconds: (500, ∞) for "500", (∞, 600) for "10m"; None for 0 or another text."""
     match = re.fullmatch(r"([0-9]{1,9})|([0-9]{1,9}(?:\.[0-9]{1,9})?)m", text)
-    steps, minutes = (
-        (float(part or math.inf) for part in match.groups()) if match else (0, 0)
-    )
+    if not match:
+        return None
+    steps, minutes = (float(part or math.inf) for part in match.groups())
     return (steps, 60 * minutes) if steps and minutes else None
 
 

@@ -69,7 +69,7 @@ def preset_of(model: Any) -> Preset:
         return _preset(title_of(model), model)
     if model in PRESETS:
         return PRESETS[model]
-    build = build_described if model.startswith("{") else _missing
+    build = build_described if model.startswith("{") else check_known
     return _preset("the flow", lambda shape: build(model))
 
 
@@ -117,11 +117,8 @@ def imported(model: Any) -> Any:
 
 def check_known(model: Any) -> None:
     """Raises UsageError for a text of which this process has no code."""
-    if isinstance(model, str) and model not in PRESETS and not model.startswith("{"):
-        _missing(model)
-
-
-def _missing(model: str) -> Any:
+    if not isinstance(model, str) or model in PRESETS or model.startswith("{"):
+        return
     if ":" in model:
         raise UsageError(
             f"the model {model[:80]} is code of your own, which is not imported by its name: give "
@@ -148,8 +145,8 @@ def _preset(name: str, build: Any, **settings: Any) -> Preset:
         raise UsageError(f"{message}: {_BUILDERS}") from None
 
     def built(choices: Choices, shape: Shape) -> Flow:
-        arguments = {"shape": shape, "choices": choices}
-        flow: Any = build(**{key: arguments[key] for key in taken})
+        chosen = {"choices": choices} if takes_choices else {}
+        flow: Any = build(shape=shape, **chosen)
         if not isinstance(flow, Flow):
             raise UsageError(
                 f"{name}: the function returned {type(flow).__name__}; let it return a snfnp.Flow"

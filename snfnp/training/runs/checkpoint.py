@@ -43,7 +43,7 @@ class Checkpoint:
     m: np.ndarray = field(repr=False)
     v: np.ndarray = field(repr=False)
     step: int
-    record: Json = field(default_factory=dict, repr=False)
+    record: Json = field(repr=False)
     sums: tuple[float, ...] = _NO_SUMS
     state: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
@@ -136,10 +136,7 @@ def load_checkpoint(path: Path, layout: Layout, run: Json | None = None) -> Chec
         tensors = load(content)
         if header.get("sha256") != _digest(content):
             raise ValueError("its checksum differs")
-        checkpoint = _restored(path, layout, tensors)
-        checkpoint.step = int(header["step"])
-        checkpoint.record = parse_json(header["record"].encode())
-        checkpoint.sums = tuple(map(float, json.loads(header["sums"])))
+        checkpoint = _restored(path, layout, tensors, header)
         if not 0 <= checkpoint.step < 2**63 or len(checkpoint.sums) != len(_NO_SUMS):
             raise ValueError("step or sums in its header")
         if not checkpoint.is_finite():
@@ -151,8 +148,10 @@ def load_checkpoint(path: Path, layout: Layout, run: Json | None = None) -> Chec
     return checkpoint
 
 
-def _restored(path: Path, layout: Layout, tensors: dict[str, np.ndarray]) -> Checkpoint:
-    """The arrays of a file, before the first step and without a record."""
+def _restored(
+    path: Path, layout: Layout, tensors: dict[str, np.ndarray], header: dict[str, str]
+) -> Checkpoint:
+    """The checkpoint of a file's arrays and header."""
     names = [key for key in tensors if key.startswith(_STATE)]
     states = {key.removeprefix(_STATE): tensors.pop(key) for key in names}
     has_moments = any(key.startswith("adam_") for key in tensors)
@@ -174,7 +173,16 @@ def _restored(path: Path, layout: Layout, tensors: dict[str, np.ndarray]) -> Che
     (dtype,) = dtypes
     moved = layout.optimised.size if has_moments else 0
     p, m, v = (np.zeros(size, dtype) for size in (layout.size, moved, moved))
-    checkpoint = Checkpoint(layout, p, m, v, 0, state=states)
+    checkpoint = Checkpoint(
+        layout,
+        p,
+        m,
+        v,
+        int(header["step"]),
+        parse_json(header["record"].encode()),
+        tuple(map(float, json.loads(header["sums"]))),
+        states,
+    )
     for key, (name, entry) in locations.items():
         entry.view(getattr(checkpoint, name))[...] = tensors[key]
     return checkpoint

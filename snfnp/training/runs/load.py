@@ -3,7 +3,7 @@ code of its model has changed; a run opened again, for a notebook, an evaluation
 
 import platform
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -35,8 +35,10 @@ def describe_run(config: TrainConfig, flow: Flow, dataset: Dataset, ops: Ops) ->
     """The contents of config.json."""
     preprocess = flow.preprocess
     moments = dataset.moments or ()
+    description = describe(flow, LISTED)
     if isinstance(preprocess, Standardise):
-        moments = preprocess.moments
+        moments = preprocess.moments  # among the data, not in the flow
+        del description["preprocess"]
     return {
         "config": config.as_dict(),
         "data": {
@@ -49,17 +51,9 @@ def describe_run(config: TrainConfig, flow: Flow, dataset: Dataset, ops: Ops) ->
             **({"moments": np.array(moments).tolist()} if moments else {}),
             "sha256": {split: dataset.fingerprint(split) for split in SPLITS},
         },
-        "model": {"parameters": flow.layout.count, "flow": _described(flow)},
+        "model": {"parameters": flow.layout.count, "flow": description},
         **environment(ops),
     }
-
-
-def _described(flow: Flow) -> Json:
-    """A flow's description, without the moments of rows, which are among the data."""
-    description = describe(flow, LISTED)
-    if isinstance(flow.preprocess, Standardise):
-        del description["preprocess"]
-    return description
 
 
 def environment(ops: Ops) -> Json:
@@ -198,7 +192,9 @@ def load_run(
         raise UsageError(
             f"checkpoint is {checkpoint!r}: choose one of {', '.join(files)}"
         )
-    config = TrainConfig.from_dict(record["config"]).with_model(flow)
+    config = TrainConfig.from_dict(record["config"])
+    if flow is not None:
+        config = replace(config, model=flow)
     ops = ops or get_ops(backend or config.backend)
     flow = recorded_flow(folder, record, config)
     saved = load_checkpoint(files[checkpoint], flow.layout, record)
