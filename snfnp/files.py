@@ -91,9 +91,10 @@ def private_folder(name: str) -> Path | None:
         status = root.lstat()  # if it is a link, this is the link's: open to others
         if status.st_uid != user or status.st_mode & 0o077:
             return None
-        (root / name).mkdir(exist_ok=True)
-        with tempfile.TemporaryFile(dir=root / name):
-            return root / name
+        folder = root / name
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
     except OSError:
         return None
 

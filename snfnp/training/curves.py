@@ -24,11 +24,11 @@ LABELS = {
 }
 # 0 in records of runs that learn none
 _OF_INVERSES = ("reconstruction", "lam", "constraint")
-_NONE = (math.nan, math.nan, math.nan)
+_NONE = (math.nan,) * 3
 _DECADE = 10  # between the ends of a logarithmic axis, which else has hardly a label
 
 
-def _point(record: Json, figure: str) -> tuple[float, float, float]:
+def _point(record: Json, figure: str) -> tuple[float, ...]:
     """A figure and the ends of its band: as recorded, or of the layers' figures the largest, and a
     band over all; NaN if there is none."""
     if figure in record:

@@ -26,15 +26,14 @@ def _explosion_threshold(baseline: float) -> float:
 
 
 class Evaluator:
-    """Evaluates the parameters of a trainer. warnings(figures): the monitors' lines."""
+    """Evaluates the parameters of a trainer. monitors: of its learned inverses."""
 
     def __init__(self, trainer: Trainer, batches: Batches, config: TrainConfig):
         self._trainer = trainer
         self._batches = batches
         self._config = config
         images_of = partial(batch_of, batches)
-        self._monitors = Monitors(trainer, images_of, config.track_angle or 0)
-        self.warnings = self._monitors.warnings
+        self.monitors = Monitors(trainer, images_of, config.track_angle or 0)
         self._of_images = trainer.flow.preprocess.of_images
 
     def validate(self, dataset: Dataset, progress: Progress) -> Json:
@@ -51,7 +50,7 @@ class Evaluator:
         images = dataset.validation
         likelihood = trainer.likelihood()
         evaluation = self._evaluate(
-            likelihood, images, self._monitors.watch(len(images))
+            likelihood, images, self.monitors.watch(len(images))
         )
         figures: Json = {
             "epoch": progress.epoch,
@@ -75,7 +74,7 @@ class Evaluator:
                 raise DivergedError(
                     f"the exact {figure} after epoch {progress.epoch} is not finite"
                 )
-        figures |= self._monitors.figures()
+        figures |= self.monitors.figures()
         if not self._of_images:
             rows = evenly_spread(dataset.train, len(images))
             training = self._evaluate(likelihood, rows).nll
@@ -117,9 +116,9 @@ class Evaluator:
         if trainer.ops.device.compiles:
             images = images[: self._config.batch_size]
             likelihood = trainer.likelihood(trainer.initial_parameters())
-            self._evaluate(likelihood, images, self._monitors.watch(len(images)))
+            self._evaluate(likelihood, images, self.monitors.watch(len(images)))
             if trainer.ops.asynchronous:
-                self._monitors.figures()
+                self.monitors.figures()
 
     def describe(self, record: Record) -> str:
         """A record in a line of at most 100 columns; the best one has a star."""

@@ -182,7 +182,7 @@ class RunLoop:
         self.latest = record
         self.save(self.folder.last, *([self.folder.best] if record.best else []))
         self.report(self.evaluator.describe(record))
-        for line in self.evaluator.warnings(figures):
+        for line in self.evaluator.monitors.warnings(figures):
             self.report(line)
         return self.tell(record)
 

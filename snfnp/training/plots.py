@@ -221,8 +221,7 @@ def save_samples(path: Path, panels: dict[str, np.ndarray], title: str) -> None:
         grid = image_grid(images)
         # of images that are not RGB or RGBA, the first channel
         grids[name] = grid if grid.shape[-1] in (3, 4) else grid[..., 0]
-    height = max(len(grid) for grid in grids.values())
-    width = max(grid.shape[1] for grid in grids.values())
+    height, width = np.max([grid.shape[:2] for grid in grids.values()], axis=0)
     grow = max(1.0, height / _PANEL, width / _PANEL)
     inches = 0.6 + 4.6 * min(1, height / width)
     size = (4.6 * len(panels) * grow, inches * grow)
