@@ -150,8 +150,7 @@ def busy(ops: Ops, parameter: str, count: int) -> Iterator[None]:
 @contextmanager
 def warnings_in_lines() -> Iterator[None]:
     """Print each warning once, in a line, at the end."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True, action="always") as caught:
         yield
     for line in dict.fromkeys(printable(warning.message) for warning in caught):
         print_to_stderr(line)

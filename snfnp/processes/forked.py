@@ -37,8 +37,8 @@ def forked(values: Iterable[Any]) -> Iterator[Iterator[Any]]:
     process = context.Process(
         target=_send_all, args=(values, receiver, sender), daemon=True
     )
-    with warnings.catch_warnings():  # Python 3.12 advises against forks beside threads
-        warnings.simplefilter("ignore", DeprecationWarning)
+    # Python 3.12 advises against forks beside threads
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         process.start()
     sender.close()
     try:

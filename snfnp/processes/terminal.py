@@ -22,8 +22,7 @@ SWALLOW_INTERRUPT = {"_frozen_importlib", "importlib", "numba", "llvmlite"}
 class Signals:
     """The signals received so far, in the main thread. stop: Ctrl-C or SIGTERM was received."""
 
-    def __init__(self):
-        self.stop = False
+    stop = False
 
     def defer_interrupts(self) -> AbstractContextManager[None]:
         """A context in which Ctrl-C and SIGTERM take effect after the step in progress, and a

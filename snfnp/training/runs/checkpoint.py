@@ -27,7 +27,7 @@ FORMAT = "snfnp checkpoint 2"
 _STATE = "state."
 _ADVICE = "use another file"
 _LONGEST_HEADER = 1 << 26  # bytes
-_BLANK = "0" * hashlib.sha256().digest_size * 2
+_BLANK = "0" * 64  # the digits of a SHA-256
 _NO_SUMS = (0.0, 0.0, 0.0, 0.0)
 
 

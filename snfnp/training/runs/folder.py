@@ -131,10 +131,12 @@ class RunFolder:
             sound: Any = _are_counts(counts, 3) and _are_counts(shape, 1, 3)
             if sound and len(shape) == 1:
                 moments = np.array(data["moments"], np.float64)
-                sound = moments.shape in [(count, *shape) for count in (2, 5, 7)]
-                sound = sound and np.isfinite(moments).all()
-                # rows are divided by the spreads
-                sound = sound and (moments[1] > np.finfo(float).tiny).all()
+                sound = (
+                    moments.shape in [(count, *shape) for count in (2, 5, 7)]
+                    and np.isfinite(moments).all()
+                    # rows are divided by the spreads
+                    and (moments[1] > np.finfo(float).tiny).all()
+                )
             if not (sound and isinstance(data["sha256"], dict)):
                 raise ValueError("its data")
         return {**data, "counts": counts, "shape": tuple(shape), "moments": moments}
