@@ -75,8 +75,8 @@ def main(argv: list[str], prog: str | None = None, **defaults: Any) -> None:
     else:
         run = started(TrainConfig(**{**defaults, **options}))
     with run as session:
-        dataset: Any = session.dataset
-        animation: Any = None
+        dataset = session.dataset
+        animation = None
         if dataset.train.shape[1:] == (2,):
             # Matplotlib takes a second to import
             from snfnp.training.plots import Animation

@@ -63,7 +63,7 @@ class TrainConfig(
     """
 
     def __post_init__(self):
-        model: Any = self.model
+        model = self.model
         if (
             isinstance(model, Flow)
             and self.gradient is None

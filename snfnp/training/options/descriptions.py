@@ -114,7 +114,7 @@ def _class_of(name: Any) -> Any:
             f"the flow has {str(name)[:80]}, which is no class of this package: give the code that "
             "builds it with `model` (flow= in Python)"
         )
-    kind: Any = getattr(import_module(match[1]), match[2], None)
+    kind = getattr(import_module(match[1]), match[2], None)
     if not (isinstance(kind, type) and issubclass(kind, _PARTS) and is_dataclass(kind)):
         raise ValueError(f"{name} is no layer, map or rule")
     return kind

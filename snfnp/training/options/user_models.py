@@ -104,7 +104,7 @@ def imported(model: Any) -> Any:
     try:
         if package not in sys.modules and util.find_spec(package) is None:
             sys.path.append("")  # the current folder, also if it was deleted
-        thing: Any = pkgutil.resolve_name(model)
+        thing = pkgutil.resolve_name(model)
     except (Exception, SystemExit) as error:  # a module may be a program, which exits
         raise UsageError(
             f"`model` needs {model}, which cannot be imported ({type(error).__name__}: "
@@ -146,7 +146,7 @@ def _preset(name: str, build: Any, **settings: Any) -> Preset:
 
     def built(choices: Choices, shape: Shape) -> Flow:
         chosen = {"choices": choices} if takes_choices else {}
-        flow: Any = build(shape=shape, **chosen)
+        flow = build(shape=shape, **chosen)
         if not isinstance(flow, Flow):
             raise UsageError(
                 f"{name}: the function returned {type(flow).__name__}; let it return a snfnp.Flow"
@@ -159,7 +159,7 @@ def _preset(name: str, build: Any, **settings: Any) -> Preset:
         return flow
 
     takes_choices = "choices" in taken
-    usual: Any = {
+    usual = {
         "summary": "one's own",
         "gradients": ("self-normalizing", "exact"),
         "takes_rows": True,

@@ -128,7 +128,7 @@ class RunFolder:
             counts = data.get("rows", data.get("images"))
             shape = data["shape"]
             moments = None
-            sound: Any = _are_counts(counts, 3) and _are_counts(shape, 1, 3)
+            sound = _are_counts(counts, 3) and _are_counts(shape, 1, 3)
             if sound and len(shape) == 1:
                 moments = np.array(data["moments"], np.float64)
                 sound = (

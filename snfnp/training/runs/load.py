@@ -77,7 +77,7 @@ def recorded_flow(folder: RunFolder, record: Json, config: TrainConfig) -> Flow:
     data = folder.data(record)
     moments = data["moments"]
     flow = config.build_flow(data["shape"], moments)
-    model: Any = record.get("model")
+    model = record.get("model")
     described = model.get("flow") if isinstance(model, dict) else None
     if not (isinstance(described, dict) and "class" in described):
         raise UsageError(
