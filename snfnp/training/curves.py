@@ -110,7 +110,7 @@ def save_comparison(path: Path, lines: dict[str, dict[str, list[float]]]) -> Non
             _label(axis, x)
             axis.grid(alpha=0.3)
         values = [line[_NLL] for line in lines.values()]
-        lowest = min(min(each) for each in values)
+        lowest = min(map(min, values))
         settled = max(max(each[len(each) // 5 :]) for each in values)
         margin = 0.05 * (settled - lowest)
         if margin > 0:

@@ -174,13 +174,15 @@ class RunLoop:
         figures = self.evaluator.validate(self.dataset, progress)
         record: Any = Record.of(figures, progress.steps)
         progress.worse += 1
+        paths = [self.folder.last]
         if progress.best is None or record.nll < progress.best.nll:
+            paths.append(self.folder.best)
             record = replace(record, best=True)
             progress.best = record
             progress.worse = 0
         self.folder.append_metrics(figures)
         self.latest = record
-        self.save(self.folder.last, *([self.folder.best] if record.best else []))
+        self.save(*paths)
         self.report(self.evaluator.describe(record))
         for line in self.evaluator.monitors.warnings(figures):
             self.report(line)

@@ -81,7 +81,7 @@ class SmallestSecondMoment:
         (finding, rows), (measuring, count) = self.sums
         if not count or rows <= len(finding):
             return None
-        if not (np.isfinite(finding).all() and np.isfinite(measuring).all()):
+        if not np.isfinite([finding, measuring]).all():
             return math.nan
         smallest = [0, min(_DIRECTIONS, len(finding)) - 1]
         _, directions = scipy.linalg.eigh(finding / rows, subset_by_index=smallest)
