@@ -227,7 +227,7 @@ class Coordinates(TrainingState):
         self._diagonal = config.coordinates == "scaled"
         self._inputs = {name: kernel_inputs(layer) for name, layer in flow.layers}
         # (layer, kernel): the part of `values` that is its U
-        self._slices: dict[tuple[str, str], slice] = {}
+        self._slices = {}
         blocks = []  # see `ops.step.apply_block_matrices`
         start = 0
         for entry in flow.layout.optimised.entries:
@@ -247,7 +247,6 @@ class Coordinates(TrainingState):
     def renew(self, trainer: Trainer, batches: BatchSource) -> None:
         """Estimate U from the images of the next step: one forward pass."""
         ops = self._ops
-        moments = ops.xp.zeros_like(self.values)
         images = batch_of(batches, trainer.step)
         with threads.blas_limited(1):  # more threads slow such small matrices
             x, _ = trainer.encode(images, trainer.step)
@@ -258,34 +257,25 @@ class Coordinates(TrainingState):
                     h = input_of(cache).astype(np.float64)
                     rows = ops.conv.patches(h, p[kernel].shape[:2])
                     # a sum, not a mean: U does not depend on the scale of M
-                    product = ops.linalg.matmul(rows.T, rows)
-                    moments[self._slices[name, kernel]] = product.ravel()
-            host = ops.to_host(moments)
-            for part in self._slices.values():
-                size = math.isqrt(part.stop - part.start)
-                u = whitening(host[part].reshape(size, size), self._diagonal)
-                host[part] = u.ravel()
-        self.values[...] = ops.asarray(host)
+                    moments = ops.to_host(ops.linalg.matmul(rows.T, rows))
+                    u = whitening(moments, self._diagonal)
+                    self.values[self._slices[name, kernel]] = ops.asarray(u.ravel())
 
     def ascend(
         self,
         ops: Ops,
         gradient: Array,
-        lr: Any,
-        step: Any,
-        clip_norm: float | None,
-        failed: Any,
-        *,
+        *settings: Any,
         out: Buffers,
     ) -> Any:
-        """The optimiser's `update`, with the step in V; the rest is unchanged."""
+        """The optimiser's `update`, with the step in V; settings: its other arguments."""
         p, m, v = out
         ops.step.apply_block_matrices(
             gradient, self.values, self._blocks, out=self._gradient
         )
         self._step[...] = 0
         squares = self._optimiser.update(
-            ops, self._gradient, lr, step, clip_norm, failed, out=(self._step, m, v)
+            ops, self._gradient, *settings, out=(self._step, m, v)
         )
         ops.step.apply_block_matrices(
             self._step, self.values, self._blocks, out=p, add=True
