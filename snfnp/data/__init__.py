@@ -137,7 +137,7 @@ def own_data(
     if isinstance(source, str):
         name = Path(source).stem
         shown = printable(source)
-    fractions: dict[str, float] = {}
+    fractions = {}
     for split, value in (("validation", validation), ("test", test)):
         if split in splits:
             if value is not None:
@@ -254,10 +254,7 @@ def refuse_options(source: str, kind: str, **options: Any) -> None:
 
 def _archive(path: str) -> dict[str, np.ndarray]:
     """The arrays of an .npz file, except labels. Names and sizes are checked before any is read."""
-    with (
-        open_binary(path) as stream,
-        NpzFile(stream) as archive,
-    ):
+    with open_binary(path) as stream, NpzFile(stream) as archive:
         names = [name for name in archive.files if not name.endswith("labels")]
         if len(names) != 1 and ("train" not in names or not set(names) <= set(SPLITS)):
             raise UsageError(

@@ -143,10 +143,7 @@ def _size(pixels: np.ndarray) -> str:
 @contextmanager
 def _opened(file: Path) -> Iterator[Image.Image]:
     """An image of at most 8 bits. Raises ValueError for more, which Pillow would truncate."""
-    with (
-        open_binary(file) as stream,
-        warnings.catch_warnings(action="ignore"),
-    ):
+    with open_binary(file) as stream, warnings.catch_warnings(action="ignore"):
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         header = stream.read(25)
         stream.seek(0)
