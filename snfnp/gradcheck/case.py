@@ -156,7 +156,7 @@ class Case:
 
     def matrix(self, linear_map: Map, w: np.ndarray) -> np.ndarray:
         """T(w) written out for one sample."""
-        return as_matrix(linear_map, self.ops, np.ascontiguousarray(w), self.shape)
+        return as_matrix(linear_map, self.ops, w, self.shape)
 
     def forward(
         self, x: np.ndarray, params: Arrays, dtype: DTypeLike = np.float64

@@ -56,9 +56,8 @@ def stop_gradient_objective(
         f(x, params), to be differentiated in the parameters only: δ_x = T(W)ᵀ δ_z, which the layer
         passes on, has no factor c_f.
     """
-    mixture = layer.rule.objective == "mixture"
-    c_f = 0.5 if mixture else 1.0
-    c_g = 0.5 if mixture else 0.0
+    c_g = 0.5 if layer.rule.objective == "mixture" else 0.0
+    c_f = 1 - c_g
     f, g = layer.maps  # their T differ if R has another kernel size than W
     x = flat(x)
     dz = flat(dz)
