@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.random import Generator, RandomState
@@ -171,7 +170,7 @@ def _preprocess(options: Options, table: np.ndarray, labels: list[str]) -> Stand
                 "finite there",
                 stacklevel=_STACK,
             )
-    lines: list[str] = []
+    lines = []
     preprocess = Standardise(
         *map(tuple, with_ties(moments, table, options.ties, labels, lines.append))
     )
@@ -206,7 +205,7 @@ def _config(options: Options, rows: int, columns: int, seed: int) -> TrainConfig
     """The configuration of flows that are trained on so many rows."""
     names = ("activation", "gradient", "epochs", "batch_size", "lr", "patience", "ties")
     # None: the default
-    settings: dict[str, Any] = {name: getattr(options, name) for name in names}
+    settings = {name: getattr(options, name) for name in names}
     config = TrainConfig(model="vector", seed=seed, depth=options.layers, **settings)
     config = config.resolve(rows, (columns,))
     plain = options.activation != "spline" and _is_small(config, columns)

@@ -246,7 +246,7 @@ def mixture_candidates(
         ldj: log|det| of the standardisation, (N,), for scores in units of the data.
         deadline: the time after which nothing more is tried, by `time.monotonic`.
     """
-    candidates: list[Candidate] = []
+    candidates = []
     count, columns = rows.shape
     few = count <= FEW
     sizes = _COMPONENTS if few else _COMPONENTS_OF_MANY
