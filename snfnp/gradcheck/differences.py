@@ -68,9 +68,7 @@ def relative_error(value: ArrayLike, expected: ArrayLike) -> float:
     expected = np.asarray(expected)
     if value.shape != expected.shape:
         raise ValueError(f"shapes differ: {value.shape} and {expected.shape}")
-    error = np.linalg.norm((value - expected).ravel()) / np.linalg.norm(
-        expected.ravel()
-    )
+    error = np.linalg.norm(value - expected) / np.linalg.norm(expected)
     return 0.0 if error < 1e-9 else float(f"{error:.3g}")
 
 

@@ -145,11 +145,13 @@ def check_layer(
         make = scalar or stop_gradient_objective
         f = make(layer, case.shape, case.ops, params, x, case.c[0], case.a, case.lam)
     for name in case.learned:
-
-        def of_one(value: np.ndarray, name: str = name) -> float:
-            return f(x, {**params, name: value})
-
-        attempt(case.measure, name, of_one, params[name], grads[name])
+        attempt(
+            case.measure,
+            name,
+            lambda value, name=name: f(x, {**params, name: value}),
+            params[name],
+            grads[name],
+        )
     if len(messages) > 1:
         messages.insert(0, f"{len(messages)} of {3 + len(case.learned)} checks failed:")
     if messages:
