@@ -93,9 +93,10 @@ def fit_density(
             can have.
     """
     preprocess = _preprocess(options, table, labels)
+    columns = table.shape[1]
     # Where all columns have ties, or the only one may have some, rows are equal by chance and not
     # as copies of one row: each is a group.
-    kept_ties = table.shape[1] == 1 and options.ties == "keep"
+    kept_ties = columns == 1 and options.ties == "keep"
     if kept_ties or preprocess.step and all(preprocess.step):
         groups = np.arange(len(table))
     count = int(groups[-1]) + 1
@@ -108,8 +109,7 @@ def fit_density(
     table = table[order]
     folds = _folds(options, groups[order])
     # the number of rows that a flow is trained on
-    rows = len(table) - max(len(fold) for fold in folds)
-    columns = table.shape[1]
+    rows = len(table) - max(map(len, folds))
     config = _config(options, rows, columns, seed)
     longest = 0
     if options.epochs is None and len(table) > FEW:
@@ -160,7 +160,7 @@ def _preprocess(options: Options, table: np.ndarray, labels: list[str]) -> Stand
     """The standardisation of rows, with noise in columns with ties; warns of these, and of equal
     columns."""
     moments = moments_of(table, "X", labels)
-    first_labels: dict[bytes, str] = {}
+    first_labels = {}
     for label, column in zip(labels, table.T, strict=True):
         values = (column + 0.0).tobytes()  # -0.0 as 0.0
         first = first_labels.setdefault(values, label)

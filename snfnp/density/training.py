@@ -160,7 +160,7 @@ def _trained(
 
     Returns the best of its evaluations and of `best`, and the number of its steps.
     """
-    training_rows = len(rows) - max(len(fold) for fold in folds)
+    training_rows = len(rows) - max(map(len, folds))
     steps = config.epochs * config.steps_per_epoch(training_rows)
     every = max(1, steps // _EVALUATIONS)
     patience = math.inf if config.patience is None else config.patience * every
