@@ -3,7 +3,6 @@
 Derivation: derivations/25-an-average-of-densities.md.
 """
 
-import math
 import sys
 import time
 import warnings
@@ -121,7 +120,7 @@ def fit_density(
         levels = [level for level, most in _NOISE.items() if len(table) <= most]
     averaged = len(folds) > 1
     parallel = averaged and forked.is_useful()
-    one_thread = parallel or _is_small(config, columns)
+    one_thread = parallel or config.batch_size * columns <= _SMALL
 
     def searched(deadline: float) -> Iterator[list[Candidate]]:
         """A generator of one value, the mixtures; of none if the options want no mixtures."""
@@ -208,12 +207,8 @@ def _config(options: Options, rows: int, columns: int, seed: int) -> TrainConfig
     settings = {name: getattr(options, name) for name in names}
     config = TrainConfig(model="vector", seed=seed, depth=options.layers, **settings)
     config = config.resolve(rows, (columns,))
-    plain = options.activation != "spline" and _is_small(config, columns)
+    plain = options.activation != "spline" and config.batch_size * columns <= _SMALL
     return replace(config, backend="numpy" if plain else "numba")
-
-
-def _is_small(config: TrainConfig, columns: int) -> bool:
-    return config.batch_size * columns <= _SMALL
 
 
 @contextmanager
@@ -224,7 +219,7 @@ def _progress(
     verbose = options.verbose
     report = tqdm.write if verbose and sys.stdout else silent
     disable = None if verbose is None else not verbose
-    limit = math.inf if options.time_limit is None else options.time_limit
+    limit = np.inf if options.time_limit is None else options.time_limit
     bar = progress_bar(total=0, unit="step", disable=disable, leave=False)
     with bar, compilations_shown(get_ops(config.backend), report):
         yield Progress(bar, time.monotonic() + limit, parallel, report)

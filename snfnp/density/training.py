@@ -4,7 +4,6 @@ rows, which is trained without the fold's rows and judged by them.
 Derivation: derivations/25-an-average-of-densities.md.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
@@ -87,7 +86,7 @@ class Progress:
     """
 
     bar: tqdm = field(default_factory=lambda: tqdm(total=0, disable=True))
-    deadline: float = math.inf
+    deadline: float = np.inf
     parallel: bool = False
     report: Report = silent
 
@@ -138,7 +137,7 @@ def flow_candidate(
     best = Candidate(f"flow, noise {config.noise:g}")
     done = 0
     while True:
-        before = best.mean if best.members else -math.inf
+        before = best.mean if best.members else -np.inf
         best, steps = _trained(config, flow, rows, folds, progress, best, done)
         done += steps
         if 2 * steps > longest or best.mean < before + _WORTH or progress.late:
@@ -163,7 +162,7 @@ def _trained(
     training_rows = len(rows) - max(map(len, folds))
     steps = config.epochs * config.steps_per_epoch(training_rows)
     every = max(1, steps // _EVALUATIONS)
-    patience = math.inf if config.patience is None else config.patience * every
+    patience = np.inf if config.patience is None else config.patience * every
     ends = [*range(0, steps, every), steps]
     starts = best.members or [None] * len(folds)
     before = 0
@@ -229,7 +228,7 @@ def mixture_candidates(
     folds: list[np.ndarray],
     seed: int,
     ldj: np.ndarray,
-    deadline: float = math.inf,
+    deadline: float = np.inf,
 ) -> list[Candidate]:
     """Mixtures of standardised rows (N, D): each candidate has one for every fold.
 
