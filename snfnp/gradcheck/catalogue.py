@@ -105,10 +105,6 @@ def _linear() -> list[tuple]:
 
 
 def _other_layers() -> list[tuple]:
-    # beyond the bound of an exponential the norm's gradient counts
-    exponential = ConvExponential(2, gain=4, terms=(13, 13))
-    flat_exponential = ConvExponential(3, (1, 3), gain=2, iterations=1, terms=(13, 13))
-
     def spline(name: str, shape: Shape, **options: Any) -> tuple:
         # 5 bins each: Numba compiles its kernels for every number of bins
         layer = RationalQuadraticSpline(5, **options)
@@ -149,6 +145,11 @@ def _other_layers() -> list[tuple]:
         ),
         ("anticausal conv", CausalConv2d(3, reverse=True), (3, 2, 3)),
         ("conv exponential, one channel", ConvExponential(1), (5, 4, 1)),
-        ("conv exponential", exponential, (3, 4, 2)),
-        ("conv exponential 1x3", flat_exponential, (2, 2, 3)),
+        # beyond the bound of an exponential the norm's gradient counts
+        ("conv exponential", ConvExponential(2, gain=4, terms=(13, 13)), (3, 4, 2)),
+        (
+            "conv exponential 1x3",
+            ConvExponential(3, (1, 3), gain=2, iterations=1, terms=(13, 13)),
+            (2, 2, 3),
+        ),
     ]
