@@ -42,8 +42,10 @@ threads.configure_blas()
 __version__ = "0.2.0"
 
 _STUB = Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")
-_IMPORTS = re.findall(r"^from (\S+) import (\w+) as", _STUB, re.M)
-_MODULES = {name: module for module, name in _IMPORTS}
+_MODULES = {
+    name: module
+    for module, name in re.findall(r"^from (\S+) import (\w+) as", _STUB, re.M)
+}
 __all__ = [
     *(name for name, module in _MODULES.items() if module != "snfnp"),
     "__version__",

@@ -3,8 +3,6 @@
 Derivation: derivations/05-self-normalizing.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from snfnp.ops import Array, Ops, RandomKey, Scalar
@@ -34,7 +32,7 @@ class BackwardContext:
     @classmethod
     def of(
         cls, ops: Ops, dldj: Array, lam: Scalar = 0.0, key: RandomKey | None = None
-    ) -> BackwardContext:
+    ) -> "BackwardContext":
         """The context outside of a training step; lam: λ of Eq. 3."""
         error_factor = lam * (-2 / max(len(dldj), 1))
         weight = dldj.sum(dtype="float64")

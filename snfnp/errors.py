@@ -90,11 +90,14 @@ def require_real(
     owner: object, high: float, or_zero: bool = False, **values: Any
 ) -> None:
     """Raises UsageError for anything but numbers between 0 and high; or_zero: or 0."""
-
-    def fits(value: Any) -> bool:
-        return _is_number(value, Real) and (0 < value < high or or_zero and value == 0)
-
-    _require(owner, values, fits, f"it must be in (0, {high:g}){' or 0' * or_zero}")
+    _require(
+        owner,
+        values,
+        lambda value: (
+            _is_number(value, Real) and (0 < value < high or or_zero and value == 0)
+        ),
+        f"it must be in (0, {high:g}){' or 0' * or_zero}",
+    )
 
 
 def require_sizes(
@@ -102,16 +105,15 @@ def require_sizes(
 ) -> None:
     """Raises UsageError for anything but tuples of whole numbers of at least `least`; count: how
     many, or None for any number."""
-
-    def fits(value: Any) -> bool:
-        is_tuple = isinstance(value, tuple) and count in (None, len(value))
-        return is_tuple and all(_is_number(size) and least <= size for size in value)
-
     number = "" if count is None else f"{count} "
     _require(
         owner,
         values,
-        fits,
+        lambda value: (
+            isinstance(value, tuple)
+            and count in (None, len(value))
+            and all(_is_number(size) and least <= size for size in value)
+        ),
         f"give a tuple of {number}whole numbers of at least {least}",
     )
 

@@ -89,16 +89,14 @@ def fault(
         return None
     low = images.min()
     high = images.max()
-    real = images.dtype.kind == "f"
-    cast = (
-        "" if shape is not None and images.dtype.kind in "ui" else " and cast to uint8"
-    )
-    extent = f"from {low:.4g} to {high:.4g}" if real else f"from {low} to {high}"
+    kind = images.dtype.kind
+    cast = "" if shape is not None and kind in "ui" else " and cast to uint8"
+    extent = f"from {low:.4g} to {high:.4g}" if kind == "f" else f"from {low} to {high}"
     if not (low >= 0 and high < levels):
         return f"values {extent}; bring them to 0 to {levels - 1}{cast}"
     if not cast:
         return None
-    fraction = images.dtype.kind in "bf" and high <= 1
+    fraction = kind in "bf" and high <= 1
     remedy = f"multiply by {levels - 1}" if fraction else "round"
     return f"{images.dtype} {extent}; {remedy}{cast}"
 

@@ -126,7 +126,7 @@ class Likelihood:
         Raises:
             UsageError: if the images or a number do not fit, before any image reaches a device.
         """
-        totals: dict[str, float] = defaultdict(float)
+        totals = defaultdict(float)
         for first, x, ldj in self._encoded(images, seed, at_once):
             watch_part = watch and partial(watch, first=first)
             for term, values in self._terms(x, ldj, watch_part).items():
@@ -145,11 +145,12 @@ class Likelihood:
         require_whole(None, 1, at_once=at_once)
         # The noise depends on the batch and on the image's index in it, not on `at_once`.
         for batch, start in enumerate(range(0, len(images), _BATCH)):
-            stop = min(start + _BATCH, len(images))
-            for first in range(start, stop, at_once):
-                key = RandomKey(seed, EVALUATION_NOISE, batch, first - start)
-                part = self._on_device(images[first : min(first + at_once, stop)])
-                yield first, *self.flow.preprocessed(self.ops, part, key, self._dtype)
+            together = images[start : start + _BATCH]
+            for first in range(0, len(together), at_once):
+                key = RandomKey(seed, EVALUATION_NOISE, batch, first)
+                part = self._on_device(together[first : first + at_once])
+                encoded = self.flow.preprocessed(self.ops, part, key, self._dtype)
+                yield start + first, *encoded
 
     def _on_device(self, array: Array) -> Array:
         return self.ops.asarray(array) if isinstance(array, np.ndarray) else array

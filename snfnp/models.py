@@ -149,10 +149,8 @@ def vector(choices: Choices, shape: Shape) -> Flow:
     kinds = ["identity", *[other] * choices.depth]
     layers = [("activation0", activation), ("whiten", Whiten(dimension, shrink=True))]
     for index, kind in enumerate(kinds, start=1):
-        layers.append(
-            (f"dense{index}", Linear(Dense(dimension), choices.rule, init_kind=kind))
-        )
-        layers.append((f"activation{index}", activation))
+        dense = Linear(Dense(dimension), choices.rule, init_kind=kind)
+        layers += [(f"dense{index}", dense), (f"activation{index}", activation)]
     return Flow((dimension,), tuple(layers[:-1]), image_shape=shape)
 
 

@@ -22,7 +22,7 @@ _OMP_WAIT = "OMP_WAIT_POLICY"
 _GOMP_SPIN = "GOMP_SPINCOUNT"
 _SPINS = "5000"  # iterations, a few tenths of a millisecond at most
 _NUMBERS = ("NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
-_in_force = {"blas_timeout_in_time": True}
+_blas_timeout_in_time = True
 # Held during products: a child of a fork would wait for ever for a lock that OpenBLAS held.
 blas = threading.Lock()
 _lock = threading.Lock()  # of what follows, and of the numbers of BLAS's threads
@@ -45,9 +45,10 @@ at_fork(blas)
 
 def configure_blas() -> None:
     """Let idle OpenBLAS threads sleep at once (2**4 ticks); no effect once NumPy is loaded."""
+    global _blas_timeout_in_time
     if _BLAS_TIMEOUT in os.environ:
         return
-    _in_force["blas_timeout_in_time"] = "numpy" not in sys.modules
+    _blas_timeout_in_time = "numpy" not in sys.modules
     os.environ[_BLAS_TIMEOUT] = "4"
 
 
@@ -216,7 +217,7 @@ def describe() -> dict:
     described = {
         "blas": pools,
         "blas_thread_timeout": os.environ.get(_BLAS_TIMEOUT),
-        "blas_timeout_in_time": _in_force["blas_timeout_in_time"],
+        "blas_timeout_in_time": _blas_timeout_in_time,
         "omp_wait_policy": os.environ.get(_OMP_WAIT),
         "gomp_spincount": os.environ.get(_GOMP_SPIN),
     }

@@ -6,7 +6,6 @@ images, and arrays. Nothing is ever unpickled.
 
 import os
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,11 +34,11 @@ __all__ = [
 Names = tuple[str, ...] | None  # of the columns of a table
 
 # {name: a function (data_dir or None, report) -> Dataset}
-PUBLISHED: dict[str, Callable[..., Dataset]] = {
+PUBLISHED = {
     published.name: published.load
     for published in (sets.MNIST, sets.FASHION_MNIST, sets.CIFAR, sets.IMAGENET32)
 }
-LOADERS: dict[str, Callable[..., Dataset]] = {
+LOADERS = {
     **PUBLISHED,
     "mnist-sample": sets.sample,
     **{name: partial(toy.load, name) for name in toy.DENSITIES},
@@ -137,7 +136,7 @@ def own_data(
     if isinstance(source, str):
         name = Path(source).stem
         shown = printable(source)
-    fractions: dict[str, float] = {}
+    fractions = {}
     for split, value in (("validation", validation), ("test", test)):
         if split in splits:
             if value is not None:
@@ -157,8 +156,7 @@ def own_data(
         fractions[split] = fraction
     if fractions:
         splits |= _held_out(splits["train"], fractions, seed, shown)
-    samples = [splits[split] for split in SPLITS]
-    return Dataset(name, *samples, source=shown, columns=columns)
+    return Dataset(name, **splits, source=shown, columns=columns)
 
 
 def _held_out(
@@ -208,7 +206,7 @@ def _chosen(
 
 def _read(
     source: Any, report: Report, table: dict[str, Any]
-) -> tuple[dict[str, np.ndarray], Names]:
+) -> tuple[dict[str, Any], Names]:
     """{split: array} at a path or of an array ("train" if there is only one), and the names of a
     table's columns. table: options of `read_table`."""
     if not isinstance(source, str):
@@ -216,7 +214,7 @@ def _read(
             array = np.asanyarray(source)
         return {"train": _required(array, "the array")}, None
     path = Path(source)
-    columns: Names = None
+    columns = None
     if not os.path.lexists(path):
         hint = "" if source in LOADERS else suggestion(source, LOADERS)
         raise UsageError(
@@ -254,10 +252,7 @@ def refuse_options(source: str, kind: str, **options: Any) -> None:
 
 def _archive(path: str) -> dict[str, np.ndarray]:
     """The arrays of an .npz file, except labels. Names and sizes are checked before any is read."""
-    with (
-        open_binary(path) as stream,
-        NpzFile(stream) as archive,
-    ):
+    with open_binary(path) as stream, NpzFile(stream) as archive:
         names = [name for name in archive.files if not name.endswith("labels")]
         if len(names) != 1 and ("train" not in names or not set(names) <= set(SPLITS)):
             raise UsageError(

@@ -107,9 +107,10 @@ def moments_of(
     """
     count = 0
     constant = np.True_
-    mean = np.zeros(rows.shape[1])
-    squares = np.zeros(rows.shape[1])
-    at_once = max(1, _AT_ONCE // rows.shape[1])
+    columns = rows.shape[1]
+    mean = np.zeros(columns)
+    squares = np.zeros(columns)
+    at_once = max(1, _AT_ONCE // columns)
     for first in range(0, len(rows), at_once):
         part = rows[first : first + at_once]
         constant &= (part == rows[:1]).all(axis=0)

@@ -32,7 +32,7 @@ def read_folder(folder: Path, report: Report) -> dict[str, np.ndarray]:
     """{split: images} of a folder, from its folders train, validation and test, or as others call
     these, in any letter case; without them, all images are "train". `report` gets a line about what
     is left out. Raises UsageError for damaged images, and for images beside such folders."""
-    splits: dict[str, str] = {}  # {folder: split}
+    splits = {}  # {folder: split}
     for name in sorted(os.listdir(folder)):
         split = _SPLITS.get(name.lower())
         if split and os.path.isdir(folder / name):
@@ -67,7 +67,7 @@ def _files(folder: Path, report: Report) -> Iterator[Path]:
     entries = 0
     images = 0
     left_out = False
-    others: Counter[str] = Counter()
+    others = Counter()
     for parent, folders, names in os.walk(folder):
         entries += len(names) + len(folders)
         walked = [name for name in folders if _is_walked(parent, name)]
@@ -143,10 +143,7 @@ def _size(pixels: np.ndarray) -> str:
 @contextmanager
 def _opened(file: Path) -> Iterator[Image.Image]:
     """An image of at most 8 bits. Raises ValueError for more, which Pillow would truncate."""
-    with (
-        open_binary(file) as stream,
-        warnings.catch_warnings(action="ignore"),
-    ):
+    with open_binary(file) as stream, warnings.catch_warnings(action="ignore"):
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         header = stream.read(25)
         stream.seek(0)

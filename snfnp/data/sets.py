@@ -71,7 +71,7 @@ class Published:
 
     def find(self, folder: Path) -> dict[str, Path]:
         """The files that a folder has, by published name; each of MNIST's has four names in use."""
-        paths: dict[str, Path] = {}
+        paths = {}
         for name in self.files:
             dotted = name.replace("-idx", ".idx")
             for spelling in (
@@ -97,7 +97,10 @@ class Published:
                 return self._read_from(option, Path(os.path.expanduser(path)))
         folder = user_cache() / self.name
         try:
-            self._fill(folder)
+            cached = self.find(folder)
+            for name in self.files:
+                if name not in cached:
+                    self._download(name, folder)
         except SnfnpError as error:
             if self.substitute is None:
                 raise SnfnpError(
@@ -144,23 +147,15 @@ class Published:
             )
         return self._read(files, f"folder {folder}")
 
-    def _fill(self, folder: Path) -> None:
-        """Download what the cache lacks."""
-        cached = self.find(folder)
-        for name in self.files:
-            if name in cached:
-                continue
-            if not self.mirrors:
-                raise SnfnpError("only registered users get the files")
-            if os.environ.get("SNFNP_OFFLINE", "0") not in ("", "0"):
-                raise SnfnpError("SNFNP_OFFLINE is set and the cache does not hold it")
-            self._download(name, folder)
-
     def _download(self, name: str, folder: Path) -> None:
         """Put a file into `folder` from the first mirror that works.
 
         pooch renames it once its checksum is right: an interruption leaves the cache as it was.
         """
+        if not self.mirrors:
+            raise SnfnpError("only registered users get the files")
+        if os.environ.get("SNFNP_OFFLINE", "0") not in ("", "0"):
+            raise SnfnpError("SNFNP_OFFLINE is set and the cache does not hold it")
         import pooch
         import requests
 
@@ -171,7 +166,7 @@ class Published:
             timeout=(5.0, 15.0),  # seconds to connect, and without a byte
         )
         known = f"md5:{self.files[name]}"
-        failures: list[str] = []
+        failures = []
         for mirror in self.mirrors:
             host = urlsplit(mirror).netloc
             try:
@@ -205,14 +200,10 @@ def _images(content: bytes) -> np.ndarray:
 
 def _mnist(published: Published, files: dict[str, Path]) -> np.ndarray:
     """The images of MNIST or Fashion-MNIST (Xiao et al. 2017)."""
-    images: list[np.ndarray] = []
+    images = []
     most = _HEADER + 28 * 28 * sum(published.counts)
-    for name in (TRAIN, TEST):
-        path = files[name]
-        with (
-            readable(path, _FRESH),
-            open_binary(path) as file,
-        ):
+    for name, path in files.items():
+        with readable(path, _FRESH), open_binary(path) as file:
             # servers and browsers uncompress files without renaming them
             compressed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
             file.seek(0)

@@ -176,9 +176,9 @@ def _beginning(
     if separator := _SEPARATOR.match(content):
         delimiters = separator[1]
         start = separator.end()
-    while line := next(
-        (each for each in _LINE.finditer(content, start) if each[0].strip()), None
-    ):
+    for line in _LINE.finditer(content, start):
+        if not line[0].strip():
+            continue
         start = line.start()
         tried = [each for each in delimiters if each in line[0]] or [delimiters[-1]]
         delimiter, first, second = _split(content, start, tried)
@@ -201,7 +201,7 @@ def _split(
     content: str, start: int, delimiters: list[str]
 ) -> tuple[str, list[str], list[str]]:
     """The delimiter that splits the first two rows into as many cells, and these rows."""
-    tried: dict[str, list[list[str]]] = {}
+    tried = {}
     for delimiter in (*delimiters, ","):
         rows = filter(None, _reader(content, delimiter, start))
         tried[delimiter] = [[cell.strip() for cell in next(rows, [])] for _ in range(2)]

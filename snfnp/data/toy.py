@@ -78,7 +78,7 @@ def draw(name: str, count: int, seed: int) -> np.ndarray:
     return np.stack([points.real, points.imag], axis=1).round(6)
 
 
-def load(name: str, data_dir: object = None, report: object = None) -> Dataset:
+def load(name: str, data_dir: object, report: object) -> Dataset:
     """The points of seed 0, for any seed of a run, so that runs compare."""
     splits = np.split(draw(name, sum(COUNTS), 0), np.cumsum(COUNTS[:-1]))
     source = "2-D toy data, drawn with seed 0"

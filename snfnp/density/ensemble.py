@@ -106,7 +106,7 @@ class Ensemble:
     def log_prob(self, rows: np.ndarray) -> np.ndarray:
         """log p(x) of rows (N, D), in nats: (N,); -inf where it is too small to be computed."""
         step = self.preprocess.step
-        points = offsets(np.array(step)) if step else np.zeros((1, rows.shape[1]))
+        points = offsets(np.array(step)) if step else [0.0]
         scores = []
         for part in np.array_split(rows, math.ceil(len(rows) / _AT_ONCE)):
             # -inf instead of NaN: so far out numbers overflow on their way

@@ -4,7 +4,6 @@ Derivation: derivations/03-change-of-variables.md and 25-an-average-of-densities
 """
 
 import inspect
-import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -165,7 +164,7 @@ class FlowDensity(Options):
             require_real(None, 1, validation_fraction=self.validation_fraction)
             require_whole(None, 1, members=self.members)
             if self.time_limit is not None:
-                require_real(None, math.inf, or_zero=True, time_limit=self.time_limit)
+                require_real(None, np.inf, or_zero=True, time_limit=self.time_limit)
             fit = fit_density(
                 self, table, groups, labels_of(names, table.shape[1]), rng
             )

@@ -29,8 +29,8 @@ def save(density: Any, path: Path) -> None:
     fit = density._fitted
     if path.exists() and not path.is_file():
         raise UsageError(f"{path} is no regular file: give another path")
-    arrays: dict[str, dict[str, np.ndarray]] = {}
-    candidates: list[list[Any]] = []
+    arrays = {}
+    candidates = []
     best = replace(fit.best, members=fit.best.members[:1])
     for index, (candidate, weight) in enumerate([*fit.kept, (best, None)]):
         candidates.append(
@@ -73,10 +73,7 @@ def load(cls: type, path: Path) -> Any:
             f"{path} holds no {cls.__name__}: give a file that it saved"
         )
     with readable(path, "use another file", CheckpointError, "is damaged"):
-        shapes = {
-            key: {name: tuple(shape) for name, shape in named.items()}
-            for key, named in record["shapes"].items()
-        }
+        shapes = record["shapes"]
         layout = Layout.of(shapes, fixed=tuple(shapes))
         views = layout.views(load_checkpoint(path, layout).p)
         density = cls(**record["params"])
@@ -89,7 +86,7 @@ def load(cls: type, path: Path) -> Any:
         usual &= np.abs(mean) < _LARGEST * spread
         _require(np.isfinite(moments).all() and usual.all(), "its moments")
         flow = config.build_flow(mean.shape, moments)
-        kept: list[tuple[Candidate, float]] = []
+        kept = []
         for index, (name, weight, step, count) in enumerate(record["candidates"]):
             members = [
                 _member(views[f"{index}.{number}"], flow.layout.size, len(mean))

@@ -3,14 +3,12 @@
 Derivation: derivations/25-an-average-of-densities.md.
 """
 
-import math
 import sys
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.random import Generator, RandomState
@@ -94,9 +92,10 @@ def fit_density(
             can have.
     """
     preprocess = _preprocess(options, table, labels)
+    columns = table.shape[1]
     # Where all columns have ties, or the only one may have some, rows are equal by chance and not
     # as copies of one row: each is a group.
-    kept_ties = table.shape[1] == 1 and options.ties == "keep"
+    kept_ties = columns == 1 and options.ties == "keep"
     if kept_ties or preprocess.step and all(preprocess.step):
         groups = np.arange(len(table))
     count = int(groups[-1]) + 1
@@ -109,8 +108,7 @@ def fit_density(
     table = table[order]
     folds = _folds(options, groups[order])
     # the number of rows that a flow is trained on
-    rows = len(table) - max(len(fold) for fold in folds)
-    columns = table.shape[1]
+    rows = len(table) - max(map(len, folds))
     config = _config(options, rows, columns, seed)
     longest = 0
     if options.epochs is None and len(table) > FEW:
@@ -122,7 +120,7 @@ def fit_density(
         levels = [level for level, most in _NOISE.items() if len(table) <= most]
     averaged = len(folds) > 1
     parallel = averaged and forked.is_useful()
-    one_thread = parallel or _is_small(config, columns)
+    one_thread = parallel or config.batch_size * columns <= _SMALL
 
     def searched(deadline: float) -> Iterator[list[Candidate]]:
         """A generator of one value, the mixtures; of none if the options want no mixtures."""
@@ -161,7 +159,7 @@ def _preprocess(options: Options, table: np.ndarray, labels: list[str]) -> Stand
     """The standardisation of rows, with noise in columns with ties; warns of these, and of equal
     columns."""
     moments = moments_of(table, "X", labels)
-    first_labels: dict[bytes, str] = {}
+    first_labels = {}
     for label, column in zip(labels, table.T, strict=True):
         values = (column + 0.0).tobytes()  # -0.0 as 0.0
         first = first_labels.setdefault(values, label)
@@ -171,7 +169,7 @@ def _preprocess(options: Options, table: np.ndarray, labels: list[str]) -> Stand
                 "finite there",
                 stacklevel=_STACK,
             )
-    lines: list[str] = []
+    lines = []
     preprocess = Standardise(
         *map(tuple, with_ties(moments, table, options.ties, labels, lines.append))
     )
@@ -206,15 +204,11 @@ def _config(options: Options, rows: int, columns: int, seed: int) -> TrainConfig
     """The configuration of flows that are trained on so many rows."""
     names = ("activation", "gradient", "epochs", "batch_size", "lr", "patience", "ties")
     # None: the default
-    settings: dict[str, Any] = {name: getattr(options, name) for name in names}
+    settings = {name: getattr(options, name) for name in names}
     config = TrainConfig(model="vector", seed=seed, depth=options.layers, **settings)
     config = config.resolve(rows, (columns,))
-    plain = options.activation != "spline" and _is_small(config, columns)
+    plain = options.activation != "spline" and config.batch_size * columns <= _SMALL
     return replace(config, backend="numpy" if plain else "numba")
-
-
-def _is_small(config: TrainConfig, columns: int) -> bool:
-    return config.batch_size * columns <= _SMALL
 
 
 @contextmanager
@@ -225,7 +219,7 @@ def _progress(
     verbose = options.verbose
     report = tqdm.write if verbose and sys.stdout else silent
     disable = None if verbose is None else not verbose
-    limit = math.inf if options.time_limit is None else options.time_limit
+    limit = np.inf if options.time_limit is None else options.time_limit
     bar = progress_bar(total=0, unit="step", disable=disable, leave=False)
     with bar, compilations_shown(get_ops(config.backend), report):
         yield Progress(bar, time.monotonic() + limit, parallel, report)

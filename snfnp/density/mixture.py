@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
@@ -65,11 +66,10 @@ class Mixture:
         first = rows[:_FIRST]
         labels = _start(first, components, np.random.default_rng(seed))
         width = _width(components, columns)
-        sums = np.zeros((components, 1))
-        for part, nearest in zip(
-            _parts(first, width), _parts(labels, width), strict=True
-        ):
-            sums = sums + np.eye(components)[nearest].T @ _features(part)
+        parts = zip(_parts(first, width), _parts(labels, width), strict=True)
+        sums: Any = sum(
+            np.eye(components)[nearest].T @ _features(part) for part, nearest in parts
+        )
         gain = _GAIN if len(rows) < _MANY else 10 * _GAIN
 
         def climbed(
@@ -102,8 +102,7 @@ class Mixture:
         some = np.maximum(counts, _TINY)[:, None]
         means = sums[:, 1 : 1 + columns] / some
         squares = np.empty((len(sums), columns, columns))
-        squares[:, upper, lower] = sums[:, 1 + columns :]
-        squares[:, lower, upper] = sums[:, 1 + columns :]
+        squares[:, upper, lower] = squares[:, lower, upper] = sums[:, 1 + columns :]
         scatter = squares - (counts[:, None] * means)[:, :, None] * means[:, None]
         if kind == "tied":
             scatter = scatter.sum(axis=0, keepdims=True)
@@ -207,10 +206,7 @@ def _features(rows: np.ndarray) -> np.ndarray:
     )
 
 
-@cache
-def _pairs(columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """All i and all j of the pairs with i ≤ j."""
-    return np.triu_indices(columns)
+_pairs = cache(np.triu_indices)  # of D columns: all i and all j of the pairs with i ≤ j
 
 
 def _start(rows: np.ndarray, components: int, rng: Generator) -> np.ndarray:

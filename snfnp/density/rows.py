@@ -107,19 +107,17 @@ def check_names(X: Any, expected: np.ndarray | None) -> None:
     if list(names) == list(expected):
         return
     message = "The feature names should match those that were passed during fit.\n"
-    unseen = sorted(set(names) - set(expected))
-    missing = sorted(set(expected) - set(names))
-    message += _listed("unseen at fit time", unseen)
-    message += _listed("seen at fit time, yet now missing", missing)
-    if not unseen and not missing:
+    others = {
+        "unseen at fit time": sorted(set(names) - set(expected)),
+        "seen at fit time, yet now missing": sorted(set(expected) - set(names)),
+    }
+    for description, group in others.items():
+        if group:
+            message += f"Feature names {description}:\n"
+            message += "".join(f"- {name}\n" for name in group[:5])
+    if not any(others.values()):
         message += "Feature names must be in the same order as they were in fit.\n"
     raise ValueError(message)
-
-
-def _listed(description: str, names: list[str]) -> str:
-    """The first names, each on a line; nothing without any."""
-    lines = [f"Feature names {description}:", *(f"- {name}" for name in names[:5])]
-    return "\n".join([*lines, ""]) if names else ""
 
 
 def drawn(
@@ -142,7 +140,7 @@ def drawn(
             f"sample_weight.shape == {weights.shape}, expected {(count,)}: give one weight for "
             "each row"
         )
-    if not (np.isfinite(weights).all() and (weights >= 0).all()):
+    if not ((weights >= 0) & (weights < np.inf)).all():
         raise ValueError(
             "sample_weight has negative or infinite numbers, or NaN: give others"
         )

@@ -4,7 +4,6 @@ rows, which is trained without the fold's rows and judged by them.
 Derivation: derivations/25-an-average-of-densities.md.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
@@ -87,7 +86,7 @@ class Progress:
     """
 
     bar: tqdm = field(default_factory=lambda: tqdm(total=0, disable=True))
-    deadline: float = math.inf
+    deadline: float = np.inf
     parallel: bool = False
     report: Report = silent
 
@@ -138,7 +137,7 @@ def flow_candidate(
     best = Candidate(f"flow, noise {config.noise:g}")
     done = 0
     while True:
-        before = best.mean if best.members else -math.inf
+        before = best.mean if best.members else -np.inf
         best, steps = _trained(config, flow, rows, folds, progress, best, done)
         done += steps
         if 2 * steps > longest or best.mean < before + _WORTH or progress.late:
@@ -160,10 +159,10 @@ def _trained(
 
     Returns the best of its evaluations and of `best`, and the number of its steps.
     """
-    training_rows = len(rows) - max(len(fold) for fold in folds)
+    training_rows = len(rows) - max(map(len, folds))
     steps = config.epochs * config.steps_per_epoch(training_rows)
     every = max(1, steps // _EVALUATIONS)
-    patience = math.inf if config.patience is None else config.patience * every
+    patience = np.inf if config.patience is None else config.patience * every
     ends = [*range(0, steps, every), steps]
     starts = best.members or [None] * len(folds)
     before = 0
@@ -229,7 +228,7 @@ def mixture_candidates(
     folds: list[np.ndarray],
     seed: int,
     ldj: np.ndarray,
-    deadline: float = math.inf,
+    deadline: float = np.inf,
 ) -> list[Candidate]:
     """Mixtures of standardised rows (N, D): each candidate has one for every fold.
 
@@ -246,7 +245,7 @@ def mixture_candidates(
         ldj: log|det| of the standardisation, (N,), for scores in units of the data.
         deadline: the time after which nothing more is tried, by `time.monotonic`.
     """
-    candidates: list[Candidate] = []
+    candidates = []
     count, columns = rows.shape
     few = count <= FEW
     sizes = _COMPONENTS if few else _COMPONENTS_OF_MANY

@@ -14,8 +14,12 @@ from numpy.typing import ArrayLike, DTypeLike
 from snfnp.context import BackwardContext
 from snfnp.errors import UsageError
 from snfnp.flow import layer_key
-from snfnp.gradcheck import differences
-from snfnp.gradcheck.differences import GradientError, relative
+from snfnp.gradcheck.differences import (
+    GradientError,
+    check_gradient,
+    relative,
+    tolerance,
+)
 from snfnp.gradcheck.members import require
 from snfnp.layers import Layer, Whiten
 from snfnp.maps import Map
@@ -124,11 +128,11 @@ class Case:
         self.dtype = dtype
         self.lam = lam
         self.report = Report()
-        self.rtol = differences.tolerance(dtype) if rtol is None else rtol
+        self.rtol = tolerance(dtype) if rtol is None else rtol
         self.rng = rng = np.random.default_rng(seed)
         self.x = rng.standard_normal((batch, *self.shape)) if x is None else x
-        self.initial: Arrays = layer.init(rng, self.shape)
-        self.params: Arrays = params or {
+        self.initial = layer.init(rng, self.shape)
+        self.params = params or {
             name: value + noise * rng.standard_normal(value.shape)
             for name, value in self.initial.items()
         }
@@ -156,7 +160,7 @@ class Case:
 
     def matrix(self, linear_map: Map, w: np.ndarray) -> np.ndarray:
         """T(w) written out for one sample."""
-        return as_matrix(linear_map, self.ops, np.ascontiguousarray(w), self.shape)
+        return as_matrix(linear_map, self.ops, w, self.shape)
 
     def forward(
         self, x: np.ndarray, params: Arrays, dtype: DTypeLike = np.float64
@@ -245,7 +249,7 @@ class Case:
         gradient: np.ndarray,
     ) -> None:
         """Compare a gradient with differences of a scalar (`check_gradient`), and report it."""
-        result = differences.check_gradient(
+        result = check_gradient(
             scalar, point, gradient, rng=self.rng, rtol=self.rtol, name=name
         )
         self.report.errors[name] = result.error

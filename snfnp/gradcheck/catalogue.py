@@ -25,7 +25,7 @@ from snfnp.layers import (
 )
 from snfnp.maps import Conv2d, Dense
 from snfnp.ops import Shape
-from snfnp.rules import Exact, Relative, Rule, SelfNormalizing
+from snfnp.rules import Exact, Relative, SelfNormalizing
 
 
 class Check(NamedTuple):
@@ -73,51 +73,38 @@ def catalogue() -> list[Check]:
 
 
 def _linear() -> list[tuple]:
-    snf = SelfNormalizing()
     forward = SelfNormalizing("forward")
     exact = Exact()
     rotation = {"init_kind": "orthogonal"}
 
-    def dense(name: str, features: int, rule: Rule, **options: Any) -> tuple:
-        return f"dense{name}", Linear(Dense(features), rule, **options), (features,)
+    def dense(name: str, features: int, **options: Any) -> tuple:
+        return f"dense{name}", Linear(Dense(features), **options), (features,)
 
-    def conv(
-        name: str, kernel: tuple[int, int], shape: Shape, rule: Rule, **options: Any
-    ) -> tuple:
-        layer = Linear(Conv2d(kernel, shape[2]), rule, **options)
+    def conv(name: str, kernel: tuple[int, int], shape: Shape, **options: Any) -> tuple:
+        layer = Linear(Conv2d(kernel, shape[2]), **options)
         return f"conv {kernel[0]}x{kernel[1]}{name}", layer, shape
 
     return [
-        dense("", 5, snf),
-        dense(", one feature", 1, snf),
-        dense(
-            ", without bias, from the identity",
-            5,
-            snf,
-            bias=False,
-            init_kind="identity",
-        ),
-        dense(", forward objective", 5, forward),
-        dense(", exact gradient", 5, exact),
-        dense(", exact gradient, without bias", 5, exact, bias=False),
-        conv("", (3, 3), (3, 3, 2), snf),
-        conv(", one channel", (3, 3), (4, 3, 1), snf),
-        conv(", forward objective", (3, 3), (3, 3, 2), forward, bias=False),
-        conv(", exact gradient", (3, 3), (3, 3, 2), exact),
-        conv(", inverse 5x5", (3, 3), (3, 4, 2), snf, inverse_map=Conv2d((5, 5), 2)),
-        conv(", inverse 5x3", (3, 5), (4, 3, 1), snf, inverse_map=Conv2d((5, 3), 1)),
+        dense("", 5),
+        dense(", one feature", 1),
+        dense(", without bias, from the identity", 5, bias=False, init_kind="identity"),
+        dense(", forward objective", 5, rule=forward),
+        dense(", exact gradient", 5, rule=exact),
+        dense(", exact gradient, without bias", 5, rule=exact, bias=False),
+        conv("", (3, 3), (3, 3, 2)),
+        conv(", one channel", (3, 3), (4, 3, 1)),
+        conv(", forward objective", (3, 3), (3, 3, 2), rule=forward, bias=False),
+        conv(", exact gradient", (3, 3), (3, 3, 2), rule=exact),
+        conv(", inverse 5x5", (3, 3), (3, 4, 2), inverse_map=Conv2d((5, 5), 2)),
+        conv(", inverse 5x3", (3, 5), (4, 3, 1), inverse_map=Conv2d((5, 3), 1)),
         # the 1×1 convolutions of Glow, plain and self-normalizing, and Table 5's larger kernel
-        conv(", exact gradient", (1, 1), (2, 3, 4), exact, bias=False, **rotation),
-        conv("", (1, 1), (2, 3, 3), snf, **rotation),
-        conv("", (5, 5), (3, 4, 2), snf, **rotation),
+        conv(", exact gradient", (1, 1), (2, 3, 4), rule=exact, bias=False, **rotation),
+        conv("", (1, 1), (2, 3, 3), **rotation),
+        conv("", (5, 5), (3, 4, 2), **rotation),
     ]
 
 
 def _other_layers() -> list[tuple]:
-    # beyond the bound of an exponential the norm's gradient counts
-    exponential = ConvExponential(2, gain=4, terms=(13, 13))
-    flat_exponential = ConvExponential(3, (1, 3), gain=2, iterations=1, terms=(13, 13))
-
     def spline(name: str, shape: Shape, **options: Any) -> tuple:
         # 5 bins each: Numba compiles its kernels for every number of bins
         layer = RationalQuadraticSpline(5, **options)
@@ -158,6 +145,11 @@ def _other_layers() -> list[tuple]:
         ),
         ("anticausal conv", CausalConv2d(3, reverse=True), (3, 2, 3)),
         ("conv exponential, one channel", ConvExponential(1), (5, 4, 1)),
-        ("conv exponential", exponential, (3, 4, 2)),
-        ("conv exponential 1x3", flat_exponential, (2, 2, 3)),
+        # beyond the bound of an exponential the norm's gradient counts
+        ("conv exponential", ConvExponential(2, gain=4, terms=(13, 13)), (3, 4, 2)),
+        (
+            "conv exponential 1x3",
+            ConvExponential(3, (1, 3), gain=2, iterations=1, terms=(13, 13)),
+            (2, 2, 3),
+        ),
     ]

@@ -1,6 +1,5 @@
 """Central differences of a scalar function, to check a gradient: derivations/02-notation.md."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -68,9 +67,7 @@ def relative_error(value: ArrayLike, expected: ArrayLike) -> float:
     expected = np.asarray(expected)
     if value.shape != expected.shape:
         raise ValueError(f"shapes differ: {value.shape} and {expected.shape}")
-    error = np.linalg.norm((value - expected).ravel()) / np.linalg.norm(
-        expected.ravel()
-    )
+    error = np.linalg.norm(value - expected) / np.linalg.norm(expected)
     return 0.0 if error < 1e-9 else float(f"{error:.3g}")
 
 
@@ -111,7 +108,7 @@ def check_gradient(
         raise UsageError(
             f"{str(f)[:60]} is no function: give f, and then {name} and its gradient"
         )
-    value: Any = f(x)
+    value = f(x)
     if np.ndim(value) or value is None:
         raise UsageError(
             f"f returned {type(value).__name__} of shape {getattr(value, 'shape', ())}: "
@@ -158,7 +155,7 @@ def check_gradient(
             raise GradientError(
                 f"{name}: the negative control (times {factor}) was not caught"
             )
-    control = float(min(controls.values())) if typical else math.nan
+    control = float(min(controls.values())) if typical else np.nan
     return Comparison(float(worst), control, (float(numeric), analytic))
 
 

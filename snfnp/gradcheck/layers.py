@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from snfnp.errors import UsageError
-from snfnp.gradcheck import differences
 from snfnp.gradcheck.case import (
     Arrays,
     Case,
@@ -15,7 +14,7 @@ from snfnp.gradcheck.case import (
     on_cpu_backends,
     require_values,
 )
-from snfnp.gradcheck.differences import GradientError, central_difference
+from snfnp.gradcheck.differences import STEPS, GradientError, central_difference
 from snfnp.layers import Layer, Linear
 from snfnp.ops import Ops, Shape
 from snfnp.ops.group import flat
@@ -56,9 +55,8 @@ def stop_gradient_objective(
         f(x, params), to be differentiated in the parameters only: δ_x = T(W)ᵀ δ_z, which the layer
         passes on, has no factor c_f.
     """
-    mixture = layer.rule.objective == "mixture"
-    c_f = 0.5 if mixture else 1.0
-    c_g = 0.5 if mixture else 0.0
+    c_g = 0.5 if layer.rule.objective == "mixture" else 0.0
+    c_f = 1 - c_g
     f, g = layer.maps  # their T differ if R has another kernel size than W
     x = flat(x)
     dz = flat(dz)
@@ -118,11 +116,12 @@ def check_layer(
         UsageError: if a rule with an inverse needs a scalar of its own.
     """
     case = Case(layer, shape, **settings)
-    usual = isinstance(layer, Linear) and type(layer.rule) is SelfNormalizing
-    if layer.learns_inverse and not (scalar or usual):
-        raise UsageError(
-            "the rule of this layer has a gradient of its own: give its `scalar`"
-        )
+    if layer.learns_inverse and not scalar:
+        if not (isinstance(layer, Linear) and type(layer.rule) is SelfNormalizing):
+            raise UsageError(
+                "the rule of this layer has a gradient of its own: give its `scalar`"
+            )
+        scalar = stop_gradient_objective
     _check_arrays(case)
     x = case.x
     params = case.params
@@ -142,15 +141,16 @@ def check_layer(
         case.measure, "x", lambda value: case.objective(value, params), x, grads["x"]
     )
     f = case.objective
-    if scalar or layer.learns_inverse:
-        make = scalar or stop_gradient_objective
-        f = make(layer, case.shape, case.ops, params, x, case.c[0], case.a, case.lam)
+    if scalar:
+        f = scalar(layer, case.shape, case.ops, params, x, case.c[0], case.a, case.lam)
     for name in case.learned:
-
-        def of_one(value: np.ndarray, name: str = name) -> float:
-            return f(x, {**params, name: value})
-
-        attempt(case.measure, name, of_one, params[name], grads[name])
+        attempt(
+            case.measure,
+            name,
+            lambda value, name=name: f(x, {**params, name: value}),
+            params[name],
+            grads[name],
+        )
     if len(messages) > 1:
         messages.insert(0, f"{len(messages)} of {3 + len(case.learned)} checks failed:")
     if messages:
@@ -219,7 +219,7 @@ def _log_det_error(case: Case) -> float:
     for x, declared in zip(case.x, log_dets, strict=True):
         units = np.eye(x.size).reshape(-1, *x.shape)
         copies = np.repeat(x[None], x.size, axis=0)
-        for step in differences.STEPS:
+        for step in STEPS:
             jacobian = central_difference(flat_outputs, copies, units, step)
             expected = float(np.linalg.slogdet(jacobian)[1])
             error = abs(float(declared) - expected) / max(1.0, abs(expected))

@@ -21,9 +21,7 @@ def require(thing: Any, contract: type, advice: str = "") -> None:
         if member.startswith("_") or not isinstance(declared, (property, FunctionType)):
             continue
         if getattr(type(thing), member) is declared:
-            function: Any = (
-                declared.fget if isinstance(declared, property) else declared
-            )
+            function: Any = getattr(declared, "fget", declared)
             if "NotImplementedError" in function.__code__.co_names:
                 raise UsageError(
                     f"{name} has no {member}: write it, as snfnp's {kind} describes"
@@ -31,7 +29,7 @@ def require(thing: Any, contract: type, advice: str = "") -> None:
         elif not isinstance(declared, property) and not _fits(
             getattr(thing, member), declared
         ):
-            expected = ", ".join(str(each) for each in _arguments(declared))
+            expected = ", ".join(map(str, _arguments(declared)))
             raise UsageError(
                 f"{name}.{member} takes {inspect.signature(getattr(thing, member))}: "
                 f"let it take ({expected})"

@@ -44,7 +44,7 @@ class Batches:
         self._shape = shape
         self._count = len(images)
         self._source = ops.images.source(images)
-        self._epoch: int | None = None
+        self._epoch = -1
         self.steps_per_epoch = len(images) // config.batch_size
 
     def stage(self, step: int) -> int:

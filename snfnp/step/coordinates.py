@@ -12,6 +12,7 @@ Derivation: derivations/24-natural-coordinates.md.
 
 import math
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -186,13 +187,13 @@ def kernel_inputs(layer: Layer) -> dict[str, Callable[[dict], Array]]:
     """The kernels of a layer that get white coordinates: {name: a function that returns the images
     which the kernel multiplies, from the cache of a forward pass}."""
     if isinstance(layer, Linear):
-        keys = {"W": "x", "R": "z0"} if layer.learns_inverse else {"W": "x"}
-        # `maps` is (f, g), also where there is no R for g
-        return {
-            kernel: lambda cache, key=key: cache[key]
-            for (kernel, key), f in zip(keys.items(), layer.maps, strict=False)
-            if isinstance(f, Conv2d)
-        }
+        f, g = layer.maps
+        inputs = {}
+        if isinstance(f, Conv2d):
+            inputs["W"] = itemgetter("x")
+        if isinstance(g, Conv2d) and layer.learns_inverse:
+            inputs["R"] = itemgetter("z0")
+        return inputs
     # of a coupling's network the first kernel only: the inputs of the others have many channels
     if isinstance(layer, AffineCoupling):
         return {"w1": lambda cache: cache["x"][..., : layer.channels // 2]}
@@ -221,13 +222,11 @@ class Coordinates(TrainingState):
     key = "coordinates.U"
 
     def __init__(self, ops: Ops, flow: Flow, config: Settings, optimiser: Optimiser):
-        self._ops = ops
-        self._flow = flow
         self._optimiser = optimiser
         self._diagonal = config.coordinates == "scaled"
         self._inputs = {name: kernel_inputs(layer) for name, layer in flow.layers}
         # (layer, kernel): the part of `values` that is its U
-        self._slices: dict[tuple[str, str], slice] = {}
+        self._slices = {}
         blocks = []  # see `ops.step.apply_block_matrices`
         start = 0
         for entry in flow.layout.optimised.entries:
@@ -242,50 +241,40 @@ class Coordinates(TrainingState):
             np.concatenate([np.eye(size).ravel() for _, size, _, _ in blocks])
         )
         self._gradient = ops.xp.zeros(flow.layout.fixed, config.dtype)
-        self._step = ops.xp.zeros(flow.layout.fixed, config.dtype)
+        self._step = ops.xp.zeros_like(self._gradient)
 
     def renew(self, trainer: Trainer, batches: BatchSource) -> None:
         """Estimate U from the images of the next step: one forward pass."""
-        ops = self._ops
-        moments = ops.xp.zeros_like(self.values)
+        ops = trainer.ops
         images = batch_of(batches, trainer.step)
         with threads.blas_limited(1):  # more threads slow such small matrices
             x, _ = trainer.encode(images, trainer.step)
-            for name, layer in self._flow.layers:
+            for name, layer in trainer.flow.layers:
                 p = trainer.params[name]
                 x, _, cache = layer.forward(ops, p, x)
                 for kernel, input_of in self._inputs[name].items():
                     h = input_of(cache).astype(np.float64)
                     rows = ops.conv.patches(h, p[kernel].shape[:2])
                     # a sum, not a mean: U does not depend on the scale of M
-                    product = ops.linalg.matmul(rows.T, rows)
-                    moments[self._slices[name, kernel]] = product.ravel()
-            host = ops.to_host(moments)
-            for part in self._slices.values():
-                size = math.isqrt(part.stop - part.start)
-                u = whitening(host[part].reshape(size, size), self._diagonal)
-                host[part] = u.ravel()
-        self.values[...] = ops.asarray(host)
+                    moments = ops.to_host(ops.linalg.matmul(rows.T, rows))
+                    u = whitening(moments, self._diagonal)
+                    self.values[self._slices[name, kernel]] = ops.asarray(u.ravel())
 
     def ascend(
         self,
         ops: Ops,
         gradient: Array,
-        lr: Any,
-        step: Any,
-        clip_norm: float | None,
-        failed: Any,
-        *,
+        *settings: Any,
         out: Buffers,
     ) -> Any:
-        """The optimiser's `update`, with the step in V; the rest is unchanged."""
+        """The optimiser's `update`, with the step in V; settings: its other arguments."""
         p, m, v = out
         ops.step.apply_block_matrices(
             gradient, self.values, self._blocks, out=self._gradient
         )
         self._step[...] = 0
         squares = self._optimiser.update(
-            ops, self._gradient, lr, step, clip_norm, failed, out=(self._step, m, v)
+            ops, self._gradient, *settings, out=(self._step, m, v)
         )
         ops.step.apply_block_matrices(
             self._step, self.values, self._blocks, out=p, add=True
