@@ -97,7 +97,7 @@ def imported(model: Any) -> Any:
 
     It is imported, from the current folder if the package is nowhere else. Raises UsageError if it
     cannot be imported."""
-    match = _REFERENCE.fullmatch(str(model))
+    match = _REFERENCE.fullmatch(model) if isinstance(model, str) else None
     if model in PRESETS or not match:
         return model
     package = match[1].partition(".")[0]
