@@ -78,9 +78,8 @@ class Spline(OperationGroup):
         """x (N, *shape), knots -> y (N, *shape), ldj (N,) = Σ log dy/dx. O(N P)."""
         xp = self.xp
         b = self._bin(x, knots, 0)
-        s, t, u, n, denominator = self._terms(x, b)
-        numerator = s * t * t + b.d0 * u
-        y = xp.where(b.outside, x, b.y0 + b.h * (numerator / denominator))
+        s, _, _, r, n, denominator = self._terms(x, b)
+        y = xp.where(b.outside, x, b.y0 + b.h * r)
         log_slope = xp.where(b.outside, 0, xp.log(n) + 2 * xp.log(s / denominator))
         return y, log_slope.reshape(len(x), -1).sum(axis=1)
 
@@ -126,10 +125,9 @@ class Spline(OperationGroup):
         b = self._bin(x, knots, 0)
         gy = xp.where(b.outside, 0, dy)
         gl = xp.where(b.outside, 0, dldj.reshape(-1, *[1] * (x.ndim - 1)))
-        s, t, u, n, denominator = self._terms(x, b)
+        s, t, u, r, n, denominator = self._terms(x, b)
         m = 1 - t
         bend = b.d0 + b.d1 - 2 * s
-        r = (s * t * t + b.d0 * u) / denominator
         slope = (s / denominator) ** 2 * n
         v = u / denominator
         # ∂ℓ/∂t = 2 [(D_{k+1} t + s(1-2t) - D_k (1-t))/n - (D_k + D_{k+1} - 2s)(1-2t)/D]
@@ -143,11 +141,23 @@ class Spline(OperationGroup):
         g_w = total / b.w - t * dx
         g_h = gy * r - total / b.h
         # the left knot of a bin moves its edge and shrinks it, the right one widens it
-        inner = xp.empty((3, knots.shape[1] - 2, *x.shape[1:]), dx.dtype)
-        self._sum_per_knot(b.index, -dx - g_w, g_w, out=inner[0])
-        self._sum_per_knot(b.index, gy - g_h, g_h, out=inner[1])
-        self._sum_per_knot(b.index, g_d0, g_d1, out=inner[2])
-        self._raw_gradients(inner, factors, scale, out)
+        sides = (-dx - g_w, g_w), (gy - g_h, g_h), (g_d0, g_d1)
+        bins = knots.shape[1] - 1
+        inner = xp.empty((3, bins - 1, *x.shape[1:]), dx.dtype)
+        for sums, (left, right) in zip(inner, sides, strict=True):
+            for k in range(bins - 1):  # a knot between bins k and k + 1
+                of_right = xp.where(b.index == k, right, 0)
+                xp.where(b.index == k + 1, left, of_right).sum(axis=0, out=sums[k])
+        # from inner knots to raw parameters: cumulative sums, softmax and softplus backwards
+        *softmaxes, sigma = xp.split(factors, (bins, 2 * bins))
+        for axis, shares in enumerate(softmaxes):
+            # a size moves every knot to its right: Σ_{k > j} ∂L/∂X_k
+            g = xp.zeros_like(shares)
+            for k in reversed(range(bins - 1)):
+                g[k] = inner[axis][k] + g[k + 1]
+            g = scale * shares * (g - (g * shares).sum(axis=0))
+            out[axis][...] = xp.moveaxis(g, 0, -1)
+        out[2][...] = xp.moveaxis(inner[2] * sigma, 0, -1)
         return xp.where(b.outside, dy, dx)
 
     def _bin(self, values: Array, knots: Array, axis: int) -> _Bin:
@@ -160,40 +170,11 @@ class Spline(OperationGroup):
         x1, y1, d1 = xp.take_along_axis(knots, index[None] + 1, axis=1)
         return _Bin(index, outside, x0, y0, x1 - x0, y1 - y0, d0, d1)
 
-    def _terms(self, x: Array, b: _Bin) -> tuple[Array, Array, Array, Array, Array]:
-        """s, t, u, n and the denominator D of the formulas above, for x and its bin."""
+    def _terms(self, x: Array, b: _Bin) -> tuple[Array, ...]:
+        """s, t, u, N/D, n and the denominator D of the formulas above, for x and its bin."""
         s = b.h / b.w
         t = self.xp.where(b.outside, 0, (x - b.x0) / b.w)
         u = t * (1 - t)
         n = b.d1 * t * t + 2 * s * u + b.d0 * (1 - t) * (1 - t)
-        return s, t, u, n, s + (b.d0 + b.d1 - 2 * s) * u
-
-    def _sum_per_knot(
-        self, index: Array, left: Array, right: Array, out: Array
-    ) -> None:
-        """Sum over the batch into the K-1 inner knots: out (K-1, *shape)."""
-        where = self.xp.where
-        for k in range(len(out)):  # a knot between bins k and k + 1
-            where(index == k + 1, left, where(index == k, right, 0)).sum(
-                axis=0, out=out[k]
-            )
-
-    def _raw_gradients(
-        self,
-        inner: Array,
-        factors: Array,
-        scale: float,
-        out: tuple[Array, ...],
-    ) -> None:
-        """From inner knots to raw parameters: cumulative sums, softmax and softplus backwards."""
-        xp = self.xp
-        bins = out[0].shape[-1]
-        for axis in (0, 1):
-            shares = factors[axis * bins : (axis + 1) * bins]
-            # a size moves every knot to its right: Σ_{k > j} ∂L/∂X_k
-            g = xp.zeros_like(shares)
-            for k in reversed(range(bins - 1)):
-                g[k] = inner[axis][k] + g[k + 1]
-            g = scale * shares * (g - (g * shares).sum(axis=0))
-            out[axis][...] = xp.moveaxis(g, 0, -1)
-        out[2][...] = xp.moveaxis(inner[2] * factors[2 * bins :], 0, -1)
+        denominator = s + (b.d0 + b.d1 - 2 * s) * u
+        return s, t, u, (s * t * t + b.d0 * u) / denominator, n, denominator
