@@ -59,9 +59,7 @@ class Ops:
     @property
     def host(self) -> "Ops":
         """The reference implementation on the CPU, for host arrays."""
-        return assemble(
-            HostDevice("numpy") if self.asynchronous else self.device, DEFINITIONS
-        )
+        return assemble(HostDevice("numpy"), DEFINITIONS)
 
     @property
     def forward_only(self) -> "Ops":
@@ -140,7 +138,7 @@ def get_ops(backend: str = "numba", tf32: bool = False) -> Ops:
 
 def cpu_backends() -> list[Ops]:
     """The operations of every backend of CPUs that is installed, the reference's first."""
-    return [get_ops("numpy"), *([get_ops("numba")] if find_spec("numba") else [])]
+    return [get_ops(name) for name in ("numpy", "numba") if find_spec(name)]
 
 
 __all__ = [
