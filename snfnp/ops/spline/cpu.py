@@ -35,9 +35,7 @@ _CHAINS = _LANES // _FACTORS
 
 
 class CpuSpline(Spline):
-    def knots(
-        self, widths: Array, heights: Array, slopes: Array, bound: float, eps: float
-    ) -> tuple[Array, Array]:
+    def knots(self, widths, heights, slopes, bound, eps):
         *shape, bins = widths.shape
         pixels = math.prod(shape)
         agree = heights.shape == widths.shape and slopes.shape == (*shape, bins - 1)
@@ -53,7 +51,7 @@ class CpuSpline(Spline):
         _knots(*raw, *map(widths.dtype.type, numbers), knots, factors)
         return knots.reshape(3, bins + 1, *shape), factors.reshape(-1, *shape)
 
-    def evaluate(self, x: Array, knots: Array) -> tuple[Array, Array]:
+    def evaluate(self, x, knots):
         if not _agree(x, knots):
             return super().evaluate(x, knots)
         parts, blocks = _tasks(x)
@@ -63,23 +61,14 @@ class CpuSpline(Spline):
         total = ldj[0] if blocks == 1 else ldj.sum(axis=0)
         return y, total.astype(x.dtype, copy=False)
 
-    def inverse(self, y: Array, knots: Array) -> Array:
+    def inverse(self, y, knots):
         if not _agree(y, knots):
             return super().inverse(y, knots)
         x = np.empty(y.shape, y.dtype)
         _inverse(math.prod(_tasks(y)), y.ravel(), *_described(knots), x.ravel())
         return x
 
-    def backward(
-        self,
-        x: Array,
-        knots: Array,
-        factors: Array,
-        scale: float,
-        dy: Array,
-        dldj: Array,
-        out: tuple[Array, Array, Array],
-    ) -> Array:
+    def backward(self, x, knots, factors, scale, dy, dldj, out):
         arrays = (factors, dy, dldj, *out)
         shapes = [array.shape for array in arrays]
         if not (_agree(x, knots) and alike(x, *arrays) and shapes == _shapes(x, knots)):

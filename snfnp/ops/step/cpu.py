@@ -7,27 +7,15 @@ import math
 
 import numpy as np
 
-from snfnp.ops.group import Array, Scalar
 from snfnp.ops.jit import alike, parallel
-from snfnp.ops.step.definition import Buffers, Step, clip_scale
+from snfnp.ops.step.definition import Step, clip_scale
 
 _BLOCK = 16384  # elements of a flat buffer that one task takes: 64 KB, inside the second cache
 _LANES = 64  # independent partial sums: four vector registers or more
 
 
 class CpuStep(Step):
-    def adam(
-        self,
-        g: Array,
-        lr: Scalar,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        step: Scalar,
-        clip_norm: float,
-        failed: Scalar,
-        out: Buffers,
-    ) -> Scalar:
+    def adam(self, g, lr, beta1, beta2, eps, step, clip_norm, failed, out):
         p, m, v = out
         flat = p.ndim == 1 and p.shape == g.shape == m.shape == v.shape
         if failed or not (flat and alike(g, *out)):
