@@ -24,18 +24,15 @@ class CpuStep(Step):
         _squares(len(sums), g, sums)
         squares = float(sums.sum())
         if math.isfinite(squares):
-            scale = clip_scale(squares, clip_norm)
-            step_size = lr / (1 - beta1**step)
-            correction = 1 / (1 - beta2**step)
             numbers = (
-                step_size,
+                lr / (1 - beta1**step),  # in the order of `_adam`'s
                 beta1,
                 1 - beta1,
                 beta2,
                 1 - beta2,
                 eps,
-                correction,
-                scale,
+                1 / (1 - beta2**step),
+                clip_scale(squares, clip_norm),
             )
             _adam(len(sums), g, p, m, v, *map(p.dtype.type, numbers))
         return squares
