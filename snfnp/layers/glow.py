@@ -43,8 +43,7 @@ class ActNorm(Layer):
         rows = x.reshape(-1, x.shape[-1]).astype(xp.float64)
         first = rows[0]
         rows = rows - first  # exactly 0 for a constant
-        offset = rows.mean(axis=0)
-        mean = first + offset
+        mean = first + rows.mean(axis=0)
         std = rows.std(axis=0)
         constant = std <= _CONSTANT * xp.finfo(x.dtype).eps * xp.sqrt(mean**2 + std**2)
         s = xp.where(constant, 0, xp.log(std + _FLOOR))
