@@ -43,9 +43,8 @@ class ActNorm(Layer):
         rows = x.reshape(-1, x.shape[-1]).astype(xp.float64)
         first = rows[0]
         rows = rows - first  # exactly 0 for a constant
-        offset = rows.mean(axis=0)
-        mean = first + offset
-        std = xp.sqrt(((rows - offset) ** 2).mean(axis=0))
+        mean = first + rows.mean(axis=0)
+        std = rows.std(axis=0)
         constant = std <= _CONSTANT * xp.finfo(x.dtype).eps * xp.sqrt(mean**2 + std**2)
         s = xp.where(constant, 0, xp.log(std + _FLOOR))
         return {"t": mean.astype(p["t"].dtype), "s": s.astype(p["s"].dtype)}
@@ -208,9 +207,8 @@ class Split(Layer):
 
     def forward(self, ops: Ops, p: Params, x: Array) -> Forward:
         """ldj is 0: the flow adds the density of the latent."""
-        half = x.shape[-1] // 2
-        z = ops.xp.ascontiguousarray(x[..., :half])
-        latent = ops.xp.ascontiguousarray(x[..., half:])
+        halves = ops.xp.split(x, 2, axis=-1)
+        z, latent = map(ops.xp.ascontiguousarray, halves)
         return z, 0, {"latent": latent}
 
     def inverse(self, ops: Ops, p: Params, z: Array, latent: Array) -> Array:

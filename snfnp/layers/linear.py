@@ -123,11 +123,11 @@ class Linear(Layer):
         """x ≈ T(R)(z − b), or exact if no R is learned."""
         if not self.learns_inverse:
             return self.exact_inverse(ops, p, z)
-        return self.maps[1].apply(ops, p["R"], self._without_bias(p, z))
+        return self.maps[1].apply(ops, p["R"], z - p["b"] if self.bias else z)
 
     def exact_inverse(self, ops: Ops, p: Params, z: Array) -> Array:
         """x = T(W)⁻¹(z − b)."""
-        return self.map.solve(ops, p["W"], self._without_bias(p, z))
+        return self.map.solve(ops, p["W"], z - p["b"] if self.bias else z)
 
     def backward(
         self, ctx: BackwardContext, p: Params, cache: dict, dz: Array, grads: Params
@@ -140,9 +140,6 @@ class Linear(Layer):
     def log_det(self, ops: Ops, p: Params, shape: Shape) -> float:
         """log|det T(W)| of Eq. 7."""
         return self.map.log_det(ops, p["W"], shape)
-
-    def _without_bias(self, p: Params, z: Array) -> Array:
-        return z - p["b"] if self.bias else z
 
 
 def xavier(shape: Shape, gain: float) -> float:

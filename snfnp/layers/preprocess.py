@@ -121,8 +121,9 @@ class Standardise:
         steps = xp.rint((rows - origin) / xp.where(step > 0, step, 1))
         if self.least:
             ends = self._constants(ops, self.least, self.greatest)
-            within = ((steps == xp.clip(steps, *ends)) | (step == 0)).all(axis=1)
-            steps = xp.clip(steps, *ends)
+            clipped = xp.clip(steps, *ends)
+            within = ((steps == clipped) | (step == 0)).all(axis=1)
+            steps = clipped
         nearest = origin + step * steps
         # 5.1, not 5.1…01
         decimal = xp.rint(nearest * unit) / xp.where(unit > 0, unit, 1)

@@ -7,8 +7,6 @@ larger than H. Where it breaks down, T(w) is written out. Arguments and precisio
 Derivation: derivations/10-block-tridiagonal.md.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -46,7 +44,7 @@ class BlockLU:
     log_det: float
 
     @classmethod
-    def of(cls, ops: Ops, w: Array, shape: Shape) -> BlockLU | None:
+    def of(cls, ops: Ops, w: Array, shape: Shape) -> "BlockLU | None":
         """The factors, or None if elimination without pivoting is not accurate."""
         height, width, channels = shape
         rows = max(1, len(w) // 2)  # p: the image rows of a block

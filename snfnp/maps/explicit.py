@@ -56,8 +56,8 @@ def strip(ops: Ops, w: Array, rows: int, columns: int, width: int) -> Array:
     row' = 0 is (columns − rows)/2 image rows above row = 0.
     """
     height, breadth, inputs, outputs = w.shape
-    down = _shifts(ops, height, rows, columns)
-    across = _shifts(ops, breadth, width, width)
+    down = ops.constant(_shifts(height, rows, columns))
+    across = ops.constant(_shifts(breadth, width, width))
     blocks = down.T @ w.astype(np.float64).reshape(height, -1)
     blocks = across.T @ blocks.reshape(rows * columns, breadth, inputs * outputs)
     blocks = blocks.reshape(rows, columns, width, width, inputs, outputs)
@@ -69,8 +69,8 @@ def gather(ops: Ops, strip: Array, kernel: Shape, width: int, rows: int) -> Arra
     product with ∂(vec T(w))ᵀ/∂w, whose rows indicate a weight's positions (Eq. 23)."""
     height, breadth, inputs, outputs = kernel
     columns = rows * strip.shape[1] // strip.shape[0]
-    down = _shifts(ops, height, rows, columns)
-    across = _shifts(ops, breadth, width, width)
+    down = ops.constant(_shifts(height, rows, columns))
+    across = ops.constant(_shifts(breadth, width, width))
     blocks = strip.reshape(rows, width, outputs, columns, width, inputs).transpose(
         0, 3, 1, 4, 5, 2
     )
@@ -78,12 +78,8 @@ def gather(ops: Ops, strip: Array, kernel: Shape, width: int, rows: int) -> Arra
     return (down @ blocks.reshape(rows * columns, -1)).reshape(kernel)
 
 
-def _shifts(ops: Ops, taps: int, rows: int, columns: int) -> Array:
-    """Indicators (taps, rows · columns): 1 where that tap stands between a row and a column."""
-    return ops.constant(_indicators(taps, rows, columns))
-
-
 @cache
-def _indicators(taps: int, rows: int, columns: int) -> np.ndarray:
+def _shifts(taps: int, rows: int, columns: int) -> np.ndarray:
+    """Indicators (taps, rows · columns): 1 where that tap stands between a row and a column."""
     first = (columns - rows) // 2 - (taps - 1) // 2
     return np.stack([np.eye(rows, columns, first + tap).ravel() for tap in range(taps)])

@@ -3,7 +3,8 @@
 Every group of operations has a folder. `definition.py` is the reference implementation in array
 terms: NumPy runs it, and CuPy what `gpu.py` does not override. `cpu.py` (Numba) and `gpu.py` (CuPy,
 with `kernels.cu`) override the operations that take most of the time, and a test compares every
-override with the reference. So `ops.spline.evaluate` is in `spline/definition.py`.
+override with the reference. So `ops.spline.evaluate` is in `spline/definition.py`, which also says
+once what its arguments are.
 
 An ops object is passed explicitly to everything that computes; there is no current backend.
 """
@@ -59,9 +60,7 @@ class Ops:
     @property
     def host(self) -> "Ops":
         """The reference implementation on the CPU, for host arrays."""
-        return assemble(
-            HostDevice("numpy") if self.asynchronous else self.device, DEFINITIONS
-        )
+        return assemble(HostDevice("numpy"), DEFINITIONS)
 
     @property
     def forward_only(self) -> "Ops":
@@ -140,7 +139,7 @@ def get_ops(backend: str = "numba", tf32: bool = False) -> Ops:
 
 def cpu_backends() -> list[Ops]:
     """The operations of every backend of CPUs that is installed, the reference's first."""
-    return [get_ops("numpy"), *([get_ops("numba")] if find_spec("numba") else [])]
+    return [get_ops(name) for name in ("numpy", "numba") if find_spec(name)]
 
 
 __all__ = [

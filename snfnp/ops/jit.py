@@ -78,9 +78,7 @@ def _kernel_folder() -> Path | None:
         with suppress(OSError):  # another process may do the same
             folder.mkdir(parents=True, exist_ok=True)
             os.utime(folder)
-            states = sorted(
-                folder.parent.iterdir(), key=lambda each: each.stat().st_mtime
-            )
+            states = sorted(folder.parent.iterdir(), key=os.path.getmtime)
             for old in states[:-_KEPT]:
                 shutil.rmtree(old, ignore_errors=True)
     return folder

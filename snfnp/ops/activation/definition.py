@@ -24,12 +24,9 @@ class Activation(OperationGroup):
         from the right end decreases monotonically to the root; it stops on the residual.
         """
         xp = self.xp
-
-        def leaky_inverse(v: Array) -> Array:
-            return xp.minimum(v, v / alpha)
-
-        left = leaky_inverse(y - (1 - alpha) * math.log(2))
-        x = leaky_inverse(y)
+        below = y - (1 - alpha) * math.log(2)
+        left = xp.minimum(below, below / alpha)  # LReLU⁻¹
+        x = xp.minimum(y, y / alpha)
         tolerance = 2 * xp.finfo(y.dtype).eps * (xp.abs(y) + 1)
         while True:
             sigma, softplus = self._sigmoid_and_softplus(x)

@@ -3,12 +3,12 @@
 import numpy as np
 
 from snfnp.ops.channels.definition import Channels
-from snfnp.ops.group import Array, flat
+from snfnp.ops.group import flat
 from snfnp.ops.jit import alike, parallel
 
 
 class CpuChannels(Channels):
-    def shift(self, x: Array, b: Array) -> Array:
+    def shift(self, x, b):
         # in parallel: each core then has the samples of its next kernel
         if x.ndim < 2 or b.shape not in (x.shape[1:], x.shape[-1:]) or not alike(x, b):
             return super().shift(x, b)

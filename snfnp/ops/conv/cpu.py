@@ -7,7 +7,6 @@ import numpy as np
 from snfnp.ops.conv import cpu_planes, cpu_tiles
 from snfnp.ops.conv.cpu_tiles import pad
 from snfnp.ops.conv.definition import Conv
-from snfnp.ops.group import Array
 from snfnp.ops.jit import alike, parallel
 
 _TASK = 10  # images per task: their buffer is allocated once
@@ -29,7 +28,7 @@ class CpuConv(Conv):
     """Direct kernels are used up to the I·O at which products of patches overtake them, which is
     larger for the convolution than for its weight gradient."""
 
-    def patches(self, x: Array, kernel: tuple[int, int]) -> Array:
+    def patches(self, x, kernel):
         n, height, width, channels = x.shape
         kh, kw = kernel
         if kh * kw <= 1 or not alike(x):  # `alike`: in single or double precision
@@ -38,7 +37,7 @@ class CpuConv(Conv):
         _patches(-(-n // _TASK), np.ascontiguousarray(x), kw, cols)
         return cols.reshape(n * height * width, kh * kw * channels)
 
-    def correlate(self, x: Array, k: Array) -> Array:
+    def correlate(self, x, k):
         kh, kw, inputs, outputs = k.shape
         if x.ndim != 4 or x.shape[3] != inputs or not alike(x, k):
             return super().correlate(x, k)
@@ -52,9 +51,7 @@ class CpuConv(Conv):
         kernels.correlate(np.ascontiguousarray(x), np.ascontiguousarray(k), z)
         return z
 
-    def weight_grad(
-        self, delta: Array, x: Array, out: Array, add: bool = False
-    ) -> Array:
+    def weight_grad(self, delta, x, out, add=False):
         agree = (
             x.ndim == out.ndim == 4
             and x.shape[3] == out.shape[2]

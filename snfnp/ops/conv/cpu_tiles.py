@@ -112,17 +112,16 @@ def tile(
         raise TypingError("the arrays of a tile are of one precision")
 
     def code(context, builder, signature, arguments):
-        x_type, w_type, out_type = (signature.args[i] for i in (0, 3, 7))
         xs, x_first, x_by, ws, w_first, w_by, ends, outs, o_first, o_by, adds = (
             arguments[:11]
         )
-        scalar = context.get_value_type(x_type.dtype)
+        scalar = context.get_value_type(x.dtype)
         integer = o_first.type
         vector = ir.VectorType(scalar, width)
         alignment = context.get_abi_alignment(scalar)
         x_data, w_data, out_data = (
             context.make_array(kind)(context, builder, array).data
-            for kind, array in ((x_type, xs), (w_type, ws), (out_type, outs))
+            for kind, array in ((x, xs), (w, ws), (out, outs))
         )
         x_a, x_b, x_p = cgutils.unpack_tuple(builder, x_by)
         w_a, w_b = cgutils.unpack_tuple(builder, w_by)

@@ -72,17 +72,13 @@ class GpuConv(Conv):
     def weight_grad(self, delta, x, out, add=False):
         if not out.flags.c_contiguous:
             return super().weight_grad(delta, x, out, add)
-        if _few(out.shape):
-            return self._weight_grad(delta, x, out, add)
-        rows = self.patches(x, out.shape[:2])
-        outputs = out.shape[3]
-        product = self.linalg.matmul_add if add else self.linalg.matmul
-        product(rows.T, delta.reshape(-1, outputs), out.reshape(-1, outputs))
-        return out
-
-    def _weight_grad(self, delta, x, out, add):
-        """Sums over chunks of image rows first, then over the chunks."""
         kh, kw, inputs, outputs = out.shape
+        if not _few(out.shape):
+            rows = self.patches(x, (kh, kw))
+            product = self.linalg.matmul_add if add else self.linalg.matmul
+            product(rows.T, delta.reshape(-1, outputs), out.reshape(-1, outputs))
+            return out
+        # sums over chunks of image rows first, then over the chunks
         rows = x.shape[0] * x.shape[1]
         chunk = max(1, -(-rows // _CHUNKS))
         chunks = max(1, -(-rows // chunk))

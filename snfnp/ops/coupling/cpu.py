@@ -12,15 +12,13 @@ _TASK = 64  # rows per task: the task's rows and its sums stay in the second cac
 
 
 class CpuCoupling(Coupling):
-    def bias_relu(self, out: Array, b: Array) -> Array:
+    def bias_relu(self, out, b):
         if out.ndim != 2 or b.shape != out.shape[1:] or not alike(out, b):
             return super().bias_relu(out, b)
         _bias_relu(-(-len(out) // _TASK), out, np.ascontiguousarray(b))
         return out
 
-    def bias_relu_backward(
-        self, out: Array, a: Array, g_b: Array, add: bool = False
-    ) -> None:
+    def bias_relu_backward(self, out, a, g_b, add=False):
         if out.ndim != 2 or a.shape != out.shape or not alike(out, a):
             super().bias_relu_backward(out, a, g_b, add)
             return
@@ -28,9 +26,7 @@ class CpuCoupling(Coupling):
         _bias_relu_backward(len(sums), out, a, sums)
         self._add_up(sums, g_b, add)
 
-    def backward(
-        self, x: Array, s: Array, dz: Array, dldj: Array
-    ) -> tuple[Array, Array]:
+    def backward(self, x, s, dz, dldj):
         *pixels, channels = x.shape
         agree = (
             x.ndim == 4

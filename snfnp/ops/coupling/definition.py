@@ -37,7 +37,7 @@ class Coupling(OperationGroup):
         xp = self.xp
         half = x.shape[-1] // 2
         s = 2 * xp.tanh(h[..., ::2] / 2)
-        z = xp.ascontiguousarray(x).copy()
+        z = x.copy()  # contiguous
         z[..., half:] = x[..., half:] * xp.exp(s) + h[..., 1::2]
         return z, s.sum(axis=(1, 2, 3)), s
 
@@ -45,7 +45,7 @@ class Coupling(OperationGroup):
         """z, h (N, H, W, C) -> the x with forward(x, h) = z, exact. O(N H W C)."""
         xp = self.xp
         half = z.shape[-1] // 2
-        x = xp.ascontiguousarray(z).copy()
+        x = z.copy()
         x[..., half:] = (z[..., half:] - h[..., 1::2]) * xp.exp(
             -2 * xp.tanh(h[..., ::2] / 2)
         )
@@ -61,7 +61,7 @@ class Coupling(OperationGroup):
         """
         xp = self.xp
         half = x.shape[-1] // 2
-        dx = xp.ascontiguousarray(dz).copy()
+        dx = dz.copy()
         dh = xp.empty_like(dz, order="C")
         dx[..., half:] *= xp.exp(s)
         ds = dx[..., half:] * x[..., half:] + dldj[:, None, None, None]
@@ -96,11 +96,11 @@ class Coupling(OperationGroup):
         width, C), b3 and logs (C,). 2 N H W (width² + 1.5 kH kW C width) operations, in
         blocks of samples.
         """
-        samples, height, columns, _ = x.shape
+        samples, height, columns, channels = x.shape
         width = len(p["b1"])
         matmul = self.linalg.matmul
         h = self.xp.empty(x.shape, x.dtype)
-        patches = self._patches(x, p)
+        patches = self.conv.patches(x[..., : channels // 2], p["w1"].shape[:2])
         w1 = p["w1"].reshape(-1, width)
         keep = keep and self.keeps_hidden
         keep_a1 = keep and self.keeps_a1
@@ -142,15 +142,14 @@ class Coupling(OperationGroup):
         matmul = self.linalg.matmul
         samples, height, columns, channels = x.shape
         width = len(p["b1"])
-        last_grads = (grads["b3"], grads["logs"])
         # h = (v + b3) exp(k logs): δ_h becomes δ_v
         dv = self.channels.shift_scale_backward(
-            dh, h, 1.0, _SCALE, p["logs"], None, last_grads
+            dh, h, 1.0, _SCALE, p["logs"], None, (grads["b3"], grads["logs"])
         )
         w1 = p["w1"].reshape(-1, width)
         w1_adjoint = flip(p["w1"])
         w3_adjoint = flip(p["w3"]).reshape(-1, width)
-        patches_1 = self._patches(x, p)
+        patches_1 = self.conv.patches(x[..., : channels // 2], p["w1"].shape[:2])
         # The gradient of flip(w3) has a₂ᵀ as its first factor and patches of δ_v as its second, as
         # that of w1 has δᵀ and patches of x₁: BLAS is faster with `width` rows in the product.
         patches_3 = self.conv.patches(dv, p["w3"].shape[:2])
@@ -197,10 +196,6 @@ class Coupling(OperationGroup):
             stop = min(start + step, samples)
             blocks.append((slice(start, stop), slice(start * pixels, stop * pixels)))
         return blocks, step * pixels
-
-    def _patches(self, x: Array, p: dict[str, Array]) -> Array:
-        """The first convolution's patches, of x₁ alone."""
-        return self.conv.patches(x[..., : x.shape[-1] // 2], p["w1"].shape[:2])
 
     def _add_up(self, rows: Array, g_b: Array, add: bool) -> None:
         """g_b (F,) ← the sum of rows (M, F), or with `add` g_b += it."""

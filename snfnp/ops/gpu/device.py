@@ -1,6 +1,6 @@
 """The GPU as a device for groups of operations: arrays, and launches of kernels."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import numpy as np
@@ -49,14 +49,14 @@ class Gpu:
     def asarray(self, host, dtype=None):
         return self.xp.asarray(np.asarray(host, dtype=dtype, order="C"))
 
-    def to_host(self, array) -> np.ndarray:
+    def to_host(self, array):
         return self.xp.asnumpy(array)
 
-    def known_on_host(self, condition) -> None:
+    def known_on_host(self, condition):
         return None  # the host would have to wait for the answer
 
     @contextmanager
-    def compilations(self, begins, ends) -> Iterator[None]:
+    def compilations(self, begins, ends):
         """See `HostDevice`; what CuPy finds in its cache takes a moment only."""
         outer = self.launch.observer
         self.launch.observer = (begins, ends)
@@ -65,21 +65,21 @@ class Gpu:
         finally:
             self.launch.observer = outer
 
-    def prepare(self, work: Callable[[], None]) -> None:
+    def prepare(self, work):
         for _ in range(CALLS_UNTIL_RECORDED):
             work()
         self.synchronise()
 
-    def capture(self, function, report=print) -> Graph:
+    def capture(self, function, report=print):
         return Graph(self.xp, function, report)
 
-    def synchronise(self) -> None:
+    def synchronise(self):
         self.xp.cuda.runtime.deviceSynchronize()
 
-    def describe(self) -> dict:
+    def describe(self):
         return describe(self.xp) | {"tf32": self.tf32}
 
-    def shortfall(self, error: Exception) -> str | None:
+    def shortfall(self, error):
         return explain_out_of_memory(error, self.xp)
 
     def free_memory(self) -> int:
@@ -105,7 +105,7 @@ class Gpu:
         """An elementwise function of arrays, as one launch."""
         return self.xp.fuse(function)
 
-    def constant(self, host: np.ndarray, dtype=np.float64):
+    def constant(self, host, dtype=np.float64):
         key = (host.shape, host.tobytes(), np.dtype(dtype).char)
         if key not in self._constants:
             # It outlives a graph's pool, and any stream may read it. The current stream may be

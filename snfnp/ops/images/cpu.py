@@ -3,12 +3,11 @@
 import math
 
 import numpy as np
-from numpy.typing import DTypeLike
 
-from snfnp.ops.group import Array, flat
+from snfnp.ops.group import flat
 from snfnp.ops.images.definition import Images
 from snfnp.ops.jit import inlined, parallel
-from snfnp.ops.random.definition import RandomKey, philox4x32
+from snfnp.ops.random.definition import philox4x32
 
 _rounds = inlined(philox4x32)
 # Factors s(1 - s) whose product has one logarithm: each is about α or more, so that the product of
@@ -17,9 +16,7 @@ _GROUP = 8
 
 
 class CpuImages(Images):
-    def preprocess(
-        self, images: Array, key: RandomKey, alpha: float, levels: int, dtype: DTypeLike
-    ) -> tuple[Array, Array]:
+    def preprocess(self, images, key, alpha, levels, dtype):
         if images.ndim < 2 or images.dtype != np.uint8:
             return super().preprocess(images, key, alpha, levels, dtype)
         # Data are read-only: Numba would compile the kernel once more for such arrays.

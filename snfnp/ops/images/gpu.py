@@ -12,7 +12,7 @@ from snfnp.ops.random.gpu import key_arguments
 
 
 class GpuImages(Images):
-    def source(self, images: np.ndarray) -> ImageSource:
+    def source(self, images):
         free = self.device.free_memory()
         if images.nbytes > free / 2:
             raise UsageError(
@@ -22,7 +22,7 @@ class GpuImages(Images):
             )
         return ResidentImages(self.device, images)
 
-    def preprocess(self, images, key: RandomKey, alpha, levels, dtype):
+    def preprocess(self, images, key, alpha, levels, dtype):
         if images.dtype != np.uint8:
             return super().preprocess(images, key, alpha, levels, dtype)
         x = self.device.empty(images.shape, dtype)
@@ -56,16 +56,16 @@ class ResidentImages(ImageSource):
             images.shape[1:] if images.dtype == np.uint8 else (1, 1, images[:1].nbytes)
         )
 
-    def reorder(self, order: np.ndarray) -> None:
+    def reorder(self, order):
         self._order[...] = self._device.asarray(order, np.int64)
 
-    def stage(self, first: int, count: int) -> None:
+    def stage(self, first, count):
         if self._taken is None or len(self._taken) != count:
             self._taken = self._device.empty(
                 (count, *self._images.shape[1:]), self._images.dtype
             )
 
-    def take(self, first, count: int, key: RandomKey | None = None):
+    def take(self, first, count, key=None):
         height, width, channels = self._shape
         self._device.launch(
             "gather",

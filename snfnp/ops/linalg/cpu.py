@@ -1,8 +1,5 @@
 """Sums and products with a number on the CPU; see derivations/07-convolutions.md."""
 
-import numpy as np
-
-from snfnp.ops.group import Array, Scalar
 from snfnp.ops.jit import alike, parallel
 from snfnp.ops.linalg.definition import LinearAlgebra
 
@@ -10,16 +7,14 @@ _BLOCK = 4096  # values per task of an array as large as a batch's: many even sh
 
 
 class CpuLinearAlgebra(LinearAlgebra):
-    def axpby(self, a: Scalar, x: Array, b: Scalar, out: Array) -> Array:
+    def axpby(self, a, x, b, out):
         if not out.flags.c_contiguous or x.shape != out.shape or not alike(x, out):
             return super().axpby(a, x, b, out)
         cast = out.dtype.type
         _axpby(-(-out.size // _BLOCK), x.ravel(), cast(a), cast(b), out.reshape(-1))
         return out
 
-    def scale_into(
-        self, out: Array, scale: Scalar, a: Array, multiple: int | np.ndarray
-    ) -> Array:
+    def scale_into(self, out, scale, a, multiple):
         agree = a.shape == out.shape and a.strides == out.strides and alike(a, out)
         if not (agree and out.flags.forc and isinstance(multiple, int)):
             return super().scale_into(out, scale, a, multiple)

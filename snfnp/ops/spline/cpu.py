@@ -35,9 +35,7 @@ _CHAINS = _LANES // _FACTORS
 
 
 class CpuSpline(Spline):
-    def knots(
-        self, widths: Array, heights: Array, slopes: Array, bound: float, eps: float
-    ) -> tuple[Array, Array]:
+    def knots(self, widths, heights, slopes, bound, eps):
         *shape, bins = widths.shape
         pixels = math.prod(shape)
         agree = heights.shape == widths.shape and slopes.shape == (*shape, bins - 1)
@@ -53,56 +51,40 @@ class CpuSpline(Spline):
         _knots(*raw, *map(widths.dtype.type, numbers), knots, factors)
         return knots.reshape(3, bins + 1, *shape), factors.reshape(-1, *shape)
 
-    def evaluate(self, x: Array, knots: Array) -> tuple[Array, Array]:
+    def evaluate(self, x, knots):
         if not _agree(x, knots):
             return super().evaluate(x, knots)
         parts, blocks = _tasks(x)
         y = np.empty(x.shape, x.dtype)
         ldj = np.empty((blocks, len(x)))
-        _forward(parts * blocks, x.ravel(), _table(knots), _bins(knots), y.ravel(), ldj)
+        _forward(parts * blocks, x.ravel(), *_described(knots), y.ravel(), ldj)
         total = ldj[0] if blocks == 1 else ldj.sum(axis=0)
         return y, total.astype(x.dtype, copy=False)
 
-    def inverse(self, y: Array, knots: Array) -> Array:
+    def inverse(self, y, knots):
         if not _agree(y, knots):
             return super().inverse(y, knots)
         x = np.empty(y.shape, y.dtype)
-        _inverse(
-            math.prod(_tasks(y)), y.ravel(), _table(knots), _bins(knots), x.ravel()
-        )
+        _inverse(math.prod(_tasks(y)), y.ravel(), *_described(knots), x.ravel())
         return x
 
-    def backward(
-        self,
-        x: Array,
-        knots: Array,
-        factors: Array,
-        scale: float,
-        dy: Array,
-        dldj: Array,
-        out: tuple[Array, Array, Array],
-    ) -> Array:
+    def backward(self, x, knots, factors, scale, dy, dldj, out):
         arrays = (factors, dy, dldj, *out)
         shapes = [array.shape for array in arrays]
         if not (_agree(x, knots) and alike(x, *arrays) and shapes == _shapes(x, knots)):
             return super().backward(x, knots, factors, scale, dy, dldj, out)
-        bins = _bins(knots)
-        table = _table(knots)
+        table, bins = _described(knots)
+        parts, blocks = _tasks(x)
         dx = np.empty(x.shape, x.dtype)
-        sums = np.zeros((*_tasks(x), 3 * (len(bins) - 1) * _LANES), x.dtype)
-        task_sums = sums.reshape(-1, sums.shape[2])
+        knots = 3 * (len(bins) - 1)  # the inner ones
+        sums = np.zeros((parts, blocks, knots, _LANES), x.dtype)
+        tasks = sums.reshape(parts * blocks, knots * _LANES)
         _backward(
-            len(task_sums),
-            x.ravel(),
-            table,
-            bins,
-            dy.ravel(),
-            dldj,
-            dx.ravel(),
-            task_sums,
+            len(tasks), x.ravel(), table, bins, dy.ravel(), dldj, dx.ravel(), tasks
         )
         grads = [g.reshape(table.shape[1], g.shape[-1]) for g in out]
-        _raw_gradients(sums, bins, flat(factors), x.dtype.type(scale), *grads)
+        sums = np.add.reduce(sums)
+        _raw_gradients(sums, flat(factors), x.dtype.type(scale), *grads)
         return dx
 
 
@@ -125,14 +107,10 @@ def _tasks(x: Array) -> tuple[int, int]:
     return -(-len(x) // _SAMPLES), -(-math.prod(x.shape[1:]) // _LANES)
 
 
-def _table(knots: Array) -> Array:
-    """Knots (3, K+1, *shape) as C-contiguous rows (3(K+1), P)."""
-    return np.ascontiguousarray(knots).reshape(3 * knots.shape[1], -1)
-
-
-def _bins(knots: Array) -> tuple[int, ...]:
-    """K as a tuple, see above."""
-    return (1,) * (knots.shape[1] - 1)
+def _described(knots: Array) -> tuple[Array, tuple[int, ...]]:
+    """Knots (3, K+1, *shape) as C-contiguous rows (3(K+1), P), and K as a tuple, see above."""
+    rows = np.ascontiguousarray(knots).reshape(3 * knots.shape[1], -1)
+    return rows, (1,) * (knots.shape[1] - 1)
 
 
 # ------------------------------------- from raw parameters to knots, a pixel at a time
@@ -422,47 +400,33 @@ def _backward(task, x, knots, bins, dy, dldj, dx, sums):
 
 
 @compiled
-def _raw_gradients(sums, bins, factors, scale, g_widths, g_heights, g_slopes):
-    """The sums of `_backward` (parts, blocks, 3(K-1) _LANES), factors (3K-1, P) -> raw gradients
-    (P, K), (P, K), (P, K-1) summed over all samples, a knot of all pixels after another."""
-    pixels = len(g_slopes)
-    inner = len(bins) - 1
-    knots = np.zeros((3 * inner, sums.shape[1] * _LANES), sums.dtype)
-    for block in range(sums.shape[1]):
-        for row in range(3 * inner):
-            target = knots[row, block * _LANES : (block + 1) * _LANES]
-            for part in range(len(sums)):
-                source = sums[part, block, row * _LANES : (row + 1) * _LANES]
-                for i in range(_LANES):
-                    target[i] += source[i]
-    _raw_sizes(knots[:inner], factors[: inner + 1], scale, g_widths)
-    _raw_sizes(
-        knots[inner : 2 * inner], factors[inner + 1 : 2 * inner + 2], scale, g_heights
-    )
+def _raw_gradients(sums, factors, scale, g_widths, g_heights, g_slopes):
+    """The sums of `_backward` over all samples (blocks, 3(K-1), _LANES), factors (3K-1, P) -> raw
+    gradients (P, K), (P, K), (P, K-1), a knot of all pixels after another."""
+    blocks, rows, lanes = sums.shape
+    knots = sums.transpose(1, 0, 2).copy().reshape(rows, blocks * lanes)
+    pixels, inner = g_slopes.shape
+    bins = inner + 1
+    _raw_sizes(knots, factors, scale, g_widths)
+    _raw_sizes(knots[inner:], factors[bins:], scale, g_heights)
     for k in range(inner):
-        g = g_slopes[:, k]
-        slopes = knots[2 * inner + k]
-        shares = factors[2 * inner + 2 + k]
-        for i in range(pixels):
-            g[i] = slopes[i] * shares[i]
+        g_slopes[:, k] = knots[2 * inner + k, :pixels] * factors[2 * bins + k]
 
 
 @inlined
 def _raw_sizes(knots, shares, scale, out):
     """out (P, K) = scale · p ⊙ (c - ⟨c, p⟩), p the softmax, c_j = Σ_{k > j} of the knots':
-    knots (K-1, P), shares (K, P)."""
+    knots (K-1, P) and shares (K, P), or more of each, which are left out."""
     pixels, bins = out.shape
     following = np.zeros((bins, pixels), knots.dtype)
     mean = np.zeros(pixels, knots.dtype)
-    for k in range(bins - 1, -1, -1):
+    for k in range(bins - 2, -1, -1):
         c = following[k]
+        after = following[k + 1]
+        knot = knots[k]
         p = shares[k]
-        if k < bins - 1:
-            after = following[k + 1]
-            knot = knots[k]
-            for i in range(pixels):
-                c[i] = after[i] + knot[i]
         for i in range(pixels):
+            c[i] = after[i] + knot[i]
             mean[i] += c[i] * p[i]
     for k in range(bins):
         g = out[:, k]

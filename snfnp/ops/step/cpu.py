@@ -7,50 +7,32 @@ import math
 
 import numpy as np
 
-from snfnp.ops.group import Array, Scalar
 from snfnp.ops.jit import alike, parallel
-from snfnp.ops.step.definition import Buffers, Step, clip_scale
+from snfnp.ops.step.definition import Step, clip_scale
 
 _BLOCK = 16384  # elements of a flat buffer that one task takes: 64 KB, inside the second cache
 _LANES = 64  # independent partial sums: four vector registers or more
 
 
 class CpuStep(Step):
-    def adam(
-        self,
-        g: Array,
-        lr: Scalar,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        step: Scalar,
-        clip_norm: float,
-        failed: Scalar,
-        out: Buffers,
-    ) -> Scalar:
-        if failed:
-            return self.linalg.sum_squares(g)
+    def adam(self, g, lr, beta1, beta2, eps, step, clip_norm, failed, out):
         p, m, v = out
-        if not (
-            p.ndim == 1 and p.shape == g.shape == m.shape == v.shape and alike(g, *out)
-        ):
+        flat = p.ndim == 1 and p.shape == g.shape == m.shape == v.shape
+        if failed or not (flat and alike(g, *out)):
             return super().adam(g, lr, beta1, beta2, eps, step, clip_norm, failed, out)
         sums = np.empty(-(-p.size // _BLOCK))
         _squares(len(sums), g, sums)
         squares = float(sums.sum())
         if math.isfinite(squares):
-            scale = clip_scale(squares, clip_norm)
-            step_size = lr / (1 - beta1**step)
-            correction = 1 / (1 - beta2**step)
             numbers = (
-                step_size,
+                lr / (1 - beta1**step),  # in the order of `_adam`'s
                 beta1,
                 1 - beta1,
                 beta2,
                 1 - beta2,
                 eps,
-                correction,
-                scale,
+                1 / (1 - beta2**step),
+                clip_scale(squares, clip_norm),
             )
             _adam(len(sums), g, p, m, v, *map(p.dtype.type, numbers))
         return squares
@@ -59,7 +41,7 @@ class CpuStep(Step):
 @parallel
 def _squares(task, g, sums):
     """Σ g² of each task's block in _LANES partial sums of g's precision, added up in double."""
-    block = g[task * _BLOCK : min(g.size, (task + 1) * _BLOCK)]
+    block = g[task * _BLOCK :][:_BLOCK]
     lanes = np.zeros(_LANES, g.dtype)
     for start in range(block.size // _LANES):
         part = block[start * _LANES : (start + 1) * _LANES]
@@ -80,12 +62,10 @@ def _adam(
     """One pass over the flat buffers. rest1, rest2: 1 - β1, 1 - β2, since rounding 0.999 to single
     precision first would put an error of 1e-5 into the difference. (An index that could be negative
     keeps the compiler from vector instructions, hence the slices.)"""
-    first = task * _BLOCK
-    last = min(p.size, (task + 1) * _BLOCK)
-    pb = p[first:last]
-    gb = g[first:last]
-    mb = m[first:last]
-    vb = v[first:last]
+    pb = p[task * _BLOCK :][:_BLOCK]
+    gb = g[task * _BLOCK :][:_BLOCK]
+    mb = m[task * _BLOCK :][:_BLOCK]
+    vb = v[task * _BLOCK :][:_BLOCK]
     for i in range(pb.size):
         gradient = gb[i] * scale
         mi = beta1 * mb[i] + rest1 * gradient

@@ -240,8 +240,7 @@ class Step(OperationGroup):
         reconstruction error and the λ for `log_step`.
         """
         xp = self.xp
-        errors = measured[:, 0]
-        input_squares = measured[:, 1]
+        errors, input_squares = measured.T
         used = out[ControllerRow.LAM]
         total = errors.sum()
         weighted = (used * errors).sum()
@@ -257,22 +256,16 @@ class Step(OperationGroup):
             out[ControllerRow.STARTED] > 0, out[ControllerRow.AVERAGE], error
         )
         average = controller.smoothing * previous + (1 - controller.smoothing) * error
-        exponent = controller.rate * average
-        exponent = xp.maximum(-LARGEST_EXPONENT, xp.minimum(exponent, LARGEST_EXPONENT))
-        lam = xp.minimum(used * xp.exp(exponent), controller.highest)
-        lam = xp.maximum(controller.lowest, lam)
+        exponent = xp.clip(
+            controller.rate * average, -LARGEST_EXPONENT, LARGEST_EXPONENT
+        )
+        lam = xp.clip(used * xp.exp(exponent), controller.lowest, controller.highest)
         positive = total > 0
         mean = xp.where(positive, weighted / xp.where(positive, total, 1), 0)
-        rows = {
-            ControllerRow.LAM: lam,
-            ControllerRow.AVERAGE: average,
-            ControllerRow.CONSTRAINT: constraint,
-            ControllerRow.CONSTRAINT_SUM: out[ControllerRow.CONSTRAINT_SUM]
-            + constraint,
-            ControllerRow.COUNTED: out[ControllerRow.COUNTED] + 1,
-            ControllerRow.STARTED: xp.ones_like(lam),
-        }
-        for row, value in rows.items():
+        constraint_sum = out[ControllerRow.CONSTRAINT_SUM] + constraint
+        counted = out[ControllerRow.COUNTED] + 1
+        rows = (lam, average, constraint, constraint_sum, counted, 1.0)
+        for row, value in zip(ControllerRow, rows, strict=True):
             out[row] = xp.where(valid, value, out[row])
         return total, mean
 

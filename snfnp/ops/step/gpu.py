@@ -19,7 +19,7 @@ class GpuStepScalars(StepScalars):
         self.number = device.xp.zeros((), np.float64)
         self.lr = device.xp.zeros((), np.float64)
 
-    def set(self, step: int, lr: float, first: int = 0) -> None:
+    def set(self, step, lr, first=0):
         # The kernel writes step_, lr_ and first_ into the arrays step, lr and first, and
         # step_ + 1 into number.
         self._launch(
@@ -42,10 +42,10 @@ class GpuStep(Step):
 
     channels: Channels
 
-    def scalars(self) -> GpuStepScalars:
+    def scalars(self):
         return GpuStepScalars(self.device)
 
-    def log_density(self, density, number, out) -> None:
+    def log_density(self, density, number, out):
         self.device.launch(
             "log_density",
             density.dtype,
@@ -56,7 +56,7 @@ class GpuStep(Step):
             n=density.size,
         )
 
-    def log_step(self, errors, squares, lam, number, out) -> None:
+    def log_step(self, errors, squares, lam, number, out):
         error = self.channels.total(errors) if errors else 0.0
         self.device.launch(
             "log_step",
