@@ -10,6 +10,7 @@ t = (x - X_k)/w and u = t(1-t):
 """
 
 import math
+from typing import NamedTuple
 
 from snfnp.ops.group import Array, OperationGroup
 
@@ -17,6 +18,19 @@ from snfnp.ops.group import Array, OperationGroup
 def slope_shift(eps: float) -> float:
     """c₀ with ε + softplus(c₀) = 1: raw slopes of zero are slopes of one."""
     return math.log(math.expm1(1 - eps))
+
+
+class _Bin(NamedTuple):
+    """The bin that each value lies in: index, left knot, width, height and slopes (N, *shape)."""
+
+    index: Array
+    outside: Array
+    x0: Array
+    y0: Array
+    w: Array
+    h: Array
+    d0: Array
+    d1: Array
 
 
 class Spline(OperationGroup):
@@ -63,10 +77,11 @@ class Spline(OperationGroup):
     def evaluate(self, x: Array, knots: Array) -> tuple[Array, Array]:
         """x (N, *shape), knots -> y (N, *shape), ldj (N,) = Σ log dy/dx. O(N P)."""
         xp = self.xp
-        _, outside, x0, y0, w, h, d0, d1 = self._bin(x, knots, 0)
-        s, _, _, r, n, denominator = self._terms(x, outside, x0, w, h, d0, d1)
-        y = xp.where(outside, x, y0 + h * r)
-        log_slope = xp.where(outside, 0, xp.log(n) + 2 * xp.log(s / denominator))
+        b = self._bin(x, knots, 0)
+        s, t, u, n, denominator = self._terms(x, b)
+        numerator = s * t * t + b.d0 * u
+        y = xp.where(b.outside, x, b.y0 + b.h * (numerator / denominator))
+        log_slope = xp.where(b.outside, 0, xp.log(n) + 2 * xp.log(s / denominator))
         return y, log_slope.reshape(len(x), -1).sum(axis=1)
 
     def inverse(self, y: Array, knots: Array) -> Array:
@@ -77,18 +92,18 @@ class Spline(OperationGroup):
         t = 2 s r/(b + q) if b >= 0, else (q - b)/(2(s - b)).
         """
         xp = self.xp
-        _, outside, x0, y0, w, h, d0, d1 = self._bin(y, knots, 1)
-        s = h / w
-        r = xp.where(outside, 0, (y - y0) / h)
-        left = d0 * (1 - r)
-        right = d1 * r
+        b = self._bin(y, knots, 1)
+        s = b.h / b.w
+        r = xp.where(b.outside, 0, (y - b.y0) / b.h)
+        left = b.d0 * (1 - r)
+        right = b.d1 * r
         linear = left - right + 2 * s * r
         q = xp.sqrt((left - right) ** 2 + 4 * s * s * r * (1 - r))
         stable = linear >= 0
         t = xp.where(stable, 2 * s * r, q - linear) / xp.where(
             stable, linear + q, 2 * (s - linear)
         )
-        return xp.where(outside, y, x0 + w * t)
+        return xp.where(b.outside, y, b.x0 + b.w * t)
 
     def backward(
         self,
@@ -108,69 +123,77 @@ class Spline(OperationGroup):
         derivation: w G_w = Q - (x - X_k) dx and h G_h = (y - Y_k) dy - Q.
         """
         xp = self.xp
-        index, outside, x0, _, w, h, d0, d1 = self._bin(x, knots, 0)
-        gy = xp.where(outside, 0, dy)
-        gl = xp.where(outside, 0, dldj.reshape(-1, *[1] * (x.ndim - 1)))
-        s, t, u, r, n, denominator = self._terms(x, outside, x0, w, h, d0, d1)
+        b = self._bin(x, knots, 0)
+        gy = xp.where(b.outside, 0, dy)
+        gl = xp.where(b.outside, 0, dldj.reshape(-1, *[1] * (x.ndim - 1)))
+        s, t, u, n, denominator = self._terms(x, b)
         m = 1 - t
-        bend = d0 + d1 - 2 * s
+        bend = b.d0 + b.d1 - 2 * s
+        r = (s * t * t + b.d0 * u) / denominator
         slope = (s / denominator) ** 2 * n
         v = u / denominator
         # ∂ℓ/∂t = 2 [(D_{k+1} t + s(1-2t) - D_k (1-t))/n - (D_k + D_{k+1} - 2s)(1-2t)/D]
         log_slope_t = 2 * (
-            (d1 * t + s * (m - t) - d0 * m) / n - bend * (m - t) / denominator
+            (b.d1 * t + s * (m - t) - b.d0 * m) / n - bend * (m - t) / denominator
         )
-        dx = gy * slope + gl * log_slope_t / w
-        g_d0 = gy * h * v * (1 - r) + gl * (m * m / n - 2 * v)
-        g_d1 = gl * (t * t / n - 2 * v) - gy * h * v * r
-        total = d0 * g_d0 + d1 * g_d1 - gl
-        g_w = total / w - t * dx
-        g_h = gy * r - total / h
+        dx = gy * slope + gl * log_slope_t / b.w
+        g_d0 = gy * b.h * v * (1 - r) + gl * (m * m / n - 2 * v)
+        g_d1 = gl * (t * t / n - 2 * v) - gy * b.h * v * r
+        total = b.d0 * g_d0 + b.d1 * g_d1 - gl
+        g_w = total / b.w - t * dx
+        g_h = gy * r - total / b.h
         # the left knot of a bin moves its edge and shrinks it, the right one widens it
-        sides = (-dx - g_w, g_w), (gy - g_h, g_h), (g_d0, g_d1)
-        bins = knots.shape[1] - 1
-        inner = xp.empty((3, bins - 1, *x.shape[1:]), dx.dtype)
-        for sums, (left, right) in zip(inner, sides, strict=True):
-            for k in range(bins - 1):  # a knot between bins k and k + 1
-                of_right = xp.where(index == k, right, 0)
-                xp.where(index == k + 1, left, of_right).sum(axis=0, out=sums[k])
-        # from inner knots to raw parameters: cumulative sums, softmax and softplus backwards
-        *softmaxes, sigma = xp.split(factors, (bins, 2 * bins))
-        for axis, shares in enumerate(softmaxes):
-            # a size moves every knot to its right: Σ_{k > j} ∂L/∂X_k
-            g = xp.zeros_like(shares)
-            for k in reversed(range(bins - 1)):
-                g[k] = inner[axis][k] + g[k + 1]
-            g = scale * shares * (g - (g * shares).sum(axis=0))
-            out[axis][...] = xp.moveaxis(g, 0, -1)
-        out[2][...] = xp.moveaxis(inner[2] * sigma, 0, -1)
-        return xp.where(outside, dy, dx)
+        inner = xp.empty((3, knots.shape[1] - 2, *x.shape[1:]), dx.dtype)
+        self._sum_per_knot(b.index, -dx - g_w, g_w, out=inner[0])
+        self._sum_per_knot(b.index, gy - g_h, g_h, out=inner[1])
+        self._sum_per_knot(b.index, g_d0, g_d1, out=inner[2])
+        self._raw_gradients(inner, factors, scale, out)
+        return xp.where(b.outside, dy, dx)
 
-    def _bin(self, values: Array, knots: Array, axis: int) -> tuple[Array, ...]:
-        """The bin of each value (N, *shape) among the positions (axis 0) or the values (axis 1):
-        index, whether the value is outside of all bins, left knot, width, height and slopes."""
+    def _bin(self, values: Array, knots: Array, axis: int) -> _Bin:
+        """The bin of each value (N, *shape) among the positions (axis 0) or the values (axis 1)."""
         xp = self.xp
         edges = knots[axis]
         index = (values >= edges[1:-1, None]).sum(axis=0)  # a NaN compares false: bin 0
         outside = (values <= edges[0]) | (values >= edges[-1])
         x0, y0, d0 = xp.take_along_axis(knots, index[None], axis=1)
         x1, y1, d1 = xp.take_along_axis(knots, index[None] + 1, axis=1)
-        return index, outside, x0, y0, x1 - x0, y1 - y0, d0, d1
+        return _Bin(index, outside, x0, y0, x1 - x0, y1 - y0, d0, d1)
 
-    def _terms(
-        self,
-        x: Array,
-        outside: Array,
-        x0: Array,
-        w: Array,
-        h: Array,
-        d0: Array,
-        d1: Array,
-    ) -> tuple[Array, ...]:
-        """s, t, u, N/D, n and the denominator D of the formulas above, for x and its bin."""
-        s = h / w
-        t = self.xp.where(outside, 0, (x - x0) / w)
+    def _terms(self, x: Array, b: _Bin) -> tuple[Array, Array, Array, Array, Array]:
+        """s, t, u, n and the denominator D of the formulas above, for x and its bin."""
+        s = b.h / b.w
+        t = self.xp.where(b.outside, 0, (x - b.x0) / b.w)
         u = t * (1 - t)
-        n = d1 * t * t + 2 * s * u + d0 * (1 - t) * (1 - t)
-        denominator = s + (d0 + d1 - 2 * s) * u
-        return s, t, u, (s * t * t + d0 * u) / denominator, n, denominator
+        n = b.d1 * t * t + 2 * s * u + b.d0 * (1 - t) * (1 - t)
+        return s, t, u, n, s + (b.d0 + b.d1 - 2 * s) * u
+
+    def _sum_per_knot(
+        self, index: Array, left: Array, right: Array, out: Array
+    ) -> None:
+        """Sum over the batch into the K-1 inner knots: out (K-1, *shape)."""
+        where = self.xp.where
+        for k in range(len(out)):  # a knot between bins k and k + 1
+            where(index == k + 1, left, where(index == k, right, 0)).sum(
+                axis=0, out=out[k]
+            )
+
+    def _raw_gradients(
+        self,
+        inner: Array,
+        factors: Array,
+        scale: float,
+        out: tuple[Array, ...],
+    ) -> None:
+        """From inner knots to raw parameters: cumulative sums, softmax and softplus backwards."""
+        xp = self.xp
+        bins = out[0].shape[-1]
+        for axis in (0, 1):
+            shares = factors[axis * bins : (axis + 1) * bins]
+            # a size moves every knot to its right: Σ_{k > j} ∂L/∂X_k
+            g = xp.zeros_like(shares)
+            for k in reversed(range(bins - 1)):
+                g[k] = inner[axis][k] + g[k + 1]
+            g = scale * shares * (g - (g * shares).sum(axis=0))
+            out[axis][...] = xp.moveaxis(g, 0, -1)
+        out[2][...] = xp.moveaxis(inner[2] * factors[2 * bins :], 0, -1)
