@@ -142,6 +142,9 @@ def test_a_correct_layer_passes():
         ("end", "dldj *= 2", "^the layer changed its argument dldj$"),
         ("end", "p['A'] *= 2", "^the layer changed its argument A$"),
         ("end", "u *= 2", "^backward changed the cache"),
+        ("end", "grads['t'] = 1 * grads['t']", UNWRITTEN),
+        ("forward", "ldj = None", "^forward must return ldj, and returns None"),
+        ("inverse", "u = u[:1]", "^inverse returns shape .1, 4., expected"),
     ],
 )
 def test_a_wrong_layer_fails(position, line, message):

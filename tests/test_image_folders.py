@@ -77,6 +77,8 @@ def test_a_folder_is_not_walked_without_end(tmp_path, monkeypatch, images, limit
 def hidden(folder):
     picture(folder / ".thumbs" / "small" / "a.png", GREY[0, :2, :2])
     picture(folder / ".b.png", GREY[0, :2, :2])
+    picture(folder / "runs" / "here" / "curves.png", GREY[0, :2, :2])
+    (folder / "runs" / "here" / "metrics.jsonl").touch()
 
 
 def other_formats(folder):
@@ -98,7 +100,7 @@ def frames(folder):
     first.save(folder / "0.png", save_all=True, append_images=others)
 
 
-FOLDERS = "hidden folders, links to folders, and folders on other disks are left out"
+FOLDERS = "hidden folders, runs, links, and folders on other disks are left out"
 KINDS = "2 .webp, 1 without a suffix, 1 .bmp, 1 .gif, 1 .ppm, 1 .tiff"
 LEFT_OUT = {
     FOLDERS: hidden,

@@ -30,7 +30,11 @@ def main(argv: list[str], prog: str | None = None) -> None:
     )
     args = parser.parse_args(argv)
     names = [check.name for check in catalogue()]
-    checks = [check for check in catalogue() if (args.layer or "") in check.name]
+    checks = [
+        check
+        for check in catalogue()
+        if (args.layer or "").lower() in check.name.lower()
+    ]
     if not checks:
         words = sorted({name.partition(",")[0] for name in names})
         raise UsageError(

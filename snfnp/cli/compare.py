@@ -14,6 +14,7 @@ from snfnp.training.runs.folder import RunFolder
 _SHOWN = 8  # epochs in the table at most
 # Options of a run's length and of what computes it, omitted where runs differ.
 _UNNAMED = (
+    "data",
     "epochs",
     "eval_every",
     "checkpoint_every",
@@ -77,7 +78,9 @@ def open_runs(paths: list[Path]) -> list[ComparedRun]:
         folder, record = RunFolder.open(path)
         metrics = folder.read_metrics()
         if not metrics:
-            raise UsageError(f"{path} has no evaluation yet: let it train for an epoch")
+            raise UsageError(
+                f"{path} has no evaluation yet: let it train until there is one"
+            )
         config = TrainConfig.from_dict(record["config"]).filled()
         kinds.append(folder.data(record)["sha256"])
         nll = {line["epoch"]: line["validation_nll_nats"] for line in metrics}

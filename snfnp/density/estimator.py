@@ -142,7 +142,8 @@ class FlowDensity(Options):
         The order of the rows does not matter.
 
         Args:
-            X: rows (N, D) of finite numbers, N from 3 and D from 1 on; an array or a DataFrame.
+            X: rows (N, D) of finite numbers, N from 3 (with `members` from 2 on, from 4) and D
+                from 1 on; an array or a DataFrame.
             y: ignored.
             sample_weight: weights of the rows, (N,): whole numbers are counts of copies of a row;
                 others are importances, by which N rows are drawn. Copies of a row are held out

@@ -173,7 +173,7 @@ class Case:
         outputs = {"z": self.ops.to_host(z)}
         if len(self.c) == 2:
             outputs["latent"] = self.ops.to_host(cache["latent"])
-        return outputs, self.ops.to_host(ldj)
+        return outputs, self.ops.to_host(require_values(ldj, "forward", "ldj"))
 
     def objective(self, x: np.ndarray, params: Arrays) -> float:
         """⟨c, outputs⟩ + ⟨a, ldj + log_det⟩."""
@@ -204,13 +204,15 @@ class Case:
         x, dldj, dz, *dlatent = device.values()
         _, _, cache = self.layer.forward(ops, p, x)
         ctx = BackwardContext.of(ops, dldj, self.lam, key=layer_key(KEY, 0))
+        grads = self.put(self.params, dtype)
+        # a dict for all passes, as in training: backward must write into the arrays in it, not
+        # replace them
+        given = dict(grads)
         passes = []
         for _ in range(2):  # the second time from the cache that the first one left
-            grads = self.put(
-                {k: np.full_like(v, np.nan) for k, v in self.params.items()}, dtype
-            )
-            # a copy of the dict: backward must write into the arrays in it, not replace them
-            dx = self.layer.backward(ctx, p, cache, dz, dict(grads), *dlatent)
+            for g in grads.values():
+                g[...] = np.nan
+            dx = self.layer.backward(ctx, p, cache, dz, given, *dlatent)
             require_values(
                 dx,
                 "backward",
@@ -219,19 +221,19 @@ class Case:
             if self.layer.learns_inverse:
                 dx, _ = dx
             passes.append(
-                {name: ops.to_host(g) for name, g in {**grads, "x": dx}.items()}
+                {name: ops.to_host(g).copy() for name, g in {**grads, "x": dx}.items()}
             )
         self.require_unchanged({**host, **self.params}, {**device, **p})
         first, second = passes
+        for name in (*self.learned, "x"):
+            if np.isnan([first[name], second[name]]).any():
+                raise GradientError(
+                    f"{name}: backward left its gradient (partly) unwritten or NaN"
+                )
         if not all(np.allclose(first[k], second[k], equal_nan=True) for k in first):
             raise GradientError(
                 "backward changed the cache: a second call gives another result"
             )
-        for name in (*self.learned, "x"):
-            if np.isnan(first[name]).any():
-                raise GradientError(
-                    f"{name}: backward left its gradient (partly) unwritten or NaN"
-                )
         return first
 
     def require_unchanged(self, host: Arrays, device: dict[str, Array]) -> None:

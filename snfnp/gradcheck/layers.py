@@ -195,6 +195,10 @@ def _inverse_error(case: Case) -> float:
         z = case.put(outputs, case.dtype)
         x = ops.to_host(require_values(invert(ops, p, *z.values()), "inverse", "x"))
         case.require_unchanged({**outputs, **case.params}, {**z, **p})
+        if x.shape != case.x.shape:
+            raise GradientError(
+                f"inverse returns shape {x.shape}, expected {case.x.shape}"
+            )
         # a learned inverse only approximates x: the check of its arguments above is all
         if invert == layer.exact_inverse or not layer.learns_inverse:
             difference = np.max(np.abs(x - case.x)) / max(1.0, np.max(np.abs(case.x)))

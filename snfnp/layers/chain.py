@@ -12,7 +12,7 @@ from snfnp.layers.linear import Linear
 from snfnp.layers.preprocess import Preprocess, Standardise
 
 # Names of terms of log p(x) and of the last latent, which no layer may have.
-_TERMS = ("preprocess", "dequantisation", "scale", "logit", "z")
+_TERMS = ("preprocess", "dequantisation", "scale", "logit", "z", "log p(x)")
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def started(
         flow.require_images(getattr(dataset, split))
     if not flow.layout.count:
         raise UsageError("the flow has no parameters: give it a layer to train")
-    # Everything that can fail comes before the folder is made.
+    # What can be checked without a step comes before the folder is made.
     folder = RunFolder.create(config.out)
     with folder.lock:
         folder.check_unused()  # another program may have used it before the lock

@@ -125,7 +125,7 @@ def load_checkpoint(path: Path, layout: Layout, run: Json | None = None) -> Chec
     """
     advice = "train first (without `resume`)"
     if path.stem == "best":
-        advice = "train until an evaluation succeeds"
+        advice = "train until an evaluation succeeds, or choose `checkpoint=last`"
     missing = f"there is no checkpoint {path}: restore it, or {advice}"
     # p, m and v, and of a kernel the U of white coordinates, all in 8 bytes at most
     numbers = sum(math.prod(each.shape[:-1]) ** 2 for each in layout.entries)
