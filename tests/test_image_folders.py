@@ -100,7 +100,10 @@ def frames(folder):
     first.save(folder / "0.png", save_all=True, append_images=others)
 
 
-FOLDERS = "hidden folders, runs, links, and folders on other disks are left out"
+FOLDERS = (
+    "hidden folders, folders of runs, links to folders, and folders on other disks are "
+    "left out"
+)
 KINDS = "2 .webp, 1 without a suffix, 1 .bmp, 1 .gif, 1 .ppm, 1 .tiff"
 LEFT_OUT = {
     FOLDERS: hidden,

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from snfnp.beyond.rules import Variational
-from snfnp.context import Measured
 from snfnp.flow import Flow, Params, layer_key
 from snfnp.layers import Linear
 from snfnp.ops import Array, Ops, RandomKey
@@ -23,14 +22,7 @@ class JacobianMean(TrainingState):
         self.ops = ops
         self.values = ops.asarray(np.zeros(2))
 
-    def update(
-        self,
-        figures: tuple,
-        measured: dict[str, Measured],
-        samples: int,
-        squares: Array,
-        failed: Array,
-    ) -> tuple:
+    def update(self, figures, measured, samples, squares, failed):
         errors = [
             m.jacobian_error for m in measured.values() if m.jacobian_error is not None
         ]
@@ -39,7 +31,7 @@ class JacobianMean(TrainingState):
         self.values[1:] += 1
         return figures
 
-    def figures(self) -> dict[str, float]:
+    def figures(self):
         total, count = self.ops.to_host(self.values).tolist()
         self.values[...] = 0
         return {"jacobian_error": total / count if count else 0.0}

@@ -20,6 +20,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
     parser.add_argument(
         "--layer",
         metavar="NAME",
+        default="",
         help="only layers, rules and maps whose names contain NAME (default: all)",
     )
     parser.add_argument(
@@ -29,13 +30,10 @@ def main(argv: list[str], prog: str | None = None) -> None:
         help="precision of the gradients; differences are in float64 (default: float64)",
     )
     args = parser.parse_args(argv)
-    names = [check.name for check in catalogue()]
-    checks = [
-        check
-        for check in catalogue()
-        if (args.layer or "").lower() in check.name.lower()
-    ]
+    part = args.layer.lower()
+    checks = [check for check in catalogue() if part in check.name.lower()]
     if not checks:
+        names = [check.name for check in catalogue()]
         words = sorted({name.partition(",")[0] for name in names})
         raise UsageError(
             f"no layer, rule or map has {args.layer!r} in its name{suggestion(args.layer, names)}: "

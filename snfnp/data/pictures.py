@@ -87,7 +87,8 @@ def _files(folder: Path, report: Report) -> Iterator[Path]:
             )
     if left_out:
         report(
-            f"{folder}: hidden folders, runs, links, and folders on other disks are left out"
+            f"{folder}: hidden folders, folders of runs, links to folders, and folders on other "
+            "disks are left out"
         )
     if others:
         counts = ", ".join(
@@ -98,10 +99,13 @@ def _files(folder: Path, report: Report) -> Iterator[Path]:
 
 def _is_walked(parent: str, name: str) -> bool:
     path = os.path.join(parent, name)
-    # the pictures of a run that was trained in this folder are no data
-    is_run = os.path.exists(os.path.join(path, "metrics.jsonl"))
-    is_left_out = name[0] == "." or os.path.islink(path) or os.path.ismount(path)
-    return not (is_run or is_left_out)
+    return not (
+        name.startswith(".")
+        or os.path.islink(path)
+        or os.path.ismount(path)
+        # a run that was trained in this folder, whose pictures are no data
+        or os.path.exists(os.path.join(path, "metrics.jsonl"))
+    )
 
 
 def _read(folder: Path, files: list[Path], report: Report) -> np.ndarray:

@@ -120,7 +120,7 @@ def fit_density(
         levels = [level for level, most in _NOISE.items() if len(table) <= most]
     averaged = len(folds) > 1
     parallel = averaged and forked.is_useful()
-    one_thread = parallel or config.batch_size * columns <= _SMALL
+    one_thread = parallel or _is_small(config, columns)
 
     def searched(deadline: float) -> Iterator[list[Candidate]]:
         """A generator of one value, the mixtures; of none if the options want no mixtures."""
@@ -207,8 +207,12 @@ def _config(options: Options, rows: int, columns: int, seed: int) -> TrainConfig
     settings = {name: getattr(options, name) for name in names}
     config = TrainConfig(model="vector", seed=seed, depth=options.layers, **settings)
     config = config.resolve(rows, (columns,))
-    plain = options.activation != "spline" and config.batch_size * columns <= _SMALL
+    plain = options.activation != "spline" and _is_small(config, columns)
     return replace(config, backend="numpy" if plain else "numba")
+
+
+def _is_small(config: TrainConfig, columns: int) -> bool:
+    return config.batch_size * columns <= _SMALL
 
 
 @contextmanager

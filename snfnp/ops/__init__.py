@@ -3,8 +3,8 @@
 Every group of operations has a folder. `definition.py` is the reference implementation in array
 terms: NumPy runs it, and CuPy what `gpu.py` does not override. `cpu.py` (Numba) and `gpu.py` (CuPy,
 with `kernels.cu`) override the operations that take most of the time, and a test compares every
-override with the reference. So `ops.spline.evaluate` is in `spline/definition.py`, which also says
-once what its arguments are.
+override with the reference. So `ops.spline.evaluate` is in `spline/definition.py`. Overrides do not
+repeat the types of its arguments.
 
 An ops object is passed explicitly to everything that computes; there is no current backend.
 """

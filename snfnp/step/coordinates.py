@@ -133,7 +133,7 @@ def _estimate(
 class Whitening(TrainingState):
     """The statistics of `Whiten` layers: fixed parameters, and no array of its own."""
 
-    def renew(self, trainer: Trainer, batches: BatchSource) -> None:
+    def renew(self, trainer, batches):
         """Re-estimate those of renewed layers from images of the next steps, and change the linear
         layer behind to keep the function, but for rounding. O(D³)."""
         layout = trainer.layout.optimised
@@ -243,7 +243,7 @@ class Coordinates(TrainingState):
         self._gradient = ops.xp.zeros(flow.layout.fixed, config.dtype)
         self._step = ops.xp.zeros_like(self._gradient)
 
-    def renew(self, trainer: Trainer, batches: BatchSource) -> None:
+    def renew(self, trainer, batches):
         """Estimate U from the images of the next step: one forward pass."""
         ops = trainer.ops
         images = batch_of(batches, trainer.step)

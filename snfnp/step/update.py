@@ -185,14 +185,7 @@ class ControlledMultipliers(Multipliers):
         # on the device
         return {layer: factors[k, ...] for k, layer in enumerate(self.layers)}
 
-    def update(
-        self,
-        figures: Figures,
-        measured: dict[str, Measured],
-        samples: int,
-        squares: Array,
-        failed: Array,
-    ) -> Figures:
+    def update(self, figures, measured, samples, squares, failed):
         """λ for the next step; returns Σ E of this one, and the error-weighted mean of its λ."""
         for k, layer in enumerate(self.layers if measured else ()):
             self._sums[k, 0] = measured[layer].error

@@ -153,8 +153,7 @@ def train(
         DivergedError: numbers are not finite, or the likelihood explodes; the message names options
             with which to go on.
     """
-    if flow is not None:
-        config = replace(config, model=flow)
+    config = config.with_model(flow)
     require_dataset(dataset)
     if dataset.name != config.data_name:  # other data than the configuration names
         config = replace(config, data=dataset.name)

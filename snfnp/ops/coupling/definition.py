@@ -96,11 +96,11 @@ class Coupling(OperationGroup):
         width, C), b3 and logs (C,). 2 N H W (width² + 1.5 kH kW C width) operations, in
         blocks of samples.
         """
-        samples, height, columns, channels = x.shape
+        samples, height, columns, _ = x.shape
         width = len(p["b1"])
         matmul = self.linalg.matmul
         h = self.xp.empty(x.shape, x.dtype)
-        patches = self.conv.patches(x[..., : channels // 2], p["w1"].shape[:2])
+        patches = self._patches(x, p)
         w1 = p["w1"].reshape(-1, width)
         keep = keep and self.keeps_hidden
         keep_a1 = keep and self.keeps_a1
@@ -149,7 +149,7 @@ class Coupling(OperationGroup):
         w1 = p["w1"].reshape(-1, width)
         w1_adjoint = flip(p["w1"])
         w3_adjoint = flip(p["w3"]).reshape(-1, width)
-        patches_1 = self.conv.patches(x[..., : channels // 2], p["w1"].shape[:2])
+        patches_1 = self._patches(x, p)
         # The gradient of flip(w3) has a₂ᵀ as its first factor and patches of δ_v as its second, as
         # that of w1 has δᵀ and patches of x₁: BLAS is faster with `width` rows in the product.
         patches_3 = self.conv.patches(dv, p["w3"].shape[:2])
@@ -196,6 +196,10 @@ class Coupling(OperationGroup):
             stop = min(start + step, samples)
             blocks.append((slice(start, stop), slice(start * pixels, stop * pixels)))
         return blocks, step * pixels
+
+    def _patches(self, x: Array, p: dict[str, Array]) -> Array:
+        """The first convolution's patches, of x₁ alone."""
+        return self.conv.patches(x[..., : x.shape[-1] // 2], p["w1"].shape[:2])
 
     def _add_up(self, rows: Array, g_b: Array, add: bool) -> None:
         """g_b (F,) ← the sum of rows (M, F), or with `add` g_b += it."""

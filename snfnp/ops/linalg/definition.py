@@ -17,6 +17,10 @@ from snfnp.errors import SingularMatrixError
 from snfnp.ops.group import Array, OperationGroup, Scalar
 
 _GEMM: Any = {np.dtype(kind): get_blas_funcs("gemm", dtype=kind) for kind in "fd"}
+_LU: Any = {
+    np.dtype(kind): get_lapack_funcs(("getrf", "getri", "getrs"), dtype=kind)
+    for kind in "fd"
+}
 _SMALL = 128  # up to this size getri is faster than solving for the identity
 # numbers whose squares one BLAS call adds up: so few that it takes one thread
 _BLOCK = 8192
@@ -164,7 +168,7 @@ class LinearAlgebra(OperationGroup):
         or returns an inverse that is not finite if the host would have to wait to know."""
         # one factorisation for both: NumPy makes two
         # A C-contiguous array is the column-major array of its transpose: (aᵀ)⁻¹ = (a⁻¹)ᵀ.
-        getrf, getri, getrs = get_lapack_funcs(("getrf", "getri", "getrs"), (a,))
+        getrf, getri, getrs = _LU[a.dtype]
         with threads.blas:
             lu, pivots, status = getrf(a.T)
             if status:

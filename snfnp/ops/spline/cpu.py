@@ -76,9 +76,9 @@ class CpuSpline(Spline):
         table, bins = _described(knots)
         parts, blocks = _tasks(x)
         dx = np.empty(x.shape, x.dtype)
-        knots = 3 * (len(bins) - 1)  # the inner ones
-        sums = np.zeros((parts, blocks, knots, _LANES), x.dtype)
-        tasks = sums.reshape(parts * blocks, knots * _LANES)
+        inner = 3 * (len(bins) - 1)
+        sums = np.zeros((parts, blocks, inner, _LANES), x.dtype)
+        tasks = sums.reshape(parts * blocks, inner * _LANES)
         _backward(
             len(tasks), x.ravel(), table, bins, dy.ravel(), dldj, dx.ravel(), tasks
         )

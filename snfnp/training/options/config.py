@@ -348,6 +348,10 @@ class TrainConfig(
             if option.kind is not Path and now[name] != then[name]
         }
 
+    def with_model(self, model: Any) -> "TrainConfig":
+        """The configuration with a model that is given, if one is."""
+        return self if model is None else replace(self, model=model)
+
     def with_optimiser_of(self, saved: Any) -> "TrainConfig":
         """The configuration with λ and the optimiser's options of a saved one."""
         then = TrainConfig.from_dict(saved)

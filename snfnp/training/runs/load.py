@@ -3,7 +3,7 @@ code of its model has changed; a run opened again, for a notebook, an evaluation
 
 import platform
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -192,9 +192,7 @@ def load_run(
         raise UsageError(
             f"checkpoint is {checkpoint!r}: choose one of {', '.join(files)}"
         )
-    config = TrainConfig.from_dict(record["config"])
-    if flow is not None:
-        config = replace(config, model=flow)
+    config = TrainConfig.from_dict(record["config"]).with_model(flow)
     ops = ops or get_ops(backend or config.backend)
     flow = recorded_flow(folder, record, config)
     saved = load_checkpoint(files[checkpoint], flow.layout, record)
