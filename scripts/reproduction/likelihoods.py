@@ -255,9 +255,9 @@ class Ablation(LikelihoodTable):
                 outcomes.append("diverged")
             if any(run.get("lost") for run in row["runs"]):
                 outcomes.append("lost")
-            cells[" ".join(arm), epochs].append(f"{rate}: {', '.join(outcomes)}")
-        table = [("model, coordinates, gradient, schedule", "epochs", "rate: NLL")]
-        table += [(*arm, "<br>".join(nats)) for arm, nats in cells.items()]
+            cells[" ".join((*arm, epochs))].append(f"{rate}: {', '.join(outcomes)}")
+        table = [("model, coordinates, gradient, schedule, epochs", "rate: NLL")]
+        table += [(arm, "<br>".join(nats)) for arm, nats in cells.items()]
         return grid(table)
 
     def draw(self, record: dict, path: Path) -> None:
