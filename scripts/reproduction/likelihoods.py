@@ -169,9 +169,12 @@ fc plain forward cosine 20: 0.001 0.002 0.004 0.008
 fc plain forward cosine 60: 0.002
 fc plain forward cosine 120: 0.002
 fc plain forward constant 20: 0.00025 0.0005 0.001
+fc plain forward constant 120: 0.00025
 fc plain mixture cosine 20: 0.0005 0.001 0.002
+fc plain mixture cosine 120: 0.001
 fc zero-biases mixture constant 20: 0.00025 0.0005 0.001
 fc zero-biases forward cosine 20: 0.001 0.002 0.004
+fc zero-biases forward cosine 120: 0.001
 fc plain exact cosine 20: 0.001 0.002 0.004 0.008
 fc plain exact cosine 60: 0.002
 fc plain exact cosine 120: 0.002
@@ -201,6 +204,9 @@ conv white forward cosine 10: 0.005 0.01 0.02 0.04
 conv plain forward cosine 60: 0.005 0.01
 conv plain forward cosine 150: 0.005
 conv white forward constant 150: 0.0025
+conv plain forward constant 150: 0.005
+conv white exact cosine 150: 0.01
+conv plain exact cosine 150: 0.01
 conv white forward cosine 60: 0.005 0.02
 conv white exact cosine 10: 0.005 0.01 0.02
 conv plain forward-50 cosine 10: 0.005
