@@ -12,8 +12,8 @@ import reproduce
 from reproduction import hours, results
 from reproduction import page as module
 from reproduction.facts import facts
-from reproduction.page import FOLDER, NAME, TARGETS, commands, committed, gaps, page
-from reproduction.results import merged
+from reproduction.page import NAME, TARGETS, commands, committed, gaps, page
+from reproduction.results import FOLDER, merged
 from reproduction.rows import TABLES
 from support.messages import one_line
 from support.reproduction import FullSize
@@ -69,7 +69,7 @@ def records():
 @pytest.fixture
 def folder(tmp_path, monkeypatch, records):
     """Derivations without a page, and a --runs folder with results."""
-    monkeypatch.setattr(module, "FOLDER", tmp_path / "derivations")
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "derivations")
     (tmp_path / "derivations/figures").mkdir(parents=True)
     runs = tmp_path / "runs"
     runs.mkdir()

@@ -1,5 +1,6 @@
 """The hours that rows take, from the milliseconds of Table 3: training steps alone, of one seed."""
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -16,12 +17,12 @@ _WITHOUT = {"model", "gradient", "data", "lam", "track_angle"}
 class Cost(NamedTuple):
     """The hours that rows of a target take.
 
-    names: of the rows; milliseconds: of a step, None: not measured; steps: of an epoch; ours: the
+    names: of the rows; milliseconds: of a step, NaN: not measured; steps: of an epoch; ours: the
     epochs by default, 0: the rows have to be named; paper: the paper's, None: it does not say.
     """
 
     names: list[str]
-    milliseconds: float | None
+    milliseconds: float
     steps: int
     ours: int
     paper: int | None
@@ -30,7 +31,7 @@ class Cost(NamedTuple):
         """The time of so many epochs in words; –: there is no such run."""
         if not epochs:
             return "–"
-        if self.milliseconds is None:
+        if math.isnan(self.milliseconds):
             return "not measured"
         hours = self.milliseconds * self.steps * epochs / 3.6e6
         return f"{60 * hours:.0f} min" if hours < 1 else f"{hours:.1f} h"
@@ -38,24 +39,26 @@ class Cost(NamedTuple):
 
 def costs(rows: Iterable[Row], records: dict[str, dict]) -> Iterator[Cost]:
     """The hours that rows take, those of the same model and length together."""
-    timed = {row["label"]: row for row in records.get("table3", {}).get("rows", [])}
     alike: dict[tuple, list[str]] = {}
     for row in rows:
-        key = *_step(row, timed), row.ours, row.epochs if row.epochs_given else None
+        config = TrainConfig(**row.options).filled()
+        steps = _IMAGES.get(row.data, 0) // config.batch_size
+        time = math.nan
+        if steps and set(row.options) <= _WITHOUT:
+            time = milliseconds(records, config.model, config.gradient)
+        key = time, steps, row.ours, row.epochs if row.epochs_given else None
         alike.setdefault(key, []).append(row.name)
     for key, names in alike.items():
         yield Cost(names, *key)
 
 
-def _step(row: Row, timed: dict[str, dict]) -> tuple[float | None, int]:
-    """Milliseconds of a training step of a row, None: not measured; and the steps of an epoch."""
-    config = TrainConfig(**row.options).filled()
-    steps = _IMAGES.get(row.data, 0) // config.batch_size
-    if steps and set(row.options) <= _WITHOUT:
-        for own in sum(FAMILIES, ()):
-            if (own.model, own.gradient) == (config.model, config.gradient):
-                return timed.get(own.label, {}).get("batch", {}).get("median"), steps
-    return None, steps
+def milliseconds(records: dict[str, dict], model: str, gradient: str) -> float:
+    """The milliseconds of a training step by Table 3, NaN: not measured."""
+    labels = {(own.model, own.gradient): own.label for own in sum(FAMILIES, ())}
+    for row in records.get("table3", {}).get("rows", []):
+        if row["label"] == labels.get((model, gradient)):
+            return row.get("batch", {}).get("median", math.nan)
+    return math.nan
 
 
 def table(costs: Iterable[Cost]) -> str:

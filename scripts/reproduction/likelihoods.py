@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from reproduction import pictures
+from reproduction import hours, pictures, results
 from reproduction.results import finished
 from reproduction.rows import DIVERGED, NOT_GIVEN, Row, Table
 from reproduction.runs import Run, lost
@@ -15,6 +15,7 @@ from snfnp.training.runs.folder import RunFolder
 # The epochs whose validation likelihood is kept, and those that are shown.
 _EPOCHS = {digit * scale for digit in range(1, 10) for scale in (10, 100, 1000)}
 _SHOWN_EPOCHS = (10, 30, 60, 100, 200, 300, 500, 1000, 2000, 6000)
+_MINUTES = 500 / 60_000  # of an epoch, for each millisecond of a step
 
 
 class LikelihoodTable(Trained):
@@ -165,16 +166,16 @@ _COORDINATES = {
 # Model, coordinates, gradient (and the images of a step, if not the preset's), schedule and
 # epochs: learning rates.
 _ARMS = """
-fc plain forward cosine 20: 0.001 0.002 0.004 0.008
-fc plain forward cosine 60: 0.002
-fc plain forward cosine 120: 0.002
-fc plain forward constant 20: 0.00025 0.0005 0.001
-fc plain forward constant 120: 0.00025
-fc plain mixture cosine 20: 0.0005 0.001 0.002
-fc plain mixture cosine 120: 0.001
 fc zero-biases mixture constant 20: 0.00025 0.0005 0.001
 fc zero-biases forward cosine 20: 0.001 0.002 0.004
 fc zero-biases forward cosine 120: 0.001
+fc plain mixture cosine 20: 0.0005 0.001 0.002
+fc plain mixture cosine 120: 0.001
+fc plain forward constant 20: 0.00025 0.0005 0.001
+fc plain forward constant 120: 0.00025
+fc plain forward cosine 20: 0.001 0.002 0.004 0.008
+fc plain forward cosine 60: 0.002
+fc plain forward cosine 120: 0.002
 fc plain exact cosine 20: 0.001 0.002 0.004 0.008
 fc plain exact cosine 60: 0.002
 fc plain exact cosine 120: 0.002
@@ -188,36 +189,40 @@ fc white mixture cosine 120: 0.002
 fc white forward constant 20: 0.0005 0.001 0.002
 fc white forward constant 120: 0.0005
 fc white forward cosine 20: 0.002 0.004 0.006 0.008
-fc white forward cosine 60: 0.006
+fc white forward cosine 60: 0.004 0.006
+fc white forward cosine 120: 0.004
+fc white forward cosine 300: 0.004
+fc white forward-50 cosine 20: 0.003 0.004
 fc white exact cosine 20: 0.001 0.002 0.004
 fc white exact cosine 60: 0.002
 fc white exact cosine 120: 0.002
 conv plain mixture constant 10: 0.0025 0.005 0.01
 conv plain mixture cosine 10: 0.005 0.01 0.02
 conv plain forward constant 10: 0.0025 0.005 0.01
+conv plain forward constant 150: 0.005
 conv plain forward cosine 10: 0.005 0.01 0.02
+conv plain forward cosine 60: 0.005 0.01
+conv plain forward cosine 150: 0.005
+conv plain forward cosine 300: 0.005
+conv plain forward-50 cosine 10: 0.005
+conv plain forward-50 cosine 150: 0.005
 conv plain exact cosine 10: 0.01 0.02 0.04
+conv plain exact cosine 150: 0.01
 conv white mixture constant 10: 0.0025 0.005 0.01
 conv white mixture cosine 10: 0.005 0.01 0.02
 conv white forward constant 10: 0.0025 0.005 0.01
-conv white forward cosine 10: 0.005 0.01 0.02 0.04
-conv plain forward cosine 60: 0.005 0.01
-conv plain forward cosine 150: 0.005
 conv white forward constant 150: 0.0025
-conv plain forward constant 150: 0.005
-conv white exact cosine 150: 0.01
-conv plain exact cosine 150: 0.01
-conv white forward cosine 60: 0.005 0.02
-conv white exact cosine 10: 0.005 0.01 0.02
-conv plain forward-50 cosine 10: 0.005
+conv white forward cosine 10: 0.005 0.01 0.02 0.04
+conv white forward cosine 18: 0.01
+conv white forward cosine 60: 0.005 0.01 0.02
+conv white forward cosine 150: 0.01
 conv white forward-50 cosine 10: 0.01
 conv white forward-25 cosine 10: 0.005 0.01 0.02
-conv white exact-25 cosine 10: 0.01
-conv white forward cosine 18: 0.01
-conv plain forward-50 cosine 150: 0.005
 conv white forward-25 cosine 150: 0.005 0.01
-conv plain forward cosine 300: 0.005
-fc white forward-50 cosine 20: 0.003 0.004
+conv white exact cosine 10: 0.005 0.01 0.02
+conv white exact cosine 60: 0.01
+conv white exact cosine 150: 0.01
+conv white exact-25 cosine 10: 0.01
 """
 
 
@@ -261,24 +266,30 @@ class Ablation(LikelihoodTable):
                 outcomes.append("diverged")
             if any(run.get("lost") for run in row["runs"]):
                 outcomes.append("lost")
-            cells[" ".join((*arm, epochs))].append(f"{rate}: {', '.join(outcomes)}")
-        table = [("model, coordinates, gradient, schedule, epochs", "rate: NLL")]
+            cells[" ".join(arm)].append(f"{epochs}/{rate}: {', '.join(outcomes)}")
+        table = [("model, coordinates, gradient, schedule", "epochs/rate: NLL")]
         table += [(arm, "<br>".join(nats)) for arm, nats in cells.items()]
         return grid(table)
 
     def draw(self, record: dict, path: Path) -> None:
-        """A panel for each model and length: arms with a falling rate that was finished at several
-        rates."""
-        lines = defaultdict(list)
+        """Two panels for each model, over epochs and over their minutes by Table 3: of each arm
+        with a falling rate, 100 images a step and several lengths, the NLL at each length's best
+        rate."""
+        arms = defaultdict(dict)
         for row in record["rows"]:
-            model, *arm, schedule, rate, epochs = row["cells"]
-            values = [run["value"] for run in finished(row)]
-            if schedule == "cosine" and values:
-                point = (float(rate), statistics.fmean(values))
-                lines[f"{model}, {epochs} epochs", ", ".join(arm)].append(point)
+            model, coordinates, gradient, schedule, _, epochs = row["cells"]
+            if schedule == "cosine" and gradient in _GRADIENTS and finished(row):
+                nats = statistics.fmean(run["value"] for run in finished(row))
+                best = arms[model, gradient, f"{coordinates}, {gradient}"]
+                best[int(epochs)] = min(nats, best.get(int(epochs), nats))
+        records = results.committed()
         panels = defaultdict(dict)
-        for (title, arm), line in lines.items():
-            if line[1:]:
-                panels[title][arm] = line
+        for (model, gradient, name), line in arms.items():
+            rule = _GRADIENTS[gradient].get("gradient", "self-normalizing")
+            minutes = _MINUTES * hours.milliseconds(records, model, rule)
+            for unit, scale in (("epochs", 1), ("minutes", minutes)):
+                points = [(scale * epochs, nats) for epochs, nats in line.items()]
+                if points[1:]:
+                    panels[model, unit][name] = sorted(points)
         if panels:
-            pictures.save_rates(path, panels)
+            pictures.save_lengths(path, panels)

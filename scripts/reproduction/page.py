@@ -11,7 +11,7 @@ from reproduction import hours, results
 from reproduction.facts import by_seed, facts
 from reproduction.figures import Figure2, Figure3, Figure5
 from reproduction.likelihoods import Ablation, LikelihoodTable, compared
-from reproduction.results import finished
+from reproduction.results import committed, finished
 from reproduction.rows import TABLES
 from reproduction.target import Target
 from reproduction.times import Figure4, Table3
@@ -29,7 +29,6 @@ TARGETS: dict[str, Target] = {
 }
 TARGETS = dict(sorted(TARGETS.items(), key=lambda item: (item[0][0] == "f", item[0])))
 
-FOLDER = Path(__file__).resolve().parents[2] / "derivations"
 NAME = "27-the-paper-reproduced.md"
 _TEXT = Path(__file__).with_name("page.md")
 # Rows of Table 1 that differ in their gradient only: the paper claims that they are alike.
@@ -41,11 +40,6 @@ _PAIRS = (
 
 
 _WRAP = {"break_long_words": False, "break_on_hyphens": False}
-
-
-def committed() -> dict[str, dict]:
-    """The records behind the page."""
-    return results.read(FOLDER / results.NAME)
 
 
 def gaps(records: dict[str, dict]) -> dict[str, str]:
@@ -191,10 +185,10 @@ def publish(folder: Path) -> list[Path]:
         picture = folder / f"{name}{TARGETS[name].suffix}"
         if not (TARGETS[name].made_of_record or picture.exists()):
             raise UsageError(f"there is no {picture}: reproduce {name} again")
-    written = [FOLDER / results.NAME, FOLDER / NAME]
+    written = [results.FOLDER / results.NAME, results.FOLDER / NAME]
     for name, record in new.items():
         target = TARGETS[name]
-        path = FOLDER / "figures" / picture_of(name)
+        path = results.FOLDER / "figures" / picture_of(name)
         new[name] = results.merged(target, known.get(name), record)
         if target.made_of_record:
             target.draw(new[name], path)
@@ -202,8 +196,8 @@ def publish(folder: Path) -> list[Path]:
             shutil.copyfile(folder / f"{name}{target.suffix}", path)
         if path.exists():
             written.append(path)
-    results.write(FOLDER / results.NAME, new, TARGETS)
-    files.write_atomically(FOLDER / NAME, page(committed()).encode())
+    results.write(results.FOLDER / results.NAME, new, TARGETS)
+    files.write_atomically(results.FOLDER / NAME, page(committed()).encode())
     return written
 
 

@@ -42,29 +42,15 @@ def save_sweeps(path: Path, layers: dict[str, list[dict]]) -> None:
     save(laid_out(figure, *axes[0]), path)
 
 
-def save_rates(path: Path, panels: dict[str, dict[str, list[tuple]]]) -> None:
-    """A panel for each title, with a line for each arm, [(learning rate, NLL), …], open marks for
-    one with its own images a step; what is far above the worst line's best is left out."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(9.5, 4), squeeze=False)
+def save_lengths(path: Path, panels: dict[tuple, dict[str, list[tuple]]]) -> None:
+    """Two panels for each model: {(model, unit of the length): {arm: [(length, NLL), …]}}."""
+    figure, axes = plt.subplots(len(panels) // 2, 2, figsize=(9.5, 7), squeeze=False)
     colors = {"zero-biases": PURPLE, "plain": ORANGE, "scaled": GREEN, "white": BLUE}
     styles = {"forward": "-o", "exact": "--s", "mixture": ":^"}
-    for axis, (title, arms) in zip(axes[0], panels.items(), strict=True):
+    for axis, ((model, unit), arms) in zip(axes.flat, panels.items(), strict=True):
         for name, points in arms.items():
             coordinates, gradient = name.split(", ")
-            kind, _, batch = gradient.partition("-")
-            axis.semilogx(
-                *np.transpose(points),
-                styles[kind],
-                fillstyle="none" if batch else "full",
-                color=colors[coordinates],
-                label=name,
-            )
-        rates = sorted({rate for points in arms.values() for rate, _ in points})
-        axis.set_xticks(rates, [f"{1000 * rate:g}" for rate in rates])
-        axis.minorticks_off()
-        axis.set_xlim(right=6 * rates[-1])  # room for the legend
-        best = [min(nats for _, nats in points) for points in arms.values()]
-        axis.set_ylim(min(best) - 3, 2 * max(best) - min(best))
-        axis.set(title=title, xlabel="learning rate at its highest (thousandths)")
-    axes[0, 0].set_ylabel("test NLL (nats)")
-    save(laid_out(figure, *axes[0], loc="upper right"), path)
+            line = *np.transpose(points), styles[gradient]
+            axis.plot(*line, color=colors[coordinates], label=name)
+        axis.set(title=model, xlabel=unit, ylabel="test NLL (nats)")
+    save(laid_out(figure, *axes.flat, loc="upper right"), path)

@@ -5,8 +5,14 @@ from pathlib import Path
 
 from snfnp import files
 
+FOLDER = Path(__file__).resolve().parents[2] / "derivations"
 NAME = "results.json"
 _FORMAT = 1
+
+
+def committed() -> dict[str, dict]:
+    """The records behind the page."""
+    return read(FOLDER / NAME)
 
 
 def read(path: Path) -> dict[str, dict]:
