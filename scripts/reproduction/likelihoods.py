@@ -156,13 +156,8 @@ _GRADIENTS = {
     "mixture": {"objective": "mixture"},
     "exact": {"gradient": "exact"},
 }
-# Coordinates and initial biases, as options.
-_COORDINATES = {
-    "zero-biases": {"coordinates": "plain", "bias_init": "zero"},
-    "plain": {"coordinates": "plain"},
-    "scaled": {"coordinates": "scaled"},
-    "white": {"coordinates": "white"},
-}
+# Coordinates and initial biases that are not named like the option's value.
+_COORDINATES = {"zero-biases": {"coordinates": "plain", "bias_init": "zero"}}
 # Model, coordinates, gradient (and the images of a step, if not the preset's), schedule and
 # epochs: learning rates.
 _ARMS = """
@@ -233,7 +228,8 @@ def _parts() -> Iterator[Row]:
         model, coordinates, gradient, schedule, epochs = arm.split()
         kind, _, batch = gradient.partition("-")
         options = {"model": model, "recipe": "white", "lr_schedule": schedule}
-        options |= _COORDINATES[coordinates] | _GRADIENTS[kind]
+        options |= _COORDINATES.get(coordinates, {"coordinates": coordinates})
+        options |= _GRADIENTS[kind]
         if batch:
             options["batch_size"] = int(batch)
         for rate in rates.split():

@@ -43,7 +43,6 @@ def save(density: Any, path: Path) -> None:
         key: {name: array.shape for name, array in named.items()}
         for key, named in arrays.items()
     }
-    names = getattr(density, "feature_names_in_", None)
     params = density.get_params() | {"random_state": None}
     for name, value in params.items():
         if isinstance(value, np.generic):
@@ -53,7 +52,7 @@ def save(density: Any, path: Path) -> None:
         "params": params,
         "config": fit.config.as_dict(),
         "moments": fit.preprocess.moments,
-        "names": None if names is None else list(names),
+        "names": list(getattr(density, "feature_names_in_", ())) or None,
         "candidates": candidates,
         "shapes": shapes,
     }

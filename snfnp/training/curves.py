@@ -67,9 +67,7 @@ def save_curves(path: Path, records: list[Json], title: str) -> None:
             lines = drawn[name]
             color = f"C{index}"
             axis.plot(epochs, lines[0], marker=_marker(epochs), color=color)
-            axis.fill_between(
-                epochs, lines[1], lines[2], color=color, alpha=0.2, linewidth=0
-            )
+            axis.fill_between(epochs, *lines[1:], color=color, alpha=0.2, linewidth=0)
             axis.set_ylabel(LABELS[name])
             axis.grid(alpha=0.3, which="both")
             if name == "rho":
@@ -77,13 +75,22 @@ def save_curves(path: Path, records: list[Json], title: str) -> None:
             if name == _NLL:
                 nll = [record.get("training_nll_nats", math.nan) for record in records]
                 if np.isfinite(nll).any():
-                    label = "of training rows"
-                    axis.plot(epochs, nll, "--", color=color, linewidth=1, label=label)
+                    axis.plot(
+                        epochs,
+                        nll,
+                        "--",
+                        color=color,
+                        linewidth=1,
+                        label="of training rows",
+                    )
                     axis.legend(fontsize="small")
             elif np.nanmax(lines) > _DECADE * np.nanmin(lines) > 0:
                 axis.set_yscale("log")
-        seconds = records[-1]["seconds"]
-        _label(axes[-1], "epoch", f" ({seconds:,.1f} training seconds in all)")
+        _label(
+            axes[-1],
+            "epoch",
+            f" ({records[-1]['seconds']:,.1f} training seconds in all)",
+        )
 
 
 # The figures of a run's metrics that a comparison draws: the x of both panels, then their y.

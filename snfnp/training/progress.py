@@ -121,9 +121,6 @@ def compilations_shown(ops: Ops, report: Report) -> Iterator[None]:
     seconds = begun = 0.0
     reported_at: float | None = None  # seconds at the last line
 
-    def named() -> str:
-        return "1 kernel" if kernels == 1 else f"{kernels} kernels"
-
     def on_start() -> None:
         nonlocal begun
         begun = time.perf_counter()
@@ -137,12 +134,14 @@ def compilations_shown(ops: Ops, report: Report) -> Iterator[None]:
             report("compiling kernels (cached for later runs; safe to interrupt)")
         if reported_at is not None and seconds - reported_at > _COMPILING_EVERY:
             reported_at = seconds
-            report(f"compiling: {named()}, {seconds:.0f} s so far")
+            report(
+                f"compiling: {kernels} kernel{'s' * (kernels > 1)}, {seconds:.0f} s so far"
+            )
 
     with ops.device.compilations(on_start, on_end):
         yield
     if reported_at is not None:
-        report(f"compiled {named()} in {seconds:.0f} s")
+        report(f"compiled {kernels} kernel{'s' * (kernels > 1)} in {seconds:.0f} s")
 
 
 def decimals(of_images: bool) -> int:
