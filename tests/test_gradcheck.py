@@ -365,6 +365,7 @@ check_layer(PlainLayer(), (D,)) | give an instance of a snfnp Layer (check_gr
 check_layer(SinhLayer, (D,)) | SinhLayer'> is no layer: give an instance
 check_layer(np.sinh, (D,)) | is no layer
 check_layer(SinhLayer(), D) | shape is 4: give one sample's, as
+check_layer(SinhLayer(), (D,), batch=0) | batch is 0: give a whole number from 1 to
 check_layer(WithoutInverse(), (D,)) | WithoutInverse has no inverse: write it, as snfnp's Layer
   describes
 check_layer(OtherSignature(), (D,)) | OtherSignature.inverse takes (z): let it take (ops, p, z,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from snfnp.context import BackwardContext
-from snfnp.errors import UsageError
+from snfnp.errors import UsageError, require_whole
 from snfnp.flow import layer_key
 from snfnp.gradcheck.differences import (
     GradientError,
@@ -97,7 +97,7 @@ class Case:
         noise: the standard deviation of that noise.
 
     Raises:
-        UsageError: if `layer` is no layer, or lacks a member.
+        UsageError: if `layer` is no layer or lacks a member, or there is no sample.
     """
 
     def __init__(
@@ -122,6 +122,7 @@ class Case:
             raise UsageError(
                 f"shape is {shape!r}: give one sample's, as (6,) or (8, 8, 3)"
             )
+        require_whole(None, 1, batch=batch)
         self.layer = layer
         self.shape = tuple(shape)
         self.ops = ops if isinstance(ops, Ops) else get_ops(ops or "numpy")

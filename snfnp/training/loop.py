@@ -294,6 +294,10 @@ def train_session(
     ):
         raise UsageError(f"callbacks is {callbacks!r}: give a list of functions")
     report = report or silent
+    if not callable(report):
+        raise UsageError(f"report is {report!r}: give a function of a line, or None")
+    if isinstance(optimiser, type):
+        raise UsageError(f"optimiser is a class: give {optimiser.__name__}()")
     also = "" if session.rollback is None else " in a new run"
     if config.preset.has_recomputable_layers and not config.recompute:
         also += ", or `recompute`"
