@@ -378,6 +378,8 @@ check_layer(Linear(Dense(D), JacobianPenalty()), (D,)) | has a gradient of its o
   `scalar`
 check_rule('exact', Dense(D), (D,)) | exact is no rule: give an instance of a
 check_rule(Exact(), Exact(), (D,)) | Exact() is no map: give an instan
+snfnp.fit(normal(60, 2), report=True) | report is True: give a function of a line, or None
+snfnp.fit(normal(60, 2), optimiser=dict) | optimiser is a class: give dict()
 check_map(Linear(Dense(D)), (D,)) | is no map: give an instance of a snfnp Map
 check_map(OtherMap(D), (D,)) | OtherMap.solve takes (w, z): let it take (ops, w, z)
 check_map(WithoutAdd(D), (D,)) | WithoutAdd.weight_grad takes (ops, delta, x, out): let it take

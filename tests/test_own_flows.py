@@ -440,10 +440,22 @@ IS_ROWS = "the array: float64 of shape (140,) is not (N, H, W, C); give"
 UNFIT = {
     "one axis": (ROWS[:, 0], {}, IS_ROWS),
     "ragged": ([[1.0], [1.0, 2.0]], {}, "the array cannot be read (setting an array"),
-    "a path": ("x.npy", {}, "fit takes data themselves: give it snfnp.load"),
-    "a matrix": (np.asmatrix(ROWS), {}, "matrix instead of numbers; give an arr"),
+    "a path": (
+        "x.npy",
+        {},
+        "fit takes data themselves: give it snfnp.load_dataset('x.n",
+    ),
+    "a matrix": (
+        np.asmatrix(ROWS),
+        {},
+        "matrix instead of numbers; give an array of f",
+    ),
     "masked": (np.ma.array(ROWS), ONES, "the array: MaskedArray instead of numbers"),
-    "one row": (ROWS[:1], ONES, "the train rows of array: there is only one; gi"),
+    "one row": (
+        ROWS[:1],
+        ONES,
+        "the train rows of array: there is only one; give more",
+    ),
     "columns": (ROWS, {"validation": ROWS[:, :1]}, "shape (140, 1) beside (126, 2)"),
     "images": (
         ROWS,
@@ -456,10 +468,6 @@ UNFIT = {
         "mine has its splits already: leave validation and",
     ),
     "fraction": (ROWS, {"validation": 2}, "`validation` is 2: give a fraction between"),
-    "report": (DATA, {"report": True}, "report is True: give a function of a li"),
-    "optimiser": (DATA, {"optimiser": dict}, "optimiser is a class: give dict()"),
-    "callback": (DATA, {"callbacks": [3]}, "callbacks is (3,): give a list of func"),
-    "callbacks": (DATA, {"callbacks": 3}, "callbacks is 3: give a list of functio"),
     "at once": (
         np.array("no data"),
         {"model": "fc", "width": 3},
@@ -557,6 +565,12 @@ def test_what_fit_could_not_finish_stays_where_it_goes_on(temporary):
         resume(folder, data=DATA)
     resume(folder)
     assert state(folder).step == 15
+
+
+@pytest.mark.parametrize("callbacks", [len, [3], 3])
+def test_callbacks_are_a_list_of_functions(callbacks):
+    with one_line(UsageError, "callbacks is ", "give a list of functions"):
+        snfnp.fit(DATA, callbacks=callbacks, report=None, **QUICK)
 
 
 def test_a_run_names_the_rule_that_its_layers_have():

@@ -43,7 +43,7 @@ def costs(rows: Iterable[Row], records: dict[str, dict]) -> Iterator[Cost]:
     for row in rows:
         config = TrainConfig(**row.options).filled()
         steps = _IMAGES.get(row.data, 0) // config.batch_size
-        time = math.nan
+        time = math.nan  # the one object: as a key, a NaN equals itself alone
         if steps and set(row.options) <= _WITHOUT:
             time = milliseconds(records, config.model, config.gradient)
         key = time, steps, row.ours, row.epochs if row.epochs_given else None
