@@ -13,7 +13,7 @@ import numpy as np
 
 from snfnp.context import BackwardContext
 from snfnp.errors import SingularMatrixError, UsageError
-from snfnp.flow import Flow, Params, Shape
+from snfnp.flow import Flow, Params
 from snfnp.layers import Layer
 from snfnp.maps import Map
 from snfnp.ops import Array, Ops, RandomKey
@@ -134,24 +134,15 @@ class _InverseOfG(Layer):
 
     map: Map
 
-    def output_shape(self, shape: Shape) -> Shape:
+    def output_shape(self, shape):
         return self.map.output_shape(shape)
 
-    def forward(
-        self, ops: Ops, p: dict[str, Array], x: Array
-    ) -> tuple[Array, int, dict]:
+    def forward(self, ops, p, x):
         z0 = self.map.solve(ops, p["R"], x)
         z = z0 + p["b"] if "b" in p else z0
         return z, 0, {"z0": z0, "shape": x.shape[1:]}
 
-    def backward(
-        self,
-        ctx: BackwardContext,
-        p: dict[str, Array],
-        cache: dict,
-        dz: Array,
-        grads: dict[str, Array],
-    ) -> Array:
+    def backward(self, ctx, p, cache, dz, grads):
         """δ_x = T(R)⁻ᵀ δ, and G_R = −δ_x ⋆ z0 − ∂log|det T(R)|/∂R. For a dense map, where
         z0 = R⁻¹ x, this is the bracket of Eq. 9, −R⁻ᵀ δ xᵀ R⁻ᵀ − R⁻ᵀ. Nobody needs that of b."""
         ops = ctx.ops

@@ -184,7 +184,7 @@ def flag_of(parameter: str) -> str:
 def in_flags(message: str) -> str:
     """A message with flags in place of the parameters in its backticks."""
 
-    def flag(named: re.Match) -> str:
+    def flag(named):
         name, value = named.groups()
         if value == "False":
             return flag_of(f"no_{name}")

@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
     ) -> None:
         """Add an option of a number from `least` to `most`."""
 
-        def parsed(text: str) -> float:
+        def parsed(text):
             value = kind(text)
             if least <= value <= most and value < math.inf:
                 return value

@@ -20,7 +20,6 @@ from snfnp.data.ties import with_ties
 from snfnp.density.ensemble import Fit, stacked_weights
 from snfnp.density.training import (
     FEW,
-    Candidate,
     Progress,
     flow_candidate,
     mixture_candidates,
@@ -122,7 +121,7 @@ def fit_density(
     parallel = averaged and forked.is_useful()
     one_thread = parallel or _is_small(config, columns)
 
-    def searched(deadline: float) -> Iterator[list[Candidate]]:
+    def searched(deadline):
         """A generator of one value, the mixtures; of none if the options want no mixtures."""
         if averaged and options.mixtures:
             key = RandomKey(seed, 0, 0)

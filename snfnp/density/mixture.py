@@ -72,9 +72,7 @@ class Mixture:
         )
         gain = _GAIN if len(rows) < _MANY else 10 * _GAIN
 
-        def climbed(
-            sums: np.ndarray, some: np.ndarray, iterations: int
-        ) -> tuple["Mixture", np.ndarray]:
+        def climbed(sums, some, iterations):
             mean = -math.inf
             features = _features(some) if len(some) * width <= _NUMBERS else None
             while True:

@@ -24,7 +24,6 @@ from snfnp.layers import (
     Whiten,
 )
 from snfnp.maps import Conv2d, Dense
-from snfnp.ops import Shape
 from snfnp.rules import Exact, Relative, SelfNormalizing
 
 
@@ -77,10 +76,10 @@ def _linear() -> list[tuple]:
     exact = Exact()
     rotation = {"init_kind": "orthogonal"}
 
-    def dense(name: str, features: int, **options: Any) -> tuple:
+    def dense(name, features, **options: Any):
         return f"dense{name}", Linear(Dense(features), **options), (features,)
 
-    def conv(name: str, kernel: tuple[int, int], shape: Shape, **options: Any) -> tuple:
+    def conv(name, kernel, shape, **options: Any):
         layer = Linear(Conv2d(kernel, shape[2]), **options)
         return f"conv {kernel[0]}x{kernel[1]}{name}", layer, shape
 
@@ -105,14 +104,14 @@ def _linear() -> list[tuple]:
 
 
 def _other_layers() -> list[tuple]:
-    def spline(name: str, shape: Shape, **options: Any) -> tuple:
+    def spline(name, shape, **options: Any):
         # 5 bins each: Numba compiles its kernels for every number of bins
         layer = RationalQuadraticSpline(5, **options)
         # and in the tails
         points = np.linspace(-1.3, 1.3, 7 * math.prod(shape)).reshape(7, *shape)
         return name, layer, shape, {"x": layer.bound * points}
 
-    def coupling(name: str, width: int, shape: Shape) -> tuple:
+    def coupling(name, width, shape):
         # at other seeds some ReLU has its kink nearer than the shortest differences reach
         return name, AffineCoupling(shape[2], width), shape, {"seed": 4}
 

@@ -66,7 +66,7 @@ def stop_gradient_objective(
     z_bar = x @ w_bar.T
     dx_bar = dz @ w_bar
 
-    def scalar(x: np.ndarray, p: Arrays) -> float:
+    def scalar(x, p):
         w = as_matrix(f, ops, p["W"], shape)
         r = as_matrix(g, ops, p["R"], shape)
         x = flat(x)
@@ -128,7 +128,7 @@ def check_layer(
     errors = case.report.errors
     messages = []
 
-    def attempt(check: Callable, *arguments: Any) -> Any:
+    def attempt(check, *arguments) -> Any:  # None where it fails
         try:
             return check(*arguments)
         except GradientError as error:
@@ -213,7 +213,7 @@ def _inverse_error(case: Case) -> float:
 def _log_det_error(case: Case) -> float:
     """The largest error of ldj + log_det against slogdet of a sample's Jacobian, by differences."""
 
-    def flat_outputs(x: np.ndarray) -> np.ndarray:
+    def flat_outputs(x):
         outputs, _ = case.forward(x, case.params)
         return np.concatenate([flat(z) for z in outputs.values()], axis=1)
 

@@ -1,6 +1,5 @@
 """Checking maps T(w) and rules against T(w) written out (derivations/18-write-your-own-rule.md)."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -52,7 +51,7 @@ def check_map(linear_map: Map, shape: Shape, **settings: Any) -> Report:
     # whether T(w) has the shape of its transpose, and is another matrix
     mistakable = t.shape == t.T.shape and not np.array_equal(t, t.T)
 
-    def host(method: Callable, *arrays: np.ndarray, **keywords: Any) -> np.ndarray:
+    def host(method, *arrays, **keywords):
         """A method of the map on host arrays."""
         return ops.to_host(method(ops, *case.put([*arrays], case.dtype), **keywords))
 
@@ -145,7 +144,7 @@ def check_rule(rule: Rule, linear_map: Map, shape: Shape, **settings: Any) -> Re
     rows = flat(case.x)
     deltas = flat(case.c[0])
 
-    def density(weight: np.ndarray, inputs: np.ndarray, delta: np.ndarray) -> float:
+    def density(weight, inputs, delta):
         """⟨δ, T(weight) inputs⟩ + v log|det T(weight)|: what depends on one weight in Eq. 3."""
         matrix = case.matrix(linear_map, weight)
         return float(

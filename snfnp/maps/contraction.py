@@ -43,7 +43,7 @@ def rho(ops: Ops, f: Map, g: Map, w: Array, r: Array, shape: Shape) -> float:
     """
     size = math.prod(shape)
 
-    def batch(columns: np.ndarray) -> Array:
+    def batch(columns):
         return ops.asarray(np.ascontiguousarray(columns.T).reshape(-1, *shape), w.dtype)
 
     if size <= _BLOCK * (_STEPS + 1):

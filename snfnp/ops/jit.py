@@ -146,7 +146,7 @@ def parallel(kernel: Callable) -> Callable[..., None]:
         "__name__": kernel.__module__,
     }
 
-    def loop(name: str, over: str) -> Callable[..., None]:
+    def loop(name, over):
         source = f"""def {name}(tasks, {call}):
     for task in {over}(tasks):
         kernel(uintp(task), {call})"""
@@ -157,7 +157,7 @@ def parallel(kernel: Callable) -> Callable[..., None]:
     shared = loop(kernel.__name__, "prange")
     alone = loop(f"{kernel.__name__}_alone", "range")
 
-    def run(tasks: int, array: np.ndarray, *others: Any) -> None:
+    def run(tasks, array, *others):
         if array.size > _SHORT and _POOL.acquire(blocking=False):
             try:
                 shared(tasks, array, *others)

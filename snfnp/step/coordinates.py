@@ -101,7 +101,7 @@ def _estimate(
     # Layers before this one compute in the run's precision; if there are none, x stays in double.
     dtype = trainer.p.dtype if index else np.float64
 
-    def sums(shift: Array) -> tuple[int, Array, Array]:
+    def sums(shift):
         """The number of inputs x, Σ (x − shift) and Σ (x − shift)(x − shift)ᵀ."""
         count = 0
         total = ops.xp.zeros(whiten.features)

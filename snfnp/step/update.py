@@ -39,24 +39,14 @@ class Optimiser(Protocol):
 
 
 @dataclass(frozen=True)
-class Adam:
+class Adam(Optimiser):
     """p ← p + lr · m̂/(√v̂ + ε), ε outside the root. State: m and v, flat like p."""
 
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
 
-    def update(
-        self,
-        ops: Ops,
-        gradient: Array,
-        lr: Any,
-        step: Any,
-        clip_norm: float | None = None,
-        failed: Any = 0.0,
-        *,
-        out: Buffers,
-    ) -> Any:
+    def update(self, ops, gradient, lr, step, clip_norm=None, failed=0.0, *, out):
         """One ascent step on flat buffers. O(P).
 
         Args:

@@ -121,11 +121,11 @@ def compilations_shown(ops: Ops, report: Report) -> Iterator[None]:
     seconds = begun = 0.0
     reported_at: float | None = None  # seconds at the last line
 
-    def on_start() -> None:
+    def on_start():
         nonlocal begun
         begun = time.perf_counter()
 
-    def on_end(count: int) -> None:
+    def on_end(count):
         nonlocal kernels, seconds, reported_at
         kernels += count
         seconds += time.perf_counter() - begun

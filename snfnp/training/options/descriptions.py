@@ -74,7 +74,7 @@ def build(text: str) -> Flow:
     parts do not fit together, or if they are not this package's."""
     count = 0
 
-    def part(values: dict) -> Any:
+    def part(values):
         nonlocal count
         count += 1
         if count > _MOST_PARTS:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from snfnp.data import DATA_SETS, HELD_OUT
 from snfnp.data.table import is_table
-from snfnp.models import PRESETS, Preset
+from snfnp.models import PRESETS
 from snfnp.ops import BACKENDS
 from snfnp.step.update import SCHEDULES
 from snfnp.training.options.groups import by_preset, presets_with, shown
@@ -99,10 +99,10 @@ def _preset(name: str, otherwise: Any = None, needs: tuple[Need, ...] = ()) -> R
     """The relation of an option that the preset sets, or `recipe=white`; otherwise: its value if
     neither has a setting of this name."""
 
-    def paper(preset: Preset) -> Any:
+    def paper(preset):
         return getattr(preset, name, otherwise)
 
-    def white(preset: Preset) -> Any:
+    def white(preset):
         return preset.white.get(name, paper(preset))
 
     words = by_preset(paper)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from snfnp.errors import UsageError, suggestion
-from snfnp.flow import Flow, Shape
-from snfnp.models import PRESETS, WHITE, Choices, Preset
+from snfnp.flow import Flow
+from snfnp.models import PRESETS, WHITE, Preset
 from snfnp.training.options.descriptions import build as build_described
 from snfnp.training.options.descriptions import class_name, describe
 
@@ -144,7 +144,7 @@ def _preset(name: str, build: Any, **settings: Any) -> Preset:
     except (TypeError, ValueError):  # also without a signature
         raise UsageError(f"{message}: {_BUILDERS}") from None
 
-    def built(choices: Choices, shape: Shape) -> Flow:
+    def built(choices, shape):
         chosen = {"choices": choices} if takes_choices else {}
         flow = build(shape=shape, **chosen)
         if not isinstance(flow, Flow):
