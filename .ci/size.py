@@ -13,7 +13,7 @@ import tokenize
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-# Not to grow: to fall to 115,000 and 34,500 as the text is rewritten.
+# Not to grow; the package is to fall to 115,000 as the text is rewritten.
 BUDGET = {"snfnp": 120_130, "scripts": 34_480, "tests": 181_760}
 COUNTED = (tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING)
 

@@ -73,6 +73,7 @@ class Mixture:
         gain = _GAIN if len(rows) < _MANY else 10 * _GAIN
 
         def climbed(sums, some, iterations):
+            """The mixture after EM on rows (N, D), at most so many steps, and its sums (K, F)."""
             mean = -math.inf
             features = _features(some) if len(some) * width <= _NUMBERS else None
             while True:

@@ -50,7 +50,7 @@ def on_cpu_backends(check: Callable[_P, Report]) -> Callable[_P, Report]:
     largest of each error, and the smallest of each control."""
 
     @wraps(check)
-    def check_all(*arguments: _P.args, **settings: _P.kwargs):
+    def check_all(*arguments: _P.args, **settings: _P.kwargs) -> Report:
         run: Any = check  # called with other `ops`, which its type cannot express
         if settings.get("ops"):
             return run(*arguments, **settings)

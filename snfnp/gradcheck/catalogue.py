@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -76,10 +76,10 @@ def _linear() -> list[tuple]:
     exact = Exact()
     rotation = {"init_kind": "orthogonal"}
 
-    def dense(name, features, **options: Any):
+    def dense(name, features, **options):
         return f"dense{name}", Linear(Dense(features), **options), (features,)
 
-    def conv(name, kernel, shape, **options: Any):
+    def conv(name, kernel, shape, **options):
         layer = Linear(Conv2d(kernel, shape[2]), **options)
         return f"conv {kernel[0]}x{kernel[1]}{name}", layer, shape
 
@@ -104,7 +104,7 @@ def _linear() -> list[tuple]:
 
 
 def _other_layers() -> list[tuple]:
-    def spline(name, shape, **options: Any):
+    def spline(name, shape, **options):
         # 5 bins each: Numba compiles its kernels for every number of bins
         layer = RationalQuadraticSpline(5, **options)
         # and in the tails

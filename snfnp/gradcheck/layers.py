@@ -128,7 +128,8 @@ def check_layer(
     errors = case.report.errors
     messages = []
 
-    def attempt(check, *arguments) -> Any:  # None where it fails
+    def attempt(check, *arguments) -> Any:
+        """The value of the check; None, and one more message, if it fails."""
         try:
             return check(*arguments)
         except GradientError as error:

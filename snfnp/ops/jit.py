@@ -147,6 +147,7 @@ def parallel(kernel: Callable) -> Callable[..., None]:
     }
 
     def loop(name, over):
+        """The compiled loop of this name over tasks, by "prange" or "range"."""
         source = f"""def {name}(tasks, {call}):
     for task in {over}(tasks):
         kernel(uintp(task), {call})"""

@@ -47,7 +47,7 @@ class Adam(Optimiser):
     eps: float = 1e-8
 
     def update(self, ops, gradient, lr, step, clip_norm=None, failed=0.0, *, out):
-        """One ascent step on flat buffers. O(P).
+        """One ascent step on flat buffers, with the types of `Optimiser.update`. O(P).
 
         Args:
             gradient: of a norm above `clip_norm` it is scaled down to it first.
