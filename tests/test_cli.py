@@ -243,7 +243,7 @@ train  | `data` is
 train --data= | `data` is : it must be a name or a path
 train mnits | 'mnits' is neither a data set nor a path (did you mean mnist?): use
 train rows.npy --data mnist | rows.npy and `data=mnist`: give one of them
-train rows.npy --data-dir x | `data_dir` is for published data sets, and
+train rows.npy --data-dir x | `data_dir` only has an effect with `data=mnist or
 train rows.npy --test 1.5 | `test` is 1.5: give a fraction between 0 and 1, or
 train rows.npy --test there.npy | there.npy does not exist: check it, or give the path
 train rows.npy --test moons | moons does not exist: check it, or give the path
@@ -274,7 +274,7 @@ WRONG |= {
     "validation, test) of shape (3,), rows from ",
     f"evaluate rows --model {'[' * 50_000}": "flow",
     f"sample rows --seed {10**23}": f"`seed` is {10**23}: it must be from 0 to 9,223,372",
-    f"sample rows --count -{'9' * 2000}": "`count` is -999999999…: it must be at least",
+    f"sample rows --count -{'9' * 2000}": "`count` is -999999999",
     f"sample no --out {'x' * 300}.png": "x.png (File name too long): choose another ",
     "train --threads 10000": f"there are {threads.cores()} cores here: choose ",
     f"train rows.npy --resume auto --out {'a' * 256}": "(File name too long): choose",

@@ -170,10 +170,10 @@ SHAPES = {  # which `score_samples` refuses as well
     ),
 }
 ROWS = SHAPES | {
-    "one row": (np.ones((1, 3)), "n_samples = 1"),
+    "one row": (np.ones((1, 3)), "X: there is only 1 sample; give more"),
     "two rows": (
         [[1.0, 5.0], [2.0, 6.0]],
-        "n_samples = 2: a density needs at least 3 rows",
+        "X has 2 different rows: a density needs at least 3",
     ),
     "huge": (
         [[1.0], [2e300], [3e300]],
@@ -237,6 +237,7 @@ WRONG = [
     ({"members": True}, "members is True: give a whole number from 1 to"),
     ({"validation_fraction": 1.0}, "validation_fraction is 1.0: it must be in (0, 1)"),
     ({"validation_fraction": "a"}, "validation_fraction is 'a': it must be in (0, 1)"),
+    ({"mixtures": "no"}, "mixtures is 'no': give an instance of bool"),
     ({"time_limit": -1}, "time_limit is -1: it must be in (0, inf) or 0"),
     (
         {"random_state": "a"},

@@ -178,8 +178,8 @@ def test_a_wrong_argument_is_found(ops):
     assert np.all(y == 3.0)
     ops.device.launch.launched.clear()
     for wrong, error, message in [
-        ({"k": 1}, TypeError, "kernel axpby has no parameter k"),
-        ({"b_at": None}, TypeError, "kernel axpby has no parameter b_at"),
+        ({"k": 1}, TypeError, "kernel axpby has other .*: k$"),
+        ({"b_at": None}, TypeError, "kernel axpby has other .*: b_at$"),
         ({"n": 6.0}, TypeError, "float"),
         (
             {"x": x.astype(np.float32)},
@@ -198,7 +198,7 @@ def test_a_wrong_argument_is_found(ops):
     for name in right:
         rest = {other: value for other, value in right.items() if other != name}
         for blocks in (0, 1):
-            with pytest.raises(TypeError, match=f"kernel axpby needs parameter {name}"):
+            with pytest.raises(TypeError, match=f"kernel axpby has other .*: {name}$"):
                 launch("axpby", np.float64, blocks, **rest)
     with pytest.raises(AssertionError):
         launch(*kernel, **right, threads=48)

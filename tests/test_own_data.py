@@ -60,6 +60,8 @@ def test_every_kind_of_source_is_cut_by_the_seed(name, tmp_path):
     path = write(tmp_path, name, array)
     with one_line(UsageError, "seed is -1: give a whole number from 0"):
         snfnp.load_dataset(path, seed=-1)
+    with pytest.raises(TypeError, match="argument 'colums'"):
+        snfnp.load_dataset(path, colums="a")
     data, again, other = (
         snfnp.load_dataset(path, validation="0.25", seed=seed) for seed in (3, 3, 4)
     )

@@ -454,7 +454,7 @@ UNFIT = {
     "one row": (
         ROWS[:1],
         ONES,
-        "the train rows of array: there is only one; give more",
+        "the train rows of array: there is only 1 sample; give more",
     ),
     "columns": (ROWS, {"validation": ROWS[:, :1]}, "shape (140, 1) beside (126, 2)"),
     "images": (
@@ -468,6 +468,7 @@ UNFIT = {
         "mine has its splits already: leave validation and",
     ),
     "fraction": (ROWS, {"validation": 2}, "`validation` is 2: give a fraction between"),
+    "a folder": (ROWS, {"data_dir": "x"}, "`data_dir` only has an effect with `data="),
     "at once": (
         np.array("no data"),
         {"model": "fc", "width": 3},

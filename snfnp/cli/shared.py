@@ -58,8 +58,9 @@ class Parser(argparse.ArgumentParser):
             if most < math.inf:
                 limits = f"from {least} to {most:,}"
             finite = " and finite" if kind is float else ""
-            shown = str(value) if len(str(value)) <= 40 else f"{str(value)[:10]}…"
-            raise UsageError(f"`{name}` is {shown}: it must be {limits}{finite}")
+            raise UsageError(
+                f"`{name}` is {str(value)[:40]}: it must be {limits}{finite}"
+            )
 
         parsed.__name__ = kind.__name__  # for argparse's message
         if default is not None:
@@ -70,7 +71,7 @@ class Parser(argparse.ArgumentParser):
 
     def seed(self, help: str) -> None:
         """Add --seed, a key of random numbers."""
-        self.number("--seed", help, default=0, least=0, most=2**63 - 1)
+        self.number("--seed", help, 0, 0, 2**63 - 1)
 
     def print_help(self, file: Any = None) -> None:
         # argparse's own method ignores errors of writing
@@ -84,9 +85,7 @@ class Parser(argparse.ArgumentParser):
             r"invalid choice: '(.*?)' \(choose from (.*)\)", message
         ):
             hint = suggestion(choice[1], re.split(r"[', ]+", choice[2]))
-        if len(message) > 300:
-            message = f"{message[:300]} …"
-        raise UsageError(f"{message}{hint}: see {self.prog} --help")
+        raise UsageError(f"{message[:300]}{hint}: see {self.prog} --help")
 
 
 def run_parser(prog: str | None, description: str | None, data: bool = True) -> Parser:

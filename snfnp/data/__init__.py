@@ -6,6 +6,7 @@ images, and arrays. Nothing is ever unpickled.
 
 import os
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,9 @@ def load_dataset(
     validation: str | None = None,
     test: str | None = None,
     seed: int = 0,
-    **table: Any,
+    header: bool | None = None,
+    columns: str | Sequence[str | int] | None = None,
+    drop_incomplete: bool = False,
 ) -> Dataset:
     """Load a published data set, or the images or rows at a path.
 
@@ -77,7 +80,7 @@ def load_dataset(
         validation, test: for a path without such splits, other paths or the fractions that are held
             out (a tenth each).
         seed: of the random choice of the samples that are held out.
-        table: options for a table: header, columns, drop_incomplete (`snfnp.data.table`).
+        header, columns, drop_incomplete: of a table (see `snfnp.data.table.read_table`).
 
     Returns:
         The data in three splits.
@@ -86,6 +89,11 @@ def load_dataset(
         UsageError: `name` is neither of these, a file is damaged, or a folder lacks files.
         SnfnpError: the files were found nowhere.
     """
+    table = {
+        "header": header,
+        "columns": columns,
+        "drop_incomplete": drop_incomplete,
+    }
     path = _as_text(name)
     if not isinstance(path, str):
         raise UsageError(

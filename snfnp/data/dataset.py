@@ -106,7 +106,7 @@ def moments_of(
     labels, for a column without a positive, finite deviation.
     """
     count = 0
-    constant = np.True_
+    constant = True
     columns = rows.shape[1]
     mean = np.zeros(columns)
     squares = np.zeros(columns)
@@ -123,7 +123,7 @@ def moments_of(
         mean += apart * (len(part) / total)
         count = total
     if count == 1:
-        raise UsageError(f"{name}: there is only one; give more")
+        raise UsageError(f"{name}: there is only 1 sample; give more")
     spread = np.where(constant, 0.0, np.sqrt(squares / count))
     bad = np.flatnonzero(~((spread > 0) & np.isfinite(spread)))
     if len(bad):

@@ -162,7 +162,7 @@ class Published:
         pooch.get_logger().setLevel("WARNING")
         fetch: Any = pooch.HTTPDownloader(
             progressbar=sys.stderr.isatty(),
-            chunk_size=1 << 16,
+            chunk_size=65_536,
             timeout=(5.0, 15.0),  # seconds to connect, and without a byte
         )
         known = f"md5:{self.files[name]}"

@@ -17,7 +17,12 @@ from snfnp.data.dataset import labels_of
 from snfnp.density import files, rows
 from snfnp.density.ensemble import Fit
 from snfnp.density.fitting import Options, fit_density
-from snfnp.errors import UsageError, require_real, require_whole
+from snfnp.errors import (
+    UsageError,
+    require_instance,
+    require_real,
+    require_whole,
+)
 
 # no floating-point warnings, whatever the caller's `np.errstate` is
 _quiet = np.errstate(all="ignore")
@@ -157,13 +162,10 @@ class FlowDensity(Options):
         names = rows.names_of(X)
         rng = rows.generator(self.random_state)
         table, groups = rows.drawn(table, sample_weight, rng)
-        if len(table) < 3:  # one of which is held out
-            raise ValueError(
-                f"n_samples = {len(table)}: a density needs at least 3 rows"
-            )
         with _value_errors():
             require_real(None, 1, validation_fraction=self.validation_fraction)
             require_whole(None, 1, members=self.members)
+            require_instance(None, bool, mixtures=self.mixtures)
             if self.time_limit is not None:
                 require_real(None, np.inf, or_zero=True, time_limit=self.time_limit)
             fit = fit_density(

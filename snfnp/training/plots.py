@@ -23,7 +23,7 @@ from snfnp.likelihood import Likelihood
 from snfnp.training.progress import Record
 
 SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
-LONGEST = 2**12  # pixels of the side of a grid of images
+LONGEST = 4096  # pixels of the side of a grid of images
 _DPI = 110
 _PANEL = 440  # pixels of a panel's side; for a larger grid of images the figure grows
 _INK = "0.55"  # the data's colour
@@ -40,7 +40,7 @@ _FRAMES = 48  # the most frames of an animation: one more, and every second is d
 # If no home can be written, Matplotlib makes a folder for a cache of fonts, and need not warn.
 _log = logging.getLogger("matplotlib")
 _level = _log.level
-_log.setLevel(logging.ERROR)
+_log.setLevel("ERROR")
 
 from matplotlib import style  # noqa: E402
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402

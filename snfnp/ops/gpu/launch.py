@@ -60,13 +60,10 @@ class Launcher:
         converters = _converters(kernel)
         # one for a pair, one for an array with strides
         names = {name for name, _ in converters}
-        if missing := names - arguments.keys():
+        if wrong := names ^ arguments.keys():
             raise TypeError(
-                f"kernel {kernel} needs parameter {', '.join(sorted(missing))}"
-            )
-        if unknown := arguments.keys() - names:
-            raise TypeError(
-                f"kernel {kernel} has no parameter {', '.join(sorted(unknown))}"
+                f"kernel {kernel} has other parameters, missing or unknown: "
+                f"{', '.join(sorted(wrong))}"
             )
         if blocks:
             dtype = np.dtype(dtype)

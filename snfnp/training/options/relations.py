@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from snfnp.data import DATA_SETS, HELD_OUT
+from snfnp.data import DATA_SETS, HELD_OUT, PUBLISHED
 from snfnp.data.table import is_table
 from snfnp.models import PRESETS
 from snfnp.ops import BACKENDS
@@ -232,7 +232,8 @@ _RELATIONS = {
     "drop_incomplete": Relation((_TABLE,)),
     "preprocess": Relation(words="logit for images, standardise for rows"),
     "data_dir": Relation(
-        words="$SNFNP_DATA_DIR, else the user's cache, else a download, else a small sample"
+        (_is("data", *PUBLISHED),),
+        words="$SNFNP_DATA_DIR, else the user's cache, else a download, else a small sample",
     ),
     "augment": Relation(
         (), lambda c: c.data == _AUGMENTED, f"on for {_AUGMENTED} only"
